@@ -1,0 +1,1 @@
+"""Answers out of frozen vision and language models, with nothing trained."""

@@ -1,0 +1,42 @@
+"""Tensor maths that two methods share. Functions of tensors, free of models and files."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def normalize(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """Rows at unit L2 norm; a zero row stays zero (a missing prompt, say) instead of NaN."""
+    norms = rows.norm(dim=-1, keepdim=True)
+    return rows / torch.where(norms > 0, norms, 1)
+
+
+def masked_mean(
+    values: Float[Tensor, "*n t d"], mask: Bool[Tensor, "*n t"] | None
+) -> Float[Tensor, "*n d"]:
+    """Mean over `t` of the entries that `mask` keeps (all of them without one)."""
+    if mask is None:
+        return values.mean(dim=-2)
+    weight = mask.to(values.dtype).unsqueeze(-1)
+    return (values * weight).sum(dim=-2) / weight.sum(dim=-2)
+
+
+def topk_stream(
+    queries: Float[Tensor, "n d"], keys: Float[Tensor, "a d"], k: int, block: int = 16384
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """The `min(k, a)` largest dot products of each query and their keys, largest first.
+
+    Keys pass in blocks, so memory is `n x (block + k)` however many keys there are.
+    """
+    k = min(k, keys.shape[0])
+    values = queries.new_empty(queries.shape[0], 0)
+    index = torch.empty(queries.shape[0], 0, dtype=torch.long, device=queries.device)
+    for start in range(0, keys.shape[0], block):
+        similarity = queries @ keys[start : start + block].T  # [n, block]
+        best, where = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        values = torch.cat([values, best], dim=1)
+        index = torch.cat([index, where + start], dim=1)
+        if values.shape[1] > k:
+            values, keep = values.topk(k, dim=1)
+            index = index.gather(1, keep)
+    return values, index
