@@ -1,7 +1,10 @@
 """Tensor maths that two methods share. Functions of tensors, free of models and files."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 
@@ -40,3 +43,27 @@ def topk_stream(
             values, keep = values.topk(k, dim=1)
             index = index.gather(1, keep)
     return values, index
+
+
+def hold_out(
+    count: int, most: int = 200, seed: int = 0
+) -> tuple[Int[Tensor, " h"], Int[Tensor, " r"]]:
+    """A random fifth of `range(count)`, at most `most` of it, and the rest."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    size = min(most, count // 5)
+    return order[:size], order[size:]
+
+
+def matching_scale(similarity: Float[Tensor, "n n"], largest: float = 1000.0) -> float:
+    """The factor that makes `softmax(factor * similarity)` most likely to match row i with i.
+
+    The negative log-likelihood is convex in the factor, so a bounded line search finds it.
+    """
+    scores = similarity.double()
+
+    def loss(log_scale: float) -> float:
+        log_probability = (math.exp(log_scale) * scores).log_softmax(1)
+        return float(-log_probability.diagonal().mean())
+
+    found = minimize_scalar(loss, bounds=(0.0, math.log(largest)), method="bounded")
+    return math.exp(found.x)

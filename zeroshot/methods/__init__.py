@@ -11,14 +11,23 @@ A method meets `ops`, `decoding` and `models.base` only: never a model, a file o
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.errors import unknown
+from zeroshot.errors import UserError, unknown
 from zeroshot.models.base import DualEncoder, LanguageModel
 
 Output = Literal["similarity", "logit", "probability"]
@@ -54,6 +63,11 @@ class Coupling(Scorer, Protocol):
     There the dot product of an image row and a text row is the score, so that a coupled pair of
     unimodal encoders stands wherever a dual encoder stands.
     """
+
+    def fit(
+        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "a e"]
+    ) -> "Coupling":
+        """A copy that knows these pairs; row i of both belongs together."""
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Image embeddings in the joint space."""
@@ -107,5 +121,41 @@ def get(name: str) -> type[Any]:
     if name not in names():
         raise unknown("method", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [c for n, c in vars(module).items() if n.lower() == name.replace("_", "")]
-    return found[0]
+    wanted = name.replace("_", "")
+    return next(c for n, c in vars(module).items() if isinstance(c, type) and n.lower() == wanted)
+
+
+def options(method: type[Any]) -> dict[str, Field[Any]]:
+    """The options of a method: its dataclass fields but the learned ones."""
+    return {f.name: f for f in fields(method) if not f.name.endswith("_")}
+
+
+def configure(name: str, given: Mapping[str, Any]) -> Any:
+    """The method called `name` with these options; texts are read as the option's type.
+
+    Raises:
+        UserError: an unknown method or option, or a value that is not of the option's type.
+    """
+    method = get(name)
+    known = options(method)
+    hints = get_type_hints(method)
+    for key in given:
+        if key not in known:
+            raise unknown(f"option of {name}", key, known)
+    return method(**{key: _typed(name, key, value, hints[key]) for key, value in given.items()})
+
+
+def _typed(method: str, key: str, value: Any, hint: Any) -> Any:
+    """`value` as `hint` (int, float, bool, str or a Literal of texts) asks."""
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise UserError(f"{method}: {key}={value}; possible: {', '.join(get_args(hint))}")
+    try:
+        if hint is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if hint is int and float(value) != int(float(value)):
+            raise ValueError
+        return hint(float(value)) if hint is int else hint(value)
+    except (ValueError, KeyError, OverflowError):
+        raise UserError(f"{method}: {key}={value}; {key} is of type {hint.__name__}") from None

@@ -1,0 +1,76 @@
+"""Two unimodal encoders and a coupling, standing where a dual encoder stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from zeroshot.methods import Coupling
+from zeroshot.models.base import Image, ImageEncoder, TextEncoder
+from zeroshot.ops import hold_out, matching_scale, normalize
+
+
+@dataclass(frozen=True)
+class CoupledEncoder:
+    """A dual encoder made of an image encoder, a text encoder and a coupling fitted to both.
+
+    Its rows lie in the coupling's joint space at unit length, so their dot product is the cosine
+    every task expects of a dual encoder.
+    """
+
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder
+    coupling: Coupling
+    logit_scale: float
+    anchors: str
+    """Fingerprint of the anchor pairs, part of the name."""
+    logit_bias: float | None = None
+
+    @property
+    def name(self) -> str:
+        """`asif(k=50, p=2.0, ...)[image encoder + text encoder, anchors 0123456789ab]`."""
+        parts = f"{self.image_encoder.name} + {self.text_encoder.name}, anchors {self.anchors}"
+        return f"{self.coupling!r}[{parts}]"
+
+    @property
+    def context_length(self) -> int | None:
+        """The text encoder's."""
+        return self.text_encoder.context_length
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The text encoder's."""
+        return self.text_encoder.count_tokens(texts)
+
+    def join_images(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Rows of the image encoder, in the joint space."""
+        return normalize(self.coupling.map_images(rows))
+
+    def join_texts(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Rows of the text encoder, in the joint space."""
+        return normalize(self.coupling.map_texts(rows))
+
+    def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
+        """See `models.base.ImageEncoder`."""
+        return self.join_images(self.image_encoder.encode_images(images))
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n m"]:
+        """See `models.base.TextEncoder`."""
+        return self.join_texts(self.text_encoder.encode_texts(texts))
+
+
+def calibrate(
+    coupling: Coupling, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "a e"]
+) -> float:
+    """The logit scale a dual encoder would have learned, from anchors set aside.
+
+    `coupling` is fitted on the others. A coupling's cosines have no scale of their own, and a
+    guide or a softmax needs one: this is the factor under which held-out pictures most probably
+    pick their own texts.
+    """
+    test, train = hold_out(len(anchor_images))
+    if len(test) < 10:
+        return 20.0
+    fitted = coupling.fit(anchor_images[train], anchor_texts[train])
+    images = normalize(fitted.map_images(anchor_images[test]))
+    return matching_scale(images @ normalize(fitted.map_texts(anchor_texts[test])).T)

@@ -1,0 +1,201 @@
+"""Guided decoding: the one loop that turns a language model and a guide into text.
+
+Of the `k` most likely next tokens the one with the best
+
+    score(v) = (1 - alpha) p(v) - alpha penalty(v) + guide(v)
+
+is appended. `p` is the model's probability and `penalty` the largest cosine between the hidden
+state `v` would have and those of the text so far (contrastive search, Su et al. 2022). The last
+term belongs to a guide; without one this is contrastive search.
+
+The penalty lies in [-1, 1], so only candidates within `2 alpha` of the best
+`(1 - alpha) p + guide` can win, and only those *contenders* are fed to the language model to
+learn their hidden state. That is exact, not an approximation.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from zeroshot.errors import UserError
+from zeroshot.models.base import Cache, LanguageModel, Step
+from zeroshot.ops import normalize
+
+ROUNDING = 1e-5
+"""A float32 cosine may leave [-1, 1] by less than this."""
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """The part of the score that knows what the text should be about."""
+
+    def __call__(
+        self,
+        rows: Sequence[int],
+        generated: Sequence[Sequence[int]],
+        candidates: Int[Tensor, "b k"],
+    ) -> Float[Tensor, "b k"]:
+        """Score each candidate as the next token after each text.
+
+        `rows` are indices into the prefixes given to `generate`; `generated` are the tokens
+        chosen so far for those rows, prefix excluded.
+        """
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the loop knew when it chose one token for each of `b` rows."""
+
+    rows: tuple[int, ...]
+    candidates: Int[Tensor, "b k"]
+    probability: Float[Tensor, "b k"]
+    penalty: Float[Tensor, "b k"]
+    guide: Float[Tensor, "b k"]
+    chosen: Int[Tensor, " b"]
+    """Index into `candidates`."""
+
+
+def generate(
+    language_model: LanguageModel,
+    prefixes: Sequence[Sequence[int]],
+    guide: Guide | None = None,
+    *,
+    k: int,
+    alpha: float,
+    max_tokens: int,
+    observe: Callable[[Choice], None] | None = None,
+) -> list[list[int]]:
+    """The tokens that follow each prefix, up to and without the end token.
+
+    Rows with prefixes of one length decode together; none is padded. `observe` is called after
+    every choice and makes the loop look ahead on all candidates instead of the contenders.
+
+    Raises:
+        UserError: an empty prefix, an option out of range, or more tokens than the language
+            model has positions for.
+    """
+    _check(language_model, prefixes, k, alpha, max_tokens)
+    by_length = defaultdict(list)
+    for row, prefix in enumerate(prefixes):
+        by_length[len(prefix)].append(row)
+    generated: list[list[int]] = [[] for _ in prefixes]
+    for rows in by_length.values():
+        tokens = torch.tensor([list(prefixes[row]) for row in rows])
+        group = _Group(rows, language_model.forward(tokens))
+        for _ in range(max_tokens):
+            logits = language_model.logits(group.step.hidden[:, -1])
+            probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))  # [b, k]
+            guidance = torch.zeros_like(probability)
+            if guide is not None:
+                guidance = guide(group.rows, [generated[row] for row in group.rows], candidates)
+            base = (1 - alpha) * probability + guidance
+            contenders = base >= base.amax(1, keepdim=True) - 2 * alpha - ROUNDING
+            if observe is not None:
+                contenders = torch.ones_like(contenders)
+            ahead = look_ahead(language_model, group.step.cache, candidates, contenders)
+            penalty = degeneration_penalty(ahead.hidden, group.context)
+            chosen = (base - alpha * penalty).masked_fill(~contenders, -torch.inf).argmax(1)
+            if observe is not None:
+                observe(
+                    Choice(tuple(group.rows), candidates, probability, penalty, guidance, chosen)
+                )
+            token = candidates.gather(1, chosen[:, None])[:, 0].tolist()
+            alive = [i for i, t in enumerate(token) if t != language_model.end]
+            for i in alive:
+                generated[group.rows[i]].append(token[i])
+            if not alive:
+                break
+            group = group.advance(language_model, ahead, chosen, alive)
+    return generated
+
+
+@dataclass(frozen=True)
+class _LookAhead:
+    """Hidden states of the contenders, in place, and the cache that holds all of them."""
+
+    hidden: Float[Tensor, "b k e"]
+    cache: Cache
+    position: Int[Tensor, "b k"]
+    """Row of `cache` that belongs to each contender."""
+
+
+class _Group:
+    """Rows of equal length that still decode: their cache and the unit hidden states so far."""
+
+    def __init__(
+        self, rows: list[int], step: Step, context: Float[Tensor, "b s e"] | None = None
+    ) -> None:
+        self.rows = rows
+        self.step = step
+        state = normalize(step.hidden.float())
+        self.context = state if context is None else torch.cat([context, state], dim=1)
+
+    def advance(
+        self,
+        language_model: LanguageModel,
+        ahead: _LookAhead,
+        chosen: Int[Tensor, " b"],
+        alive: list[int],
+    ) -> "_Group":
+        """The group after its choice: the look-ahead of each winner becomes its state."""
+        keep = torch.tensor(alive, device=chosen.device)
+        winner = chosen[keep]
+        step = Step(
+            hidden=ahead.hidden[keep, winner][:, None],
+            cache=language_model.select(ahead.cache, ahead.position[keep, winner]),
+        )
+        return _Group([self.rows[i] for i in alive], step, self.context[keep])
+
+
+def look_ahead(
+    language_model: LanguageModel,
+    cache: Cache,
+    candidates: Int[Tensor, "b k"],
+    contenders: Bool[Tensor, "b k"],
+) -> _LookAhead:
+    """Feed every contender after its own row of `cache`; the others' states stay zero."""
+    row, column = contenders.nonzero(as_tuple=True)
+    step = language_model.forward(
+        candidates[row, column][:, None], language_model.select(cache, row)
+    )
+    state = step.hidden[:, 0]
+    hidden = state.new_zeros(*candidates.shape, state.shape[-1])
+    hidden[row, column] = state
+    position = torch.zeros_like(candidates)
+    position[row, column] = torch.arange(len(row), device=row.device)
+    return _LookAhead(hidden, step.cache, position)
+
+
+def degeneration_penalty(
+    hidden: Float[Tensor, "b k e"], context: Float[Tensor, "b s e"]
+) -> Float[Tensor, "b k"]:
+    """Largest cosine of each candidate's state with the unit states of its row's context."""
+    return (normalize(hidden.float()) @ context.transpose(1, 2)).amax(-1)
+
+
+def _check(
+    language_model: LanguageModel,
+    prefixes: Sequence[Sequence[int]],
+    k: int,
+    alpha: float,
+    max_tokens: int,
+) -> None:
+    if k < 1 or max_tokens < 1 or not 0 <= alpha <= 1:
+        raise UserError(
+            f"k={k}, max_tokens={max_tokens}, alpha={alpha}: k and max_tokens must be at least 1 "
+            "and alpha within [0, 1]"
+        )
+    longest = max((len(prefix) for prefix in prefixes), default=1)
+    if not all(len(prefix) for prefix in prefixes):
+        raise UserError("an empty prefix: a text starts with at least the start token")
+    if longest + max_tokens > language_model.context_length:
+        raise UserError(
+            f"a prefix of {longest} tokens and max_tokens={max_tokens} need "
+            f"{longest + max_tokens} positions; {language_model.name} has "
+            f"{language_model.context_length}"
+        )

@@ -1,0 +1,65 @@
+"""Prompt ensembles: several sentences per class, one score.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
+(CLIP), section 3.1.4 and the authors' notebook (`embed`); Menon and Vondrick 2023, "Visual
+Classification via Description from Large Language Models" (`score`).
+
+    embed: x . norm(mean_t e_ct)     score: mean_t x . e_ct
+    max:   max_t x . e_ct            prob:  mean_t softmax_c(logit_scale x . e_ct)
+
+`embed` and `score` differ by the length of the mean alone: a class whose prompts disagree has a
+short one, and `embed` scales it up again. With ragged prompts `prob` lets a class without a t-th
+prompt compete in the t-th softmax with its mean cosine.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.methods import Output
+from zeroshot.ops import masked_mean, normalize
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Scores of unit image rows against the prompts of each class, ragged or not."""
+
+    mode: Literal["embed", "score", "prob", "max"] = "embed"
+    """what is averaged over a class's prompts: embeddings, scores, probabilities; or the best"""
+
+    transductive: ClassVar[bool] = False
+
+    @property
+    def output(self) -> Output:
+        """Probabilities for `prob`, else cosines."""
+        return "probability" if self.mode == "prob" else "similarity"
+
+    def classifier(
+        self, texts: Float[Tensor, "c t d"], text_mask: Bool[Tensor, "c t"] | None = None
+    ) -> Float[Tensor, "c d"]:
+        """One row per class whose dot product with an image is its `embed` or `score` score."""
+        mean = masked_mean(texts, text_mask)
+        return normalize(mean) if self.mode == "embed" else mean
+
+    def scores(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+    ) -> Float[Tensor, "n c"]:
+        """Cosines (probabilities for `prob`); the temporary is `n x c x t` for `max` and `prob`."""
+        if self.mode in ("embed", "score"):
+            return images @ self.classifier(texts, text_mask).T
+        cosine = torch.einsum("nd,ctd->nct", images, texts)
+        present = torch.ones_like(cosine[0], dtype=torch.bool) if text_mask is None else text_mask
+        if self.mode == "max":
+            return cosine.masked_fill(~present, -torch.inf).amax(-1)
+        mean = images @ masked_mean(texts, text_mask).T  # [n, c]
+        cosine = torch.where(present, cosine, mean[..., None])
+        probability = (logit_scale * cosine).softmax(1)  # [n, c, t]
+        weight = present.to(images.dtype)
+        return torch.einsum("nct,ct->nc", probability, weight / weight.sum(-1, keepdim=True))
