@@ -125,6 +125,12 @@ def get(name: str) -> type[Any]:
     return next(c for n, c in vars(module).items() if isinstance(c, type) and n.lower() == wanted)
 
 
+def name_of(method: object) -> str:
+    """The name of a method's class or object: its file's."""
+    kind = method if isinstance(method, type) else type(method)
+    return kind.__module__.rpartition(".")[2]
+
+
 def options(method: type[Any]) -> dict[str, Field[Any]]:
     """The options of a method: its dataclass fields but the learned ones."""
     return {f.name: f for f in fields(method) if not f.name.endswith("_")}

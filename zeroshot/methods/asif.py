@@ -91,25 +91,25 @@ class ASIF:
                 f"{len(anchor_images)} anchor images and {len(anchor_texts)} anchor texts: "
                 "asif needs as many of one as of the other, and at least one pair"
             )
-        image_mean = anchor_images.mean(0) if self.center else torch.zeros_like(anchor_images[0])
-        text_mean = anchor_texts.mean(0) if self.center else torch.zeros_like(anchor_texts[0])
+        image_mean = anchor_images.mean(0) if self.center else None
+        text_mean = anchor_texts.mean(0) if self.center else None
         return replace(
             self,
-            anchor_images_=normalize(anchor_images - image_mean),
-            anchor_texts_=normalize(anchor_texts - text_mean),
+            anchor_images_=_direction(anchor_images, image_mean),
+            anchor_texts_=_direction(anchor_texts, text_mean),
             image_mean_=image_mean,
             text_mean_=text_mean,
         )
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n a"]:
         """Relative representations of image rows, as long as the paper leaves them."""
-        anchors, mean = _fitted(self.anchor_images_), _fitted(self.image_mean_)
-        return relative(normalize(images - mean), anchors, self.k, self.p)
+        rows = _direction(images, self.image_mean_)
+        return relative(rows, _fitted(self.anchor_images_), self.k, self.p)
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n a"]:
         """Relative representations of text rows, at unit length."""
-        anchors, mean = _fitted(self.anchor_texts_), _fitted(self.text_mean_)
-        return normalize(relative(normalize(texts - mean), anchors, self.k, self.p))
+        rows = _direction(texts, self.text_mean_)
+        return normalize(relative(rows, _fitted(self.anchor_texts_), self.k, self.p))
 
     def scores(
         self,
@@ -157,6 +157,11 @@ def choose(anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "a e
         key=quality,
     )
     return ASIF(k=best.k, p=best.p, center=best.center)
+
+
+def _direction(rows: Float[Tensor, "n d"], mean: Float[Tensor, " d"] | None) -> Tensor:
+    """Unit rows, seen from `mean`."""
+    return normalize(rows if mean is None else rows - mean)
 
 
 def _fitted(learned: Tensor | None) -> Tensor:

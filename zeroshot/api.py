@@ -1,0 +1,147 @@
+"""The functions a notebook needs; `import zeroshot` offers them without importing torch."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zeroshot import images as pictures
+from zeroshot import models as loaders
+from zeroshot import prompts
+from zeroshot.errors import UserError
+from zeroshot.images import Input
+from zeroshot.model_set import ModelSet, resolve
+from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.models.sets import is_set
+from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import caption as captioning
+from zeroshot.tasks import classify as classification
+from zeroshot.tasks import embed as embedding
+from zeroshot.tasks.classify import Head
+from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.meter import Meter
+
+Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
+
+
+def load(name: str, **how: Any) -> "Model | ModelSet":
+    """A model by its name, or a model set by its name or directory.
+
+    `how`: `device`, `precision`, `offline`, `trust_remote_code`.
+
+    >>> zeroshot.load("open_clip:ViT-B-32/openai").encode_texts(["a cat"]).shape
+    torch.Size([1, 512])
+    >>> zeroshot.load("pocket").language_model.decode([5, 8])
+    """
+    if is_set(name):
+        return resolve(name, **how)
+    model: Model = loaders.load(name, **how)
+    return model
+
+
+def caption(
+    images: Input | Iterable[Input],
+    models: str | ModelSet = "base",
+    method: str | None = None,
+    *,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Results[CaptionResult]:
+    """One result per picture, in order; a picture that cannot be read has an `error`.
+
+    Args:
+        images: paths, folders, PIL images or bytes, one or many.
+        models: a model set, its name or its directory.
+        method: `magic`, `retrieve`, ... (`zeroshot methods`); the set's own without one.
+        batch_size: pictures that decode together.
+        cache: where embeddings are kept; the user's cache without one.
+        options: the method's, as `k=45`.
+
+    Raises:
+        UserError: an unknown name or option. NotAvailableError: a model that is not here.
+    """
+    models = _set(models)
+    chosen = captioning.captioner(models, method, options)
+    with cache or EmbeddingCache() as store:
+        return Results(
+            captioning.caption(
+                pictures.find(images).sources,
+                models,
+                chosen,
+                store,
+                Meter(),
+                batch_size=batch_size,
+            )
+        )
+
+
+def classify(
+    images: Input | Iterable[Input],
+    labels: str | Sequence[str],
+    models: str | ModelSet = "base",
+    method: str | None = None,
+    *,
+    templates: str = "simple",
+    score: Head | None = None,
+    top_k: int = 5,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Results[ClassifyResult]:
+    """One result per picture, in order, with the `top_k` best labels.
+
+    Args:
+        images, models, method, batch_size, cache, options: as for `caption`.
+        labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
+        templates: `simple` (7), `openai` (80), `none`, a sentence with `{}`, or a file.
+        score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
+
+    Raises:
+        UserError: an unknown name or option, a prompt longer than the text encoder reads.
+        NotAvailableError: a model that is not here.
+    """
+    models = _set(models)
+    names = prompts.load_labels(labels)
+    sentences = prompts.expand(names, prompts.load_templates(templates))
+    meter = Meter()
+    with cache or EmbeddingCache() as store:
+        ready = classification.classifier(
+            models, names, sentences, store, meter, method=method, options=options, head=score
+        )
+        return Results(
+            classification.classify(
+                pictures.find(images).sources,
+                ready,
+                store,
+                meter,
+                batch_size=batch_size,
+                top_k=top_k,
+            )
+        )
+
+
+def embed(
+    images: Input | Iterable[Input],
+    models: str | ModelSet = "base",
+    *,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Results[EmbedResult]:
+    """Unit rows of the set's image encoder, one result per picture, in order."""
+    models = _set(models)
+    with cache or EmbeddingCache() as store:
+        return Results(
+            embedding.embed(
+                pictures.find(images).sources, models, store, Meter(), batch_size=batch_size
+            )
+        )
+
+
+def _set(models: str | ModelSet) -> ModelSet:
+    if isinstance(models, ModelSet):
+        return models
+    if not isinstance(models, str):
+        raise UserError(
+            f"models is the name or directory of a model set, not {type(models).__name__}"
+        )
+    return resolve(models)

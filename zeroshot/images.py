@@ -1,0 +1,412 @@
+"""Find, open and read ahead pictures; nothing else in the package decodes a file.
+
+A picture leaves here as an upright RGB PIL image. Six formats are opened: JPEG (and the first
+picture of an MPO), PNG, WebP, GIF and TIFF (first frame or page) and BMP. What cannot be opened
+is an `UnreadableImageError` whose message says what the file looks like.
+"""
+
+import glob
+import hashlib
+import io
+import os
+import re
+import stat
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TextIO
+
+import numpy as np
+import PIL.Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from zeroshot.errors import UnreadableImageError, UserError
+
+VERSION = "rgb-1"
+"""Names the rules that turn a file into pixels; part of cache keys, changes when pixels would."""
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30
+MAX_RATIO = 200
+"""Long side to short side. An encoder that brings the short side of a 65500 x 1 picture to 224
+would make 3 gigapixels of it."""
+
+PICTURES = re.compile(r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?)", re.IGNORECASE)
+DATA = re.compile(
+    r"\.(jsonl?|csv|tsv|parquet|toml|ya?ml|md|html?|npz|npy|safetensors)", re.IGNORECASE
+)
+"""Suffixes of pictures; and of manifests and data, which live beside pictures and are none."""
+
+
+# Sources: what a person names, before anything is opened
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture that was asked for: a path as it is shown, or a picture in memory.
+
+    `content` holds a picture that is no file (a PIL image, or the bytes of a file); then `path`
+    is only its label in the output, or None.
+    """
+
+    path: str | None
+    content: Image | bytes | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Sources in the order of the inputs, and the files that a scan left out."""
+
+    sources: tuple[Source, ...]
+    left_out: tuple[str, ...]
+
+
+Input = str | Path | bytes | Image | Source
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return os.path.isdir(path)
+    except ValueError:  # a null byte
+        return False
+
+
+def _walk(folder: str) -> list[str]:
+    """Files below `folder`, sorted by their parts; no hidden ones, each real folder once.
+
+    Linked folders wait until the real ones are done, so that a picture keeps its own path and a
+    loop ends. A folder that may not be read is listed itself: it will fail, and be seen to.
+    """
+    files, seen = [], set()
+    real, linked = deque([folder]), deque[str]()
+    while real or linked:
+        here = real.popleft() if real else linked.popleft()
+        try:
+            found = os.stat(here)
+            entries = [] if (found.st_dev, found.st_ino) in seen else list(os.scandir(here))
+        except OSError:
+            files.append(here)
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and _is_folder(entry.path):
+                linked.append(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                real.append(entry.path)
+            else:
+                files.append(entry.path)
+    return sorted(files, key=lambda file: PurePath(file).parts)
+
+
+def _without_data(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split into what may be a picture and what is plainly a manifest or a caption beside one."""
+    paths = [PurePath(file) for file in files]
+    pictures = {path for path in paths if PICTURES.fullmatch(path.suffix)}
+    pictures |= {path.with_suffix("") for path in pictures}
+    kept: list[str] = []
+    left_out: list[str] = []
+    for file, path in zip(files, paths, strict=True):
+        caption = path.suffix.lower() == ".txt" and path.with_suffix("") in pictures
+        (left_out if caption or DATA.fullmatch(path.suffix) else kept).append(file)
+    return kept, left_out
+
+
+def _scan(name: str) -> tuple[list[str], list[str]]:
+    """Files that a folder or a glob stands for, each once, and those left out."""
+    matches = [name] if _is_folder(name) else sorted(glob.glob(name, recursive=True))
+    files: dict[str, None] = {}
+    for match in matches:
+        files.update(dict.fromkeys(_walk(match) if _is_folder(match) else [match]))
+    kept, left_out = _without_data(list(files))
+    if not kept:
+        what = "folder" if _is_folder(name) else "pattern"
+        beside = f" beside {len(left_out)} that hold no picture" if left_out else ""
+        raise UserError(f"no files found in {what} '{name}'{beside}")
+    return kept, left_out
+
+
+def _paths_on(stdin: TextIO) -> Iterator[str]:
+    empty = True
+    for line in stdin:
+        if path := line.rstrip("\r\n"):
+            empty = False
+            yield path
+    if empty:
+        raise UserError("'-' reads paths from standard input, one per line, but there were none")
+
+
+def _named(name: str, *, pattern: bool = True) -> tuple[list[str], list[str]]:
+    """Files that one input stands for, and those left out."""
+    if name.lower().startswith(("http://", "https://")):
+        raise UserError(f"'{name}' is a URL; pictures are read from files only, download it first")
+    if _is_folder(name) or (pattern and glob.has_magic(name) and not os.path.lexists(name)):
+        return _scan(name)
+    return [name], []
+
+
+def find(inputs: Input | Iterable[Input], stdin: TextIO | None = None) -> Found:
+    """What the inputs name: files, folders (with all below), globs, `-`, or pictures in memory.
+
+    Order is kept, and what is named twice comes twice. A path that does not exist becomes a
+    source that fails when it is opened; a folder or a glob without files is a UserError. What a
+    folder or a glob finds goes without hidden files, manifests (`captions.jsonl`) and captions
+    (`a.txt` beside `a.jpg`), which come back in `left_out`; a file named outright always stays.
+    """
+    sources: list[Source] = []
+    left_out: list[str] = []
+
+    def add(files: list[str], beside: list[str]) -> None:
+        sources.extend(map(Source, files))
+        left_out.extend(beside)
+
+    listed: Iterable[object] = [inputs] if isinstance(inputs, Input) else inputs
+    for given in listed:
+        if isinstance(given, Source):
+            sources.append(given)
+        elif isinstance(given, Image | bytes):
+            sources.append(Source(None, given))
+        elif given == "-":
+            for path in _paths_on(stdin or sys.stdin):
+                add(*_named(path, pattern=False))
+        elif isinstance(given, str | Path):
+            add(*_named(str(given)))
+        else:
+            kind = type(given).__name__
+            raise UserError(f"a picture is a path, a PIL image or bytes, not {kind}")
+    return Found(tuple(sources), tuple(left_out))
+
+
+# Reading: from bytes to an upright RGB picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
+
+    id: str
+    image: Image
+
+
+OPENERS: dict[str, tuple[re.Pattern[bytes], type[ImageFile]]] = {
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    "GIF": (re.compile(rb"GIF8[79]a"), GifImageFile),
+    "BMP": (re.compile(rb"BM"), BmpImageFile),
+    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+}
+"""What files of each format begin with, and what opens them.
+
+The openers are called directly: `PIL.Image.open` checks for decompression bombs by a global limit
+and by a warning, neither of which is safe to change while other threads decode.
+"""
+
+OTHER_KINDS = (
+    (rb"\Z", "an empty file"),
+    (rb"version https://git-lfs", "a Git LFS pointer (fetch it with 'git lfs pull')"),
+    (rb"....ftyp(hei|mif1|msf1)", "a HEIC picture"),
+    (rb"....ftypavi", "an AVIF picture"),
+    (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video"),
+    (rb"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (rb"8BPS", "a Photoshop picture"),
+    (rb"\0\0\x01\0", "an icon"),
+    (rb"%PDF", "a PDF document"),
+    (rb"PK\x03\x04|\x1f\x8b", "an archive"),
+    (rb"MZ|\x7fELF", "a program"),
+    (rb"\0+\Z", "a file of zero bytes only"),
+    (rb"(?i:[^<]*<(!doctype html|html))", "a web page"),
+    (rb"(?i:\s*<[^\0]*svg)", "an SVG drawing"),
+    (rb"[^\0-\x08\x0b\x0e-\x1a\x1c-\x1f]+\Z", "a text file"),
+    (rb"", "a file of an unknown kind"),
+)
+"""How other files begin, as far as their first 4096 bytes tell; the first that fits counts."""
+
+UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what undoes it."""
+
+
+def _other_kind(data: bytes) -> UnreadableImageError:
+    head = data[:4096]
+    what = next(what for kind, what in OTHER_KINDS if re.match(kind, head, re.DOTALL))
+    kinds = ", ".join(OPENERS)
+    return UnreadableImageError(
+        f"{what}; read are {kinds}" if what.endswith("picture") else f"{what}, not a picture"
+    )
+
+
+def _read_file(path: str) -> bytes:
+    """The bytes of a regular file; never waits on a pipe."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise UnreadableImageError("a folder, not a picture")
+    if not stat.S_ISREG(mode):
+        raise UnreadableImageError("a pipe or a device, not a file")
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise UnreadableImageError(f"larger than {MAX_BYTES >> 20} MiB")
+        return file.read()
+
+
+def _file_bytes(path: str) -> bytes:
+    try:
+        return _read_file(path)
+    except UnreadableImageError:
+        raise
+    except FileNotFoundError:
+        link = os.path.islink(path)
+        raise UnreadableImageError("a link to nothing" if link else "no such file") from None
+    except PermissionError:
+        raise UnreadableImageError("permission denied") from None
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be read: {error.strerror}") from error
+    except ValueError:
+        raise UnreadableImageError("no such file (its path has a null byte)") from None
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise UnreadableImageError(f"a picture of {width} x {height} pixels")
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 1e6:g} megapixels"
+        raise UnreadableImageError(f"{width} x {height} pixels are more than {limit}")
+    if max(size) > MAX_RATIO * min(size):
+        raise UnreadableImageError(f"{width} x {height} pixels are too narrow to be encoded")
+
+
+def _eight_bits(image: Image) -> Image:
+    """Grey values of 16 bits (`I` as Pillow holds some of them) or of floats in 0..1."""
+    values = np.asarray(image)
+    top = 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):  # also where a NaN is
+        raise UnreadableImageError(f"grey values outside 0..{top}; convert it to 8 bits first")
+    return PIL.Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+
+def _to_rgb(image: Image) -> Image:
+    """RGB; transparency lies on white, as pages and viewers show cut-outs and logos.
+
+    Dropping the alpha channel instead would uncover whatever colour the file holds there.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", layer.size, "white")
+        return PIL.Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _turn(image: Image) -> PIL.Image.Transpose | None:
+    """What EXIF or XMP asks for; nothing where they cannot be parsed, as viewers do."""
+    try:
+        return UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken tags raise anything
+        return None
+
+
+def _load(image: Image, max_pixels: int) -> Image:
+    """A new upright RGB picture without metadata (it would ask to be turned once more)."""
+    _check_size(image.size, max_pixels)
+    image.load()
+    turn = _turn(image)
+    picture = _to_rgb(image)
+    picture.info = {}
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _decode(data: bytes, max_pixels: int) -> Image:
+    kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
+    if kind is None:
+        raise _other_kind(data)
+    try:
+        with OPENERS[kind][1](io.BytesIO(data)) as image:
+            return _load(image, max_pixels)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # decoders meet broken files with every kind of exception
+        fault = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise UnreadableImageError(f"{fault} {kind} ({error})") from error
+
+
+def _read_memory(image: Image, max_pixels: int) -> Picture:
+    try:
+        picture = _load(image, max_pixels)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # it may still have to be decoded
+        raise UnreadableImageError(f"undecodable picture ({error})") from error
+    header = f"RGB {picture.width} {picture.height} ".encode()
+    return Picture(hashlib.sha256(header + picture.tobytes()).hexdigest(), picture)
+
+
+def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture with the id of exactly the bytes it was decoded from.
+
+    The id of a file is the sha256 of its bytes; that of a PIL image, the sha256 of its mode, size
+    and pixels once it is RGB. Raises UnreadableImageError with the reason, without the path.
+    """
+    content: str | Path | bytes | Image
+    if isinstance(source, Source):
+        content = source.path or "" if source.content is None else source.content
+    else:
+        content = source
+    if isinstance(content, Image):
+        return _read_memory(content, max_pixels)
+    data = content if isinstance(content, bytes) else _file_bytes(str(content))
+    return Picture(hashlib.sha256(data).hexdigest(), _decode(data, max_pixels))
+
+
+def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:
+    """The picture of `read` alone: upright, RGB."""
+    return read(source, max_pixels).image
+
+
+def _attempt(source: Input, max_pixels: int) -> Picture | UnreadableImageError:
+    try:
+        return read(source, max_pixels)
+    except UnreadableImageError as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)  # tracebacks would keep the file's bytes alive
+
+
+def read_ahead(
+    sources: Iterable[Input], workers: int = 4, max_pixels: int = MAX_PIXELS
+) -> Iterator[Picture | UnreadableImageError]:
+    """Pictures in the order of `sources`, decoded by threads while the consumer works.
+
+    A source that cannot be read comes as its error. At most `2 * workers` pictures wait at a time;
+    a consumer that stops early (or is interrupted) leaves no thread behind.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+    waiting: deque[Future[Picture | UnreadableImageError]] = deque()
+    try:
+        for source in sources:
+            waiting.append(pool.submit(_attempt, source, max_pixels))
+            if len(waiting) == 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,191 @@
+"""A model set, loaded part by part when a task first needs the part."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zeroshot import methods, models
+from zeroshot.coupled import CoupledEncoder, calibrate
+from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.methods import asif
+from zeroshot.models.base import DualEncoder, LanguageModel
+from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
+from zeroshot.ops import normalize
+
+COUPLED = "coupled"
+"""As `--encoder coupled`: the set's unimodal pair instead of its dual encoder."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Image-text pairs that couple two encoders: unit rows, and the captions they came from."""
+
+    images: Float[Tensor, "a d"]
+    texts: Float[Tensor, "a e"]
+    captions: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """The models a task works with; each is loaded when it is first asked for."""
+
+    spec: SetSpec
+    device: str = "auto"
+    precision: str = "auto"
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return self.spec.name
+
+    @cached_property
+    def encoder(self) -> "DualEncoder | CoupledEncoder":
+        """The dual encoder of the set, or its coupled pair where it has none."""
+        if self.spec.encoder is None:
+            return self.coupled
+        return models.load_dual_encoder(self.spec.encoder, **self._how)
+
+    @cached_property
+    def coupled(self) -> CoupledEncoder:
+        """The set's image encoder and text encoder, coupled by its anchors."""
+        spec = self.spec
+        if spec.image_encoder is None or spec.text_encoder is None or spec.coupling is None:
+            raise UserError(
+                f"model set '{spec.name}' has no coupled pair: that takes the tables "
+                "[image_encoder], [text_encoder] and [coupling]"
+            )
+        return CoupledEncoder(
+            image_encoder=models.load_image_encoder(spec.image_encoder, **self._how),
+            text_encoder=models.load_text_encoder(spec.text_encoder, **self._how),
+            coupling=self.coupling.fit(self.anchors.images, self.anchors.texts),
+            logit_scale=calibrate(self.coupling, self.anchors.images, self.anchors.texts),
+            anchors=self.anchors.fingerprint,
+        )
+
+    @cached_property
+    def coupling(self) -> methods.Coupling:
+        """The set's coupling, not fitted; ASIF without options chooses its own."""
+        spec = _coupling(self.spec)
+        if spec.method == "asif" and not spec.options:
+            return asif.choose(self.anchors.images, self.anchors.texts)
+        coupling: methods.Coupling = methods.configure(spec.method, spec.options)
+        return coupling
+
+    @cached_property
+    def anchors(self) -> Anchors:
+        """The set's anchor pairs."""
+        return read_anchors(_coupling(self.spec).anchors)
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The set's language model."""
+        if self.spec.language_model is None:
+            raise UserError(f"model set '{self.spec.name}' has no language model; give --lm NAME")
+        return models.load_language_model(self.spec.language_model, **self._how)
+
+    def require(self, *, language_model: bool) -> None:
+        """See that what a task needs is on this disk or can be fetched, before any of it loads.
+
+        Raises:
+            NotAvailableError: naming all that is missing, and what to do.
+        """
+        spec = self.spec if language_model else replace(self.spec, language_model=None)
+        if spec.encoder is not None:
+            spec = replace(spec, image_encoder=None, text_encoder=None)
+        require(spec, offline=self.offline)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "offline": self.offline,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def resolve(
+    name: str = "base",
+    *,
+    encoder: str | None = None,
+    language_model: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    offline: bool = False,
+    trust_remote_code: bool = False,
+) -> ModelSet:
+    """The set called `name` with parts replaced; nothing is loaded yet.
+
+    With both an encoder and a language model given, the set itself is not consulted for either,
+    so that two model names alone are enough.
+    """
+    spec = find_set(name)
+    if encoder == COUPLED:
+        spec = replace(spec, encoder=None)
+    elif encoder is not None:
+        spec = replace(spec, encoder=encoder, caption={}, classify={})
+    if language_model is not None:
+        spec = replace(spec, language_model=language_model)
+    return ModelSet(spec, device, precision, offline, trust_remote_code)
+
+
+def read_anchors(path: Path) -> Anchors:
+    """Anchor pairs of a safetensors file with `images [a d]` and `texts [a e]`.
+
+    Captions come from the JSON lines beside it (`anchors.jsonl`, `captions` per line), if there
+    are any. Rows are brought to unit length.
+
+    Raises:
+        NotAvailableError: no such file.
+        UserError: arrays that are missing, do not match or are not finite.
+    """
+    if not path.is_file():
+        raise NotAvailableError(f"the anchors '{path}' are not there; models.toml names them")
+    try:
+        arrays = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is not a safetensors file: {error}") from error
+    if not {"images", "texts"} <= arrays.keys():
+        raise UserError(f"'{path}' holds {sorted(arrays)}; anchors are two arrays: images, texts")
+    images, texts = arrays["images"].float(), arrays["texts"].float()
+    if images.ndim != 2 or texts.ndim != 2 or len(images) != len(texts) or not len(images):
+        raise UserError(
+            f"'{path}': images {list(images.shape)} and texts {list(texts.shape)}; "
+            "expected [a d] and [a e] with as many rows"
+        )
+    for name, rows in (("images", images), ("texts", texts)):
+        if not (rows.isfinite().all() and rows.any(1).all()):
+            raise UserError(f"'{path}': {name} has a row that is zero or not finite")
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    captions = _read_captions(path.with_suffix(".jsonl"), len(images))
+    return Anchors(normalize(images), normalize(texts), captions, fingerprint)
+
+
+def _read_captions(path: Path, count: int) -> tuple[str, ...]:
+    """Every different caption of the anchors, in order."""
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8") as lines:
+        captions = [json.loads(line)["captions"] for line in lines if line.strip()]
+    if len(captions) != count:
+        raise UserError(f"'{path}' has {len(captions)} lines for {count} anchors")
+    return tuple(dict.fromkeys(text for texts in captions for text in texts))
+
+
+def _coupling(spec: SetSpec) -> CouplingSpec:
+    if spec.coupling is None:
+        raise UserError(
+            f"model set '{spec.name}' has no anchors (a [coupling] table in models.toml)"
+        )
+    return spec.coupling

@@ -1,0 +1,32 @@
+"""Frozen models: the only place that imports transformers or open_clip.
+
+`load("hf:openai/clip-vit-base-patch32")` gives whatever the name stands for; the other loaders
+insist on a role. `names` says how models are called, `sets` which belong together.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zeroshot.models.loading import (
+        load,
+        load_dual_encoder,
+        load_image_encoder,
+        load_language_model,
+        load_text_encoder,
+    )
+
+__all__ = [
+    "load",
+    "load_dual_encoder",
+    "load_image_encoder",
+    "load_language_model",
+    "load_text_encoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The loaders, imported on first use: they bring torch and transformers along."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("zeroshot.models.loading"), name)

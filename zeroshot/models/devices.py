@@ -1,0 +1,54 @@
+"""Where a model runs and in which number format: the only place that decides either."""
+
+import torch
+
+from zeroshot.errors import UserError, unknown
+
+__all__ = ["PRECISIONS", "precision_name", "resolve_device", "resolve_precision"]
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device that is there.
+
+    `auto` takes the first CUDA device, else Apple's, else the CPU. UserError for one that is not
+    in this machine.
+    """
+    if device == "auto":
+        return torch.device(_available()[0])
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise unknown("device", device, ["auto", "cpu", "cuda", "cuda:1", "mps"])
+    if kind not in _available():
+        raise UserError(f"no {kind} device here; available: {', '.join(_available())}")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"no device {device}; this machine has {torch.cuda.device_count()}")
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """`auto`, `fp32`, `fp16` or `bf16` as a dtype.
+
+    `auto` on CUDA is bf16 where the hardware has it and fp16 elsewhere; on the CPU and on Apple's
+    devices, where half precision is slow or incomplete, fp32.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, ["auto", *PRECISIONS])
+    return PRECISIONS[precision]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """`fp32` for `torch.float32`, and so on."""
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
+
+
+def _available() -> list[str]:
+    found = ["cuda"] if torch.cuda.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    return [*found, "cpu"]

@@ -1,0 +1,163 @@
+"""Dual encoders of transformers: CLIP and its relatives behind one contract.
+
+What tells one family from another is a row of `FAMILIES`: how long its padded texts are, which
+position holds the embedding, where its scale is. Everything else is shared.
+"""
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from zeroshot.models import hf
+from zeroshot.models.devices import precision_name
+from zeroshot.models.encoding import encode_images, encode_texts
+from zeroshot.models.files import Files
+
+__all__ = ["FAMILIES", "TransformersDualEncoder", "load_dual_encoder"]
+
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+PREPROCESSING = "pil.1"
+"""Backend of the image processor, and the version of what this file does around the model."""
+
+
+def exp_of_scale(model: Any) -> float:
+    """CLIP and most others: `exp` of a parameter."""
+    return float(model.logit_scale.exp())
+
+
+def inverse_temperature(model: Any) -> float:
+    """ALIGN divides by a temperature."""
+    return float(1 / model.temperature)
+
+
+def as_is(text: str) -> str:
+    """Most families: the tokenizer knows what its model was trained on."""
+    return text
+
+
+def canonical(text: str) -> str:
+    """SigLIP: lower case, no punctuation, single spaces.
+
+    Its sentencepiece tokenizer does this itself, the `tokenizer.json` of the same model may not.
+    """
+    return " ".join(text.lower().translate(NO_PUNCTUATION).split())
+
+
+def pooled(features: Tensor) -> Float[Tensor, "b d"]:
+    """Most families: one row per input."""
+    return features
+
+
+def first_token(features: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
+    """FLAVA: one row per token, of which the first stands for the whole."""
+    return features[:, 0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one family of dual encoders apart."""
+
+    scale: Callable[[Any], float] = exp_of_scale
+    pool: Callable[[Tensor], Tensor] = pooled
+    prepare: Callable[[str], str] = as_is
+    padded: bool = False
+    """Trained on texts padded to full length, with the padding visible to the model (SigLIP)."""
+    context_length: int | None = None
+    """Where the family was trained on fewer tokens than its tower has positions."""
+    spare: tuple[str, ...] = ()
+    """Weights that may be missing since the embedding does not pass them."""
+
+
+FAMILIES = {
+    "clip": Family(),
+    "metaclip_2": Family(),
+    "chinese_clip": Family(spare=("text_model.pooler",)),
+    "altclip": Family(spare=("text_model.pooler",)),
+    "align": Family(scale=inverse_temperature, context_length=64, spare=("text_model.pooler",)),
+    "flava": Family(pool=first_token, spare=("pooler", "multimodal")),
+    "siglip": Family(prepare=canonical, padded=True),
+    "siglip2": Family(prepare=str.lower, padded=True),
+    "vision-text-dual-encoder": Family(),
+}
+
+
+class TransformersDualEncoder:
+    """A dual encoder with its own tokenizer, padding, preprocessing and scale."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        image_processor: Any,
+        tokenizer: Any,
+        family: Family,
+        logit_scale: float,
+        logit_bias: float | None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.family = family
+        self.context_length: int | None = family.context_length or hf.context_length(
+            tokenizer, model.config.text_config
+        )
+        self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
+
+    def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
+        """As `base.ImageEncoder`."""
+        return encode_images(images, self._image_features)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """As `base.TextEncoder`; tokens beyond `context_length` are cut off."""
+        return encode_texts(texts, self._text_features)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """As `base.TextEncoder`."""
+        return hf.count_tokens(self.tokenizer, self._prepared(texts))
+
+    def _image_features(self, images: list[Image]) -> Float[Tensor, "b d"]:
+        pixels = self.image_processor(images=images, return_tensors="pt")
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        return self.family.pool(self.model.get_image_features(**pixels).pooler_output)
+
+    def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
+        padding = "max_length" if self.family.padded else "longest"
+        tokens = hf.tokenize(self.tokenizer, self._prepared(texts), self.context_length, padding)
+        tokens = tokens.to(self.model.device)
+        if self.family.padded:  # trained without a mask, whatever the tokenizer offers
+            tokens.pop("attention_mask", None)
+        return self.family.pool(self.model.get_text_features(**tokens).pooler_output)
+
+    def _prepared(self, texts: Sequence[str]) -> list[str]:
+        return [self.family.prepare(text) for text in texts]
+
+
+def load_dual_encoder(
+    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> TransformersDualEncoder:
+    """The dual encoder in `files`."""
+    family = FAMILIES[str(files.read("config.json")["model_type"])]
+    # In float32 first: half precision would turn a scale of 100 into 98.9.
+    model, _ = hf.load_model(
+        hf.AutoModel, files, device, torch.float32, trust_remote_code, spare=family.spare
+    )
+    scale, bias = family.scale(model), getattr(model, "logit_bias", None)
+    bias = None if bias is None else float(bias)
+    return TransformersDualEncoder(
+        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
+        model.to(dtype),
+        hf.load_image_processor(files, trust_remote_code),
+        hf.load_tokenizer(files, trust_remote_code),
+        family,
+        logit_scale=scale,
+        logit_bias=bias,
+    )

@@ -1,0 +1,69 @@
+"""Image encoders of transformers: any vision backbone, its head cut off."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from zeroshot.models import hf
+from zeroshot.models.devices import precision_name
+from zeroshot.models.encoding import encode_images
+from zeroshot.models.files import Files
+
+__all__ = ["TransformersImageEncoder", "load_image_encoder"]
+
+PREPROCESSING = "pil.1"
+
+
+class TransformersImageEncoder:
+    """A vision backbone; the embedding is what the backbone itself pools.
+
+    That is its `pooler_output` (ConvNeXt, ResNet, MobileNet, Swin, DINOv2, where it is the class
+    token after the final norm). Without one, or where the checkpoint lacks the pooler's weights
+    (a ViT saved as a classifier), it is the class token, or the mean over positions of a
+    backbone that has none.
+    """
+
+    def __init__(self, name: str, model: Any, image_processor: Any, has_pooler: bool) -> None:
+        self.name = name
+        self.model = model
+        self.image_processor = image_processor
+        self.has_pooler = has_pooler
+        self.has_class_token = any(
+            word in key
+            for key, _ in model.named_parameters()
+            for word in ("cls_token", "class_embedding", "class_token")
+        )
+
+    def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
+        """As `base.ImageEncoder`."""
+        return encode_images(images, self._features)
+
+    def _features(self, images: list[Image]) -> Float[Tensor, "b d"]:
+        pixels = self.image_processor(images=images, return_tensors="pt")
+        outputs = self.model(**pixels.to(self.model.device, self.model.dtype))
+        pooled: Tensor | None = outputs.get("pooler_output")
+        if self.has_pooler and pooled is not None:
+            return pooled.flatten(1)
+        hidden: Tensor = outputs.last_hidden_state
+        if hidden.ndim == 4:  # [b, d, h, w]
+            return hidden.mean(dim=(2, 3))
+        return hidden[:, 0] if self.has_class_token else hidden.mean(dim=1)
+
+
+def load_image_encoder(
+    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> TransformersImageEncoder:
+    """The vision backbone in `files`."""
+    model, missing = hf.load_model(
+        hf.AutoModel, files, device, dtype, trust_remote_code, spare=("pooler.",)
+    )
+    return TransformersImageEncoder(
+        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
+        model,
+        hf.load_image_processor(files, trust_remote_code),
+        has_pooler=not missing,
+    )

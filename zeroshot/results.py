@@ -1,0 +1,195 @@
+"""What the tasks give back: one frozen result per picture, a failed picture included.
+
+A result knows its row (the JSON the command line prints) and shows itself as a table with
+thumbnails in a notebook.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from zeroshot.errors import UnreadableImageError
+from zeroshot.images import Source, open_image
+
+THUMBNAIL = 96
+"""Longer side of a thumbnail in pixels."""
+SHOWN = 100
+"""Rows of a notebook table that get a thumbnail; a longer list says how many more there are."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a picture has no answer."""
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: UnreadableImageError) -> "Failure":
+        """The class's name without `Error`, and its message."""
+        return cls(type(error).__name__.removesuffix("Error"), str(error))
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class of one picture: its score as the task defines it, and the raw cosine."""
+
+    label: str
+    score: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture and what became of it; `error` is None where all went well."""
+
+    source: Source = field(repr=False)
+    id: str | None
+    error: Failure | None = None
+    models: Mapping[str, str] = field(default_factory=dict, repr=False)
+    method: str = ""
+
+    schema: ClassVar[str]
+
+    @property
+    def path(self) -> str | None:
+        """The path as it was given, or the label of a picture in memory."""
+        return self.source.path
+
+    def answer(self) -> dict[str, Any]:
+        """The task's own part of the row."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """The answer in one line, for a table."""
+        raise NotImplementedError
+
+    def row(self) -> dict[str, Any]:
+        """The result as JSON-ready fields; floats are the shortest that name a float32."""
+        if self.error is not None:
+            error = {"type": self.error.type, "message": self.error.message}
+            return {"schema": self.schema, "path": self.path, "id": self.id, "error": error}
+        return {
+            "schema": self.schema,
+            "path": self.path,
+            "id": self.id,
+            **self.answer(),
+            "models": dict(self.models),
+            "method": self.method,
+        }
+
+    def _repr_html_(self) -> str:
+        return Results([self])._repr_html_()
+
+
+@dataclass(frozen=True)
+class CaptionResult(Result):
+    """A caption and the cosine of its embedding with the picture's."""
+
+    caption: str | None = None
+    score: float | None = None
+
+    schema: ClassVar[str] = "zeroshot.caption/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`caption`, `score`."""
+        return {"caption": self.caption, "score": _shortest(self.score or 0.0)}
+
+    def summary(self) -> str:
+        """The caption."""
+        return self.caption or ""
+
+
+@dataclass(frozen=True)
+class ClassifyResult(Result):
+    """The best labels, best first; `scored` says what a score is (softmax, sigmoid, ...)."""
+
+    labels: tuple[Label, ...] = ()
+    abstained: bool = False
+    scored: str = "softmax"
+
+    schema: ClassVar[str] = "zeroshot.classify/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`labels`, `abstained`, `scored`."""
+        labels = [
+            {"label": x.label, "score": _shortest(x.score), "cosine": _shortest(x.cosine)}
+            for x in self.labels
+        ]
+        return {"labels": labels, "abstained": self.abstained, "scored": self.scored}
+
+    def summary(self) -> str:
+        """`cat 0.91, dog 0.06, bird 0.02`."""
+        return ", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])
+
+
+@dataclass(frozen=True)
+class EmbedResult(Result):
+    """A unit row, float32."""
+
+    embedding: tuple[float, ...] = field(default=(), repr=False)
+
+    schema: ClassVar[str] = "zeroshot.embed/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`dim`, `embedding`."""
+        return {"dim": len(self.embedding), "embedding": [_shortest(x) for x in self.embedding]}
+
+    def summary(self) -> str:
+        """`512 numbers: 0.01, -0.03, ...`."""
+        head = ", ".join(f"{x:.2f}" for x in self.embedding[:3])
+        return f"{len(self.embedding)} numbers: {head}, ..."
+
+
+R = TypeVar("R", bound=Result)
+
+
+class Results(list[R], Generic[R]):
+    """A list of results that shows as a table in a notebook."""
+
+    def __init__(self, results: Iterable[R] = ()) -> None:
+        super().__init__(results)
+
+    @property
+    def failed(self) -> "Results[R]":
+        """Those that have an error."""
+        return Results(r for r in self if r.error is not None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, ready for `json` or a data frame."""
+        return [r.row() for r in self]
+
+    def _repr_html_(self) -> str:
+        body = "".join(_html_row(r) for r in self[:SHOWN])
+        more = f"<p>... and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
+        return f"<table>{body}</table>{more}"
+
+
+def _html_row(result: Result) -> str:
+    name = html.escape(result.path or "")
+    if result.error is not None:
+        said = f"<i>{html.escape(result.error.message)}</i>"
+        return f"<tr><td></td><td>{name}</td><td>{said}</td></tr>"
+    picture = f'<img src="{_thumbnail(result.source)}" alt="{name}">'
+    return f"<tr><td>{picture}</td><td>{name}</td><td>{html.escape(result.summary())}</td></tr>"
+
+
+def _thumbnail(source: Source) -> str:
+    """A PNG of at most `THUMBNAIL` pixels as a data address; empty if the file is gone by now."""
+    try:
+        picture = open_image(source)
+    except UnreadableImageError:
+        return ""
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _shortest(number: float) -> float:
+    return float(str(np.float32(number)))

@@ -1,0 +1,588 @@
+"""Embeddings on disk, found again by content: encoder name + kind + id (sha256) -> a row.
+
+Rows lie in append-only segment files, float32 one after another; an SQLite index says where, with
+a checksum of each row. The index is what counts: a row is appended and synced first and indexed
+afterwards, in one transaction that also keeps other writers out. A crash in between leaves bytes
+that nobody refers to, and bytes that changed, went missing or belong to another row fail their
+checksum: such a row is missing, never wrong.
+
+The index uses SQLite's rollback journal, not its write-ahead log, whose shared memory does not
+work on network file systems. Segments are read, not mapped, since a mapped file that somebody cuts
+short ends the process.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import os
+import sqlite3
+import stat
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+import numpy as np
+import platformdirs
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.errors import UserError
+
+T = TypeVar("T")
+Row = np.ndarray[tuple[int], np.dtype[np.float32]]
+Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+INDEX = "index.sqlite"
+SEGMENTS = "segments"
+SEGMENT_BYTES = 256 << 20
+"""A segment that has grown to this takes no more rows; pruning frees whole segments."""
+SETTLED_NS = 2_000_000_000
+"""A file changed less than this before it was hashed may change again within one tick of a coarse
+file-system clock (2 s on FAT), so its hash is not remembered."""
+USED_SECONDS = 3600
+"""How exactly the time of last use is kept."""
+LAYOUT = 1
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+UNWRITABLE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+)
+
+SCHEMA = """
+CREATE TABLE spaces (id INTEGER PRIMARY KEY, encoder TEXT, kind TEXT, dim INTEGER,
+                     UNIQUE (encoder, kind));
+CREATE TABLE segments (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, name TEXT,
+                       used INTEGER);
+CREATE TABLE rows (space INTEGER, id TEXT, segment INTEGER, place INTEGER, checksum INTEGER,
+                   PRIMARY KEY (space, id)) WITHOUT ROWID;
+CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class SpaceInfo:
+    """What the cache holds of one encoder and kind."""
+
+    encoder: str
+    kind: str
+    rows: int
+    dim: int
+    bytes: int
+    used: float
+    """Seconds since the epoch, to the hour."""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the cache holds."""
+
+    root: Path | None
+    spaces: tuple[SpaceInfo, ...]
+    files: int
+    """Files whose hash is remembered."""
+    bytes: int
+    """On disk, index included."""
+
+
+def default_root() -> Path:
+    """`$ZEROSHOT_CACHE`, else the platform's cache folder of the user."""
+    return Path(os.environ.get("ZEROSHOT_CACHE") or platformdirs.user_cache_dir("zeroshot"))
+
+
+def erase(root: Path | None = None) -> None:
+    """Remove a cache without opening it, damaged or not. Files that are not its own stay."""
+    root = root or default_root()
+    for path in [*root.glob(f"{INDEX}*"), *root.glob(f"{SEGMENTS}/*.f32")]:
+        path.unlink(missing_ok=True)
+
+
+def hash_file(path: Path | str) -> str:
+    """sha256 of the file's bytes, in hexadecimal. OSError as `open` raises it, also for a pipe."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 for a file that is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary error code."""
+    return error.sqlite_errorcode & 0xFF
+
+
+def _stamp(found: os.stat_result) -> str:
+    """Changes when the file does: ctime moves even if somebody puts the mtime back."""
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
+def _checksum(id: str, row: Row) -> int:
+    """Of the row and whose it is, so that a row in another's place does not pass."""
+    return zlib.crc32(row.data, zlib.crc32(id.encode()))
+
+
+class _Entry(NamedTuple):
+    """Where the index says a row lies; sorts in the order of the files."""
+
+    segment: str
+    place: int
+    id: str
+    checksum: int
+
+
+def _held(
+    db: sqlite3.Connection, encoder: str, kind: str, ids: Sequence[str]
+) -> tuple[int, list[_Entry]]:
+    """Width of the rows (0 while there are none) and the entries of those ids that have one."""
+    space = db.execute(
+        "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
+    ).fetchone()
+    if space is None:
+        return 0, []
+    distinct = list(dict.fromkeys(ids))
+    entries: list[_Entry] = []
+    for start in range(0, len(distinct), 1000):  # SQLite takes a limited number of parameters
+        chunk = distinct[start : start + 1000]
+        found = db.execute(
+            "SELECT name, place, rows.id, checksum FROM rows "
+            "JOIN segments ON segments.id = rows.segment "
+            f"WHERE rows.space = ? AND rows.id IN ({', '.join('?' * len(chunk))})",
+            (space[0], *chunk),
+        )
+        entries.extend(_Entry(*row) for row in found)
+    return int(space[1]), sorted(entries)
+
+
+def _space(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
+    """Id of what holds this encoder's rows of this kind, added if need be."""
+    db.execute(
+        "INSERT OR IGNORE INTO spaces (encoder, kind, dim) VALUES (?, ?, ?)", (encoder, kind, dim)
+    )
+    id, held = db.execute(
+        "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
+    ).fetchone()
+    if held != dim:
+        raise UserError(
+            f"encoder '{encoder}' gives {kind} rows of {dim} numbers, but {held} are held under "
+            f"that name; forget those with 'zeroshot cache prune --encoder {encoder}'"
+        )
+    return int(id)
+
+
+def _read_rows(path: Path, places: Sequence[int], rows: Rows) -> None:
+    """Fill `rows`, which comes as zeros, with those at `places` (ascending).
+
+    A row that the file does not have stays zero, and then no checksum passes it.
+    """
+    breaks = (np.diff(places) != 1).nonzero()[0] + 1  # neighbours are read together
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        for run in np.split(np.arange(len(places)), breaks):
+            file.seek(places[run[0]] * rows.shape[1] * 4)
+            file.readinto(rows[run[0] : run[-1] + 1].data)
+
+
+def _append_rows(path: Path, rows: Rows) -> int:
+    """Write behind all there is, and sync; the place of the first row.
+
+    A torn row at the end, left by a crash, is filled up and never referred to.
+    """
+    width = rows.shape[1] * 4
+    with open(path, "ab") as file:
+        place = -(-file.tell() // width)
+        file.write(bytes(place * width - file.tell()))
+        file.write(rows.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return place
+
+
+class EmbeddingCache:
+    """Rows by encoder name, kind and content id. Several threads and processes may share one.
+
+    `trouble` says why nothing more is kept (disk full, folder read-only), once that happened:
+    reading goes on, and whoever prints should show it. A damaged index is a UserError.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_root()
+        self.trouble: str | None = None
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._hashes: dict[bytes, tuple[str, str]] = {}  # path -> stamp, id; not yet in the index
+        with self._explained():
+            try:
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"no cache can be kept in '{self.root}' ({error.strerror}); choose another "
+                    "folder with ZEROSHOT_CACHE, or go without (--no-cache)"
+                ) from error
+            self._db = sqlite3.connect(
+                self.root / INDEX, timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._prepare()
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / SEGMENTS
+
+    def _prepare(self) -> None:
+        """Lay out a new index, or refuse one that another version of this package laid out."""
+        if self._layout() == 0:
+            with self._transaction():
+                if self._layout() == 0:  # nobody else was faster
+                    for statement in SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {LAYOUT}")
+        if self._layout() != LAYOUT:
+            raise UserError(
+                f"the cache in '{self.root}' has layout {self._layout()}, this version reads "
+                f"{LAYOUT}; choose another folder with ZEROSHOT_CACHE"
+            )
+
+    def _layout(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            state = "is damaged" if _code(error) in DAMAGED else "cannot be used"
+            raise UserError(
+                f"the cache index '{self.root / INDEX}' {state} ({error}); empty it with "
+                "'zeroshot cache prune --all', choose another folder with ZEROSHOT_CACHE, or go "
+                "without (--no-cache)"
+            ) from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, while other writers, in this process and others, wait."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _index(self) -> Iterator[sqlite3.Connection]:
+        """The index, for one thread at a time."""
+        if os.getpid() != self._process:
+            raise RuntimeError("this cache was opened before the process forked; open it anew")
+        with self._lock, self._explained():
+            yield self._db
+
+    def _write(self, change: Callable[[sqlite3.Connection], object]) -> None:
+        """Run `change` in a transaction; where nothing can be written, say so in `trouble`."""
+        if self.trouble is not None:
+            return
+        with self._index() as db:
+            try:
+                with self._transaction():
+                    change(db)
+            except (OSError, sqlite3.OperationalError) as error:
+                if isinstance(error, sqlite3.Error) and _code(error) not in UNWRITABLE:
+                    raise
+                self.trouble = f"the cache in '{self.root}' keeps nothing more: {error}"
+
+    def file_id(self, path: Path | str) -> str:
+        """sha256 of a file's bytes; an unchanged file (size, times, inode) is not read again.
+
+        Raises OSError as `open` does.
+        """
+        key = os.fsencode(os.path.abspath(path))
+        found = os.stat(path)
+        stamp = _stamp(found)
+        with self._index() as db:
+            known = (
+                self._hashes.get(key)
+                or db.execute("SELECT stamp, id FROM files WHERE path = ?", (key,)).fetchone()
+            )
+        if known and known[0] == stamp:
+            return str(known[1])
+        age = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
+        id = hash_file(path)
+        if age > SETTLED_NS and _stamp(os.stat(path)) == stamp:
+            self._remember(key, stamp, id)
+        return id
+
+    def _remember(self, key: bytes, stamp: str, id: str) -> None:
+        with self._lock:
+            self._hashes[key] = stamp, id
+            if len(self._hashes) >= 1000:
+                self._write(self._save_hashes)
+
+    def _save_hashes(self, db: sqlite3.Connection) -> None:
+        rows = [(key, stamp, id) for key, (stamp, id) in self._hashes.items()]
+        db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+        self._hashes.clear()
+
+    def get(
+        self, encoder: str, kind: str, ids: Sequence[str]
+    ) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:
+        """The rows that are held, in the order of `ids`, and which of `ids` they belong to.
+
+        With nothing held yet under this encoder and kind, `d` is 0.
+        """
+        with self._index() as db:
+            dim, held = _held(db, encoder, kind, ids)
+        rows = np.zeros((len(held), dim), dtype=np.float32)
+        start = 0
+        for name, entries in itertools.groupby(held, key=lambda entry: entry.segment):
+            places = [entry.place for entry in entries]
+            _read_rows(self._folder / name, places, rows[start : start + len(places)])
+            start += len(places)
+        whole = {
+            entry.id: number
+            for number, (entry, row) in enumerate(zip(held, rows, strict=True))
+            if _checksum(entry.id, row) == entry.checksum
+        }
+        self._touch({entry.segment for entry in held})
+        found = torch.tensor([id in whole for id in ids], dtype=torch.bool)
+        return torch.from_numpy(rows[[whole[id] for id in ids if id in whole]]), found
+
+    def _touch(self, segments: set[str]) -> None:
+        """Note that these segments are in use, if that was not noted within the hour."""
+        now = int(time.time())
+        with self._index() as db:
+            used = dict(db.execute("SELECT name, used FROM segments"))
+        stale = [(now, name) for name in segments if used.get(name, now) < now - USED_SECONDS]
+        if stale:
+            self._write(
+                lambda db: db.executemany("UPDATE segments SET used = ? WHERE name = ?", stale)
+            )
+
+    def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
+        """Keep finite rows, as float32; they outlive a crash once this returns.
+
+        An id that is held already gets the new row. UserError when the encoder's earlier rows
+        have another width.
+        """
+        if len(ids) != len(rows):
+            raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
+        values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
+
+        def change(db: sqlite3.Connection) -> None:
+            space = _space(db, encoder, kind, values.shape[1])
+            segment, name = self._segment(db, space)
+            first = _append_rows(self._folder / name, values)
+            db.executemany(
+                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)",
+                [
+                    (space, id, segment, place, _checksum(id, row))
+                    for place, (id, row) in enumerate(zip(ids, values, strict=True), first)
+                ],
+            )
+            self._save_hashes(db)
+
+        if ids:
+            self._write(change)
+
+    def _segment(self, db: sqlite3.Connection, space: int) -> tuple[int, str]:
+        """Id and name of the segment that takes the next rows of this space."""
+        last = db.execute(
+            "SELECT id, name FROM segments WHERE space = ? ORDER BY id DESC LIMIT 1", (space,)
+        ).fetchone()
+        if last and _size(self._folder / last[1]) < SEGMENT_BYTES:
+            return int(last[0]), str(last[1])
+        name = f"{uuid.uuid4().hex}.f32"  # random: no file that an older index left is taken for it
+        added = db.execute(
+            "INSERT INTO segments (space, name, used) VALUES (?, ?, ?)",
+            (space, name, int(time.time())),
+        )
+        return int(added.lastrowid or 0), name
+
+    def __call__(
+        self,
+        encode: Callable[[Sequence[T]], Tensor],
+        items: Sequence[T],
+        *,
+        ids: Sequence[str],
+        encoder: str,
+        kind: str,
+        batch_size: int = 256,
+    ) -> Float[Tensor, "n d"]:
+        """The row of each item: held ones as they are, the others encoded (once each) and kept.
+
+        `ids` name the items' contents. Batches are kept as they come, so that an interrupted call
+        goes on where it was.
+        """
+        if len(items) != len(ids):
+            raise ValueError(f"{len(ids)} ids for {len(items)} items")
+        rows, found = self.get(encoder, kind, ids)
+        hits = found.tolist()
+        missing = {id: item for id, item, hit in zip(ids, items, hits, strict=True) if not hit}
+        if not missing:
+            return rows
+        fresh = []
+        names = list(missing)
+        for start in range(0, len(names), batch_size):
+            batch = names[start : start + batch_size]
+            fresh.append(encode([missing[id] for id in batch]).detach().float().cpu())
+            self.put(encoder, kind, batch, fresh[-1])
+        number = {id: i for i, id in enumerate(names)}
+        encoded = torch.cat(fresh)
+        out = encoded.new_empty(len(ids), encoded.shape[1])
+        out[found] = rows if len(rows) else out[found]
+        out[~found] = encoded[[number[id] for id, hit in zip(ids, hits, strict=True) if not hit]]
+        return out
+
+    def info(self) -> CacheInfo:
+        """What is held, by encoder and kind, and how much room it takes."""
+        with self._index() as db:
+            spaces = db.execute(
+                "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
+            ).fetchall()
+            counts = dict(db.execute("SELECT space, count(*) FROM rows GROUP BY space"))
+            segments = db.execute("SELECT space, name, used FROM segments").fetchall()
+            files = db.execute("SELECT count(*) FROM files").fetchone()[0]
+        held = []
+        for id, encoder, kind, dim in spaces:
+            own = [(name, used) for space, name, used in segments if space == id]
+            size = sum(_size(self._folder / name) for name, _ in own)
+            used = max(used for _, used in own)
+            held.append(SpaceInfo(encoder, kind, counts.get(id, 0), dim, size, used))
+        index = _size(self.root / INDEX)
+        return CacheInfo(self.root, tuple(held), files, index + sum(space.bytes for space in held))
+
+    def prune(
+        self,
+        *,
+        encoder: str | None = None,
+        older_than_days: float | None = None,
+        max_bytes: int | None = None,
+    ) -> int:
+        """Free whole segments and say how many bytes; others may read and write meanwhile.
+
+        `encoder` and `older_than_days` (since the last use) together choose what goes; then the
+        least recently used segments go until the rows take at most `max_bytes`. Without any of
+        them only leftovers go: segments without an index entry, hashes of files that are no more.
+        """
+        before = self._segment_bytes()
+        self._write(lambda db: self._forget(db, encoder, older_than_days, max_bytes))
+        self._write(self._sweep)
+        if self.trouble is not None:
+            raise UserError(self.trouble)
+        with self._index() as db:
+            db.execute("VACUUM")
+        return before - self._segment_bytes()
+
+    def _forget(
+        self,
+        db: sqlite3.Connection,
+        encoder: str | None,
+        older_than_days: float | None,
+        max_bytes: int | None,
+    ) -> None:
+        """Take segments, and all that refers to them, out of the index."""
+        segments = db.execute(
+            "SELECT segments.id, name, used, encoder FROM segments "
+            "JOIN spaces ON spaces.id = segments.space ORDER BY used DESC, segments.id DESC"
+        ).fetchall()
+        oldest = time.time() - (older_than_days or 0) * 86400
+        chosen = encoder is not None or older_than_days is not None
+        total = 0
+        doomed = []
+        for id, name, used, owner in segments:
+            by_choice = chosen and encoder in (None, owner)
+            if older_than_days is not None:
+                by_choice = by_choice and used < oldest
+            size = _size(self._folder / name)
+            if by_choice or (max_bytes is not None and total + size > max_bytes):
+                doomed.append((id,))
+            else:
+                total += size
+        db.executemany("DELETE FROM rows WHERE segment = ?", doomed)
+        db.executemany("DELETE FROM segments WHERE id = ?", doomed)
+        db.execute("DELETE FROM spaces WHERE id NOT IN (SELECT space FROM segments)")
+        paths = [path for (path,) in db.execute("SELECT path FROM files")]
+        gone = [(path,) for path in paths if not os.path.exists(path)]
+        db.executemany("DELETE FROM files WHERE path = ?", gone)
+
+    def _sweep(self, db: sqlite3.Connection) -> None:
+        """Remove segment files without an index entry; the transaction keeps new ones away."""
+        known = {name for (name,) in db.execute("SELECT name FROM segments")}
+        for path in self._folder.glob("*.f32"):
+            if path.name not in known:
+                with contextlib.suppress(OSError):  # open elsewhere, on Windows: the next sweep
+                    path.unlink()
+
+    def _segment_bytes(self) -> int:
+        return sum(_size(path) for path in self._folder.glob("*.f32"))
+
+    def close(self) -> None:
+        """Save the hashes that were not saved yet, and leave the index."""
+        if self._hashes:
+            self._write(self._save_hashes)
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class NullCache(EmbeddingCache):
+    """Holds nothing and touches no disk: `--no-cache`."""
+
+    def __init__(self) -> None:
+        self.trouble = None
+
+    def file_id(self, path: Path | str) -> str:
+        """sha256 of the file's bytes, each time anew."""
+        return hash_file(path)
+
+    def get(
+        self, encoder: str, kind: str, ids: Sequence[str]
+    ) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:
+        """Nothing."""
+        return torch.empty(0, 0), torch.zeros(len(ids), dtype=torch.bool)
+
+    def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
+        """Nothing is kept."""
+
+    def info(self) -> CacheInfo:
+        """Nothing is held."""
+        return CacheInfo(None, (), 0, 0)
+
+    def prune(
+        self,
+        *,
+        encoder: str | None = None,
+        older_than_days: float | None = None,
+        max_bytes: int | None = None,
+    ) -> int:
+        """Nothing to free."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing to leave."""

@@ -1,0 +1,40 @@
+"""Batches that shrink when memory runs out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def in_batches(
+    work: Callable[[Sequence[Item]], Answer], items: Sequence[Item], size: int
+) -> Iterator[tuple[Sequence[Item], Answer]]:
+    """`work` on slices of at most `size` items; out of memory halves the size and goes on.
+
+    Raises:
+        what `work` raised, when a single item does not fit either.
+    """
+    start = 0
+    while start < len(items):
+        batch = items[start : start + size]
+        try:
+            answer = work(batch)
+        except (MemoryError, RuntimeError) as error:
+            if len(batch) == 1 or not _out_of_memory(error):
+                raise
+            size = max(1, len(batch) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        yield batch, answer
+        start += len(batch)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """CUDA and MPS say so by class or message, the CPU allocator by message alone."""
+    known = (MemoryError, torch.OutOfMemoryError)
+    message = str(error).lower()
+    return isinstance(error, known) or "out of memory" in message or "can't allocate" in message

@@ -1,0 +1,185 @@
+"""Pictures and texts to rows, through the cache: the first half of every task."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.coupled import CoupledEncoder
+from zeroshot.errors import UnreadableImageError
+from zeroshot.images import VERSION, Source, read_ahead
+from zeroshot.models.base import DualEncoder, Image, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.results import Failure
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks.batching import in_batches
+from zeroshot.tasks.meter import Meter
+
+IMAGE_KIND = f"image/{VERSION}"
+TEXT_KIND = "text"
+AUTO_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A batch of pictures: `rows[i]` belongs to `sources[i]`; `failures[i]` says why it does not.
+
+    A failed picture's row is zero.
+    """
+
+    sources: Sequence[Source]
+    ids: Sequence[str | None]
+    rows: Float[Tensor, "n d"]
+    failures: Sequence[Failure | None]
+
+    @property
+    def readable(self) -> list[int]:
+        """Places of the pictures that have a row."""
+        return [i for i, failure in enumerate(self.failures) if failure is None]
+
+
+def embed_pictures(
+    sources: Iterable[Source],
+    encoder: ImageEncoder,
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int = AUTO_BATCH,
+) -> Iterator[Embedded]:
+    """Rows of `encoder` for every picture, batch by batch, in order.
+
+    Only what the cache does not hold is opened and encoded; what cannot be opened is a failure.
+    """
+    waiting = iter(sources)
+    while batch := list(islice(waiting, batch_size)):
+        with meter.stage("decoding"):
+            ids = [_file_id(source, cache) for source in batch]
+            failures: list[Failure | None] = [None] * len(batch)
+            cached = _cached(ids, encoder, cache)
+            missing = [i for i in range(len(batch)) if i not in cached]
+            pictures: dict[int, Image] = {}
+            for i, read in zip(missing, read_ahead([batch[i] for i in missing]), strict=True):
+                if isinstance(read, UnreadableImageError):
+                    failures[i] = Failure.of(read)
+                else:
+                    ids[i], pictures[i] = read.id, read.image
+        with meter.stage("encoder"):
+            fresh = _encode(pictures, ids, encoder, cache)
+        meter.pictures += len(batch)
+        meter.failed += sum(failure is not None for failure in failures)
+        meter.images_cached += len(cached)
+        meter.images_encoded += len(fresh)
+        yield Embedded(batch, ids, _in_order(len(batch), cached | fresh), failures)
+
+
+def embed_texts(
+    texts: Sequence[str],
+    encoder: TextEncoder,
+    cache: EmbeddingCache,
+    meter: Meter,
+) -> Float[Tensor, "n d"]:
+    """Rows of `encoder` for every text, through the cache."""
+
+    def encode(missing: Sequence[str]) -> Tensor:
+        meter.texts_encoded += len(missing)
+        return encoder.encode_texts(missing)
+
+    with meter.stage("encoder"):
+        before = meter.texts_encoded
+        ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        rows = cache(encode, texts, ids=ids, encoder=encoder.name, kind=TEXT_KIND)
+        meter.texts_cached += len(set(texts)) - (meter.texts_encoded - before)
+        return rows
+
+
+def image_side(encoder: DualEncoder) -> ImageEncoder:
+    """The encoder whose rows are cached: a coupled pair's own image encoder."""
+    return encoder.image_encoder if isinstance(encoder, CoupledEncoder) else encoder
+
+
+def text_side(encoder: DualEncoder) -> TextEncoder:
+    """As `image_side`, for texts."""
+    return encoder.text_encoder if isinstance(encoder, CoupledEncoder) else encoder
+
+
+def join_images(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    """Rows of `image_side` in the space that the encoder's texts share."""
+    return encoder.join_images(rows) if isinstance(encoder, CoupledEncoder) else rows
+
+
+def join_texts(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    """Rows of `text_side` in the space that the encoder's images share."""
+    return encoder.join_texts(rows) if isinstance(encoder, CoupledEncoder) else rows
+
+
+def canonical_names(
+    encoder: DualEncoder, language_model: LanguageModel | None = None
+) -> dict[str, str]:
+    """Canonical names of what made a result, for its row."""
+    if isinstance(encoder, CoupledEncoder):
+        names = {
+            "image_encoder": encoder.image_encoder.name,
+            "text_encoder": encoder.text_encoder.name,
+            "coupling": f"{encoder.coupling!r}, anchors {encoder.anchors}",
+        }
+    else:
+        names = {"encoder": encoder.name}
+    return names | ({"language_model": language_model.name} if language_model else {})
+
+
+def ragged(
+    rows: Float[Tensor, "n d"], counts: Sequence[int]
+) -> tuple[Float[Tensor, "c t d"], Bool[Tensor, "c t"]]:
+    """Consecutive rows of each class as one padded block and the mask of what is no padding."""
+    mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    block = rows.new_zeros(*mask.shape, rows.shape[1])
+    block[mask] = rows
+    return block, mask
+
+
+def _file_id(source: Source, cache: EmbeddingCache) -> str | None:
+    """The content id of a file; None for a picture in memory, or for a file that will fail."""
+    if source.content is not None or source.path is None:
+        return None
+    try:
+        return cache.file_id(source.path)
+    except OSError:
+        return None
+
+
+def _cached(
+    ids: Sequence[str | None], encoder: ImageEncoder, cache: EmbeddingCache
+) -> dict[int, Tensor]:
+    """Rows that the cache holds, by their place in `ids`."""
+    places = [i for i, key in enumerate(ids) if key is not None]
+    rows, found = cache.get(encoder.name, IMAGE_KIND, [ids[i] or "" for i in places])
+    return dict(zip((i for i, hit in zip(places, found, strict=True) if hit), rows, strict=True))
+
+
+def _encode(
+    pictures: dict[int, Image],
+    ids: Sequence[str | None],
+    encoder: ImageEncoder,
+    cache: EmbeddingCache,
+) -> dict[int, Tensor]:
+    """Rows of `pictures` by their place, stored as they come."""
+    rows: dict[int, Tensor] = {}
+    for places, batch in in_batches(
+        lambda places: encoder.encode_images([pictures[i] for i in places]),
+        list(pictures),
+        len(pictures),
+    ):
+        cache.put(encoder.name, IMAGE_KIND, [ids[i] or "" for i in places], batch)
+        rows |= dict(zip(places, batch, strict=True))
+    return rows
+
+
+def _in_order(count: int, rows: dict[int, Tensor]) -> Float[Tensor, "n d"]:
+    """Rows by their places, zero where there is none."""
+    width = len(next(iter(rows.values()))) if rows else 0
+    out = torch.zeros(count, width)
+    for place, row in rows.items():
+        out[place] = row
+    return out

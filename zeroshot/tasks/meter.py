@@ -1,0 +1,57 @@
+"""What a run did and where its time went."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+STAGES = {
+    "decoding": "decoding pictures",
+    "encoder": "the encoder",
+    "language model": "the language model and its guide",
+    "scoring": "scoring",
+}
+
+
+@dataclass
+class Meter:
+    """Counts and seconds of one run; tasks write to it as they go."""
+
+    pictures: int = 0
+    failed: int = 0
+    images_encoded: int = 0
+    images_cached: int = 0
+    texts_encoded: int = 0
+    texts_cached: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to the stage called `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - begin
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, loading of models included."""
+        return time.perf_counter() - self.started
+
+    @property
+    def working(self) -> float:
+        """Seconds spent on pictures and texts, loading of models left out."""
+        return sum(self.seconds.values())
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second of working time."""
+        return self.pictures / self.working if self.working else 0.0
+
+    def bound_by(self) -> str:
+        """The stage that took longest, in words."""
+        stage = max(self.seconds, key=self.seconds.__getitem__, default="scoring")
+        return STAGES[stage]

@@ -1,0 +1,123 @@
+"""What a person sees of a run: rows on standard output, progress and the end on standard error.
+
+With `cli`, the only file that prints.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from zeroshot.results import Result
+    from zeroshot.tasks.meter import Meter
+
+NAME_WIDTH = 32
+
+Show = Literal["json", "table", "nothing"]
+
+
+def say(message: str) -> None:
+    """One message on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+
+
+def print_json(row: Mapping[str, Any]) -> None:
+    """One JSON line on standard output."""
+    print(json.dumps(row, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on standard output: JSON lines when piped."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print_json(dict(zip(columns, row, strict=True)))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(table)
+
+
+class Screen:
+    """Shows results as they come: a progress bar on a terminal, rows as `show` asks."""
+
+    def __init__(self, show: Show, total: int, quiet: bool) -> None:
+        self.show = show
+        self.out = Console(highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self.task = self.progress.add_task("loading models", total=total, rate="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def add(self, result: "Result", meter: "Meter") -> None:
+        """Show one result."""
+        if self.show == "json":
+            print_json(result.row())
+        elif self.show == "table":
+            self.out.print(_line(result), soft_wrap=False)
+        self.progress.update(
+            self.task, advance=1, description="pictures", rate=f"{meter.rate:.1f}/s"
+        )
+
+
+def _line(result: "Result") -> Table:
+    """The file's name and the answer, the answer wrapped beside it."""
+    line = Table.grid(padding=(0, 2))
+    line.add_column(width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")
+    line.add_column()
+    name = PurePath(result.path).name if result.path else "(in memory)"
+    failed = result.error is not None
+    said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
+    line.add_row(Text(name), Text(said, style="red" if failed else ""))
+    return line
+
+
+def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
+    """The last lines of a run: how many, how fast, what bound it."""
+    lines = []
+    if resumed:
+        lines.append(f"resumed: {resumed} of {resumed + meter.pictures} were done already")
+    failed = f", {meter.failed} failed" if meter.failed else ""
+    if meter.pictures:
+        lines.append(
+            f"{meter.pictures} pictures{failed} in {meter.working:.1f} s "
+            f"({meter.rate:.2f} images/s; most of it for {meter.bound_by()})"
+        )
+    if verbose:
+        lines.append(
+            f"encoder: {meter.images_encoded} images encoded, {meter.images_cached} from the "
+            f"cache; {meter.texts_encoded} texts encoded, {meter.texts_cached} from the cache"
+        )
+        stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
+        lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
+        if not meter.images_encoded + meter.texts_encoded:
+            lines.append("no encoder call was made: every embedding came from the cache")
+    return lines
