@@ -1,8 +1,8 @@
 """Answers out of frozen vision and language models, with nothing trained.
 
-    import zeroshot
-    zeroshot.caption("photos/")
-    zeroshot.classify("photos/", ["cat", "dog"])
+import zeroshot
+zeroshot.caption("photos/")
+zeroshot.classify("photos/", ["cat", "dog"])
 """
 
 import importlib

@@ -74,13 +74,12 @@ class ModelSet:
         )
 
     @cached_property
-    def coupling(self) -> methods.Coupling:
+    def coupling(self) -> Any:
         """The set's coupling, not fitted; ASIF without options chooses its own."""
         spec = _coupling(self.spec)
         if spec.method == "asif" and not spec.options:
             return asif.choose(self.anchors.images, self.anchors.texts)
-        coupling: methods.Coupling = methods.configure(spec.method, spec.options)
-        return coupling
+        return methods.configure(spec.method, spec.options)
 
     @cached_property
     def anchors(self) -> Anchors:

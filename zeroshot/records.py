@@ -8,215 +8,18 @@ place when the file is closed, or when it is next opened after a crash.
 
 import contextlib
 import csv
-import io
 import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from zeroshot.errors import NotAvailableError, UserError, unknown
-
-Row = Mapping[str, Any]
-"""A result as JSON: `schema`, `path`, `id`, the answer or an `error`, `models`, `method`."""
-
-COLUMNS = {
-    "zeroshot.caption/1": ("caption", "score"),
-    "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
-    "zeroshot.embed/1": ("dim", "embedding"),
-}
-"""A table's columns for each kind of row, between `path, id` and `models, method, error_type,
-error_message`. `label, score, cosine` are those of the best label; lists and objects are JSON.
-"""
-FORMULA = tuple("=+-@\t\r'＝＋－＠")
-"""A text cell that begins so gets an apostrophe before it, lest a spreadsheet compute it."""
-
-
-# Formats: one row to bytes, and back to what the row is known by
-
-
-@dataclass(frozen=True)
-class Record:
-    """A row as it stands in a file."""
-
-    raw: bytes
-    path: str | None
-    id: str | None
-    failed: bool
-
-
-class Format(Protocol):
-    """How rows are spelled, one after another."""
-
-    header: bytes
-
-    def encode(self, row: Row) -> bytes:
-        """The row, ready to be appended."""
-
-    def records(self, data: bytes) -> list[Record]:
-        """The complete rows behind the header, without a torn last one; ValueError for no rows."""
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _utf8(text: str) -> bytes:
-    r"""Valid UTF-8 also of a file name that is none: its stray bytes become `\udcff`, as in JSON."""
-    return text.encode("utf-8", "backslashreplace")
-
-
-class JsonLines:
-    """One object per line."""
-
-    header = b""
-
-    def encode(self, row: Row) -> bytes:
-        """The row as it is."""
-        return _utf8(_json(row)) + b"\n"
-
-    def records(self, data: bytes) -> list[Record]:
-        """Each complete line."""
-        return [self._record(line) for line in re.findall(rb"[^\n]*\n", data)]
-
-    def _record(self, line: bytes) -> Record:
-        row = json.loads(line)
-        if not isinstance(row, dict) or "path" not in row:
-            raise ValueError(f"no row: {line[:60]!r}")
-        failed = bool(row.get("error") or row.get("error_type"))
-        return Record(line, row["path"], row.get("id"), failed)
-
-
-def columns(schema: str) -> tuple[str, ...]:
-    """All columns of a table of such rows."""
-    return ("path", "id", *COLUMNS[schema], "models", "method", "error_type", "error_message")
-
-
-def flat(row: Row, schema: str) -> dict[str, Any]:
-    """A row as the cells of a table."""
-    best = (row.get("labels") or [{}])[0]
-    error = row.get("error") or {}
-    cells = {**best, **row, "error_type": error.get("type"), "error_message": error.get("message")}
-    return {name: _cell(cells.get(name)) for name in columns(schema)}
-
-
-def _cell(value: object) -> object:
-    return (
-        _json(value)
-        if isinstance(value, Mapping | Sequence) and not isinstance(value, str)
-        else value
-    )
-
-
-class Csv:
-    """A table with a header; text that a spreadsheet would compute is kept from it."""
-
-    def __init__(self, schema: str) -> None:
-        self.schema = schema
-        self.header = self._line(columns(schema))
-
-    def _line(self, cells: Iterable[object]) -> bytes:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        return _utf8(line.getvalue())
-
-    def encode(self, row: Row) -> bytes:
-        """The row's cells; empty for what it does not have."""
-        return self._line(_guarded(cell) for cell in flat(row, self.schema).values())
-
-    def records(self, data: bytes) -> list[Record]:
-        """Each complete line, or lines where a cell has line breaks."""
-        records, raw = [], b""
-        for line in re.findall(rb"[^\n]*\n", data.removeprefix(self.header)):
-            raw += line
-            if raw.count(b'"') % 2 == 0:  # no cell is open
-                records.append(self._record(raw))
-                raw = b""
-        return records
-
-    def _record(self, raw: bytes) -> Record:
-        cells = next(csv.reader(io.StringIO(raw.decode(), newline="")))
-        if len(cells) != len(columns(self.schema)):
-            raise ValueError(f"no row: {raw[:60]!r}")
-        named = {
-            name: cell.removeprefix("'") or None
-            for name, cell in zip(columns(self.schema), cells, strict=True)
-        }
-        return Record(raw, named["path"], named["id"], named["error_type"] is not None)
-
-
-def _guarded(cell: object) -> object:
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
-
-
-class FlatLines(JsonLines):
-    """The cells of a table as one object per line: what becomes Parquet."""
-
-    def __init__(self, schema: str) -> None:
-        self.schema = schema
-
-    def encode(self, row: Row) -> bytes:
-        """The row's cells."""
-        return super().encode(flat(row, self.schema))
-
-
-class Text:
-    """One caption or best label per line, an empty line for a failure: in the order of inputs."""
-
-    header = b""
-
-    def encode(self, row: Row) -> bytes:
-        """The caption or the label."""
-        best = (row.get("labels") or [{}])[0]
-        said = row.get("caption") or best.get("label") or ""
-        return _utf8(" ".join(said.split())) + b"\n"
-
-    def records(self, data: bytes) -> list[Record]:
-        """None can be told, as the lines do not say whose they are."""
-        if data:
-            raise ValueError("plain text holds no paths, so it cannot be continued")
-        return []
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise NotAvailableError(
-            "Parquet needs pyarrow: pip install 'zeroshot[data]', or choose .jsonl or .csv"
-        ) from None
-    return pyarrow
-
-
-def _to_parquet(lines: bytes, schema: str) -> bytes:
-    """The table of `FlatLines`."""
-    arrow = _pyarrow()
-    special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special["abstained"] = arrow.bool_()
-    types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
-    rows = [json.loads(line) for line in lines.split(b"\n") if line]
-    table = arrow.Table.from_pylist(rows, schema=types)
-    sink = io.BytesIO()
-    arrow.parquet.write_table(table, sink)
-    return sink.getvalue()
-
-
-def _from_parquet(path: Path) -> bytes:
-    """The `FlatLines` of a table."""
-    table = _pyarrow().parquet.read_table(path)
-    return b"".join(_utf8(_json(row)) + b"\n" for row in table.to_pylist())
-
-
-# The file that grows
+from zeroshot.errors import UserError
+from zeroshot.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -252,7 +55,7 @@ def _differences(old: object, new: object, name: str = "") -> list[str]:
         keys = sorted(old.keys() | new.keys())
         prefix = f"{name}." if name else ""
         return [x for key in keys for x in _differences(old.get(key), new.get(key), prefix + key)]
-    return [] if old == new else [f"{name} was {_json(old)}, is {_json(new)}"]
+    return [] if old == new else [f"{name} was {to_json(old)}, is {to_json(new)}"]
 
 
 class Output:
@@ -274,24 +77,30 @@ class Output:
     ) -> None:
         self.path = path
         self.schema = schema
-        self._format = _format(path, schema)
+        self._format = format_for(path, schema)
         self._table = path.suffix.lower() == ".parquet"
         self._work = path.with_name(path.name + ".part") if self._table else path
         self._run_file = path.with_name(path.name + ".run.json")
+        made_with = json.loads(to_json({"rows": schema, "settings": settings}))
         if path.is_dir():
             raise UserError(f"'{path}' is a folder; --out names a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for old in (path, self._work, self._run_file):
-                old.unlink(missing_ok=True)
-        made_with = json.loads(_json({"rows": schema, "settings": settings}))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for old in (path, self._work, self._run_file):
+                    old.unlink(missing_ok=True)
+            self._begin(made_with, retry_failed)
+        except OSError as error:
+            raise UserError(f"cannot write '{path}': {error.strerror}") from error
+
+    def _begin(self, made_with: dict[str, Any], retry_failed: bool) -> None:
         records = self._earlier(made_with)
         self._good = Counter((_key(r.path), r.id) for r in records if not r.failed)
         self._bad = Counter(_key(r.path) for r in records if r.failed and not retry_failed)
         self.resumed = self._good.total() + self._bad.total()
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._run = made_with | {"started": started, "rows_before": len(records)}
-        self._write_run(finished=None)
+        self._run = made_with | {"versions": versions(), "started": started, "ended": None}
+        self._write_run(rows_before=len(records))
         self._file = open(self._work, "ab")  # noqa: SIM115
         if not self._file.tell():
             self._file.write(self._format.header)
@@ -305,15 +114,14 @@ class Output:
             raise UserError(f"'{self.path}' has no {self._run_file.name} beside it; {advice}")
         try:
             run = json.loads(self._run_file.read_bytes())
-            was = {key: run[key] for key in made_with}
+            was, before = {key: run[key] for key in made_with}, int(run["rows_before"])
+            if differ := _differences(was, made_with):
+                raise UserError(f"it was made otherwise ({'; '.join(differ)})")
             if self._table and not self._work.exists():
-                _replace(self._work, _from_parquet(self.path))
+                _replace(self._work, from_parquet(self.path))
             records = self._format.records(self._work.read_bytes())
-            before = int(run["rows_before"])
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"'{self.path}' cannot be continued: {error}; {advice}") from error
-        if differ := _differences(was, made_with):
-            raise UserError(f"'{self.path}' was made otherwise ({'; '.join(differ)}); {advice}")
         return self._tidy(records, before)
 
     def _tidy(self, records: list[Record], before: int) -> list[Record]:
@@ -327,15 +135,18 @@ class Output:
     def _write_run(self, **more: Any) -> None:
         self._run |= more
         text = json.dumps({"schema": "zeroshot.run/1"} | self._run, ensure_ascii=False, indent=2)
-        _replace(self._run_file, _utf8(text + "\n"))
+        _replace(self._run_file, utf8(text + "\n"))
 
     def holds(self, path: str | None, id: str | None) -> bool:
         """Whether an earlier run's row answers for this picture; each row does so once."""
-        for counter, key in ((self._good, (_key(path), id)), (self._bad, _key(path))):
-            if counter[key]:
-                counter[key] -= 1
-                return True
-        return False
+        name = _key(path)
+        if self._good[name, id]:
+            self._good[name, id] -= 1
+        elif self._bad[name]:
+            self._bad[name] -= 1
+        else:
+            return False
+        return True
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append a batch and hand it to the system, so that it outlives this process."""
@@ -359,10 +170,10 @@ class Output:
             records = self._format.records(self._work.read_bytes())
             before = len(self._tidy(records, before))
         if self._table:
-            _replace(self.path, _to_parquet(self._work.read_bytes(), self.schema))
+            _replace(self.path, to_parquet(self._work.read_bytes(), self.schema))
             self._work.unlink()
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write_run(finished=finished, rows_before=before, **(summary or {}))
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_run(ended=ended, rows_before=before, **(summary or {}))
 
     def __enter__(self) -> Self:
         return self
@@ -376,24 +187,9 @@ class Output:
         self.close()
 
 
-def _format(path: Path, schema: str) -> Format:
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix == "parquet":
-        _pyarrow()
-    formats: dict[str, Format] = {
-        "jsonl": JsonLines(),
-        "csv": Csv(schema),
-        "parquet": FlatLines(schema),
-        "txt": Text(),
-    }
-    if suffix not in formats:
-        raise unknown("output format", suffix, formats)
-    return formats[suffix]
-
-
 def _key(path: str | None) -> str | None:
     """The path as every format spells it."""
-    return None if path is None else _utf8(path).decode()
+    return None if path is None else utf8(path).decode()
 
 
 def versions() -> dict[str, str]:

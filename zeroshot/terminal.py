@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from zeroshot.methods import Description
     from zeroshot.results import Result
     from zeroshot.tasks.meter import Meter
 
@@ -45,6 +46,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     Console().print(table)
+
+
+def show_method(method: "Description") -> None:
+    """A method's docstring and a table of its options."""
+    console = Console(highlight=False)
+    console.print(escape(f"{method.name} ({', '.join(method.does)})\n\n{method.about}\n"))
+    table = Table("option", "type", "default", "what it does")
+    for option in method.options:
+        table.add_row(*map(str, (option.name, option.kind, option.default, option.about)))
+    if method.options:
+        console.print(table)
 
 
 class Screen:

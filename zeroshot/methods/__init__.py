@@ -9,7 +9,10 @@ names of the arrays in docs/embeddings.md, and learned fields end in `_`.
 A method meets `ops`, `decoding` and `models.base` only: never a model, a file or the screen.
 """
 
+import ast
 import importlib
+import inspect
+import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
@@ -134,6 +137,74 @@ def name_of(method: object) -> str:
 def options(method: type[Any]) -> dict[str, Field[Any]]:
     """The options of a method: its dataclass fields but the learned ones."""
     return {f.name: f for f in fields(method) if not f.name.endswith("_")}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its default and the possible values or type, in words."""
+
+    name: str
+    kind: str
+    default: Any
+    about: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A method as `zeroshot methods` shows it."""
+
+    name: str
+    title: str
+    """First line of the file's docstring."""
+    about: str
+    """The whole of it: source, equation, departures."""
+    does: tuple[str, ...]
+    """`classify`, `caption`."""
+    options: tuple[Option, ...]
+
+
+def describe(name: str) -> Description:
+    """Everything a person may want to know of the method called `name`.
+
+    An option's own words are the text literal below it in the class.
+    """
+    method = get(name)
+    about = inspect.cleandoc(inspect.getmodule(method).__doc__ or "")
+    does = [
+        task
+        for verb, task in (("scores", "classify"), ("caption", "caption"))
+        if hasattr(method, verb)
+    ]
+    hints, said = get_type_hints(method), _said(method)
+    return Description(
+        name,
+        about.partition("\n")[0],
+        about,
+        tuple(does),
+        tuple(
+            Option(key, _kind(hints[key]), f.default, said.get(key, ""))
+            for key, f in options(method).items()
+        ),
+    )
+
+
+def _kind(hint: Any) -> str:
+    return "|".join(get_args(hint)) if get_origin(hint) is Literal else str(hint.__name__)
+
+
+def _said(method: type[Any]) -> dict[str, str]:
+    """The text below each field of a class: Python drops it, the source has it."""
+    tree = ast.parse(inspect.getsource(method)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    said = {}
+    for field, text in itertools.pairwise(tree.body):
+        match field, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(words))),
+            ):
+                said[name] = inspect.cleandoc(words)
+    return said
 
 
 def configure(name: str, given: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from zeroshot.models.files import Files
 
 __all__ = ["FAMILIES", "TransformersDualEncoder", "load_dual_encoder"]
 
-NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 PREPROCESSING = "pil.1"
 """Backend of the image processor, and the version of what this file does around the model."""
@@ -35,19 +35,6 @@ def exp_of_scale(model: Any) -> float:
 def inverse_temperature(model: Any) -> float:
     """ALIGN divides by a temperature."""
     return float(1 / model.temperature)
-
-
-def as_is(text: str) -> str:
-    """Most families: the tokenizer knows what its model was trained on."""
-    return text
-
-
-def canonical(text: str) -> str:
-    """SigLIP: lower case, no punctuation, single spaces.
-
-    Its sentencepiece tokenizer does this itself, the `tokenizer.json` of the same model may not.
-    """
-    return " ".join(text.lower().translate(NO_PUNCTUATION).split())
 
 
 def pooled(features: Tensor) -> Float[Tensor, "b d"]:
@@ -66,7 +53,6 @@ class Family:
 
     scale: Callable[[Any], float] = exp_of_scale
     pool: Callable[[Tensor], Tensor] = pooled
-    prepare: Callable[[str], str] = as_is
     padded: bool = False
     """Trained on texts padded to full length, with the padding visible to the model (SigLIP)."""
     context_length: int | None = None
@@ -82,8 +68,8 @@ FAMILIES = {
     "altclip": Family(spare=("text_model.pooler",)),
     "align": Family(scale=inverse_temperature, context_length=64, spare=("text_model.pooler",)),
     "flava": Family(pool=first_token, spare=("pooler", "multimodal")),
-    "siglip": Family(prepare=canonical, padded=True),
-    "siglip2": Family(prepare=str.lower, padded=True),
+    "siglip": Family(padded=True),
+    "siglip2": Family(padded=True),
     "vision-text-dual-encoder": Family(),
 }
 
@@ -97,6 +83,7 @@ class TransformersDualEncoder:
         model: Any,
         image_processor: Any,
         tokenizer: Any,
+        prepare: Callable[[str], str],
         family: Family,
         logit_scale: float,
         logit_bias: float | None,
@@ -105,6 +92,7 @@ class TransformersDualEncoder:
         self.model = model
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.prepare = prepare
         self.family = family
         self.context_length: int | None = family.context_length or hf.context_length(
             tokenizer, model.config.text_config
@@ -138,7 +126,29 @@ class TransformersDualEncoder:
         return self.family.pool(self.model.get_text_features(**tokens).pooler_output)
 
     def _prepared(self, texts: Sequence[str]) -> list[str]:
-        return [self.family.prepare(text) for text in texts]
+        return [self.prepare(text) for text in texts]
+
+
+def as_is(text: str) -> str:
+    """Most families: the tokenizer knows what its model was trained on."""
+    return text
+
+
+def without_punctuation(text: str) -> str:
+    """Lower case, no punctuation, single spaces."""
+    return " ".join(text.lower().translate(PUNCTUATION).split())
+
+
+def _prepare(files: Files, family: Family) -> Callable[[str], str]:
+    """What a text goes through before the tokenizer.
+
+    SigLIP was trained without punctuation and capitals, SigLIP 2 (whose tokenizer is Gemma's, also
+    where its `model_type` is `siglip`) without capitals. Not every published tokenizer does this.
+    """
+    if not family.padded:
+        return as_is
+    kind = files.read("tokenizer_config.json").get("tokenizer_class")
+    return without_punctuation if kind == "SiglipTokenizer" else str.lower
 
 
 def load_dual_encoder(
@@ -157,6 +167,7 @@ def load_dual_encoder(
         model.to(dtype),
         hf.load_image_processor(files, trust_remote_code),
         hf.load_tokenizer(files, trust_remote_code),
+        _prepare(files, family),
         family,
         logit_scale=scale,
         logit_bias=bias,

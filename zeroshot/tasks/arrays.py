@@ -59,6 +59,15 @@ def read_arrays(path: Path) -> dict[str, Array]:
         ) from error
 
 
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """An .npz file that is whole or not there: written beside its place and moved into it."""
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    part.replace(path)
+
+
 def score_arrays(
     arrays: Mapping[str, Array], method: str, options: Mapping[str, Any]
 ) -> dict[str, Array]:

@@ -1,17 +1,25 @@
 """Batches that shrink when memory runs out."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Protocol, Self, TypeVar
 
 import torch
 
-Item = TypeVar("Item")
+
+class Sliceable(Protocol):
+    """A sequence or a tensor."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, places: slice, /) -> Self: ...
+
+
+Items = TypeVar("Items", bound=Sliceable)
 Answer = TypeVar("Answer")
 
 
 def in_batches(
-    work: Callable[[Sequence[Item]], Answer], items: Sequence[Item], size: int
-) -> Iterator[tuple[Sequence[Item], Answer]]:
+    work: Callable[[Items], Answer], items: Items, size: int
+) -> Iterator[tuple[Items, Answer]]:
     """`work` on slices of at most `size` items; out of memory halves the size and goes on.
 
     Raises:

@@ -1,7 +1,10 @@
 """Pictures to captions."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.errors import UserError
@@ -55,18 +58,16 @@ def caption(
     language_model = models.language_model if "language_model" in method.needs else None
     pool = _pool(models, cache, meter) if "pool" in method.needs else None
     used = canonical_names(encoder, language_model)
+
+    def work(images: Tensor) -> list[Caption]:
+        return method.caption(images, encoder, language_model=language_model, pool=pool)
+
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         good = batch.readable
         images = join_images(encoder, batch.rows[good])
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):
-            for _, answered in in_batches(
-                lambda rows, images=images: method.caption(
-                    images[list(rows)], encoder, language_model=language_model, pool=pool
-                ),
-                range(len(good)),
-                batch_size,
-            ):
+            for _, answered in in_batches(work, images, batch_size):
                 captions += answered
         answers = dict(zip(good, captions, strict=True))
         for i, source in enumerate(batch.sources):
@@ -80,6 +81,16 @@ def caption(
                 caption=answer.text if answer else None,
                 score=answer.score if answer else None,
             )
+
+
+def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
+    """What decides the words: rows made under other settings do not belong in one file."""
+    language_model = models.language_model if "language_model" in method.needs else None
+    return {
+        "models": canonical_names(models.encoder, language_model),
+        "method": methods.name_of(method),
+        "options": asdict(method),  # type: ignore[call-overload]
+    }
 
 
 def _pool(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:

@@ -144,6 +144,17 @@ def classify(
             )
 
 
+def settings(classifier: Classifier) -> dict[str, Any]:
+    """What decides the scores, but for the prompts."""
+    method = classifier.method
+    return {
+        "models": canonical_names(classifier.encoder),
+        "method": methods.name_of(method),
+        "options": {name: getattr(method, name) for name in methods.options(type(method))},
+        "score": classifier.head,
+    }
+
+
 def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scorer:
     """The method asked for; a coupling comes fitted with the set's anchors."""
     own = models.spec.coupling if models.spec.encoder is None else None
@@ -158,9 +169,11 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
     if not isinstance(chosen, Coupling):
         scorer: Scorer = chosen
         return scorer
+    coupling: Any = chosen
     if models.spec.coupling is not None and models.spec.coupling.method == name:
-        chosen = replace(models.coupling, **{k: getattr(chosen, k) for k in given})
-    return chosen.fit(models.anchors.images, models.anchors.texts)
+        coupling = replace(models.coupling, **{k: getattr(chosen, k) for k in given})
+    fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
+    return fitted
 
 
 def _refuse_long(prompts: Sequence[str], encoder: TextEncoder) -> None:

@@ -1,6 +1,7 @@
 """Pictures to unit rows: fills the cache, or hands the rows out."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from zeroshot.images import Source
 from zeroshot.model_set import ModelSet
@@ -30,3 +31,8 @@ def embed(
             yield EmbedResult(
                 source=source, id=key, error=failure, models=used, method="embed", embedding=rows
             )
+
+
+def settings(models: ModelSet) -> dict[str, Any]:
+    """What decides the rows."""
+    return {"models": {"image_encoder": image_side(models.encoder).name}}

@@ -1,0 +1,4 @@
+"""Tests of the models layer, on tiny random models of the real classes."""
+
+# Before anything here imports transformers by itself: see `zeroshot.models.hf`.
+import zeroshot.models.hf as _  # noqa: F401

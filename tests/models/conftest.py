@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.models import tiny
+from zeroshot import models
+
+BUILDERS = {
+    **tiny.DUAL,
+    **tiny.IMAGE,
+    **tiny.TEXTS,
+    **tiny.LANGUAGE,
+    "open_clip": tiny.open_clip,
+}
+
+
+@pytest.fixture(scope="session")
+def directory_of(tmp_path_factory):
+    """The directory of the tiny model called so, built when it is first asked for."""
+    built = {}
+
+    def build(name):
+        if name not in built:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                built[name] = BUILDERS[name](tmp_path_factory.mktemp("tiny") / name)
+        return built[name]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def loaded(directory_of):
+    """The tiny model called so, loaded through the public loader."""
+    seen = {}
+
+    def load(name):
+        if name not in seen:
+            seen[name] = models.load(str(directory_of(name)), device="cpu")
+        return seen[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Five pictures of different sizes and kinds."""
+    noise = np.random.default_rng(0)
+    sizes = [(40, 30), (16, 16), (21, 50), (64, 64), (33, 17)]
+    return [
+        Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        for width, height in sizes
+    ]

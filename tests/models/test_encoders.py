@@ -1,0 +1,210 @@
+"""What holds of every encoder, whatever its family."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.models import tiny
+from zeroshot import models
+from zeroshot.errors import ZeroshotError
+from zeroshot.models.base import DualEncoder, ImageEncoder, TextEncoder
+from zeroshot.models.encoding import encode_images, encode_texts
+
+DUAL = [*tiny.DUAL, "open_clip"]
+WITH_IMAGES = [*DUAL, *tiny.IMAGE]
+WITH_TEXTS = [*DUAL, *tiny.TEXTS]
+
+TEXTS = ["a cat", "two dogs on a sofa", "red bike", "Zebra!", "my big bad fox, fly", "a dog"]
+
+
+def close(rows, others):
+    torch.testing.assert_close(rows, others, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_dual_encoder_has_every_role(name, loaded):
+    encoder = loaded(name)
+    assert isinstance(encoder, DualEncoder)
+    assert isinstance(encoder, ImageEncoder)
+    assert isinstance(encoder, TextEncoder)
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_images_become_unit_float32_rows_on_the_cpu(name, loaded, pictures):
+    rows = loaded(name).encode_images(pictures)
+    assert rows.dtype == torch.float32
+    assert rows.device.type == "cpu"
+    assert not rows.requires_grad
+    assert not rows.is_inference()
+    close(rows.norm(dim=1), torch.ones(len(pictures)))
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_an_image_has_the_same_row_alone_and_in_any_batch(name, loaded, pictures):
+    encoder = loaded(name)
+    rows = encoder.encode_images(pictures)
+    assert (rows @ rows.T).fill_diagonal_(0).max() < 0.9999
+    close(torch.cat([encoder.encode_images([picture]) for picture in pictures]), rows)
+    close(encoder.encode_images(pictures[::-1]), rows.flip(0))
+
+
+@pytest.mark.parametrize("name", WITH_TEXTS)
+def test_texts_become_unit_float32_rows_on_the_cpu(name, loaded):
+    rows = loaded(name).encode_texts(TEXTS)
+    assert rows.dtype == torch.float32
+    assert rows.device.type == "cpu"
+    assert not rows.requires_grad
+    assert not rows.is_inference()
+    close(rows.norm(dim=1), torch.ones(len(TEXTS)))
+
+
+@pytest.mark.parametrize("name", WITH_TEXTS)
+def test_a_text_has_the_same_row_alone_in_any_batch_and_twice(name, loaded):
+    encoder = loaded(name)
+    rows = encoder.encode_texts(TEXTS)
+    assert (rows @ rows.T).fill_diagonal_(0).max() < 0.9999
+    close(torch.cat([encoder.encode_texts([text]) for text in TEXTS]), rows)
+    close(encoder.encode_texts(TEXTS[::-1]), rows.flip(0))
+    close(encoder.encode_texts([TEXTS[1], TEXTS[0], TEXTS[1]]), rows[[1, 0, 1]])
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_no_image_gives_no_row_of_the_right_width(name, loaded, pictures):
+    encoder = loaded(name)
+    assert encoder.encode_images([]).shape == (0, encoder.encode_images(pictures[:1]).shape[1])
+
+
+@pytest.mark.parametrize("name", WITH_TEXTS)
+def test_no_text_gives_no_row_of_the_right_width(name, loaded):
+    encoder = loaded(name)
+    assert encoder.encode_texts([]).shape == (0, encoder.encode_texts(["a cat"]).shape[1])
+    assert encoder.count_tokens([]) == []
+
+
+@pytest.mark.parametrize("name", WITH_TEXTS)
+def test_a_text_is_cut_at_the_context_length_and_counted_uncut(name, loaded):
+    encoder = loaded(name)
+    stem = "ab " * encoder.context_length
+    long, longer = stem + "cat", stem + "dog sofa bike"
+    counts = encoder.count_tokens(["ab", long, longer])
+    assert counts[0] < encoder.context_length < counts[1] < counts[2]
+    rows = encoder.encode_texts([long, longer, "ab"])
+    close(rows[0], rows[1])
+    assert rows[0] @ rows[2] < 0.9999
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_the_scale_is_read_from_the_model(name, loaded):
+    assert loaded(name).logit_scale == pytest.approx(tiny.SCALE, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_only_sigmoid_models_have_a_bias(name, loaded):
+    bias = loaded(name).logit_bias
+    assert bias == (pytest.approx(tiny.BIAS) if name.startswith("siglip") else None)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "open_clip"])
+def test_half_precision_keeps_the_scale_and_returns_float32(name, directory_of, loaded, pictures):
+    half = models.load(str(directory_of(name)), device="cpu", precision="bf16")
+    assert half.logit_scale == loaded(name).logit_scale
+    assert half.name != loaded(name).name
+    assert half.name.endswith("/bf16")
+    rows, exact = half.encode_images(pictures), loaded(name).encode_images(pictures)
+    assert rows.dtype == torch.float32
+    assert (rows * exact).sum(dim=1).min() > 0.98
+    rows, exact = half.encode_texts(TEXTS), loaded(name).encode_texts(TEXTS)
+    assert (rows * exact).sum(dim=1).min() > 0.98
+    assert not torch.equal(rows, exact)
+
+
+@pytest.mark.parametrize("name", ["clip", "vit", "bert", "gpt2", "open_clip"])
+def test_the_name_follows_the_content_and_not_the_place(name, directory_of, loaded, tmp_path):
+    moved = tmp_path / "elsewhere" / name
+    shutil.copytree(directory_of(name), moved)
+    assert models.load(str(moved)).name == loaded(name).name
+    (moved / "README.md").write_text("words")
+    assert models.load(str(moved)).name == loaded(name).name
+    weights = next(moved.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert models.load(str(moved)).name != loaded(name).name
+
+
+def test_the_name_follows_the_preprocessing(directory_of, loaded, tmp_path):
+    changed = tmp_path / "clip"
+    shutil.copytree(directory_of("clip"), changed)
+    settings = next(changed.glob("*processor*.json"))
+    text = settings.read_text()
+    settings.write_text(text.replace("0.48145466", "0.5"))
+    assert settings.read_text() != text
+    assert models.load(str(changed)).name != loaded("clip").name
+
+
+def test_the_name_follows_the_version_of_our_own_preprocessing(directory_of, loaded, monkeypatch):
+    from zeroshot.models import hf_dual
+
+    monkeypatch.setattr(hf_dual, "PREPROCESSING", "pil.next")
+    assert models.load(str(directory_of("clip"))).name != loaded("clip").name
+
+
+@pytest.mark.parametrize("broken", [0.0, float("nan"), float("inf")])
+def test_an_embedding_without_direction_is_an_error(broken, pictures):
+    def features(batch):
+        rows = torch.ones(len(batch), 3)
+        rows[-1] = broken
+        return rows
+
+    with pytest.raises(ZeroshotError, match=r"zero or not finite for 1 of 2 inputs.*'two'"):
+        encode_texts(["two", "a"], features)
+    with pytest.raises(ZeroshotError, match="zero or not finite"):
+        encode_images(pictures, features)
+
+
+def test_texts_are_encoded_once_each_in_batches_of_like_length():
+    batches = []
+
+    def features(batch):
+        batches.append(batch)
+        return torch.tensor([[1.0, len(text)] for text in batch])
+
+    texts = ["x" * (1 + n % 300) for n in range(900)]
+    rows = encode_texts(texts, features)
+    assert sum(map(len, batches)) == 300
+    assert max(map(len, batches)) <= 256
+    lengths = [len(text) for batch in batches for text in batch]
+    assert lengths == sorted(lengths)
+    assert (rows[:, 1] / rows[:, 0]).round().tolist() == [len(text) for text in texts]
+
+
+def test_the_transformers_path_never_imports_torchvision(directory_of):
+    code = """if True:
+        import sys
+        from PIL import Image
+        from zeroshot import models
+        encoder = models.load(sys.argv[1])
+        encoder.encode_images([Image.new("RGB", (20, 30), "red")])
+        encoder.encode_texts(["a cat"])
+        assert "transformers" in sys.modules
+        assert not [name for name in sys.modules if name.startswith("torchvision")]
+        assert "open_clip" not in sys.modules
+    """
+    command = [sys.executable, "-W", "error", "-c", code, str(directory_of("clip"))]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+
+
+def test_importing_the_package_is_cheap():
+    code = """if True:
+        import sys
+        import zeroshot.models, zeroshot.models.sets
+        zeroshot.models.sets.find_set("base")
+        heavy = {"torch", "transformers", "open_clip"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,377 @@
+"""Outputs: what a person reads in them, what survives a crash at any byte, what is refused."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeroshot import formats
+from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.records import Output, merge
+
+SCHEMA = "zeroshot.classify/1"
+SETTINGS = {"method": "ensemble", "options": {"k": 3}, "models": {"encoder": "toy@1"}}
+SUFFIXES = ["jsonl", "csv", "parquet"]
+
+
+@pytest.fixture(params=SUFFIXES)
+def out(request, tmp_path):
+    if request.param == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    return tmp_path / f"rows.{request.param}"
+
+
+def good(path, id, label="cat", score=0.75):
+    labels = [{"label": label, "score": score, "cosine": 0.25}]
+    labels.append({"label": "other", "score": 0.125, "cosine": -0.5})
+    answer = {"labels": labels, "abstained": False, "scored": "softmax"}
+    rest = {"models": {"encoder": "toy@1"}, "method": "ensemble"}
+    return {"schema": SCHEMA, "path": path, "id": id, **answer, **rest}
+
+
+def bad(path, id=None, message="truncated JPEG"):
+    error = {"type": "UnreadableImage", "message": message}
+    return {"schema": SCHEMA, "path": path, "id": id, "error": error}
+
+
+def write(out, rows, **options):
+    with Output(out, SCHEMA, SETTINGS, **options) as output:
+        output.write(rows)
+
+
+def read(out):
+    """Path, best label and error of each row, by readers that are not ours."""
+    if out.suffix == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
+        return [
+            (
+                r["path"],
+                r["labels"][0]["label"] if "labels" in r else None,
+                r.get("error", {}).get("message"),
+            )
+            for r in rows
+        ]
+    if out.suffix == ".csv":
+        with open(out, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_table(out).to_pylist()
+    return [(r["path"], r["label"] or None, r["error_message"] or None) for r in rows]
+
+
+def test_rows_come_out_in_order(out):
+    write(out, [good("b.jpg", "1", "red fox"), bad("a.jpg"), good("c.jpg", "3")])
+    assert read(out) == [
+        ("b.jpg", "red fox", None),
+        ("a.jpg", None, "truncated JPEG"),
+        ("c.jpg", "cat", None),
+    ]
+
+
+def test_json_lines_are_the_rows_themselves(tmp_path):
+    rows = [good("ä\u2028 b.jpg", "1"), bad('"c".jpg')]
+    write(tmp_path / "x.jsonl", rows)
+    lines = (tmp_path / "x.jsonl").read_bytes().split(b"\n")
+    assert [json.loads(line) for line in lines[:-1]] == rows
+    assert lines[-1] == b""
+
+
+def test_csv_by_hand(tmp_path):
+    out = tmp_path / "x.csv"
+    write(out, [good("a.jpg", "1f", "=1+1"), bad("-b.jpg")])
+    header, row, failed = csv.reader(out.read_text().splitlines())
+    assert header == [
+        *("path", "id", "label", "score", "cosine", "abstained", "scored", "labels"),
+        *("models", "method", "error_type", "error_message"),
+    ]
+    assert row[:7] == ["a.jpg", "1f", "'=1+1", "0.75", "0.25", "false", "softmax"]
+    assert json.loads(row[7])[1] == {"label": "other", "score": 0.125, "cosine": -0.5}
+    assert row[8:] == ['{"encoder": "toy@1"}', "ensemble", "", ""]
+    assert failed == ["'-b.jpg", *[""] * 9, "UnreadableImage", "truncated JPEG"]
+
+
+def test_parquet_has_numbers_and_truth_values(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs the extra [data]")
+    write(tmp_path / "x.parquet", [good("a.jpg", "1", score=0.1), bad("b.jpg")])
+    first, second = parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    assert (first["score"], first["abstained"], second["score"]) == (0.1, False, None)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "x.parquet",
+        "x.parquet.run.json",
+    ]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(NotAvailableError, match=re.escape("pip install 'zeroshot[data]'")):
+        Output(tmp_path / "x.parquet", SCHEMA, SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_has_a_line_per_input_and_is_not_continued(tmp_path):
+    out = tmp_path / "x.txt"
+    write(out, [good("a", "1", "red\nfox"), bad("b"), good("c", "3", "cat")])
+    assert out.read_text() == "red fox\n\ncat\n"
+    with pytest.raises(UserError, match="plain text holds no paths"):
+        write(out, [])
+    write(out, [good("a", "1", "dog")], overwrite=True)
+    assert out.read_text() == "dog\n"
+
+
+def test_a_second_run_finds_each_row_once(out):
+    write(out, [good("a", "1"), good("a", "1"), bad("b"), bad("c", "3"), good(None, "4")])
+    with Output(out, SCHEMA, SETTINGS) as output:
+        assert output.resumed == 5
+        asked = [("a", "1"), ("a", "1"), ("a", "1"), ("a", "2"), ("b", "9"), ("b", None)]
+        assert [output.holds(*key) for key in asked] == [True, True, False, False, True, False]
+        asked = [("c", None), ("d", "4"), (None, "4"), (None, "4")]
+        assert [output.holds(*key) for key in asked] == [True, False, True, False]
+
+
+def test_retried_failures_are_replaced_where_they_stand(out):
+    write(out, [bad("a"), good("b", "2"), bad("c"), bad("a"), good("d", "4")])
+    with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
+        assert output.resumed == 2
+        assert [output.holds(p, None) for p in "aca"] == [False] * 3
+        output.write([good("a", "1", "dog"), bad("c", message="still"), good("a", "1", "ant")])
+        output.write([good("e", "5", "new")])
+    assert read(out) == [
+        *[("a", "dog", None), ("b", "cat", None), ("c", None, "still")],
+        *[("a", "ant", None), ("d", "cat", None), ("e", "new", None)],
+    ]
+
+
+def test_a_changed_picture_gets_a_new_row_in_the_old_ones_place(out):
+    write(out, [good("a", "1"), good("b", "2")])
+    write(out, [good("a", "3", "dog"), bad("b")])
+    assert read(out) == [("a", "dog", None), ("b", None, "truncated JPEG")]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_cut_anywhere_loses_one_row_at_most(tmp_path, suffix):
+    whole = tmp_path / f"whole.{suffix}"
+    rows = [good("a,ö.jpg", "1", 'say "a"'), bad("=b\u2028.jpg"), good("c.jpg", "3", "x, y")]
+    write(whole, rows)
+    data = whole.read_bytes()
+    complete = []
+    for length in range(len(data) + 1):
+        out = tmp_path / f"{length}.{suffix}"
+        write(out, [])
+        out.write_bytes(data[:length])  # as a crash before the first close leaves it
+        with Output(out, SCHEMA, SETTINGS) as output:
+            complete.append(output.resumed)
+            output.write(r for r in rows if not output.holds(r["path"], r["id"]))
+        assert out.read_bytes() == data, length
+    assert complete == sorted(complete)
+    assert (complete[0], complete[-2], complete[-1]) == (0, 2, 3)
+
+
+def test_a_crash_while_retrying_keeps_what_was_retried(out):
+    write(out, [bad("a"), good("b", "2"), bad("c")])
+    dead = Output(out, SCHEMA, SETTINGS, retry_failed=True)
+    dead.write([good("a", "1", "dog")])
+    dead._file.close()  # neither merged nor closed
+    with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
+        assert (output.holds("a", "1"), output.holds("c", None)) == (True, False)
+        output.write([good("c", "3", "ant")])
+    assert read(out) == [("a", "dog", None), ("b", "cat", None), ("c", "ant", None)]
+
+
+def test_killed_process_leaves_all_batches(out):
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from tests.test_records import Output, SCHEMA, SETTINGS, good
+output = Output(Path({str(out)!r}), SCHEMA, SETTINGS)
+output.write([good("a", "1"), good("b", "2")])
+output.write([good("c", "3")])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert done.returncode == -signal.SIGKILL
+    with Output(out, SCHEMA, SETTINGS) as output:
+        assert output.resumed == 3
+        output.write([good("d", "4")])
+    assert [path for path, *_ in read(out)] == ["a", "b", "c", "d"]
+
+
+def test_interruption_closes_the_file(out):
+    def rows():
+        yield good("b", "2")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Output(out, SCHEMA, SETTINGS) as output:  # noqa: PT012
+        output.write([good("a", "1")])
+        output.write(rows())
+    assert read(out) == [("a", "cat", None)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "magic"}, 'settings.method was "ensemble", is "magic"'),
+        ({"options": {"k": 4}}, "settings.options.k was 3, is 4"),
+        ({"templates": "none"}, 'settings.templates was null, is "none"'),
+    ],
+)
+def test_other_settings_are_refused_and_nothing_changes(out, settings, message):
+    write(out, [good("a", "1")])
+    before = {path: path.read_bytes() for path in out.parent.iterdir()}
+    with pytest.raises(UserError) as caught:
+        Output(out, SCHEMA, SETTINGS | settings)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("write over it with --overwrite, or choose another --out")
+    assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
+    with Output(out, SCHEMA, SETTINGS | settings, overwrite=True) as output:
+        assert output.resumed == 0
+
+
+def test_rows_of_another_kind_are_refused(out):
+    write(out, [good("a", "1")])
+    with pytest.raises(UserError, match=r'rows was "zeroshot\.classify/1", is "zeroshot'):
+        Output(out, "zeroshot.caption/1", SETTINGS)
+    with (
+        pytest.raises(ValueError, match=r"a row of zeroshot.x/1 in a file of zeroshot.classify/1"),
+        Output(out, SCHEMA, SETTINGS) as output,
+    ):
+        output.write([good("a", "1") | {"schema": "zeroshot.x/1"}])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt", "parquet"])
+def test_a_file_that_is_not_ours_stays(tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    out = tmp_path / f"x.{suffix}"
+    out.write_text("precious")
+    with pytest.raises(UserError, match=rf"has no x\.{suffix}\.run\.json beside it"):
+        write(out, [good("a", "1")])
+    assert out.read_text() == "precious"
+    write(out, [good("a", "1")], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "message"),
+    [
+        ("jsonl", b"[1]\n", "no row: b'[1]"),
+        ("jsonl", b"nonsense\n", "Expecting value"),
+        ("csv", b"a,b\n", "no row: b'a,b"),
+        ("csv", b'"a\n' * 2 + b'b"\n"\n\n', "a quote is open from"),
+    ],
+)
+def test_damage_within_is_not_passed_over(tmp_path, suffix, damage, message):
+    out = tmp_path / f"x.{suffix}"
+    write(out, [good("a", "1"), good("b", "2")])
+    first, rest = formats.format_for(out, SCHEMA).records(out.read_bytes())
+    header = formats.format_for(out, SCHEMA).header
+    out.write_bytes(header + first.raw + damage + rest.raw)
+    before = out.read_bytes()
+    with pytest.raises(UserError) as caught:
+        write(out, [])
+    assert message in str(caught.value)
+    assert out.read_bytes() == before
+
+
+def test_a_table_with_other_columns_is_refused(tmp_path):
+    write(tmp_path / "x.csv", [good("a", "1")])
+    (tmp_path / "x.csv").write_text("path,label\r\na,cat\r\n")
+    with pytest.raises(UserError, match="it has other columns"):
+        write(tmp_path / "x.csv", [])
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        Output(tmp_path / "folder.csv", SCHEMA, SETTINGS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write '.*x.csv': "):
+        Output(tmp_path / "file" / "x.csv", SCHEMA, SETTINGS)
+    with pytest.raises(UserError, match="unknown output format 'jsn'; did you mean 'jsonl'"):
+        Output(tmp_path / "x.jsn", SCHEMA, SETTINGS)
+    write(tmp_path / "new" / "folder" / "x.csv", [good("a", "1")])
+
+
+def test_no_score_may_be_nan(out):
+    with (
+        pytest.raises(ValueError, match="not JSON compliant"),
+        Output(out, SCHEMA, SETTINGS) as output,
+    ):
+        output.write([good("a", "1") | {"models": {"x": float("nan")}}])
+    assert read(out) == []
+
+
+def test_run_file_says_how(tmp_path):
+    first, second = tmp_path / "x.jsonl", tmp_path / "x.csv"
+    with Output(first, SCHEMA, SETTINGS) as output:
+        begun = json.loads((tmp_path / "x.jsonl.run.json").read_text())
+        output.write([good("a", "1"), good("b", "2")])
+        output.close({"device": "cpu", "images_per_second": 4.5})
+    write(second, [])
+    run = json.loads((tmp_path / "x.jsonl.run.json").read_text())
+    assert begun["ended"] is None
+    assert (run["schema"], run["rows"], run["settings"]) == ("zeroshot.run/1", SCHEMA, SETTINGS)
+    assert (run["device"], run["images_per_second"]) == ("cpu", 4.5)
+    assert run["ended"] >= run["started"] == begun["started"]
+    assert run["versions"]["torch"]
+    assert (tmp_path / "x.csv.run.json").exists()
+
+
+def test_file_names_that_are_no_unicode_are_found_again(out):
+    path = os.fsdecode(b"caf\xe9.jpg")
+    write(out, [good(path, "1"), good("b.jpg", "2")])
+    with Output(out, SCHEMA, SETTINGS) as output:
+        assert output.holds(path, "1")
+    if out.suffix == ".parquet":
+        read(out)
+    else:
+        out.read_bytes().decode()
+
+
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(path=anything.filter(bool), label=anything, message=anything)
+def test_csv_keeps_any_text(path, label, message):
+    form = formats.Csv(SCHEMA)
+    rows = [good(path, "1", label), bad(path + "x", message=message)]
+    data = form.header + b"".join(map(form.encode, rows))
+    records = form.records(data)
+    assert [(r.path, r.id, r.failed) for r in records] == [
+        (path, "1", False),
+        (path + "x", None, True),
+    ]
+    assert b"".join(r.raw for r in records) == data.removeprefix(form.header)
+    cells = next(csv.reader([records[0].raw.decode()] if "\n" not in label + path else []), None)
+    assert cells is None or not cells[2].startswith(("=", "+", "-", "@", "\t"))
+
+
+names = st.sampled_from("abc")
+some = st.lists(st.tuples(names, st.sampled_from(["1", "2", None])), max_size=6)
+
+
+@given(old=some, new=some)
+def test_merge_loses_no_good_row_but_to_a_newer_one(old, new):
+    def record(number, path, id):
+        return formats.Record(str(number).encode(), path, id, id is None)
+
+    old = [record(number, *key) for number, key in enumerate(old)]
+    new = [record(100 + number, *key) for number, key in enumerate(new)]
+    merged = merge(old, new)
+    assert set(new) <= set(merged)
+    assert len(merged) <= len(old) + len(new)
+    for gone in set(old) - set(merged):
+        taker = merged[old.index(gone)]
+        assert taker in new
+        assert (taker.path, taker.id) != (gone.path, gone.id) or gone.failed
+    for place, record_ in enumerate(merged[: len(old)]):
+        assert record_ == old[place] or record_ in new

@@ -1,0 +1,592 @@
+"""The command line: parse, call one task, show what comes.
+
+Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit codes: 0 done,
+1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model or data is not
+available, 130 interrupted with everything so far written.
+"""
+
+import dataclasses
+import functools
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import click
+import typer
+
+from zeroshot.errors import UserError, ZeroshotError
+
+if TYPE_CHECKING:
+    from zeroshot.images import Source
+    from zeroshot.model_set import ModelSet
+    from zeroshot.records import Output
+    from zeroshot.results import Result
+    from zeroshot.store import EmbeddingCache
+    from zeroshot.tasks.meter import Meter
+
+app = typer.Typer(
+    name="zeroshot",
+    help="Captions and labels from frozen vision and language models, with nothing trained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="Model sets: what there is, what is on this disk, fetching.")
+cache_app = typer.Typer(help="The cache of embeddings: what it holds, making room.")
+app.add_typer(models_app, name="models", no_args_is_help=True)
+app.add_typer(cache_app, name="cache", no_args_is_help=True)
+
+
+def option(*names: str, env: str, help: str, **more: Any) -> Any:
+    """A typer option with its `ZEROSHOT_*` variable."""
+    return typer.Option(*names, envvar=f"ZEROSHOT_{env}", help=help, **more)
+
+
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders (with all below), globs, or - for paths on standard input."
+    ),
+]
+Method = Annotated[
+    str | None, option("--method", env="METHOD", help="The method; 'zeroshot methods' lists them.")
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the method: -o k=45."),
+]
+LanguageModel = Annotated[
+    str | None, option("--lm", env="LM", help="Replace the set's language model.")
+]
+Json = Annotated[bool, option("--json", env="JSON", help="JSON lines on standard output.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The options that all commands on pictures share: models, output, how loud to be."""
+
+    models: Annotated[
+        str,
+        option(
+            "--models",
+            env="MODELS",
+            help="Model set: pocket, base, fast, best, or a directory with a models.toml.",
+        ),
+    ] = "base"
+    encoder: Annotated[
+        str | None,
+        option(
+            "--encoder",
+            env="ENCODER",
+            help="Replace the set's encoder: open_clip:ViT-B-32/openai, hf:./directory; "
+            "'coupled' is the set's own unimodal pair.",
+        ),
+    ] = None
+    device: Annotated[str, option(env="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"],
+        option(env="PRECISION", help="Of the models; scores are always fp32."),
+    ] = "auto"
+    batch_size: Annotated[
+        str,
+        option(env="BATCH_SIZE", help="Pictures at a time; halved when memory runs out."),
+    ] = "auto"
+    out: Annotated[
+        Path | None,
+        option(env="OUT", help="Write rows to a file: .jsonl, .csv, .parquet or .txt."),
+    ] = None
+    json: Json = False
+    overwrite: Annotated[
+        bool,
+        option(
+            "--overwrite/--resume",
+            env="OVERWRITE",
+            help="Begin --out anew, or go on where it stops.",
+        ),
+    ] = False
+    retry_failed: Annotated[
+        bool, option("--retry-failed", env="RETRY_FAILED", help="Try failed rows of --out again.")
+    ] = False
+    limit: Annotated[
+        int | None, option(env="LIMIT", help="Stop after this many pictures.", min=1)
+    ] = None
+    cache: Annotated[
+        bool, option("--cache/--no-cache", env="USE_CACHE", help="Keep and reuse embeddings.")
+    ] = True
+    offline: Annotated[bool, option("--offline", env="OFFLINE", help="Never ask the network.")] = (
+        False
+    )
+    trust_remote_code: Annotated[
+        bool,
+        option(
+            "--trust-remote-code",
+            env="TRUST_REMOTE_CODE",
+            help="Run Python code that comes with a model, with all your rights on this machine.",
+        ),
+    ] = False
+    quiet: Annotated[
+        bool, option("--quiet", "-q", env="QUIET", help="No progress and no summary.")
+    ] = False
+    verbose: Annotated[
+        bool,
+        option("--verbose", "-v", env="VERBOSE", help="Say what was encoded, cached and timed."),
+    ] = False
+
+    def model_set(self, language_model: str | None = None) -> "ModelSet":
+        """The models asked for; nothing is loaded yet."""
+        from zeroshot.model_set import resolve
+
+        return resolve(
+            self.models,
+            encoder=self.encoder,
+            language_model=language_model,
+            device=self.device,
+            precision=self.precision,
+            offline=self.offline,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def open_cache(self) -> "EmbeddingCache":
+        """The user's cache, or one that holds nothing."""
+        from zeroshot.store import EmbeddingCache, NullCache
+
+        return EmbeddingCache() if self.cache else NullCache()
+
+    @property
+    def at_once(self) -> int:
+        """Pictures in a batch."""
+        from zeroshot.tasks.embedding import AUTO_BATCH
+
+        if self.batch_size == "auto":
+            return AUTO_BATCH
+        if not self.batch_size.isdecimal() or int(self.batch_size) == 0:
+            raise UserError(f"--batch-size {self.batch_size}: auto or a number of at least 1")
+        return int(self.batch_size)
+
+    def sources(self, images: Sequence[str]) -> "list[Source]":
+        """The pictures that `images` name; what a folder holds besides is mentioned."""
+        from zeroshot import terminal
+        from zeroshot.images import find
+
+        found = find(images, sys.stdin)
+        if found.left_out and not self.quiet:
+            terminal.say(_left_out(found.left_out))
+        return list(found.sources[: self.limit])
+
+    def show(
+        self,
+        sources: "list[Source]",
+        task: "Callable[[list[Source]], Iterator[Result]]",
+        cache: "EmbeddingCache",
+        meter: "Meter",
+        schema: str,
+        settings: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Run `task` on what is still to do; show and write its results; end with a summary.
+
+        Raises:
+            typer.Exit: with code 3, when a picture failed.
+        """
+        from zeroshot import terminal
+
+        output = self._output(schema, settings)
+        if output is not None:
+            sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
+        try:
+            with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
+                for result in task(sources) if sources else ():
+                    if output is not None:
+                        output.write([result.row()])
+                    screen.add(result, meter)
+        finally:
+            if output is not None:
+                output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
+        if not self.quiet:
+            for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
+                terminal.say(line)
+        if cache.trouble is not None:
+            terminal.say(cache.trouble)
+        if meter.failed:
+            raise typer.Exit(3)
+
+    def _output(self, schema: str, settings: Callable[[], dict[str, Any]]) -> "Output | None":
+        from zeroshot.records import Output, versions
+
+        if self.out is None:
+            return None
+        return Output(
+            self.out,
+            schema,
+            settings() | {"versions": versions()},
+            overwrite=self.overwrite,
+            retry_failed=self.retry_failed,
+        )
+
+    def _shown(self) -> Literal["json", "table", "nothing"]:
+        """JSON when asked for or piped; with a file to fill, rows are shown only when asked for."""
+        if self.json:
+            return "json"
+        if self.out is not None:
+            return "nothing"
+        return "table" if sys.stdout.isatty() else "json"
+
+
+def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `run` becomes the options of `Run`."""
+    own = {n: p for n, p in inspect.signature(command).parameters.items() if n != "run"}
+    hints = get_type_hints(Run, globalns=globals(), include_extras=True)
+    shared = {
+        f.name: inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+        )
+        for f in dataclasses.fields(Run)
+    }
+
+    @functools.wraps(command)
+    def call(**given: Any) -> None:
+        run = Run(**{name: given.pop(name) for name in shared})
+        command(run=run, **given)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
+    parameters += shared.values()
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    return call
+
+
+@app.command()
+@on_pictures
+def caption(
+    run: Run,
+    images: Images,
+    method: Method = None,
+    option: MethodOptions = None,
+    lm: LanguageModel = None,
+) -> None:
+    """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
+    from zeroshot.tasks import caption as task
+    from zeroshot.tasks.meter import Meter
+
+    models, size, meter = run.model_set(lm), run.at_once, Meter()
+    captioner = task.captioner(models, method, _options(option))
+    sources = run.sources(images)
+    with run.open_cache() as cache:
+        run.show(
+            sources,
+            lambda todo: task.caption(todo, models, captioner, cache, meter, batch_size=size),
+            cache,
+            meter,
+            "zeroshot.caption/1",
+            lambda: task.settings(models, captioner),
+        )
+
+
+@app.command()
+@on_pictures
+def classify(
+    run: Run,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        option("--labels", env="LABELS", help="cat,dog,bird, a .txt or .json file, or imagenet."),
+    ] = None,
+    templates: Annotated[
+        str,
+        option(
+            "--templates",
+            env="TEMPLATES",
+            help="simple (7), openai (80), none, 'a photo of a {}', a .txt file, or a .json file "
+            "of sentences per class.",
+        ),
+    ] = "simple",
+    method: Method = None,
+    option: MethodOptions = None,
+    score: Annotated[
+        Literal["auto", "softmax", "sigmoid", "cosine"],
+        option("--score", env="SCORE", help="What a score is; auto is the model's own."),
+    ] = "auto",
+    top_k: Annotated[
+        int, option("--top-k", "-k", env="TOP_K", help="Labels in a row, best first.", min=1)
+    ] = 5,
+    long_text: Annotated[
+        Literal["error", "truncate"],
+        option("--long-text", env="LONG_TEXT", help="Prompts longer than the encoder reads."),
+    ] = "error",
+    embeddings: Annotated[
+        Path | None,
+        option(
+            "--embeddings",
+            env="EMBEDDINGS",
+            help="Score the arrays of an .npz file instead; --out names an .npz file then.",
+        ),
+    ] = None,
+) -> None:
+    """Label pictures, or score arrays of embeddings (--embeddings)."""
+    if embeddings is not None:
+        if images or labels:
+            raise UserError("--embeddings takes neither pictures nor --labels: the file has both")
+        _classify_arrays(run, embeddings, method or "ensemble", _options(option))
+        return
+    if not images or not labels:
+        raise UserError("classify needs pictures and --labels, or --embeddings FILE.npz")
+    from zeroshot import prompts
+    from zeroshot.tasks import classify as task
+    from zeroshot.tasks.meter import Meter
+
+    names = prompts.load_labels(labels)
+    sentences = prompts.expand(names, prompts.load_templates(templates))
+    models, size, meter = run.model_set(), run.at_once, Meter()
+    sources = run.sources(images)
+    with run.open_cache() as cache:
+        ready = task.classifier(
+            models,
+            names,
+            sentences,
+            cache,
+            meter,
+            method=method,
+            options=_options(option),
+            head=None if score == "auto" else score,
+            truncate=long_text == "truncate",
+        )
+        run.show(
+            sources,
+            lambda todo: task.classify(todo, ready, cache, meter, batch_size=size, top_k=top_k),
+            cache,
+            meter,
+            "zeroshot.classify/1",
+            lambda: (
+                task.settings(ready) | {"prompts": prompts.fingerprint(sentences), "top_k": top_k}
+            ),
+        )
+
+
+def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str]) -> None:
+    if run.out is None or run.out.suffix != ".npz":
+        raise UserError("--embeddings needs --out FILE.npz for the scores")
+    if run.out.exists() and not run.overwrite:
+        raise UserError(f"'{run.out}' exists; --overwrite writes over it")
+    from zeroshot import terminal
+    from zeroshot.tasks.arrays import read_arrays, score_arrays, write_arrays
+
+    scored = score_arrays(read_arrays(file), method, options)
+    write_arrays(run.out, scored)
+    if not run.quiet:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())
+        terminal.say(f"wrote {run.out}: {shapes}")
+
+
+@app.command()
+@on_pictures
+def embed(run: Run, images: Images) -> None:
+    """Embed pictures: fill the cache, and give the rows out with --json or --out."""
+    from zeroshot.tasks import embed as task
+    from zeroshot.tasks.meter import Meter
+
+    models, size, meter = run.model_set(), run.at_once, Meter()
+    sources = run.sources(images)
+    with run.open_cache() as cache:
+        run.show(
+            sources,
+            lambda todo: task.embed(todo, models, cache, meter, batch_size=size),
+            cache,
+            meter,
+            "zeroshot.embed/1",
+            lambda: task.settings(models),
+        )
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its paper and options.")] = (
+        None
+    ),
+    json: Json = False,
+) -> None:
+    """Every method, its paper and its options."""
+    from zeroshot import terminal
+    from zeroshot.methods import describe, names
+
+    if name is not None and not json:
+        terminal.show_method(describe(name))
+        return
+    rows = [describe(n) for n in ([name] if name else names())]
+    if json:
+        for row in rows:
+            terminal.print_json(dataclasses.asdict(row))
+    else:
+        terminal.print_table(
+            ("method", "does", "about"), [(r.name, ", ".join(r.does), r.title) for r in rows]
+        )
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The built-in model sets: what is in them, licence, size, whether they are on this disk."""
+    from zeroshot import terminal
+    from zeroshot.models.sets import list_sets
+
+    terminal.print_table(
+        ("set", "about", "licence", "MB", "on disk"),
+        [
+            (x.name, x.about, x.licence, x.megabytes or "", "yes" if s.on_disk else "no")
+            for s in list_sets()
+            for x in [s.spec]
+        ],
+    )
+
+
+@models_app.command("show")
+def models_show(
+    name: Annotated[str, typer.Argument(help="A model set or a directory with a models.toml.")],
+) -> None:
+    """The parts of a model set, and where they are."""
+    from zeroshot import terminal
+    from zeroshot.models.sets import describe
+
+    terminal.print_table(
+        ("part", "model", "directory", "MB"),
+        [
+            (p.part, p.model, str(p.directory or "not on this disk"), p.megabytes)
+            for p in describe(name).parts
+        ],
+    )
+
+
+@models_app.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="A model set, or one model such as hf:org/model.")],
+) -> None:
+    """Fetch a model set, or one model, into the hub's cache (HF_HOME)."""
+    from zeroshot import terminal
+    from zeroshot.models.sets import pull
+
+    for directory in pull(name):
+        terminal.say(f"in {directory}")
+
+
+@cache_app.command("info")
+def cache_info() -> None:
+    """What the cache of embeddings holds, and where it is."""
+    from zeroshot import terminal
+    from zeroshot.store import EmbeddingCache
+
+    with EmbeddingCache() as cache:
+        info = cache.info()
+    terminal.say(f"{info.root}: {info.bytes / 1e6:.1f} MB, {info.files} files known by their hash")
+    terminal.print_table(
+        ("encoder", "kind", "rows", "dim", "MB"),
+        [(s.encoder, s.kind, s.rows, s.dim, round(s.bytes / 1e6, 1)) for s in info.spaces],
+    )
+
+
+@cache_app.command("prune")
+def cache_prune(
+    encoder: Annotated[str | None, typer.Option(help="Rows of this encoder only.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(help="Rows not used for this many days.", min=0)
+    ] = None,
+    max_mb: Annotated[
+        float | None, typer.Option("--max-mb", help="The longest unused, down to this size.", min=0)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="The whole cache.")] = False,
+) -> None:
+    """Make room: by encoder, by age, by size, or all of it."""
+    from zeroshot import terminal
+    from zeroshot.store import EmbeddingCache, erase
+
+    if everything:
+        erase()
+        terminal.say("the cache is empty")
+        return
+    if encoder is None and older_than is None and max_mb is None:
+        raise UserError("say what to prune: --encoder, --older-than, --max-mb or --all")
+    with EmbeddingCache() as cache:
+        freed = cache.prune(
+            encoder=encoder,
+            older_than_days=older_than,
+            max_bytes=None if max_mb is None else int(max_mb * 1e6),
+        )
+    terminal.say(f"{freed} rows removed")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from zeroshot import __version__
+
+        print(f"zeroshot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _zeroshot(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _id(source: "Source", cache: "EmbeddingCache") -> str | None:
+    try:
+        return cache.file_id(source.path or "")
+    except OSError:
+        return None
+
+
+def _left_out(files: tuple[str, ...]) -> str:
+    named = ", ".join(Path(file).name for file in files[:3])
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    holds = "file that holds" if len(files) == 1 else "files that hold"
+    return f"left out {len(files)} {holds} no picture: {named}{more}"
+
+
+def _options(given: list[str] | None) -> dict[str, str]:
+    """`["k=45"]` as a dict; the method's dataclass gives the types."""
+    options = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"-o {text}: options are written KEY=VALUE, for example -o k=45")
+        options[key] = value
+    return options
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of one command; every failure ends as one message on standard error."""
+    from zeroshot import terminal
+
+    try:
+        return app(list(arguments), standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as shown:
+        shown.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ZeroshotError as error:
+        terminal.say(f"error: {error}")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        terminal.say("interrupted; what was written so far stays")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        terminal.say(traceback.format_exc())
+        terminal.say(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
+        return 1

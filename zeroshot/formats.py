@@ -1,0 +1,232 @@
+"""How rows are spelled in a file: JSON lines, CSV, Parquet or plain text.
+
+A format turns a row into bytes, and finds in a file's bytes what its rows are known by.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from zeroshot.errors import NotAvailableError, unknown
+
+Row = Mapping[str, Any]
+"""A result as JSON: `schema`, `path`, `id`, the answer or an `error`, `models`, `method`."""
+
+COLUMNS = {
+    "zeroshot.caption/1": ("caption", "score"),
+    "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
+    "zeroshot.embed/1": ("dim", "embedding"),
+}
+"""A table's columns for each kind of row, between `path, id` and `models, method, error_type,
+error_message`. `label, score, cosine` are those of the best label; lists and objects are JSON.
+"""
+FORMULA = tuple("=+-@\t\r'＝＋－＠")
+"""A text cell that begins so gets an apostrophe before it, lest a spreadsheet compute it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row as it stands in a file."""
+
+    raw: bytes
+    path: str | None
+    id: str | None
+    failed: bool
+
+
+@runtime_checkable
+class Format(Protocol):
+    """How rows are spelled, one after another."""
+
+    header: bytes
+
+    def encode(self, row: Row) -> bytes:
+        """The row, ready to be appended."""
+
+    def records(self, data: bytes) -> list[Record]:
+        """The complete rows behind the header, without a torn last one; ValueError for no rows."""
+
+
+def to_json(value: object) -> str:
+    """One line; ValueError for what is not finite."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def utf8(text: str) -> bytes:
+    r"""Valid UTF-8 also of a file name that is none: its stray bytes become `\udcff` as in JSON."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+class JsonLines:
+    """One object per line."""
+
+    header = b""
+
+    def encode(self, row: Row) -> bytes:
+        """The row as it is."""
+        return utf8(to_json(row)) + b"\n"
+
+    def records(self, data: bytes) -> list[Record]:
+        """Each complete line."""
+        return [self._record(line) for line in re.findall(rb"[^\n]*\n", data)]
+
+    def _record(self, line: bytes) -> Record:
+        row = json.loads(line)
+        if not isinstance(row, dict) or "path" not in row:
+            raise ValueError(f"no row: {line[:60]!r}")
+        failed = bool(row.get("error") or row.get("error_type"))
+        return Record(line, row["path"], row.get("id"), failed)
+
+
+def columns(schema: str) -> tuple[str, ...]:
+    """All columns of a table of such rows."""
+    return ("path", "id", *COLUMNS[schema], "models", "method", "error_type", "error_message")
+
+
+def flat(row: Row, schema: str) -> dict[str, Any]:
+    """A row as the cells of a table."""
+    error = row.get("error") or {}
+    cells = {**_best(row), **row}
+    cells |= {"error_type": error.get("type"), "error_message": error.get("message")}
+    return {name: _cell(cells.get(name)) for name in columns(schema)}
+
+
+def _best(row: Row) -> Row:
+    """The best label with its numbers; nothing where the row has no labels."""
+    labels: Sequence[Row] = row.get("labels") or [{}]
+    return labels[0]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return utf8(value).decode()
+    return to_json(value) if isinstance(value, Mapping | Sequence) else value
+
+
+class Csv:
+    """A table with a header; text that a spreadsheet would compute is kept from it."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.header = self._line(columns(schema))
+
+    def _line(self, cells: Iterable[object]) -> bytes:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        return utf8(line.getvalue())
+
+    def encode(self, row: Row) -> bytes:
+        """The row's cells; empty for what it does not have."""
+        return self._line(_guarded(cell) for cell in flat(row, self.schema).values())
+
+    def records(self, data: bytes) -> list[Record]:
+        """Each complete line, or lines where a cell has line breaks."""
+        if self.header.startswith(data):
+            return []
+        if not data.startswith(self.header):
+            raise ValueError("it has other columns")
+        records, raw = [], b""
+        for line in re.findall(rb"[^\n]*\n", data.removeprefix(self.header)):
+            raw += line
+            if raw.count(b'"') % 2 == 0:  # no cell is open
+                records.append(self._record(raw))
+                raw = b""
+        if raw.count(b"\n") > 1:  # more than a torn row: nothing is given up for a stray quote
+            raise ValueError(f"a quote is open from {raw[:60]!r} on")
+        return records
+
+    def _record(self, raw: bytes) -> Record:
+        cells = next(csv.reader(io.StringIO(raw.decode(), newline="")))
+        if len(cells) != len(columns(self.schema)):
+            raise ValueError(f"no row: {raw[:60]!r}")
+        named = {
+            name: cell.removeprefix("'") or None
+            for name, cell in zip(columns(self.schema), cells, strict=True)
+        }
+        return Record(raw, named["path"], named["id"], named["error_type"] is not None)
+
+
+def _guarded(cell: object) -> object:
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
+class FlatLines(JsonLines):
+    """The cells of a table as one object per line: what becomes Parquet."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+
+    def encode(self, row: Row) -> bytes:
+        """The row's cells."""
+        return super().encode(flat(row, self.schema))
+
+
+class Text:
+    """One caption or best label per line, an empty line for a failure: in the order of inputs."""
+
+    header = b""
+
+    def encode(self, row: Row) -> bytes:
+        """The caption or the label."""
+        said = row.get("caption") or _best(row).get("label") or ""
+        return utf8(" ".join(said.split())) + b"\n"
+
+    def records(self, data: bytes) -> list[Record]:
+        """None can be told, as the lines do not say whose they are."""
+        if data:
+            raise ValueError("plain text holds no paths, so it cannot be continued")
+        return []
+
+
+def pyarrow() -> Any:
+    """The library, imported when it is needed; NotAvailableError says how to get it."""
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet
+    except ImportError:
+        raise NotAvailableError(
+            "Parquet needs pyarrow: pip install 'zeroshot[data]', or choose .jsonl or .csv"
+        ) from None
+    return arrow
+
+
+def to_parquet(lines: bytes, schema: str) -> bytes:
+    """The table of `FlatLines`."""
+    arrow = pyarrow()
+    special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
+    special["abstained"] = arrow.bool_()
+    types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
+    rows = [json.loads(line) for line in lines.split(b"\n") if line]
+    table = arrow.Table.from_pylist(rows, schema=types)
+    sink = io.BytesIO()
+    arrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def from_parquet(path: Path) -> bytes:
+    """The `FlatLines` of a table."""
+    table = pyarrow().parquet.read_table(path)
+    return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())
+
+
+def format_for(path: Path, schema: str) -> Format:
+    """The format that the suffix names; UserError for another one."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix == "parquet":
+        pyarrow()
+    formats: dict[str, Format] = {
+        "jsonl": JsonLines(),
+        "csv": Csv(schema),
+        "parquet": FlatLines(schema),
+        "txt": Text(),
+    }
+    if suffix not in formats:
+        raise unknown("output format", suffix, formats)
+    return formats[suffix]

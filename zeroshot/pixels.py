@@ -1,0 +1,164 @@
+"""From the bytes of a picture file to an upright RGB image.
+
+Six formats are decoded: JPEG (and the first picture of an MPO), PNG, WebP, GIF and TIFF (first
+frame or page) and BMP. Embedded colour profiles are not applied, as the encoders' own
+preprocessing never did.
+"""
+
+import io
+import re
+
+import numpy as np
+import PIL.Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from zeroshot.errors import UnreadableImageError
+
+MAX_RATIO = 200
+"""Long side to short side. An encoder that brings the short side of a 65500 x 1 picture to 224
+would make 3 gigapixels of it."""
+
+OPENERS: dict[str, tuple[re.Pattern[bytes], type[ImageFile]]] = {
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    "GIF": (re.compile(rb"GIF8[79]a"), GifImageFile),
+    "BMP": (re.compile(rb"BM"), BmpImageFile),
+    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+}
+"""What files of each format begin with, and what opens them.
+
+The openers are called directly: `PIL.Image.open` checks for decompression bombs by a global limit
+and by a warning, neither of which is safe to change while other threads decode.
+"""
+
+OTHER_KINDS = (
+    (rb"\Z", "an empty file"),
+    (rb"version https://git-lfs", "a Git LFS pointer (fetch it with 'git lfs pull')"),
+    (rb"....ftyp(hei|mif1|msf1)", "a HEIC picture"),
+    (rb"....ftypavi", "an AVIF picture"),
+    (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video"),
+    (rb"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (rb"8BPS", "a Photoshop picture"),
+    (rb"\0\0\x01\0", "an icon"),
+    (rb"%PDF", "a PDF document"),
+    (rb"PK\x03\x04|\x1f\x8b", "an archive"),
+    (rb"MZ|\x7fELF", "a program"),
+    (rb"\0+\Z", "a file of zero bytes only"),
+    (rb"(?i:[^<]*<(!doctype html|html))", "a web page"),
+    (rb"(?i:\s*<[^\0]*svg)", "an SVG drawing"),
+    (rb"[^\0-\x08\x0b\x0e-\x1a\x1c-\x1f]+\Z", "a text file"),
+    (rb"", "a file of an unknown kind"),
+)
+"""How other files begin, as far as their first 4096 bytes tell; the first that fits counts."""
+
+UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what undoes it."""
+
+
+def _other_kind(data: bytes) -> UnreadableImageError:
+    head = data[:4096]
+    what = next(what for kind, what in OTHER_KINDS if re.match(kind, head, re.DOTALL))
+    kinds = ", ".join(OPENERS)
+    return UnreadableImageError(
+        f"{what}; read are {kinds}" if what.endswith("picture") else f"{what}, not a picture"
+    )
+
+
+def _broken(kind: str, error: Exception) -> UnreadableImageError:
+    fault = "truncated" if "truncated" in str(error).lower() else "damaged"
+    return UnreadableImageError(f"{fault} {kind} ({error})")
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise UnreadableImageError(f"a picture of {width} x {height} pixels")
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 1e6:g} megapixels"
+        raise UnreadableImageError(f"{width} x {height} pixels are more than {limit}")
+    if max(size) > MAX_RATIO * min(size):
+        raise UnreadableImageError(f"{width} x {height} pixels are too narrow to be encoded")
+
+
+def _eight_bits(image: Image) -> Image:
+    """Grey values of 16 bits (`I` as Pillow holds some of them) or of floats in 0..1."""
+    values = np.asarray(image)
+    top = 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):  # also where a NaN is
+        raise UnreadableImageError(f"grey values outside 0..{top}; convert it to 8 bits first")
+    return PIL.Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+
+def _to_rgb(image: Image) -> Image:
+    """RGB; transparency lies on white, as pages and viewers show cut-outs and logos.
+
+    Dropping the alpha channel instead would uncover whatever colour the file holds there.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", layer.size, "white")
+        return PIL.Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _turn(image: Image) -> PIL.Image.Transpose | None:
+    """What EXIF or XMP asks for; nothing where they cannot be parsed, as viewers do."""
+    try:
+        return UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken tags raise anything
+        return None
+
+
+def _checked(image: Image, max_pixels: int) -> Image:
+    """A new upright RGB picture without metadata (it would ask to be turned once more)."""
+    _check_size(image.size, max_pixels)
+    image.load()
+    turn = _turn(image)
+    picture = _to_rgb(image)
+    picture.info = {}
+    return picture if turn is None else picture.transpose(turn)
+
+
+def upright(image: Image, max_pixels: int, kind: str = "picture") -> Image:
+    """A PIL image, loaded or not, as a new upright RGB image without metadata.
+
+    UnreadableImageError where it has more than `max_pixels`, is extremely narrow or broken.
+    """
+    try:
+        return _checked(image, max_pixels)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # decoders meet broken files with every kind of exception
+        raise _broken(kind, error) from error
+
+
+def decode(data: bytes, max_pixels: int) -> Image:
+    """As `upright`, of the bytes of a file; also refuses what is none of the six formats."""
+    kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
+    if kind is None:
+        raise _other_kind(data)
+    try:
+        image = OPENERS[kind][1](io.BytesIO(data))
+    except Exception as error:  # as above
+        raise _broken(kind, error) from error
+    with image:
+        return upright(image, max_pixels, kind)
