@@ -517,12 +517,13 @@ def cache_prune(
     terminal.say(f"{freed} rows removed")
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from zeroshot import __version__
 
         print(f"zeroshot {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from zeroshot.errors import UserError
 from zeroshot.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
@@ -175,7 +175,7 @@ class Output:
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_run(ended=ended, rows_before=before, **(summary or {}))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Output":
         return self
 
     def __exit__(

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import platformdirs
@@ -539,7 +539,7 @@ class EmbeddingCache:
             self._write(self._save_hashes)
         self._db.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EmbeddingCache":
         return self
 
     def __exit__(

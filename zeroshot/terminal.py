@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -77,7 +77,7 @@ class Screen:
         )
         self.task = self.progress.add_task("loading models", total=total, rate="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Screen":
         self.progress.start()
         return self
 

@@ -67,7 +67,7 @@ def test_precisions(bf16, device, precision, expected, machine):
 
 
 def test_an_unknown_precision():
-    with pytest.raises(UserError, match="unknown precision 'half'; .*auto, bf16, fp16, fp32"):
+    with pytest.raises(UserError, match=r"unknown precision 'half'; .*auto, bf16, fp16, fp32"):
         resolve_precision("half", torch.device("cpu"))
 
 

@@ -199,6 +199,19 @@ def test_the_transformers_path_never_imports_torchvision(directory_of):
     assert run.stderr == ""
 
 
+def test_the_numbers_do_not_depend_on_whether_torchvision_is_there(directory_of):
+    code = """if True:
+        import sys
+        import torchvision
+        from zeroshot import models
+        from transformers.utils import is_torchvision_available
+        assert is_torchvision_available()
+        processor = models.load(sys.argv[1]).image_processor
+        assert type(processor).__name__ == "CLIPImageProcessorPil", type(processor)
+    """
+    subprocess.run([sys.executable, "-c", code, str(directory_of("clip"))], check=True, timeout=120)
+
+
 def test_importing_the_package_is_cheap():
     code = """if True:
         import sys

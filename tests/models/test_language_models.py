@@ -92,7 +92,7 @@ def test_more_tokens_than_positions_are_refused(name, loaded):
     model = loaded(name)
     assert model.context_length == 32
     cache = model.forward(torch.ones(1, 32, dtype=torch.long)).cache
-    with pytest.raises(UserError, match="33 tokens.* has 32 positions"):
+    with pytest.raises(UserError, match=r"33 tokens.* has 32 positions"):
         model.forward(torch.ones(1, 1, dtype=torch.long), cache)
 
 
@@ -156,7 +156,10 @@ def test_clean_up_follows_the_tokenizers_configuration(setting, expected, direct
 def test_a_model_whose_logits_are_not_its_head_is_refused(tmp_path):
     tokenizer = tiny.llama_tokenizer()
     config = tr.GemmaConfig(
-        **{**tiny.TEXT, "max_position_embeddings": 32}, head_dim=8, vocab_size=len(tokenizer)
+        **{**tiny.TEXT, "max_position_embeddings": 32},
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
     )
     capped = tr.Gemma2Config(
         **{**tiny.TEXT, "max_position_embeddings": 32},

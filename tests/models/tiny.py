@@ -211,12 +211,12 @@ def align(directory):
     tokenizer = bert_tokenizer()
     vision = {
         "image_size": 32,
-        "width_coefficient": 1.0,
+        "width_coefficient": 0.25,
         "depth_coefficient": 0.25,
         "hidden_dim": 16,
         "kernel_sizes": [3, 3],
         "in_channels": [8, 8],
-        "out_channels": [8, 16],
+        "out_channels": [8, 64],
         "strides": [1, 2],
         "num_block_repeats": [1, 1],
         "expand_ratios": [1, 2],

@@ -21,7 +21,6 @@ cannot win are not looked ahead on (`decoding.py`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-from unicodedata import category
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +33,6 @@ from zeroshot.models.base import DualEncoder, LanguageModel
 
 WINDOW = 60
 """Tokens of the language model the encoder is shown, the last ones (the authors' limit)."""
-HALF = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -67,21 +65,7 @@ class MagicGuide:
         """The last `WINDOW` tokens as text; a closing end token says nothing about the picture."""
         window = tokens[-WINDOW:]
         ended = window[-1] == self.language_model.end
-        return printable(self.language_model.decode(window[:-1] if ended else window))
-
-
-def printable(text: str) -> str:
-    """`text` without control characters and U+FFFD, the sign for half a character.
-
-    A byte-level token can end inside a character. The authors' tokenizer (transformers 4) dropped
-    such signs before the encoder saw them; that of transformers 5 keeps them, and the scores of
-    whole texts change with them.
-    """
-    if text.isprintable() and HALF not in text:
-        return text
-    return "".join(
-        c for c in text if c.isspace() or (c != HALF and not category(c).startswith("C"))
-    )
+        return self.language_model.decode(window[:-1] if ended else window)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ftfy
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
@@ -139,12 +140,26 @@ def without_punctuation(text: str) -> str:
     return " ".join(text.lower().translate(PUNCTUATION).split())
 
 
+def repaired(text: str) -> str:
+    """Broken Unicode, control characters and typographic quotes as OpenAI's tokenizer has them.
+
+    Transformers 4 did this in its CLIP tokenizer where ftfy was installed, open_clip does; the
+    tokenizer of transformers 5 does not, and control characters change its tokens.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text  # ftfy has nothing to do here, and takes its time over it
+    fixed: str = ftfy.fix_text(text)
+    return fixed
+
+
 def _prepare(files: Files, family: Family) -> Callable[[str], str]:
     """What a text goes through before the tokenizer.
 
     SigLIP was trained without punctuation and capitals, SigLIP 2 (whose tokenizer is Gemma's, also
     where its `model_type` is `siglip`) without capitals. Not every published tokenizer does this.
     """
+    if files.read("config.json")["model_type"] == "clip":
+        return repaired
     if not family.padded:
         return as_is
     kind = files.read("tokenizer_config.json").get("tokenizer_class")

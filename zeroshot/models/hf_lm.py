@@ -132,7 +132,8 @@ def _verify(language_model: TransformersLanguageModel) -> None:
     if not all(isinstance(layer, hf.DynamicLayer) for layer in step.cache.layers):
         raise UserError(f"{language_model.name}: its cache is not made of keys and values alone")
     own = model(probe.to(model.device)).logits[:, -1].float()
-    if not torch.allclose(language_model.logits(step.hidden[:, -1]), own, atol=1e-3, rtol=1e-2):
+    apart = (language_model.logits(step.hidden[:, -1]) - own).abs().max()
+    if apart > 0.05 * own.std():  # half precision stays well below
         raise UserError(
             f"{language_model.name}: its logits are not its head on the last hidden state"
         )

@@ -129,10 +129,13 @@ def load_text_encoder(
     model, _ = hf.load_model(
         auto_class, files, device, dtype, trust_remote_code, spare=("pooler.",)
     )
+    tokenizer = hf.load_tokenizer(files, trust_remote_code)
+    if tokenizer.pad_token is None:  # of a language model; the mask hides whatever pads
+        tokenizer.pad_token = tokenizer.eos_token
     return TransformersTextEncoder(
         f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
         model,
-        hf.load_tokenizer(files, trust_remote_code),
+        tokenizer,
         read_recipe(files, device),
     )
 

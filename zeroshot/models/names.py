@@ -138,7 +138,7 @@ def _directory(target: str, root: Path | None) -> Path:
 
 
 def _is_path(target: str, directory: Path) -> bool:
-    return target.startswith((".", "/", "~")) or directory.is_dir()
+    return bool(target) and (target.startswith((".", "/", "~")) or directory.is_dir())
 
 
 def _architectures() -> list[str]:

@@ -1,7 +1,7 @@
 """Batches that shrink when memory runs out."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -10,7 +10,7 @@ class Sliceable(Protocol):
     """A sequence or a tensor."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, places: slice, /) -> Self: ...
+    def __getitem__(self, places: slice, /) -> Any: ...
 
 
 Items = TypeVar("Items", bound=Sliceable)
