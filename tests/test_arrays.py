@@ -74,7 +74,7 @@ def test_arrays_that_do_not_fit(change, message):
 def test_files_that_are_no_arrays(tmp_path):
     text = tmp_path / "x.npz"
     text.write_text("hello")
-    with pytest.raises(UserError, match="not an .npz file"):
+    with pytest.raises(UserError, match=r"not an \.npz file"):
         read_arrays(text)
     np.savez(tmp_path / "objects.npz", images=np.array([{}, []], dtype=object))
     with pytest.raises(UserError, match="plain arrays"):

@@ -141,12 +141,13 @@ def test_the_same_picture_under_another_name_is_a_hit(zeroshot, tmp_path):
     assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_paths_on_standard_input(zeroshot, monkeypatch):
-    import io
-
+def test_paths_on_standard_input(zeroshot, monkeypatch, tmp_path):
     paths = [str(MAGIC / f"image_{i}.png") for i in (3, 1)]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(paths) + "\n"))
-    code, rows, _ = zeroshot("embed", "-", *ENCODER)
+    listing = tmp_path / "paths"
+    listing.write_text("\n".join(paths) + "\n")
+    with listing.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, rows, _ = zeroshot("embed", "-", *ENCODER)
     assert code == 0
     assert [row["path"] for row in rows] == paths
 
@@ -178,7 +179,7 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
     arguments = ["classify", mixed, *ENCODER, "--labels", "cat,dog", "--out", out]
     zeroshot(*arguments)
     (mixed / "empty.png").write_bytes((MAGIC / "image_0.png").read_bytes())
-    code, _, err = zeroshot(*arguments, "--retry-failed")
+    code, _, _ = zeroshot(*arguments, "--retry-failed")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 5
     assert [Path(r["path"]).name for r in rows if "error" in r] == ["broken.jpg", "notes.txt"]

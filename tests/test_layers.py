@@ -7,12 +7,13 @@ PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
     {"errors", "ops", "metrics", "prompts"},
     {"models.base"},
-    {"images", "records", "store", "models"},
+    {"images", "formats", "records", "store", "models"},
     {"decoding"},
     {"methods"},
-    {"coupled", "model_set"},
+    {"coupled", "model_set", "results"},
     {"tasks"},
-    {"evaluate", "scale"},
+    {"evaluate", "scale", "api"},
+    {"terminal"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base"}

@@ -68,7 +68,9 @@ class ToyEncoder:
             sum((self.table[ord(c) % 128] * (1 + i % 3) for i, c in enumerate(text)), torch.ones(5))
             for text in texts
         ]
-        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+        return (
+            torch.nn.functional.normalize(torch.stack(rows), dim=-1) if rows else torch.zeros(0, 5)
+        )
 
     def encode_images(self, images: Sequence[object]) -> Tensor:
         raise NotImplementedError

@@ -6,7 +6,6 @@ from typing import Any
 from zeroshot import images as pictures
 from zeroshot import models as loaders
 from zeroshot import prompts
-from zeroshot.errors import UserError
 from zeroshot.images import Input
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
@@ -138,10 +137,4 @@ def embed(
 
 
 def _set(models: str | ModelSet) -> ModelSet:
-    if isinstance(models, ModelSet):
-        return models
-    if not isinstance(models, str):
-        raise UserError(
-            f"models is the name or directory of a model set, not {type(models).__name__}"
-        )
-    return resolve(models)
+    return models if isinstance(models, ModelSet) else resolve(models)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-import click
 import typer
 
 from zeroshot.errors import UserError, ZeroshotError
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from zeroshot.results import Result
     from zeroshot.store import EmbeddingCache
     from zeroshot.tasks.meter import Meter
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="zeroshot",
@@ -172,7 +173,7 @@ class Run:
         from zeroshot import terminal
         from zeroshot.images import find
 
-        found = find(images, sys.stdin)
+        found = find(images)
         if found.left_out and not self.quiet:
             terminal.say(_left_out(found.left_out))
         return list(found.sources[: self.limit])
@@ -571,19 +572,15 @@ def run(arguments: Sequence[str]) -> int:
     from zeroshot import terminal
 
     try:
-        return app(list(arguments), standalone_mode=False) or 0
-    except click.exceptions.NoArgsIsHelpError as shown:
-        shown.show()
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        app(list(arguments))
+    except SystemExit as done:  # typer's way to end, usage errors printed
+        code = int(done.code or 0)
+        if code == INTERRUPTED:
+            terminal.say("interrupted; what was written so far stays")
+        return code
     except ZeroshotError as error:
         terminal.say(f"error: {error}")
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        terminal.say("interrupted; what was written so far stays")
-        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -591,3 +588,4 @@ def run(arguments: Sequence[str]) -> int:
         terminal.say(traceback.format_exc())
         terminal.say(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
         return 1
+    return 0

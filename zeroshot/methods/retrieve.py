@@ -1,7 +1,9 @@
 """Captioning by retrieval: the best caption of a pool, nothing generated.
 
-The baseline every captioner has to beat: with CLIP and the training captions it scores higher
-than MaGiC does (MeaCap, arXiv:2403.03715, table 1).
+    caption(x) = argmax_j cos(text_j, x)
+
+The baseline every captioner has to beat: with CLIP and the training captions of COCO it reaches
+CIDEr 53.4 where MaGiC reaches 49.3 (as Zeng et al. 2024, "MeaCap", report).
 """
 
 from dataclasses import dataclass

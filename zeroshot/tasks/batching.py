@@ -1,11 +1,12 @@
 """Batches that shrink when memory runs out."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 
+@runtime_checkable
 class Sliceable(Protocol):
     """A sequence or a tensor."""
 

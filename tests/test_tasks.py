@@ -1,0 +1,246 @@
+"""Tasks and the Python interface, on the pocket set and on the tiny models of the parity data."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import zeroshot
+from tests.toy import ToyEncoder
+from zeroshot.coupled import CoupledEncoder, calibrate
+from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.methods.asif import ASIF
+from zeroshot.model_set import read_anchors, resolve
+from zeroshot.ops import matching_scale, normalize
+from zeroshot.store import EmbeddingCache, NullCache
+from zeroshot.tasks.batching import in_batches
+from zeroshot.tasks.embedding import embed_pictures, embed_texts, ragged
+from zeroshot.tasks.meter import Meter
+
+MAGIC = Path(__file__).parent / "data" / "magic"
+PICTURES = [MAGIC / f"image_{i}.png" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return resolve(encoder=f"hf:{MAGIC / 'clip'}", language_model=f"hf:{MAGIC / 'lm'}")
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    return resolve("pocket", encoder="coupled")
+
+
+# Python
+
+
+def test_captions_of_paths_pictures_and_bytes(tiny):
+    mixed = [PICTURES[0], Image.open(PICTURES[1]).convert("RGB"), PICTURES[2].read_bytes()]
+    results = zeroshot.caption(mixed, tiny, k=5, max_tokens=4)
+    alone = [zeroshot.caption(p, tiny, k=5, max_tokens=4)[0] for p in PICTURES[:3]]
+    assert [r.caption for r in results] == [r.caption for r in alone]
+    assert results[0].path == str(PICTURES[0])
+    assert results[1].path is None
+    assert results[2].id == alone[2].id
+
+
+def test_results_show_as_a_table_in_a_notebook(tiny, tmp_path):
+    broken = tmp_path / "<b>.png"
+    broken.write_bytes(b"no picture")
+    results = zeroshot.classify([PICTURES[0], broken], ["cat", "d<og"], tiny)
+    assert [r.error is None for r in results] == [True, False]
+    assert len(results.failed) == 1
+    page = results._repr_html_()
+    assert page.count("<tr>") == 2
+    assert page.count("data:image/png;base64,") == 1
+    assert "&lt;b&gt;.png" in page
+    assert "d&lt;og" in page
+    assert "<table>" in results[0]._repr_html_()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        results[0].labels = ()
+
+
+def test_load_gives_models_and_sets():
+    assert zeroshot.load(f"hf:{MAGIC / 'clip'}").logit_scale == pytest.approx(100)
+    assert (
+        zeroshot.load("pocket").language_model.start != zeroshot.load("pocket").language_model.end
+    )
+    with pytest.raises(AttributeError, match="no attribute 'captoin'"):
+        zeroshot.captoin  # noqa: B018
+
+
+def test_prompt_methods_change_scores_and_keep_order(tiny):
+    by_mode = {
+        mode: zeroshot.classify(PICTURES, ["a to", "ing"], tiny, mode=mode, top_k=2)
+        for mode in ("embed", "score", "prob", "max")
+    }
+    for results in by_mode.values():
+        assert [Path(r.path).name for r in results] == [p.name for p in PICTURES]
+        for r in results:
+            assert sum(x.score for x in r.labels) == pytest.approx(1, abs=1e-5)
+
+
+# A coupled pair in a dual encoder's place
+
+
+def test_a_coupling_labels_captions_and_embeds(coupled):
+    for method in (None, "asif", "ensemble"):
+        [result] = zeroshot.classify(PICTURES[0], ["red circle", "blue star"], coupled, method)
+        assert sum(x.score for x in result.labels) == pytest.approx(1, abs=1e-5)
+        assert set(result.models) == {"image_encoder", "text_encoder", "coupling"}
+    [guided] = zeroshot.caption(PICTURES[0], coupled, k=3, max_tokens=3)
+    assert guided.caption
+    [found] = zeroshot.caption(PICTURES[0], coupled, "retrieve")
+    assert found.caption in coupled.anchors.captions
+    [row] = zeroshot.embed(PICTURES[0], coupled)
+    assert np.linalg.norm(row.embedding) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_coupled_encoder_is_a_dual_encoder(coupled):
+    encoder = coupled.encoder
+    picture = Image.open(PICTURES[0]).convert("RGB")
+    image, text = encoder.encode_images([picture]), encoder.encode_texts(["a red circle"])
+    assert image.shape == text.shape == (1, len(coupled.anchors.images))
+    torch.testing.assert_close(image.norm(dim=1), torch.ones(1))
+    fitted = encoder.coupling
+    raw = fitted.scores(
+        encoder.image_encoder.encode_images([picture]),
+        encoder.text_encoder.encode_texts(["a red circle"])[None],
+    )
+    described = fitted.map_images(encoder.image_encoder.encode_images([picture]))
+    torch.testing.assert_close(raw / described.norm(), image @ text.T)
+    assert coupled.anchors.fingerprint in encoder.name
+
+
+def test_the_scale_of_a_coupling_is_the_most_likely_one():
+    """Against a scan of the negative log-likelihood."""
+    similarity = torch.rand(40, 40, generator=torch.Generator().manual_seed(0))
+    similarity += 0.4 * torch.eye(40)
+    scales = torch.linspace(1, 60, 5901)
+    losses = [-(s * similarity).log_softmax(1).diagonal().mean() for s in scales]
+    best = float(scales[int(torch.stack(losses).argmin())])
+    assert matching_scale(similarity) == pytest.approx(best, abs=0.05)
+    pairs = normalize(torch.randn(30, 5))
+    assert calibrate(ASIF(k=5), pairs, pairs) == 20.0, "too few pairs to hold any out"
+
+
+def test_a_set_without_a_part_says_so(tiny):
+    with pytest.raises(UserError, match="no coupled pair"):
+        _ = tiny.coupled
+    with pytest.raises(UserError, match="no anchors"):
+        zeroshot.caption(PICTURES[0], tiny, "retrieve")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": torch.ones(3, 2)}, "two arrays: images, texts"),
+        ({"images": torch.ones(3, 2), "texts": torch.ones(4, 2)}, r"\[3, 2\] and texts \[4, 2\]"),
+        ({"images": torch.zeros(3, 2), "texts": torch.ones(3, 2)}, "images has a row that is zero"),
+        ({"images": torch.ones(3, 2), "texts": torch.full((3, 2), torch.nan)}, "texts has a row"),
+    ],
+)
+def test_anchors_that_are_wrong(tmp_path, arrays, message):
+    save_file(arrays, tmp_path / "anchors.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_anchors(tmp_path / "anchors.safetensors")
+
+
+def test_anchor_files_that_are_wrong(tmp_path):
+    path = tmp_path / "anchors.safetensors"
+    with pytest.raises(NotAvailableError, match="not there"):
+        read_anchors(path)
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        read_anchors(path)
+    save_file({"images": torch.ones(2, 3), "texts": torch.ones(2, 3)}, path)
+    assert read_anchors(path).captions == ()
+    path.with_suffix(".jsonl").write_text('{"captions": ["a", "b"]}\n')
+    with pytest.raises(UserError, match="1 lines for 2 anchors"):
+        read_anchors(path)
+    path.with_suffix(".jsonl").write_text('{"captions": ["a", "b"]}\n{"captions": ["b"]}\n')
+    assert read_anchors(path).captions == ("a", "b")
+
+
+# Batches and counts
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on():
+    sizes = []
+
+    def work(items):
+        sizes.append(len(items))
+        if len(items) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [2 * i for i in items]
+
+    answers = [a for _, batch in in_batches(work, list(range(10)), 8) for a in batch]
+    assert answers == [2 * i for i in range(10)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2]
+
+    def never_fits(items):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="allocate"):
+        list(in_batches(never_fits, [1, 2], 2))
+
+    def broken(items):
+        sizes.append(-1)
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="mismatch"):
+        list(in_batches(broken, [1, 2], 2))
+    assert sizes.count(-1) == 1, "another error is not tried again"
+
+
+class CountingEncoder(ToyEncoder):
+    """Pictures by their mean colour; counts what it is given."""
+
+    calls: list[int]
+
+    def encode_images(self, images):
+        self.calls = [*getattr(self, "calls", []), len(images)]
+        rows = torch.tensor([[*np.asarray(i).mean((0, 1)), 1.0] for i in images])
+        return normalize(rows.float())
+
+
+def test_each_different_content_is_encoded_once_and_in_order(tmp_path):
+    from zeroshot.images import find
+
+    copies = []
+    for i, source in enumerate([0, 1, 0, 2, 1, 0]):
+        copies.append(tmp_path / f"{i}.png")
+        copies[-1].write_bytes(PICTURES[source].read_bytes())
+    copies.insert(3, tmp_path / "missing.png")
+    encoder, meter = CountingEncoder(), Meter()
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        batches = list(embed_pictures(find(copies).sources, encoder, cache, meter, batch_size=2))
+        rows = torch.cat(
+            [b.rows if b.rows.shape[1] else torch.zeros(len(b.sources), 4) for b in batches]
+        )
+        assert [f is not None for b in batches for f in b.failures] == [i == 3 for i in range(7)]
+        expected = encoder.encode_images([Image.open(p).convert("RGB") for p in PICTURES[:3]])
+        torch.testing.assert_close(rows[[0, 1, 2, 4, 5, 6]], expected[[0, 1, 0, 2, 1, 0]])
+        assert sum(encoder.calls) - 3 <= 4
+        encoder.calls = []
+        again = list(embed_pictures(find(copies).sources, encoder, cache, Meter(), batch_size=3))
+        assert encoder.calls == []
+        assert sum(len(b.readable) for b in again) == 6
+        texts = embed_texts(["x", "y", "x"], encoder, cache, meter)
+        assert (meter.texts_encoded, meter.texts_cached) == (2, 0)
+        torch.testing.assert_close(embed_texts(["y", "x"], encoder, cache, meter), texts[[1, 0]])
+        assert (meter.texts_encoded, meter.texts_cached) == (2, 2)
+    with NullCache() as nothing:
+        list(embed_pictures(find(copies).sources, encoder, nothing, Meter()))
+        assert sum(encoder.calls) > 0
+
+
+def test_ragged_prompts_by_hand():
+    rows = torch.arange(1.0, 7.0)[:, None]
+    block, mask = ragged(rows, [1, 3, 2])
+    assert mask.tolist() == [[True, False, False], [True] * 3, [True, True, False]]
+    assert block[..., 0].tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0]]
