@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
     {"errors", "ops", "metrics", "prompts"},
     {"models.base"},
-    {"images", "formats", "records", "store", "models"},
+    {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding"},
     {"methods"},
     {"coupled", "model_set", "results"},

@@ -1,0 +1,18 @@
+"""Caption pictures: `python examples/caption.py [FOLDER] [MODEL SET]`."""
+
+import sys
+from pathlib import Path
+
+import zeroshot
+
+SCENES = Path(__file__).parent / "scenes"
+
+
+def main(folder: str = str(SCENES), models: str = "pocket") -> None:
+    for result in zeroshot.caption(folder, models=models):
+        said = result.caption if result.error is None else f"({result.error.message})"
+        print(f"{Path(result.path or '').name}: {said}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
