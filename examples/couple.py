@@ -1,9 +1,9 @@
 """Couple two encoders that never met, by ASIF: `python examples/couple.py`.
 
-The pocket set's image encoder has seen no text and its text encoder no picture. Pairs of a picture's
-row and its caption's row are all that joins them; here those pairs come with the set. To couple your
-own encoders, encode your captioned pictures and write the two arrays as `anchors.safetensors` beside
-a `models.toml` (docs/models.md).
+The pocket set's image encoder has seen no text, its text encoder no picture. Pairs of a picture's
+row and its caption's row are all that joins them; here those pairs come with the set. To couple
+your own encoders, encode your captioned pictures and write the two arrays as `anchors.safetensors`
+beside a `models.toml` (docs/models.md).
 """
 
 from pathlib import Path

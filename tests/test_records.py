@@ -157,7 +157,8 @@ def test_a_changed_picture_gets_a_new_row_in_the_old_ones_place(out):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_a_cut_anywhere_loses_one_row_at_most(tmp_path, suffix):
+def test_a_cut_anywhere_loses_one_row_at_most(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # a thousand runs
     whole = tmp_path / f"whole.{suffix}"
     rows = [good("a,ö.jpg", "1", 'say "a"'), bad("=b\u2028.jpg"), good("c.jpg", "3", "x, y")]
     write(whole, rows)
@@ -266,7 +267,7 @@ def test_a_file_that_is_not_ours_stays(tmp_path, suffix):
         ("jsonl", b"[1]\n", "no row: b'[1]"),
         ("jsonl", b"nonsense\n", "Expecting value"),
         ("csv", b"a,b\n", "no row: b'a,b"),
-        ("csv", b'"a\n' * 2 + b'b"\n"\n\n', "a quote is open from"),
+        ("csv", b'"a\n\nb\n', "a quote is open from"),
     ],
 )
 def test_damage_within_is_not_passed_over(tmp_path, suffix, damage, message):

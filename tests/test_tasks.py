@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import zeroshot
 from tests.toy import ToyEncoder
-from zeroshot.coupled import CoupledEncoder, calibrate
+from zeroshot.coupled import calibrate
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.methods.asif import ASIF
 from zeroshot.model_set import read_anchors, resolve

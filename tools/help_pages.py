@@ -38,16 +38,17 @@ def parameters(command: Any) -> Iterator[tuple[list[str], str, str, str]]:
         kind, info = get_args(hints[name])
         assert isinstance(info, OptionInfo | ArgumentInfo)
         said = (info.help or "") + _range(info) + _choices(kind)
-        names = _names(name, info, kind)
+        names = _names(name, info)
         yield names, said, _default(parameter.default, names), str(info.envvar or "")
 
 
-def _names(name: str, info: OptionInfo | ArgumentInfo, kind: Any) -> list[str]:
+def _names(name: str, info: OptionInfo | ArgumentInfo) -> list[str]:
+    """As declared; inside `Annotated` typer keeps the first declaration as `default`."""
     if isinstance(info, ArgumentInfo):
         return [name.upper()]
-    plain = [f"--{name.replace('_', '-')}"]
-    both = [f"--no-{name}"] if kind is bool and not info.param_decls else []
-    return [n for decl in info.param_decls or () for n in decl.split("/")] or plain + both
+    first = [info.default] if isinstance(info.default, str) else []
+    declared = [n for decl in [*first, *(info.param_decls or ())] for n in decl.split("/")]
+    return declared or [f"--{name.replace('_', '-')}"]
 
 
 def _choices(kind: Any) -> str:

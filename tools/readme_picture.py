@@ -44,4 +44,4 @@ def contact_sheet(answers: list[tuple[str, str]]) -> Image.Image:
 if __name__ == "__main__":
     target = ROOT / "docs" / "images" / "captions.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(captions()).quantize(128).save(target, optimize=True)
+    contact_sheet(captions()).save(target, optimize=True)

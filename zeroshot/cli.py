@@ -515,7 +515,7 @@ def cache_prune(
             older_than_days=older_than,
             max_bytes=None if max_mb is None else int(max_mb * 1e6),
         )
-    terminal.say(f"{freed} rows removed")
+    terminal.say(f"{freed / 1e6:.1f} MB freed")
 
 
 def _version(asked: bool) -> bool:

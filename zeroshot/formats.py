@@ -117,8 +117,8 @@ class Csv:
 
     def _line(self, cells: Iterable[object]) -> bytes:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        return utf8(line.getvalue())
+        csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that \r is quoted, too
+        return utf8(line.getvalue().removesuffix("\r\n") + "\n")
 
     def encode(self, row: Row) -> bytes:
         """The row's cells; empty for what it does not have."""

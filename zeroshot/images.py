@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TextIO
 
 from PIL.Image import Image
 
@@ -72,7 +71,7 @@ def _is_folder(path: str) -> bool:
 
 
 def _walk(folder: str) -> list[str]:
-    """Files below `folder`, sorted by their parts; no hidden ones, each real folder once.
+    """Files below `folder`: no hidden ones, each real folder once.
 
     Linked folders wait until the real ones are done, so that a picture keeps its own path and a
     loop ends. A folder that may not be read is listed itself: it will fail, and be seen to.
@@ -97,7 +96,7 @@ def _walk(folder: str) -> list[str]:
                 real.append(entry.path)
             else:
                 files.append(entry.path)
-    return sorted(files, key=lambda file: PurePath(file).parts)
+    return files
 
 
 def _without_data(files: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -114,12 +113,10 @@ def _without_data(files: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _scan(name: str) -> tuple[list[str], list[str]]:
-    """Files that a folder or a glob stands for, each once, and those left out."""
-    matches = [name] if _is_folder(name) else sorted(glob.glob(name, recursive=True))
-    files: dict[str, None] = {}
-    for match in matches:
-        files.update(dict.fromkeys(_walk(match) if _is_folder(match) else [match]))
-    kept, left_out = _without_data(list(files))
+    """Files that a folder or a glob stands for, each once and sorted, and those left out."""
+    matches = [name] if _is_folder(name) else glob.glob(name, recursive=True)
+    files = {file for match in matches for file in (_walk(match) if _is_folder(match) else [match])}
+    kept, left_out = _without_data(sorted(files, key=lambda file: PurePath(file).parts))
     if not kept:
         what = "folder" if _is_folder(name) else "pattern"
         beside = f" beside {len(left_out)} that hold no picture" if left_out else ""
@@ -127,7 +124,7 @@ def _scan(name: str) -> tuple[list[str], list[str]]:
     return kept, left_out
 
 
-def _paths_on(stdin: TextIO) -> Iterator[str]:
+def _paths_on(stdin: Iterable[str]) -> Iterator[str]:
     empty = True
     for line in stdin:
         if path := line.rstrip("\r\n"):
@@ -146,7 +143,7 @@ def _named(name: str, *, pattern: bool = True) -> tuple[list[str], list[str]]:
     return [name], []
 
 
-def find(inputs: Input | Iterable[Input], stdin: TextIO | None = None) -> Found:
+def find(inputs: Input | Iterable[object], stdin: Iterable[str] | None = None) -> Found:
     """What the inputs name: files, folders (with all below), globs, `-`, or pictures in memory.
 
     Order is kept, and what is named twice comes twice. A path that does not exist becomes a
@@ -161,13 +158,12 @@ def find(inputs: Input | Iterable[Input], stdin: TextIO | None = None) -> Found:
         sources.extend(map(Source, files))
         left_out.extend(beside)
 
-    listed: Iterable[object] = [inputs] if isinstance(inputs, Input) else inputs
-    for given in listed:
+    for given in [inputs] if isinstance(inputs, Input) else inputs:
         if isinstance(given, Source):
             sources.append(given)
         elif isinstance(given, Image | bytes):
             sources.append(Source(None, given))
-        elif given == "-":
+        elif isinstance(given, str) and given == "-":
             for path in _paths_on(stdin or sys.stdin):
                 add(*_named(path, pattern=False))
         elif isinstance(given, str | Path):

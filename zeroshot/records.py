@@ -8,6 +8,7 @@ place when the file is closed, or when it is next opened after a crash.
 
 import contextlib
 import csv
+import functools
 import json
 import os
 from collections import Counter, defaultdict
@@ -192,6 +193,7 @@ def _key(path: str | None) -> str | None:
     return None if path is None else utf8(path).decode()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that rows depend on, for the run file."""
     names = ["zeroshot", "torch", "transformers", "open_clip_torch", "pillow", "numpy"]

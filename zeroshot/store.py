@@ -381,9 +381,9 @@ class EmbeddingCache:
         """
         if len(ids) != len(rows):
             raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
-        if not torch.isfinite(rows).all():
-            raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
         values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
+        if not np.isfinite(values).all():
+            raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
 
         def change(db: sqlite3.Connection) -> None:
             space = _space(db, encoder, kind, values.shape[1])

@@ -51,7 +51,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 def show_method(method: "Description") -> None:
     """A method's docstring and a table of its options."""
     console = Console(highlight=False)
-    console.print(escape(f"{method.name} ({', '.join(method.does)})\n\n{method.about}\n"))
+    page = f"{method.name} ({', '.join(method.does)})\n\n{method.about}\n"
+    console.print(escape(page), soft_wrap=True)
     table = Table("option", "type", "default", "what it does")
     for option in method.options:
         table.add_row(*map(str, (option.name, option.kind, option.default, option.about)))

@@ -534,6 +534,8 @@ def write_anchors(
 
 MODELS_TOML = """\
 name = "pocket"
+about = "bundled: small models of a world of coloured shapes, to try everything offline"
+licence = "MIT"
 
 [encoder]
 model = "hf:clip"

@@ -64,7 +64,7 @@ def labels() -> list[str]:
 def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
     """A random scene; every attribute is uniform and independent of the others."""
     count = count or int(rng.integers(1, 4))
-    pick = lambda names: str(rng.choice(list(names)))  # noqa: E731
+    pick = lambda names: str(rng.choice(list(names)))
     things = tuple(Thing(pick(SIZES), pick(COLOURS), pick(SHAPES)) for _ in range(count))
     relation = ("", pick(("left of", "above")), "row")[count - 1]
     return Scene(things, relation, pick(BACKGROUNDS))

@@ -1,0 +1,160 @@
+"""The documentation runs: commands and Python of every page, on the pocket set, in this process."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from zeroshot import methods
+from zeroshot.cli import run
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"(?:<!-- ([^\n]+?) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+SET_UP = {"ci: tests", "ci: install"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block, and what the comment right before it says."""
+
+    page: Path
+    mark: str
+    language: str
+    text: str
+
+
+def blocks(language):
+    found = [
+        Block(page, *match) for page in PAGES for match in BLOCK.findall(page.read_text("utf-8"))
+    ]
+    return [b for b in found if b.language == language and b.mark not in SET_UP]
+
+
+def commands():
+    """Every `zeroshot` line of the pages, once, with the mark of its block."""
+    lines = {
+        line: block.mark
+        for block in blocks("sh")
+        for line in block.text.splitlines()
+        if line.startswith("zeroshot ")
+    }
+    return list(lines.items())
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A place to run things in: the examples, the arrays that a page prepares, a cache."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path / "cache"))
+    for block in blocks("python"):
+        if block.mark.startswith("prepares:"):
+            exec(block.text, {})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, id=line) for line, mark in commands() if mark != "needs: hub"]
+)
+def test_command_runs(line, folder, capsys):
+    assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, id=line) for line, mark in commands() if mark == "needs: hub"]
+)
+def test_command_that_needs_the_hub_has_options_that_exist(line):
+    words = shlex.split(line)
+    known = dict(tool("help_pages").commands())
+    name = next(n for n in (" ".join(words[:3]), " ".join(words[:2])) if n in known)
+    options = {n for names, *_ in tool("help_pages").parameters(known[name]) for n in names}
+    assert {word for word in words if word.startswith("-")} <= options
+
+
+PYTHON = [
+    pytest.param(b, id=f"{b.page.name}-{i}")
+    for i, b in enumerate(blocks("python"))
+    if b.page.name != "CONTRIBUTING.md" and b.mark != "needs: hub"
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_runs(block, folder):
+    exec(compile(block.text, str(block.page), "exec"), {})
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if b.mark == "needs: hub"])
+def test_python_that_needs_the_hub_compiles(block):
+    compile(block.text, str(block.page), "exec")
+
+
+def test_the_method_of_contributing_is_one(monkeypatch, tmp_path, capsys, folder):
+    source = next(b.text for b in blocks("python") if b.page.name == "CONTRIBUTING.md")
+    (tmp_path / "nearest.py").write_text(source, "utf-8")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    try:
+        assert run(["methods", "nearest"]) == 0
+        assert "exponent of the cosine" in capsys.readouterr().out
+        line = "classify examples/scenes --labels red,blue --models pocket --method nearest -o p=2"
+        assert run(line.split()) == 0
+    finally:
+        sys.modules.pop("zeroshot.methods.nearest", None)
+        vars(methods).pop("nearest", None)
+
+
+def headings(page):
+    return set(re.findall(r"^## (.+)$", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE))
+
+
+def test_every_command_has_a_section():
+    assert {name for name, _ in tool("help_pages").commands()} <= headings("cli.md")
+
+
+def test_every_method_and_option_has_its_place():
+    assert set(methods.names()) <= headings("methods.md")
+    text = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    for name in methods.names():
+        section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for option in methods.describe(name).options:
+            assert re.search(rf"^\| `{option.name}` \| {option.default} ", section, re.I | re.M), (
+                f"docs/methods.md: {name} lacks {option.name} (default {option.default})"
+            )
+
+
+def test_the_command_page_is_up_to_date():
+    pages = tool("help_pages")
+    assert pages.PAGE.read_text("utf-8") == pages.page(), "run: make docs"
+
+
+def test_every_array_is_described():
+    from zeroshot.tasks.arrays import SHAPES
+
+    text = (ROOT / "docs" / "embeddings.md").read_text("utf-8")
+    table = text.split("| array |")[1].split("\n\n")[0]
+    assert {name for name in SHAPES if f"`{name}`" not in table} == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def test_the_two_commands_are_one_line_each():
+    found = BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
+    lines = {mark: text.splitlines() for mark, _, text in found if mark in SET_UP}
+    assert {mark: len(text) for mark, text in lines.items()} == {"ci: install": 1, "ci: tests": 1}

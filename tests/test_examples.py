@@ -1,0 +1,56 @@
+"""The examples run as they stand: scripts in this process, notebooks in a kernel of their own."""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+JOBS = ["caption", "classify", "couple", "search"]
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_each_job_has_a_script_and_a_notebook():
+    assert sorted(p.stem for p in EXAMPLES.glob("*.py")) == JOBS
+    assert sorted(p.stem for p in EXAMPLES.glob("*.ipynb")) == JOBS
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_script(job, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{job}.py"])
+    runpy.run_path(str(EXAMPLES / f"{job}.py"), run_name="__main__")
+    assert "1-red-heart.png" in capsys.readouterr().out or job == "search"
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
+def test_notebook(job, monkeypatch, tmp_path):
+    from nbclient import NotebookClient
+
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(EXAMPLES / f"{job}.ipynb", as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=120,
+        resources={"metadata": {"path": str(EXAMPLES)}},
+        kernel_name="python3",
+    )
+    client.execute()
+    assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_the_scenes_are_what_the_captions_name():
+    lines = (EXAMPLES / "scenes" / "captions.jsonl").read_text("utf-8").splitlines()
+    named = [json.loads(line)["path"] for line in lines]
+    assert named == sorted(p.name for p in (EXAMPLES / "scenes").glob("*.png"))
