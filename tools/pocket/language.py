@@ -1,7 +1,7 @@
-"""What can be said about a scene: whole captions, parts, prefixes, and sentences that are false of it.
+"""What can be said about a scene: whole captions, parts, prefixes, and sentences false of it.
 
-Because the world is known, truth is decided by looking at the scene and never guessed from a batch: a wrong
-continuation offered to the text tower is certainly wrong.
+Because the world is known, truth is decided by looking at the scene and never guessed from a
+batch: a wrong continuation offered to the text tower is certainly wrong.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,16 @@ WRAPPERS = (
 )
 # How people dress a label; the last ones are from open_clip's "simple" set.
 LABEL_TEMPLATES = (
-    "{}", "a {}", "a {}.", "the {}", "one {}", "a photo of a {}", "a photo of a {}.", "a photo of the {}",
-    "a picture of a {}", "there is a {}", "this is a {}", "an image of a {}.", "a drawing of a {}", "{}.",
-    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a {} in a video game.", "art of the {}.",
+    "{}", "a {}", "a {}.", "the {}", "one {}", "a photo of a {}", "a photo of a {}.",
+    "a photo of the {}", "a picture of a {}", "there is a {}", "this is a {}",
+    "an image of a {}.", "a drawing of a {}", "{}.", "itap of a {}.", "a bad photo of the {}.",
+    "a origami {}.", "a {} in a video game.", "art of the {}.",
 )  # fmt: skip
-OTHER_WORDS = "photo of the large small itap bad origami video game art shape thing two three scene with no it in an "
-OTHER_WORDS += "beside next to and or color coloured colored colors image images objects object under over between good"
+OTHER_WORDS = (
+    "photo of the large small itap bad origami video game art shape thing two three scene with no "
+    "it in an beside next to and or color coloured colored colors image images objects object "
+    "under over between good"
+)
 
 
 def vocabulary() -> list[str]:
@@ -108,10 +112,14 @@ def wrong_words(rng: np.random.Generator, word: str, alike: int) -> Iterator[str
         yield pick(rng, every)
 
 
-def continuations(rng: np.random.Generator, scene: Scene, count: int) -> list[str]:
-    """`count` texts: a true beginning of a caption, then beginnings that stop earlier or go wrong at the last word.
+def continuations(
+    rng: np.random.Generator, scene: Scene, count: int, tokens: list[str]
+) -> list[str]:
+    """`count` texts: a true beginning of a caption, then ones that stop earlier or end wrongly.
 
-    This is the choice a guided caption makes at every step, so the text tower is trained on exactly that choice.
+    This is the choice a guided caption makes at every step, so the text tower is trained on it.
+    One text ends in any of the language model's `tokens`, which need not be a word: among the `k`
+    candidates are such, and an encoder that never saw "a red circlen" may well prefer it.
     """
     true = sentences(scene)
     words = pick(rng, true[: len(true) // 2] if rng.random() < 0.8 else true)
@@ -120,7 +128,11 @@ def continuations(rng: np.random.Generator, scene: Scene, count: int) -> list[st
     at = int(rng.choice(len(words), p=weights / weights.sum()))
     head = words[:at]
     texts = [join(words[: at + 1]), join(head)]
-    for word in wrong_words(rng, words[at], count - 3):
+    while len(texts) < 3:
+        text = join(head) + pick(rng, tokens)
+        if not any(join(t).startswith(text.rstrip()) for t in true):
+            texts.append(text)
+    for word in wrong_words(rng, words[at], count - 4):
         tail = [*head, word]
         if join(tail) not in texts and all(t[: at + 1] != tail for t in true):
             texts.append(join(tail))
@@ -130,7 +142,7 @@ def continuations(rng: np.random.Generator, scene: Scene, count: int) -> list[st
 
 
 def distortions(rng: np.random.Generator, scene: Scene, count: int) -> list[str]:
-    """`count` captions: a true one, then captions of scenes that differ by one attribute, a swap or the relation."""
+    """`count` captions: a true one, then those of scenes with one thing wrong."""
     form = int(rng.integers(len(sentences(scene)) // 2))
     texts = [join(sentences(scene)[form])]
     while len(texts) < count:
@@ -170,7 +182,7 @@ def distort(rng: np.random.Generator, scene: Scene) -> Scene:
 
 @dataclass(frozen=True)
 class Part:
-    """A partial description, as indices into sizes, colours, shapes and backgrounds; -1 where it is silent."""
+    """A partial description: indices of size, colour, shape, background; -1 where silent."""
 
     size: int
     colour: int
@@ -179,7 +191,7 @@ class Part:
 
 
 def draw_part(rng: np.random.Generator, thing: np.ndarray, background: int) -> tuple[Part, str]:
-    """Say only some of what is true: `a red circle`, `a star on a striped background`, `a dotted background`."""
+    """Say only some of what is true: `a red circle`, `a star on a striped background`."""
     size, colour, shape = (
         int(x) if rng.random() < p else -1 for x, p in zip(thing, (0.4, 0.85, 0.85), strict=True)
     )

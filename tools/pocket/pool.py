@@ -1,7 +1,7 @@
-"""A pool of rendered scenes as arrays, drawn once by several processes, and the held-out scenes that are never in it.
+"""A pool of rendered scenes as arrays, and the held-out scenes that are never in it.
 
-One-thing scenes are few (768 captions), so held-out ones are new pictures of known captions; held-out scenes of two and
-three things are combinations that the pool does not contain at all.
+One-thing scenes are few (768 captions), so held-out ones are new pictures of known captions;
+held-out scenes of two and three things are combinations that the pool does not contain at all.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Pool:
 
 
 def held_out(n: int = 500) -> Iterator[tuple[Scene, Image.Image]]:
-    """`n` test scenes with mutually different captions, as many of one, two and three things, and a render of each."""
+    """`n` test scenes, all captions different, evenly of one, two and three things; drawn once."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     seen: set[Scene] = set()
     while len(seen) < n:
@@ -81,7 +81,7 @@ def render_part(banned: frozenset[Scene], seed: np.random.SeedSequence, n: int) 
 
 
 def render_pool(n: int, seed: int, workers: int = 2, part: int = 2000) -> Pool:
-    """`n` random training pictures; the result depends on `seed` and `n` alone, not on `workers`."""
+    """`n` random training pictures; they depend on `seed` and `n` alone, not on `workers`."""
     sizes = [min(part, n - start) for start in range(0, n, part)]
     seeds = np.random.SeedSequence(seed).spawn(len(sizes))
     with ProcessPoolExecutor(workers) as processes:
@@ -90,7 +90,7 @@ def render_pool(n: int, seed: int, workers: int = 2, part: int = 2000) -> Pool:
 
 
 def with_mirror_images(pool: Pool) -> Pool:
-    """The pool and its mirror images: every shape is its own mirror image, `left of` swaps the things.
+    """The pool and its mirror images: shapes stay what they are, `left of` swaps the things.
 
     Mirror images that are held-out scenes are left out.
     """

@@ -1,32 +1,43 @@
-"""Tokenizers for the pocket models, in the shapes the real ones have, each holding every word of the world whole.
+"""Tokenizers for the pocket models, shaped as the real ones, with every word of the world whole.
 
-CLIP and GPT-2 have byte-level BPE, so any text can be encoded; BERT has WordPiece over ASCII characters.
+CLIP and GPT-2 have byte-level BPE, so any text can be encoded; BERT has WordPiece over ASCII.
 """
 
-import json
 import string
+from collections import Counter
+from itertools import pairwise
+from typing import Any
 
 from language import vocabulary
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import BertTokenizer, CLIPTokenizer, GPT2Tokenizer
 
 START, PAD, END = "<-start_of_text->", "<-pad->", "<|endoftext|>"
 
 
-def learn_merges(words: list[str], suffix: str = "") -> list[tuple[str, str]]:
-    """BPE merges that make every word one token."""
-    ending = {"end_of_word_suffix": suffix} if suffix else {}
-    tokenizer = Tokenizer(models.BPE(**ending))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,  # no limit: merge until every word is whole
-        min_frequency=1,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        **ending,
-    )
-    tokenizer.train_from_iterator(words, trainer)
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+def learn_merges(words: list[str], suffix: str = "") -> list[Any]:
+    """BPE merges that make every word one token: the commonest pair first, ties by alphabet.
+
+    The trainer of `tokenizers` breaks ties in a different order each time.
+    """
+    split = [[*word[:-1], word[-1] + suffix] for word in words]
+    merges = []
+    while pairs := Counter(pair for word in split for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = [merge(word, best) for word in split]
+    return merges
+
+
+def merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces of a word with every such pair made one."""
+    merged: list[str] = []
+    for piece in word:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
 
 
 def number(tokens: list[str]) -> dict[str, int]:
@@ -48,7 +59,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 def lm_tokenizer() -> GPT2Tokenizer:
     """GPT-2's with a start and a padding token, as the published MaGiC models have."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = learn_merges([*vocabulary(), *(f" {word}" for word in vocabulary())])
+    merges = learn_merges([*vocabulary(), *(f"Ġ{word}" for word in vocabulary())])
     vocab = number([*letters, *map("".join, merges), END, START, PAD])
     return GPT2Tokenizer(
         vocab=vocab,
@@ -61,7 +72,7 @@ def lm_tokenizer() -> GPT2Tokenizer:
 
 
 def bert_tokenizer() -> BertTokenizer:
-    """Lower-case WordPiece: special tokens, ASCII characters alone and inside words, whole words."""
+    """Lower-case WordPiece: special tokens, ASCII characters, whole words."""
     letters = string.ascii_lowercase + string.digits
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocab = number(

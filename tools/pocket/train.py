@@ -1,8 +1,9 @@
-"""Make the pocket model set from nothing: `python tools/pocket/train.py --out zeroshot/models/pocket`.
+"""Make the pocket model set: `python tools/pocket/train.py --out zeroshot/models/pocket`.
 
-Draws a pool of scenes, then trains five things that share nothing but the world: an image encoder from attributes
-(no text), a text encoder from paraphrases (no pictures), a language model from captions, and CLIP from both; then pairs
-the two unimodal encoders on anchor scenes. Seeded; about an hour on two CPU cores, minutes on a GPU.
+Draws a pool of scenes, then trains four models that share nothing but the world: an image encoder
+from attributes (no text), a text encoder from paraphrases (no pictures), a language model from
+captions, and CLIP from pictures and texts; and pairs the two unimodal encoders on anchor scenes.
+Seeded.
 """
 
 import argparse
@@ -57,15 +58,16 @@ KINDS = [
 MEAN = STD = 0.5  # pixel normalisation
 
 
-# ---------------------------------------------------------------------------------------------- shared by all models
+# ----------------------------------------------------------------------------- shared by all models
 
 
 def fit(
     name: str, modules: list[nn.Module], steps: int, rate: float, loss_at: Callable[[int], Tensor]
 ) -> None:
-    """Muon for matrices, AdamW for the rest, warm-up and cosine decay; `loss_at(step)` draws its own batch.
+    """Muon for matrices, AdamW for the rest, warm-up and cosine decay.
 
-    On the vision tower Muon reached in 400 steps the loss that AdamW had after 700.
+    `loss_at(step)` draws its own batch. On the vision tower Muon reached in 400 steps the loss
+    that AdamW had after 700.
     """
     parameters = [p for module in modules for p in module.parameters()]
     tables = {
@@ -90,8 +92,9 @@ def fit(
             optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for stepper in (*optimisers, *schedules):
-            stepper.step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
         recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
         if (step + 1) % 200 == 0 or step + 1 == steps:
             print(
@@ -130,7 +133,7 @@ def save_processor(folder: Path) -> None:
 
 
 class SceneHeads(nn.Module):
-    """What the renderer knows, asked of one vector: each thing's attributes, the relation, the background."""
+    """What the renderer knows, asked of one vector: attributes, relation, background."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,26 +143,22 @@ class SceneHeads(nn.Module):
     def forward(self, features: Tensor, pool: Pool, rows: np.ndarray) -> Tensor:
         """Mean cross-entropy of all questions."""
         answers = self.net(features).split(self.widths, -1)
-        things = pool.things[rows].reshape(
-            len(rows), -1
-        )  # [n 9]: size, colour, shape of thing 0, 1, 2
-        truth = np.concatenate(
-            [things, pool.relation[rows, None], pool.background[rows, None]], 1
-        ).astype(np.int64)
+        things = pool.things[rows].reshape(len(rows), -1)  # [n 9]: thing by thing
+        rest = np.stack([pool.relation[rows], pool.background[rows]], 1)
+        truth = np.concatenate([things, rest], 1).astype(np.int64)
         truth = np.where(truth < 0, np.array(self.widths) - 1, truth)
         goal = torch.from_numpy(truth).to(features.device)
-        return sum(F.cross_entropy(a.float(), goal[:, i]) for i, a in enumerate(answers)) / len(
-            answers
-        )
+        losses = [F.cross_entropy(a.float(), goal[:, i]) for i, a in enumerate(answers)]
+        return torch.stack(losses).mean()
 
 
-# ------------------------------------------------------------------------------------- image encoder: never saw text
+# -------------------------------------------------------------------- image encoder: never saw text
 
 
 def train_image_encoder(
     pool: Pool, rng: np.random.Generator, device: torch.device, steps: int
 ) -> ResNetModel:
-    """A small ResNet learns which colour-and-shape pairs are there, and the scene, from labels alone."""
+    """A small ResNet learns which colour-and-shape pairs are there, and the scene, from labels."""
     config = ResNetConfig(
         embedding_size=24, hidden_sizes=[24, 48, 96, 128], depths=[1, 1, 1, 1], layer_type="basic"
     )
@@ -193,13 +192,13 @@ def present_labels(pool: Pool) -> np.ndarray:
     return present[:, :-1]
 
 
-# ------------------------------------------------------------------------------------ text encoder: never saw a picture
+# ---------------------------------------------------------------- text encoder: never saw a picture
 
 
 def train_text_encoder(
     rng: np.random.Generator, device: torch.device, steps: int
 ) -> tuple[BertModel, Callable]:
-    """A small BERT learns that two ways to describe one scene belong together, and a part to what it is part of."""
+    """A small BERT learns that two ways to describe one scene match, and a part to its whole."""
     tokenizer = bert_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -277,18 +276,18 @@ def draw_parts(
 
 
 def soft_match(scores: Tensor, true: Tensor, against: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each row of `scores` against all its true columns equally; `against [n]` is one false column."""
+    """Cross-entropy of each row with all its true columns; `against [n]` is one more, false."""
     goal = true.float() / true.sum(-1, keepdim=True)
     if against is not None:
         scores, goal = torch.cat([scores, against[:, None]], 1), F.pad(goal, (0, 1))
     return F.cross_entropy(scores, goal)
 
 
-# ------------------------------------------------------------------------------------------------------ language model
+# ----------------------------------------------------------------------------------- language model
 
 
 def train_lm(seed: np.random.SeedSequence, device: torch.device, steps: int) -> GPT2LMHeadModel:
-    """A small GPT-2 reads captions and nothing else: mostly whole ones, some that leave out sizes or background."""
+    """A small GPT-2 reads captions alone: most whole, some without sizes or background."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(int(rng.integers(2**31)))
     tokenizer = lm_tokenizer()
@@ -321,18 +320,19 @@ def train_lm(seed: np.random.SeedSequence, device: torch.device, steps: int) -> 
         batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
         goal = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         with half_precision(device):
-            return model(**batch, labels=goal).loss
+            logits = model(**batch).logits[:, :-1].float()
+        return F.cross_entropy(logits.flatten(0, 1), goal[:, 1:].flatten())
 
     model.train()
     fit("lm", [model], steps, 2e-3, loss_at)
     return model.eval()
 
 
-# -------------------------------------------------------------------------------------------------------------- CLIP
+# --------------------------------------------------------------------------------------------- CLIP
 
 
 def make_clip(tokenizer) -> CLIPModel:
-    """Real CLIP semantics in small: causal text tower, pooled at the end token, learnt logit scale."""
+    """CLIP in small: causal text tower, pooled at the end token, learnt logit scale."""
     tower = {
         "hidden_size": 128,
         "intermediate_size": 512,
@@ -356,7 +356,7 @@ def make_clip(tokenizer) -> CLIPModel:
 
 
 class GridHeads(nn.Module):
-    """What the renderer knows of each patch, asked of its token: the thing's attributes, its pixels."""
+    """What the renderer knows of each patch, asked of its token: attributes and pixels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -364,22 +364,18 @@ class GridHeads(nn.Module):
         self.net = nn.Linear(width, sum(self.widths) + 64)
 
     def forward(self, tokens: Tensor, pool: Pool, rows: np.ndarray) -> Tensor:
-        """Mean cross-entropy; attributes are asked where there is a thing, `tokens [n 65 d]` begin with the class."""
+        """Mean cross-entropy, attributes only where a thing is; `tokens [n 65 d]`, class first."""
         *answers, inside = self.net(tokens[:, 1:]).float().split([*self.widths, 64], -1)
         grid = pool.grid[rows].astype(np.int64)  # [n 64]
-        things = np.take_along_axis(
-            pool.things[rows], np.maximum(grid, 0)[..., None], 1
-        )  # [n 64 3]
-        goal = torch.from_numpy(np.where(grid[..., None] < 0, -100, things.astype(np.int64))).to(
-            tokens.device
-        )
+        things = pool.things[rows].astype(np.int64)
+        things = np.take_along_axis(things, np.maximum(grid, 0)[..., None], 1)  # [n 64 3]
+        goal = torch.from_numpy(np.where(grid[..., None] < 0, -100, things)).to(tokens.device)
         mask = torch.from_numpy(np.unpackbits(pool.mask[rows], axis=-1)).to(tokens.device)
         losses = [
             F.cross_entropy(a.flatten(0, 1), goal[..., i].flatten()) for i, a in enumerate(answers)
         ]
-        return sum(losses) / len(losses) + 3 * F.binary_cross_entropy_with_logits(
-            inside, mask.float()
-        )
+        outlines = F.binary_cross_entropy_with_logits(inside, mask.float())
+        return torch.stack(losses).mean() + 3 * outlines
 
 
 class ClipTrainer:
@@ -390,6 +386,8 @@ class ClipTrainer:
     ) -> None:
         self.pool, self.rng, self.device, self.batch = pool, rng, device, batch
         self.tokenizer = clip_tokenizer()
+        lm = lm_tokenizer()
+        self.lm_tokens = [lm.decode([i]) for i in range(len(lm)) if i not in lm.all_special_ids]
         self.model = make_clip(self.tokenizer).to(device)
         self.grid_heads, self.scene_heads = GridHeads(128).to(device), SceneHeads(128).to(device)
         self.present = torch.from_numpy(present_labels(pool)).float().to(device)
@@ -408,7 +406,7 @@ class ClipTrainer:
         return F.normalize(image.float(), dim=-1), aside
 
     def read(self, texts: list[str], parts: int = 4) -> Tensor:
-        """Unit text embeddings [t d]; texts of like length go together, so that little is padding."""
+        """Unit text embeddings [t d]; texts of like length go together, to pad little."""
         ids = self.tokenizer(texts, truncation=True)["input_ids"]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         found = []
@@ -428,15 +426,15 @@ class ClipTrainer:
         return self.see(self.rng.integers(len(self.pool), size=self.batch))[1]
 
     def match(self, step: int) -> Tensor:
-        """Second lesson: captions, parts, labels, and the choices that captioning, word by word, has to make."""
+        """Second lesson: captions, parts, labels, and the choices of captioning word by word."""
         rows = self.rng.integers(len(self.pool), size=self.batch)
         things, background = self.pool.things[rows], self.pool.background[rows]
         scenes = [self.pool.scene(i) for i in rows]
         image, aside = self.see(rows)
 
         parts, part_texts = draw_parts(self.rng, things, background)
-        others = 5
-        choices = [t for s in scenes for t in continuations(self.rng, s, others)]
+        others = 6
+        choices = [t for s in scenes for t in continuations(self.rng, s, others, self.lm_tokens)]
         falsehoods = [t for s in scenes for t in distortions(self.rng, s, 3)[1:]]
         template = pick(self.rng, LABEL_TEMPLATES)
         texts = [say(self.rng, s) for s in scenes] + part_texts + falsehoods + choices
@@ -448,9 +446,8 @@ class ClipTrainer:
         twin = torch.tensor([[x == y for y in scenes] for x in scenes], device=self.device)
         true = torch.from_numpy(holds(parts, things, background)).to(self.device)
         present = self.present[rows] > 0
-        scores = (
-            scale * image @ torch.cat([whole, false]).T
-        )  # an image also meets what is nearly true of others
+        # An image also meets what is nearly true of the others.
+        scores = scale * image @ torch.cat([whole, false]).T
         known = F.pad(twin, (0, 2 * b))
         near = scale * torch.einsum(
             "bd,btd->bt", image, torch.cat([whole[:, None], false.view(b, 2, -1)], 1)
@@ -485,11 +482,11 @@ def train_clip(
     return trainer
 
 
-# ------------------------------------------------------------------------------------------------------------ anchors
+# ------------------------------------------------------------------------------------------ anchors
 
 
 def draw_anchors(rng: np.random.Generator, banned: frozenset[Scene]) -> list[Scene]:
-    """1200 scenes: every colour-and-shape name alone ten times, the rest two and three things; none held out."""
+    """1200 scenes: each colour-and-shape name alone ten times, and 560 of two and three things."""
     alone = []
     for name in labels() * 10:
         scene = draw_scene(rng, 1)
@@ -511,7 +508,7 @@ def write_anchors(
     encode: Callable,
     out: Path,
 ) -> None:
-    """Pair the unimodal encoders: raw pooler outputs, unit means of the captions' embeddings, the captions."""
+    """Pair the unimodal encoders: raw pooler outputs, unit means of captions, the captions."""
     device = image_encoder.device
     drawn = [
         render(rng, scene).image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for scene in scenes
@@ -530,7 +527,7 @@ def write_anchors(
     (out / "anchors.jsonl").write_text("\n".join(rows) + "\n")
 
 
-# --------------------------------------------------------------------------------------------------------- everything
+# --------------------------------------------------------------------------------------- everything
 
 MODELS_TOML = """\
 name = "pocket"
@@ -549,8 +546,8 @@ model = "hf:text_encoder"
 [coupling]
 method = "asif"
 anchors = "anchors.safetensors"
-k = 50
-p = 8
+k = 200
+p = 4
 
 [language_model]
 model = "hf:lm"
@@ -558,7 +555,7 @@ model = "hf:lm"
 [caption]
 k = 10
 alpha = 0.05
-beta = 2.0
+beta = 0.6
 max_tokens = 32
 """
 POOLING = {
@@ -579,7 +576,7 @@ MODULES = [
 
 
 def write_text_encoder(model: BertModel, out: Path) -> None:
-    """The encoder with the files by which sentence-transformers layouts say "mean pooling, unit length"."""
+    """The encoder, and the files that say "mean pooling, unit length" as sentence-transformers."""
     save_half(model, bert_tokenizer(), out)
     (out / "1_Pooling").mkdir(exist_ok=True)
     (out / "1_Pooling" / "config.json").write_text(json.dumps(POOLING, indent=2) + "\n")

@@ -1,8 +1,9 @@
 """The pocket world: scenes of one to three coloured shapes, and how they are drawn.
 
-A `Scene` is the whole truth about a picture except for pose and pixels: what things, how they stand to each other, on
-what background. `render` draws it with everything else left to chance: place, turn, tint, noise, source size. Two
-renders of one scene therefore differ as two photographs of one arrangement do. All chance comes from one generator.
+A `Scene` is the whole truth about a picture except for pose and pixels: what things, how they
+stand to each other, on what background. `render` draws it with everything else left to chance:
+place, turn, tint, noise, source size. Two renders of one scene therefore differ as two photographs
+of one arrangement do. All chance comes from one generator.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in reading order: left before right, above before below; three things always stand left to right."""
+    """Things in reading order: left before right, above before below; three stand in a row."""
 
     things: tuple[Thing, ...]
     relation: str  # "" for one thing, "left of" or "above" for two, "row" for three
@@ -49,7 +50,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Render:
-    """A picture, which thing covers each cell of a coarse grid (-1: none), and where things are at all."""
+    """A picture, the thing that covers each 8x8 patch (-1: none), and where things are at all."""
 
     image: Image.Image
     grid: np.ndarray  # [8 8] int8
@@ -87,8 +88,9 @@ def outline(shape: str) -> np.ndarray:
         return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     if shape == "cross":
         a, b = 0.34, 1.05
-        return np.array([(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a),
-                         (-b, -a), (-a, -a)])  # fmt: skip
+        arm = np.array([(-a, -b), (a, -b), (a, -a)])
+        quarter = np.array([(0, 1), (-1, 0)])
+        return np.concatenate([arm @ np.linalg.matrix_power(quarter, i) for i in range(4)])
     if shape == "heart":
         x = 16 * np.sin(turn) ** 3
         y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
@@ -97,9 +99,9 @@ def outline(shape: str) -> np.ndarray:
 
 
 def place(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Centres [o 2] and radii [o] in units of the picture's side: nothing overlaps, the relation is plain to see.
+    """Centres [o 2] and radii [o], shares of the side: nothing overlaps, the relation is plain.
 
-    Rejection sampling; radii shrink towards the small end of their class as tries fail, which always ends.
+    Rejection sampling; radii shrink to the small end of their class as tries fail.
     """
     span = np.array([SIZES[thing.size] for thing in scene.things])
     for attempt in range(10_000):

@@ -6,9 +6,7 @@ afterwards, in one transaction that also keeps other writers out. A crash in bet
 that nobody refers to, and bytes that changed, went missing or belong to another row fail their
 checksum: such a row is missing, never wrong.
 
-The index uses SQLite's rollback journal, not its write-ahead log, whose shared memory does not
-work on network file systems. Segments are read, not mapped, since a mapped file that somebody cuts
-short ends the process.
+Segments are read, not mapped, since a mapped file that somebody cuts short ends the process.
 """
 
 import contextlib
@@ -18,15 +16,13 @@ import itertools
 import os
 import sqlite3
 import stat
-import threading
 import time
-import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import platformdirs
@@ -35,6 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.store.index import Index, forget, last_segment, new_segment, space_id
 
 T = TypeVar("T")
 Row = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -47,27 +44,6 @@ SEGMENT_BYTES = 256 << 20
 SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was hashed may change again within one tick of a coarse
 file-system clock (2 s on FAT), so its hash is not remembered."""
-USED_SECONDS = 3600
-"""How exactly the time of last use is kept."""
-LAYOUT = 1
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-UNWRITABLE = (
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_READONLY,
-)
-
-SCHEMA = """
-CREATE TABLE spaces (id INTEGER PRIMARY KEY, encoder TEXT, kind TEXT, dim INTEGER,
-                     UNIQUE (encoder, kind));
-CREATE TABLE segments (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, name TEXT,
-                       used INTEGER);
-CREATE TABLE rows (space INTEGER, id TEXT, segment INTEGER, place INTEGER, checksum INTEGER,
-                   PRIMARY KEY (space, id)) WITHOUT ROWID;
-CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True)
@@ -123,11 +99,6 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary error code."""
-    return error.sqlite_errorcode & 0xFF
-
-
 def _stamp(found: os.stat_result) -> str:
     """Changes when the file does: ctime moves even if somebody puts the mtime back."""
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
@@ -136,54 +107,6 @@ def _stamp(found: os.stat_result) -> str:
 def _checksum(id: str, row: Row) -> int:
     """Of the row and whose it is, so that a row in another's place does not pass."""
     return zlib.crc32(row.data, zlib.crc32(id.encode()))
-
-
-class _Entry(NamedTuple):
-    """Where the index says a row lies; sorts in the order of the files."""
-
-    segment: str
-    place: int
-    id: str
-    checksum: int
-
-
-def _held(
-    db: sqlite3.Connection, encoder: str, kind: str, ids: Sequence[str]
-) -> tuple[int, list[_Entry]]:
-    """Width of the rows (0 while there are none) and the entries of those ids that have one."""
-    space = db.execute(
-        "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
-    ).fetchone()
-    if space is None:
-        return 0, []
-    distinct = list(dict.fromkeys(ids))
-    entries: list[_Entry] = []
-    for start in range(0, len(distinct), 1000):  # SQLite takes a limited number of parameters
-        chunk = distinct[start : start + 1000]
-        found = db.execute(
-            "SELECT name, place, rows.id, checksum FROM rows "
-            "JOIN segments ON segments.id = rows.segment "
-            f"WHERE rows.space = ? AND rows.id IN ({', '.join('?' * len(chunk))})",
-            (space[0], *chunk),
-        )
-        entries.extend(_Entry(*row) for row in found)
-    return int(space[1]), sorted(entries)
-
-
-def _space(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
-    """Id of what holds this encoder's rows of this kind, added if need be."""
-    db.execute(
-        "INSERT OR IGNORE INTO spaces (encoder, kind, dim) VALUES (?, ?, ?)", (encoder, kind, dim)
-    )
-    id, held = db.execute(
-        "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
-    ).fetchone()
-    if held != dim:
-        raise UserError(
-            f"encoder '{encoder}' gives {kind} rows of {dim} numbers, but {held} are held under "
-            f"that name; forget those with 'zeroshot cache prune --encoder {encoder}'"
-        )
-    return int(id)
 
 
 def _read_rows(path: Path, places: Sequence[int], rows: Rows) -> None:
@@ -222,121 +145,41 @@ class EmbeddingCache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
-        self.trouble: str | None = None
-        self._lock = threading.RLock()
-        self._process = os.getpid()
-        self._hashes: dict[bytes, tuple[str, str]] = {}  # path -> stamp, id; not yet in the index
-        with self._explained():
-            try:
-                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._folder.mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"no cache can be kept in '{self.root}' ({error.strerror}); choose another "
-                    "folder with ZEROSHOT_CACHE, or go without (--no-cache)"
-                ) from error
-            self._db = sqlite3.connect(
-                self.root / INDEX, timeout=60, isolation_level=None, check_same_thread=False
-            )
-            self._prepare()
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"no cache can be kept in '{self.root}' ({error.strerror}); choose another "
+                "folder with ZEROSHOT_CACHE, or go without (--no-cache)"
+            ) from error
+        self._index = Index(self.root / INDEX)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing more is kept, if so."""
+        return self._index.trouble
 
     @property
     def _folder(self) -> Path:
         return self.root / SEGMENTS
-
-    def _prepare(self) -> None:
-        """Lay out a new index, or refuse one that another version of this package laid out."""
-        if self._layout() == 0:
-            with self._transaction():
-                if self._layout() == 0:  # nobody else was faster
-                    for statement in SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {LAYOUT}")
-        if self._layout() != LAYOUT:
-            raise UserError(
-                f"the cache in '{self.root}' has layout {self._layout()}, this version reads "
-                f"{LAYOUT}; choose another folder with ZEROSHOT_CACHE"
-            )
-
-    def _layout(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            state = "is damaged" if _code(error) in DAMAGED else "cannot be used"
-            raise UserError(
-                f"the cache index '{self.root / INDEX}' {state} ({error}); empty it with "
-                "'zeroshot cache prune --all', choose another folder with ZEROSHOT_CACHE, or go "
-                "without (--no-cache)"
-            ) from error
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, while other writers, in this process and others, wait."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextlib.contextmanager
-    def _index(self) -> Iterator[sqlite3.Connection]:
-        """The index, for one thread at a time."""
-        if os.getpid() != self._process:
-            raise RuntimeError("this cache was opened before the process forked; open it anew")
-        with self._lock, self._explained():
-            yield self._db
-
-    def _write(self, change: Callable[[sqlite3.Connection], object]) -> None:
-        """Run `change` in a transaction; where nothing can be written, say so in `trouble`."""
-        if self.trouble is not None:
-            return
-        with self._index() as db:
-            try:
-                with self._transaction():
-                    change(db)
-            except (OSError, sqlite3.OperationalError) as error:
-                if isinstance(error, sqlite3.Error) and _code(error) not in UNWRITABLE:
-                    raise
-                self.trouble = f"the cache in '{self.root}' keeps nothing more: {error}"
 
     def file_id(self, path: Path | str) -> str:
         """sha256 of a file's bytes; an unchanged file (size, times, inode) is not read again.
 
         Raises OSError as `open` does.
         """
-        key = os.fsencode(os.path.abspath(path))
+        name = os.fsencode(os.path.abspath(path))
         found = os.stat(path)
         stamp = _stamp(found)
-        with self._index() as db:
-            known = (
-                self._hashes.get(key)
-                or db.execute("SELECT stamp, id FROM files WHERE path = ?", (key,)).fetchone()
-            )
-        if known and known[0] == stamp:
-            return str(known[1])
+        known = self._index.hash_of(name, stamp)
+        if known is not None:
+            return known
         age = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
-        id = hash_file(path)
-        if age > SETTLED_NS and _stamp(os.stat(path)) == stamp:
-            self._remember(key, stamp, id)
+        id = hash_file(path)  # should the file change now, its stamp will be another one
+        if age > SETTLED_NS:
+            self._index.remember(name, stamp, id)
         return id
-
-    def _remember(self, key: bytes, stamp: str, id: str) -> None:
-        with self._lock:
-            self._hashes[key] = stamp, id
-            if len(self._hashes) >= 1000:
-                self._write(self._save_hashes)
-
-    def _save_hashes(self, db: sqlite3.Connection) -> None:
-        rows = [(key, stamp, id) for key, (stamp, id) in self._hashes.items()]
-        db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
-        self._hashes.clear()
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
@@ -345,8 +188,7 @@ class EmbeddingCache:
 
         With nothing held yet under this encoder and kind, `d` is 0.
         """
-        with self._index() as db:
-            dim, held = _held(db, encoder, kind, ids)
+        dim, held = self._index.entries(encoder, kind, ids)
         rows = np.zeros((len(held), dim), dtype=np.float32)
         start = 0
         for name, entries in itertools.groupby(held, key=lambda entry: entry.segment):
@@ -358,20 +200,9 @@ class EmbeddingCache:
             for number, (entry, row) in enumerate(zip(held, rows, strict=True))
             if _checksum(entry.id, row) == entry.checksum
         }
-        self._touch({entry.segment for entry in held})
+        self._index.touch({entry.segment for entry in held})
         found = torch.tensor([id in whole for id in ids], dtype=torch.bool)
         return torch.from_numpy(rows[[whole[id] for id in ids if id in whole]]), found
-
-    def _touch(self, segments: set[str]) -> None:
-        """Note that these segments are in use, if that was not noted within the hour."""
-        now = int(time.time())
-        with self._index() as db:
-            used = dict(db.execute("SELECT name, used FROM segments"))
-        stale = [(now, name) for name in segments if used.get(name, now) < now - USED_SECONDS]
-        if stale:
-            self._write(
-                lambda db: db.executemany("UPDATE segments SET used = ? WHERE name = ?", stale)
-            )
 
     def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
         """Keep finite rows, as float32; they outlive a crash once this returns.
@@ -386,7 +217,7 @@ class EmbeddingCache:
             raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
 
         def change(db: sqlite3.Connection) -> None:
-            space = _space(db, encoder, kind, values.shape[1])
+            space = space_id(db, encoder, kind, values.shape[1])
             segment, name = self._segment(db, space)
             first = _append_rows(self._folder / name, values)
             db.executemany(
@@ -396,24 +227,17 @@ class EmbeddingCache:
                     for place, (id, row) in enumerate(zip(ids, values, strict=True), first)
                 ],
             )
-            self._save_hashes(db)
+            self._index.save_hashes(db)
 
         if ids:
-            self._write(change)
+            self._index.write(change)
 
     def _segment(self, db: sqlite3.Connection, space: int) -> tuple[int, str]:
         """Id and name of the segment that takes the next rows of this space."""
-        last = db.execute(
-            "SELECT id, name FROM segments WHERE space = ? ORDER BY id DESC LIMIT 1", (space,)
-        ).fetchone()
-        if last and _size(self._folder / last[1]) < SEGMENT_BYTES:
-            return int(last[0]), str(last[1])
-        name = f"{uuid.uuid4().hex}.f32"  # random: no file that an older index left is taken for it
-        added = db.execute(
-            "INSERT INTO segments (space, name, used) VALUES (?, ?, ?)",
-            (space, name, int(time.time())),
-        )
-        return int(added.lastrowid or 0), name
+        last = last_segment(db, space)
+        if last is not None and _size(self._folder / last[1]) < SEGMENT_BYTES:
+            return last
+        return new_segment(db, space)
 
     def __call__(
         self,
@@ -452,7 +276,7 @@ class EmbeddingCache:
 
     def info(self) -> CacheInfo:
         """What is held, by encoder and kind, and how much room it takes."""
-        with self._index() as db:
+        with self._index.reading() as db:
             spaces = db.execute(
                 "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
             ).fetchall()
@@ -482,11 +306,11 @@ class EmbeddingCache:
         them only leftovers go: segments without an index entry, hashes of files that are no more.
         """
         before = self._segment_bytes()
-        self._write(lambda db: self._forget(db, encoder, older_than_days, max_bytes))
-        self._write(self._sweep)
+        self._index.write(lambda db: self._forget(db, encoder, older_than_days, max_bytes))
+        self._index.write(self._sweep)
         if self.trouble is not None:
             raise UserError(self.trouble)
-        with self._index() as db:
+        with self._index.reading() as db:
             db.execute("VACUUM")
         return before - self._segment_bytes()
 
@@ -497,30 +321,23 @@ class EmbeddingCache:
         older_than_days: float | None,
         max_bytes: int | None,
     ) -> None:
-        """Take segments, and all that refers to them, out of the index."""
         segments = db.execute(
             "SELECT segments.id, name, used, encoder FROM segments "
             "JOIN spaces ON spaces.id = segments.space ORDER BY used DESC, segments.id DESC"
         ).fetchall()
-        oldest = time.time() - (older_than_days or 0) * 86400
-        chosen = encoder is not None or older_than_days is not None
+        oldest = None if older_than_days is None else time.time() - older_than_days * 86400
         total = 0
         doomed = []
         for id, name, used, owner in segments:
-            by_choice = chosen and encoder in (None, owner)
-            if older_than_days is not None:
-                by_choice = by_choice and used < oldest
+            chosen = (encoder is not None or oldest is not None) and (
+                encoder in (None, owner) and (oldest is None or used < oldest)
+            )
             size = _size(self._folder / name)
-            if by_choice or (max_bytes is not None and total + size > max_bytes):
-                doomed.append((id,))
+            if chosen or (max_bytes is not None and total + size > max_bytes):
+                doomed.append(int(id))
             else:
                 total += size
-        db.executemany("DELETE FROM rows WHERE segment = ?", doomed)
-        db.executemany("DELETE FROM segments WHERE id = ?", doomed)
-        db.execute("DELETE FROM spaces WHERE id NOT IN (SELECT space FROM segments)")
-        paths = [path for (path,) in db.execute("SELECT path FROM files")]
-        gone = [(path,) for path in paths if not os.path.exists(path)]
-        db.executemany("DELETE FROM files WHERE path = ?", gone)
+        forget(db, doomed)
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Remove segment files without an index entry; the transaction keeps new ones away."""
@@ -534,10 +351,8 @@ class EmbeddingCache:
         return sum(_size(path) for path in self._folder.glob("*.f32"))
 
     def close(self) -> None:
-        """Save the hashes that were not saved yet, and leave the index."""
-        if self._hashes:
-            self._write(self._save_hashes)
-        self._db.close()
+        """Save what was learned of files, and leave the index."""
+        self._index.close()
 
     def __enter__(self) -> "EmbeddingCache":
         return self
@@ -555,7 +370,12 @@ class NullCache(EmbeddingCache):
     """Holds nothing and touches no disk: `--no-cache`."""
 
     def __init__(self) -> None:
-        self.trouble = None
+        """Opens nothing."""
+
+    @property
+    def trouble(self) -> str | None:
+        """None: nothing was to be kept."""
+        return None
 
     def file_id(self, path: Path | str) -> str:
         """sha256 of the file's bytes, each time anew."""
