@@ -289,7 +289,15 @@ def test_an_interrupted_run_keeps_what_it_wrote(tmp_path):
     out = tmp_path / "out.jsonl"
     arguments = ["caption", folder, *MODELS, "--batch-size", "1", "--out", out, "--no-cache"]
     command = [sys.executable, "-m", "zeroshot", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # a run in the background may have been told to ignore the interrupt
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out.exists() and out.read_text().count("\n") > 2):
         time.sleep(0.1)
