@@ -215,14 +215,14 @@ class Run:
             raise typer.Exit(3)
 
     def _output(self, schema: str, settings: Callable[[], dict[str, Any]]) -> "Output | None":
-        from zeroshot.records import Output, versions
+        from zeroshot.records import Output
 
         if self.out is None:
             return None
         return Output(
             self.out,
             schema,
-            settings() | {"versions": versions()},
+            settings(),
             overwrite=self.overwrite,
             retry_failed=self.retry_failed,
         )
