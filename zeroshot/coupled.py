@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.methods import Coupling
-from zeroshot.models.base import Image, ImageEncoder, TextEncoder
+from zeroshot.models.base import Image, ImageEncoder, Matcher, TextEncoder, TextSession
 from zeroshot.ops import hold_out, matching_scale, normalize
 
 
@@ -49,6 +49,24 @@ class CoupledEncoder:
     def join_texts(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Rows of the text encoder, in the joint space."""
         return normalize(self.coupling.map_texts(rows))
+
+    def session(self) -> TextSession:
+        """See `models.base.TextEncoder`; only the text encoder remembers."""
+        encode = self.text_encoder.session()
+        return lambda texts: self.join_texts(encode(texts).cpu())
+
+    def matcher(self) -> Matcher:
+        """See `models.base.DualEncoder`."""
+        encode = self.session()
+
+        def match(
+            images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
+        ) -> Float[Tensor, "b k"]:
+            rows = encode([text for row in texts for text in row])
+            rows = rows.view(len(texts), -1, rows.shape[1])
+            return (rows @ images[:, :, None])[..., 0]
+
+        return match
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
         """See `models.base.ImageEncoder`."""

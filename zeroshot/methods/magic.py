@@ -20,6 +20,7 @@ cannot win are not looked ahead on (`decoding.py`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 from zeroshot.decoding import generate
 from zeroshot.errors import UserError
 from zeroshot.methods import Caption, Pool
-from zeroshot.models.base import DualEncoder, LanguageModel
+from zeroshot.models.base import DualEncoder, LanguageModel, Matcher
 
 WINDOW = 60
 """Tokens of the language model the encoder is shown, the last ones (the authors' limit)."""
@@ -52,14 +53,17 @@ class MagicGuide:
     ) -> Float[Tensor, "b k"]:
         """See `decoding.Guide`; `rows` index `images`."""
         texts = [
-            self._text([*tokens, candidate])
+            [self._text([*tokens, candidate]) for candidate in row]
             for tokens, row in zip(generated, candidates.tolist(), strict=True)
-            for candidate in row
         ]
-        embedded = self.encoder.encode_texts(texts).view(*candidates.shape, -1)  # [b, k, d]
-        cosine = (embedded @ self.images[list(rows)][:, :, None])[..., 0]
+        cosine = self.match(self.images[list(rows)], texts)
         guide = self.beta * (self.encoder.logit_scale * cosine).softmax(-1)
         return guide.to(candidates.device)
+
+    @cached_property
+    def match(self) -> Matcher:
+        """The encoder, remembering from step to step what texts have in common."""
+        return self.encoder.matcher()
 
     def _text(self, tokens: Sequence[int]) -> str:
         """The last `WINDOW` tokens as text; a closing end token says nothing about the picture."""
