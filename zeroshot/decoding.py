@@ -10,7 +10,8 @@ term belongs to a guide; without one this is contrastive search.
 
 The penalty lies in [-1, 1], so only candidates within `2 alpha` of the best
 `(1 - alpha) p + guide` can win, and only those *contenders* are fed to the language model to
-learn their hidden state. That is exact, not an approximation.
+learn their hidden state. That is exact, not an approximation. A lone contender has won: it is fed
+only if the text goes on after it.
 """
 
 from collections import defaultdict
@@ -56,6 +57,7 @@ class Choice:
     probability: Float[Tensor, "b k"]
     penalty: Float[Tensor, "b k"]
     guide: Float[Tensor, "b k"]
+    total: Float[Tensor, "b k"]
     chosen: Int[Tensor, " b"]
     """Index into `candidates`."""
 
@@ -87,7 +89,7 @@ def generate(
     for rows in by_length.values():
         tokens = torch.tensor([list(prefixes[row]) for row in rows])
         group = _Group(rows, language_model.forward(tokens))
-        for _ in range(max_tokens):
+        for left in reversed(range(max_tokens)):
             logits = language_model.logits(group.step.hidden[:, -1])
             probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))  # [b, k]
             guidance = torch.zeros_like(probability)
@@ -95,20 +97,22 @@ def generate(
                 guidance = guide(group.rows, [generated[row] for row in group.rows], candidates)
             base = (1 - alpha) * probability + guidance
             contenders = base >= base.amax(1, keepdim=True) - 2 * alpha - ROUNDING
+            goes_on = candidates != language_model.end if left else torch.zeros_like(contenders)
+            fed = contenders & ((contenders.sum(1, keepdim=True) > 1) | goes_on)
             if observe is not None:
-                contenders = torch.ones_like(contenders)
-            ahead = look_ahead(language_model, group.step.cache, candidates, contenders)
+                fed = torch.ones_like(contenders)
+            ahead = look_ahead(language_model, group.step, candidates, fed)
             penalty = degeneration_penalty(ahead.hidden, group.context)
-            chosen = (base - alpha * penalty).masked_fill(~contenders, -torch.inf).argmax(1)
+            total = base - alpha * penalty
+            chosen = total.masked_fill(~contenders, -torch.inf).argmax(1)
             if observe is not None:
-                observe(
-                    Choice(tuple(group.rows), candidates, probability, penalty, guidance, chosen)
-                )
+                terms = (probability, penalty, guidance, total)
+                observe(Choice(tuple(group.rows), candidates, *terms, chosen))
             token = candidates.gather(1, chosen[:, None])[:, 0].tolist()
             alive = [i for i, t in enumerate(token) if t != language_model.end]
             for i in alive:
                 generated[group.rows[i]].append(token[i])
-            if not alive:
+            if not alive or not left:
                 break
             group = group.advance(language_model, ahead, chosen, alive)
     return generated
@@ -154,21 +158,22 @@ class _Group:
 
 def look_ahead(
     language_model: LanguageModel,
-    cache: Cache,
+    step: Step,
     candidates: Int[Tensor, "b k"],
-    contenders: Bool[Tensor, "b k"],
+    fed: Bool[Tensor, "b k"],
 ) -> _LookAhead:
-    """Feed every contender after its own row of `cache`; the others' states stay zero."""
-    row, column = contenders.nonzero(as_tuple=True)
-    step = language_model.forward(
-        candidates[row, column][:, None], language_model.select(cache, row)
-    )
-    state = step.hidden[:, 0]
-    hidden = state.new_zeros(*candidates.shape, state.shape[-1])
-    hidden[row, column] = state
+    """Feed what is marked after its own row of `step`; the others' states stay zero."""
+    row, column = fed.nonzero(as_tuple=True)
+    hidden = step.hidden.new_zeros(*candidates.shape, step.hidden.shape[-1])
     position = torch.zeros_like(candidates)
+    if not len(row):
+        return _LookAhead(hidden, step.cache, position)
+    after = language_model.forward(
+        candidates[row, column][:, None], language_model.select(step.cache, row)
+    )
+    hidden[row, column] = after.hidden[:, 0]
     position[row, column] = torch.arange(len(row), device=row.device)
-    return _LookAhead(hidden, step.cache, position)
+    return _LookAhead(hidden, after.cache, position)
 
 
 def degeneration_penalty(

@@ -94,6 +94,8 @@ class TokenTree:
 
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
+        # On a CPU the widest rows of a layer should stay in its caches: a fifth faster at 2880.
+        self._at_once = 512 if tower.device.type == "cpu" else 1 << 30
         self.nodes_run = 0
         """Tokens that went through the tower so far."""
         self._children: dict[tuple[int, int], int] = {}  # (slot of parent or -1, token) -> slot
@@ -142,7 +144,8 @@ class TokenTree:
                 rows, x = rows[batch.ends], x[batch.ends]
             attended = batch.attend(block.query(rows), layer, stems, tower.heads, ends_only=last)
             x = x + block.after(attended)
-            x = x + block.feed_forward(x)
+            parts = torch.split(x, self._at_once)
+            x = x + torch.cat([block.feed_forward(part) for part in parts])
         return tower.finish(x)
 
     def _remember(self, branches: dict[int, _Branch], batch: "_Batch") -> None:
