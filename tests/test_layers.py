@@ -8,7 +8,7 @@ LAYERS = [
     {"errors", "ops", "metrics", "prompts"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
-    {"decoding"},
+    {"decoding", "trace"},
     {"methods"},
     {"coupled", "model_set", "results"},
     {"tasks"},
@@ -16,7 +16,7 @@ LAYERS = [
     {"terminal"},
     {"cli", "web", "", "__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base"}
+METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 
 

@@ -70,26 +70,29 @@ def generate(
     k: int,
     alpha: float,
     max_tokens: int,
+    max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prefix, up to and without the end token.
 
-    Rows with prefixes of one length decode together; none is padded. `observe` is called after
-    every choice and makes the loop look ahead on all candidates instead of the contenders.
+    At most `max_tokens`, and no more than `max_length` together with the prefix. Rows with
+    prefixes of one length decode together; none is padded. `observe` is called after every choice
+    and makes the loop look ahead on all candidates instead of the contenders.
 
     Raises:
         UserError: an empty prefix, an option out of range, or more tokens than the language
             model has positions for.
     """
-    _check(language_model, prefixes, k, alpha, max_tokens)
+    _check(language_model, prefixes, k, alpha, max_tokens, max_length)
     by_length = defaultdict(list)
     for row, prefix in enumerate(prefixes):
         by_length[len(prefix)].append(row)
     generated: list[list[int]] = [[] for _ in prefixes]
-    for rows in by_length.values():
+    for length, rows in by_length.items():
+        steps = max_tokens if max_length is None else min(max_tokens, max_length - length)
         tokens = torch.tensor([list(prefixes[row]) for row in rows])
         group = _Group(rows, language_model.forward(tokens))
-        for left in reversed(range(max_tokens)):
+        for left in reversed(range(steps)):
             logits = language_model.logits(group.step.hidden[:, -1])
             probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))  # [b, k]
             guidance = torch.zeros_like(probability)
@@ -189,6 +192,7 @@ def _check(
     k: int,
     alpha: float,
     max_tokens: int,
+    max_length: int | None,
 ) -> None:
     if k < 1 or max_tokens < 1 or not 0 <= alpha <= 1:
         raise UserError(
@@ -198,9 +202,11 @@ def _check(
     longest = max((len(prefix) for prefix in prefixes), default=1)
     if not all(len(prefix) for prefix in prefixes):
         raise UserError("an empty prefix: a text starts with at least the start token")
-    if longest + max_tokens > language_model.context_length:
+    if max_length is not None and longest >= max_length:
+        raise UserError(f"a prefix of {longest} tokens leaves nothing of max_length={max_length}")
+    needed = min(longest + max_tokens, max_length or longest + max_tokens)
+    if needed > language_model.context_length:
         raise UserError(
-            f"a prefix of {longest} tokens and max_tokens={max_tokens} need "
-            f"{longest + max_tokens} positions; {language_model.name} has "
-            f"{language_model.context_length}"
+            f"a prefix of {longest} tokens and max_tokens={max_tokens} need {needed} positions; "
+            f"{language_model.name} has {language_model.context_length}"
         )
