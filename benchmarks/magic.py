@@ -3,7 +3,8 @@
     python benchmarks/magic.py                       # GPT-2 small, CLIP ViT-B/32, k=45, 16 steps
     python benchmarks/magic.py --early-end --batches 32
     python benchmarks/magic.py --growth              # seconds a step by length, k and pictures
-    python benchmarks/magic.py --models DIR          # a real set: images a second, where time goes
+    python benchmarks/magic.py --models DIR PICTURES # a real set: images a second, where time goes
+    python benchmarks/magic.py --device cuda --precision bf16 --batches 1 32 128
 
 Random weights of the real shapes (`random_models.py`), so nothing is downloaded. Reference
 (`plain_magic.py`) and ours run in one process on the same pictures, and their tokens are compared.
@@ -29,8 +30,13 @@ from random_models import clip, language_model, pictures
 from torch import Tensor
 
 from zeroshot.decoding import generate
+from zeroshot.images import find, open_image
 from zeroshot.methods.magic import MagicGuide
+from zeroshot.model_set import resolve
+from zeroshot.models.devices import PRECISIONS
 from zeroshot.models.text_tower import TokenTree
+from zeroshot.tasks.caption import captioner
+from zeroshot.tasks.embedding import text_side
 
 
 @dataclass
@@ -88,6 +94,9 @@ class Bench:
         self.options = options
         self.lm = language_model(options.small, options.end_after if options.early_end else None)
         self.clip = clip(options.small)
+        device, dtype = torch.device(options.device), PRECISIONS[options.precision]
+        self.lm.model.to(device, dtype)
+        self.clip.model.to(device, dtype)
         self.settings = {"k": options.k, "alpha": options.alpha}
 
     def reference(self, images: list[Any], clock: Clock, steps: int) -> list[list[int]]:
@@ -100,7 +109,7 @@ class Bench:
                 truncation=True,
                 max_length=77,
                 return_tensors="pt",
-            )
+            ).to(self.clip.model.device)
             rows: Tensor = self.clip.model.get_text_features(**tokens).pooler_output
             return rows
 
@@ -110,6 +119,7 @@ class Bench:
         with clock.running():
             for image in images:
                 row = clock.part("image tower", self.clip.encode_images)([image])[0]
+                row = row.to(self.clip.model.device)
                 out.append(
                     plain_magic(
                         model,
@@ -171,6 +181,46 @@ class Bench:
             del self.clip._paths
         return out, nodes
 
+    def reach(self, nodes: int, clock: Clock) -> float:
+        """Share of the card's matrix peak that the text tower's layers reach."""
+        config = self.clip.model.config.text_config
+        weights = config.num_hidden_layers * (
+            4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+        )
+        return 2 * weights * nodes / clock.parts["text tower"] / self.options.peak_tflops / 1e12
+
+
+def real(options: argparse.Namespace) -> None:
+    """A model set on real pictures: images and words a second, and the share of each stage."""
+    models = resolve(options.models[0])
+    encoder, lm = models.encoder, models.language_model
+    sources = find(options.models[1]).sources
+    method = captioner(models, "magic", {})
+    clock = Clock()
+    for part, owner, name in (
+        ("look-ahead", lm, "forward"),
+        ("vocabulary", lm, "logits"),
+        ("cache", lm, "select"),
+        ("text encoder", text_side(encoder), "_text_features"),
+        ("decoding tokens", lm, "decode"),
+    ):
+        setattr(owner, name, clock.part(part, getattr(owner, name)))
+    run = TokenTree.__call__
+    TokenTree.__call__ = clock.part("text tower", run)  # type: ignore[method-assign]
+    images = [open_image(source) for source in sources]
+    captions = []
+    with clock.running():
+        for start in range(0, len(images), max(options.batches)):
+            batch = images[start : start + max(options.batches)]
+            rows = clock.part("image encoder", encoder.encode_images)(batch)
+            captions += method.caption(rows, encoder, language_model=lm)
+    words = sum(len(caption.text.split()) for caption in captions)
+    print(
+        f"{len(images)} pictures, {words} words: {len(images) / clock.wall:.2f} images/s, "
+        f"{words / clock.wall:.1f} words/s; {clock.cpu / len(images):.3f} CPU-s an image\n"
+        f"{clock.shares()}"
+    )
+
 
 def compare(bench: Bench) -> None:
     """The table: one row of the reference, one for each batch size of ours."""
@@ -178,6 +228,7 @@ def compare(bench: Bench) -> None:
     steps = options.steps - 1  # the start token is the first of them
     images = pictures(options.images)
     peaks = {}
+    bench.ours(images[:1], Clock(), 2, 1)  # what is set up once
     for batch in options.batches:  # before the reference leaves memory behind
         with Peak() as peak:
             bench.ours(images[:batch], Clock(), steps, batch)
@@ -205,6 +256,8 @@ def compare(bench: Bench) -> None:
             f"| {peaks[batch] / batch:.0f} | {'equal' if equal else 'DIFFERENT'} |"
         )
         notes.append(f"batch {batch}: {clock.shares()}; {nodes / count:.0f} text tokens an image")
+        if options.device != "cpu":
+            notes[-1] += f", {bench.reach(nodes, clock):.0%} of {options.peak_tflops} TFLOP/s"
         if not equal:
             print(f"expected {expected}\nbut got {tokens[: len(few)]}")
             sys.exit(1)
@@ -249,12 +302,19 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--small", action="store_true", help="tiny shapes: does it run at all")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="bf16, H100 SXM: 989")
+    parser.add_argument("--models", nargs=2, metavar=("SET", "PICTURES"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
         f"{options.threads} thread(s), k={options.k}, {options.steps} steps\n"
     )
+    if options.models:
+        real(options)
+        return
     bench = Bench(options)
     (growth if options.growth else compare)(bench)
     print(

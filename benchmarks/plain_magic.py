@@ -32,7 +32,8 @@ def plain_magic(
     `model` is a causal language model of transformers, `encode_texts` gives a text tower's raw
     rows, `image [d]` is a unit row.
     """
-    out = model(torch.tensor([prefix]), use_cache=True, output_hidden_states=True)
+    device = image.device
+    out = model(torch.tensor([prefix], device=device), use_cache=True, output_hidden_states=True)
     cache, logits, states = out.past_key_values, out.logits[0, -1], out.hidden_states[-1][0]
     chosen: list[int] = []
     for _ in range(steps):
@@ -50,6 +51,6 @@ def plain_magic(
             score = score + beta * (logit_scale * rows @ image).softmax(-1)
         best = int(score.argmax())
         chosen.append(int(top[best]))
-        cache.batch_select_indices(torch.tensor([best]))
+        cache.batch_select_indices(torch.tensor([best], device=device))
         logits, states = ahead.logits[best, -1], torch.cat([states, after[best][None]])
     return chosen[: chosen.index(end)] if end in chosen else chosen

@@ -78,7 +78,7 @@ def language_model(
     """GPT-2 small, or a tiny one. With `end_after`, texts tend to end after so many tokens.
 
     The residual stream's first channel carries the position alone, and the end token's logit
-    reads it: trained caption models end as surely.
+    reads it: trained caption models end as surely, and as early.
     """
     size = 2000 if small else 50257
     shape = {"n_embd": 48, "n_layer": 2, "n_head": 3} if small else {}
@@ -99,19 +99,27 @@ def language_model(
         head[size - 1] = 0  # the start token never comes again
         head[size - 2] = 0
         if end_after is not None:
-            transformer = model.transformer
-            transformer.wte.weight[:, 0] = 0
-            for block in transformer.h:
-                for layer in (block.attn.c_proj, block.mlp.c_proj):
-                    layer.weight[:, 0] = 0
-                    layer.bias[0] = 0
-            # The final norm gives this channel about (position / end_after) * gain.
-            reach = torch.arange(config.n_positions) / end_after
-            spread = float(transformer.wte.weight.std()) * 2
-            transformer.wpe.weight[:, 0] = reach * spread
-            transformer.ln_f.bias[0] = 0
-            head[size - 2, 0] = 9.0
+            _tend_to_end(model, size - 2, end_after)
     return TransformersLanguageModel(f"random-gpt2/{seed}", model, tokenizer, clean_up=False)
+
+
+def _tend_to_end(model: GPT2LMHeadModel, end: int, after: float) -> None:
+    """Let the end token's logit grow by position until it is the likeliest at `after`."""
+    transformer, head = model.transformer, model.lm_head.weight
+    transformer.wte.weight[:, 0] = 0
+    for block in transformer.h:
+        for layer in (block.attn.c_proj, block.mlp.c_proj):
+            layer.weight[:, 0] = 0
+            layer.bias[0] = 0
+    seen: list[torch.Tensor] = []
+    hook = transformer.ln_f.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    logits = model(torch.randint(0, end, (4, 16))).logits
+    hook.remove()
+    # The final norm divides by the residual's spread: this channel comes out as position / after.
+    positions = torch.arange(model.config.n_positions)
+    transformer.wpe.weight[:, 0] = positions / after * float(seen[0].std())
+    head[end] = 0
+    head[end, 0] = float(logits.amax(-1).mean())
 
 
 def clip(small: bool, seed: int = 0) -> TransformersDualEncoder:
