@@ -46,6 +46,7 @@ class Clock:
     cpu: float = 0.0
     wall: float = 0.0
     parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -152,16 +153,21 @@ class Bench:
             nodes += tree.nodes_run - before
             return rows
 
+        def look_ahead(tokens: Tensor, cache: Any = None) -> Any:
+            clock.counts["look-aheads"] += len(tokens)
+            return forward(tokens, cache)
+
         timed = clock.part("text tower", run)
         wrapped = {name: getattr(lm, name) for name in ("forward", "logits", "select", "decode")}
         TokenTree.__call__ = counted  # type: ignore[method-assign]
+        forward = clock.part("look-ahead", wrapped["forward"])
+        lm.forward = look_ahead  # type: ignore[method-assign]
         for name, part in (
-            ("forward", "look-ahead"),
             ("logits", "vocabulary"),
             ("select", "cache"),
+            ("decode", "decoding tokens"),
         ):
             setattr(lm, name, clock.part(part, wrapped[name]))
-        lm.decode = clock.part("decoding tokens", wrapped["decode"])  # type: ignore[method-assign]
         tokenize = self.clip._paths
         self.clip._paths = clock.part("tokenizing", tokenize)  # type: ignore[method-assign]
         out = []
@@ -255,7 +261,11 @@ def compare(bench: Bench) -> None:
             f"| batch {batch} | {mine:.3f} | {clock.wall / count:.3f} | {base / mine:.1f} "
             f"| {peaks[batch] / batch:.0f} | {'equal' if equal else 'DIFFERENT'} |"
         )
-        notes.append(f"batch {batch}: {clock.shares()}; {nodes / count:.0f} text tokens an image")
+        made = sum(map(len, tokens))
+        notes.append(
+            f"batch {batch}: {clock.shares()}; {nodes / count:.0f} text tokens an image, "
+            f"{clock.counts['look-aheads'] / made:.1f} look-aheads a token"
+        )
         if options.device != "cpu":
             notes[-1] += f", {bench.reach(nodes, clock):.0%} of {options.peak_tflops} TFLOP/s"
         if not equal:

@@ -1,10 +1,10 @@
 """Models of real shapes with random weights, their tokenizers included: nothing is downloaded.
 
 Words are made of syllables, so that tokens behave as real ones do: most of the language model's
-tokens are a word with its space, some continue the word before, and CLIP splits a continued word
-anew. Weights are scaled until the numbers guided decoding lives on look like those of trained
-models: next-token probabilities of some tenths, cosines between candidates that differ by some
-hundredths.
+tokens are a word with its space and one token to CLIP too, some continue the word before, and CLIP
+splits a continued word anew. Weights are scaled until the numbers guided decoding lives on look
+like those of trained models: next-token probabilities of some tenths, cosines between candidates
+that differ by some hundredths.
 """
 
 import math
@@ -31,7 +31,8 @@ from zeroshot.models.hf_lm import TransformersLanguageModel
 START, END = "<-start_of_text->", "<|endoftext|>"
 SYLLABLES = ["".join(pair) for pair in product("bdfgklmnprstvz", "aeiou")]
 PAIRS = list(product(SYLLABLES, SYLLABLES))
-TRIPLES = 40_000
+CLIP_SIZE = {True: 2000, False: 49408}
+"""Vocabulary of the text tower, tiny or not."""
 
 
 def triples(count: int) -> list[tuple[str, str]]:
@@ -41,31 +42,32 @@ def triples(count: int) -> list[tuple[str, str]]:
     return [every[i] for i in chosen]
 
 
+def words(size: int) -> list[tuple[str, str]]:
+    """What a CLIP vocabulary of `size` has as one token, in two halves: one to three syllables."""
+    room = (size - 2 - 2 * 256 - 2 * len(SYLLABLES)) // 2
+    return [*PAIRS, *triples(max(0, room - len(PAIRS)))][:room]
+
+
 def clip_tokenizer(size: int) -> CLIPTokenizer:
-    """Bytes, syllables, pairs of syllables, and as many triples as fit: each also ending a word."""
+    """Bytes, syllables and words, each also as the end of a word."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [(s[0], s[1]) for s in SYLLABLES]
-    merges += [(s[0], f"{s[1]}</w>") for s in SYLLABLES]
-    for group in (PAIRS, triples(TRIPLES)):
-        merges += [pair for a, b in group for pair in ((a, f"{b}</w>"), (a, b))]
+    merges = [pair for s in SYLLABLES for pair in ((s[0], s[1]), (s[0], f"{s[1]}</w>"))]
+    merges += [pair for a, b in words(size) for pair in ((a, b), (a, f"{b}</w>"))]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
-    tokens = list(dict.fromkeys(tokens))[: size - 2]
-    known = set(tokens)
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     vocab |= {"<|startoftext|>": size - 2, END: size - 1}
-    merges = [pair for pair in merges if "".join(pair) in known]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
-def lm_tokenizer(size: int) -> GPT2Tokenizer:
-    """Words of one to three syllables; of ten tokens, one is an ending and goes on a word."""
+def lm_tokenizer(size: int, clip: CLIPTokenizer) -> GPT2Tokenizer:
+    """CLIP's words with their space, a tenth as endings that go on a word, the rest capitals."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*SYLLABLES, *map("".join, PAIRS), *map("".join, triples(TRIPLES))]
-    words = words[: (size - 2 - len(letters)) * 9 // 10]
-    made = [f"Ġ{word}" for word in words]
-    made += words[: len(words) // 9]
+    made = [*SYLLABLES, *map("".join, words(len(clip)))]
+    known = [w for w, ids in zip(made, clip(made)["input_ids"], strict=True) if len(ids) == 3]
+    made = [f"Ġ{word}" for word in known] + known[: len(known) // 9]
+    made += [f"Ġ{word.capitalize()}" for word in known]
     tokens = [*letters, *made][: size - 2]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    vocab = {token: i for i, token in enumerate(tokens)}
     vocab |= {END: size - 2, START: size - 1}
     return GPT2Tokenizer(
         vocab=vocab, merges=[], additional_special_tokens=[START], model_max_length=1024
@@ -82,7 +84,7 @@ def language_model(
     """
     size = 2000 if small else 50257
     shape = {"n_embd": 48, "n_layer": 2, "n_head": 3} if small else {}
-    tokenizer = lm_tokenizer(size)
+    tokenizer = lm_tokenizer(size, clip_tokenizer(CLIP_SIZE[small]))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = GPT2Config(
@@ -124,7 +126,7 @@ def _tend_to_end(model: GPT2LMHeadModel, end: int, after: float) -> None:
 
 def clip(small: bool, seed: int = 0) -> TransformersDualEncoder:
     """CLIP ViT-B/32, or a tiny one, at logit scale 100."""
-    size = 2000 if small else 49408
+    size = CLIP_SIZE[small]
     ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
     tower = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3}
     tower |= {"num_hidden_layers": 3}
