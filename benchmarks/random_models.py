@@ -98,8 +98,7 @@ def language_model(
         width = config.n_embd
         head = model.lm_head.weight
         head.copy_(torch.randn_like(head) * 4.5 / math.sqrt(width))
-        head[size - 1] = 0  # the start token never comes again
-        head[size - 2] = 0
+        head[len(tokenizer) - 2 :] = 0  # no such words, no end, and no second start
         if end_after is not None:
             _tend_to_end(model, size - 2, end_after)
     return TransformersLanguageModel(f"random-gpt2/{seed}", model, tokenizer, clean_up=False)
