@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -201,7 +202,7 @@ def test_waffle_descriptors_mean_nothing_and_are_the_same_for_all_classes():
         assert [len(word) for word in descriptor.split()] == [5, 5]
         if i % 2 == 0:
             for word in descriptor.split():
-                assert re.fullmatch(r"([aeiou][^aeiou0-9])+|([^aeiou0-9][aeiou])+", word)
+                assert all((a in "aeiou") != (b in "aeiou") for a, b in pairwise(word))
     assert templates == prompts.load_templates("waffle:0", labels)
     assert templates != prompts.load_templates("waffle:1", labels)
     with pytest.raises(UserError, match="unknown template set 'waffle:x'"):
