@@ -1,5 +1,6 @@
 """What every method must be, whatever it computes; a new file in `methods/` is tested here."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -9,23 +10,53 @@ from tests.toy import ToyEncoder, ToyLanguageModel
 from zeroshot import methods
 from zeroshot.errors import UserError
 from zeroshot.methods import Pool
-from zeroshot.ops import normalize
+from zeroshot.ops import masked_mean, normalize
 
 GENERATOR = torch.Generator().manual_seed(0)
-IMAGES = normalize(torch.randn(9, 6, generator=GENERATOR))
-TEXTS = normalize(torch.randn(4, 3, 6, generator=GENERATOR))
+
+
+def unit(*shape):
+    return normalize(torch.randn(*shape, generator=GENERATOR))
+
+
+IMAGES = unit(9, 6)
+TEXTS = unit(4, 3, 6)
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
-ANCHORS = {
-    "anchor_images": normalize(torch.randn(31, 6, generator=GENERATOR)),
-    "anchor_texts": normalize(torch.randn(31, 6, generator=GENERATOR)),
+ARRAYS = {
+    "anchor_images": unit(31, 6),
+    "anchor_texts": unit(31, 6),
+    "shots": unit(11, 6),
+    "shot_labels": torch.tensor([0, 0, 1, 3, 1, 0, 3, 3, 1, 0, 1]),  # class 2 has none
+    "bank": unit(13, 6),
+    "prior": torch.tensor([0.1, 0.2, 0.3, 0.4]),
+    "views": unit(9, 10, 6),
+    "parents": torch.tensor([0, 0, 2, 2]),
 }
+"""What methods may learn from or be given besides; axes as in docs/embeddings.md."""
+
 SCORERS = [name for name in methods.names() if hasattr(methods.get(name), "scores")]
 CAPTIONERS = [name for name in methods.names() if hasattr(methods.get(name), "caption")]
+REFINERS = [name for name in SCORERS if hasattr(methods.get(name), "refine")]
+ADJUSTERS = [name for name in SCORERS if hasattr(methods.get(name), "adjust")]
 
 
-def ready(name):
-    method = methods.get(name)()
-    return method.fit(**ANCHORS) if hasattr(method, "fit") else method
+def takes(name, verb):
+    return [array for array in methods.parameters(methods.get(name), verb) if array in ARRAYS]
+
+
+def ready(name, arrays=ARRAYS, dtype=torch.float32):
+    """The method with all arrays that its `fit` takes."""
+    given = {k: _as(arrays[k], dtype) for k in takes(name, "fit")}
+    return methods.get(name)().fit(**given) if given else methods.get(name)()
+
+
+def extras(name, arrays=ARRAYS, dtype=torch.float32):
+    """The arrays that its `scores` takes besides images and texts."""
+    return {k: _as(arrays[k], dtype) for k in takes(name, "scores")}
+
+
+def _as(array, dtype):
+    return array.to(dtype) if array.is_floating_point() else array
 
 
 def test_every_file_is_a_method():
@@ -50,49 +81,125 @@ class TestScorer:
     def test_is_one(self, name):
         assert isinstance(ready(name), methods.Scorer)
 
-    def test_shape_and_kind(self, name):
-        scores = ready(name).scores(IMAGES, TEXTS, MASK)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_shape_and_kind(self, name, dtype):
+        method = ready(name, dtype=dtype)
+        scores = method.scores(IMAGES.to(dtype), TEXTS.to(dtype), MASK, **extras(name, dtype=dtype))
         assert scores.shape == (9, 4)
-        assert scores.dtype == torch.float32
+        assert scores.dtype == dtype
         assert scores.isfinite().all()
-        double = ready(name).scores
-        if not hasattr(methods.get(name), "fit"):
-            assert double(IMAGES.double(), TEXTS.double()).dtype == torch.float64
+        if method.output == "probability":
+            assert ((scores >= 0) & (scores <= 1 + 1e-5)).all()
 
     def test_order_of_classes_does_not_matter(self, name):
         order = torch.tensor([2, 0, 3, 1])
-        scores = ready(name).scores(IMAGES, TEXTS, MASK)
-        shuffled = ready(name).scores(IMAGES, TEXTS[order], MASK[order])
+        place = order.argsort()
+        moved = ARRAYS | {
+            "shot_labels": place[ARRAYS["shot_labels"]],
+            "prior": ARRAYS["prior"][order],
+            "parents": place[ARRAYS["parents"][order]],
+        }
+        scores = ready(name).scores(IMAGES, TEXTS, MASK, **extras(name))
+        shuffled = ready(name, moved).scores(
+            IMAGES, TEXTS[order], MASK[order], **extras(name, moved)
+        )
         torch.testing.assert_close(shuffled, scores[:, order])
 
     def test_batches_agree_with_the_whole(self, name):
-        method = ready(name)
+        method, more = ready(name), extras(name)
         if method.transductive:
             return
-        parts = torch.cat([method.scores(part, TEXTS, MASK) for part in IMAGES.split(2)])
-        torch.testing.assert_close(parts, method.scores(IMAGES, TEXTS, MASK))
+        parts = []
+        for rows in torch.arange(9).split(2):
+            own = {k: v[rows] if k == "views" else v for k, v in more.items()}
+            parts.append(method.scores(IMAGES[rows], TEXTS, MASK, **own))
+        whole = method.scores(IMAGES, TEXTS, MASK, **more)
+        torch.testing.assert_close(torch.cat(parts), whole)
 
     def test_inputs_stay_as_they_were(self, name):
-        given = [x.clone() for x in (IMAGES, TEXTS, MASK)]
-        ready(name).scores(*given)
-        assert all(torch.equal(a, b) for a, b in zip(given, (IMAGES, TEXTS, MASK), strict=True))
+        given = {"images": IMAGES, "texts": TEXTS, "mask": MASK} | ARRAYS
+        before = {k: v.clone() for k, v in given.items()}
+        ready(name).scores(IMAGES, TEXTS, MASK, **extras(name))
+        assert all(torch.equal(before[k], given[k]) for k in given)
 
     def test_no_mask_means_every_prompt(self, name):
-        method = ready(name)
+        method, more = ready(name), extras(name)
         everything = torch.ones(4, 3, dtype=torch.bool)
         torch.testing.assert_close(
-            method.scores(IMAGES, TEXTS), method.scores(IMAGES, TEXTS, everything)
+            method.scores(IMAGES, TEXTS, **more), method.scores(IMAGES, TEXTS, everything, **more)
         )
 
     def test_a_planted_class_is_found(self, name):
         """Pictures that coincide with a class's only prompt belong to it."""
         images = normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(3)))
-        method = methods.get(name)()
-        if hasattr(method, "fit"):
-            pairs = normalize(torch.randn(300, 6, generator=torch.Generator().manual_seed(4)))
-            method = method.fit(anchor_images=pairs, anchor_texts=pairs)
-        scores = method.scores(images, images[:, None])
+        pairs = normalize(torch.randn(300, 6, generator=torch.Generator().manual_seed(4)))
+        planted = {
+            "anchor_images": pairs,
+            "anchor_texts": pairs,
+            "shots": images,
+            "shot_labels": torch.arange(4),
+            "bank": images,
+            "prior": torch.full((4,), 0.25),
+            "views": images[:, None].expand(4, 10, 6),
+            "parents": torch.arange(4),
+        }
+        scores = ready(name, planted).scores(images, images[:, None], **extras(name, planted))
         assert torch.equal(scores.argmax(0), torch.arange(4))
+
+    def test_unfitted_it_works_or_says_what_it_needs(self, name):
+        method = methods.get(name)()
+        if any(methods.parameters(method, "fit").values()):
+            return
+        with contextlib.suppress(UserError):
+            assert method.scores(IMAGES, TEXTS, MASK, **extras(name)).isfinite().all()
+            return
+        needed = "|".join(takes(name, "fit"))
+        with pytest.raises(UserError, match=f"array ({needed})"):
+            method.scores(IMAGES, TEXTS, MASK, **extras(name))
+
+    def test_starts_where_it_is_told(self, name):
+        """Of methods that take `initial`: the zero-shot logits are what they start from anyway."""
+        if "initial" not in methods.parameters(methods.get(name), "scores"):
+            return
+        method, more = ready(name), extras(name)
+        zero_shot = 100.0 * IMAGES @ normalize(masked_mean(TEXTS, MASK)).T
+        plain = method.scores(IMAGES, TEXTS, MASK, **more)
+        same = method.scores(IMAGES, TEXTS, MASK, initial=zero_shot, **more)
+        other = method.scores(IMAGES, TEXTS, MASK, initial=zero_shot.roll(1, 1), **more)
+        torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(other, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_refined_prompts_are_prompts(name):
+    texts, mask = ready(name).refine(IMAGES, TEXTS, MASK)
+    assert texts.shape[0] == 4
+    assert texts.shape[2] == 6
+    present = torch.ones(texts.shape[:2], dtype=torch.bool) if mask is None else mask
+    assert present.any(1).all()
+    torch.testing.assert_close(texts[present].norm(dim=-1), torch.ones(int(present.sum())))
+
+
+@pytest.mark.parametrize("name", ADJUSTERS)
+class TestAdjuster:
+    def test_scores_are_adjusted_zero_shot_logits(self, name):
+        unfitted = {k: v for k, v in ARRAYS.items() if k != "bank"}
+        given = {k: v for k, v in unfitted.items() if k in takes(name, "fit")}
+        method = methods.get(name)()
+        method = method.fit(**given) if given else method
+        zero_shot = 100.0 * IMAGES @ normalize(masked_mean(TEXTS, MASK)).T
+        torch.testing.assert_close(
+            method.adjust(zero_shot), method.scores(IMAGES, TEXTS, MASK), rtol=1e-4, atol=1e-4
+        )
+
+    def test_with_a_bank_rows_stand_alone(self, name):
+        if "bank" not in takes(name, "fit"):
+            return
+        method = ready(name)
+        assert not method.transductive
+        logits, bank = 20 * torch.rand(9, 4), 20 * torch.rand(13, 4)
+        parts = torch.cat([method.adjust(part, bank) for part in logits.split(2)])
+        torch.testing.assert_close(parts, method.adjust(logits, bank))
 
 
 @pytest.mark.parametrize("name", CAPTIONERS)

@@ -3,9 +3,11 @@
 With `cli`, the only file that prints.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from zeroshot.errors import FewClassesWarning
+
 if TYPE_CHECKING:
     from zeroshot.methods import Description
     from zeroshot.results import Result
+    from zeroshot.tasks.compare import Compared
     from zeroshot.tasks.meter import Meter
 
 NAME_WIDTH = 32
@@ -29,6 +34,22 @@ Show = Literal["json", "table", "nothing"]
 def say(message: str) -> None:
     """One message on standard error."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """Our own warnings as messages of one line; others as Python shows them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, FewClassesWarning):
+                say(f"warning: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = said
+        yield
 
 
 def print_json(row: Mapping[str, Any]) -> None:
@@ -46,6 +67,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     Console().print(table)
+
+
+def show_comparison(rows: "Iterable[Compared]") -> None:
+    """A table of methods; in JSON lines when piped."""
+    print_table(
+        ("method", "mean best score", "agreement with the first", "CPU ms per row"),
+        [
+            (r.method, round(r.confidence, 4), round(r.agreement, 4), round(r.cpu_ms, 3))
+            for r in rows
+        ],
+    )
 
 
 def show_method(method: "Description") -> None:

@@ -4,7 +4,13 @@ A method is a frozen dataclass whose fields are its options. Two kinds exist, to
 verb they have: a *scorer* (`scores`) turns embeddings into class scores, a *captioner*
 (`caption`) turns image embeddings into texts. A scorer that learns from arrays (anchors, shots,
 unlabelled images) has `fit`, which returns a NEW object; the names of `fit`'s parameters are the
-names of the arrays in docs/embeddings.md, and learned fields end in `_`.
+names of the arrays in docs/embeddings.md, and learned fields end in `_`. Arrays that belong to the
+rows of one call (views, the logits of an earlier method) are parameters of `scores`, by the same
+names. A parameter without a default must be given; where `fit` has none such, the method works
+unfitted.
+
+A scorer may also say what it does to the texts (`refine`) or to the logits (`adjust`) of another:
+`_pipeline` composes methods by these verbs.
 
 A method meets `ops`, `decoding`, `trace` and `models.base` only: never a model, a file or the
 screen.
@@ -28,6 +34,7 @@ from typing import (
     runtime_checkable,
 )
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -44,8 +51,9 @@ softmax, a *logit* has it, a *probability* needs neither."""
 class Scorer(Protocol):
     """Embeddings to class scores, higher is better."""
 
-    transductive: ClassVar[bool]
-    """Whether a row's score depends on the other rows; such a method is never split."""
+    @property
+    def transductive(self) -> bool:
+        """Whether a row's score depends on the other rows; such a method is never split."""
 
     @property
     def output(self) -> Output:
@@ -59,6 +67,33 @@ class Scorer(Protocol):
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
         """Score `n` unit image rows against `c` classes of up to `t` unit prompt rows each."""
+
+
+@runtime_checkable
+class Refiner(Scorer, Protocol):
+    """A scorer whose work lies on the text side, so that another method can score by it."""
+
+    def refine(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+    ) -> tuple[Float[Tensor, "c u d"], Bool[Tensor, "c u"] | None]:
+        """Unit prompt rows to score with instead, and which of them exist."""
+
+
+@runtime_checkable
+class Adjuster(Scorer, Protocol):
+    """A scorer that corrects logits, whichever method they come from.
+
+    Its own `scores` adjust the zero-shot logits, and `adjust` gives what `output` says.
+    """
+
+    def adjust(
+        self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
+    ) -> Float[Tensor, "n c"]:
+        """Corrected logits; `bank` holds logits of the unlabelled rows it was fitted with."""
 
 
 @runtime_checkable
@@ -140,8 +175,56 @@ def get(name: str) -> type[Any]:
     return next(c for n, c in vars(module).items() if isinstance(c, type) and n.lower() == wanted)
 
 
+def pipeline(*stages: Any) -> Any:
+    """Methods as one, read from left to right: `pipeline(ZPE(), StatA())` is `zpe+stata`.
+
+    Raises:
+        UserError: stages that cannot follow one another.
+    """
+    from zeroshot.methods._pipeline import Pipeline
+
+    return Pipeline(stages)
+
+
+def parameters(method: Any, verb: str) -> dict[str, bool]:
+    """Arrays that `fit` or `scores` of a method takes, and whether each must be given."""
+    if hasattr(method, "parameters"):
+        taken: dict[str, bool] = method.parameters(verb)
+        return taken
+    if not hasattr(method, verb):
+        return {}
+    signature = inspect.signature(getattr(method, verb))
+    return {
+        name: p.default is p.empty for name, p in signature.parameters.items() if name != "self"
+    }
+
+
+def values(method: Any) -> dict[str, Any]:
+    """The options of a configured method as they are: `{"k": 800}`, in a pipeline `"asif.k"`."""
+    if hasattr(method, "stages"):
+        return {
+            f"{name_of(stage)}.{key}": value
+            for stage in method.stages
+            for key, value in values(stage).items()
+        }
+    return {name: getattr(method, name) for name in options(type(method))}
+
+
+def as_logits(
+    scores: Float[Tensor, "n c"], output: Output, logit_scale: float
+) -> Float[Tensor, "n c"]:
+    """Scores of any kind as logits; the logarithm of a probability is one."""
+    if output == "similarity":
+        return scores * logit_scale
+    if output == "logit":
+        return scores
+    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+
+
 def name_of(method: object) -> str:
-    """The name of a method's class or object: its file's."""
+    """The name of a method's class or object: its file's; a pipeline's is `zpe+stata`."""
+    if hasattr(method, "stages"):
+        return "+".join(map(name_of, method.stages))
     kind = method if isinstance(method, type) else type(method)
     return kind.__module__.rpartition(".")[2]
 
@@ -201,7 +284,17 @@ def describe(name: str) -> Description:
 
 
 def _kind(hint: Any) -> str:
-    return "|".join(get_args(hint)) if get_origin(hint) is Literal else str(hint.__name__)
+    if get_origin(hint) is Literal:
+        return "|".join(get_args(hint))
+    if type(None) in get_args(hint):
+        return f"{_kind(_present(hint))}|none"
+    return str(hint.__name__)
+
+
+def _present(hint: Any) -> Any:
+    """`int` of `int | None`; any other hint as it is."""
+    kinds = get_args(hint)
+    return next(k for k in kinds if k is not type(None)) if type(None) in kinds else hint
 
 
 def _said(method: type[Any]) -> dict[str, str]:
@@ -222,9 +315,16 @@ def _said(method: type[Any]) -> dict[str, str]:
 def configure(name: str, given: Mapping[str, Any]) -> Any:
     """The method called `name` with these options; texts are read as the option's type.
 
+    `name` may be a pipeline, `zpe+stata`, whose options are `stata.alpha`, or `alpha` where one
+    stage alone has it.
+
     Raises:
         UserError: an unknown method or option, or a value that is not of the option's type.
     """
+    if "+" in name:
+        from zeroshot.methods._pipeline import Pipeline
+
+        return Pipeline.configure(name, given)
     method = get(name)
     known = options(method)
     hints = get_type_hints(method)
@@ -235,7 +335,11 @@ def configure(name: str, given: Mapping[str, Any]) -> Any:
 
 
 def _typed(method: str, key: str, value: Any, hint: Any) -> Any:
-    """`value` as `hint` (int, float, bool, str or a Literal of texts) asks."""
+    """`value` as `hint` (int, float, bool, str or a Literal of texts, or None) asks."""
+    if type(None) in get_args(hint):
+        if value is None or str(value).lower() == "none":
+            return None
+        hint = _present(hint)
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value

@@ -4,9 +4,8 @@ The arrays and their shapes are those of docs/embeddings.md. Which of them a met
 from the parameters of its `fit` and `scores`.
 """
 
-import inspect
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,18 @@ SHAPES = {
     "shots": "m d",
     "shot_labels": "m",
     "views": "n v d",
-    "bank": "b e",
+    "bank": "b d",
     "prior": "c",
     "parents": "c",
+    "initial": "n c",
 }
 """Every array there is and its axes; an axis has one length in all arrays of a file."""
 
 EMBEDDINGS = {"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank"}
 """Arrays of embeddings, as against masks, labels and priors."""
+
+INDICES = {"shot_labels", "parents"}
+"""Arrays of class numbers, 0 to c - 1."""
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -73,9 +76,9 @@ def score_arrays(
 ) -> dict[str, Array]:
     """`scores [n c]` and what else the method learned, by name without the trailing `_`.
 
-    Embeddings are brought to unit length, but for couplings, which centre them first; all is
-    computed in the precision the arrays come in. Arrays the method has no use for stay unused,
-    so that one file serves several methods.
+    Embeddings are brought to unit length, but for couplings and methods that say `raw_rows`,
+    which centre them first; all is computed in the precision the arrays come in. Arrays the
+    method has no use for stay unused, so that one file serves several methods.
 
     Raises:
         UserError: an array that is unknown, missing, of a wrong shape or kind, or not finite.
@@ -83,13 +86,12 @@ def score_arrays(
     chosen = methods.configure(method, options)
     if not hasattr(chosen, "scores"):
         raise UserError(f"method '{method}' does not score arrays")
-    fit = _parameters(chosen.fit) if hasattr(chosen, "fit") else {}
-    score = _parameters(chosen.scores)
+    fit, score = (methods.parameters(chosen, verb) for verb in ("fit", "scores"))
     tensors = _checked(arrays, method, fit | score)
-    if not isinstance(chosen, methods.Coupling):
+    if not isinstance(chosen, methods.Coupling) and not getattr(chosen, "raw_rows", False):
         tensors |= {k: normalize(v) for k, v in tensors.items() if k in EMBEDDINGS}
-    if fit:
-        chosen = chosen.fit(**{name: tensors[name] for name in fit if name in tensors})
+    if learned_from := {name: tensors[name] for name in fit if name in tensors}:
+        chosen = chosen.fit(**learned_from)
     given: dict[str, Any] = {name: tensors[name] for name in score if name in tensors}
     if "logit_scale" in given:
         given["logit_scale"] = float(given["logit_scale"])
@@ -97,14 +99,14 @@ def score_arrays(
     return {"scores": scores.numpy(), **_learned(chosen)}
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
-    """Names of a function's parameters and whether each must be given."""
-    signature = inspect.signature(function)
-    return {name: p.default is p.empty for name, p in signature.parameters.items()}
-
-
 def _learned(fitted: Any) -> dict[str, Array]:
-    """Tensors a method holds beyond the arrays it was given."""
+    """Tensors a method holds beyond the arrays it was given; of a pipeline, each stage's."""
+    if hasattr(fitted, "stages"):
+        return {
+            f"{methods.name_of(stage)}.{name}": value
+            for stage in fitted.stages
+            for name, value in _learned(stage).items()
+        }
     held = {f.name.removesuffix("_"): getattr(fitted, f.name) for f in fields(fitted)}
     return {
         name: value.numpy()
@@ -134,7 +136,7 @@ def _checked(
     precision = np.result_type(np.float32, *(used[n].dtype for n in used if n in EMBEDDINGS))
     tensors = {}
     for name, array in used.items():
-        floating = name in EMBEDDINGS | {"logit_scale", "prior"}
+        floating = name in EMBEDDINGS | {"logit_scale", "prior", "initial"}
         kind = precision if floating else bool if name == "text_mask" else np.int64
         tensors[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
     mask = tensors.get("text_mask")
@@ -142,6 +144,13 @@ def _checked(
         _check_rows(name, tensors[name], mask if name == "texts" else None)
     if mask is not None and not mask.any(1).all():
         raise UserError("text_mask: a class has no prompt at all")
+    for name in INDICES & tensors.keys():
+        _check_classes(name, used[name], len(tensors["texts"]))
+    for name in {"prior", "initial"} & tensors.keys():
+        if not tensors[name].isfinite().all():
+            raise UserError(f"array {name} holds NaN or infinity")
+    if "prior" in tensors:
+        tensors["prior"] = _shares(tensors["prior"])
     return tensors
 
 
@@ -173,3 +182,19 @@ def _check_rows(name: str, rows: Tensor, mask: Tensor | None) -> None:
     if not present.all():
         where = (~present).nonzero()[0].tolist()
         raise UserError(f"array {name}: row {where} is zero and has no direction")
+
+
+def _check_classes(name: str, array: Array, classes: int) -> None:
+    """Whole numbers that name a class."""
+    if (array != array.astype(np.int64)).any() or array.min() < 0 or array.max() >= classes:
+        raise UserError(
+            f"array {name}: values {array.min()} to {array.max()}; "
+            f"expected whole numbers from 0 to {classes - 1}"
+        )
+
+
+def _shares(prior: Tensor) -> Tensor:
+    """Counts or shares of the classes, as shares."""
+    if (prior < 0).any() or not prior.any():
+        raise UserError("array prior: counts or shares of the classes are not negative, not all 0")
+    return prior / prior.sum()
