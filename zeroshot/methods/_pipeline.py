@@ -135,7 +135,7 @@ class Pipeline:
         """Scores of the last stage; `extras` go to the stages that take them."""
         bank = next((x for x in map(_bank, self.stages) if x is not None), None)
         output: Output = "logit"
-        scores = bank_scores = images.new_empty(0)
+        scores = bank_scores = images.new_empty(0, len(texts))
         for stage, role in zip(self.stages, self.roles, strict=True):
             if role == "refine":
                 texts, text_mask = stage.refine(images, texts, text_mask, logit_scale)
