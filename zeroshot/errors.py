@@ -30,6 +30,10 @@ class UnreadableImageError(ZeroshotError, OSError):
     """One picture cannot be read; the run goes on and the picture's row says why."""
 
 
+class FewClassesWarning(UserWarning):
+    """A method takes all classes as equally frequent, and few of them seem present."""
+
+
 def unknown(what: str, given: str, available: Iterable[str]) -> UserError:
     """`unknown method 'asf'; did you mean 'asif'? available: asif, ensemble, magic`."""
     names = sorted(available)

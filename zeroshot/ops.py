@@ -24,6 +24,15 @@ def masked_mean(
     return (values * weight).sum(dim=-2) / weight.sum(dim=-2)
 
 
+def filled(
+    texts: Float[Tensor, "c t d"], mask: Bool[Tensor, "c t"] | None
+) -> Float[Tensor, "c t d"]:
+    """Prompts where every class has as many: in place of a missing one, the class's mean prompt."""
+    if mask is None:
+        return texts
+    return torch.where(mask[..., None], texts, masked_mean(texts, mask)[:, None])
+
+
 def topk_stream(
     queries: Float[Tensor, "n d"], keys: Float[Tensor, "a d"], k: int, block: int = 16384
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:

@@ -1,0 +1,25 @@
+"""What the authors' own code returned, recorded in tests/data/classify."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).parent / "data" / "classify"
+
+
+def recorded(name):
+    """Arrays by name (`in_`, `hp_`, `out_`), as numpy."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as z:
+        return {key: z[key] for key in z.files if key != "meta"}
+
+
+def tensors(name):
+    """The same as tensors."""
+    return {key: torch.from_numpy(value) for key, value in recorded(name).items()}
+
+
+def close(ours, theirs, rtol=1e-9):
+    """Equal within `rtol`, and within as much of the largest value where it is near zero."""
+    ours, theirs = (np.asarray(x, dtype=np.float64) for x in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())

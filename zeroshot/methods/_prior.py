@@ -1,0 +1,81 @@
+"""Class priors: given, uniform on request, or estimated; and the warning that uniform is wrong.
+
+The estimate is the maximum-likelihood prior of Saerens et al. 2002, "Adjusting the Outputs of a
+Classifier to New a Priori Probabilities", Neural Computation 14:
+
+    pi_c <- mean_i softmax_c(logits_ic + log pi_c)          from the uniform prior, until it stays
+"""
+
+import warnings
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zeroshot.errors import FewClassesWarning, UserError
+
+Assume = Literal["given", "uniform", "estimated"]
+"""What to do without a prior: refuse, take all classes as equally frequent, or estimate."""
+
+
+def resolve(
+    method: str, prior: Float[Tensor, " c"] | None, assume: Assume, logits: Float[Tensor, "n c"]
+) -> Float[Tensor, " c"]:
+    """The prior to work with, summing to 1.
+
+    Raises:
+        UserError: none was given and none may be assumed.
+    """
+    if prior is not None:
+        return prior.to(logits.dtype) / prior.sum()
+    if assume == "given":
+        raise UserError(
+            f"{method} needs the array prior [c], how frequent each class is; without one, "
+            "-o assume=estimated estimates it, and -o assume=uniform takes all classes as equally "
+            "frequent, which goes badly wrong where some are absent"
+        )
+    if assume == "estimated":
+        return estimate(logits)
+    warn_if_few(method, logits)
+    return torch.full_like(logits[0], 1 / logits.shape[1])
+
+
+def estimate(
+    logits: Float[Tensor, "n c"], most: int = 200, tolerance: float = 1e-6
+) -> Float[Tensor, " c"]:
+    """The prior under which these logits, made with a uniform one, are most likely."""
+    prior = torch.full_like(logits[0], 1 / logits.shape[1])
+    smallest = torch.finfo(logits.dtype).tiny
+    for _ in range(most):
+        after = (logits + prior.clamp_min(smallest).log()).softmax(1).mean(0)
+        moved = float((after - prior).abs().sum())
+        prior = after
+        if moved < tolerance:
+            break
+    return prior
+
+
+def presence(logits: Float[Tensor, "n c"]) -> tuple[float, float]:
+    """Classes that seem present, and how many so many rows would show if all were.
+
+    The first is the exponential of the entropy of the estimated prior. The second is the expected
+    number of different classes among n rows drawn from c equally frequent ones.
+    """
+    prior = estimate(logits)
+    present = float(torch.exp(-torch.special.xlogy(prior, prior).sum()))
+    rows, classes = logits.shape
+    return present, classes * (1 - (1 - 1 / classes) ** rows)
+
+
+def warn_if_few(method: str, logits: Float[Tensor, "n c"]) -> None:
+    """Warn where half the classes that a uniform prior speaks of seem to be absent."""
+    present, expected = presence(logits)
+    if present < expected / 2:
+        warnings.warn(
+            f"{method} takes all {logits.shape[1]} classes as equally frequent, but about "
+            f"{present:.0f} seem present among {logits.shape[0]} rows: expect it to lose accuracy; "
+            "give a prior, or use center, dn or stata",
+            FewClassesWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,72 @@
+"""Distribution normalisation: both sides less a share of their mean.
+
+Zhou et al. 2023, "Test-Time Distribution Normalization for Contrastively Learned Vision-language
+Models", NeurIPS, arXiv:2302.11084; authors' code: fengyuli-dev/distribution-normalization (no
+licence file, not used here).
+
+    score = norm(x - lam mean_j x_j) . norm(w_c - lam mean_c w_c)
+
+The dot product stands in for the contrastive loss a model was trained with; the means put back, to
+first order, the negatives that the dot product leaves out.
+
+| here | paper |
+|---|---|
+| lam | lambda: 1/2 in theory, 0.25 in the authors' code and tables |
+| bank | 100 unlabelled images of the test distribution |
+
+Departures from the authors' code. Theirs works on rows as the encoder leaves them, before they are
+brought to unit length; so does this one on arrays, which it takes as they are. Pictures come as
+unit rows from the cache: the means then weigh every picture alike. A class of several prompts is
+their mean direction, as long as they are on average. Without a bank the images themselves give the
+mean.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.methods import Output
+from zeroshot.ops import masked_mean, normalize
+
+
+@dataclass(frozen=True)
+class DN:
+    """Cosines of rows that lie around their means."""
+
+    lam: float = 0.25
+    """share of the means that is subtracted"""
+
+    image_mean_: Float[Tensor, " d"] | None = field(default=None, repr=False, compare=False)
+
+    raw_rows: ClassVar[bool] = True
+    """arrays are not brought to unit length before"""
+
+    @property
+    def transductive(self) -> bool:
+        """Unless a bank gives the mean of the images."""
+        return self.image_mean_ is None
+
+    @property
+    def output(self) -> Output:
+        """Cosines."""
+        return "similarity"
+
+    def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "DN":
+        """A copy that knows the mean of unlabelled images."""
+        return self if bank is None else replace(self, image_mean_=bank.mean(0))
+
+    def scores(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+    ) -> Float[Tensor, "n c"]:
+        """Cosines of the normalised rows; rows need not come at unit length."""
+        mean = images.mean(0) if self.image_mean_ is None else self.image_mean_
+        length = masked_mean(texts.norm(dim=-1, keepdim=True), text_mask)
+        classes = length * normalize(masked_mean(normalize(texts), text_mask))
+        shifted = normalize(classes - self.lam * classes.mean(0))
+        return normalize(images - self.lam * mean) @ shifted.T

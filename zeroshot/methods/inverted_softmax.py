@@ -1,0 +1,83 @@
+"""Inverted softmax: a class that attracts every query must share its attraction among them.
+
+Smith et al. 2017, "Offline bilingual word vectors, orthogonal transformations and the inverted
+softmax", ICLR, arXiv:1702.03859; authors' code as in facebookresearch/MUSE (CC BY-NC, not used
+here).
+
+    score_qg = exp(beta s_qg) / sum_b exp(beta s_bg)
+
+The sum runs over the queries themselves or, once fitted, over a bank of others. Here the score is
+its logarithm over beta, in units of similarity:
+
+    score_qg = s_qg - log(mean_b exp(beta s_bg)) / beta
+
+| here | paper |
+|---|---|
+| beta | beta, 20 in QB-Norm |
+| bank | the source words |
+
+Departures from the authors' code: the logarithm, which ranks every row and every column alike;
+`compat=True` gives the quotient. A matrix of similarities can be re-ranked without embeddings:
+`inverted_softmax(similarity, bank)`, rows queries and columns gallery.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.methods import Output
+from zeroshot.methods.ensemble import Ensemble
+
+
+def inverted_softmax(
+    similarity: Float[Tensor, "q g"],
+    bank: Float[Tensor, "b g"] | None = None,
+    beta: float = 20.0,
+    compat: bool = False,
+) -> Float[Tensor, "q g"]:
+    """Similarities less what each column has for the bank; without one, for the rows."""
+    pull = beta * (similarity if bank is None else bank)
+    if compat:
+        return torch.exp(beta * similarity - pull.logsumexp(0))
+    return similarity - (pull.logsumexp(0) - math.log(len(pull))) / beta
+
+
+@dataclass(frozen=True)
+class InvertedSoftmax:
+    """Zero-shot cosines less each class's soft maximum over the bank."""
+
+    beta: float = 20.0
+    """sharpness: large, and only the nearest of the bank counts"""
+    compat: bool = False
+    """the quotient of the paper instead of its logarithm"""
+
+    bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def transductive(self) -> bool:
+        """Unless there is a bank."""
+        return self.bank_ is None
+
+    @property
+    def output(self) -> Output:
+        """Shifted cosines; with `compat`, shares of a class."""
+        return "probability" if self.compat else "similarity"
+
+    def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "InvertedSoftmax":
+        """A copy that takes the sums over unlabelled rows."""
+        return replace(self, bank_=bank)
+
+    def scores(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+    ) -> Float[Tensor, "n c"]:
+        """Classes as the gallery, images as the queries."""
+        classifier = Ensemble().classifier(texts, text_mask)
+        bank = None if self.bank_ is None else self.bank_ @ classifier.T
+        return inverted_softmax(images @ classifier.T, bank, self.beta, self.compat)

@@ -1,0 +1,95 @@
+"""Sinkhorn: class biases under which the predictions have the frequencies that are known.
+
+Cuturi 2013, "Sinkhorn Distances", NeurIPS, arXiv:1306.0895. InMaP (Qian et al. 2023,
+arXiv:2310.19752) makes CLIP's pseudo-labels this way; OTTER (Shin et al. 2024, arXiv:2404.08461)
+is the limit without entropy.
+
+    u_i = -log sum_c exp(L_ic + v_c)                  every row has mass 1
+    v_c = log pi_c - log mean_i exp(L_ic + u_i)       class c gets its share pi_c
+    L_ic <- L_ic + v_c
+
+All that remains of the iteration is one bias per class: it is kept, and with a bank the biases come
+from there and every row stands alone. The prior must be given. `assume=uniform` is what papers use
+on balanced benchmarks; on a batch with few of the classes it forces pictures into the absent ones,
+and says so. `assume=estimated` first estimates the prior (Saerens et al. 2002).
+
+| here | paper |
+|---|---|
+| prior | column marginal |
+| iterations | 20 in InMaP |
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.methods import Output
+from zeroshot.methods._prior import Assume, resolve
+from zeroshot.methods.ensemble import Ensemble
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """Logits plus a bias per class that makes the prior hold."""
+
+    iterations: int = 20
+    """rounds of rows and columns"""
+    assume: Assume = "given"
+    """without a prior: refuse, take classes as equally frequent, or estimate their frequencies"""
+
+    prior_: Float[Tensor, " c"] | None = field(default=None, repr=False, compare=False)
+    bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def transductive(self) -> bool:
+        """Unless a bank gives the biases."""
+        return self.bank_ is None
+
+    @property
+    def output(self) -> Output:
+        """Logits plus a constant for each class."""
+        return "logit"
+
+    def fit(
+        self,
+        prior: Float[Tensor, " c"] | None = None,
+        bank: Float[Tensor, "b d"] | None = None,
+    ) -> "Sinkhorn":
+        """A copy that knows how frequent the classes are, and rows to balance instead."""
+        return replace(self, prior_=prior, bank_=bank)
+
+    def adjust(
+        self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
+    ) -> Float[Tensor, "n c"]:
+        """Balanced logits, of whatever method."""
+        rows = logits if bank is None else bank
+        prior = resolve("sinkhorn", self.prior_, self.assume, rows)
+        return logits + biases(rows, prior, self.iterations)
+
+    def scores(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+    ) -> Float[Tensor, "n c"]:
+        """Balanced zero-shot logits."""
+        classifier = logit_scale * Ensemble().classifier(texts, text_mask)
+        bank = None if self.bank_ is None else self.bank_ @ classifier.T
+        return self.adjust(images @ classifier.T, bank)
+
+
+def biases(
+    logits: Float[Tensor, "n c"], prior: Float[Tensor, " c"], iterations: int = 20
+) -> Float[Tensor, " c"]:
+    """The `v` under which softmax(logits + v) has the column means `prior`, in the limit."""
+    wanted = prior.clamp_min(torch.finfo(prior.dtype).tiny).log() + torch.log(
+        torch.tensor(float(len(logits)), dtype=prior.dtype)
+    )
+    v = torch.zeros_like(prior)
+    for _ in range(iterations):
+        u = -(logits + v).logsumexp(1, keepdim=True)
+        v = wanted - (logits + u).logsumexp(0)
+    return v
