@@ -65,8 +65,8 @@ class Cache:
         self, images: Float[Tensor, "n d"], classes: int, beta: float, gamma: float
     ) -> Float[Tensor, "n c"]:
         """What the shots say."""
-        affinity = (normalize(images[:, self.channels]) @ self.shots.T).sub_(1).mul_(beta)
-        weighted = affinity.add_(gamma * self.surprise).exp_()
+        affinity = (self.shots @ normalize(images[:, self.channels]).T).sub_(1).mul_(beta)
+        weighted = affinity.add_(gamma * self.surprise[:, None]).exp_()  # [m, n]
         return gathered(weighted, self.labels, classes)
 
 

