@@ -46,7 +46,7 @@ class Size:
     views: int = 64
     viewed: int = 250
     """images of methods that take views, which are 64 times as large"""
-    anchors: int = 10_000
+    anchors: int = 2000
 
 
 def arrays(size: Size, names: set[str], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
