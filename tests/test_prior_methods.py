@@ -1,5 +1,7 @@
 """center, dn, sinkhorn, otter, frolic: against loops, linear programs and the authors' numbers."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -30,14 +32,23 @@ def logits(rows, classes, scale=3.0, seed=0):
 # center
 
 
-def test_center_equals_loops():
+@pytest.mark.parametrize("guard", [False, True])
+def test_center_equals_loops(guard):
     given, bank = logits(5, 3), logits(4, 3, seed=1)
     for rows in (given, bank):
-        ours = Center(lam=0.7).adjust(given, rows)
+        ours = Center(lam=0.7, guard=guard).adjust(given, rows)
+        share = [1 / 3] * 3
+        for _ in range(4):
+            sums = [0.0] * 3
+            for j in range(len(rows)):
+                e = [share[c] * math.exp(float(rows[j, c])) for c in range(3)]
+                sums = [total + x / sum(e) / len(rows) for total, x in zip(sums, e, strict=True)]
+            share = sums
+        means = [sum(float(rows[j, c]) for j in range(len(rows))) / len(rows) for c in range(3)]
         for i in range(5):
             for c in range(3):
-                mean = sum(float(rows[j, c]) for j in range(len(rows))) / len(rows)
-                assert float(ours[i, c]) == pytest.approx(float(given[i, c]) - 0.7 * mean)
+                excess = 0.7 * (means[c] - sum(means) / 3) * (1 - share[c] * guard)
+                assert float(ours[i, c]) == pytest.approx(float(given[i, c]) - excess)
 
 
 def test_centred_scores_with_a_bank_are_adjusted_logits():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -75,7 +76,7 @@ def test_templates_from_files(tmp_path):
     lines = write(tmp_path / "t.txt", "\ufeffa {c}\r\n\nthe {}.\n")
     listed = write(tmp_path / "t.json", ["a {c}", "the {}."])
     assert prompts.load_templates(lines) == prompts.load_templates(listed) == ("a {c}", "the {}.")
-    assert prompts.template_sets() == ["openai", "simple", "none"]
+    assert prompts.template_sets() == ["openai", "simple", "none", "waffle"]
 
 
 def test_labels_from_everywhere(tmp_path):
@@ -189,3 +190,20 @@ def test_every_class_gets_every_template_with_its_label_once(labels):
     assert len(classes) == len(labels)
     for label, sentences in zip(labels, classes, strict=True):
         assert sentences == [template.format(label) for template in templates]
+
+
+def test_waffle_descriptors_mean_nothing_and_are_the_same_for_all_classes():
+    labels = ["electric ray", "dog", "great white shark"]
+    templates = prompts.load_templates("waffle", labels)
+    assert len(templates) == len(set(templates)) == 30
+    for i, template in enumerate(templates):
+        descriptor = re.fullmatch(r"A photo of a \{\}, which has (.*)\.", template)[1]
+        # 6 words of 29 letters in 3 labels: two words of 5 letters
+        assert [len(word) for word in descriptor.split()] == [5, 5]
+        if i % 2 == 0:
+            for word in descriptor.split():
+                assert all((a in "aeiou") != (b in "aeiou") for a, b in pairwise(word))
+    assert templates == prompts.load_templates("waffle:0", labels)
+    assert templates != prompts.load_templates("waffle:1", labels)
+    with pytest.raises(UserError, match="unknown template set 'waffle:x'"):
+        prompts.load_templates("waffle:x", labels)

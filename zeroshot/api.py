@@ -92,7 +92,7 @@ def classify(
     Args:
         images, models, method, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
-        templates: `simple` (7), `openai` (80), `none`, a sentence with `{}`, or a file.
+        templates: `simple` (7), `openai` (80), `none`, `waffle`, a sentence with `{}`, or a file.
         score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
 
     Raises:
@@ -101,7 +101,7 @@ def classify(
     """
     models = _set(models)
     names = prompts.load_labels(labels)
-    sentences = prompts.expand(names, prompts.load_templates(templates))
+    sentences = prompts.expand(names, prompts.load_templates(templates, names))
     meter = Meter()
     with cache or EmbeddingCache() as store:
         ready = classification.classifier(

@@ -303,8 +303,8 @@ def classify(
         option(
             "--templates",
             env="TEMPLATES",
-            help="simple (7), openai (80), none, 'a photo of a {}', a .txt file, or a .json file "
-            "of sentences per class.",
+            help="simple (7), openai (80), none, waffle (30 random ones), 'a photo of a {}', "
+            "a .txt file, or a .json file of sentences per class.",
         ),
     ] = "simple",
     method: Method = None,
@@ -342,7 +342,7 @@ def classify(
     from zeroshot.tasks.meter import Meter
 
     names = prompts.load_labels(labels)
-    sentences = prompts.expand(names, prompts.load_templates(templates))
+    sentences = prompts.expand(names, prompts.load_templates(templates, names))
     models, size, meter = run.model_set(), run.at_once, Meter()
     sources = run.sources(images)
     with run.open_cache() as cache:
@@ -572,7 +572,8 @@ def run(arguments: Sequence[str]) -> int:
     from zeroshot import terminal
 
     try:
-        app(list(arguments))
+        with terminal.warnings_said():
+            app(list(arguments))
     except SystemExit as done:  # typer's way to end, usage errors printed
         code = int(done.code or 0)
         if code == INTERRUPTED:

@@ -10,7 +10,9 @@ import difflib
 import functools
 import hashlib
 import json
+import random
 import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -128,20 +130,54 @@ def _missing(labels: Sequence[str], classes: Sequence[str]) -> UserError:
     )
 
 
+def waffle(labels: Sequence[str], pairs: int = 15, seed: int = 0) -> tuple[str, ...]:
+    """Templates with descriptors that mean nothing, the same for every class.
+
+    Roth et al. 2023, "Waffling around for Performance", ICCV, arXiv:2306.07282: what a language
+    model's descriptions gain over one template, random ones mostly gain too. Each pair is a
+    descriptor of random words and one of random characters, as long as the labels are on average.
+    The authors draw words from a list; here they are made of alternating consonants and vowels.
+    They average the scores (`ensemble -o mode=score`).
+    """
+    source = random.Random(seed)
+    words = [word for label in labels for word in label.split()]
+    count = max(1, round(len(words) / len(labels)))
+    length = max(1, round(sum(map(len, words)) / len(words)))
+    vowels = "aeiou"
+    consonants = [c for c in string.ascii_lowercase if c not in vowels]
+
+    def word() -> str:
+        begin = source.randrange(2)
+        return "".join(
+            source.choice(vowels if (begin + i) % 2 else consonants) for i in range(length)
+        )
+
+    def noise() -> str:
+        return "".join(source.choices(string.ascii_lowercase + string.digits, k=length))
+
+    descriptors = [
+        " ".join(make() for _ in range(count)) for _ in range(pairs) for make in (word, noise)
+    ]
+    return tuple(f"A photo of a {{}}, which has {descriptor}." for descriptor in descriptors)
+
+
 def template_sets() -> list[str]:
     """Names that `load_templates` knows."""
-    return [*_data()["templates"], "none"]
+    return [*_data()["templates"], "none", "waffle"]
 
 
-def load_templates(spec: str) -> Templates:
+def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
     """Templates by name, as one sentence with `{}` or `{c}`, or from a file.
 
-    A `.json` file holds a list of templates, or an object that gives each class its own sentences
-    (the layout of CuPL and DCLIP); a `.txt` file holds one template per line. `none` is the bare
-    label. Raises UserError for anything else.
+    `none` is the bare label; `waffle` makes random templates for the labels, `waffle:7` those of
+    seed 7. A `.json` file holds a list of templates, or an object that gives each class its own
+    sentences (the layout of CuPL and DCLIP); a `.txt` file holds one template per line. Raises
+    UserError for anything else.
     """
     if spec == "none":
         return ("{}",)
+    if match := re.fullmatch(r"waffle(?::(\d+))?", spec):
+        return waffle(labels or ["label"], seed=int(match[1] or 0))
     if spec.endswith(".txt"):
         return _checked_templates(_read_lines(spec), f"'{spec}'")
     if spec.endswith(".json"):

@@ -3,9 +3,11 @@
 With `cli`, the only file that prints.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from zeroshot.errors import FewClassesWarning
 
 if TYPE_CHECKING:
     from zeroshot.methods import Description
@@ -29,6 +33,22 @@ Show = Literal["json", "table", "nothing"]
 def say(message: str) -> None:
     """One message on standard error."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """Our own warnings as messages of one line; others as Python shows them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, FewClassesWarning):
+                say(f"warning: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = said
+        yield
 
 
 def print_json(row: Mapping[str, Any]) -> None:

@@ -6,7 +6,10 @@
     adjust, ...           methods that have `adjust`
 
 Re-scoring and adjusting may come in any order. A refiner that is last, or right before an
-adjuster, scores by itself. What no stage could mean is refused when the pipeline is made.
+adjuster, scores by itself. An adjuster that was fitted with a bank wants the logits that the stages
+before it give the bank; where one of these scores rows together, or by arrays that belong to the
+images alone, there are none and the adjuster learns from the images. What no stage could mean is
+refused when the pipeline is made.
 """
 
 from collections.abc import Mapping
@@ -69,8 +72,12 @@ class Pipeline:
 
     @property
     def transductive(self) -> bool:
-        """Whether any stage is."""
-        return any(stage.transductive for stage in self.stages)
+        """Whether any stage is, or becomes so for want of the bank's logits."""
+        if any(stage.transductive for stage in self.stages):
+            return True
+        banks = any(_bank(stage) is not None for stage in self.stages)
+        scorers = (s for s, role in zip(self.stages, self.roles, strict=True) if role != "adjust")
+        return banks and not all(map(_scores_rows_alone, scorers))
 
     @property
     def raw_rows(self) -> bool:
@@ -134,33 +141,37 @@ class Pipeline:
     ) -> Float[Tensor, "n c"]:
         """Scores of the last stage; `extras` go to the stages that take them."""
         bank = next((x for x in map(_bank, self.stages) if x is not None), None)
-        output: Output = "logit"
-        scores = bank_scores = images.new_empty(0, len(texts))
+        scores = logits = images.new_empty(0, 0)
+        bank_logits: Tensor | None = None
         for stage, role in zip(self.stages, self.roles, strict=True):
             if role == "refine":
                 texts, text_mask = stage.refine(images, texts, text_mask, logit_scale)
                 continue
-            logits = as_logits(scores, output, logit_scale)
-            bank_logits = as_logits(bank_scores, output, logit_scale)
-            output = stage.output
+            bank_scores: Tensor | None = None
             if role == "adjust":
-                with_bank = () if _bank(stage) is None else (bank_logits,)
-                scores = stage.adjust(logits, *with_bank)
-                if bank is not None:
+                own = bank_logits if _bank(stage) is not None else None
+                scores = stage.adjust(logits, own)
+                if bank_logits is not None:
                     bank_scores = stage.adjust(bank_logits, bank_logits)
-                continue
-            given = {k: v for k, v in extras.items() if k in methods.parameters(stage, "scores")}
-            if role == "score again":
-                given["initial"] = logits
-            scores = stage.scores(images, texts, text_mask, logit_scale, **given)
-            if bank is not None:
-                if stage.transductive or given:
-                    raise UserError(
-                        f"{methods.name_of(self)}: {methods.name_of(stage)} cannot score the bank "
-                        "apart from the images; leave the array bank out"
-                    )
-                bank_scores = stage.scores(bank, texts, text_mask, logit_scale)
+            else:
+                taken = methods.parameters(stage, "scores")
+                given = {k: v for k, v in extras.items() if k in taken}
+                if role == "score again":
+                    given["initial"] = logits
+                scores = stage.scores(images, texts, text_mask, logit_scale, **given)
+                if bank is not None and _scores_rows_alone(stage):
+                    bank_scores = stage.scores(bank, texts, text_mask, logit_scale, **given)
+            logits = as_logits(scores, stage.output, logit_scale)
+            bank_logits = None
+            if bank_scores is not None:
+                bank_logits = as_logits(bank_scores, stage.output, logit_scale)
         return scores
+
+
+def _scores_rows_alone(stage: Any) -> bool:
+    """Whether other rows than the images could be scored beside them."""
+    of_rows = {"views", "initial"} & methods.parameters(stage, "scores").keys()
+    return not stage.transductive and not of_rows
 
 
 def _fitted(stage: Any, arrays: Mapping[str, Tensor]) -> Any:

@@ -21,8 +21,8 @@ block at once by bisection.
 Departures from the authors' code. The bisection ends at the precision of the numbers; theirs at an
 error of 1 % of the step (`compat=True`; cosines differ by up to 5e-4 in the parity data). Their
 released simulation aligns the weights with the classes when it is called with more than one class;
-this is the paper's algorithm. A template that a class lacks (ragged prompts) counts with the class's
-mean prompt.
+this is the paper's algorithm. A template that a class lacks (ragged prompts) counts with the
+class's mean prompt.
 """
 
 from collections.abc import Iterator

@@ -4,11 +4,17 @@ Mean subtraction of logits, the simplest of the corrections for class bias; the 
 Allingham et al. 2023 (ZPE, arXiv:2302.06235) and of hubness reduction by centring (Suzuki et al.
 2013, "Centering Similarity Measures to Reduce Hubs", EMNLP).
 
-    L_ic <- L_ic - lam mean_j L_jc
+    m_c   = mean_j L_jc - mean_jk L_jk
+    L_ic <- L_ic - lam (1 - pi_c) m_c
 
 The mean runs over the rows themselves or, once fitted, over a bank of unlabelled rows, after which
-every row stands alone. `lam = 1` takes a class's whole mean away, and with it the evidence for a
-class that makes up most of the rows; the default keeps most of it.
+every row stands alone.
+
+`pi_c` is no part of the literature: an estimate of how frequent the class is (Saerens et al. 2002,
+four steps on at most 1024 of the rows). A class that most rows belong to has a high mean because
+they do, and without the guard loses them: on synthetic batches of a single class, `lam = 1` took
+the accuracy from 56 to 1 %, and with the guard to 62 % (benchmarks/few_classes.py).
+`guard=false` is the plain mean.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,15 +23,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.methods import Output
+from zeroshot.methods._prior import estimate
 from zeroshot.methods.ensemble import Ensemble
+
+SAMPLE, STEPS = 1024, 4
+"""Rows and steps for the estimated frequencies: no more than the scores themselves cost."""
 
 
 @dataclass(frozen=True)
 class Center:
     """Logits minus a share of each class's mean logit."""
 
-    lam: float = 0.25
+    lam: float = 0.5
     """share of the mean that is subtracted, 0 to 1"""
+    guard: bool = True
+    """spare a class in proportion to its estimated frequency"""
 
     bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
 
@@ -47,7 +59,7 @@ class Center:
         self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "n c"]:
         """Centred logits, of whatever method."""
-        return logits - self.lam * (logits if bank is None else bank).mean(0)
+        return logits - self._excess(logits if bank is None else bank)
 
     def scores(
         self,
@@ -56,7 +68,16 @@ class Center:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
-        """Centred zero-shot logits; a mean of dot products is the product with the mean row."""
+        """Centred zero-shot logits."""
         classifier = logit_scale * Ensemble().classifier(texts, text_mask)
-        rows = images if self.bank_ is None else self.bank_
-        return images @ classifier.T - self.lam * (classifier @ rows.mean(0))
+        bank = None if self.bank_ is None else self.bank_ @ classifier.T
+        return self.adjust(images @ classifier.T, bank)
+
+    def _excess(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
+        """What to subtract from each class."""
+        mean = logits.mean(0)
+        excess = self.lam * (mean - mean.mean())
+        if not self.guard:
+            return excess
+        sample = logits[:: -(-len(logits) // SAMPLE)]
+        return excess * (1 - estimate(sample, most=STEPS))

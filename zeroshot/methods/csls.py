@@ -14,7 +14,8 @@ runs over the queries themselves or, once fitted, over a bank of others.
 
 Departures from the authors' code: none in the numbers; theirs always takes `r_g` over the queries
 that are scored. `k` may exceed a side, which then counts as a whole. Without embeddings:
-`csls(similarity, bank)`.
+`csls(similarity, bank)`. As a classifier without a bank it warns where few of the classes seem
+present: their neighbourhoods are then crowded for a good reason.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods import Output
+from zeroshot.methods._prior import warn_if_few
 from zeroshot.methods.ensemble import Ensemble
 
 
@@ -74,5 +76,8 @@ class CSLS:
         if self.k < 1:
             raise UserError(f"csls: k={self.k}; k is at least 1")
         classifier = Ensemble().classifier(texts, text_mask)
-        bank = None if self.bank_ is None else self.bank_ @ classifier.T
-        return csls(images @ classifier.T, bank, self.k)
+        similarity = images @ classifier.T
+        if self.bank_ is None:
+            warn_if_few("csls", logit_scale * similarity)
+            return csls(similarity, None, self.k)
+        return csls(similarity, self.bank_ @ classifier.T, self.k)

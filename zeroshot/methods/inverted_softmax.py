@@ -17,8 +17,9 @@ its logarithm over beta, in units of similarity:
 | bank | the source words |
 
 Departures from the authors' code: the logarithm, which ranks every row and every column alike;
-`compat=True` gives the quotient. A matrix of similarities can be re-ranked without embeddings:
-`inverted_softmax(similarity, bank)`, rows queries and columns gallery.
+`compat=True` gives the quotient. As a classifier without a bank it takes all classes as equally
+frequent, and warns where few seem present. A matrix of similarities can be re-ranked without
+embeddings: `inverted_softmax(similarity, bank)`, rows queries and columns gallery.
 """
 
 import math
@@ -29,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.methods import Output
+from zeroshot.methods._prior import warn_if_few
 from zeroshot.methods.ensemble import Ensemble
 
 
@@ -79,5 +81,8 @@ class InvertedSoftmax:
     ) -> Float[Tensor, "n c"]:
         """Classes as the gallery, images as the queries."""
         classifier = Ensemble().classifier(texts, text_mask)
-        bank = None if self.bank_ is None else self.bank_ @ classifier.T
-        return inverted_softmax(images @ classifier.T, bank, self.beta, self.compat)
+        similarity = images @ classifier.T
+        if self.bank_ is None:
+            warn_if_few("inverted_softmax", logit_scale * similarity)
+            return inverted_softmax(similarity, None, self.beta, self.compat)
+        return inverted_softmax(similarity, self.bank_ @ classifier.T, self.beta, self.compat)

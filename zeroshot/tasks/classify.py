@@ -150,7 +150,7 @@ def settings(classifier: Classifier) -> dict[str, Any]:
     return {
         "models": canonical_names(classifier.encoder),
         "method": methods.name_of(method),
-        "options": {name: getattr(method, name) for name in methods.options(type(method))},
+        "options": methods.values(method),
         "score": classifier.head,
     }
 
@@ -162,10 +162,10 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
     of_the_set = {k: v for k, v in models.spec.classify.items() if k != "method"}
     name = name or default
     given = (of_the_set if name == default else {}) | options
-    if not hasattr(methods.get(name), "scores"):
+    chosen = methods.configure(name, given)
+    if not hasattr(chosen, "scores"):
         scorers = [n for n in methods.names() if hasattr(methods.get(n), "scores")]
         raise UserError(f"method '{name}' does not classify; these do: {', '.join(scorers)}")
-    chosen = methods.configure(name, given)
     if not isinstance(chosen, Coupling):
         scorer: Scorer = chosen
         return scorer

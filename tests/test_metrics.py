@@ -1,0 +1,76 @@
+"""Metrics against loops and cases by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from zeroshot import metrics
+
+RNG = np.random.default_rng(0)
+
+
+def problem(rows=200, classes=5, scale=2.0):
+    logits = scale * RNG.normal(size=(rows, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = np.array([RNG.choice(classes, p=p) for p in probabilities])
+    return probabilities, labels
+
+
+def test_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
+    labels = np.array([0, 1, 1, 0])
+    assert metrics.accuracy(probabilities, labels) == 0.75
+    expected = -(math.log(0.9) + math.log(0.4) + math.log(0.8) + math.log(0.5)) / 4
+    assert metrics.nll(probabilities, labels) == pytest.approx(expected)
+    # two bins: (0, 0.5] holds 0.5, right; (0.5, 1] holds 0.9 and 0.8, right, and 0.6, wrong
+    assert metrics.ece(probabilities, labels, bins=2) == pytest.approx((0.5 + abs(2 - 2.3)) / 4)
+    # two bins of two rows: 0.5 right and 0.6 wrong, 0.8 and 0.9 right
+    assert metrics.adaptive_ece(probabilities, labels, bins=2) == pytest.approx((0.1 + 0.3) / 4)
+    coverage, risk = metrics.risk_coverage(probabilities.max(1), np.array([1, 0, 1, 1]) == 1)
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == [0.0, 0.0, pytest.approx(1 / 3), 0.25]
+    assert metrics.aurc(probabilities.max(1), np.array([1, 0, 1, 1]) == 1) == pytest.approx(7 / 48)
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_calibration_errors_equal_loops(bins):
+    probabilities, labels = problem()
+    n = len(labels)
+    confidence = [max(p) for p in probabilities]
+    correct = [int(p.argmax() == y) for p, y in zip(probabilities, labels, strict=True)]
+    total = 0.0
+    for b in range(bins):
+        inside = [i for i in range(n) if b / bins < confidence[i] <= (b + 1) / bins]
+        if inside:
+            gap = np.mean([correct[i] for i in inside]) - np.mean([confidence[i] for i in inside])
+            total += len(inside) / n * abs(gap)
+    assert metrics.ece(probabilities, labels, bins) == pytest.approx(total)
+    order = sorted(range(n), key=lambda i: confidence[i])
+    total, start = 0.0, 0
+    for b in range(bins):
+        size = n // bins + (b < n % bins)
+        part = order[start : start + size]
+        total += abs(sum(correct[i] - confidence[i] for i in part)) / n
+        start += size
+    assert metrics.adaptive_ece(probabilities, labels, bins) == pytest.approx(total)
+
+
+def test_auroc_equals_pairs():
+    scores = RNG.integers(0, 6, 60).astype(float)
+    positive = RNG.random(60) < 0.4
+    wins = [
+        1.0 if a > b else 0.5 if a == b else 0.0
+        for a in scores[positive]
+        for b in scores[~positive]
+    ]
+    assert metrics.auroc(scores, positive) == pytest.approx(np.mean(wins))
+    assert math.isnan(metrics.auroc(scores, np.ones(60, dtype=bool)))
+
+
+def test_honest_probabilities_have_a_small_error_and_flat_ones_a_large_one():
+    probabilities, labels = problem(5000)
+    sharp = probabilities**3 / (probabilities**3).sum(1, keepdims=True)
+    for error in (metrics.ece, metrics.adaptive_ece):
+        assert error(probabilities, labels) < 0.03
+        assert error(sharp, labels) > 0.1

@@ -1,0 +1,145 @@
+"""Scores that mean what they say, and thresholds below which nothing is said.
+
+Temperature: one number per model and method divides the logits; it carries over from one data set
+and set of prompts to another (LeVine et al. 2023, "Enabling Calibration In The Zero-Shot Inference
+of Large Vision-Language Models", arXiv:2303.12748). With labels it minimises the negative
+log-likelihood (Guo et al. 2017, arXiv:1706.04599). Without, it brings the mean confidence to that
+of the model's own zero-shot softmax, as Frolic (arXiv:2410.19294) does between its parts; of the
+zero-shot scores themselves it therefore leaves the scale alone.
+
+Abstention: from unlabelled pictures of the kind one expects, conformal p-values of the confidence
+(Vovk et al. 2005, "Algorithmic Learning in a Random World"):
+
+    p = (1 + number of reference pictures at most as confident) / (1 + reference pictures)
+
+Abstaining where p <= alpha leaves out at most a share alpha of further pictures of that kind.
+Whatever resembles none of the labels is less confident and left out more often.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import brentq, minimize_scalar
+from torch import Tensor
+
+from zeroshot import metrics
+from zeroshot.errors import UserError
+
+LOG_RANGE = (math.log(1e-4), math.log(1e4))
+"""Of temperatures."""
+SCHEMA = "zeroshot.calibration/1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `zeroshot calibrate` learned of one model and method."""
+
+    models: Mapping[str, str]
+    method: str
+    options: Mapping[str, Any]
+    score: str
+    """What a score is: softmax or sigmoid."""
+    prompts: str
+    """Fingerprint of the prompts that confidences and thresholds belong to."""
+    temperature: float = 1.0
+    confidences: tuple[float, ...] = ()
+    """Of the pictures it was fitted on, ascending."""
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    """Score from which a label is believed; None: never."""
+    report: Mapping[str, float] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n", "utf-8")
+
+
+def read_calibration(path: Path) -> Calibration:
+    """What `Calibration.write` wrote.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    try:
+        held = json.loads(path.read_text("utf-8"))
+        if held.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        return Calibration(**held | {"confidences": tuple(held["confidences"])})
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' was not written by zeroshot calibrate ({error})") from error
+
+
+def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
+    """The temperature of least negative log-likelihood; it is convex in the inverse."""
+    given = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        log_probability = (given / math.exp(log_temperature)).log_softmax(1)
+        return float(-log_probability.gather(1, labels[:, None]).mean())
+
+    found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-7})
+    return math.exp(found.x)
+
+
+def matching_temperature(logits: Float[Tensor, "n c"], confidence: float) -> float:
+    """The temperature at which the mean confidence is the one wanted.
+
+    Raises:
+        UserError: no temperature makes these logits so confident.
+    """
+    given = logits.double()
+
+    def excess(log_temperature: float) -> float:
+        return float((given / math.exp(log_temperature)).softmax(1).amax(1).mean()) - confidence
+
+    if excess(LOG_RANGE[0]) < 0 or excess(LOG_RANGE[1]) > 0:
+        raise UserError(f"no temperature brings the mean confidence to {confidence:.4f}")
+    return math.exp(brentq(excess, *LOG_RANGE, xtol=1e-10))
+
+
+def p_values(confidences: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Conformal: share of the reference, and the picture itself, that is no more confident."""
+    below = np.searchsorted(np.asarray(reference), np.asarray(confidences), side="right")
+    values: list[float] = ((1 + below) / (1 + len(reference))).tolist()
+    return values
+
+
+def precision_threshold(
+    scores: Float[Tensor, " n"], own: Sequence[bool], precision: float
+) -> float | None:
+    """The lowest score from which at least the share `precision` of the rows are the class's own.
+
+    None where there is no such score.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    right = torch.tensor(own, dtype=torch.float64)[order].cumsum(0)
+    share = right / torch.arange(1, len(order) + 1)
+    ordered = scores[order]
+    last_of_ties = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])
+    good = ((share >= precision) & last_of_ties).nonzero()
+    return float(ordered[good[-1, 0]]) if len(good) else None
+
+
+def report(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, float]:
+    """How good and how honest the softmax of these logits is."""
+    probabilities, truth = logits.double().softmax(1).numpy(), labels.numpy()
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == truth
+    found = {
+        "accuracy": metrics.accuracy(probabilities, truth),
+        "confidence": float(confidence.mean()),
+        "ece": metrics.ece(probabilities, truth),
+        "adaptive_ece": metrics.adaptive_ece(probabilities, truth),
+        "nll": metrics.nll(probabilities, truth),
+        "auroc": metrics.auroc(confidence, correct),
+        "aurc": metrics.aurc(confidence, correct),
+    }
+    return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -1,0 +1,74 @@
+"""Pictures that somebody labelled: a folder per class, or a CSV file of paths and labels."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeroshot import images
+from zeroshot.errors import UserError
+from zeroshot.images import Source
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures and the number of each one's class."""
+
+    sources: tuple[Source, ...]
+    classes: tuple[int, ...]
+
+
+def read_labelled(path: Path, labels: Sequence[str]) -> Labelled:
+    """Pictures below folders named as the labels, or rows of a CSV file with `path,label`.
+
+    Not every class needs pictures. Paths in a CSV file are relative to its folder.
+
+    Raises:
+        UserError: no such place, a name that is no label, or no pictures.
+    """
+    if path.is_dir():
+        pairs = _of_folders(path, labels)
+    elif path.suffix.lower() == ".csv":
+        pairs = _of_csv(path, labels)
+    else:
+        raise UserError(
+            f"'{path}' is neither a folder (with a folder of pictures per class) nor a .csv file "
+            "with the columns path,label"
+        )
+    if not pairs:
+        raise UserError(f"'{path}' holds no labelled pictures")
+    sources, classes = zip(*pairs, strict=True)
+    return Labelled(sources, classes)
+
+
+def _of_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = []
+    for folder in folders:
+        place = _class_of(folder.name, labels, f"'{path}', folder")
+        found += [(source, place) for source in images.find(folder).sources]
+    return found
+
+
+def _of_csv(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"'{path}' is not CSV in UTF-8: {error}") from error
+    found = []
+    for number, row in enumerate(rows, start=2):
+        if not row.get("path") or not row.get("label"):
+            raise UserError(f"'{path}', line {number}: expected the columns path,label")
+        place = _class_of(row["label"], labels, f"'{path}', line {number}:")
+        found.append((Source(str(path.parent / row["path"])), place))
+    return found
+
+
+def _class_of(name: str, labels: Sequence[str], where: str) -> int:
+    if name not in labels:
+        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise UserError(f"{where} '{name}' is none of the labels: {shown}")
+    return labels.index(name)
