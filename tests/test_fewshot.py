@@ -275,6 +275,18 @@ def test_a_class_without_shots_is_still_found(method, missing):
     assert (found[labels[~shown] == missing] == missing).all()
 
 
+def test_a_stand_in_by_hand():
+    """The text (0, 1), moved the way (0.4, -0.8) that the other class's shots lie from its text."""
+    means = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    texts = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    ours = _shots.stand_ins(means, torch.tensor([2, 0]), texts)
+    torch.testing.assert_close(ours[0], means[0])
+    torch.testing.assert_close(ours[1], torch.tensor([0.4, 0.2]) / 0.2**0.5)
+    rows, labels = _shots.completed(means[:1], torch.tensor([0]), texts)
+    torch.testing.assert_close(rows, ours)
+    assert labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_that_are_no_classes(method):
     images, texts, rows, labels = shots()

@@ -182,6 +182,19 @@ def test_two_pictures_and_two_classes_by_hand():
     torch.testing.assert_close(found.beta, torch.tensor([0.5, 0.5]))
 
 
+def test_where_transclip_starts():
+    """At the shots of a class, where it has any, else at its most confident pictures."""
+    X, W, shots, labels = (torch.from_numpy(a) for a in problem())
+    start = TransCLIP(max_iter=0, n_most_confident=2)
+    plain = start.solve(X, W[:, None]).mean
+    shown = start.fit(shots, labels).solve(X, W[:, None]).mean
+    torch.testing.assert_close(shown[2], plain[2])
+    torch.testing.assert_close(shown[1], normalize(shots[labels == 1].sum(0)))
+    z = (100 * X @ W.T).softmax(1)[:, 2]
+    best = z.topk(2).indices
+    torch.testing.assert_close(plain[2], normalize((z[best, None] * X[best]).sum(0)))
+
+
 def test_the_initial_variance_of_many_pictures():
     """compat keeps the last 2500-block alone: 100 of 5100 pictures here."""
     generator = torch.Generator().manual_seed(0)

@@ -35,7 +35,7 @@ from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import normalize
 
 BLOCK = 500_000
-"""Numbers of views or of their logits at a time: the steps read them fifty times, from the cache."""
+"""Numbers of views, or of their logits, at a time: what the steps read again stays in the cache."""
 
 
 @dataclass(frozen=True)
