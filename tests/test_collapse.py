@@ -18,6 +18,7 @@ UNIFORM = {
     "otter": {"assume": "uniform"},
     "frolic": {},
     "inverted_softmax": {},
+    "inmap": {},
 }
 
 
@@ -39,7 +40,14 @@ def test_methods_with_a_uniform_prior_lose_more_than_half_and_warn(name):
 @pytest.mark.parametrize("present", [1, 3, 20])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ensemble", {}), ("center", {}), ("zpe+center", {}), ("sinkhorn", {"assume": "estimated"})],
+    [
+        ("ensemble", {}),
+        ("center", {}),
+        ("zpe+center", {}),
+        ("sinkhorn", {"assume": "estimated"}),
+        ("stata", {}),
+        ("center+stata", {}),
+    ],
 )
 def test_safe_choices_lose_no_more_than_a_point(name, options, present):
     if name == "sinkhorn" and present == 20:

@@ -139,6 +139,13 @@ def test_balance_by_hand():
     torch.testing.assert_close(ratio, torch.tensor(9 / 4).double())  # odds ratios stay
 
 
+def test_zlap_warns_where_few_classes_are_present():
+    images, texts, _ = batch_of(3, 64, 0)
+    with pytest.warns(FewClassesWarning, match="zlap takes all 40 classes"):
+        ZLaP().scores(images, texts)
+    ZLaP().fit(images).scores(images, texts)
+
+
 def test_inmap_warns_where_few_classes_are_present():
     images, texts, _ = batch_of(3, 64, 0)
     with pytest.warns(FewClassesWarning, match="inmap takes all 40 classes"):

@@ -89,7 +89,7 @@ class InMaP:
         if initial is None:
             initial = images @ rows.T * (1 / self.tau_t if self.tau_t else logit_scale)
         if self.gamma == 0 and self.iters_sinkhorn:
-            warn_if_few("inmap", initial)
+            warn_if_few("inmap", initial[:: 1 + len(initial) // 1024])
         labels = self.labels(initial)
         target = labels.T @ images  # [c, d]
         step, before = self.lr, torch.inf

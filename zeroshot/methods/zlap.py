@@ -14,6 +14,9 @@ All classes are one system with many right-hand sides, solved by conjugate gradi
 graph. With a `bank` the graph has its pictures instead: a picture is scored by its edges to them
 and to the texts, `sum_j edge_ij z_cj`, and does not depend on the others.
 
+Dividing by the degrees `D` makes texts that many pictures are near speak more softly, as if classes
+were equally frequent: with few classes present it loses, and warns.
+
 | here | paper |
 |---|---|
 | k, gamma, alpha | k, gamma, alpha |
@@ -33,6 +36,7 @@ from torch import Tensor
 
 from zeroshot.methods import Output
 from zeroshot.methods._gmm import adjacency, nearest
+from zeroshot.methods._prior import warn_if_few
 from zeroshot.methods._shots import Memo
 from zeroshot.methods.ensemble import Ensemble
 
@@ -85,6 +89,8 @@ class ZLaP:
         """Label scores."""
         prototypes = Ensemble().classifier(texts, text_mask)
         if self.bank_ is None:
+            some = images[:: 1 + len(images) // 1024]
+            warn_if_few("zlap", logit_scale * some @ prototypes.T)
             return self.spread(images, prototypes)[len(prototypes) :]
         bank = self.bank_
         solution, limits = self.memo_(
