@@ -68,10 +68,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line", [pytest.param(line, id=line) for line, mark in commands() if mark != "needs: hub"]
+    ("line", "mark"),
+    [pytest.param(line, mark, id=line) for line, mark in commands() if mark != "needs: hub"],
 )
-def test_command_runs(line, folder, capsys):
-    assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+def test_command_runs(line, mark, folder, capsys):
+    first = [mark.removeprefix("after: ")] if mark.startswith("after: ") else []
+    for command in [*first, line]:
+        assert run(shlex.split(command)[1:]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

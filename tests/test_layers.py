@@ -14,7 +14,7 @@ LAYERS = [
     {"tasks"},
     {"evaluate", "scale", "api"},
     {"terminal"},
-    {"cli", "web", "", "__main__"},
+    {"cli", "cli_calibrate", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base"}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}

@@ -1,6 +1,7 @@
 """The functions a notebook needs; `import zeroshot` offers them without importing torch."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from zeroshot import images as pictures
@@ -17,6 +18,7 @@ from zeroshot.tasks import classify as classification
 from zeroshot.tasks import embed as embedding
 from zeroshot.tasks.classify import Head
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
 
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
@@ -83,6 +85,10 @@ def classify(
     templates: str = "simple",
     score: Head | None = None,
     top_k: int = 5,
+    shots: str | Path | None = None,
+    bank: Input | Iterable[Input] = (),
+    prior: Sequence[float] = (),
+    views: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
@@ -94,6 +100,10 @@ def classify(
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
         templates: `simple` (7), `openai` (80), `none`, `waffle`, a sentence with `{}`, or a file.
         score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
+        shots: labelled pictures to learn from: a folder per class, or a CSV file with path,label.
+        bank: unlabelled pictures to learn from.
+        prior: how frequent each label is, in their order.
+        views: random parts of each picture, itself included.
 
     Raises:
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
@@ -102,10 +112,24 @@ def classify(
     models = _set(models)
     names = prompts.load_labels(labels)
     sentences = prompts.expand(names, prompts.load_templates(templates, names))
+    learn = classification.Learn(
+        shots=None if shots is None else read_labelled(Path(shots), names),
+        bank=pictures.find(bank).sources,
+        prior=tuple(prior),
+        views=views,
+    )
     meter = Meter()
     with cache or EmbeddingCache() as store:
         ready = classification.classifier(
-            models, names, sentences, store, meter, method=method, options=options, head=score
+            models,
+            names,
+            sentences,
+            store,
+            meter,
+            method=method,
+            options=options,
+            head=score,
+            learn=learn,
         )
         return Results(
             classification.classify(

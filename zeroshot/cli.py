@@ -63,6 +63,27 @@ MethodOptions = Annotated[
 LanguageModel = Annotated[
     str | None, option("--lm", env="LM", help="Replace the set's language model.")
 ]
+Labels = Annotated[
+    str | None,
+    option("--labels", env="LABELS", help="cat,dog,bird, a .txt or .json file, or imagenet."),
+]
+Templates = Annotated[
+    str,
+    option(
+        "--templates",
+        env="TEMPLATES",
+        help="simple (7), openai (80), none, waffle (30 random ones), 'a photo of a {}', "
+        "a .txt file, or a .json file of sentences per class.",
+    ),
+]
+Score = Annotated[
+    Literal["auto", "softmax", "sigmoid", "cosine"],
+    option("--score", env="SCORE", help="What a score is; auto is the model's own."),
+]
+LongText = Annotated[
+    Literal["error", "truncate"],
+    option("--long-text", env="LONG_TEXT", help="Prompts longer than the encoder reads."),
+]
 Json = Annotated[bool, option("--json", env="JSON", help="JSON lines on standard output.")]
 
 
@@ -273,7 +294,7 @@ def caption(
     from zeroshot.tasks.meter import Meter
 
     models, size, meter = run.model_set(lm), run.at_once, Meter()
-    captioner = task.captioner(models, method, _options(option))
+    captioner = task.captioner(models, method, read_options(option))
     sources = run.sources(images)
     with run.open_cache() as cache:
         run.show(
@@ -294,32 +315,58 @@ def classify(
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
     ] = None,
-    labels: Annotated[
-        str | None,
-        option("--labels", env="LABELS", help="cat,dog,bird, a .txt or .json file, or imagenet."),
-    ] = None,
-    templates: Annotated[
-        str,
-        option(
-            "--templates",
-            env="TEMPLATES",
-            help="simple (7), openai (80), none, waffle (30 random ones), 'a photo of a {}', "
-            "a .txt file, or a .json file of sentences per class.",
-        ),
-    ] = "simple",
+    labels: Labels = None,
+    templates: Templates = "simple",
     method: Method = None,
     option: MethodOptions = None,
-    score: Annotated[
-        Literal["auto", "softmax", "sigmoid", "cosine"],
-        option("--score", env="SCORE", help="What a score is; auto is the model's own."),
-    ] = "auto",
+    score: Score = "auto",
     top_k: Annotated[
         int, option("--top-k", "-k", env="TOP_K", help="Labels in a row, best first.", min=1)
     ] = 5,
-    long_text: Annotated[
-        Literal["error", "truncate"],
-        option("--long-text", env="LONG_TEXT", help="Prompts longer than the encoder reads."),
-    ] = "error",
+    long_text: LongText = "error",
+    shots: Annotated[
+        Path | None,
+        option(
+            "--shots",
+            env="SHOTS",
+            help="Labelled pictures to learn from: a folder per class, or a .csv with path,label.",
+        ),
+    ] = None,
+    bank: Annotated[
+        list[str] | None,
+        option("--bank", env="BANK", help="Unlabelled pictures to learn from; may be repeated."),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        option(
+            "--prior",
+            env="PRIOR",
+            help="How frequent the labels are: 0.5,0.3,0.2 in their order, or a .json object.",
+        ),
+    ] = None,
+    views: Annotated[
+        int,
+        option("--views", env="VIEWS", help="Random parts of each picture, itself included."),
+    ] = 0,
+    calibration: Annotated[
+        Path | None,
+        option("--calibration", env="CALIBRATION", help="What 'zeroshot calibrate' wrote."),
+    ] = None,
+    abstain: Annotated[
+        float | None,
+        option(
+            "--abstain",
+            env="ABSTAIN",
+            help="With --calibration: say nothing of this share of pictures like those, and of "
+            "more where they are unlike.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        option("--compare", env="COMPARE", help="Several methods in one table: a,b,zpe+center."),
+    ] = None,
     embeddings: Annotated[
         Path | None,
         option(
@@ -333,40 +380,82 @@ def classify(
     if embeddings is not None:
         if images or labels:
             raise UserError("--embeddings takes neither pictures nor --labels: the file has both")
-        _classify_arrays(run, embeddings, method or "ensemble", _options(option))
+        if compare:
+            _compare_arrays(embeddings, compare, read_options(option))
+        else:
+            _classify_arrays(run, embeddings, method or "ensemble", read_options(option))
         return
     if not images or not labels:
         raise UserError("classify needs pictures and --labels, or --embeddings FILE.npz")
-    from zeroshot import prompts
+    from zeroshot import prompts, terminal
+    from zeroshot.cli_calibrate import belief, calibration_for
     from zeroshot.tasks import classify as task
+    from zeroshot.tasks.compare import compare_pictures
+    from zeroshot.tasks.labelled import read_labelled, read_prior
     from zeroshot.tasks.meter import Meter
 
     names = prompts.load_labels(labels)
     sentences = prompts.expand(names, prompts.load_templates(templates, names))
     models, size, meter = run.model_set(), run.at_once, Meter()
     sources = run.sources(images)
+    learn = task.Learn(
+        shots=None if shots is None else read_labelled(shots, names),
+        bank=run.sources(bank) if bank else (),
+        prior=() if prior is None else read_prior(prior, names),
+        views=views,
+    )
     with run.open_cache() as cache:
-        ready = task.classifier(
-            models,
-            names,
-            sentences,
-            cache,
-            meter,
-            method=method,
-            options=_options(option),
-            head=None if score == "auto" else score,
-            truncate=long_text == "truncate",
-        )
+
+        def make(method: str | None, options: dict[str, Any]) -> task.Classifier:
+            return task.classifier(
+                models,
+                names,
+                sentences,
+                cache,
+                meter,
+                method=method,
+                options=options,
+                head=None if score == "auto" else score,
+                truncate=long_text == "truncate",
+                learn=learn,
+            )
+
+        if compare:
+            if method or calibration or run.out:
+                raise UserError("--compare takes no --method, --calibration or --out")
+            found = compare_pictures(
+                compare.split(","), read_options(option), make, sources, cache, meter, size
+            )
+            terminal.show_comparison(found)
+            return
+        ready = make(method, read_options(option))
+        made = None if calibration is None else calibration_for(calibration, ready)
+        if made is not None:
+            ready = dataclasses.replace(ready, temperature=made.temperature)
+        believe = belief(made, abstain, prompts.fingerprint(sentences), ready)
         run.show(
             sources,
-            lambda todo: task.classify(todo, ready, cache, meter, batch_size=size, top_k=top_k),
+            lambda todo: task.classify(
+                todo, ready, cache, meter, batch_size=size, top_k=top_k, believe=believe
+            ),
             cache,
             meter,
             "zeroshot.classify/1",
             lambda: (
-                task.settings(ready) | {"prompts": prompts.fingerprint(sentences), "top_k": top_k}
+                task.settings(ready)
+                | {"prompts": prompts.fingerprint(sentences), "top_k": top_k}
+                | task.learned_from(learn)
+                | ({} if made is None else {"calibration": made.fingerprint, "abstain": abstain})
             ),
         )
+
+
+def _compare_arrays(file: Path, names: str, options: dict[str, str]) -> None:
+    from zeroshot import terminal
+    from zeroshot.tasks.arrays import read_arrays
+    from zeroshot.tasks.compare import compare_arrays
+
+    terminal.show_comparison(compare_arrays(read_arrays(file), names.split(","), options))
 
 
 def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str]) -> None:
@@ -551,7 +640,7 @@ def _left_out(files: tuple[str, ...]) -> str:
     return f"left out {len(files)} {holds} no picture: {named}{more}"
 
 
-def _options(given: list[str] | None) -> dict[str, str]:
+def read_options(given: list[str] | None) -> dict[str, str]:
     """`["k=45"]` as a dict; the method's dataclass gives the types."""
     options = {}
     for text in given or []:
@@ -560,6 +649,10 @@ def _options(given: list[str] | None) -> dict[str, str]:
             raise UserError(f"-o {text}: options are written KEY=VALUE, for example -o k=45")
         options[key] = value
     return options
+
+
+# Commands in files of their own take what is defined above, so their import comes here.
+from zeroshot import cli_calibrate as _cli_calibrate  # noqa: E402, F401
 
 
 def main() -> None:

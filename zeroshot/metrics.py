@@ -2,8 +2,8 @@
 
 Probabilities are `[n c]`, labels class numbers `[n]`; a row's confidence is its largest
 probability. Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599 (ECE);
-Nixon et al. 2019, "Measuring Calibration in Deep Learning", arXiv:1904.01685 (adaptive); Geifman and
-El-Yaniv 2017, "Selective Classification for Deep Neural Networks", arXiv:1705.08500 (risk and
+Nixon et al. 2019, "Measuring Calibration in Deep Learning", arXiv:1904.01685 (adaptive); Geifman
+and El-Yaniv 2017, "Selective Classification for Deep Neural Networks", arXiv:1705.08500 (risk and
 coverage).
 """
 

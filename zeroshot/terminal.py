@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from zeroshot.errors import FewClassesWarning
 if TYPE_CHECKING:
     from zeroshot.methods import Description
     from zeroshot.results import Result
+    from zeroshot.tasks.compare import Compared
     from zeroshot.tasks.meter import Meter
 
 NAME_WIDTH = 32
@@ -66,6 +67,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     Console().print(table)
+
+
+def show_comparison(rows: "Iterable[Compared]") -> None:
+    """A table of methods; in JSON lines when piped."""
+    print_table(
+        ("method", "mean best score", "agreement with the first", "CPU ms per row"),
+        [
+            (r.method, round(r.confidence, 4), round(r.agreement, 4), round(r.cpu_ms, 3))
+            for r in rows
+        ],
+    )
 
 
 def show_method(method: "Description") -> None:

@@ -16,10 +16,11 @@ Abstaining where p <= alpha leaves out at most a share alpha of further pictures
 Whatever resembles none of the labels is less confident and left out more often.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ from torch import Tensor
 
 from zeroshot import metrics
 from zeroshot.errors import UserError
+from zeroshot.images import Source
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks.classify import Classifier, embedded, settings
+from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.meter import Meter
 
 LOG_RANGE = (math.log(1e-4), math.log(1e4))
 """Of temperatures."""
@@ -55,6 +61,11 @@ class Calibration:
     """Score from which a label is believed; None: never."""
     report: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in it."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
     def write(self, path: Path) -> None:
         """As JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +89,118 @@ def read_calibration(path: Path) -> Calibration:
         raise UserError(f"'{path}' was not written by zeroshot calibrate ({error})") from error
 
 
+def calibrate(
+    classifier: Classifier,
+    sources: Sequence[Source],
+    classes: Sequence[int] | None,
+    cache: EmbeddingCache,
+    meter: Meter,
+    *,
+    prompts: str,
+    precision: float | None = None,
+    batch_size: int = AUTO_BATCH,
+) -> tuple[Calibration, list[dict[str, float]]]:
+    """Temperature, confidences and thresholds; and, with labels, reports before and after.
+
+    A sigmoid judges each label by itself, and its scale is left alone.
+
+    Args:
+        classes: of each picture, where they are known.
+        prompts: fingerprint of the classifier's prompts.
+        precision: of the thresholds, which none are fitted without.
+
+    Raises:
+        UserError: a picture that cannot be read, or scores without a scale (`cosine`).
+    """
+    if classifier.head == "cosine":
+        raise UserError("calibrate: cosines are no probabilities; --score softmax or sigmoid")
+    logits = _logits(classifier, sources, cache, meter, batch_size)
+    labels = None if classes is None else torch.tensor(classes)
+    temperature = 1.0
+    if classifier.head == "softmax":
+        if labels is not None:
+            temperature = fit_temperature(logits.given, labels)
+        else:
+            confidence = float(logits.zero_shot.double().softmax(1).amax(1).mean())
+            temperature = matching_temperature(logits.given, confidence)
+    scores = replace(classifier, temperature=temperature).headed(logits.given)
+    thresholds: dict[str, float | None] = {}
+    if labels is not None and precision is not None:
+        thresholds = {
+            name: precision_threshold(scores[:, c], (labels == c).tolist(), precision)
+            for c, name in enumerate(classifier.labels)
+        }
+    reports = []
+    if labels is not None:
+        reports = [report(logits.given / t, labels) for t in (1.0, temperature)]
+    used = settings(classifier)
+    made = Calibration(
+        used["models"],
+        used["method"],
+        used["options"],
+        classifier.head,
+        prompts,
+        temperature,
+        tuple(scores.amax(1).sort().values.tolist()),
+        thresholds,
+        reports[-1] if reports else {},
+    )
+    return made, reports
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Of the method, and of the plain zero-shot scores with the model's own scale."""
+
+    given: Float[Tensor, "n c"]
+    zero_shot: Float[Tensor, "n c"]
+
+
+def _logits(
+    classifier: Classifier,
+    sources: Sequence[Source],
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int,
+) -> Logits:
+    given, zero_shot = [], []
+    for batch in embedded(sources, classifier, cache, meter, batch_size):
+        for source, failure in zip(batch.sources, batch.failures, strict=True):
+            if failure is not None:
+                raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
+        given.append(classifier.logits(batch.rows, batch.views))
+        zero_shot.append(classifier.encoder.logit_scale * classifier(batch.rows, batch.views)[1])
+    return Logits(torch.cat(given), torch.cat(zero_shot))
+
+
+def stands(
+    scores: Float[Tensor, "n c"],
+    reference: Sequence[float],
+    alpha: float,
+    thresholds: Sequence[float | None],
+) -> list[bool]:
+    """Whether each row's best label is to be believed: likely enough, and above its threshold."""
+    best, place = scores.max(1)
+    likely = [p > alpha for p in p_values(best.tolist(), reference)]
+    above = [
+        thresholds[c] is not None and score >= (thresholds[c] or 0.0)
+        for score, c in zip(best.tolist(), place.tolist(), strict=True)
+    ]
+    return [a and b for a, b in zip(likely, above, strict=True)]
+
+
 def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
-    """The temperature of least negative log-likelihood; it is convex in the inverse."""
+    """The temperature of least negative log-likelihood; it is convex in the inverse.
+
+    Raises:
+        UserError: every row is right, and the likelihood grows without end as it falls.
+    """
     given = logits.double()
+    if bool((given.argmax(1) == labels).all()):
+        raise UserError(
+            f"all {len(labels)} labelled pictures are classified right, so that no temperature is "
+            "the best one; give more of them, and hard ones"
+        )
 
     def loss(log_temperature: float) -> float:
         log_probability = (given / math.exp(log_temperature)).log_softmax(1)

@@ -1,6 +1,6 @@
 """Pictures and labels to scores."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.errors import UserError
 from zeroshot.images import Source
-from zeroshot.methods import Coupling, Output, Scorer
+from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder, TextEncoder
@@ -21,6 +21,7 @@ from zeroshot.tasks.embedding import (
     AUTO_BATCH,
     Embedded,
     canonical_names,
+    embed_all,
     embed_pictures,
     embed_texts,
     image_side,
@@ -28,10 +29,34 @@ from zeroshot.tasks.embedding import (
     join_texts,
     ragged,
     text_side,
+    with_views,
 )
+from zeroshot.tasks.labelled import Labelled
 from zeroshot.tasks.meter import Meter
 
 Head = Literal["softmax", "sigmoid", "cosine"]
+Believe = Callable[[Tensor], Sequence[bool]]
+"""Of scores `[n c]`: whether each row's best label stands."""
+
+
+@dataclass(frozen=True)
+class Learn:
+    """What a method may learn from or be told besides the prompts."""
+
+    shots: Labelled | None = None
+    """Labelled pictures."""
+    bank: Sequence[Source] = ()
+    """Unlabelled pictures."""
+    prior: Sequence[float] = ()
+    """How frequent each label is."""
+    views: int = 0
+    """Views of each picture, itself included."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The arrays this stands for, and the option each came by."""
+        options = {"shots": "--shots", "bank": "--bank", "prior": "--prior", "views": "--views"}
+        return {name: flag for name, flag in options.items() if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -44,30 +69,56 @@ class Classifier:
     texts: Float[Tensor, "c t d"]
     text_mask: Bool[Tensor, "c t"]
     head: Head
+    views: int = 0
+    """How many views of each picture the method wants."""
+    temperature: float = 1.0
+    """Divides the logits."""
 
     def __call__(
-        self, rows: Float[Tensor, "n e"]
+        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines, of rows of the image encoder."""
+        given, cosine = self._scored(rows, views)
+        as_they_are = self._output == "probability" and self.temperature == 1
+        if as_they_are or self.head == "cosine":
+            return given, cosine
+        return self.headed(as_logits(given, self._output, self.encoder.logit_scale)), cosine
+
+    def logits(
+        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
+    ) -> Float[Tensor, "n c"]:
+        """Scores before the head and before the temperature."""
+        given, _ = self._scored(rows, views)
+        return as_logits(given, self._output, self.encoder.logit_scale)
+
+    @property
+    def _output(self) -> Output:
+        """A coupling's scores are taken as cosines."""
+        return "similarity" if isinstance(self.method, Coupling) else self.method.output
+
+    def _scored(
+        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        """What the method says, and raw cosines."""
         if isinstance(self.method, Coupling):
             given = self.method.scores(rows, self.texts, self.text_mask)
             cosine = given / self.method.map_images(rows).norm(dim=1, keepdim=True)
-            return self._headed(cosine, "similarity"), cosine
-        images = join_images(self.encoder, rows)
-        scale = self.encoder.logit_scale
-        given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale)
-        cosine = Ensemble().scores(images, self.texts, self.text_mask)
-        if self.method.output == "similarity":
-            cosine = given
-        return self._headed(given, self.method.output), cosine
+            return cosine, cosine
+        images, scale = join_images(self.encoder, rows), self.encoder.logit_scale
+        more: dict[str, Tensor] = {}
+        if views is not None:
+            joined = join_images(self.encoder, views.flatten(0, 1))
+            more["views"] = joined.view(*views.shape[:2], -1)
+        given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
+        plain = type(self.method) is Ensemble and self.method.output == "similarity"
+        return given, given if plain else Ensemble().scores(images, self.texts, self.text_mask)
 
-    def _headed(self, given: Float[Tensor, "n c"], output: Output) -> Float[Tensor, "n c"]:
-        if self.head == "cosine" or output == "probability":
-            return given
-        logits = given if output == "logit" else given * self.encoder.logit_scale
-        if self.head == "softmax":
-            return logits.softmax(1)
-        return (logits + (self.encoder.logit_bias or 0.0)).sigmoid()
+    def headed(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Softmax or sigmoid at the temperature."""
+        logits = logits / self.temperature
+        if self.head == "sigmoid":
+            return (logits + (self.encoder.logit_bias or 0.0)).sigmoid()
+        return logits.softmax(1)
 
 
 def classifier(
@@ -81,21 +132,29 @@ def classifier(
     options: dict[str, Any] | None = None,
     head: Head | None = None,
     truncate: bool = False,
+    learn: Learn | None = None,
+    temperature: float = 1.0,
 ) -> Classifier:
     """Encode the prompts and make the method ready.
 
     Args:
         labels: one name per class.
         prompts: the sentences of each class; classes may differ in how many.
-        method: a scorer's name; without one the set's own, else its coupling, else `ensemble`.
+        method: a scorer's name, or a pipeline; without one the set's own, else its coupling, else
+            `ensemble`.
         head: without one, sigmoid for a model with a bias (SigLIP), else softmax.
         truncate: cut prompts that are longer than the text encoder reads instead of refusing them.
+        learn: shots, unlabelled pictures, a prior, views.
+        temperature: divides the logits before the head.
 
     Raises:
-        UserError: a method that does not classify, or a prompt that is too long.
+        UserError: a method that does not classify, that lacks what it learns from or has no use
+            for it, or a prompt that is too long.
     """
     models.require(language_model=False)
+    learn = learn or Learn()
     scorer = _scorer(models, method, options or {})
+    _see_to_arrays(scorer, learn)
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
     flat = [sentence for sentences in prompts for sentence in sentences]
     if not truncate:
@@ -105,7 +164,8 @@ def classifier(
         rows = join_texts(encoder, rows)
     texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
     own: Head = "softmax" if encoder.logit_bias is None else "sigmoid"
-    return Classifier(scorer, encoder, labels, texts, mask, head or own)
+    fitted = _fitted(scorer, encoder, learn, cache, meter)
+    return Classifier(fitted, encoder, labels, texts, mask, head or own, learn.views, temperature)
 
 
 def classify(
@@ -116,22 +176,27 @@ def classify(
     *,
     batch_size: int = AUTO_BATCH,
     top_k: int = 5,
+    believe: Believe | None = None,
 ) -> Iterator[ClassifyResult]:
     """One result per picture, in order, with the `top_k` best labels.
 
     A transductive method sees all pictures at once, so nothing comes out before the last one.
+    `believe` says of scores whether the best label stands; where not, the result abstains.
     """
-    encoder = image_side(classifier.encoder)
     used = canonical_names(classifier.encoder)
-    batches = embed_pictures(sources, encoder, cache, meter, batch_size)
-    for batch in [_gather(batches)] if classifier.method.transductive else batches:
+    for batch in embedded(sources, classifier, cache, meter, batch_size):
         good = batch.readable
         labels: dict[int, tuple[Label, ...]] = {}
+        abstained: dict[int, bool] = {}
         with meter.stage("scoring"):
             if good:
-                scores, cosines = classifier(batch.rows[good])
+                views = None if batch.views is None else batch.views[good]
+                scores, cosines = classifier(batch.rows[good], views)
                 best = _best(classifier.labels, scores, cosines, top_k)
                 labels = dict(zip(good, best, strict=True))
+                if believe is not None:
+                    stands = believe(scores)
+                    abstained = {i: not s for i, s in zip(good, stands, strict=True)}
         for i, source in enumerate(batch.sources):
             yield ClassifyResult(
                 source=source,
@@ -140,8 +205,26 @@ def classify(
                 models=used,
                 method=methods.name_of(classifier.method),
                 labels=labels.get(i, ()),
+                abstained=abstained.get(i, False),
                 scored=classifier.head,
             )
+
+
+def embedded(
+    sources: Iterable[Source],
+    classifier: Classifier,
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int = AUTO_BATCH,
+) -> Iterator[Embedded]:
+    """Rows and views as the classifier wants them; for a transductive one, all as one batch."""
+    encoder = image_side(classifier.encoder)
+    batches = embed_pictures(sources, encoder, cache, meter, batch_size)
+    if classifier.views:
+        batches = with_views(batches, classifier.views, encoder, cache, meter)
+    if not classifier.method.transductive:
+        return batches
+    return iter([_gather(batches)])
 
 
 def settings(classifier: Classifier) -> dict[str, Any]:
@@ -153,6 +236,21 @@ def settings(classifier: Classifier) -> dict[str, Any]:
         "options": methods.values(method),
         "score": classifier.head,
     }
+
+
+def learned_from(learn: Learn) -> dict[str, Any]:
+    """What a method learned from, for the settings of a run; empty where nothing was given."""
+    told: dict[str, Any] = {}
+    if learn.shots is not None:
+        shots = zip(learn.shots.sources, learn.shots.classes, strict=True)
+        told["shots"] = [[source.path, place] for source, place in shots]
+    if learn.bank:
+        told["bank"] = [source.path for source in learn.bank]
+    if learn.prior:
+        told["prior"] = list(learn.prior)
+    if learn.views:
+        told["views"] = learn.views
+    return told
 
 
 def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scorer:
@@ -173,6 +271,53 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
     if models.spec.coupling is not None and models.spec.coupling.method == name:
         coupling = replace(models.coupling, **{k: getattr(chosen, k) for k in given})
     fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
+    return fitted
+
+
+def _see_to_arrays(scorer: Scorer, learn: Learn) -> None:
+    """What is given has a use, and what is needed is given.
+
+    Raises:
+        UserError: naming the option.
+    """
+    name = methods.name_of(scorer)
+    fit, score = (methods.parameters(scorer, verb) for verb in ("fit", "scores"))
+    if isinstance(scorer, Coupling):
+        fit = {}
+    for array, flag in learn.given.items():
+        if array not in fit | score:
+            raise UserError(f"method '{name}' has no use for {flag}")
+    needed = {array for array, must in (fit | score).items() if must} - {"images", "texts"}
+    missing = needed - learn.given.keys() - ({"shot_labels"} if learn.shots else set())
+    options = {"shots": "--shots", "bank": "--bank", "prior": "--prior", "views": "--views"}
+    if wanted := [options[array] for array in sorted(missing & options.keys())]:
+        raise UserError(f"method '{name}' needs {' and '.join(wanted)}")
+    if other := missing - {"shot_labels"}:
+        raise UserError(
+            f"method '{name}' needs the array {sorted(other)[0]}: give arrays with --embeddings"
+        )
+    if learn.views == 1:
+        raise UserError("--views 1: the picture itself is the first view; give 2 or more")
+
+
+def _fitted(
+    scorer: Scorer, encoder: DualEncoder, learn: Learn, cache: EmbeddingCache, meter: Meter
+) -> Scorer:
+    """The method with what it learns from, in the space of its images."""
+
+    def rows(sources: Sequence[Source]) -> Tensor:
+        return join_images(encoder, embed_all(sources, image_side(encoder), cache, meter))
+
+    arrays: dict[str, Tensor] = {}
+    if learn.shots is not None:
+        arrays["shots"] = rows(learn.shots.sources)
+        arrays["shot_labels"] = torch.tensor(learn.shots.classes)
+    if learn.bank:
+        arrays["bank"] = rows(learn.bank)
+    if learn.prior:
+        arrays["prior"] = torch.tensor(learn.prior) / sum(learn.prior)
+    method: Any = scorer
+    fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
 
 
@@ -208,9 +353,15 @@ def _gather(batches: Iterable[Embedded]) -> Embedded:
     parts = list(batches)
     width = max((part.rows.shape[1] for part in parts), default=0)
     rows = [p.rows if p.rows.shape[1] else torch.zeros(len(p.sources), width) for p in parts]
+    views = [
+        p.views if p.rows.shape[1] else torch.zeros(*p.views.shape[:2], width)
+        for p in parts
+        if p.views is not None
+    ]
     return Embedded(
         [s for p in parts for s in p.sources],
         [i for p in parts for i in p.ids],
         torch.cat(rows) if rows else torch.zeros(0, 0),
         [f for p in parts for f in p.failures],
+        torch.cat(views) if views else None,
     )

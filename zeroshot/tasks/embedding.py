@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.coupled import CoupledEncoder
-from zeroshot.errors import UnreadableImageError
+from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images import VERSION, Source, read_ahead
 from zeroshot.models.base import DualEncoder, Image, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.pixels import view
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
@@ -20,6 +21,8 @@ from zeroshot.tasks.meter import Meter
 
 IMAGE_KIND = f"image/{VERSION}"
 TEXT_KIND = "text"
+VIEW_KIND = f"{IMAGE_KIND}/crop-1"
+"""Random parts of pictures; the id is that of the picture and the number of the part."""
 AUTO_BATCH = 32
 
 
@@ -34,6 +37,8 @@ class Embedded:
     ids: Sequence[str | None]
     rows: Float[Tensor, "n d"]
     failures: Sequence[Failure | None]
+    views: Float[Tensor, "n v d"] | None = None
+    """The picture itself and random parts of it."""
 
     @property
     def readable(self) -> list[int]:
@@ -72,6 +77,77 @@ def embed_pictures(
         meter.images_cached += len(cached)
         meter.images_encoded += len(fresh)
         yield Embedded(batch, ids, _in_order(len(batch), cached | fresh), failures)
+
+
+def embed_all(
+    sources: Sequence[Source],
+    encoder: ImageEncoder,
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int = AUTO_BATCH,
+) -> Float[Tensor, "n d"]:
+    """Rows of pictures that a method learns from.
+
+    Raises:
+        UserError: a picture that cannot be read.
+    """
+    parts = []
+    for batch in embed_pictures(sources, encoder, cache, Meter(), batch_size):
+        for source, failure in zip(batch.sources, batch.failures, strict=True):
+            if failure is not None:
+                raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
+        parts.append(batch.rows)
+    return torch.cat(parts)
+
+
+def with_views(
+    batches: Iterable[Embedded],
+    count: int,
+    encoder: ImageEncoder,
+    cache: EmbeddingCache,
+    meter: Meter,
+) -> Iterator[Embedded]:
+    """Batches whose pictures have `count` views: themselves, and random parts of them.
+
+    Which parts follows from a picture's content, so that they too are found in the cache.
+    """
+    for batch in batches:
+        views = batch.rows[:, None].repeat(1, count, 1)
+        wanted = [(i, number) for i in batch.readable for number in range(1, count)]
+        keys = {w: _view_id(batch.ids[w[0]] or "", w[1]) for w in wanted}
+        rows, found = cache.get(encoder.name, VIEW_KIND, list(keys.values()))
+        held = dict(
+            zip((w for w, hit in zip(wanted, found, strict=True) if hit), rows, strict=True)
+        )
+        with meter.stage("encoder"):
+            fresh = _encode_views(batch, [w for w in wanted if w not in held], encoder)
+            if fresh:
+                kept = torch.stack(list(fresh.values()))
+                cache.put(encoder.name, VIEW_KIND, [keys[w] for w in fresh], kept)
+        for (i, number), row in (held | fresh).items():
+            views[i, number] = row
+        yield replace(batch, views=views)
+
+
+def _encode_views(
+    batch: Embedded, wanted: Sequence[tuple[int, int]], encoder: ImageEncoder
+) -> dict[tuple[int, int], Tensor]:
+    """Rows of the views `(picture, number)`, each picture opened once."""
+    numbers: dict[int, list[int]] = {}
+    for i, number in wanted:
+        numbers.setdefault(i, []).append(number)
+    rows: dict[tuple[int, int], Tensor] = {}
+    for i, picture in zip(numbers, read_ahead([batch.sources[i] for i in numbers]), strict=True):
+        if isinstance(picture, UnreadableImageError):
+            raise UserError(f"'{batch.sources[i].path}' changed while it was read: {picture}")
+        parts = [view(picture.image, _view_id(picture.id, number)) for number in numbers[i]]
+        encoded = [rows for _, rows in in_batches(encoder.encode_images, parts, AUTO_BATCH)]
+        rows |= {(i, n): row for n, row in zip(numbers[i], torch.cat(encoded), strict=True)}
+    return rows
+
+
+def _view_id(picture: str, number: int) -> str:
+    return hashlib.sha256(f"{picture}/{number}".encode()).hexdigest()
 
 
 def embed_texts(

@@ -1,6 +1,8 @@
 """Pictures that somebody labelled: a folder per class, or a CSV file of paths and labels."""
 
 import csv
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,3 +74,31 @@ def _class_of(name: str, labels: Sequence[str], where: str) -> int:
         shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
         raise UserError(f"{where} '{name}' is none of the labels: {shown}")
     return labels.index(name)
+
+
+def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
+    """Shares or counts of the labels: `0.5,0.3,0.2` in their order, or a JSON object by label.
+
+    Raises:
+        UserError: not one number, zero or more, for each label.
+    """
+    if spec.endswith(".json"):
+        try:
+            held = json.loads(Path(spec).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read '{spec}': {error}") from error
+        if not isinstance(held, dict) or held.keys() != set(labels):
+            raise UserError(f"'{spec}': expected an object with a number for each label")
+        given = [held[label] for label in labels]
+    else:
+        given = spec.split(",")
+    try:
+        shares = tuple(float(x) for x in given)
+    except (TypeError, ValueError):
+        raise UserError(f"--prior {spec}: expected numbers") from None
+    if len(shares) != len(labels) or not all(0 <= x < math.inf for x in shares) or not sum(shares):
+        raise UserError(
+            f"--prior {spec}: expected {len(labels)} numbers, one for each label, none negative, "
+            "not all zero"
+        )
+    return shares

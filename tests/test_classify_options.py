@@ -1,0 +1,367 @@
+"""What `classify` may learn from and say no by, as a user meets it: on the pocket set."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from zeroshot import cli, methods
+from zeroshot.errors import UserError
+from zeroshot.model_set import resolve
+from zeroshot.pixels import view
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import classify as task
+from zeroshot.tasks.embedding import embed_pictures, with_views
+from zeroshot.tasks.labelled import read_labelled, read_prior
+from zeroshot.tasks.meter import Meter
+
+ROOT = Path(__file__).parent.parent
+SCENES = sorted((ROOT / "examples" / "scenes").glob("*.png"))
+LABELS = "red heart,blue star,green ring"
+COMMON = ["--labels", LABELS, "--models", "pocket"]
+
+METHOD = '''"""Nearest shot, by views.
+
+Made for a test: the best cosine of a view and a shot of the class, on top of the texts'.
+
+    score = max_vm cos(view_v, shot_m of c) + cos(x, text_c)
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+
+
+@dataclass(frozen=True)
+class Shotview:
+    """Nearest shot."""
+
+    shots_: object = field(default=None, repr=False, compare=False)
+    labels_: object = field(default=None, repr=False, compare=False)
+    transductive: ClassVar[bool] = False
+    output: ClassVar[str] = "similarity"
+
+    def fit(self, shots, shot_labels):
+        return replace(self, shots_=shots, labels_=shot_labels)
+
+    def scores(self, images, texts, text_mask=None, logit_scale=100.0, *, views):
+        best = torch.einsum("nvd,md->nvm", views, self.shots_).amax(1)
+        own = torch.nn.functional.one_hot(self.labels_, len(texts)).bool()
+        near = torch.where(own, best[..., None], -1.0).amax(1)
+        return near + images @ texts.mean(1).T
+'''
+
+
+@pytest.fixture
+def shotview(monkeypatch, tmp_path):
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "shotview.py").write_text(METHOD)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    yield
+    import sys
+
+    sys.modules.pop("zeroshot.methods.shotview", None)
+    vars(methods).pop("shotview", None)
+
+
+@pytest.fixture
+def zeroshot(capsys):
+    def run(*arguments):
+        capsys.readouterr()
+        code = cli.run([*map(str, arguments)])
+        said = capsys.readouterr()
+        return code, [json.loads(x) for x in said.out.splitlines()], said.err
+
+    return run
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """Two shots of two classes: a folder per class."""
+    for name, files in (("red heart", SCENES[:2]), ("green ring", SCENES[2:4])):
+        (tmp_path / "shots" / name).mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, tmp_path / "shots" / name)
+    return tmp_path / "shots"
+
+
+def encoded(paths, views=0):
+    models = resolve("pocket")
+    with EmbeddingCache() as cache:
+        batches = embed_pictures(
+            [task.Source(str(p)) for p in paths], models.encoder, cache, Meter()
+        )
+        if views:
+            batches = with_views(batches, views, models.encoder, cache, Meter())
+        [batch] = batches
+    return batch.views if views else batch.rows
+
+
+def test_shots_and_views_reach_the_method(zeroshot, shotview, shots, tmp_path):
+    command = ["classify", *SCENES, *COMMON, "--method", "shotview"]
+    code, rows, said = zeroshot(*command, "--shots", shots, "--views", 4, "--score", "cosine")
+    assert code == 0, said
+    views, near = encoded(SCENES, 4), encoded(SCENES[:4])
+    texts = {x["label"]: x for x in rows[0]["labels"]}
+    assert set(texts) == set(LABELS.split(","))
+    for n, row in enumerate(rows):
+        score = {x["label"]: x["score"] - x["cosine"] for x in row["labels"]}
+        best = (views[n] @ near.T).amax(0)
+        # the texts' part differs by the length of a mean of prompts, so only roughly the cosine
+        assert score["red heart"] == pytest.approx(float(best[:2].max()), abs=0.05)
+        assert score["green ring"] == pytest.approx(float(best[2:].max()), abs=0.05)
+        assert score["blue star"] < -0.9
+    listed = tmp_path / "shots.csv"
+    with listed.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        for folder in sorted(shots.iterdir()):
+            writer.writerows(
+                [(p.relative_to(tmp_path), folder.name) for p in sorted(folder.iterdir())]
+            )
+    _, again, _ = zeroshot(*command, "--shots", listed, "--views", 4, "--score", "cosine")
+    assert again == rows
+
+
+def test_views_are_the_picture_and_parts_of_it_and_come_from_the_cache(monkeypatch):
+    models = resolve("pocket")
+    views = encoded(SCENES[:3], 5)
+    torch.testing.assert_close(views[:, 0], encoded(SCENES[:3]))
+    assert float((views[:, 1:] - views[:, :1]).abs().amax(-1).min()) > 1e-3
+    monkeypatch.setattr(
+        type(models.encoder), "encode_images", lambda *_: pytest.fail("an encoder call")
+    )
+    torch.testing.assert_close(encoded(SCENES[:3], 5), views)
+    torch.testing.assert_close(encoded(SCENES[:3], 3), views[:, :3])
+
+
+def test_parts_are_the_same_for_the_same_seed_and_lie_inside():
+    wide = PIL.Image.fromarray(np.arange(3 * 40 * 90, dtype=np.uint8).reshape(40, 90, 3))
+    parts = [view(wide, str(seed)) for seed in range(30)]
+    assert all(part.size[0] == part.size[1] for part in parts)
+    assert len({part.tobytes() for part in parts}) == 30
+    assert view(wide, "7").tobytes() == parts[7].tobytes()
+    sides = [part.size[0] for part in parts]
+    assert min(sides) > 10
+    assert max(sides) <= 60  # 40 high, at most 4:3
+    assert view(PIL.Image.new("RGB", (400, 3)), "0").size == (4, 4)
+
+
+def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
+    command = ["classify", *SCENES, *COMMON, "--score", "cosine"]
+    code, rows, _ = zeroshot(*command, "--method", "nnn", "--bank", SCENES[0], "--bank", SCENES[1])
+    assert code == 0
+    cosine, bank = (encoded(paths) for paths in (SCENES, SCENES[:2]))
+    shift = {x["label"]: x["cosine"] - x["score"] for x in rows[0]["labels"]}
+    for row in rows:
+        for x in row["labels"]:
+            assert x["cosine"] - x["score"] == pytest.approx(shift[x["label"]], abs=1e-5)
+    assert len(cosine) == len(rows)
+    assert len(bank) == 2
+    code, rows, _ = zeroshot(*command, "--method", "sinkhorn", "--prior", "1,1,2")
+    assert code == 0
+    best = [row["labels"][0]["label"] for row in rows]
+    assert best.count("green ring") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "center", "--views", "3"], "'center' has no use for --views"),
+        (["--shots", "SHOTS"], "'ensemble' has no use for --shots"),
+        (["--method", "nnn"], "'nnn' needs --bank"),
+        (["--method", "shotview"], "'shotview' needs --shots and --views"),
+        (["--method", "shotview", "--shots", "SHOTS", "--views", "1"], "give 2 or more"),
+        (["--method", "chils"], "needs the array parents: give arrays with --embeddings"),
+        (["--method", "sinkhorn", "--prior", "1,2"], "expected 3 numbers"),
+        (["--method", "sinkhorn", "--prior", "1,2,x"], "expected numbers"),
+        (["--method", "sinkhorn", "--prior", "0,0,0"], "not all zero"),
+        (["--abstain", "0.1"], "--abstain needs --calibration"),
+        (["--calibration", "none.json"], "cannot read"),
+        (["--compare", "center,zpe", "--method", "dn"], "--compare takes no --method"),
+        (["--compare", "center,zpe", "-o", "lam=1"], "an option says whose it is"),
+    ],
+)
+def test_what_has_no_use_or_is_missing_is_said(zeroshot, shotview, shots, arguments, message):
+    given = [str(shots) if a == "SHOTS" else a for a in arguments]
+    code, _, said = zeroshot("classify", *SCENES[:2], *COMMON, *given)
+    assert code == 2
+    assert message in " ".join(said.split())
+
+
+def test_labelled_pictures_that_are_not(tmp_path):
+    labels = ("a", "b")
+    (tmp_path / "x" / "c").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.csv").write_text("file,class\n1.png,a\n")
+    (tmp_path / "wrong.csv").write_text("path,label\n1.png,z\n")
+    for name, message in [
+        ("x", r"folder 'c' is none of the labels: a, b"),
+        ("empty", "holds no labelled pictures"),
+        ("bad.csv", "line 2: expected the columns path,label"),
+        ("wrong.csv", "line 2: 'z' is none of the labels"),
+        ("none.csv", "cannot read"),
+        ("none", "neither a folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_labelled(tmp_path / name, labels)
+    (tmp_path / "p.json").write_text('{"b": 1, "a": 3}')
+    assert read_prior(str(tmp_path / "p.json"), labels) == (3, 1)
+    with pytest.raises(UserError, match="a number for each label"):
+        read_prior(str(tmp_path / "p.json"), ("a", "b", "c"))
+
+
+def test_a_shot_that_cannot_be_read_is_refused(zeroshot, shotview, shots):
+    (shots / "red heart" / "broken.png").write_bytes(b"no picture")
+    code, _, said = zeroshot(
+        "classify", SCENES[0], *COMMON, "--method", "shotview", "--shots", shots, "--views", 2
+    )
+    assert code == 2
+    assert "broken.png" in said
+
+
+def test_one_table_of_methods(zeroshot):
+    names = "ensemble,center,zpe+center"
+    command = ["classify", *SCENES, *COMMON, "--compare", names, "-o", "center.lam=0.3"]
+    code, rows, _ = zeroshot(*command)
+    assert code == 0
+    assert [row["method"] for row in rows] == names.split(",")
+    assert rows[0]["agreement with the first"] == 1
+    assert all(0 < row["mean best score"] <= 1 and row["CPU ms per row"] >= 0 for row in rows)
+
+
+def test_one_table_from_arrays(zeroshot, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "x.npz",
+        images=rng.normal(size=(30, 8)),
+        texts=rng.normal(size=(4, 2, 8)),
+        prior=np.ones(4),
+    )
+    code, rows, said = zeroshot(
+        "classify", "--embeddings", tmp_path / "x.npz", "--compare", "ensemble,sinkhorn,otter"
+    )
+    assert code == 0, said
+    assert [row["method"] for row in rows] == ["ensemble", "sinkhorn", "otter"]
+    assert 0 < rows[1]["agreement with the first"] < 1
+
+
+# calibrate
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Labels of which some are wrong, so that a temperature exists."""
+    names = ["red heart", "blue star", "green ring", *["red heart"] * 5]
+    for name, file in zip(names, SCENES, strict=True):
+        (tmp_path / "truth" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "truth" / name)
+    return tmp_path / "truth"
+
+
+def test_a_temperature_from_labels_changes_the_scores(zeroshot, truth, tmp_path):
+    made = tmp_path / "made.json"
+    code, rows, said = zeroshot(
+        "calibrate", "--truth", truth, *COMMON, "--out", made, "--min-precision", "0.9"
+    )
+    assert code == 0, said
+    held = json.loads(made.read_text())
+    assert rows[1]["temperature"] == pytest.approx(held["temperature"], abs=1e-3)
+    assert rows[1]["nll"] < rows[0]["nll"]
+    assert rows[1]["accuracy"] == rows[0]["accuracy"]
+    _, plain, _ = zeroshot("classify", *SCENES, *COMMON)
+    _, tempered, _ = zeroshot("classify", *SCENES, *COMMON, "--calibration", made)
+    for a, b in zip(plain, tempered, strict=True):
+        top = {x["label"]: x["score"] for x in a["labels"]}
+        logits = np.log([max(top[name], 1e-30) for name in LABELS.split(",")])
+        expected = np.exp(logits / held["temperature"])
+        expected /= expected.sum()
+        ours = {x["label"]: x["score"] for x in b["labels"]}
+        for name, value in zip(LABELS.split(","), expected, strict=True):
+            assert ours[name] == pytest.approx(value, rel=1e-2, abs=1e-6)
+        threshold = held["thresholds"][b["labels"][0]["label"]]
+        score = b["labels"][0]["score"]
+        assert b["abstained"] == (threshold is None or score < threshold - 1e-6)
+
+
+def test_abstaining_leaves_out_what_is_less_likely_than_the_reference(zeroshot, tmp_path):
+    made = tmp_path / "made.json"
+    code, _, said = zeroshot("calibrate", *SCENES, *COMMON, "--out", made)
+    assert code == 0, said
+    assert "temperature 1," in said
+    command = ["classify", *SCENES, *COMMON, "--calibration", made]
+    _, rows, _ = zeroshot(*command, "--abstain", "0.35")
+    scores = np.array([row["labels"][0]["score"] for row in rows])
+    rank = [(1 + (scores <= s).sum()) / 9 for s in scores]
+    assert [row["abstained"] for row in rows] == [r <= 0.35 for r in rank]
+    assert sum(row["abstained"] for row in rows) == 2
+    _, rows, _ = zeroshot(*command)
+    assert not any(row["abstained"] for row in rows)
+
+
+def test_label_free_brings_another_method_to_the_models_own_confidence(zeroshot, tmp_path):
+    made = tmp_path / "made.json"
+    method = ["--method", "center", "-o", "lam=1"]
+    assert zeroshot("calibrate", *SCENES, *COMMON, *method, "--out", made)[0] == 0
+    _, plain, _ = zeroshot("classify", *SCENES, *COMMON)
+    _, rows, _ = zeroshot("classify", *SCENES, *COMMON, *method, "--calibration", made)
+
+    def mean(found):
+        return np.mean([row["labels"][0]["score"] for row in found])
+
+    assert mean(rows) == pytest.approx(mean(plain), abs=1e-4)
+
+
+def test_thresholds_of_independent_labels(zeroshot, truth, tmp_path):
+    made = tmp_path / "made.json"
+    sigmoid = [*COMMON, "--score", "sigmoid"]
+    code, _, said = zeroshot(
+        "calibrate", "--truth", truth, *sigmoid, "--out", made, "--min-precision", "0.8"
+    )
+    assert code == 0, said
+    assert json.loads(made.read_text())["temperature"] == 1
+    _, rows, _ = zeroshot("classify", *SCENES, *sigmoid, "--calibration", made)
+    assert {row["abstained"] for row in rows} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "IMAGE", *COMMON], "needs --out FILE.json"),
+        (["calibrate", *COMMON, "--out", "OUT"], "needs --labels, and either pictures or --truth"),
+        (["calibrate", "IMAGE", *COMMON, "--out", "MADE"], "--overwrite"),
+        (["calibrate", "IMAGE", *COMMON, "--out", "OUT", "--min-precision", "1"], "needs --truth"),
+        (["calibrate", "IMAGE", *COMMON, "--out", "OUT", "--score", "cosine"], "no probabilities"),
+        (["calibrate", "--truth", "RIGHT", *COMMON, "--out", "OUT"], "classified right"),
+        (
+            ["classify", "IMAGE", *COMMON, "--calibration", "MADE", "--method", "center"],
+            "was made with method ensemble, not center",
+        ),
+        (
+            ["classify", "IMAGE", *COMMON, "--calibration", "MADE", "--abstain", "0.1",
+             "--templates", "none"],
+            "belong to other prompts",
+        ),
+        (
+            ["classify", "IMAGE", *COMMON, "--calibration", "MADE", "--abstain", "0.1",
+             "--score", "sigmoid"],
+            "belong to other scores: softmax, not sigmoid",
+        ),
+    ],
+)  # fmt: skip
+def test_what_calibration_refuses(zeroshot, tmp_path, arguments, message):
+    made, right = tmp_path / "made.json", tmp_path / "right"
+    assert zeroshot("calibrate", *SCENES[:3], *COMMON, "--out", made)[0] == 0
+    (right / "red heart").mkdir(parents=True)
+    shutil.copy(SCENES[0], right / "red heart")
+    places = {"IMAGE": SCENES[0], "MADE": made, "OUT": tmp_path / "new.json", "RIGHT": right}
+    code, _, said = zeroshot(*(places.get(a, a) for a in arguments))
+    assert code == 2
+    assert message in " ".join(said.split())
