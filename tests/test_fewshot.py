@@ -176,6 +176,22 @@ def test_proker_equals_the_equation_of_the_paper():
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_proker_knows_nothing_of_a_class_without_shots():
+    """Its target is the mean of the others', one third each."""
+    X, _, W, S, y, _ = by_hand(*shots((3, 1, 0, 5)))
+
+    def kernel(a, b):
+        return np.exp(-2.0 * (1 - a @ b.T))
+
+    target = np.eye(4)[y]
+    target[:, 2] = 1 / 3
+    system = kernel(S, S) / 0.3 + np.eye(len(S))
+    expected = X @ W.T + kernel(X, S) @ np.linalg.inv(system) @ (target - S @ W.T)
+    images, texts, rows, labels = shots((3, 1, 0, 5))
+    ours = ProKeR(beta=2.0, lmbda=0.3).fit(rows, labels).scores(images, texts)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_proker_interpolates_as_lambda_vanishes():
     """With no trust in the texts the shots' own scores are their labels, shrunk by lambda."""
     _, texts, rows, labels = shots((3, 1, 2, 5))
