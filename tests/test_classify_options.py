@@ -179,7 +179,8 @@ def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
         (["--method", "nnn"], "'nnn' needs --bank"),
         (["--method", "shotview"], "'shotview' needs --shots and --views"),
         (["--method", "shotview", "--shots", "SHOTS", "--views", "1"], "give 2 or more"),
-        (["--method", "chils"], "needs the array parents: give arrays with --embeddings"),
+        (["--method", "chils"], "'chils' needs --hierarchy"),
+        (["--hierarchy", "x.json"], "classify needs pictures and --labels (or --hierarchy)"),
         (["--method", "sinkhorn", "--prior", "1,2"], "expected 3 numbers"),
         (["--method", "sinkhorn", "--prior", "1,2,x"], "expected numbers"),
         (["--method", "sinkhorn", "--prior", "0,0,0"], "not all zero"),
@@ -251,6 +252,29 @@ def test_one_table_from_arrays(zeroshot, tmp_path):
     assert code == 0, said
     assert [row["method"] for row in rows] == ["ensemble", "sinkhorn", "otter"]
     assert 0 < rows[1]["agreement with the first"] < 1
+
+
+def test_a_hierarchy_from_the_command_line(zeroshot, tmp_path):
+    """The same as the method on rows; kinds are no labels of the answer."""
+    file = tmp_path / "kinds.json"
+    held = {"heart": ["red heart", "pink heart"], "star": ["blue star"], "ring": []}
+    file.write_text(json.dumps(held))
+    command = ["classify", *SCENES, "--models", "pocket", "--method", "chils"]
+    code, rows, said = zeroshot(*command, "--hierarchy", file, "--templates", "a {}")
+    assert code == 0, said
+    encoder = resolve("pocket").encoder
+    names = ["heart", "star", "ring", "red heart", "pink heart", "blue star"]
+    texts = encoder.encode_texts([f"a {name}" for name in names])[:, None]
+    scores = methods.get("chils")().scores(
+        encoded(SCENES), texts, None, encoder.logit_scale, parents=torch.tensor([0, 1, 2, 0, 0, 1])
+    )
+    for row, own in zip(rows, scores[:, :3].tolist(), strict=True):
+        ours = {x["label"]: x["score"] for x in row["labels"]}
+        assert ours == {n: pytest.approx(s, rel=1e-4) for n, s in zip(names, own, strict=False)}
+    assert rows[0]["labels"][0]["label"] == "heart"
+    file.write_text('{"heart": "red heart", "star": []}')
+    code, _, said = zeroshot(*command, "--hierarchy", file)
+    assert (code, "label 'heart': expected a list of names" in said) == (2, True)
 
 
 # calibrate

@@ -348,6 +348,14 @@ def classify(
         int,
         option("--views", env="VIEWS", help="Random parts of each picture, itself included."),
     ] = 0,
+    hierarchy: Annotated[
+        Path | None,
+        option(
+            "--hierarchy",
+            env="HIERARCHY",
+            help="Instead of --labels: a .json object of labels with the kinds of each.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         option("--calibration", env="CALIBRATION", help="What 'zeroshot calibrate' wrote."),
@@ -385,17 +393,25 @@ def classify(
         else:
             _classify_arrays(run, embeddings, method or "ensemble", read_options(option))
         return
-    if not images or not labels:
-        raise UserError("classify needs pictures and --labels, or --embeddings FILE.npz")
+    if not images or bool(labels) == (hierarchy is not None):
+        raise UserError(
+            "classify needs pictures and --labels (or --hierarchy), or --embeddings FILE.npz"
+        )
     from zeroshot import prompts, terminal
     from zeroshot.cli_calibrate import belief, calibration_for
     from zeroshot.tasks import classify as task
     from zeroshot.tasks.compare import compare_pictures
-    from zeroshot.tasks.labelled import read_labelled, read_prior
+    from zeroshot.tasks.labelled import read_hierarchy, read_labelled, read_prior
     from zeroshot.tasks.meter import Meter
 
-    names = prompts.load_labels(labels)
-    sentences = prompts.expand(names, prompts.load_templates(templates, names))
+    kinds: tuple[str, ...] = ()
+    parents: tuple[int, ...] = ()
+    if hierarchy is None:
+        names = prompts.load_labels(labels or "")
+    else:
+        names, kinds, parents = read_hierarchy(hierarchy)
+    everything = [*names, *kinds]
+    sentences = prompts.expand(everything, prompts.load_templates(templates, everything))
     models, size, meter = run.model_set(), run.at_once, Meter()
     sources = run.sources(images)
     learn = task.Learn(
@@ -403,6 +419,7 @@ def classify(
         bank=run.sources(bank) if bank else (),
         prior=() if prior is None else read_prior(prior, names),
         views=views,
+        parents=parents,
     )
     with run.open_cache() as cache:
 

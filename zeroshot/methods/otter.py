@@ -45,6 +45,9 @@ Cost = npt.NDArray[np.float64]
 LARGEST = 20_000_000
 """Rows x classes beyond which the program is refused; the biases of sinkhorn come close to it."""
 
+WIDE = 8
+"""Cells of each row that the program begins with."""
+
 
 @dataclass(frozen=True)
 class OTTER:
@@ -114,14 +117,14 @@ def transport(cost: Cost, prior: npt.NDArray[np.float64]) -> Cost:
         cells |= better
 
 
-def _cheap(cost: Cost, prior: npt.NDArray[np.float64], wide: int = 8) -> Cells:
+def _cheap(cost: Cost, prior: npt.NDArray[np.float64]) -> Cells:
     """Cells worth trying, a plan that meets the marginals among them."""
     rows, classes = cost.shape
     # seen from nearly right prices, the cheap cells of a row are few
     price = biases(torch.from_numpy(-20 * cost / np.ptp(cost)), torch.from_numpy(prior))
     reduced = cost - price.numpy() * np.ptp(cost) / 20
     cells = np.zeros(cost.shape, dtype=bool)
-    wide = min(wide, classes)
+    wide = min(WIDE, classes)
     np.put_along_axis(cells, np.argpartition(reduced, wide - 1, axis=1)[:, :wide], True, axis=1)
     # north-west corner: fill the classes one after the other
     order = np.argsort(np.argmin(reduced, axis=1), kind="stable")

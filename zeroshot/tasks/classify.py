@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot import methods
@@ -39,6 +39,16 @@ Believe = Callable[[Tensor], Sequence[bool]]
 """Of scores `[n c]`: whether each row's best label stands."""
 
 
+OPTIONS = {
+    "shots": "--shots",
+    "bank": "--bank",
+    "prior": "--prior",
+    "views": "--views",
+    "parents": "--hierarchy",
+}
+"""Arrays, and the option by which each comes of pictures."""
+
+
 @dataclass(frozen=True)
 class Learn:
     """What a method may learn from or be told besides the prompts."""
@@ -51,12 +61,13 @@ class Learn:
     """How frequent each label is."""
     views: int = 0
     """Views of each picture, itself included."""
+    parents: Sequence[int] = ()
+    """Of the labels, which come first, and of their kinds: the number of the label."""
 
     @property
     def given(self) -> dict[str, str]:
         """The arrays this stands for, and the option each came by."""
-        options = {"shots": "--shots", "bank": "--bank", "prior": "--prior", "views": "--views"}
-        return {name: flag for name, flag in options.items() if getattr(self, name)}
+        return {name: flag for name, flag in OPTIONS.items() if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,8 @@ class Classifier:
     """How many views of each picture the method wants."""
     temperature: float = 1.0
     """Divides the logits."""
+    parents: Int[Tensor, " c"] | None = None
+    """Of the labels and of the kinds that follow them in `texts`."""
 
     def __call__(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
@@ -109,9 +122,12 @@ class Classifier:
         if views is not None:
             joined = join_images(self.encoder, views.flatten(0, 1))
             more["views"] = joined.view(*views.shape[:2], -1)
+        if self.parents is not None:
+            more["parents"] = self.parents
         given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
         plain = type(self.method) is Ensemble and self.method.output == "similarity"
-        return given, given if plain else Ensemble().scores(images, self.texts, self.text_mask)
+        cosine = given if plain else Ensemble().scores(images, self.texts, self.text_mask)
+        return given[:, : len(self.labels)], cosine[:, : len(self.labels)]
 
     def headed(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Softmax or sigmoid at the temperature."""
@@ -139,7 +155,8 @@ def classifier(
 
     Args:
         labels: one name per class.
-        prompts: the sentences of each class; classes may differ in how many.
+        prompts: the sentences of each class; classes may differ in how many. In a hierarchy, those
+            of the kinds follow.
         method: a scorer's name, or a pipeline; without one the set's own, else its coupling, else
             `ensemble`.
         head: without one, sigmoid for a model with a bias (SigLIP), else softmax.
@@ -165,7 +182,17 @@ def classifier(
     texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
     own: Head = "softmax" if encoder.logit_bias is None else "sigmoid"
     fitted = _fitted(scorer, encoder, learn, cache, meter)
-    return Classifier(fitted, encoder, labels, texts, mask, head or own, learn.views, temperature)
+    return Classifier(
+        fitted,
+        encoder,
+        labels,
+        texts,
+        mask,
+        head or own,
+        learn.views,
+        temperature,
+        torch.tensor(learn.parents) if learn.parents else None,
+    )
 
 
 def classify(
@@ -250,6 +277,8 @@ def learned_from(learn: Learn) -> dict[str, Any]:
         told["prior"] = list(learn.prior)
     if learn.views:
         told["views"] = learn.views
+    if learn.parents:
+        told["parents"] = list(learn.parents)
     return told
 
 
@@ -289,8 +318,7 @@ def _see_to_arrays(scorer: Scorer, learn: Learn) -> None:
             raise UserError(f"method '{name}' has no use for {flag}")
     needed = {array for array, must in (fit | score).items() if must} - {"images", "texts"}
     missing = needed - learn.given.keys() - ({"shot_labels"} if learn.shots else set())
-    options = {"shots": "--shots", "bank": "--bank", "prior": "--prior", "views": "--views"}
-    if wanted := [options[array] for array in sorted(missing & options.keys())]:
+    if wanted := [OPTIONS[array] for array in sorted(missing & OPTIONS.keys())]:
         raise UserError(f"method '{name}' needs {' and '.join(wanted)}")
     if other := missing - {"shot_labels"}:
         raise UserError(

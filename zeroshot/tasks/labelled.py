@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeroshot import images
+from zeroshot import images, prompts
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 
@@ -74,6 +74,27 @@ def _class_of(name: str, labels: Sequence[str], where: str) -> int:
         shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
         raise UserError(f"{where} '{name}' is none of the labels: {shown}")
     return labels.index(name)
+
+
+def read_hierarchy(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """Coarse labels, their kinds, and the parent of each of both, from `{coarse: [kinds]}`.
+
+    Raises:
+        UserError: another kind of file, or a coarse label or a kind that is no text.
+    """
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{path}': {error}") from error
+    if not isinstance(held, dict) or len(held) < 2:
+        raise UserError(f"'{path}': expected an object of two or more labels with their kinds")
+    parents, kinds = list(range(len(held))), []
+    for place, (label, own) in enumerate(held.items()):
+        if not isinstance(own, list) or not all(isinstance(k, str) and k.strip() for k in own):
+            raise UserError(f"'{path}', label '{label}': expected a list of names")
+        kinds += [kind.strip() for kind in own]
+        parents += [place] * len(own)
+    return prompts.load_labels(list(held)), tuple(kinds), tuple(parents)
 
 
 def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
