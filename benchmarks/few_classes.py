@@ -37,6 +37,12 @@ METHODS = {
     "sinkhorn estimated": {"assume": "estimated"},
     "otter uniform": {"assume": "uniform"},
     "frolic": {},
+    "stata": {},
+    "center+stata": {},
+    "transclip": {},
+    "zlap": {},
+    "inmap": {},
+    "tda": {},
 }
 
 

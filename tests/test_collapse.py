@@ -19,6 +19,7 @@ UNIFORM = {
     "otter": {"assume": "uniform"},
     "frolic": {},
     "inverted_softmax": {},
+    "inmap": {},
 }
 
 

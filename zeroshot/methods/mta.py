@@ -1,0 +1,138 @@
+"""MTA: the mode of a picture's views, where views that agree count.
+
+Zanella and Ben Ayed 2024, "On the test-time zero-shot generalization of vision-language models: Do
+we really need prompt learning?", CVPR, arXiv:2405.02266; authors' code: github.com/MaxZanella/MTA
+(MIT).
+
+    K_v = exp(-|x_v - m|^2 / 2 h_v^2)         h_v^2 half the mean of the nearest squared distances
+    y   = softmax((K + lambda_q P P' y) / lambda_y)         P softmax(logit_scale x_v . w)
+    m   = norm(sum_v y_v K_v x_v)
+    L   = logit_scale m . w
+
+`y` says how much each view belongs, `m` starts at the first view, and both are iterated in turn
+until they stay within `tol` or `inner_iter` steps are done, `max_iter` times.
+
+| here | paper |
+|---|---|
+| y | inlierness scores |
+| m | mode |
+| lambda_y, lambda_q | lambda_y, lambda |
+
+Departures from the authors' code: none in the numbers. All pictures are iterated together, each
+stopping by itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zeroshot.methods import Output
+from zeroshot.methods.ensemble import Ensemble
+from zeroshot.ops import normalize
+
+BLOCK = 500_000
+"""Numbers of views, or of their logits, at a time: what the steps read again stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Where each picture's views gather, and how much each belongs."""
+
+    mode: Float[Tensor, "n d"]
+    inlierness: Float[Tensor, "n v"]
+    bandwidth: Float[Tensor, "n v"]
+
+
+@dataclass(frozen=True)
+class MTA:
+    """Logits of pictures of which several views are embedded."""
+
+    lambda_y: float = 0.2
+    """evenness of the views' weights"""
+    lambda_q: float = 4.0
+    """weight of views that predict alike"""
+    max_iter: int = 5
+    """turns of weights and mode"""
+    inner_iter: int = 5
+    """most steps of each in a turn"""
+    tol: float = 1e-6
+    """a step shorter than this is the last of its turn"""
+    bandwidth_fraction: float = 0.3
+    """share of the other views whose distance sets the width of a view's kernel"""
+
+    transductive: ClassVar[bool] = False
+
+    @property
+    def output(self) -> Output:
+        """Scaled cosines of the mode."""
+        return "logit"
+
+    def scores(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+        *,
+        views: Float[Tensor, "n v d"],
+    ) -> Float[Tensor, "n c"]:
+        """Logits; the first of a picture's `views` is the picture itself, `images` is not read."""
+        prototypes = logit_scale * Ensemble().classifier(texts, text_mask)
+        some = torch.split(
+            views, max(1, BLOCK // (views.shape[1] * max(len(texts), views.shape[2])))
+        )
+        return torch.cat([self.modes(part, prototypes).mode for part in some]) @ prototypes.T
+
+    def modes(self, views: Float[Tensor, "n v d"], prototypes: Float[Tensor, "c d"]) -> Modes:
+        """Mode and weights; `prototypes` are multiplied with the logit scale."""
+        affinity = (views @ prototypes.T).softmax(-1)
+        affinity = self.lambda_q * affinity @ affinity.mT  # [n, v, v]
+        width = self._bandwidth(views)
+        weight = torch.full_like(width, 1 / width.shape[1])
+        mode = views[:, 0]
+
+        square = views.square().sum(-1)
+
+        def kernel(mode: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+            product = (views @ mode[..., None])[..., 0]  # [n, v]
+            distance = square + mode.square().sum(-1, keepdim=True) - 2 * product
+            return torch.exp(-distance.clamp_min(0) / (2 * width**2))
+
+        def weights(near: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda y: (
+                (near + torch.einsum("nvw,nw->nv", affinity, y)) / self.lambda_y
+            ).softmax(1)
+
+        def shifted(weight: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda m: normalize(((weight * kernel(m))[:, None] @ views)[:, 0])
+
+        for _ in range(self.max_iter):
+            weight = self._settled(weights(kernel(mode)), weight)
+            mode = self._settled(shifted(weight), mode)
+        return Modes(mode, weight, width)
+
+    def _settled(self, step: Callable[[Tensor], Tensor], x: Float[Tensor, "n k"]) -> Tensor:
+        """Rows after their steps; a row that moved less than `tol` stays."""
+        moving = torch.ones_like(x[:, :1], dtype=torch.bool)
+        for _ in range(self.inner_iter):
+            after = torch.where(moving, step(x), x)
+            moving = moving & ((after - x).norm(dim=1, keepdim=True) >= self.tol)
+            x = after
+            if not moving.any():
+                break
+        return x
+
+    def _bandwidth(self, views: Float[Tensor, "n v d"]) -> Float[Tensor, "n v"]:
+        count = max(1, min(int(self.bandwidth_fraction * (views.shape[1] - 1)), views.shape[1] - 1))
+        square = views.square().sum(-1)
+        distance = square[:, None] + square[..., None] - 2 * views @ views.mT  # [n, v, v]
+        nearest = (
+            distance.clamp_min(0).sort(dim=-1).values[..., 1 : count + 1]
+        )  # the view itself is first
+        if nearest.shape[-1] == 0:
+            nearest = torch.ones_like(distance)  # one view alone: any width will do
+        return (nearest.mean(-1) / 2).clamp_min(torch.finfo(views.dtype).eps).sqrt()
