@@ -24,6 +24,7 @@ mean.
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -66,7 +67,12 @@ class DN:
     ) -> Float[Tensor, "n c"]:
         """Cosines of the normalised rows; rows need not come at unit length."""
         mean = images.mean(0) if self.image_mean_ is None else self.image_mean_
-        length = masked_mean(texts.norm(dim=-1, keepdim=True), text_mask)
-        classes = length * normalize(masked_mean(normalize(texts), text_mask))
+        length = texts.norm(dim=-1, keepdim=True)  # [c, t, 1]
+        # The mean of unit prompts as one product: their unit rows are never written down.
+        weight = 1 / torch.where(length > 0, length, 1)
+        if text_mask is not None:
+            weight = weight * text_mask[..., None]
+        direction = normalize((weight.transpose(1, 2) @ texts)[:, 0])
+        classes = masked_mean(length, text_mask) * direction
         shifted = normalize(classes - self.lam * classes.mean(0))
         return normalize(images - self.lam * mean) @ shifted.T
