@@ -6,6 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
     {"errors", "ops", "metrics", "prompts"},
+    {"alignment"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding"},

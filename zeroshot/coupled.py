@@ -50,6 +50,19 @@ class CoupledEncoder:
         """Rows of the text encoder, in the joint space."""
         return normalize(self.coupling.map_texts(rows))
 
+    def match(
+        self, images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
+    ) -> Float[Tensor, "b k"]:
+        """Cosines of joint image rows with `k` texts each, for guided decoding.
+
+        For ASIF these look at the image's own anchors alone; `methods.asif` says how near that is
+        to `join_images @ join_texts`.
+        """
+        flat = [text for row in texts for text in row]
+        rows = self.text_encoder.encode_texts(flat)
+        count = len(flat) // len(images) if len(images) else 0
+        return self.coupling.match(images, rows.view(len(images), count, rows.shape[1]))
+
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
         """See `models.base.ImageEncoder`."""
         return self.join_images(self.image_encoder.encode_images(images))
@@ -64,13 +77,12 @@ def calibrate(
 ) -> float:
     """The logit scale a dual encoder would have learned, from anchors set aside.
 
-    `coupling` is fitted on the others. A coupling's cosines have no scale of their own, and a
-    guide or a softmax needs one: this is the factor under which held-out pictures most probably
-    pick their own texts.
+    `coupling` is fitted on all of them, and forgets these for the occasion. Its cosines have no
+    scale of their own, and a guide or a softmax needs one: this is the factor under which held-out
+    pictures most probably pick their own texts.
     """
-    test, train = hold_out(len(anchor_images))
+    test, _ = hold_out(len(anchor_images))
     if len(test) < 10:
         return 20.0
-    fitted = coupling.fit(anchor_images[train], anchor_texts[train])
-    images = normalize(fitted.map_images(anchor_images[test]))
-    return matching_scale(images @ normalize(fitted.map_texts(anchor_texts[test])).T)
+    images, texts = anchor_images[test], anchor_texts[test]
+    return matching_scale(coupling.remove(test).cosines(images, texts[:, None]))

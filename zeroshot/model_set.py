@@ -15,7 +15,7 @@ from torch import Tensor
 from zeroshot import methods, models
 from zeroshot.coupled import CoupledEncoder, calibrate
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.methods import asif
+from zeroshot.methods.auto import Auto
 from zeroshot.models.base import DualEncoder, LanguageModel
 from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
 from zeroshot.ops import normalize
@@ -65,21 +65,25 @@ class ModelSet:
                 f"model set '{spec.name}' has no coupled pair: that takes the tables "
                 "[image_encoder], [text_encoder] and [coupling]"
             )
+        fitted = self.coupling.fit(self.anchors.images, self.anchors.texts)
         return CoupledEncoder(
             image_encoder=models.load_image_encoder(spec.image_encoder, **self._how),
             text_encoder=models.load_text_encoder(spec.text_encoder, **self._how),
-            coupling=self.coupling.fit(self.anchors.images, self.anchors.texts),
-            logit_scale=calibrate(self.coupling, self.anchors.images, self.anchors.texts),
+            coupling=fitted,
+            logit_scale=calibrate(fitted, self.anchors.images, self.anchors.texts),
             anchors=self.anchors.fingerprint,
         )
 
     @cached_property
     def coupling(self) -> Any:
-        """The set's coupling, not fitted; ASIF without options chooses its own."""
+        """The set's coupling, not fitted; ASIF without options chooses its own, `auto` all."""
         spec = _coupling(self.spec)
+        chosen = methods.configure(spec.method, spec.options)
         if spec.method == "asif" and not spec.options:
-            return asif.choose(self.anchors.images, self.anchors.texts)
-        return methods.configure(spec.method, spec.options)
+            chosen = Auto(among="asif", splits=1)
+        if isinstance(chosen, Auto):
+            chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
+        return chosen
 
     @cached_property
     def anchors(self) -> Anchors:

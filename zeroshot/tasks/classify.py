@@ -50,8 +50,7 @@ class Classifier:
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines, of rows of the image encoder."""
         if isinstance(self.method, Coupling):
-            given = self.method.scores(rows, self.texts, self.text_mask)
-            cosine = given / self.method.map_images(rows).norm(dim=1, keepdim=True)
+            cosine = self.method.cosines(rows, self.texts, self.text_mask)
             return self._headed(cosine, "similarity"), cosine
         images = join_images(self.encoder, rows)
         scale = self.encoder.logit_scale
@@ -171,7 +170,11 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
         return scorer
     coupling: Any = chosen
     if models.spec.coupling is not None and models.spec.coupling.method == name:
-        coupling = replace(models.coupling, **{k: getattr(chosen, k) for k in given})
+        if not given:
+            return models.coupled.coupling
+        set_up: Any = models.coupling
+        if type(set_up) is type(chosen):
+            coupling = replace(set_up, **{k: getattr(chosen, k) for k in given})
     fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
     return fitted
 
