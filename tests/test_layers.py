@@ -11,10 +11,11 @@ LAYERS = [
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding"},
     {"methods"},
-    {"coupled", "model_set", "results"},
+    {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
     {"evaluate", "scale", "api"},
     {"terminal"},
+    {"cli_anchors"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from zeroshot import cli_anchors
 from zeroshot.errors import UserError, ZeroshotError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ models_app = typer.Typer(help="Model sets: what there is, what is on this disk, 
 cache_app = typer.Typer(help="The cache of embeddings: what it holds, making room.")
 app.add_typer(models_app, name="models", no_args_is_help=True)
 app.add_typer(cache_app, name="cache", no_args_is_help=True)
+app.add_typer(cli_anchors.app, name="anchors", no_args_is_help=True)
 
 
 def option(*names: str, env: str, help: str, **more: Any) -> Any:

@@ -173,7 +173,7 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
         if not given:
             return models.coupled.coupling
         set_up: Any = models.coupling
-        if type(set_up) is type(chosen):
+        if methods.name_of(set_up) == name:
             coupling = replace(set_up, **{k: getattr(chosen, k) for k in given})
     fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
     return fitted
