@@ -249,21 +249,25 @@ def test_merge_and_remove(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first = small("a.safetensors", 5, 1, {"image_encoder": "x/fp32"})
     second = small("b.safetensors", 3, 2, {"image_encoder": "x/fp16"}, start=5)
-    assert run("anchors merge a.safetensors b.safetensors --out c.safetensors".split()) == 0
+    assert (
+        run(["anchors", "merge", "a.safetensors", "b.safetensors", "--out", "c.safetensors"]) == 0
+    )
     merged = read_anchors(Path("c.safetensors"))
     torch.testing.assert_close(merged.images, torch.cat([first.images, second.images]))
     assert [e.id for e in merged.entries] == [str(i) for i in range(8)]
-    assert run("anchors remove c.safetensors --id 1 --id 6".split()) == 0
+    assert run(["anchors", "remove", "c.safetensors", "--id", "1", "--id", "6"]) == 0
     left = read_anchors(Path("c.safetensors"))
     kept = torch.tensor([0, 2, 3, 4, 5, 7])
     assert torch.equal(left.texts, merged.texts[kept])
     assert [e.id for e in left.entries] == [str(i) for i in kept.tolist()]
-    assert run("anchors remove c.safetensors --id 1".split()) == 2
+    assert run(["anchors", "remove", "c.safetensors", "--id", "1"]) == 2
     assert "no anchor called 1" in capsys.readouterr().err
     small("d.safetensors", 3, 2, {"image_encoder": "y/fp32"})
-    assert run("anchors merge a.safetensors d.safetensors --out e.safetensors".split()) == 2
+    assert (
+        run(["anchors", "merge", "a.safetensors", "d.safetensors", "--out", "e.safetensors"]) == 2
+    )
     assert "made with the image encoder x/fp32" in capsys.readouterr().err
-    assert run("anchors remove c.safetensors --query cat".split()) == 2
+    assert run(["anchors", "remove", "c.safetensors", "--query", "cat"]) == 2
     assert not Path("e.safetensors").exists()
 
 
@@ -272,13 +276,13 @@ def test_pairs_are_added_and_found_again(folder, capsys):
     Path("more").mkdir()
     Path("more", "x.png").write_bytes(SCENES[3].read_bytes())
     Path("more", "x.txt").write_text("a yellow moon")
-    assert run("anchors add mine more".split()) == 0
+    assert run(["anchors", "add", "mine", "more"]) == 0
     anchors = read_anchors(Path("mine/anchors.safetensors"))
     assert [e.id for e in anchors.entries][-1] == "x.png"
     assert run(["anchors", "remove", "mine", "--query", "a yellow moon", "--top", "1"]) == 0
     assert "x.png" in capsys.readouterr().err
     assert len(read_anchors(Path("mine/anchors.safetensors"))) == 3
-    assert run("anchors add pocket more".split()) == 2
+    assert run(["anchors", "add", "pocket", "more"]) == 2
     assert "bundled" in capsys.readouterr().err
 
 
@@ -287,7 +291,7 @@ def test_other_encoders_are_refused(folder, capsys):
     images, texts = (read_anchors(Path("mine/anchors.safetensors")).images,) * 2
     with Writer(Path("mine/anchors.safetensors"), {"text_encoder": "other/fp32"}, force=True) as f:
         f.write(images, texts, [Entry(str(i)) for i in range(4)])
-    assert run("classify pics --labels heart,star --models mine".split()) == 2
+    assert run(["classify", "pics", "--labels", "heart,star", "--models", "mine"]) == 2
     assert "made with the text encoder other/fp32" in capsys.readouterr().err
 
 
@@ -297,18 +301,18 @@ def test_import(tmp_path, monkeypatch, capsys):
     images, texts = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
     np.savez("a.npz", images=images, anchor_texts=texts)
     Path("a.jsonl").write_text("".join('{"captions": ["x"]}\n' for _ in range(4)))
-    assert run("anchors import a.npz --lines a.jsonl --out b.safetensors".split()) == 0
+    assert run(["anchors", "import", "a.npz", "--lines", "a.jsonl", "--out", "b.safetensors"]) == 0
     found = read_anchors(Path("b.safetensors"))
     unit = images / np.linalg.norm(images, axis=1, keepdims=True)
     np.testing.assert_allclose(found.images.numpy(), unit, rtol=1e-5)
     assert found.captions == ("x",)
     np.savez("c.npz", images=images, texts=texts[:3])
-    assert run("anchors import c.npz --out d.safetensors".split()) == 2
+    assert run(["anchors", "import", "c.npz", "--out", "d.safetensors"]) == 2
     assert "4 images and 3 texts" in capsys.readouterr().err
     np.savez("c.npz", images=images, texts=np.full((4, 2), np.nan))
-    assert run("anchors import c.npz --out d.safetensors".split()) == 2
+    assert run(["anchors", "import", "c.npz", "--out", "d.safetensors"]) == 2
     np.savez("c.npz", images=images)
-    assert run("anchors import c.npz --out d.safetensors".split()) == 2
+    assert run(["anchors", "import", "c.npz", "--out", "d.safetensors"]) == 2
     assert not Path("d.safetensors").exists()
 
 
@@ -321,14 +325,14 @@ def test_info_says_whether_encoders_couple(tmp_path, monkeypatch, capsys):
     for name, order in (("good", torch.arange(200)), ("bad", torch.randperm(200))):
         with Writer(Path(f"{name}.safetensors"), {}) as file:
             file.write(images, texts[order], [Entry(str(i)) for i in range(200)])
-    assert run("anchors info good.safetensors".split()) == 0
+    assert run(["anchors", "info", "good.safetensors"]) == 0
     said = capsys.readouterr()
     assert "these encoders couple" in said.err
     assert "[coupling]" in said.err
     assert "unbiased CKA" in said.out
-    assert run("anchors info bad.safetensors".split()) == 0
+    assert run(["anchors", "info", "bad.safetensors"]) == 0
     assert "these encoders do not couple" in capsys.readouterr().err
-    assert run("anchors info good.safetensors --no-choose".split()) == 0
+    assert run(["anchors", "info", "good.safetensors", "--no-choose"]) == 0
     assert "couple" not in capsys.readouterr().err
 
 
@@ -397,13 +401,13 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     anchors = small(tmp_path / "a.safetensors", 4)
     with pytest.raises(UserError, match="no pair is left"):
         write_anchors(tmp_path / "b.safetensors", [anchors], without=torch.arange(4))
-    with (
-        pytest.raises(UserError, match="rows of 2 and 4"),
-        Writer(tmp_path / "b.safetensors", {}) as w,
-    ):
-        w.write(torch.ones(1, 6), torch.ones(1, 4), [Entry("a")])
-        w.write(torch.ones(1, 2), torch.ones(1, 4), [Entry("b")])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.safetensors"]
+    with Writer(tmp_path / "b.safetensors", {}) as file:
+        file.write(torch.ones(1, 6), torch.ones(1, 4), [Entry("a")])
+        with pytest.raises(UserError, match="rows of 2 and 4"):
+            file.write(torch.ones(1, 2), torch.ones(1, 4), [Entry("b")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{name}.{kind}" for name in "ab" for kind in ("jsonl", "safetensors")
+    ]
 
 
 def test_other_arrays_in_the_file_do_no_harm(tmp_path):

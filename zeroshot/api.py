@@ -83,6 +83,7 @@ def classify(
     templates: str = "simple",
     score: Head | None = None,
     top_k: int = 5,
+    explain: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
@@ -94,6 +95,7 @@ def classify(
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
         templates: `simple` (7), `openai` (80), `none`, a sentence with `{}`, or a file.
         score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
+        explain: how many anchors to name that carried the best label (couplings only).
 
     Raises:
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
@@ -105,7 +107,15 @@ def classify(
     meter = Meter()
     with cache or EmbeddingCache() as store:
         ready = classification.classifier(
-            models, names, sentences, store, meter, method=method, options=options, head=score
+            models,
+            names,
+            sentences,
+            store,
+            meter,
+            method=method,
+            options=options,
+            head=score,
+            explained=explain,
         )
         return Results(
             classification.classify(

@@ -318,6 +318,15 @@ def classify(
     top_k: Annotated[
         int, option("--top-k", "-k", env="TOP_K", help="Labels in a row, best first.", min=1)
     ] = 5,
+    explain: Annotated[
+        int,
+        option(
+            "--explain",
+            env="EXPLAIN",
+            help="Name this many anchors that carried the best label (couplings).",
+            min=0,
+        ),
+    ] = 0,
     long_text: Annotated[
         Literal["error", "truncate"],
         option("--long-text", env="LONG_TEXT", help="Prompts longer than the encoder reads."),
@@ -358,6 +367,7 @@ def classify(
             options=_options(option),
             head=None if score == "auto" else score,
             truncate=long_text == "truncate",
+            explained=explain,
         )
         run.show(
             sources,
@@ -366,7 +376,9 @@ def classify(
             meter,
             "zeroshot.classify/1",
             lambda: (
-                task.settings(ready) | {"prompts": prompts.fingerprint(sentences), "top_k": top_k}
+                task.settings(ready)
+                | {"prompts": prompts.fingerprint(sentences), "top_k": top_k}
+                | ({"explain": explain} if explain else {})
             ),
         )
 

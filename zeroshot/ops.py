@@ -84,9 +84,8 @@ def _topk_of_blocks(
         best, where = (queries @ rows.T).topk(min(k, len(rows)), dim=1)
         values = torch.cat([values, best], dim=1)
         index = torch.cat([index, where + start], dim=1)
-        if values.shape[1] > k:
-            values, keep = values.topk(k, dim=1)
-            index = index.gather(1, keep)
+        values, keep = values.topk(min(k, values.shape[1]), dim=1)
+        index = index.gather(1, keep)
         start += len(rows)
     return values, index
 

@@ -457,7 +457,8 @@ class Moments:
     @cached_property
     def spectra(self) -> "Spectra":
         """Solved on first use."""
-        return Spectra.of(*self.centred())
+        noise = float(self.xx.diagonal().sum()), float(self.yy.diagonal().sum())
+        return Spectra.of(*self.centred(), noise=(1e-13 * noise[0], 1e-13 * noise[1]))
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
         """Scatter matrices about the means: `[d d]`, `[e e]`, `[d e]`, not divided by the count."""
@@ -490,10 +491,14 @@ class Spectra:
 
     @classmethod
     def of(
-        cls, xx: Float[Tensor, "d d"], yy: Float[Tensor, "e e"], xy: Float[Tensor, "d e"]
+        cls,
+        xx: Float[Tensor, "d d"],
+        yy: Float[Tensor, "e e"],
+        xy: Float[Tensor, "d e"],
+        noise: tuple[float, float] = (0.0, 0.0),
     ) -> "Spectra":
-        """Of scatter matrices about the means."""
-        (x, x_axes), (y, y_axes) = _varying(xx), _varying(yy)
+        """Of scatter matrices about the means; a variance below `noise` is rounding."""
+        (x, x_axes), (y, y_axes) = _varying(xx, noise[0]), _varying(yy, noise[1])
         return cls(x, y, x_axes, y_axes, x_axes.T @ xy @ y_axes)
 
     def canonical(self, ridge: tuple[float, float], dims: int = 0) -> Canonical:
@@ -518,10 +523,11 @@ class Spectra:
         )
 
 
-def _varying(scatter: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
+def _varying(scatter: Float[Tensor, "d d"], noise: float) -> tuple[Tensor, Tensor]:
     """Variances and directions of a scatter matrix, without those that have no spread."""
     values, vectors = torch.linalg.eigh(scatter)
-    there = values > values.abs().amax() * len(values) * torch.finfo(values.dtype).eps
+    least = float(values.abs().amax()) * len(values) * torch.finfo(values.dtype).eps
+    there = values > max(least, noise)
     return values[there], vectors[:, there]
 
 

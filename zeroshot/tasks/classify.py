@@ -9,13 +9,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot import methods
+from zeroshot.anchors import Anchors
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.methods import Coupling, Output, Scorer
+from zeroshot.methods.auto import explain
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder, TextEncoder
-from zeroshot.results import ClassifyResult, Label
+from zeroshot.results import ClassifyResult, Label, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
@@ -44,6 +46,10 @@ class Classifier:
     texts: Float[Tensor, "c t d"]
     text_mask: Bool[Tensor, "c t"]
     head: Head
+    explained: int = 0
+    """Anchors named for each picture's best label."""
+    anchors: Anchors | None = None
+    """Those that the method knows, where they are to be named."""
 
     def __call__(
         self, rows: Float[Tensor, "n e"]
@@ -59,6 +65,19 @@ class Classifier:
         if self.method.output == "similarity":
             cosine = given
         return self._headed(given, self.method.output), cosine
+
+    def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
+        """The anchors that carried a label of a picture, their shares scaled to its cosine."""
+        if self.anchors is None:
+            return ()
+        texts = self.texts[label][self.text_mask[label]]
+        found = explain(self.method, row, texts, self.explained)
+        scale = cosine / found.score if found.score else 0.0
+        return tuple(
+            Reason(entry.id, share * scale, entry.captions, entry.path)
+            for place, share in zip(found.anchors, found.shares, strict=True)
+            for entry in [self.anchors.entries[place]]
+        )
 
     def _headed(self, given: Float[Tensor, "n c"], output: Output) -> Float[Tensor, "n c"]:
         if self.head == "cosine" or output == "probability":
@@ -80,6 +99,7 @@ def classifier(
     options: dict[str, Any] | None = None,
     head: Head | None = None,
     truncate: bool = False,
+    explained: int = 0,
 ) -> Classifier:
     """Encode the prompts and make the method ready.
 
@@ -89,12 +109,18 @@ def classifier(
         method: a scorer's name; without one the set's own, else its coupling, else `ensemble`.
         head: without one, sigmoid for a model with a bias (SigLIP), else softmax.
         truncate: cut prompts that are longer than the text encoder reads instead of refusing them.
+        explained: how many anchors to name for each picture's best label; couplings alone can.
 
     Raises:
         UserError: a method that does not classify, or a prompt that is too long.
     """
     models.require(language_model=False)
     scorer = _scorer(models, method, options or {})
+    if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
+        raise UserError(
+            f"{methods.name_of(scorer)} is no sum over anchors, so that none can be named; asif, "
+            "csa and csa_asif explain themselves"
+        )
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
     flat = [sentence for sentences in prompts for sentence in sentences]
     if not truncate:
@@ -104,7 +130,8 @@ def classifier(
         rows = join_texts(encoder, rows)
     texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
     own: Head = "softmax" if encoder.logit_bias is None else "sigmoid"
-    return Classifier(scorer, encoder, labels, texts, mask, head or own)
+    anchors = models.anchors if explained else None
+    return Classifier(scorer, encoder, labels, texts, mask, head or own, explained, anchors)
 
 
 def classify(
@@ -126,11 +153,17 @@ def classify(
     for batch in [_gather(batches)] if classifier.method.transductive else batches:
         good = batch.readable
         labels: dict[int, tuple[Label, ...]] = {}
+        because: dict[int, tuple[Reason, ...]] = {}
         with meter.stage("scoring"):
             if good:
                 scores, cosines = classifier(batch.rows[good])
                 best = _best(classifier.labels, scores, cosines, top_k)
                 labels = dict(zip(good, best, strict=True))
+                if classifier.explained:
+                    because = {
+                        i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
+                        for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
+                    }
         for i, source in enumerate(batch.sources):
             yield ClassifyResult(
                 source=source,
@@ -140,6 +173,7 @@ def classify(
                 method=methods.name_of(classifier.method),
                 labels=labels.get(i, ()),
                 scored=classifier.head,
+                because=because.get(i, ()),
             )
 
 
