@@ -1,4 +1,4 @@
-"""The table of docs/couplings.md: `python tools/couplings_table.py SET [--splits 10]`.
+"""The table of docs/couplings.md: `python tools/couplings_table.py SET [--only auto]`.
 
 SET is a model set with anchors. For each random split 200 pairs are set aside, every coupling is
 fitted to the others (`auto` chooses by these alone), and the held-out pictures look for their
@@ -47,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("set")
     parser.add_argument("--splits", type=int, default=10)
+    parser.add_argument("--only", help="one coupling, by its name")
     given = parser.parse_args()
+    couplings = [c for c in COUPLINGS if given.only in (None, c[0])]
     anchors = resolve(given.set).anchors
     found: dict[str, list[tuple[float, float]]] = {}
     seconds: dict[str, float] = {}
@@ -55,7 +57,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(1000 + seed)
         order = torch.randperm(len(anchors.images), generator=generator)
         test, train = order[:HELD_OUT], order[HELD_OUT:]
-        for name, options in COUPLINGS:
+        for name, options in couplings:
             began = time.process_time()
             fitted = configure(name, options).fit(anchors.images[train], anchors.texts[train])
             similarity = fitted.cosines(anchors.images[test], anchors.texts[test][:, None])

@@ -384,7 +384,7 @@ class Dense:
         self, images: Float[Tensor, "b m"], texts: Float[Tensor, "b k e"]
     ) -> Float[Tensor, "b k"]:
         """Cosines of joint image rows with `k` text rows each."""
-        joint = normalize(self.map_texts(texts.flatten(0, 1))).view(*texts.shape[:2], -1)
+        joint = normalize(self.map_texts(texts.flatten(0, 1))).unflatten(0, texts.shape[:2])
         return (joint @ normalize(images)[:, :, None])[..., 0]
 
     def _prompts(

@@ -182,7 +182,7 @@ class ASIF:
         """
         held, index = normalize(images).topk(min(self.k, images.shape[1]), dim=1)  # [b, i]
         rows = self._texts.directed(texts.flatten(0, 1)).view_as(texts)
-        anchors = self._texts.take(index.flatten()).view(*index.shape, -1)  # [b, i, e]
+        anchors = self._texts.take(index.flatten()).view(*index.shape, self._texts.width)
         similar = (rows @ anchors.transpose(1, 2)).clamp_min(0) ** self.p  # [b, k, i]
         square = self._square_lengths(rows, similar, index)
         length = torch.where(square > 0, square.sqrt(), 1)
