@@ -82,6 +82,104 @@ def test_a_row_has_what_the_interface_promises(zeroshot):
     assert "images/s" in err
 
 
+TITLED = [run for run in GOLDEN["runs"] if run["text"] is None]
+
+
+def story(run):
+    """The title of a titled run, and its options."""
+    from zeroshot import models
+
+    lm = models.load_language_model(f"hf:{MAGIC / 'lm'}")
+    length = run["decoding_len"]
+    new = run["token_ids"][len(run["prefix_ids"]) :]
+    text = lm.decode(new[: new.index(lm.end)] if lm.end in new else new)
+    given = {"k": run["k"], "alpha": run["alpha"], "beta": run["beta"]}
+    given |= {"max_tokens": length, "max_length": length}
+    options = [part for key, value in given.items() for part in ("-o", f"{key}={value}")]
+    return lm.decode(run["prefix_ids"][:-1]), " ".join(text.split()), options
+
+
+def test_stories_under_a_title_are_the_authors(zeroshot, tmp_path):
+    """One title for all, and a file of titles; five sentences are more than these have."""
+    run = TITLED[0]
+    title, text, options = story(run)
+    preset = ["--preset", "story", *options, "-o", "sentences=0"]
+    code, [row], _ = zeroshot("caption", MAGIC / run["image"], *MODELS, *preset, "--prompt", title)
+    assert code == 0
+    assert (row["caption"], row["prompt"]) == (text, title)
+    asked = tmp_path / "titles.jsonl"
+    several = [r for r in TITLED if story(r)[2] == options]
+    lines = [{"path": str(MAGIC / r["image"]), "prompt": story(r)[0]} for r in several]
+    asked.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, rows, _ = zeroshot("caption", "--prompts", asked, *MODELS, *preset)
+    assert [row["caption"] for row in rows] == [story(r)[1] for r in several]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "has no prompts"),
+        ("nothing", "line 1 is not JSON"),
+        ('{"path": "a.png"}', "expected the texts path and prompt"),
+        ('{"path": "a", "prompt": "b"}\n{"path": "a", "prompt": "c"}', "a second prompt for 'a'"),
+        ('{"path": "other.png", "prompt": "b"}', "no prompt for 1 pictures"),
+    ],
+)
+def test_a_file_of_prompts_that_is_wrong(zeroshot, tmp_path, lines, message):
+    (tmp_path / "p.jsonl").write_text(lines)
+    code, rows, err = zeroshot(
+        "caption", MAGIC / "image_0.png", "--prompts", tmp_path / "p.jsonl", *MODELS
+    )
+    assert (code, rows) == (2, [])
+    assert message in err
+
+
+def test_prompts_presets_and_traces_that_do_not_fit(zeroshot, tmp_path):
+    image = MAGIC / "image_0.png"
+    for arguments, message in [
+        (["--prompt", "a", "--prompts", tmp_path], "give one"),
+        (["--preset", "stories"], "did you mean 'story'"),
+        (["--method", "retrieve", "--preset", "story"], "unknown preset of retrieve 'story'"),
+        (["--method", "retrieve", "--prompt", "a"], "takes no prompts"),
+        (["--method", "retrieve", "--trace", tmp_path / "t.jsonl"], "takes no trace"),
+    ]:
+        code, _, err = zeroshot("caption", image, *MODELS, *arguments)
+        assert code == 2
+        assert message in err
+    code, _, err = zeroshot("caption", *MODELS)
+    assert code == 2
+    assert "caption needs pictures" in err
+
+
+def test_a_trace_has_a_line_for_each_caption(zeroshot, mixed, tmp_path):
+    file = tmp_path / "traces" / "t.jsonl"
+    arguments = ["caption", mixed, *MODELS, "-o", "max_tokens=4", "-o", "k=6", "--trace", file]
+    code, rows, _ = zeroshot(*arguments)
+    assert code == 3
+    traces = [json.loads(line) for line in file.read_text().splitlines()]
+    good = [row for row in rows if "error" not in row]
+    assert [t["id"] for t in traces] == [row["id"] for row in good]
+    for trace, row in zip(traces, good, strict=True):
+        assert trace["schema"] == "zeroshot.trace/1"
+        assert trace["caption"] == row["caption"]
+        assert all(len(step["candidates"]) == 6 for step in trace["steps"])
+    code, _, err = zeroshot(*arguments)
+    assert code == 2
+    assert "exists; --overwrite writes over it" in err
+    code, _, _ = zeroshot(*arguments, "--overwrite")
+    assert code == 3
+
+
+def test_a_resumed_run_adds_to_its_trace(zeroshot, tmp_path):
+    out, file = tmp_path / "o.jsonl", tmp_path / "t.jsonl"
+    images = [MAGIC / f"image_{i}.png" for i in range(3)]
+    more = [*MODELS, "-o", "max_tokens=2", "--out", out, "--trace", file]
+    assert zeroshot("caption", *images[:2], *more)[0] == 0
+    assert zeroshot("caption", *images, *more)[0] == 0
+    paths = [json.loads(line)["path"] for line in file.read_text().splitlines()]
+    assert paths == [str(image) for image in images]
+
+
 def test_one_row_for_every_file_and_nothing_lost(zeroshot, mixed):
     code, rows, err = zeroshot(
         "classify", mixed, *ENCODER, "--labels", "cat,dog", "--templates", "none", "--json"
@@ -202,7 +300,7 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
         (["classify", "x.png", "--labels", "a,a", "--models", "pocket"], 2, "more than once"),
         (["classify", "--embeddings", "x.npz"], 2, "--out FILE.npz"),
         (["classify", "--embeddings", "x.npz", "--out", "y.npz"], 2, "no such file"),
-        (["caption"], 2, "Missing argument"),
+        (["caption"], 2, "caption needs pictures"),
         (["captoin", "x.png"], 2, "No such command"),
         (["methods", "asf"], 2, "did you mean 'asif'?"),
         (["cache", "prune"], 2, "say what to prune"),

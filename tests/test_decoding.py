@@ -98,6 +98,23 @@ def test_only_contenders_are_fed_to_the_language_model():
     assert max(looked_ahead) == 4, "with alpha=0 each row has one contender"
 
 
+def test_a_lone_contender_that_ends_the_text_is_not_fed():
+    model = ToyLanguageModel(seed=2)
+
+    def end(rows, generated, candidates):
+        return 10.0 * (candidates == model.end)
+
+    assert generate(model, [[0], [5]], end, k=23, alpha=0.1, max_tokens=4) == [[], []]
+    assert model.fed == [(2, 1)], "the prefixes alone"
+
+
+def test_the_last_token_is_fed_only_where_several_could_win():
+    model = ToyLanguageModel(seed=5)
+    out = generate(model, [[0]] * 4, None, k=20, alpha=0.0, max_tokens=3)
+    assert {len(tokens) for tokens in out} == {3}
+    assert [rows for rows, _ in model.fed] == [4, 4, 4]
+
+
 def test_rows_that_end_leave_the_batch():
     model = ToyLanguageModel(seed=2)
 

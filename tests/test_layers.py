@@ -9,7 +9,7 @@ LAYERS = [
     {"alignment"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
-    {"decoding"},
+    {"decoding", "trace"},
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"cli_anchors"},
     {"cli", "web", "", "__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base"}
+METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 
 

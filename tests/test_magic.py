@@ -112,6 +112,82 @@ def test_authors_terms_of_the_score(run):
         assert int(choice.candidates[0, choice.chosen[0]]) == step["tokens"][step["chosen"]]
 
 
+@pytest.mark.parametrize(
+    "run", [r for r in RUNS if r["text"] is None], ids=lambda r: f"{r['image']} k={r['k']}"
+)
+def test_authors_stories(run):
+    """Texts under a title, which an end token closes; the length counts the title."""
+    title = language_model().decode(run["prefix_ids"][:-1])
+    length = run["decoding_len"]
+    method = MaGiC(run["k"], run["alpha"], run["beta"], length, max_length=length, title=True)
+    image = image_rows()[[IMAGES.index(run["image"])]]
+    [story] = method.caption(image, clip(), language_model=language_model(), prompts=[title])
+    assert list(story.tokens) == until_the_end(run["token_ids"][len(run["prefix_ids"]) :])
+
+
+def test_a_beginning_is_part_of_the_text_and_a_title_is_not():
+    model, encoder = ToyLanguageModel(), ToyEncoder()
+    rows = torch.nn.functional.normalize(torch.randn(2, 5), dim=-1)
+
+    def say(**options):
+        method = MaGiC(k=4, max_tokens=5, **options)
+        return method.caption(rows, encoder, language_model=model, prompts=["abc", "d"])
+
+    for prompt, text in zip(["abc", "d"], say(), strict=True):
+        assert text.text == prompt + model.decode(text.tokens)
+    for text in say(title=True):
+        assert text.text == model.decode(text.tokens)
+    with pytest.raises(UserError, match="1 prompts for 2 pictures"):
+        MaGiC().caption(rows, encoder, language_model=model, prompts=["a"])
+    with pytest.raises(UserError, match="leaves nothing of max_length=3"):
+        say(max_length=3)
+    assert [len(text.tokens) for text in say(max_length=5)] == [1, 3]
+
+
+def test_sentences_are_counted():
+    assert MaGiC(sentences=2)._finished("", " One two.  Three?\nFour! ") == "One two. Three?"
+    assert MaGiC()._finished("A", " b.  C") == "A b. C"
+    assert MaGiC(sentences=3)._finished("", "No end 3.5 here") == "No end 3.5 here"
+
+
+def test_a_trace_shows_every_choice_and_changes_none():
+    rows = torch.nn.functional.normalize(torch.randn(3, 5), dim=-1)
+    method, model = MaGiC(k=6, alpha=0.3, max_tokens=5), ToyLanguageModel()
+    plain = method.caption(rows, ToyEncoder(), language_model=model)
+    traced = method.caption(rows, ToyEncoder(), language_model=model, trace=True)
+    assert [c.tokens for c in plain] == [c.tokens for c in traced]
+    assert [c.trace for c in plain] == [None] * 3
+    for caption in traced:
+        said = ""
+        for step, token in zip(caption.trace.steps, caption.tokens, strict=False):
+            best = step.candidates[0]
+            assert (step.text, best.token, best.text) == (said, token, model.decode([token]))
+            assert best.total == max(c.total for c in step.candidates)
+            for c in step.candidates:
+                score = 0.7 * c.probability - 0.3 * c.penalty + c.guide
+                assert c.total == pytest.approx(score, abs=1e-6)
+            said += best.text
+        ended = len(caption.tokens) < 5
+        assert len(caption.trace) == len(caption.tokens) + ended
+
+
+def test_a_trace_becomes_a_picture(tmp_path):
+    rows = torch.nn.functional.normalize(torch.randn(1, 5), dim=-1)
+    method = MaGiC(k=6, max_tokens=3)
+    [caption] = method.caption(rows, ToyEncoder(), language_model=ToyLanguageModel(), trace=True)
+    caption.trace.save(tmp_path / "trace.png")
+    with Image.open(tmp_path / "trace.png") as picture:
+        assert picture.size[1] > 200
+    assert len(caption.trace.figure().axes) == len(caption.trace)
+
+
+def test_presets_are_options():
+    assert set(MaGiC.presets) == {"coco", "flickr30k", "story"}
+    assert MaGiC(**MaGiC.presets["coco"]) == MaGiC()
+    for options in MaGiC.presets.values():
+        MaGiC(**options)
+
+
 def test_without_beta_the_picture_is_never_looked_at():
     encoder = ToyEncoder()
     rows = torch.nn.functional.normalize(torch.randn(3, 5), dim=-1)

@@ -72,5 +72,15 @@ class ToyEncoder:
             torch.nn.functional.normalize(torch.stack(rows), dim=-1) if rows else torch.zeros(0, 5)
         )
 
+    def session(self):
+        return self.encode_texts
+
+    def matcher(self):
+        def match(images, texts):
+            rows = self.encode_texts([text for row in texts for text in row])
+            return torch.einsum("bkd,bd->bk", rows.view(len(texts), -1, 5), images)
+
+        return match
+
     def encode_images(self, images: Sequence[object]) -> Tensor:
         raise NotImplementedError

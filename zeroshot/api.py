@@ -5,7 +5,8 @@ from typing import Any
 
 from zeroshot import images as pictures
 from zeroshot import models as loaders
-from zeroshot import prompts
+from zeroshot import prompts as sentences_of
+from zeroshot.errors import UserError
 from zeroshot.images import Input
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
@@ -42,6 +43,9 @@ def caption(
     models: str | ModelSet = "base",
     method: str | None = None,
     *,
+    preset: str | None = None,
+    prompt: str | Sequence[str] | None = None,
+    trace: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
@@ -52,6 +56,9 @@ def caption(
         images: paths, folders, PIL images or bytes, one or many.
         models: a model set, its name or its directory.
         method: `magic`, `retrieve`, ... (`zeroshot methods`); the set's own without one.
+        preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
+        prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
+        trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
         batch_size: pictures that decode together.
         cache: where embeddings are kept; the user's cache without one.
         options: the method's, as `k=45`.
@@ -60,16 +67,22 @@ def caption(
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
     models = _set(models)
-    chosen = captioning.captioner(models, method, options)
+    chosen = captioning.captioner(models, method, options, preset)
+    sources = pictures.find(images).sources
+    prompts = [prompt] * len(sources) if isinstance(prompt, str) else prompt
+    if prompts is not None and len(prompts) != len(sources):
+        raise UserError(f"{len(prompts)} prompts for {len(sources)} pictures")
     with cache or EmbeddingCache() as store:
         return Results(
             captioning.caption(
-                pictures.find(images).sources,
+                sources,
                 models,
                 chosen,
                 store,
                 Meter(),
                 batch_size=batch_size,
+                prompts=prompts,
+                trace=trace,
             )
         )
 
@@ -102,8 +115,8 @@ def classify(
         NotAvailableError: a model that is not here.
     """
     models = _set(models)
-    names = prompts.load_labels(labels)
-    sentences = prompts.expand(names, prompts.load_templates(templates))
+    names = sentences_of.load_labels(labels)
+    sentences = sentences_of.expand(names, sentences_of.load_templates(templates))
     meter = Meter()
     with cache or EmbeddingCache() as store:
         ready = classification.classifier(

@@ -5,6 +5,7 @@ Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit 
 available, 130 interrupted with everything so far written.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from zeroshot.images import Source
     from zeroshot.model_set import ModelSet
     from zeroshot.records import Output
-    from zeroshot.results import Result
+    from zeroshot.results import CaptionResult, Result
     from zeroshot.store import EmbeddingCache
     from zeroshot.tasks.meter import Meter
 
@@ -265,26 +266,70 @@ def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
 @on_pictures
 def caption(
     run: Run,
-    images: Images,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or -; none takes those of --prompts."),
+    ] = None,
     method: Method = None,
     option: MethodOptions = None,
+    preset: Annotated[
+        str | None,
+        option("--preset", env="PRESET", help="Named settings of magic: coco, flickr30k, story."),
+    ] = None,
     lm: LanguageModel = None,
+    prompt: Annotated[
+        str | None,
+        option("--prompt", env="PROMPT", help="What every text begins with; a story's title."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        option("--prompts", env="PROMPTS", help="A prompt per picture: JSON lines, path, prompt."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        option("--trace", env="TRACE", help="Write every choice to a file, a JSON line each text."),
+    ] = None,
 ) -> None:
     """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
     from zeroshot.tasks import caption as task
     from zeroshot.tasks.meter import Meter
 
+    if prompt is not None and prompts is not None:
+        raise UserError("--prompt is one text for all pictures, --prompts one for each: give one")
     models, size, meter = run.model_set(lm), run.at_once, Meter()
-    captioner = task.captioner(models, method, _options(option))
-    sources = run.sources(images)
-    with run.open_cache() as cache:
+    captioner = task.captioner(models, method, _options(option), preset)
+    each = task.read_prompts(prompts) if prompts is not None else {}
+    if not images and not each:
+        raise UserError("caption needs pictures: files, folders, globs or -")
+    sources = run.sources(images or list(each))
+    unasked = [source.path for source in sources if each and source.path not in each]
+    if unasked:
+        raise UserError(f"'{prompts}' has no prompt for {len(unasked)} pictures: '{unasked[0]}'")
+
+    def asked(todo: "list[Source]") -> list[str] | None:
+        if each:
+            return [each[str(source.path)] for source in todo]
+        return None if prompt is None else [prompt] * len(todo)
+
+    with run.open_cache() as cache, _trace_file(trace, run) as traced:
         run.show(
             sources,
-            lambda todo: task.caption(todo, models, captioner, cache, meter, batch_size=size),
+            lambda todo: traced(
+                task.caption(
+                    todo,
+                    models,
+                    captioner,
+                    cache,
+                    meter,
+                    batch_size=size,
+                    prompts=asked(todo),
+                    trace=trace is not None,
+                )
+            ),
             cache,
             meter,
             "zeroshot.caption/1",
-            lambda: task.settings(models, captioner),
+            lambda: task.settings(models, captioner) | ({"prompt": prompt} if prompt else {}),
         )
 
 
@@ -381,6 +426,31 @@ def classify(
                 | ({"explain": explain} if explain else {})
             ),
         )
+
+
+@contextlib.contextmanager
+def _trace_file(
+    path: Path | None, run: Run
+) -> "Iterator[Callable[[Iterator[CaptionResult]], Iterator[CaptionResult]]]":
+    """What passes results on and writes their traces to `path`, a line as soon as it is there."""
+    if path is None:
+        yield lambda results: results
+        return
+    from zeroshot.formats import to_json, utf8
+
+    if path.exists() and run.overwrite is False and run.out is None:
+        raise UserError(f"'{path}' exists; --overwrite writes over it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb" if run.overwrite or run.out is None else "ab") as file:
+
+        def write(results: "Iterator[CaptionResult]") -> "Iterator[CaptionResult]":
+            for result in results:
+                if result.error is None:
+                    file.write(utf8(to_json(result.trace_row())) + b"\n")
+                    file.flush()
+                yield result
+
+        yield write
 
 
 def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.methods import Coupling
-from zeroshot.models.base import Image, ImageEncoder, TextEncoder
+from zeroshot.models.base import Image, ImageEncoder, Matcher, TextEncoder, TextSession
 from zeroshot.ops import hold_out, matching_scale, normalize
 
 
@@ -50,6 +50,11 @@ class CoupledEncoder:
         """Rows of the text encoder, in the joint space."""
         return normalize(self.coupling.map_texts(rows))
 
+    def session(self) -> TextSession:
+        """See `models.base.TextEncoder`; only the text encoder remembers."""
+        encode = self.text_encoder.session()
+        return lambda texts: self.join_texts(encode(texts).cpu())
+
     def match(
         self, images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
     ) -> Float[Tensor, "b k"]:
@@ -58,10 +63,21 @@ class CoupledEncoder:
         For ASIF these look at the image's own anchors alone; `methods.asif` says how near that is
         to `join_images @ join_texts`.
         """
-        flat = [text for row in texts for text in row]
-        rows = self.text_encoder.encode_texts(flat)
-        count = len(flat) // len(images) if len(images) else 0
-        return self.coupling.match(images, rows.view(len(images), count, rows.shape[1]))
+        return self.matcher()(images, texts)
+
+    def matcher(self) -> Matcher:
+        """See `models.base.DualEncoder`; `match` that remembers."""
+        encode = self.text_encoder.session()
+
+        def match(
+            images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
+        ) -> Float[Tensor, "b k"]:
+            rows = encode([text for row in texts for text in row]).cpu()
+            count = len(rows) // len(texts) if texts else 0
+            return self.coupling.match(images, rows.view(len(texts), count, rows.shape[1]))
+
+        return match
+
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
         """See `models.base.ImageEncoder`."""

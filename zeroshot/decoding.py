@@ -10,7 +10,8 @@ term belongs to a guide; without one this is contrastive search.
 
 The penalty lies in [-1, 1], so only candidates within `2 alpha` of the best
 `(1 - alpha) p + guide` can win, and only those *contenders* are fed to the language model to
-learn their hidden state. That is exact, not an approximation.
+learn their hidden state. That is exact, not an approximation. A lone contender has won: it is fed
+only if the text goes on after it.
 """
 
 from collections import defaultdict
@@ -56,6 +57,7 @@ class Choice:
     probability: Float[Tensor, "b k"]
     penalty: Float[Tensor, "b k"]
     guide: Float[Tensor, "b k"]
+    total: Float[Tensor, "b k"]
     chosen: Int[Tensor, " b"]
     """Index into `candidates`."""
 
@@ -68,26 +70,29 @@ def generate(
     k: int,
     alpha: float,
     max_tokens: int,
+    max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prefix, up to and without the end token.
 
-    Rows with prefixes of one length decode together; none is padded. `observe` is called after
-    every choice and makes the loop look ahead on all candidates instead of the contenders.
+    At most `max_tokens`, and no more than `max_length` together with the prefix. Rows with
+    prefixes of one length decode together; none is padded. `observe` is called after every choice
+    and makes the loop look ahead on all candidates instead of the contenders.
 
     Raises:
         UserError: an empty prefix, an option out of range, or more tokens than the language
             model has positions for.
     """
-    _check(language_model, prefixes, k, alpha, max_tokens)
+    _check(language_model, prefixes, k, alpha, max_tokens, max_length)
     by_length = defaultdict(list)
     for row, prefix in enumerate(prefixes):
         by_length[len(prefix)].append(row)
     generated: list[list[int]] = [[] for _ in prefixes]
-    for rows in by_length.values():
+    for length, rows in by_length.items():
+        steps = max_tokens if max_length is None else min(max_tokens, max_length - length)
         tokens = torch.tensor([list(prefixes[row]) for row in rows])
         group = _Group(rows, language_model.forward(tokens))
-        for _ in range(max_tokens):
+        for left in reversed(range(steps)):
             logits = language_model.logits(group.step.hidden[:, -1])
             probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))  # [b, k]
             guidance = torch.zeros_like(probability)
@@ -95,20 +100,22 @@ def generate(
                 guidance = guide(group.rows, [generated[row] for row in group.rows], candidates)
             base = (1 - alpha) * probability + guidance
             contenders = base >= base.amax(1, keepdim=True) - 2 * alpha - ROUNDING
+            goes_on = candidates != language_model.end if left else torch.zeros_like(contenders)
+            fed = contenders & ((contenders.sum(1, keepdim=True) > 1) | goes_on)
             if observe is not None:
-                contenders = torch.ones_like(contenders)
-            ahead = look_ahead(language_model, group.step.cache, candidates, contenders)
+                fed = torch.ones_like(contenders)
+            ahead = look_ahead(language_model, group.step, candidates, fed)
             penalty = degeneration_penalty(ahead.hidden, group.context)
-            chosen = (base - alpha * penalty).masked_fill(~contenders, -torch.inf).argmax(1)
+            total = base - alpha * penalty
+            chosen = total.masked_fill(~contenders, -torch.inf).argmax(1)
             if observe is not None:
-                observe(
-                    Choice(tuple(group.rows), candidates, probability, penalty, guidance, chosen)
-                )
+                terms = (probability, penalty, guidance, total)
+                observe(Choice(tuple(group.rows), candidates, *terms, chosen))
             token = candidates.gather(1, chosen[:, None])[:, 0].tolist()
             alive = [i for i, t in enumerate(token) if t != language_model.end]
             for i in alive:
                 generated[group.rows[i]].append(token[i])
-            if not alive:
+            if not alive or not left:
                 break
             group = group.advance(language_model, ahead, chosen, alive)
     return generated
@@ -154,21 +161,22 @@ class _Group:
 
 def look_ahead(
     language_model: LanguageModel,
-    cache: Cache,
+    step: Step,
     candidates: Int[Tensor, "b k"],
-    contenders: Bool[Tensor, "b k"],
+    fed: Bool[Tensor, "b k"],
 ) -> _LookAhead:
-    """Feed every contender after its own row of `cache`; the others' states stay zero."""
-    row, column = contenders.nonzero(as_tuple=True)
-    step = language_model.forward(
-        candidates[row, column][:, None], language_model.select(cache, row)
-    )
-    state = step.hidden[:, 0]
-    hidden = state.new_zeros(*candidates.shape, state.shape[-1])
-    hidden[row, column] = state
+    """Feed what is marked after its own row of `step`; the others' states stay zero."""
+    row, column = fed.nonzero(as_tuple=True)
+    hidden = step.hidden.new_zeros(*candidates.shape, step.hidden.shape[-1])
     position = torch.zeros_like(candidates)
+    if not len(row):
+        return _LookAhead(hidden, step.cache, position)
+    after = language_model.forward(
+        candidates[row, column][:, None], language_model.select(step.cache, row)
+    )
+    hidden[row, column] = after.hidden[:, 0]
     position[row, column] = torch.arange(len(row), device=row.device)
-    return _LookAhead(hidden, step.cache, position)
+    return _LookAhead(hidden, after.cache, position)
 
 
 def degeneration_penalty(
@@ -184,6 +192,7 @@ def _check(
     k: int,
     alpha: float,
     max_tokens: int,
+    max_length: int | None,
 ) -> None:
     if k < 1 or max_tokens < 1 or not 0 <= alpha <= 1:
         raise UserError(
@@ -193,9 +202,11 @@ def _check(
     longest = max((len(prefix) for prefix in prefixes), default=1)
     if not all(len(prefix) for prefix in prefixes):
         raise UserError("an empty prefix: a text starts with at least the start token")
-    if longest + max_tokens > language_model.context_length:
+    if max_length is not None and longest >= max_length:
+        raise UserError(f"a prefix of {longest} tokens leaves nothing of max_length={max_length}")
+    needed = min(longest + max_tokens, max_length or longest + max_tokens)
+    if needed > language_model.context_length:
         raise UserError(
-            f"a prefix of {longest} tokens and max_tokens={max_tokens} need "
-            f"{longest + max_tokens} positions; {language_model.name} has "
-            f"{language_model.context_length}"
+            f"a prefix of {longest} tokens and max_tokens={max_tokens} need {needed} positions; "
+            f"{language_model.name} has {language_model.context_length}"
         )

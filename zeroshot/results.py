@@ -15,6 +15,7 @@ import numpy as np
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images import Source, open_image
+from zeroshot.trace import Trace
 
 THUMBNAIL = 96
 """Longer side of a thumbnail in pixels."""
@@ -108,12 +109,23 @@ class CaptionResult(Result):
 
     caption: str | None = None
     score: float | None = None
+    prompt: str | None = None
+    """The beginning or the title that was asked for."""
+    trace: Trace | None = field(default=None, repr=False)
+    """Every choice that made the caption, where a trace was asked for."""
 
     schema: ClassVar[str] = "zeroshot.caption/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`."""
-        return {"caption": self.caption, "score": _shortest(self.score or 0.0)}
+        """`caption`, `score`, and `prompt` if there was one."""
+        prompt = {"prompt": self.prompt} if self.prompt else {}
+        return {"caption": self.caption, "score": _shortest(self.score or 0.0), **prompt}
+
+    def trace_row(self) -> dict[str, Any]:
+        """The trace as JSON-ready fields."""
+        steps = self.trace.rows() if self.trace else []
+        known = {"path": self.path, "id": self.id, "caption": self.caption}
+        return {"schema": "zeroshot.trace/1", **known, "steps": steps}
 
     def summary(self) -> str:
         """The caption."""

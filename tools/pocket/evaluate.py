@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE))
 
 from language import caption as describe  # noqa: E402
 from pool import held_out  # noqa: E402
-from world import Scene, labels  # noqa: E402
+from world import SHAPES, Scene, labels  # noqa: E402
 
 import zeroshot  # noqa: E402
 from zeroshot.model_set import ModelSet, resolve  # noqa: E402
@@ -32,6 +32,13 @@ def names_everything(caption: str, scene: Scene) -> bool:
     """Whether every thing's colour and shape stand next to each other in the caption."""
     said = f" {caption.lower().replace(',', ' ').replace('.', ' ')} "
     return all(f" {thing.colour} {thing.shape} " in said for thing in scene.things)
+
+
+def names_nothing_else(caption: str, scene: Scene) -> bool:
+    """Whether no shape is named more often than it is there."""
+    words = caption.lower().replace(",", " ").replace(".", " ").split()
+    there = [thing.shape for thing in scene.things]
+    return all(words.count(shape) <= there.count(shape) for shape in SHAPES)
 
 
 def labelled(pictures: list, scenes: list[Scene], models: ModelSet, **options: str) -> list[bool]:
@@ -66,6 +73,12 @@ def main() -> None:
     for count in (1, 2, 3):
         found = [names_everything(r.caption or "", s) for r, s in pairs if len(s.things) == count]
         print(f"MaGiC names all of {count} object(s)       ", share(found))
+        exact = [
+            names_everything(r.caption or "", s) and names_nothing_else(r.caption or "", s)
+            for r, s in pairs
+            if len(s.things) == count
+        ]
+        print("    and nothing else               ", share(exact))
     for result, scene in pairs[:: len(pairs) // 12]:
         print(f"    {describe(scene)}  ->  {result.caption}")
 

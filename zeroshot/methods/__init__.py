@@ -6,7 +6,8 @@ verb they have: a *scorer* (`scores`) turns embeddings into class scores, a *cap
 unlabelled images) has `fit`, which returns a NEW object; the names of `fit`'s parameters are the
 names of the arrays in docs/embeddings.md, and learned fields end in `_`.
 
-A method meets `ops`, `decoding` and `models.base` only: never a model, a file or the screen.
+A method meets `ops`, `decoding`, `trace` and `models.base` only: never a model, a file or the
+screen.
 """
 
 import ast
@@ -15,7 +16,7 @@ import inspect
 import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import (
     Any,
     ClassVar,
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.models.base import DualEncoder, LanguageModel
+from zeroshot.trace import Trace
 
 Output = Literal["similarity", "logit", "probability"]
 """What a scorer's numbers are: a *similarity* still wants the model's logit scale before a
@@ -117,6 +119,8 @@ class Caption:
     text: str
     score: float
     tokens: tuple[int, ...] = ()
+    trace: Trace | None = field(default=None, repr=False, compare=False)
+    """Where one was asked for."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,9 @@ class Captioner(Protocol):
     needs: ClassVar[frozenset[str]]
     """Which of `language_model` and `pool` must be given."""
 
+    takes: ClassVar[frozenset[str]]
+    """Which of `prompts` and `trace` may be given."""
+
     def caption(
         self,
         images: Float[Tensor, "n d"],
@@ -141,8 +148,13 @@ class Captioner(Protocol):
         *,
         language_model: LanguageModel | None = None,
         pool: Pool | None = None,
+        prompts: Sequence[str] | None = None,
+        trace: bool = False,
     ) -> list[Caption]:
-        """One caption for each row of `images`, which are `encoder`'s unit image rows."""
+        """One caption for each row of `images`, which are `encoder`'s unit image rows.
+
+        `prompts`, one for each row, are beginnings or titles; `trace` keeps every choice.
+        """
 
 
 def names() -> list[str]:
@@ -228,8 +240,8 @@ def _said(method: type[Any]) -> dict[str, str]:
     tree = ast.parse(inspect.getsource(method)).body[0]
     assert isinstance(tree, ast.ClassDef)
     said = {}
-    for field, text in itertools.pairwise(tree.body):
-        match field, text:
+    for above, text in itertools.pairwise(tree.body):
+        match above, text:
             case (
                 ast.AnnAssign(target=ast.Name(id=name)),
                 ast.Expr(value=ast.Constant(value=str(words))),

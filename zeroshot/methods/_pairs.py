@@ -384,8 +384,9 @@ class Dense:
         self, images: Float[Tensor, "b m"], texts: Float[Tensor, "b k e"]
     ) -> Float[Tensor, "b k"]:
         """Cosines of joint image rows with `k` text rows each."""
-        joint = normalize(self.map_texts(texts.flatten(0, 1))).unflatten(0, texts.shape[:2])
-        return (joint @ normalize(images)[:, :, None])[..., 0]
+        joint = normalize(self.map_texts(texts.flatten(0, 1)))
+        rows = joint.view(*texts.shape[:2], joint.shape[1])
+        return (rows @ normalize(images)[:, :, None])[..., 0]
 
     def _prompts(
         self, texts: Float[Tensor, "c t e"], text_mask: Bool[Tensor, "c t"] | None

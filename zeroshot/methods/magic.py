@@ -12,27 +12,35 @@ arXiv:2205.02655; authors' code: github.com/yxuansu/MAGIC.
 | penalty | max_j cos(h_v, h_{x_j}), the degeneration penalty |
 | f | the magic score, equation 5 |
 
-Departures from the authors' code, none of which changes a word before the end token:
-the text ends when the end token is chosen (theirs runs on and cuts afterwards); the candidate
-"end" is scored as the text so far, which is what their tokenizer makes of it; candidates that
-cannot win are not looked ahead on (`decoding.py`).
+A story is the same under a title: the title and an end token come first, and only what follows
+counts as the text.
+
+Departures from the authors' code, none of which changes a word before the end token: the text
+ends when the end token is chosen (theirs runs on and cuts afterwards); the candidate "end" is
+scored as the text so far, which is what their tokenizer makes of it; candidates that cannot win
+are not looked ahead on (`decoding.py`).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zeroshot.decoding import generate
+from zeroshot.decoding import Choice, generate
 from zeroshot.errors import UserError
 from zeroshot.methods import Caption, Pool
-from zeroshot.models.base import DualEncoder, LanguageModel
+from zeroshot.models.base import DualEncoder, LanguageModel, Matcher
+from zeroshot.trace import Candidate, Trace, TraceStep
 
 WINDOW = 60
 """Tokens of the language model the encoder is shown, the last ones (the authors' limit)."""
+
+SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,17 @@ class MagicGuide:
     ) -> Float[Tensor, "b k"]:
         """See `decoding.Guide`; `rows` index `images`."""
         texts = [
-            self._text([*tokens, candidate])
+            [self._text([*tokens, candidate]) for candidate in row]
             for tokens, row in zip(generated, candidates.tolist(), strict=True)
-            for candidate in row
         ]
-        embedded = self.encoder.encode_texts(texts).view(*candidates.shape, -1)  # [b, k, d]
-        cosine = (embedded @ self.images[list(rows)][:, :, None])[..., 0]
+        cosine = self.match(self.images[list(rows)], texts)
         guide = self.beta * (self.encoder.logit_scale * cosine).softmax(-1)
         return guide.to(candidates.device)
+
+    @cached_property
+    def match(self) -> Matcher:
+        """The encoder, remembering from step to step what texts have in common."""
+        return self.encoder.matcher()
 
     def _text(self, tokens: Sequence[int]) -> str:
         """The last `WINDOW` tokens as text; a closing end token says nothing about the picture."""
@@ -83,9 +94,31 @@ class MaGiC:
     beta: float = 2.0
     """weight of the picture"""
     max_tokens: int = 15
-    """longest caption in language-model tokens"""
+    """longest caption in language-model tokens, the start token or the title not counted"""
+    max_length: int = 0
+    """longest text with its title or beginning, in tokens; 0 sets no such limit"""
+    title: bool = False
+    """a prompt is a title, closed by an end token and no part of the text; else its beginning"""
+    sentences: int = 0
+    """keep so many sentences; 0 keeps all"""
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    takes: ClassVar[frozenset[str]] = frozenset({"prompts", "trace"})
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "coco": {"k": 45, "alpha": 0.1, "beta": 2.0, "max_tokens": 15},
+        "flickr30k": {"k": 25, "alpha": 0.1, "beta": 2.0, "max_tokens": 19},
+        "story": {
+            "k": 5,
+            "alpha": 0.6,
+            "beta": 0.15,
+            "max_tokens": 99,
+            "max_length": 100,
+            "title": True,
+            "sentences": 5,
+        },
+    }
+    """The authors' settings: captions in the style of two data sets, and stories under a title."""
 
     def caption(
         self,
@@ -94,24 +127,71 @@ class MaGiC:
         *,
         language_model: LanguageModel | None = None,
         pool: Pool | None = None,
+        prompts: Sequence[str] | None = None,
+        trace: bool = False,
     ) -> list[Caption]:
-        """One caption per unit image row; all rows decode together."""
+        """One caption per unit image row; rows with prompts of equal length decode together."""
         if language_model is None:
             raise UserError("magic needs a language model")
+        asked = list(prompts) if prompts is not None else [""] * len(images)
+        if len(asked) != len(images):
+            raise UserError(f"{len(asked)} prompts for {len(images)} pictures")
         guide = None
         if self.beta:
             guide = MagicGuide(images, encoder, language_model, self.beta)
+        choices: list[Choice] = []
         generated = generate(
             language_model,
-            [[language_model.start]] * len(images),
+            [self._prefix(prompt, language_model) for prompt in asked],
             guide,
             k=self.k,
             alpha=self.alpha,
             max_tokens=self.max_tokens,
+            max_length=self.max_length or None,
+            observe=choices.append if trace else None,
         )
-        texts = [" ".join(language_model.decode(tokens).split()) for tokens in generated]
-        cosine = torch.einsum("nd,nd->n", encoder.encode_texts(texts), images)
-        return [
-            Caption(text, score, tuple(tokens))
-            for text, score, tokens in zip(texts, cosine.tolist(), generated, strict=True)
+        texts = [
+            self._finished("" if self.title else prompt, language_model.decode(tokens))
+            for prompt, tokens in zip(asked, generated, strict=True)
         ]
+        cosine = torch.einsum("nd,nd->n", encoder.encode_texts(texts), images)
+        traces = _traces(choices, generated, language_model) if trace else [None] * len(texts)
+        return [
+            Caption(text, score, tuple(tokens), steps)
+            for text, score, tokens, steps in zip(
+                texts, cosine.tolist(), generated, traces, strict=True
+            )
+        ]
+
+    def _prefix(self, prompt: str, language_model: LanguageModel) -> list[int]:
+        """What the text follows: its start, perhaps with a beginning; or a title and the end."""
+        if self.title and prompt:
+            return [*language_model.encode(prompt), language_model.end]
+        return [language_model.start, *language_model.encode(prompt)]
+
+    def _finished(self, beginning: str, text: str) -> str:
+        """Single spaces, no more than `sentences`."""
+        text = " ".join((beginning + text).split())
+        if self.sentences:
+            text = " ".join(SENTENCE_END.split(text)[: self.sentences])
+        return text
+
+
+def _traces(
+    choices: Sequence[Choice], generated: Sequence[Sequence[int]], language_model: LanguageModel
+) -> list[Trace]:
+    """The choices of all rows, told row by row."""
+    steps: list[list[TraceStep]] = [[] for _ in generated]
+    for choice in choices:
+        terms = (choice.candidates, choice.probability, choice.penalty, choice.guide, choice.total)
+        for i, row in enumerate(choice.rows):
+            numbers = zip(*(term[i].tolist() for term in terms), strict=True)
+            candidates = [
+                Candidate(token, language_model.decode([token]), *rest) for token, *rest in numbers
+            ]
+            best = candidates.pop(int(choice.chosen[i]))
+            candidates.sort(key=lambda candidate: -candidate.total)
+            before = generated[row][: len(steps[row])]
+            text = language_model.decode(before) if before else ""
+            steps[row].append(TraceStep(text, (best, *candidates)))
+    return [Trace(tuple(row)) for row in steps]

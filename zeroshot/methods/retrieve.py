@@ -6,6 +6,7 @@ The baseline every captioner has to beat: with CLIP and the training captions of
 CIDEr 53.4 where MaGiC reaches 49.3 (as Zeng et al. 2024, "MeaCap", report).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ class Retrieve:
     """The caption of the pool with the largest cosine to the picture."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"pool"})
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def caption(
         self,
@@ -31,8 +33,12 @@ class Retrieve:
         *,
         language_model: LanguageModel | None = None,
         pool: Pool | None = None,
+        prompts: Sequence[str] | None = None,
+        trace: bool = False,
     ) -> list[Caption]:
         """One caption of `pool` per unit image row."""
+        if prompts or trace:
+            raise UserError("retrieve generates nothing: it takes no prompt and leaves no trace")
         if pool is None or not pool.texts:
             raise UserError("retrieve needs a pool of captions to choose from")
         cosine, index = topk_stream(images, pool.embeddings, 1)

@@ -4,7 +4,7 @@ Conventions are settled here once. Embeddings leave an encoder as unit rows in f
 arrive as RGB PIL pictures, upright; a language model meets token ids and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,12 +18,20 @@ __all__ = [
     "Image",
     "ImageEncoder",
     "LanguageModel",
+    "Matcher",
     "Step",
     "TextEncoder",
+    "TextSession",
 ]
 
 Cache = Any
 """Keys and values of a language model, opaque to everyone but the model that made them."""
+
+TextSession = Callable[[Sequence[str]], Float[Tensor, "n d"]]
+"""Texts to unit rows, float32, on the encoder's device; remembers what the next call can use."""
+
+Matcher = Callable[[Float[Tensor, "b m"], Sequence[Sequence[str]]], Float[Tensor, "b k"]]
+"""Unit image rows and `k` texts for each of them to their cosines."""
 
 
 @runtime_checkable
@@ -60,6 +68,12 @@ class TextEncoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit rows, float32, on the CPU, in the order of `texts`."""
 
+    def session(self) -> TextSession:
+        """`encode_texts` for texts that come back and grow, as those of guided decoding do.
+
+        Rows differ from those of `encode_texts` by rounding alone.
+        """
+
 
 @runtime_checkable
 class DualEncoder(ImageEncoder, TextEncoder, Protocol):
@@ -72,6 +86,9 @@ class DualEncoder(ImageEncoder, TextEncoder, Protocol):
     @property
     def logit_bias(self) -> float | None:
         """Added to the scaled cosine before a sigmoid (SigLIP); None means softmax."""
+
+    def matcher(self) -> Matcher:
+        """Scores pictures against growing texts: `session` and a dot product, or better."""
 
 
 @dataclass(frozen=True)

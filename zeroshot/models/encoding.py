@@ -1,6 +1,8 @@
 """What every encoder does around its network: batches, order, duplicates, unit rows."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -9,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
+from zeroshot.models.base import Matcher, TextSession
+from zeroshot.models.text_tower import PROBES, Tokens, TokenTree, Tower, is_causal
 from zeroshot.ops import normalize
 
-__all__ = ["encode_images", "encode_texts"]
+__all__ = ["Growing", "TextMemory", "encode_images", "encode_texts", "unit_rows"]
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
@@ -43,12 +47,110 @@ def encode_texts(
     return rows[[place[text] for text in texts]]
 
 
-def _encode(
-    items: list[Item], features: Callable[[list[Item]], Tensor], at_once: int
+class TextMemory:
+    """Unit rows of the texts seen last, so that a text that comes back is not encoded again."""
+
+    def __init__(self, capacity: int = 16384) -> None:
+        self.capacity = capacity
+        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._rows: Tensor | None = None  # [capacity, d]; pages are touched as they fill
+
+    def __call__(
+        self, texts: Sequence[str], encode: Callable[[list[str]], Tensor]
+    ) -> Float[Tensor, "n d"]:
+        """A row per text; `encode` gives those of the texts that are not held."""
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        held = [text for text in distinct if text in self._slots]
+        new = [text for text in distinct if text not in self._slots]
+        fresh = encode(new) if new else None
+        if fresh is not None and self._rows is None:
+            self._rows = fresh.new_empty(self.capacity, fresh.shape[1])
+        assert self._rows is not None
+        if fresh is None:
+            rows = self._rows[[self._slots[text] for text in distinct]]
+        else:
+            rows = fresh.new_empty(len(distinct), fresh.shape[1])
+            rows[[distinct[text] for text in new]] = fresh
+            rows[[distinct[text] for text in held]] = self._rows[[self._slots[t] for t in held]]
+        for text in held:
+            self._slots.move_to_end(text)
+        if fresh is not None:
+            self._store(new[-self.capacity :], fresh[-self.capacity :])
+        return rows[[distinct[text] for text in texts]]
+
+    def _store(self, texts: list[str], rows: Float[Tensor, "n d"]) -> None:
+        assert self._rows is not None
+        slots = list(range(len(self._slots), self.capacity))[: len(texts)]
+        while len(slots) < len(texts):  # full: the text that was not asked for longest goes
+            slots.append(self._slots.popitem(last=False)[1])
+        self._rows[slots] = rows
+        self._slots.update(zip(texts, slots, strict=True))
+
+
+class Growing:
+    """What text encoders share for guided decoding: texts that come back and grow.
+
+    An encoder whose text tower is causal gives it by `_tower` and its texts' tokens by `_paths`;
+    for the others a new text is encoded in full.
+    """
+
+    encode_texts: Callable[[Sequence[str]], Tensor]
+    _text_features: Callable[[list[str]], Tensor]
+
+    def session(self) -> TextSession:
+        """As `base.TextEncoder`."""
+        tower, encode = self._causal_tower, self.encode_texts
+        if tower is not None:
+            tree = TokenTree(tower)
+
+            def encode(texts: Sequence[str]) -> Tensor:
+                return unit_rows(tree(self._paths(texts)).float().clone(), texts)
+
+        return lambda texts: self._memory(texts, encode)
+
+    def matcher(self) -> Matcher:
+        """As `base.DualEncoder`."""
+        encode = self.session()
+
+        def match(
+            images: Float[Tensor, "b d"], texts: Sequence[Sequence[str]]
+        ) -> Float[Tensor, "b k"]:
+            rows = encode([text for row in texts for text in row])
+            rows = rows.view(len(texts), -1, rows.shape[1])  # [b, k, d]
+            return (rows @ images.to(rows.device)[:, :, None])[..., 0]
+
+        return match
+
+    def _tower(self) -> Tower | None:
+        """The text tower taken apart, if it may be causal."""
+        return None
+
+    def _paths(self, texts: Sequence[str]) -> list[Tokens]:
+        """Each text's tokens up to the one whose state is its embedding."""
+        raise NotImplementedError
+
+    @cached_property
+    def _causal_tower(self) -> Tower | None:
+        """The tower, if its rows are those of the model itself: tried, not believed."""
+        tower = self._tower()
+        if tower is None:
+            return None
+        with torch.inference_mode():
+            features = torch.cat([self._text_features([text]) for text in PROBES])
+            half = features.dtype != torch.float32
+            same = is_causal(tower, self._paths(PROBES), features, 0.1 if half else 1e-3)
+        return tower if same else None
+
+    @cached_property
+    def _memory(self) -> TextMemory:
+        """Shared by all sessions: what one run's pictures have in common is encoded once."""
+        return TextMemory()
+
+
+def unit_rows(
+    rows: Float[Tensor, "n d"], items: Sequence[str | Image.Image]
 ) -> Float[Tensor, "n d"]:
-    starts = range(0, len(items), at_once)
-    with torch.inference_mode():
-        rows = torch.cat([features(items[s : s + at_once]).float().cpu() for s in starts])
+    """Rows at unit length; ZeroshotError, naming the first such input, where one has none."""
     broken = ~(rows.isfinite().all(dim=1) & rows.any(dim=1))
     if broken.any():
         first = items[int(broken.nonzero()[0])]
@@ -57,3 +159,12 @@ def _encode(
             f"inputs, first for {first!r}; in half precision, fp32 may help"
         )
     return normalize(rows)
+
+
+def _encode(
+    items: list[Item], features: Callable[[list[Item]], Tensor], at_once: int
+) -> Float[Tensor, "n d"]:
+    starts = range(0, len(items), at_once)
+    with torch.inference_mode():
+        rows = torch.cat([features(items[s : s + at_once]).float().cpu() for s in starts])
+    return unit_rows(rows, items)

@@ -11,14 +11,15 @@ from typing import Any
 
 import ftfy
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
 from zeroshot.models import hf
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import encode_images, encode_texts
+from zeroshot.models.encoding import Growing, encode_images, encode_texts
 from zeroshot.models.files import Files
+from zeroshot.models.text_tower import Block, Tokens, Tower
 
 __all__ = ["FAMILIES", "TransformersDualEncoder", "load_dual_encoder"]
 
@@ -60,11 +61,13 @@ class Family:
     """Where the family was trained on fewer tokens than its tower has positions."""
     spare: tuple[str, ...] = ()
     """Weights that may be missing since the embedding does not pass them."""
+    clip_tower: bool = False
+    """Whether its text tower is built of CLIP's modules."""
 
 
 FAMILIES = {
-    "clip": Family(),
-    "metaclip_2": Family(),
+    "clip": Family(clip_tower=True),
+    "metaclip_2": Family(clip_tower=True),
     "chinese_clip": Family(spare=("text_model.pooler",)),
     "altclip": Family(spare=("text_model.pooler",)),
     "align": Family(scale=inverse_temperature, context_length=64, spare=("text_model.pooler",)),
@@ -75,7 +78,7 @@ FAMILIES = {
 }
 
 
-class TransformersDualEncoder:
+class TransformersDualEncoder(Growing):
     """A dual encoder with its own tokenizer, padding, preprocessing and scale."""
 
     def __init__(
@@ -113,6 +116,22 @@ class TransformersDualEncoder:
         """As `base.TextEncoder`."""
         return hf.count_tokens(self.tokenizer, self._prepared(texts))
 
+    def _tower(self) -> Tower | None:
+        return clip_tower(self.model) if self.family.clip_tower else None
+
+    def _paths(self, texts: Sequence[str]) -> list[Tokens]:
+        ids = self.tokenizer(
+            self._prepared(texts), truncation=True, max_length=self.context_length
+        )["input_ids"]
+        return [tuple(row[: self._end(row) + 1]) for row in ids]
+
+    def _end(self, ids: list[int]) -> int:
+        """Where CLIP's text tower takes the embedding from; old configurations name token 2."""
+        end = self.model.text_model.eos_token_id
+        if end == 2 and self.model.config.model_type == "clip":
+            return ids.index(max(ids))
+        return ids.index(end) if end in ids else 0
+
     def _image_features(self, images: list[Image]) -> Float[Tensor, "b d"]:
         pixels = self.image_processor(images=images, return_tensors="pt")
         pixels = pixels.to(self.model.device, self.model.dtype)
@@ -128,6 +147,35 @@ class TransformersDualEncoder:
 
     def _prepared(self, texts: Sequence[str]) -> list[str]:
         return [self.prepare(text) for text in texts]
+
+
+def clip_tower(model: Any) -> Tower:
+    """The text tower of a `CLIPModel` and of those built like it."""
+    text = model.text_model
+
+    def embed(tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n w"]:
+        held = text.embeddings
+        rows: Tensor = held.token_embedding(tokens) + held.position_embedding(positions)
+        return rows
+
+    def block(layer: Any) -> Block:
+        attention = layer.self_attn
+        return Block(
+            before=layer.layer_norm1,
+            query=attention.q_proj,
+            key=attention.k_proj,
+            value=attention.v_proj,
+            after=attention.out_proj,
+            feed_forward=lambda rows: layer.mlp(layer.layer_norm2(rows)),
+        )
+
+    return Tower(
+        embed=embed,
+        blocks=[block(layer) for layer in text.encoder.layers],
+        heads=text.config.num_attention_heads,
+        finish=lambda rows: model.text_projection(text.final_layer_norm(rows)),
+        device=model.device,
+    )
 
 
 def as_is(text: str) -> str:

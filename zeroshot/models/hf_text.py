@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zeroshot.errors import UserError, unknown
 from zeroshot.models import hf
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import encode_texts
+from zeroshot.models.encoding import Growing, encode_texts
 from zeroshot.models.files import Files
 
 __all__ = ["POOLINGS", "Recipe", "TransformersTextEncoder", "load_text_encoder"]
@@ -85,7 +85,7 @@ class Recipe:
     """Put before every text."""
 
 
-class TransformersTextEncoder:
+class TransformersTextEncoder(Growing):
     """A text model, its tokenizer and what turns its tokens into one row."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, recipe: Recipe) -> None:

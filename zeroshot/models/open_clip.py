@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from zeroshot.errors import UserError, unknown
 from zeroshot.models import files
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import encode_images, encode_texts
+from zeroshot.models.encoding import Growing, encode_images, encode_texts
 from zeroshot.models.names import ModelName
+from zeroshot.models.text_tower import Block, Tokens, Tower
 
 __all__ = ["OpenClipDualEncoder", "load_dual_encoder"]
 
@@ -29,7 +31,7 @@ PREPROCESSING = "open_clip.1"
 END_OF_TEXT = "<|endoftext|>"
 
 
-class OpenClipDualEncoder:
+class OpenClipDualEncoder(Growing):
     """An open_clip model with its own tokenizer, preprocessing and scale."""
 
     def __init__(
@@ -73,6 +75,17 @@ class OpenClipDualEncoder:
         features: Tensor = encode(self.model, tokens)
         return features
 
+    def _tower(self) -> Tower | None:
+        return text_tower(self.model, self.device)
+
+    def _paths(self, texts: Sequence[str]) -> list[Tokens]:
+        text = text_part(self.model)
+        ends = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+        rows = self.tokenizer(self._ended(texts)).tolist()
+        if pool_type(text) == "argmax":
+            return [tuple(ids[: ids.index(max(ids)) + 1]) for ids in rows]
+        return [tuple(ids[: (ids.index(ends) if ends in ids else 0) + 1]) for ids in rows]
+
     def _ended(self, texts: Sequence[str]) -> list[str]:
         """Texts up to a literal end token.
 
@@ -110,6 +123,70 @@ def trimmed_text_features(model: Any, tokens: Int[Tensor, "b s"]) -> Float[Tenso
     row: Tensor = text_global_pool(hidden, tokens, "argmax")
     projected: Tensor = row @ model.text_projection
     return projected
+
+
+def text_part(model: Any) -> Any:
+    """What holds the text tower: the model itself (`CLIP`), or its `text` (`CustomTextCLIP`)."""
+    return model if hasattr(model, "token_embedding") else getattr(model, "text", None)
+
+
+def pool_type(text: Any) -> str | None:
+    """Which position the embedding is taken from."""
+    return getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+
+
+def text_tower(model: Any, device: torch.device) -> Tower | None:
+    """The text tower taken apart; None for one that is not built of plain causal blocks."""
+    from open_clip.transformer import ResidualAttentionBlock
+
+    text: Any = text_part(model)
+    transformer: Any = getattr(text, "transformer", None)
+    blocks: Any = getattr(transformer, "resblocks", ())
+    plain = all(type(block) is ResidualAttentionBlock for block in blocks) and len(blocks)
+    masked = getattr(text, "attn_mask", None) is not None
+    ends = pool_type(text) in ("argmax", "eos") and getattr(text, "cls_emb", None) is None
+    if not (plain and masked and ends) or text.text_projection is None:
+        return None
+
+    def embed(tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n w"]:
+        dtype = transformer.get_cast_dtype()
+        rows: Tensor = text.token_embedding(tokens).to(dtype)
+        placed: Tensor = rows + text.positional_embedding[positions].to(dtype)
+        return placed
+
+    def finish(rows: Float[Tensor, "n w"]) -> Float[Tensor, "n d"]:
+        rows, projection = text.ln_final(rows), text.text_projection
+        projected: Tensor = (
+            projection(rows) if isinstance(projection, torch.nn.Linear) else rows @ projection
+        )
+        return projected
+
+    return Tower(
+        embed=embed,
+        blocks=[_block(block) for block in blocks],
+        heads=blocks[0].attn.num_heads,
+        finish=finish,
+        device=device,
+    )
+
+
+def _block(block: Any) -> Block:
+    """A residual block; its attention holds the three projections in one matrix."""
+    attention = block.attn
+    weights = attention.in_proj_weight.chunk(3)
+    biases = attention.in_proj_bias.chunk(3)
+    query, key, value = (
+        partial(torch.nn.functional.linear, weight=weight, bias=bias)
+        for weight, bias in zip(weights, biases, strict=True)
+    )
+    return Block(
+        before=block.ln_1,
+        query=query,
+        key=key,
+        value=value,
+        after=lambda rows: block.ls_1(attention.out_proj(rows)),
+        feed_forward=lambda rows: block.ls_2(block.mlp(block.ln_2(rows))),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Pictures to captions."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zeroshot import methods
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, unknown
 from zeroshot.images import Source
 from zeroshot.methods import Caption, Captioner, Pool
 from zeroshot.model_set import ModelSet
@@ -27,16 +30,24 @@ from zeroshot.tasks.embedding import (
 from zeroshot.tasks.meter import Meter
 
 
-def captioner(models: ModelSet, method: str | None, options: dict[str, Any]) -> Captioner:
-    """The captioner asked for, with the set's own options where none are given.
+def captioner(
+    models: ModelSet, method: str | None, options: dict[str, Any], preset: str | None = None
+) -> Captioner:
+    """The captioner asked for, with the preset's options, else the set's, where none are given.
 
     Raises:
-        UserError: the method is unknown or does not caption.
+        UserError: the method or preset is unknown, or the method does not caption.
     """
     name = method or models.spec.caption.get("method", "magic")
     of_the_set = {k: v for k, v in models.spec.caption.items() if k != "method"}
     same = name == models.spec.caption.get("method", "magic")
-    chosen = methods.configure(name, (of_the_set if same else {}) | options)
+    given = of_the_set if same else {}
+    if preset is not None:
+        presets = getattr(methods.get(name), "presets", {})
+        if preset not in presets:
+            raise unknown(f"preset of {name}", preset, presets)
+        given = dict(presets[preset])
+    chosen = methods.configure(name, given | options)
     if not isinstance(chosen, Captioner):
         captioners = [n for n in methods.names() if hasattr(methods.get(n), "caption")]
         raise UserError(f"method '{name}' does not caption; these do: {', '.join(captioners)}")
@@ -44,30 +55,51 @@ def captioner(models: ModelSet, method: str | None, options: dict[str, Any]) -> 
 
 
 def caption(
-    sources: Iterable[Source],
+    sources: Sequence[Source],
     models: ModelSet,
     method: Captioner,
     cache: EmbeddingCache,
     meter: Meter,
     *,
     batch_size: int = AUTO_BATCH,
+    prompts: Sequence[str] | None = None,
+    trace: bool = False,
 ) -> Iterator[CaptionResult]:
-    """One result per picture, in order; the rows of a batch decode together."""
+    """One result per picture, in order; the rows of a batch decode together.
+
+    `prompts`, one per picture, begin or title their texts; `trace` keeps every choice.
+
+    Raises:
+        UserError: the method takes no prompts or leaves no trace.
+    """
+    _refuse(method, {"prompts": prompts is not None, "trace": trace})
     models.require(language_model="language_model" in method.needs)
     encoder = models.encoder
     language_model = models.language_model if "language_model" in method.needs else None
     pool = _pool(models, cache, meter) if "pool" in method.needs else None
     used = canonical_names(encoder, language_model)
 
-    def work(images: Tensor) -> list[Caption]:
-        return method.caption(images, encoder, language_model=language_model, pool=pool)
+    def work(rows: Sequence[tuple[Tensor, str | None]]) -> list[Caption]:
+        images, asked = zip(*rows, strict=True)
+        return method.caption(
+            torch.stack(images),
+            encoder,
+            language_model=language_model,
+            pool=pool,
+            prompts=None if prompts is None else asked,
+            trace=trace,
+        )
 
+    done = 0
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         good = batch.readable
         images = join_images(encoder, batch.rows[good])
+        asked = [prompts[done + i] if prompts is not None else None for i in range(len(batch.ids))]
+        done += len(batch.ids)
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):
-            for _, answered in in_batches(work, images, batch_size):
+            rows = list(zip(images, (asked[i] for i in good), strict=True))
+            for _, answered in in_batches(work, rows, batch_size):
                 captions += answered
         answers = dict(zip(good, captions, strict=True))
         for i, source in enumerate(batch.sources):
@@ -80,7 +112,47 @@ def caption(
                 method=methods.name_of(method),
                 caption=answer.text if answer else None,
                 score=answer.score if answer else None,
+                prompt=asked[i],
+                trace=answer.trace if answer else None,
             )
+
+
+def read_prompts(path: Path) -> dict[str, str]:
+    """The prompt of each picture, by its path, from JSON lines `{"path": ..., "prompt": ...}`.
+
+    Paths are relative to the file.
+
+    Raises:
+        UserError: not such a file, or two prompts for one picture.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read '{path}': {error}") from None
+    prompts: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"'{path}' line {number} is not JSON: {error}") from None
+        match row:
+            case {"path": str(name), "prompt": str(prompt)}:
+                picture = str(path.parent / name)
+            case _:
+                raise UserError(f"'{path}' line {number}: expected the texts path and prompt")
+        if prompts.setdefault(picture, prompt) != prompt:
+            raise UserError(f"'{path}' line {number}: a second prompt for '{name}'")
+    if not prompts:
+        raise UserError(f"'{path}' has no prompts")
+    return prompts
+
+
+def _refuse(method: Captioner, given: dict[str, bool]) -> None:
+    for what, there in given.items():
+        if there and what not in method.takes:
+            raise UserError(f"method '{methods.name_of(method)}' takes no {what}")
 
 
 def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:

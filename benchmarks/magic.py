@@ -1,0 +1,326 @@
+"""MaGiC's speed against the algorithm as the paper's code runs it.
+
+    python benchmarks/magic.py                       # GPT-2 small, CLIP ViT-B/32, k=45, 16 steps
+    python benchmarks/magic.py --early-end --batches 32
+    python benchmarks/magic.py --growth              # seconds a step by length, k and pictures
+    python benchmarks/magic.py --models DIR PICTURES # a real set: images a second, where time goes
+    python benchmarks/magic.py --device cuda --precision bf16 --batches 1 32 128
+
+Random weights of the real shapes (`random_models.py`), so nothing is downloaded. Reference
+(`plain_magic.py`) and ours run in one process on the same pictures, and their tokens are compared.
+CPU-seconds are those of the process; run it with one thread to compare work and not scheduling.
+"""
+
+import argparse
+import ctypes
+import platform
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain_magic import plain_magic
+from random_models import clip, language_model, pictures
+from torch import Tensor
+
+from zeroshot.decoding import generate
+from zeroshot.images import find, open_image
+from zeroshot.methods.magic import MagicGuide
+from zeroshot.model_set import resolve
+from zeroshot.models.devices import PRECISIONS
+from zeroshot.models.text_tower import TokenTree
+from zeroshot.tasks.caption import captioner
+from zeroshot.tasks.embedding import text_side
+
+
+@dataclass
+class Clock:
+    """CPU and wall seconds, and the share of what is wrapped."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+
+    def part(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.parts[name] += time.process_time() - begin
+
+        return timed
+
+    def shares(self) -> str:
+        named = sorted(self.parts.items(), key=lambda item: -item[1])
+        rest = self.cpu - sum(self.parts.values())
+        return ", ".join(f"{name} {t / self.cpu:.0%}" for name, t in [*named, ("the rest", rest)])
+
+
+class Peak:
+    """Growth of the resident memory within a block, in megabytes (Linux)."""
+
+    def __enter__(self) -> "Peak":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+        self.before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.megabytes = (self._status("VmHWM") - self.before) / 1024
+
+    def _status(self, key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+class Bench:
+    """The models, and both ways to run them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.lm = language_model(options.small, options.end_after if options.early_end else None)
+        self.clip = clip(options.small)
+        device, dtype = torch.device(options.device), PRECISIONS[options.precision]
+        self.lm.model.to(device, dtype)
+        self.clip.model.to(device, dtype)
+        self.settings = {"k": options.k, "alpha": options.alpha}
+
+    def reference(self, images: list[Any], clock: Clock, steps: int) -> list[list[int]]:
+        """The plain algorithm, picture by picture."""
+
+        def encode(texts: list[str]) -> Tensor:
+            tokens = self.clip.tokenizer(
+                self.clip._prepared(texts),
+                padding=True,
+                truncation=True,
+                max_length=77,
+                return_tensors="pt",
+            ).to(self.clip.model.device)
+            rows: Tensor = self.clip.model.get_text_features(**tokens).pooler_output
+            return rows
+
+        text = clock.part("text tower", encode)
+        model = clock.part("language model", self.lm.model)
+        out = []
+        with clock.running():
+            for image in images:
+                row = clock.part("image tower", self.clip.encode_images)([image])[0]
+                row = row.to(self.clip.model.device)
+                out.append(
+                    plain_magic(
+                        model,
+                        self.lm.decode,
+                        text,
+                        row,
+                        prefix=[self.lm.start],
+                        end=self.lm.end,
+                        logit_scale=self.clip.logit_scale,
+                        beta=self.options.beta,
+                        steps=steps,
+                        **self.settings,
+                    )
+                )
+        return out
+
+    def ours(
+        self, images: list[Any], clock: Clock, steps: int, batch: int
+    ) -> tuple[list[list[int]], int]:
+        """The package's loop in batches; the tokens, and those that ran through the text tower."""
+        self.clip.__dict__.pop("_memory", None)  # nothing is left over from an earlier run
+        self.clip._causal_tower  # noqa: B018  tried once when a model is first used
+        run, lm = TokenTree.__call__, self.lm
+        nodes = 0
+
+        def counted(tree: TokenTree, paths: Any) -> Tensor:
+            nonlocal nodes
+            before = tree.nodes_run
+            rows = timed(tree, paths)
+            nodes += tree.nodes_run - before
+            return rows
+
+        timed = clock.part("text tower", run)
+        wrapped = {name: getattr(lm, name) for name in ("forward", "logits", "select", "decode")}
+        TokenTree.__call__ = counted  # type: ignore[method-assign]
+        for name, part in (
+            ("forward", "look-ahead"),
+            ("logits", "vocabulary"),
+            ("select", "cache"),
+        ):
+            setattr(lm, name, clock.part(part, wrapped[name]))
+        lm.decode = clock.part("decoding tokens", wrapped["decode"])  # type: ignore[method-assign]
+        tokenize = self.clip._paths
+        self.clip._paths = clock.part("tokenizing", tokenize)  # type: ignore[method-assign]
+        out = []
+        try:
+            with clock.running():
+                for start in range(0, len(images), batch):
+                    part = images[start : start + batch]
+                    rows = clock.part("image tower", self.clip.encode_images)(part)
+                    guide = MagicGuide(rows, self.clip, lm, self.options.beta)
+                    out += generate(
+                        lm, [[lm.start]] * len(part), guide, max_tokens=steps, **self.settings
+                    )
+        finally:
+            TokenTree.__call__ = run  # type: ignore[method-assign]
+            for name in wrapped:
+                delattr(lm, name)
+            del self.clip._paths
+        return out, nodes
+
+    def reach(self, nodes: int, clock: Clock) -> float:
+        """Share of the card's matrix peak that the text tower's layers reach."""
+        config = self.clip.model.config.text_config
+        weights = config.num_hidden_layers * (
+            4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+        )
+        return 2 * weights * nodes / clock.parts["text tower"] / self.options.peak_tflops / 1e12
+
+
+def real(options: argparse.Namespace) -> None:
+    """A model set on real pictures: images and words a second, and the share of each stage."""
+    models = resolve(options.models[0])
+    encoder, lm = models.encoder, models.language_model
+    sources = find(options.models[1]).sources
+    method = captioner(models, "magic", {})
+    clock = Clock()
+    for part, owner, name in (
+        ("look-ahead", lm, "forward"),
+        ("vocabulary", lm, "logits"),
+        ("cache", lm, "select"),
+        ("text encoder", text_side(encoder), "_text_features"),
+        ("decoding tokens", lm, "decode"),
+    ):
+        setattr(owner, name, clock.part(part, getattr(owner, name)))
+    run = TokenTree.__call__
+    TokenTree.__call__ = clock.part("text tower", run)  # type: ignore[method-assign]
+    images = [open_image(source) for source in sources]
+    captions = []
+    with clock.running():
+        for start in range(0, len(images), max(options.batches)):
+            batch = images[start : start + max(options.batches)]
+            rows = clock.part("image encoder", encoder.encode_images)(batch)
+            captions += method.caption(rows, encoder, language_model=lm)
+    words = sum(len(caption.text.split()) for caption in captions)
+    print(
+        f"{len(images)} pictures, {words} words: {len(images) / clock.wall:.2f} images/s, "
+        f"{words / clock.wall:.1f} words/s; {clock.cpu / len(images):.3f} CPU-s an image\n"
+        f"{clock.shares()}"
+    )
+
+
+def compare(bench: Bench) -> None:
+    """The table: one row of the reference, one for each batch size of ours."""
+    options = bench.options
+    steps = options.steps - 1  # the start token is the first of them
+    images = pictures(options.images)
+    peaks = {}
+    bench.ours(images[:1], Clock(), 2, 1)  # what is set up once
+    for batch in options.batches:  # before the reference leaves memory behind
+        with Peak() as peak:
+            bench.ours(images[:batch], Clock(), steps, batch)
+        peaks[batch] = peak.megabytes
+    clock = Clock()
+    few = images[: options.reference_images]
+    expected = bench.reference(few, clock, steps)
+    length = sum(map(len, expected)) / len(expected)
+    print(f"{len(few)} of {len(images)} pictures for the reference, {length:.1f} tokens a caption")
+    print(
+        "| what | CPU-s an image | wall s an image | times less CPU | peak MB an image | tokens |"
+    )
+    print("|---|---|---|---|---|---|")
+    base = clock.cpu / len(few)
+    print(f"| reference | {base:.2f} | {clock.wall / len(few):.2f} | 1 | | |")
+    notes = [f"reference: {clock.shares()}"]
+    for batch in options.batches:
+        clock = Clock()
+        count = max(batch, len(images) // batch * batch) if batch > 1 else len(few)
+        tokens, nodes = bench.ours(images[:count], clock, steps, batch)
+        equal = tokens[: len(few)] == expected[: len(tokens)]
+        mine = clock.cpu / count
+        print(
+            f"| batch {batch} | {mine:.3f} | {clock.wall / count:.3f} | {base / mine:.1f} "
+            f"| {peaks[batch] / batch:.0f} | {'equal' if equal else 'DIFFERENT'} |"
+        )
+        notes.append(f"batch {batch}: {clock.shares()}; {nodes / count:.0f} text tokens an image")
+        if options.device != "cpu":
+            notes[-1] += f", {bench.reach(nodes, clock):.0%} of {options.peak_tflops} TFLOP/s"
+        if not equal:
+            print(f"expected {expected}\nbut got {tokens[: len(few)]}")
+            sys.exit(1)
+    print("\n".join(["", *notes]))
+
+
+def growth(bench: Bench) -> None:
+    """CPU-seconds a step against length, k and pictures."""
+    images = pictures(bench.options.images)
+
+    def step(steps: int, batch: int) -> float:
+        clock = Clock()
+        bench.ours(images[:batch], clock, steps, batch)
+        return (clock.cpu - clock.parts["image tower"]) / steps / batch
+
+    print("| caption length | CPU-s a step and picture (batch 4) |\n|---|---|")
+    for steps in (8, 15, 30, 60):
+        print(f"| {steps} | {step(steps, 4):.4f} |")
+    print("\n| k | CPU-s a step (batch 4, 8 steps) |\n|---|---|")
+    for k in (5, 15, 45, 90):
+        bench.settings["k"] = k
+        print(f"| {k} | {step(8, 4):.4f} |")
+    bench.settings["k"] = bench.options.k
+    print("\n| pictures at once | CPU-s a step and picture (8 steps) |\n|---|---|")
+    for batch in (1, 2, 4, 8, 16, 32):
+        if batch <= len(images):
+            print(f"| {batch} | {step(8, batch):.4f} |")
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--reference-images", type=int, default=4)
+    parser.add_argument("--k", type=int, default=45)
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--beta", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, default=16, help="length with the start token")
+    parser.add_argument("--early-end", action="store_true", help="captions end by themselves")
+    parser.add_argument("--end-after", type=float, default=10.0, help="after about so many tokens")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--small", action="store_true", help="tiny shapes: does it run at all")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="bf16, H100 SXM: 989")
+    parser.add_argument("--models", nargs=2, metavar=("SET", "PICTURES"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
+        f"{options.threads} thread(s), k={options.k}, {options.steps} steps\n"
+    )
+    if options.models:
+        real(options)
+        return
+    bench = Bench(options)
+    (growth if options.growth else compare)(bench)
+    print(
+        f"\npeak of the whole process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Models of real shapes with random weights, their tokenizers included: nothing is downloaded.
+
+Words are made of syllables, so that tokens behave as real ones do: most of the language model's
+tokens are a word with its space, some continue the word before, and CLIP splits a continued word
+anew. Weights are scaled until the numbers guided decoding lives on look like those of trained
+models: next-token probabilities of some tenths, cosines between candidates that differ by some
+hundredths.
+"""
+
+import math
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+)
+
+from zeroshot.models.hf_dual import FAMILIES, TransformersDualEncoder, repaired
+from zeroshot.models.hf_lm import TransformersLanguageModel
+
+START, END = "<-start_of_text->", "<|endoftext|>"
+SYLLABLES = ["".join(pair) for pair in product("bdfgklmnprstvz", "aeiou")]
+PAIRS = list(product(SYLLABLES, SYLLABLES))
+TRIPLES = 40_000
+
+
+def triples(count: int) -> list[tuple[str, str]]:
+    """So many words of three syllables, the first two together, in an order of their own."""
+    every = [(a + b, c) for (a, b), c in product(PAIRS, SYLLABLES)]
+    chosen = np.random.default_rng(0).permutation(len(every))[:count]
+    return [every[i] for i in chosen]
+
+
+def clip_tokenizer(size: int) -> CLIPTokenizer:
+    """Bytes, syllables, pairs of syllables, and as many triples as fit: each also ending a word."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(s[0], s[1]) for s in SYLLABLES]
+    merges += [(s[0], f"{s[1]}</w>") for s in SYLLABLES]
+    for group in (PAIRS, triples(TRIPLES)):
+        merges += [pair for a, b in group for pair in ((a, f"{b}</w>"), (a, b))]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    tokens = list(dict.fromkeys(tokens))[: size - 2]
+    known = set(tokens)
+    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab |= {"<|startoftext|>": size - 2, END: size - 1}
+    merges = [pair for pair in merges if "".join(pair) in known]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def lm_tokenizer(size: int) -> GPT2Tokenizer:
+    """Words of one to three syllables; of ten tokens, one is an ending and goes on a word."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*SYLLABLES, *map("".join, PAIRS), *map("".join, triples(TRIPLES))]
+    words = words[: (size - 2 - len(letters)) * 9 // 10]
+    made = [f"Ġ{word}" for word in words]
+    made += words[: len(words) // 9]
+    tokens = [*letters, *made][: size - 2]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    vocab |= {END: size - 2, START: size - 1}
+    return GPT2Tokenizer(
+        vocab=vocab, merges=[], additional_special_tokens=[START], model_max_length=1024
+    )
+
+
+def language_model(
+    small: bool, end_after: float | None, seed: int = 0
+) -> TransformersLanguageModel:
+    """GPT-2 small, or a tiny one. With `end_after`, texts tend to end after so many tokens.
+
+    The residual stream's first channel carries the position alone, and the end token's logit
+    reads it: trained caption models end as surely, and as early.
+    """
+    size = 2000 if small else 50257
+    shape = {"n_embd": 48, "n_layer": 2, "n_head": 3} if small else {}
+    tokenizer = lm_tokenizer(size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = GPT2Config(
+            vocab_size=size,
+            tie_word_embeddings=False,
+            bos_token_id=size - 2,
+            eos_token_id=size - 2,
+            **shape,
+        )
+        model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+        width = config.n_embd
+        head = model.lm_head.weight
+        head.copy_(torch.randn_like(head) * 4.5 / math.sqrt(width))
+        head[size - 1] = 0  # the start token never comes again
+        head[size - 2] = 0
+        if end_after is not None:
+            _tend_to_end(model, size - 2, end_after)
+    return TransformersLanguageModel(f"random-gpt2/{seed}", model, tokenizer, clean_up=False)
+
+
+def _tend_to_end(model: GPT2LMHeadModel, end: int, after: float) -> None:
+    """Let the end token's logit grow by position until it is the likeliest at `after`."""
+    transformer, head = model.transformer, model.lm_head.weight
+    transformer.wte.weight[:, 0] = 0
+    for block in transformer.h:
+        for layer in (block.attn.c_proj, block.mlp.c_proj):
+            layer.weight[:, 0] = 0
+            layer.bias[0] = 0
+    seen: list[torch.Tensor] = []
+    hook = transformer.ln_f.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    logits = model(torch.randint(0, end, (4, 16))).logits
+    hook.remove()
+    # The final norm divides by the residual's spread: this channel comes out as position / after.
+    positions = torch.arange(model.config.n_positions)
+    transformer.wpe.weight[:, 0] = positions / after * float(seen[0].std())
+    head[end] = 0
+    head[end, 0] = float(logits.amax(-1).mean())
+
+
+def clip(small: bool, seed: int = 0) -> TransformersDualEncoder:
+    """CLIP ViT-B/32, or a tiny one, at logit scale 100."""
+    size = 2000 if small else 49408
+    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+    tower = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3}
+    tower |= {"num_hidden_layers": 3}
+    text: dict[str, Any] = {"vocab_size": size, **ids, **(tower if small else {})}
+    vision: dict[str, Any] = {"image_size": 224, "patch_size": 32, **(tower if small else {})}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = CLIPConfig(
+            text_config=text,
+            vision_config=vision,
+            projection_dim=64 if small else 512,
+            logit_scale_init_value=math.log(100),
+            **ids,
+        )
+        model = CLIPModel(config).eval().requires_grad_(False)
+        # A fresh tower hardly tells one text from another; trained ones do.
+        for part in (model.text_model, model.vision_model):
+            for name, weight in part.named_parameters():
+                if weight.ndim == 2 and "embedding" not in name:
+                    sharp = 2.5 if "q_proj" in name or "k_proj" in name else 1.2
+                    weight.normal_(0, sharp / math.sqrt(weight.shape[1]))
+        model.text_model.embeddings.token_embedding.weight.normal_(0, 1)
+    return TransformersDualEncoder(
+        f"random-clip/{seed}",
+        model,
+        CLIPImageProcessorPil(),
+        clip_tokenizer(size),
+        repaired,
+        FAMILIES["clip"],
+        logit_scale=100.0,
+        logit_bias=None,
+    )
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    """Smooth noise of different colours and grains, each unlike the others."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        grain = int(rng.integers(2, 40))
+        values = rng.integers(0, 256, (grain, grain, 3)) * rng.random(3)
+        image = Image.fromarray(values.astype(np.uint8))
+        made.append(image.resize((224, 224), Image.Resampling.BICUBIC))
+    return made

@@ -1,0 +1,102 @@
+"""Why a text became what it is: the candidates of every step, what spoke for each, the choice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeroshot.errors import NotAvailableError
+
+SHOWN = 6
+"""Candidates in a picture of a trace: the best ones, and always the one chosen."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that was among the `k` most likely, with the terms of its score."""
+
+    token: int
+    text: str
+    probability: float
+    """The language model's, between 0 and 1."""
+    penalty: float
+    """Largest cosine of its hidden state with those of the text so far."""
+    guide: float
+    """What the picture says: `beta f(v)` for MaGiC, 0 without a guide."""
+    total: float
+    """`(1 - alpha) probability - alpha penalty + guide`: the largest wins."""
+
+    def row(self) -> dict[str, Any]:
+        """As JSON-ready fields; float32 holds no more than seven digits."""
+        return {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """One choice: the candidates, best first; the first one was chosen."""
+
+    text: str
+    """The text before it."""
+    candidates: tuple[Candidate, ...]
+
+    def row(self) -> dict[str, Any]:
+        """As JSON-ready fields."""
+        return {"text": self.text, "candidates": [c.row() for c in self.candidates]}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The choices that made one text, the one that ended it included."""
+
+    steps: tuple[TraceStep, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The steps as JSON-ready fields."""
+        return [step.row() for step in self.steps]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def figure(self, shown: int = SHOWN) -> Any:
+        """A matplotlib figure: per step the `shown` best candidates and what their totals are
+        made of.
+
+        NotAvailableError without matplotlib: pip install 'zeroshot[plot]'.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise NotAvailableError(
+                "a picture of a trace needs matplotlib: pip install 'zeroshot[plot]'"
+            ) from None
+        figure = Figure(figsize=(7, 0.9 + 0.32 * shown * max(1, len(self))), layout="constrained")
+        axes = figure.subplots(max(1, len(self)), 1, squeeze=False)[:, 0]
+        for step, ax in zip(self.steps, axes, strict=False):
+            _draw(ax, step, shown)
+        if self.steps:
+            axes[0].legend(loc="lower right", fontsize="small")
+            axes[-1].set_xlabel("part of the total")
+        return figure
+
+    def save(self, path: str | Path, shown: int = SHOWN) -> None:
+        """The figure as a file; the suffix picks the format (.png, .svg, .pdf)."""
+        self.figure(shown).savefig(path)
+
+
+def _draw(ax: Any, step: TraceStep, shown: int) -> None:
+    """Stacked bars: probability and guide to the right, penalty to the left, a dot for the sum."""
+    best: Sequence[Candidate] = step.candidates[:shown]
+    places = range(len(best))
+    # The weights are those of the total, recovered from it: (1 - alpha) p - alpha penalty + guide.
+    likely = [c.total - c.guide for c in best]
+    guide = [c.guide for c in best]
+    ax.barh(places, likely, color="#8aa2c8", label="language model, less the penalty")
+    left = [max(value, 0.0) for value in likely]
+    ax.barh(places, guide, left=left, color="#e2a04a", label="the picture")
+    ax.plot([c.total for c in best], places, "k.", markersize=5, label="total")
+    ax.set_yticks(places, [repr(c.text)[1:-1] or "(end)" for c in best], fontsize="small")
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    so_far = step.text if len(step.text) <= 60 else "..." + step.text[-57:]
+    ax.set_title(f"{so_far or '(beginning)'} +", loc="left", fontsize="small")
+    ax.spines[["top", "right"]].set_visible(False)
