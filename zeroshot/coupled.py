@@ -78,7 +78,6 @@ class CoupledEncoder:
 
         return match
 
-
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
         """See `models.base.ImageEncoder`."""
         return self.join_images(self.image_encoder.encode_images(images))

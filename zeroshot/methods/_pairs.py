@@ -82,8 +82,8 @@ def check_places(index: Int[Tensor, " m"], count: int) -> Int[Tensor, " m"]:
 
 
 def _working(rows: Tensor) -> Tensor:
-    """In float32 at least: half precision is for keeping, not for computing."""
-    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    """In float32 at least; rows kept in half precision stand for unit rows, and become these."""
+    return rows if rows.dtype in (torch.float32, torch.float64) else normalize(rows.float())
 
 
 # Anchor rows
@@ -110,7 +110,7 @@ class Rows:
     def of(cls, rows: Float[Tensor, "a d"], centred: bool = False) -> "Rows":
         """These rows; one pass over them."""
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        unit = rows.dtype in (torch.float32, torch.float64)
+        unit = True
         for start in range(0, len(rows), BLOCK):
             block = _working(rows[start : start + BLOCK])
             total += block.sum(0, dtype=torch.float64)
@@ -181,14 +181,28 @@ class Rows:
             yield self.directed(block, known=True)
 
     def raw_blocks(self, size: int) -> Iterator[Float[Tensor, "_ d"]]:
-        """All rows in order, as they were given."""
+        """All rows in order, as they were given; a block is gone when the next one comes."""
+        kept_short = self.pieces[0].dtype not in (torch.float32, torch.float64)
+        # one place for all blocks: allocating each anew tears holes into the heap
+        room = torch.empty(min(size, self.count) if kept_short else 0, self.width)
+
+        def block(parts: list[Tensor]) -> Tensor:
+            if not kept_short:
+                return torch.cat(parts) if len(parts) > 1 else parts[0]
+            start = 0
+            for part in parts:
+                room[start : start + len(part)].copy_(part)
+                start += len(part)
+            rows = room[:start]
+            return rows.div_(rows.norm(dim=1, keepdim=True))
+
         waiting: list[Tensor] = []
         for part in (part for piece in self.pieces for part in torch.split(piece, size)):
             if waiting and sum(map(len, waiting)) + len(part) > size:
-                yield _working(torch.cat(waiting) if len(waiting) > 1 else waiting[0])
+                yield block(waiting)
                 waiting = []
             waiting.append(part)
-        yield _working(torch.cat(waiting) if len(waiting) > 1 else waiting[0])
+        yield block(waiting)
 
     def directed(self, rows: Float[Tensor, "n d"], known: bool = False) -> Float[Tensor, "n d"]:
         """Rows at unit length, seen from the mean; `known` ones may have that length already."""
