@@ -1,4 +1,4 @@
-"""Couple two encoders that never met, by ASIF: `python examples/couple.py`.
+"""Couple two encoders that never met: `python examples/couple.py`.
 
 The pocket set's image encoder has seen no text, its text encoder no picture. Pairs of a picture's
 row and its caption's row are all that joins them; here those pairs come with the set. To couple
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zeroshot
 from zeroshot.images import open_image
-from zeroshot.methods import asif
+from zeroshot.methods.auto import Auto
 
 SCENES = Path(__file__).parent / "scenes"
 LABELS = ["red heart", "blue star", "green ring"]
@@ -19,9 +19,8 @@ LABELS = ["red heart", "blue star", "green ring"]
 def main() -> None:
     pocket = zeroshot.load("pocket")
     anchors = pocket.anchors  # images [a d], texts [a e]: row i of both belongs together
-    chosen = asif.choose(anchors.images, anchors.texts)  # judged on anchors set aside
-    coupled = chosen.fit(anchors.images, anchors.texts)
-    print(f"{len(anchors.images)} anchors, {chosen}")
+    coupled = Auto().fit(anchors.images, anchors.texts)  # judged on anchors set aside
+    print(*coupled.report_.lines(), sep="\n")
 
     pair = pocket.coupled
     pictures = sorted(SCENES.glob("[123]-*.png"))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zeroshot.errors import UserError
-from zeroshot.methods.asif import ASIF, choose, relative
+from zeroshot.methods._pairs import Relative, Rows
+from zeroshot.methods.asif import ASIF
 from zeroshot.ops import normalize
 
 DATA = Path(__file__).parent / "data" / "coupling"
@@ -52,11 +53,14 @@ def test_equals_the_definition():
 
 def test_by_hand():
     # similarities (.6, .8, -1): the two largest squared
-    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]])
+    anchors = Rows.of(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]]))
     row = torch.tensor([[0.6, 0.8]])
-    assert relative(row, anchors, k=2, p=2).tolist() == [pytest.approx([0.36, 0.64, 0.0])]
-    assert relative(row, anchors, k=3, p=2).tolist() == [pytest.approx([0.36, 0.64, 0.0])]
-    assert relative(row, anchors, k=1, p=1).tolist() == [pytest.approx([0.0, 0.8, 0.0])]
+    for k, p, expected in (
+        (2, 2.0, [0.36, 0.64, 0.0]),
+        (3, 2.0, [0.36, 0.64, 0.0]),
+        (1, 1.0, [0.0, 0.8, 0.0]),
+    ):
+        assert Relative.of(row, anchors, k, p).dense().tolist() == [pytest.approx(expected)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -166,15 +170,3 @@ def test_fit_returns_a_new_object_and_keeps_its_input():
     assert fitted.anchor_images_ is not None
     assert torch.equal(images, GOLDEN["anchors_img"])
     assert repr(fitted) == "ASIF(k=800, p=8.0, center=False, templates='mean')"
-
-
-def test_choose_prefers_what_retrieves():
-    """In a world with a common offset, centring must be found; the choice is deterministic."""
-    generator = torch.Generator().manual_seed(4)
-    latent = torch.randn(500, 8, generator=generator)
-    images = normalize(latent @ torch.randn(8, 30, generator=generator) + 9)
-    texts = normalize(latent @ torch.randn(8, 20, generator=generator) + 9)
-    chosen = choose(images, texts)
-    assert chosen.center
-    assert chosen == choose(images, texts)
-    assert choose(images[:30], texts[:30]) == ASIF(k=30, p=2.0)

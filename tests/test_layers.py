@@ -6,14 +6,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
     {"errors", "ops", "metrics", "prompts"},
+    {"alignment"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "model_set", "results"},
+    {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
     {"evaluate", "scale", "api"},
     {"terminal"},
+    {"cli_anchors"},
     {"cli", "cli_calibrate", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -13,9 +13,11 @@ import zeroshot
 from tests.toy import ToyEncoder
 from zeroshot.coupled import calibrate
 from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.images import Source
 from zeroshot.methods.asif import ASIF
 from zeroshot.model_set import read_anchors, resolve
 from zeroshot.ops import matching_scale, normalize
+from zeroshot.results import ClassifyResult, Label, Reason
 from zeroshot.store import EmbeddingCache, NullCache
 from zeroshot.tasks.batching import in_batches
 from zeroshot.tasks.embedding import embed_pictures, embed_texts, ragged
@@ -98,6 +100,51 @@ def test_a_coupling_labels_captions_and_embeds(coupled):
     assert found.caption in coupled.anchors.captions
     [row] = zeroshot.embed(PICTURES[0], coupled)
     assert np.linalg.norm(row.embedding) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["asif", "csa"])
+def test_a_label_is_explained_by_anchors(coupled, method):
+    labels = ["red circle", "blue star"]
+    [result] = zeroshot.classify(PICTURES[0], labels, coupled, method, explain=1200)
+    shares = [reason.share for reason in result.because]
+    assert sum(shares) == pytest.approx(result.labels[0].cosine, rel=1e-3)
+    known = {entry.id: entry.captions for entry in coupled.anchors.entries}
+    assert all(known[reason.anchor] == reason.captions for reason in result.because)
+    [few] = zeroshot.classify(PICTURES[0], labels, coupled, method, explain=2)
+    assert few.because == result.because[:2]
+    assert few.row()["because"][0]["captions"] == list(result.because[0].captions)
+    assert few.because[0].captions[0] in few._repr_html_()
+    with pytest.raises(UserError, match="explain themselves"):
+        zeroshot.classify(PICTURES[0], labels, coupled, "ensemble", explain=2)
+
+
+def test_an_explanation_shows_pictures_and_no_markup():
+    source = Source(str(PICTURES[0]))
+    reasons = (
+        Reason("<a>", 0.25, ("a <b>red</b> heart",), str(PICTURES[1])),
+        Reason("gone", -0.125, (), "gone.png"),
+    )
+    labels = (Label("heart", 0.5, 0.25),)
+    result = ClassifyResult(source, "x", labels=labels, because=reasons)
+    page = result._repr_html_()
+    assert page.count("<img") == 2
+    assert "&lt;b&gt;red" in page
+    assert "<b>" not in page
+    assert result.summary().splitlines()[1:] == ["+0.250  a <b>red</b> heart", "-0.125  gone"]
+
+
+def test_guided_decoding_matches_texts(coupled):
+    """`match` ranks as the cosines of joint rows do."""
+    encoder = coupled.encoder
+    picture = Image.open(PICTURES[0]).convert("RGB")
+    joint = encoder.encode_images([picture, picture])
+    texts = [["a red circle", "a blue star", "a green ring"], ["a star", "red", "a blue heart"]]
+    ours = encoder.match(joint, texts)
+    rows = encoder.encode_texts([text for row in texts for text in row]).view(2, 3, -1)
+    expected = torch.einsum("bm,bkm->bk", joint, rows)
+    assert ours.shape == (2, 3)
+    assert torch.equal(ours.argmax(1), expected.argmax(1))
+    assert encoder.match(joint[:0], []).shape == (0, 0)
 
 
 def test_a_coupled_encoder_is_a_dual_encoder(coupled):

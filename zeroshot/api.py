@@ -102,6 +102,7 @@ def classify(
     bank: Input | Iterable[Input] = (),
     prior: Sequence[float] = (),
     views: int = 0,
+    explain: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
@@ -117,6 +118,7 @@ def classify(
         bank: unlabelled pictures to learn from.
         prior: how frequent each label is, in their order.
         views: random parts of each picture, itself included.
+        explain: how many anchors to name that carried the best label (couplings only).
 
     Raises:
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
@@ -143,6 +145,7 @@ def classify(
             options=options,
             head=score,
             learn=learn,
+            explained=explain,
         )
         return Results(
             classification.classify(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from zeroshot import cli_anchors
 from zeroshot.errors import UserError, ZeroshotError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ models_app = typer.Typer(help="Model sets: what there is, what is on this disk, 
 cache_app = typer.Typer(help="The cache of embeddings: what it holds, making room.")
 app.add_typer(models_app, name="models", no_args_is_help=True)
 app.add_typer(cache_app, name="cache", no_args_is_help=True)
+app.add_typer(cli_anchors.app, name="anchors", no_args_is_help=True)
 
 
 def option(*names: str, env: str, help: str, **more: Any) -> Any:
@@ -420,6 +422,15 @@ def classify(
         str | None,
         option("--compare", env="COMPARE", help="Several methods in one table: a,b,zpe+center."),
     ] = None,
+    explain: Annotated[
+        int,
+        option(
+            "--explain",
+            env="EXPLAIN",
+            help="Name this many anchors that carried the best label (couplings).",
+            min=0,
+        ),
+    ] = 0,
     embeddings: Annotated[
         Path | None,
         option(
@@ -480,6 +491,7 @@ def classify(
                 head=None if score == "auto" else score,
                 truncate=long_text == "truncate",
                 learn=learn,
+                explained=explain,
             )
 
         if compare:
@@ -508,6 +520,7 @@ def classify(
                 | {"prompts": prompts.fingerprint(sentences), "top_k": top_k}
                 | task.learned_from(learn)
                 | ({} if made is None else {"calibration": made.fingerprint, "abstain": abstain})
+                | ({"explain": explain} if explain else {})
             ),
         )
 

@@ -55,16 +55,26 @@ class CoupledEncoder:
         encode = self.text_encoder.session()
         return lambda texts: self.join_texts(encode(texts).cpu())
 
+    def match(
+        self, images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
+    ) -> Float[Tensor, "b k"]:
+        """Cosines of joint image rows with `k` texts each, for guided decoding.
+
+        For ASIF these look at the image's own anchors alone; `methods.asif` says how near that is
+        to `join_images @ join_texts`.
+        """
+        return self.matcher()(images, texts)
+
     def matcher(self) -> Matcher:
-        """See `models.base.DualEncoder`."""
-        encode = self.session()
+        """See `models.base.DualEncoder`; `match` that remembers."""
+        encode = self.text_encoder.session()
 
         def match(
             images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
         ) -> Float[Tensor, "b k"]:
-            rows = encode([text for row in texts for text in row])
-            rows = rows.view(len(texts), -1, rows.shape[1])
-            return (rows @ images[:, :, None])[..., 0]
+            rows = encode([text for row in texts for text in row]).cpu()
+            count = len(rows) // len(texts) if texts else 0
+            return self.coupling.match(images, rows.view(len(texts), count, rows.shape[1]))
 
         return match
 
@@ -82,13 +92,12 @@ def calibrate(
 ) -> float:
     """The logit scale a dual encoder would have learned, from anchors set aside.
 
-    `coupling` is fitted on the others. A coupling's cosines have no scale of their own, and a
-    guide or a softmax needs one: this is the factor under which held-out pictures most probably
-    pick their own texts.
+    `coupling` is fitted on all of them, and forgets these for the occasion. Its cosines have no
+    scale of their own, and a guide or a softmax needs one: this is the factor under which held-out
+    pictures most probably pick their own texts.
     """
-    test, train = hold_out(len(anchor_images))
+    test, _ = hold_out(len(anchor_images))
     if len(test) < 10:
         return 20.0
-    fitted = coupling.fit(anchor_images[train], anchor_texts[train])
-    images = normalize(fitted.map_images(anchor_images[test]))
-    return matching_scale(images @ normalize(fitted.map_texts(anchor_texts[test])).T)
+    images, texts = anchor_images[test], anchor_texts[test]
+    return matching_scale(coupling.remove(test).cosines(images, texts[:, None]))

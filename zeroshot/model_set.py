@@ -1,37 +1,21 @@
 """A model set, loaded part by part when a task first needs the part."""
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from zeroshot import methods, models
+from zeroshot.anchors import Anchors, read_anchors
 from zeroshot.coupled import CoupledEncoder, calibrate
-from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.methods import asif
+from zeroshot.errors import UserError
+from zeroshot.methods.auto import Auto
 from zeroshot.models.base import DualEncoder, LanguageModel
 from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
-from zeroshot.ops import normalize
+
+__all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
 
 COUPLED = "coupled"
 """As `--encoder coupled`: the set's unimodal pair instead of its dual encoder."""
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Image-text pairs that couple two encoders: unit rows, and the captions they came from."""
-
-    images: Float[Tensor, "a d"]
-    texts: Float[Tensor, "a e"]
-    captions: tuple[str, ...]
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -65,21 +49,28 @@ class ModelSet:
                 f"model set '{spec.name}' has no coupled pair: that takes the tables "
                 "[image_encoder], [text_encoder] and [coupling]"
             )
+        image_encoder = models.load_image_encoder(spec.image_encoder, **self._how)
+        text_encoder = models.load_text_encoder(spec.text_encoder, **self._how)
+        self.anchors.check_encoders(image_encoder.name, text_encoder.name)
+        fitted = self.coupling.fit(self.anchors.images, self.anchors.texts)
         return CoupledEncoder(
-            image_encoder=models.load_image_encoder(spec.image_encoder, **self._how),
-            text_encoder=models.load_text_encoder(spec.text_encoder, **self._how),
-            coupling=self.coupling.fit(self.anchors.images, self.anchors.texts),
-            logit_scale=calibrate(self.coupling, self.anchors.images, self.anchors.texts),
+            image_encoder=image_encoder,
+            text_encoder=text_encoder,
+            coupling=fitted,
+            logit_scale=calibrate(fitted, self.anchors.images, self.anchors.texts),
             anchors=self.anchors.fingerprint,
         )
 
     @cached_property
     def coupling(self) -> Any:
-        """The set's coupling, not fitted; ASIF without options chooses its own."""
+        """The set's coupling, not fitted; ASIF without options chooses its own, `auto` all."""
         spec = _coupling(self.spec)
+        chosen = methods.configure(spec.method, spec.options)
         if spec.method == "asif" and not spec.options:
-            return asif.choose(self.anchors.images, self.anchors.texts)
-        return methods.configure(spec.method, spec.options)
+            chosen = Auto(among="asif", splits=1)
+        if isinstance(chosen, Auto):
+            chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
+        return chosen
 
     @cached_property
     def anchors(self) -> Anchors:
@@ -137,49 +128,6 @@ def resolve(
     if language_model is not None:
         spec = replace(spec, language_model=language_model)
     return ModelSet(spec, device, precision, offline, trust_remote_code)
-
-
-def read_anchors(path: Path) -> Anchors:
-    """Anchor pairs of a safetensors file with `images [a d]` and `texts [a e]`.
-
-    Captions come from the JSON lines beside it (`anchors.jsonl`, `captions` per line), if there
-    are any. Rows are brought to unit length.
-
-    Raises:
-        NotAvailableError: no such file.
-        UserError: arrays that are missing, do not match or are not finite.
-    """
-    if not path.is_file():
-        raise NotAvailableError(f"the anchors '{path}' are not there; models.toml names them")
-    try:
-        arrays = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"'{path}' is not a safetensors file: {error}") from error
-    if not {"images", "texts"} <= arrays.keys():
-        raise UserError(f"'{path}' holds {sorted(arrays)}; anchors are two arrays: images, texts")
-    images, texts = arrays["images"].float(), arrays["texts"].float()
-    if images.ndim != 2 or texts.ndim != 2 or len(images) != len(texts) or not len(images):
-        raise UserError(
-            f"'{path}': images {list(images.shape)} and texts {list(texts.shape)}; "
-            "expected [a d] and [a e] with as many rows"
-        )
-    for name, rows in (("images", images), ("texts", texts)):
-        if not (rows.isfinite().all() and rows.any(1).all()):
-            raise UserError(f"'{path}': {name} has a row that is zero or not finite")
-    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    captions = _read_captions(path.with_suffix(".jsonl"), len(images))
-    return Anchors(normalize(images), normalize(texts), captions, fingerprint)
-
-
-def _read_captions(path: Path, count: int) -> tuple[str, ...]:
-    """Every different caption of the anchors, in order."""
-    if not path.is_file():
-        return ()
-    with path.open(encoding="utf-8") as lines:
-        captions = [json.loads(line)["captions"] for line in lines if line.strip()]
-    if len(captions) != count:
-        raise UserError(f"'{path}' has {len(captions)} lines for {count} anchors")
-    return tuple(dict.fromkeys(text for texts in captions for text in texts))
 
 
 def _coupling(spec: SetSpec) -> CouplingSpec:

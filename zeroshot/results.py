@@ -46,6 +46,21 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """An anchor that carried a decision: its share of the cosine, its captions, its picture."""
+
+    anchor: str
+    share: float
+    captions: tuple[str, ...] = ()
+    path: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        held = {"anchor": self.anchor, "share": _shortest(self.share)}
+        return held | {"captions": list(self.captions), "path": self.path}
+
+
+@dataclass(frozen=True)
 class Result:
     """One picture and what became of it; `error` is None where all went well."""
 
@@ -124,6 +139,8 @@ class ClassifyResult(Result):
     labels: tuple[Label, ...] = ()
     abstained: bool = False
     scored: str = "softmax"
+    because: tuple[Reason, ...] = ()
+    """Anchors that carried the best label, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.classify/1"
 
@@ -133,11 +150,15 @@ class ClassifyResult(Result):
             {"label": x.label, "score": _shortest(x.score), "cosine": _shortest(x.cosine)}
             for x in self.labels
         ]
-        return {"labels": labels, "abstained": self.abstained, "scored": self.scored}
+        answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
+        because = {"because": [x.row() for x in self.because]} if self.because else {}
+        return answer | because
 
     def summary(self) -> str:
-        """`cat 0.91, dog 0.06, bird 0.02`."""
-        return ", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])
+        """`cat 0.91, dog 0.06, bird 0.02`, and below it the anchors that carried the first."""
+        lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
+        lines += [f"{x.share:+.3f}  {'; '.join(x.captions) or x.anchor}" for x in self.because]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -188,7 +209,20 @@ def _html_row(result: Result) -> str:
         said = f"<i>{html.escape(result.error.message)}</i>"
         return f"<tr><td></td><td>{name}</td><td>{said}</td></tr>"
     picture = f'<img src="{_thumbnail(result.source)}" alt="{name}">'
-    return f"<tr><td>{picture}</td><td>{name}</td><td>{html.escape(result.summary())}</td></tr>"
+    said, *_ = html.escape(result.summary()).split("\n")
+    because = result.because if isinstance(result, ClassifyResult) else ()
+    reasons = "".join(_html_reason(reason) for reason in because)
+    if reasons:
+        said = f"{said}<table>{reasons}</table>"
+    return f"<tr><td>{picture}</td><td>{name}</td><td>{said}</td></tr>"
+
+
+def _html_reason(reason: Reason) -> str:
+    told = html.escape("; ".join(reason.captions) or reason.anchor)
+    picture = ""
+    if reason.path is not None and (thumbnail := _thumbnail(Source(reason.path))):
+        picture = f'<img src="{thumbnail}" alt="{html.escape(reason.anchor)}">'
+    return f"<tr><td>{reason.share:+.3f}</td><td>{picture}</td><td>{told}</td></tr>"
 
 
 def _thumbnail(source: Source) -> str:

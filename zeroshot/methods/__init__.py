@@ -35,7 +35,7 @@ from typing import (
 )
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
@@ -105,15 +105,46 @@ class Coupling(Scorer, Protocol):
     """
 
     def fit(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "a e"]
+        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
     ) -> "Coupling":
         """A copy that knows these pairs; row i of both belongs together."""
+
+    def add(self, images: Float[Tensor, "m d"], texts: Float[Tensor, "_m e"]) -> "Coupling":
+        """A copy that knows these pairs too, behind the others."""
+
+    def remove(self, index: Int[Tensor, " m"]) -> "Coupling":
+        """A copy without the pairs at these places; the others keep their order."""
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Image embeddings in the joint space."""
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n m"]:
         """Text embeddings in the joint space."""
+
+    def cosines(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t e"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+    ) -> Float[Tensor, "n c"]:
+        """As `scores`, with the joint rows of both sides at unit length."""
+
+    def match(
+        self, images: Float[Tensor, "b m"], texts: Float[Tensor, "b k e"]
+    ) -> Float[Tensor, "b k"]:
+        """Cosines of joint image rows with `k` text embeddings each, for guided decoding."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Anchors that carried a score: their places, largest share first, and what each gave.
+
+    The shares of all anchors sum to `score`; those named here are the largest of them.
+    """
+
+    anchors: tuple[int, ...]
+    shares: tuple[float, ...]
+    score: float
 
 
 @dataclass(frozen=True)

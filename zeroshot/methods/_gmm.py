@@ -78,20 +78,11 @@ class Sums:
         return (self.square + (moved if self.square.ndim == 2 else moved.sum(0))).clamp_min(0)
 
 
-def nearest(
-    queries: Float[Tensor, "m d"], keys: Float[Tensor, "n d"], k: int, block: int = 1024
-) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """Exact `topk_stream`, with the queries in blocks too."""
-    parts = [topk_stream(rows, keys, k) for rows in torch.split(queries, block)]
-    values, index = zip(*parts, strict=True)
-    return torch.cat(values), torch.cat(index)
-
-
 def neighbours(
     images: Float[Tensor, "n d"], k: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Cosines and indices of each picture's `k` nearest other pictures, as far as there are."""
-    values, index = nearest(images, images, k + 1)
+    values, index = topk_stream(images, images, k + 1)
     own = index == torch.arange(len(images), device=images.device)[:, None]
     own[:, -1] |= ~own.any(1)  # a twin stood before it: the last goes, so that k stay
     return values[~own].view(len(images), -1), index[~own].view(len(images), -1)
@@ -190,7 +181,7 @@ class Shots:
 
     def pull(self, images: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n c"]:
         """Sum of the classes of the shots that have a picture among their `k` nearest."""
-        graph = adjacency(*nearest(self.rows, images, k), len(images))
+        graph = adjacency(*topk_stream(self.rows, images, k), len(images))
         pulled: Tensor = torch.sparse.mm(graph.t(), self.classes)
         return pulled
 

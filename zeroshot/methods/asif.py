@@ -23,28 +23,37 @@ data where k reaches such anchors, and not at all elsewhere). Any number of anch
 drops the last anchor when the count is twice the block size plus one, and fails when the last
 block is smaller than `k`. The class score is the mean over its prompts unless `templates="max"`,
 which is theirs.
+
+Anchors pass in blocks and relative rows are sparse, so memory does not grow with `n x a`. An edit
+(`add`, `remove`) copies no anchor and gives what a rebuild gives, since nothing else is learned.
 """
 
 from dataclasses import dataclass, field, replace
-from itertools import product
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
-from zeroshot.ops import hold_out, masked_mean, normalize, topk_stream
+from zeroshot.methods import Explanation, Output
+from zeroshot.methods._pairs import (
+    Relative,
+    Rows,
+    Templates,
+    check_more,
+    check_pairs,
+    check_places,
+    check_rows,
+    fitted,
+    relative_scores,
+    strongest,
+)
+from zeroshot.ops import masked_mean, normalize
 
-
-def relative(
-    rows: Float[Tensor, "n d"], anchors: Float[Tensor, "a d"], k: int, p: float
-) -> Float[Tensor, "n a"]:
-    """Each unit row as its `k` largest similarities to the unit `anchors`, to the power `p`."""
-    values, index = topk_stream(rows, anchors, k)
-    described = rows.new_zeros(rows.shape[0], anchors.shape[0])
-    return described.scatter_(1, index, values.clamp_min(0) ** p)
+SAMPLE = 4096
+"""Anchors that a text's length is estimated on in `match`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class ASIF:
     """A coupling by relative representations; `fit` gives it its anchors.
 
     The defaults are the paper's, for a million anchors and more. Small sets want small `k` and
-    `p`: about 50 and 2 for a thousand (`choose` finds them).
+    `p`: about 50 and 2 for a thousand (`auto` finds them).
     """
 
     k: int = 800
@@ -61,13 +70,11 @@ class ASIF:
     """exponent of the similarities kept"""
     center: bool = False
     """subtract the anchors' mean from both sides first (useful where all similarities are high)"""
-    templates: Literal["mean", "max"] = "mean"
+    templates: Templates = "mean"
     """how the scores of a class's prompts become one"""
 
-    anchor_images_: Float[Tensor, "a d"] | None = field(default=None, repr=False, compare=False)
-    anchor_texts_: Float[Tensor, "a e"] | None = field(default=None, repr=False, compare=False)
-    image_mean_: Float[Tensor, " d"] | None = field(default=None, repr=False, compare=False)
-    text_mean_: Float[Tensor, " e"] | None = field(default=None, repr=False, compare=False)
+    anchor_images_: Rows | None = field(default=None, repr=False, compare=False)
+    anchor_texts_: Rows | None = field(default=None, repr=False, compare=False)
 
     transductive: ClassVar[bool] = False
 
@@ -81,35 +88,58 @@ class ASIF:
     ) -> "ASIF":
         """A copy that knows these anchor pairs; row i of both belongs together.
 
+        The rows are kept as they are, not copied: in half precision, or in a mapped file.
+
         Raises:
-            UserError: no anchors, or `k` or `p` out of range.
+            UserError: no anchors, rows that are zero or not finite, `k` or `p` out of range.
         """
+        check_pairs("asif", anchor_images, anchor_texts)
+        return self.on(Rows.of(anchor_images), Rows.of(anchor_texts))
+
+    def on(self, images: Rows, texts: Rows) -> "ASIF":
+        """As `fit`, for checked rows."""
         if self.k < 1 or self.p <= 0:
             raise UserError(f"k={self.k}, p={self.p}: k must be at least 1 and p above 0")
-        if len(anchor_images) == 0 or len(anchor_images) != len(anchor_texts):
-            raise UserError(
-                f"{len(anchor_images)} anchor images and {len(anchor_texts)} anchor texts: "
-                "asif needs as many of one as of the other, and at least one pair"
-            )
-        image_mean = anchor_images.mean(0) if self.center else None
-        text_mean = anchor_texts.mean(0) if self.center else None
         return replace(
             self,
-            anchor_images_=_direction(anchor_images, image_mean),
-            anchor_texts_=_direction(anchor_texts, text_mean),
-            image_mean_=image_mean,
-            text_mean_=text_mean,
+            anchor_images_=replace(images, centred=self.center),
+            anchor_texts_=replace(texts, centred=self.center),
+        )
+
+    def add(self, images: Float[Tensor, "m d"], texts: Float[Tensor, "_m e"]) -> "ASIF":
+        """With these pairs behind the others, as if fitted with all of them."""
+        check_more(images, texts, self._images, self._texts)
+        return replace(
+            self, anchor_images_=self._images.add(images), anchor_texts_=self._texts.add(texts)
+        )
+
+    def remove(self, index: Int[Tensor, " m"]) -> "ASIF":
+        """Without the pairs at these places; the others keep their order."""
+        gone = check_places(index, len(self._images))
+        return replace(
+            self,
+            anchor_images_=self._images.remove(gone),
+            anchor_texts_=self._texts.remove(gone),
         )
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n a"]:
-        """Relative representations of image rows, as long as the paper leaves them."""
-        rows = _direction(images, self.image_mean_)
-        return relative(rows, _fitted(self.anchor_images_), self.k, self.p)
+        """Relative representations of image rows in full, as long as the paper leaves them."""
+        return self.relative_images(images).dense()
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n a"]:
-        """Relative representations of text rows, at unit length."""
-        rows = _direction(texts, self.text_mean_)
-        return normalize(relative(rows, _fitted(self.anchor_texts_), self.k, self.p))
+        """Relative representations of text rows in full, at unit length."""
+        return self.relative_texts(texts).dense()
+
+    def relative_images(self, images: Float[Tensor, "n d"]) -> Relative:
+        """As `map_images`, sparse."""
+        check_rows("images", images, self._images.width)
+        return Relative.of(self._images.directed(images), self._images, self.k, self.p)
+
+    def relative_texts(self, texts: Float[Tensor, "n e"]) -> Relative:
+        """As `map_texts`, sparse."""
+        check_rows("texts", texts, self._texts.width)
+        rows = Relative.of(self._texts.directed(texts), self._texts, self.k, self.p)
+        return rows.at_unit_length()
 
     def scores(
         self,
@@ -119,52 +149,82 @@ class ASIF:
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
         """Similarities of relative representations, reduced over each class's prompts."""
-        described = self.map_images(images)
-        classes, prompts = texts.shape[:2]
-        prompt_rows = self.map_texts(texts.flatten(0, 1)).view(classes, prompts, -1)  # [c, t, a]
+        return self._scores(self.relative_images(images), texts, text_mask)
+
+    def cosines(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t e"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+    ) -> Float[Tensor, "n c"]:
+        """As `scores`, with the image side at unit length too."""
+        return self._scores(self.relative_images(images).at_unit_length(), texts, text_mask)
+
+    def _scores(
+        self,
+        images: Relative,
+        texts: Float[Tensor, "c t e"],
+        text_mask: Bool[Tensor, "c t"] | None,
+    ) -> Float[Tensor, "n c"]:
+        mask = torch.ones(texts.shape[:2], dtype=torch.bool) if text_mask is None else text_mask
+        prompts = self.relative_texts(texts[mask])
+        return relative_scores(images, prompts, mask, self.templates)
+
+    def match(
+        self, images: Float[Tensor, "b m"], texts: Float[Tensor, "b k e"]
+    ) -> Float[Tensor, "b k"]:
+        """Near-cosines of joint image rows with `k` text rows each, for guided decoding.
+
+        Only the image's own anchors are looked at, `sum_i r_i max(0, <t, a_i>)^p`, over the length
+        that the text's similarities to *all* anchors have, none of them dropped (from a sample of
+        the anchors beyond its own, where there are many). Without that length, texts that
+        resemble everything win: docs/couplings.md has the figures.
+        """
+        held, index = normalize(images).topk(min(self.k, images.shape[1]), dim=1)  # [b, i]
+        rows = self._texts.directed(texts.flatten(0, 1)).view_as(texts)
+        anchors = self._texts.take(index.flatten()).view(*index.shape, self._texts.width)
+        similar = (rows @ anchors.transpose(1, 2)).clamp_min(0) ** self.p  # [b, k, i]
+        square = self._square_lengths(rows, similar, index)
+        length = torch.where(square > 0, square.sqrt(), 1)
+        return (similar @ held[:, :, None])[..., 0] / length
+
+    def _square_lengths(
+        self,
+        rows: Float[Tensor, "b k e"],
+        similar: Float[Tensor, "b k i"],
+        own: Int[Tensor, "b i"],
+    ) -> Float[Tensor, "b k"]:
+        """Of the relative rows of texts over all anchors."""
+        count = len(self._texts)
+        sampled = torch.arange(min(count, SAMPLE), device=rows.device) * count // min(count, SAMPLE)
+        power = (rows @ self._texts.take(sampled).T).clamp_min(0) ** (2 * self.p)  # [b, k, s]
+        if count <= SAMPLE:
+            return power.sum(-1)
+        others = torch.stack([~torch.isin(sampled, places) for places in own])  # [b, s]
+        mean = masked_mean(power.transpose(1, 2), others)
+        return (similar**2).sum(-1) + (count - own.shape[1]) * mean
+
+    def explain(
+        self, image: Float[Tensor, " d"], texts: Float[Tensor, "t e"], count: int = 5
+    ) -> Explanation:
+        """The anchors that carried the score of an image for a class with these prompts.
+
+        The share of anchor i is `r_image_i` times the mean over prompts (or, with
+        `templates="max"`, the best prompt's) `r_text_i`.
+        """
+        described = self.relative_images(image[None])
+        prompts = self.relative_texts(texts)
+        products = described.matrix().multiply(prompts.matrix()).tocsr()  # [t, a]
         if self.templates == "mean":
-            return described @ masked_mean(prompt_rows, text_mask).T
-        similarity = torch.einsum("na,cta->nct", described, prompt_rows)
-        if text_mask is not None:
-            similarity = similarity.masked_fill(~text_mask, -torch.inf)
-        return similarity.amax(-1)
+            shares = products.mean(axis=0)
+        else:
+            shares = products[products.sum(axis=1).argmax()].todense()
+        return strongest(torch.from_numpy(np.asarray(shares)[0]), count)
 
+    @property
+    def _images(self) -> Rows:
+        return fitted(self, self.anchor_images_)
 
-def choose(anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "a e"]) -> ASIF:
-    """An unfitted ASIF whose `k`, `p` and `center` suit these pairs.
-
-    Each choice is judged on pairs set aside (a fifth, 200 at most) by the mean reciprocal rank of
-    a held-out picture's own text among the held-out texts. With fewer than 50 pairs there is
-    nothing to judge by: all anchors, p=2.
-    """
-    test, train = hold_out(len(anchor_images))
-    if len(test) < 10:
-        return ASIF(k=max(1, len(anchor_images)), p=2.0)
-
-    def quality(fitted: ASIF) -> float:
-        similarity = fitted.map_images(anchor_images[test]) @ fitted.map_texts(anchor_texts[test]).T
-        rank = (similarity > similarity.diagonal()[:, None]).sum(1) + 1
-        return float((1 / rank).mean())
-
-    neighbours = [k for k in (12, 25, 50, 100, 200, 400, 800) if k <= len(train)]
-    best = max(
-        (
-            replace(fitted, k=k, p=p)
-            for center in (False, True)
-            for fitted in [ASIF(center=center).fit(anchor_images[train], anchor_texts[train])]
-            for k, p in product(neighbours, (1.0, 2.0, 4.0, 8.0))
-        ),
-        key=quality,
-    )
-    return ASIF(k=best.k, p=best.p, center=best.center)
-
-
-def _direction(rows: Float[Tensor, "n d"], mean: Float[Tensor, " d"] | None) -> Tensor:
-    """Unit rows, seen from `mean`."""
-    return normalize(rows if mean is None else rows - mean)
-
-
-def _fitted(learned: Tensor | None) -> Tensor:
-    if learned is None:
-        raise RuntimeError("this ASIF has no anchors yet: call fit(anchor_images, anchor_texts)")
-    return learned
+    @property
+    def _texts(self) -> Rows:
+        return fitted(self, self.anchor_texts_)

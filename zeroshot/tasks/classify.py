@@ -9,13 +9,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot import methods
+from zeroshot.anchors import Anchors
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
+from zeroshot.methods.auto import explain
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder, TextEncoder
-from zeroshot.results import ClassifyResult, Label
+from zeroshot.results import ClassifyResult, Label, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
@@ -86,6 +88,10 @@ class Classifier:
     """Divides the logits."""
     parents: Int[Tensor, " c"] | None = None
     """Of the labels and of the kinds that follow them in `texts`."""
+    explained: int = 0
+    """Anchors named for each picture's best label."""
+    anchors: Anchors | None = None
+    """Those that the method knows, where they are to be named."""
 
     def __call__(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
@@ -114,8 +120,7 @@ class Classifier:
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """What the method says, and raw cosines."""
         if isinstance(self.method, Coupling):
-            given = self.method.scores(rows, self.texts, self.text_mask)
-            cosine = given / self.method.map_images(rows).norm(dim=1, keepdim=True)
+            cosine = self.method.cosines(rows, self.texts, self.text_mask)
             return cosine, cosine
         images, scale = join_images(self.encoder, rows), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
@@ -136,6 +141,19 @@ class Classifier:
             return (logits + (self.encoder.logit_bias or 0.0)).sigmoid()
         return logits.softmax(1)
 
+    def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
+        """The anchors that carried a label of a picture, their shares scaled to its cosine."""
+        if self.anchors is None:
+            return ()
+        texts = self.texts[label][self.text_mask[label]]
+        found = explain(self.method, row, texts, self.explained)
+        scale = cosine / found.score if found.score else 0.0
+        return tuple(
+            Reason(entry.id, share * scale, entry.captions, entry.path)
+            for place, share in zip(found.anchors, found.shares, strict=True)
+            for entry in [self.anchors.entries[place]]
+        )
+
 
 def classifier(
     models: ModelSet,
@@ -150,6 +168,7 @@ def classifier(
     truncate: bool = False,
     learn: Learn | None = None,
     temperature: float = 1.0,
+    explained: int = 0,
 ) -> Classifier:
     """Encode the prompts and make the method ready.
 
@@ -163,6 +182,7 @@ def classifier(
         truncate: cut prompts that are longer than the text encoder reads instead of refusing them.
         learn: shots, unlabelled pictures, a prior, views.
         temperature: divides the logits before the head.
+        explained: how many anchors to name for each picture's best label; couplings alone can.
 
     Raises:
         UserError: a method that does not classify, that lacks what it learns from or has no use
@@ -172,6 +192,11 @@ def classifier(
     learn = learn or Learn()
     scorer = _scorer(models, method, options or {})
     _see_to_arrays(scorer, learn)
+    if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
+        raise UserError(
+            f"{methods.name_of(scorer)} is no sum over anchors, so that none can be named; asif, "
+            "csa and csa_asif explain themselves"
+        )
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
     flat = [sentence for sentences in prompts for sentence in sentences]
     if not truncate:
@@ -192,6 +217,8 @@ def classifier(
         learn.views,
         temperature,
         torch.tensor(learn.parents) if learn.parents else None,
+        explained,
+        models.anchors if explained else None,
     )
 
 
@@ -215,6 +242,7 @@ def classify(
         good = batch.readable
         labels: dict[int, tuple[Label, ...]] = {}
         abstained: dict[int, bool] = {}
+        because: dict[int, tuple[Reason, ...]] = {}
         with meter.stage("scoring"):
             if good:
                 views = None if batch.views is None else batch.views[good]
@@ -224,6 +252,11 @@ def classify(
                 if believe is not None:
                     stands = believe(scores)
                     abstained = {i: not s for i, s in zip(good, stands, strict=True)}
+                if classifier.explained:
+                    because = {
+                        i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
+                        for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
+                    }
         for i, source in enumerate(batch.sources):
             yield ClassifyResult(
                 source=source,
@@ -234,6 +267,7 @@ def classify(
                 labels=labels.get(i, ()),
                 abstained=abstained.get(i, False),
                 scored=classifier.head,
+                because=because.get(i, ()),
             )
 
 
@@ -298,7 +332,11 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
         return scorer
     coupling: Any = chosen
     if models.spec.coupling is not None and models.spec.coupling.method == name:
-        coupling = replace(models.coupling, **{k: getattr(chosen, k) for k in given})
+        if not given:
+            return models.coupled.coupling
+        set_up: Any = models.coupling
+        if methods.name_of(set_up) == name:
+            coupling = replace(set_up, **{k: getattr(chosen, k) for k in given})
     fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
     return fitted
 

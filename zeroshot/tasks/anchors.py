@@ -1,0 +1,216 @@
+"""Pairs to anchors: encode, import, edit, describe.
+
+Every embedding goes through the cache before it is written, so that a build that was killed goes on
+where it stopped: all but the batch in flight is found again.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zeroshot import alignment, methods
+from zeroshot.anchors import Anchors, Entry, Writer
+from zeroshot.errors import UserError
+from zeroshot.methods._pairs import Rows
+from zeroshot.methods.auto import Auto, Report
+from zeroshot.models.base import ImageEncoder, TextEncoder
+from zeroshot.models.names import parse
+from zeroshot.ops import normalize, topk_stream
+from zeroshot.pairs import Pair
+from zeroshot.results import Failure
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks.arrays import read_arrays
+from zeroshot.tasks.embedding import AUTO_BATCH, embed_pictures, embed_texts
+from zeroshot.tasks.meter import Meter
+
+Captions = Literal["mean", "each"]
+SAMPLE = 1000
+"""Pairs that the diagnostics look at."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of pairs as rows; a pair whose picture cannot be read is in `failures` alone."""
+
+    images: Float[Tensor, "n d"]
+    texts: Float[Tensor, "n e"]
+    entries: list[Entry]
+    failures: list[tuple[str, Failure]]
+
+
+def encode(
+    pairs: Iterable[Pair],
+    image_encoder: ImageEncoder,
+    text_encoder: TextEncoder,
+    cache: EmbeddingCache,
+    meter: Meter,
+    *,
+    captions: Captions = "mean",
+    batch_size: int = AUTO_BATCH,
+) -> Iterator[Encoded]:
+    """Rows of every pair, batch by batch.
+
+    Args:
+        captions: `mean` makes one anchor of a picture, its text the unit mean of its captions'
+            unit rows; `each` makes one anchor of each caption.
+    """
+    waiting = iter(pairs)
+    while batch := list(islice(waiting, batch_size)):
+        sources = [pair.source for pair in batch]
+        [embedded] = embed_pictures(sources, image_encoder, cache, meter, batch_size)
+        good = embedded.readable
+        failures = [
+            (pair.id, failure)
+            for pair, failure in zip(batch, embedded.failures, strict=True)
+            if failure is not None
+        ]
+        told = [text for i in good for text in batch[i].captions]
+        rows = embed_texts(told, text_encoder, cache, meter)
+        counts = [len(batch[i].captions) for i in good]
+        entries = [_entry(batch[i]) for i in good]
+        images = embedded.rows[good]
+        if captions == "each":
+            images = images.repeat_interleave(torch.tensor(counts, dtype=torch.long), dim=0)
+            entries = [
+                Entry(f"{entry.id}#{number}", (text,), entry.path)
+                for entry in entries
+                for number, text in enumerate(entry.captions)
+            ]
+        elif good:
+            parts = torch.split(rows, counts)
+            rows = torch.stack([normalize(normalize(part).mean(0)) for part in parts])
+        yield Encoded(images, rows, entries, failures)
+
+
+def _entry(pair: Pair) -> Entry:
+    in_memory = pair.source.content is not None
+    return Entry(pair.id, pair.captions, None if in_memory else pair.source.path)
+
+
+def manifest(out: Path, names: Mapping[str, str | None]) -> str:
+    """A `models.toml` that makes an anchor file a model set."""
+    models = {part: str(parse(name)) for part, name in names.items() if name is not None}
+    tables = [f"[{part}]\nmodel = {json.dumps(model)}\n" for part, model in models.items()]
+    coupling = f'[coupling]\nmethod = "auto"\nanchors = {json.dumps(out.name)}\n'
+    return "\n".join([*tables, coupling])
+
+
+def coupling_table(anchors: Anchors, report: Report) -> str:
+    """What `auto` chose, written down, so that a run need not choose again."""
+    chosen = report.chosen.coupling
+    options = [
+        f"{name} = {json.dumps(getattr(chosen, name))}" for name in methods.options(type(chosen))
+    ]
+    head = [f'method = "{methods.name_of(chosen)}"', f"anchors = {json.dumps(anchors.path.name)}"]
+    return "\n".join(["[coupling]", *head, *options])
+
+
+def from_arrays(
+    path: Path, captions: Path | None, encoders: dict[str, str], out: Path, *, force: bool = False
+) -> int:
+    """An anchor set from `images` and `texts` of an .npz file; how many pairs there are."""
+    arrays = read_arrays(path)
+    found = []
+    for name in ("images", "texts"):
+        array = arrays.get(name, arrays.get(f"anchor_{name}"))
+        if array is None or array.ndim != 2 or array.dtype.kind not in "fiu":
+            held = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items()))
+            raise UserError(f"'{path}' holds {held}; anchors are images [a d] and texts [a e]")
+        rows = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        if not (rows.isfinite().all() and rows.any(1).all()):
+            raise UserError(f"'{path}': {name} has a row that is zero or not finite")
+        found.append(rows)
+    images, texts = found
+    if len(images) != len(texts):
+        raise UserError(
+            f"'{path}': {len(images)} images and {len(texts)} texts; a pair takes one of each"
+        )
+    entries: Sequence[Entry] = [Entry(str(i)) for i in range(len(images))]
+    if captions is not None:
+        entries = _told(captions, len(images))
+    with Writer(out, encoders, force=force) as file:
+        for start in range(0, len(images), 8192):
+            part = slice(start, start + 8192)
+            file.write(images[part], texts[part], entries[part])
+    return file.count
+
+
+def _told(path: Path, count: int) -> tuple[Entry, ...]:
+    """Lines of another file, as those beside an anchor file."""
+    blank = torch.ones(count, 1)
+    if not path.is_file():
+        raise UserError(f"no such file: '{path}'")
+    return Anchors(path.with_suffix(".safetensors"), blank, blank).entries
+
+
+def find_ids(anchors: Anchors, ids: Sequence[str]) -> Int[Tensor, " m"]:
+    """Places of the pairs with these ids; UserError, naming them, for ids that nothing has.
+
+    `photo.jpg` also stands for `photo.jpg#0`, `photo.jpg#1` and so on.
+    """
+    wanted = set(ids)
+    places, seen = [], set()
+    for place, entry in enumerate(anchors.entries):
+        for name in (entry.id, entry.id.rpartition("#")[0]):
+            if name in wanted:
+                places.append(place)
+                seen.add(name)
+                break
+    unknown = sorted(wanted - seen)
+    if unknown:
+        named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
+        raise UserError(f"no anchor called {named} in '{anchors.path}'; nothing was changed")
+    return torch.tensor(places, dtype=torch.long)
+
+
+def find_like(
+    anchors: Anchors, rows: Float[Tensor, "1 e"], count: int
+) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    """Places of the pairs whose texts are nearest to a text's row, and the cosines."""
+    cosines, places = topk_stream(normalize(rows), Rows.of(anchors.texts), count)
+    return places[0], cosines[0]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an anchor set is, and what it is good for."""
+
+    rows: dict[str, Any]
+    report: Report | None
+
+
+def describe(anchors: Anchors, choose: bool = True) -> Description:
+    """Counts, encoders, how alike the two sides are, and the coupling that suits."""
+    entries = anchors.entries
+    captions = sum(len(entry.captions) for entry in entries)
+    rows: dict[str, Any] = {
+        "file": str(anchors.path),
+        "pairs": len(anchors),
+        "images": f"[{len(anchors)}, {anchors.images.shape[1]}]",
+        "texts": f"[{len(anchors)}, {anchors.texts.shape[1]}]",
+        "captions": captions,
+        "fingerprint": anchors.fingerprint,
+        "image encoder": anchors.encoders.get("image_encoder", "not recorded"),
+        "text encoder": anchors.encoders.get("text_encoder", "not recorded"),
+    }
+    if len(anchors) >= 20:
+        order = torch.randperm(len(anchors), generator=torch.Generator().manual_seed(0))[:SAMPLE]
+        images = normalize(anchors.images[order].double())
+        texts = normalize(anchors.texts[order].double())
+        k = 10
+        rows |= {
+            "linear CKA": round(alignment.linear_cka(images, texts), 3),
+            "unbiased CKA": round(alignment.unbiased_cka(images, texts), 3),
+            "mutual 10-NN": f"{alignment.mutual_knn(images, texts, k):.3f} "
+            f"(chance {k / (len(order) - 1):.3f})",
+        }
+    report = Auto().choose(anchors.images, anchors.texts) if choose else None
+    return Description(rows, report)
