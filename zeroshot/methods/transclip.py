@@ -42,11 +42,10 @@ from zeroshot.methods._gmm import (
     Sums,
     adjacency,
     directions,
-    nearest,
     neighbours,
 )
 from zeroshot.methods.ensemble import Ensemble
-from zeroshot.ops import normalize
+from zeroshot.ops import normalize, topk_stream
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def _mixed_up(
 
     What the first `n` rows hold acts between pictures, what the last `m` hold acts from shots.
     """
-    values, index = nearest(known.rows, images, k + 1)
+    values, index = topk_stream(known.rows, images, k + 1)
     shots = adjacency(values[:, 1:], index[:, 1:], len(images))
     rows = torch.cat([shots, graph]).coalesce()
     picture, shot = (

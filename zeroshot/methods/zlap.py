@@ -35,10 +35,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.methods import Output
-from zeroshot.methods._gmm import adjacency, nearest
+from zeroshot.methods._gmm import adjacency
 from zeroshot.methods._prior import warn_if_few
 from zeroshot.methods._shots import Memo
 from zeroshot.methods.ensemble import Ensemble
+from zeroshot.ops import topk_stream
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ class ZLaP:
 
         With `limits`, the range of the graph's cosines, the rows are queries and not in the graph.
         """
-        near, image = nearest(rows, images, self.k)
-        likely, text = nearest(rows, prototypes, self.k)
+        near, image = topk_stream(rows, images, self.k)
+        likely, text = topk_stream(rows, prototypes, self.k)
         cosine = torch.cat([likely, near], 1)
         if self.scale_sim and limits is None:
             cosine = _scaled(cosine, float(cosine.min()), float(cosine.max())).clamp_min(0)
@@ -156,7 +157,7 @@ class ZLaP:
         """Smallest and largest cosine of the bank's edges; only where it is asked for."""
         if not self.scale_sim:
             return 0.0, 1.0
-        both = [nearest(bank, keys, self.k)[0] for keys in (bank, prototypes)]
+        both = [topk_stream(bank, keys, self.k)[0] for keys in (bank, prototypes)]
         return min(float(x.min()) for x in both), max(float(x.max()) for x in both)
 
     def _kept(self, solution: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
