@@ -15,8 +15,9 @@ LAYERS = [
     {"tasks"},
     {"evaluate", "scale", "api"},
     {"terminal"},
-    {"cli_anchors"},
-    {"cli", "cli_calibrate", "web", "", "__main__"},
+    {"cli_run", "cli_anchors"},
+    {"cli_calibrate"},
+    {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}

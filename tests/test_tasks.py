@@ -139,12 +139,12 @@ def test_guided_decoding_matches_texts(coupled):
     picture = Image.open(PICTURES[0]).convert("RGB")
     joint = encoder.encode_images([picture, picture])
     texts = [["a red circle", "a blue star", "a green ring"], ["a star", "red", "a blue heart"]]
-    ours = encoder.match(joint, texts)
+    ours = encoder.matcher()(joint, texts)
     rows = encoder.encode_texts([text for row in texts for text in row]).view(2, 3, -1)
     expected = torch.einsum("bm,bkm->bk", joint, rows)
     assert ours.shape == (2, 3)
     assert torch.equal(ours.argmax(1), expected.argmax(1))
-    assert encoder.match(joint[:0], []).shape == (0, 0)
+    assert encoder.matcher()(joint[:0], []).shape == (0, 0)
 
 
 def test_a_coupled_encoder_is_a_dual_encoder(coupled):

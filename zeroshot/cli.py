@@ -7,26 +7,35 @@ available, 130 interrupted with everything so far written.
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zeroshot import cli_anchors
+from zeroshot import cli_anchors, cli_calibrate
+from zeroshot.cli_run import (
+    Images,
+    Json,
+    Labels,
+    LanguageModel,
+    LongText,
+    Method,
+    MethodOptions,
+    Run,
+    Score,
+    Templates,
+    on_pictures,
+    option,
+    read_options,
+)
 from zeroshot.errors import UserError, ZeroshotError
 
 if TYPE_CHECKING:
     from zeroshot.images import Source
-    from zeroshot.model_set import ModelSet
-    from zeroshot.records import Output
-    from zeroshot.results import CaptionResult, Result
-    from zeroshot.store import EmbeddingCache
-    from zeroshot.tasks.meter import Meter
+    from zeroshot.results import CaptionResult
 
 INTERRUPTED = 130
 
@@ -43,244 +52,6 @@ cache_app = typer.Typer(help="The cache of embeddings: what it holds, making roo
 app.add_typer(models_app, name="models", no_args_is_help=True)
 app.add_typer(cache_app, name="cache", no_args_is_help=True)
 app.add_typer(cli_anchors.app, name="anchors", no_args_is_help=True)
-
-
-def option(*names: str, env: str, help: str, **more: Any) -> Any:
-    """A typer option with its `ZEROSHOT_*` variable."""
-    return typer.Option(*names, envvar=f"ZEROSHOT_{env}", help=help, **more)
-
-
-Images = Annotated[
-    list[str],
-    typer.Argument(
-        help="Files, folders (with all below), globs, or - for paths on standard input."
-    ),
-]
-Method = Annotated[
-    str | None, option("--method", env="METHOD", help="The method; 'zeroshot methods' lists them.")
-]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the method: -o k=45."),
-]
-LanguageModel = Annotated[
-    str | None, option("--lm", env="LM", help="Replace the set's language model.")
-]
-Labels = Annotated[
-    str | None,
-    option("--labels", env="LABELS", help="cat,dog,bird, a .txt or .json file, or imagenet."),
-]
-Templates = Annotated[
-    str,
-    option(
-        "--templates",
-        env="TEMPLATES",
-        help="simple (7), openai (80), none, waffle (30 random ones), 'a photo of a {}', "
-        "a .txt file, or a .json file of sentences per class.",
-    ),
-]
-Score = Annotated[
-    Literal["auto", "softmax", "sigmoid", "cosine"],
-    option("--score", env="SCORE", help="What a score is; auto is the model's own."),
-]
-LongText = Annotated[
-    Literal["error", "truncate"],
-    option("--long-text", env="LONG_TEXT", help="Prompts longer than the encoder reads."),
-]
-Json = Annotated[bool, option("--json", env="JSON", help="JSON lines on standard output.")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The options that all commands on pictures share: models, output, how loud to be."""
-
-    models: Annotated[
-        str,
-        option(
-            "--models",
-            env="MODELS",
-            help="Model set: pocket, base, fast, best, or a directory with a models.toml.",
-        ),
-    ] = "base"
-    encoder: Annotated[
-        str | None,
-        option(
-            "--encoder",
-            env="ENCODER",
-            help="Replace the set's encoder: open_clip:ViT-B-32/openai, hf:./directory; "
-            "'coupled' is the set's own unimodal pair.",
-        ),
-    ] = None
-    device: Annotated[str, option(env="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    precision: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        option(env="PRECISION", help="Of the models; scores are always fp32."),
-    ] = "auto"
-    batch_size: Annotated[
-        str,
-        option(env="BATCH_SIZE", help="Pictures at a time; halved when memory runs out."),
-    ] = "auto"
-    out: Annotated[
-        Path | None,
-        option(env="OUT", help="Write rows to a file: .jsonl, .csv, .parquet or .txt."),
-    ] = None
-    json: Json = False
-    overwrite: Annotated[
-        bool,
-        option(
-            "--overwrite/--resume",
-            env="OVERWRITE",
-            help="Begin --out anew, or go on where it stops.",
-        ),
-    ] = False
-    retry_failed: Annotated[
-        bool, option("--retry-failed", env="RETRY_FAILED", help="Try failed rows of --out again.")
-    ] = False
-    limit: Annotated[
-        int | None, option(env="LIMIT", help="Stop after this many pictures.", min=1)
-    ] = None
-    cache: Annotated[
-        bool, option("--cache/--no-cache", env="USE_CACHE", help="Keep and reuse embeddings.")
-    ] = True
-    offline: Annotated[bool, option("--offline", env="OFFLINE", help="Never ask the network.")] = (
-        False
-    )
-    trust_remote_code: Annotated[
-        bool,
-        option(
-            "--trust-remote-code",
-            env="TRUST_REMOTE_CODE",
-            help="Run Python code that comes with a model, with all your rights on this machine.",
-        ),
-    ] = False
-    quiet: Annotated[
-        bool, option("--quiet", "-q", env="QUIET", help="No progress and no summary.")
-    ] = False
-    verbose: Annotated[
-        bool,
-        option("--verbose", "-v", env="VERBOSE", help="Say what was encoded, cached and timed."),
-    ] = False
-
-    def model_set(self, language_model: str | None = None) -> "ModelSet":
-        """The models asked for; nothing is loaded yet."""
-        from zeroshot.model_set import resolve
-
-        return resolve(
-            self.models,
-            encoder=self.encoder,
-            language_model=language_model,
-            device=self.device,
-            precision=self.precision,
-            offline=self.offline,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    def open_cache(self) -> "EmbeddingCache":
-        """The user's cache, or one that holds nothing."""
-        from zeroshot.store import EmbeddingCache, NullCache
-
-        return EmbeddingCache() if self.cache else NullCache()
-
-    @property
-    def at_once(self) -> int:
-        """Pictures in a batch."""
-        from zeroshot.tasks.embedding import AUTO_BATCH
-
-        if self.batch_size == "auto":
-            return AUTO_BATCH
-        if not self.batch_size.isdecimal() or int(self.batch_size) == 0:
-            raise UserError(f"--batch-size {self.batch_size}: auto or a number of at least 1")
-        return int(self.batch_size)
-
-    def sources(self, images: Sequence[str]) -> "list[Source]":
-        """The pictures that `images` name; what a folder holds besides is mentioned."""
-        from zeroshot import terminal
-        from zeroshot.images import find
-
-        found = find(images)
-        if found.left_out and not self.quiet:
-            terminal.say(_left_out(found.left_out))
-        return list(found.sources[: self.limit])
-
-    def show(
-        self,
-        sources: "list[Source]",
-        task: "Callable[[list[Source]], Iterator[Result]]",
-        cache: "EmbeddingCache",
-        meter: "Meter",
-        schema: str,
-        settings: Callable[[], dict[str, Any]],
-    ) -> None:
-        """Run `task` on what is still to do; show and write its results; end with a summary.
-
-        Raises:
-            typer.Exit: with code 3, when a picture failed.
-        """
-        from zeroshot import terminal
-
-        output = self._output(schema, settings)
-        if output is not None:
-            sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
-        try:
-            with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
-                for result in task(sources) if sources else ():
-                    if output is not None:
-                        output.write([result.row()])
-                    screen.add(result, meter)
-        finally:
-            if output is not None:
-                output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
-        if not self.quiet:
-            for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
-                terminal.say(line)
-        if cache.trouble is not None:
-            terminal.say(cache.trouble)
-        if meter.failed:
-            raise typer.Exit(3)
-
-    def _output(self, schema: str, settings: Callable[[], dict[str, Any]]) -> "Output | None":
-        from zeroshot.records import Output
-
-        if self.out is None:
-            return None
-        return Output(
-            self.out,
-            schema,
-            settings(),
-            overwrite=self.overwrite,
-            retry_failed=self.retry_failed,
-        )
-
-    def _shown(self) -> Literal["json", "table", "nothing"]:
-        """JSON when asked for or piped; with a file to fill, rows are shown only when asked for."""
-        if self.json:
-            return "json"
-        if self.out is not None:
-            return "nothing"
-        return "table" if sys.stdout.isatty() else "json"
-
-
-def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `run` becomes the options of `Run`."""
-    own = {n: p for n, p in inspect.signature(command).parameters.items() if n != "run"}
-    hints = get_type_hints(Run, globalns=globals(), include_extras=True)
-    shared = {
-        f.name: inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
-        )
-        for f in dataclasses.fields(Run)
-    }
-
-    @functools.wraps(command)
-    def call(**given: Any) -> None:
-        run = Run(**{name: given.pop(name) for name in shared})
-        command(run=run, **given)
-
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
-    parameters += shared.values()
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    return call
 
 
 @app.command()
@@ -454,7 +225,6 @@ def classify(
             "classify needs pictures and --labels (or --hierarchy), or --embeddings FILE.npz"
         )
     from zeroshot import prompts, terminal
-    from zeroshot.cli_calibrate import belief, calibration_for
     from zeroshot.tasks import classify as task
     from zeroshot.tasks.compare import compare_pictures
     from zeroshot.tasks.labelled import read_hierarchy, read_labelled, read_prior
@@ -503,10 +273,10 @@ def classify(
             terminal.show_comparison(found)
             return
         ready = make(method, read_options(option))
-        made = None if calibration is None else calibration_for(calibration, ready)
+        made = None if calibration is None else cli_calibrate.calibration_for(calibration, ready)
         if made is not None:
             ready = dataclasses.replace(ready, temperature=made.temperature)
-        believe = belief(made, abstain, prompts.fingerprint(sentences), ready)
+        believe = cli_calibrate.belief(made, abstain, prompts.fingerprint(sentences), ready)
         run.show(
             sources,
             lambda todo: task.classify(
@@ -571,6 +341,9 @@ def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str])
     if not run.quiet:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())
         terminal.say(f"wrote {run.out}: {shapes}")
+
+
+app.command()(cli_calibrate.calibrate)
 
 
 @app.command()
@@ -724,35 +497,6 @@ def _zeroshot(
     ] = False,
 ) -> None:
     pass
-
-
-def _id(source: "Source", cache: "EmbeddingCache") -> str | None:
-    try:
-        return cache.file_id(source.path or "")
-    except OSError:
-        return None
-
-
-def _left_out(files: tuple[str, ...]) -> str:
-    named = ", ".join(Path(file).name for file in files[:3])
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    holds = "file that holds" if len(files) == 1 else "files that hold"
-    return f"left out {len(files)} {holds} no picture: {named}{more}"
-
-
-def read_options(given: list[str] | None) -> dict[str, str]:
-    """`["k=45"]` as a dict; the method's dataclass gives the types."""
-    options = {}
-    for text in given or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"-o {text}: options are written KEY=VALUE, for example -o k=45")
-        options[key] = value
-    return options
-
-
-# Commands in files of their own take what is defined above, so their import comes here.
-from zeroshot import cli_calibrate as _cli_calibrate  # noqa: E402, F401
 
 
 def main() -> None:

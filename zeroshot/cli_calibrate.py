@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeroshot.cli import (
+from zeroshot.cli_run import (
     Labels,
     LongText,
     Method,
@@ -13,7 +13,6 @@ from zeroshot.cli import (
     Run,
     Score,
     Templates,
-    app,
     on_pictures,
     option,
     read_options,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from zeroshot.tasks.classify import Believe, Classifier
 
 
-@app.command()
 @on_pictures
 def calibrate(
     run: Run,

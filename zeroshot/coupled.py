@@ -55,18 +55,12 @@ class CoupledEncoder:
         encode = self.text_encoder.session()
         return lambda texts: self.join_texts(encode(texts).cpu())
 
-    def match(
-        self, images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
-    ) -> Float[Tensor, "b k"]:
-        """Cosines of joint image rows with `k` texts each, for guided decoding.
-
-        For ASIF these look at the image's own anchors alone; `methods.asif` says how near that is
-        to `join_images @ join_texts`.
-        """
-        return self.matcher()(images, texts)
-
     def matcher(self) -> Matcher:
-        """See `models.base.DualEncoder`; `match` that remembers."""
+        """See `models.base.DualEncoder`.
+
+        For ASIF these cosines look at the image's own anchors alone; `methods.asif` says how near
+        that is to `join_images @ join_texts`.
+        """
         encode = self.text_encoder.session()
 
         def match(
