@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts"},
+    {"errors", "ops", "metrics", "caption_metrics", "treebank", "prompts"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
