@@ -23,12 +23,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from zeroshot.errors import UserError, unknown
+from zeroshot.errors import UserError
 from zeroshot.treebank import tokenize
 
 Words = Sequence[str]
@@ -267,7 +266,7 @@ def cider(
     captions: Sequence[str],
     references: Sequence[Sequence[str]],
     *,
-    variant: Literal["d", "plain"] = "d",
+    plain: bool = False,
     frequency: DocumentFrequency | None = None,
 ) -> Score:
     """CIDEr, from 0 to 10; the corpus's is the mean of its captions'.
@@ -275,17 +274,14 @@ def cider(
     Args:
         captions: one for each picture.
         references: texts for each picture.
-        variant: `d` is CIDEr-D, which pycocoevalcap and the tables of papers call CIDEr; `plain` is
-            without clipping and without the penalty on lengths.
+        plain: without clipping and without the penalty on lengths, as the paper first defines it;
+            CIDEr-D otherwise, which pycocoevalcap and the tables of papers call CIDEr.
         frequency: of the n-grams; that of `references` without one.
 
     Raises:
         UserError: captions and references that do not fit, a single picture without `frequency`.
     """
-    if variant not in ("d", "plain"):
-        raise unknown("CIDEr variant", variant, ("d", "plain"))
-    clipped, plain = _ciders(*_tokenized(captions, references), frequency)
-    return clipped if variant == "d" else plain
+    return _ciders(*_tokenized(captions, references), frequency)[plain]
 
 
 # --- all of them --------------------------------------------------------------------------------
