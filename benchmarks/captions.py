@@ -2,7 +2,7 @@
 
     python benchmarks/captions.py SET PICTURES CAPTIONS.jsonl
     python benchmarks/captions.py pocket pictures captions.jsonl --method magic --method retrieve
-    python benchmarks/captions.py SET PICTURES CAPTIONS.jsonl -o beta=1 --out captions/
+    python benchmarks/captions.py SET PICTURES CAPTIONS.jsonl --method magic:beta=1,k=25 --out said
 
 A row of the file: {"file": "0001.jpg", "captions": ["A dog running on grass.", ...]}. CPU-seconds
 are those of the process after a first picture, which sets up what is set up once (the texts that
@@ -42,28 +42,28 @@ def main() -> None:
     parser.add_argument("models", metavar="SET", help="a model set, its name or directory")
     parser.add_argument("pictures", metavar="PICTURES", type=Path)
     parser.add_argument("captions", metavar="CAPTIONS", type=Path, help="JSON lines")
-    parser.add_argument("--method", action="append", help="again for another; magic without one")
     parser.add_argument(
-        "-o", action="append", default=[], metavar="KEY=VALUE", help="of each method"
+        "--method", action="append", help="NAME or NAME:KEY=VALUE,...; again for another"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for METHOD.jsonl, captions and scores")
+    parser.add_argument(
+        "--out", type=Path, help="folder for 1-METHOD.jsonl, ...: captions and CIDEr"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    given = {key: json.loads(value) for key, value in (pair.split("=") for pair in options.o)}
     models = zeroshot.load(options.models, device="cpu")
     pictures = [Path(source.path) for source in find(options.pictures).sources]
     truth = references(options.captions, [path.name for path in pictures])
     print(f"| method | {' | '.join(COLUMNS)} | CPU-s a picture | pictures |")
     print("|---|" + "---|" * (len(COLUMNS) + 2))
-    for method in options.method or ["magic"]:
+    for number, method in enumerate(options.method or ["magic"], 1):
+        name, _, pairs = method.partition(":")
+        given = dict(pair.split("=") for pair in pairs.split(",") if pair)
         with tempfile.TemporaryDirectory() as folder:
             kept = Path(folder)
-            zeroshot.caption(pictures[:1], models, method, cache=EmbeddingCache(kept), **given)
+            zeroshot.caption(pictures[:1], models, name, cache=EmbeddingCache(kept), **given)
             begin = time.process_time()
-            results = zeroshot.caption(
-                pictures, models, method, cache=EmbeddingCache(kept), **given
-            )
+            results = zeroshot.caption(pictures, models, name, cache=EmbeddingCache(kept), **given)
             seconds = (time.process_time() - begin) / len(pictures)
         if results.failed:
             sys.exit(f"{results.failed[0].path}: {results.failed[0].error.message}")
@@ -74,7 +74,7 @@ def main() -> None:
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             rows = zip(pictures, texts, truth, scores.cider.each.tolist(), strict=True)
-            (options.out / f"{method}.jsonl").write_text(
+            (options.out / f"{number}-{name}.jsonl").write_text(
                 "".join(
                     json.dumps(
                         {"file": p.name, "prediction": text, "references": own, "cider": cider},

@@ -1,10 +1,17 @@
 """Caption metrics against loops and exact fractions, by hand, and by what must be true of them."""
 
+import gzip
+import json
 import math
+import runpy
+import shutil
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -309,3 +316,59 @@ def test_distinct_and_repeated_by_hand():
     assert diversity(texts) == pytest.approx(4 / 6 * 3 / 4)
     with pytest.raises(UserError, match="no texts"):
         rep_n([], 2)
+
+
+def script(name, monkeypatch, *arguments):
+    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def json_lines(path, rows):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def test_the_script_prints_the_figures_of_a_file(tmp_path, monkeypatch, capsys):
+    rows = [{"prediction": c, "references": r} for c, r in zip(CAPTIONS, REFERENCES, strict=True)]
+    script("caption_metrics", monkeypatch, json_lines(tmp_path / "captions.jsonl.gz", rows))
+    printed = capsys.readouterr().out
+    percent = caption_scores(CAPTIONS, REFERENCES).percent()
+    assert f"| {' | '.join(f'{value:.2f}' for value in percent.values())} |" in printed
+    assert "5 captions of" in printed
+
+
+def test_the_script_captions_pictures_and_scores_them(tmp_path, monkeypatch, capsys):
+    scenes = Path(__file__).parent.parent / "examples" / "scenes"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    said = []
+    for line in (scenes / "captions.jsonl").read_text("utf-8").splitlines()[:2]:
+        row = json.loads(line)
+        shutil.copy(scenes / row["path"], pictures)
+        said.append({"file": row["path"], "captions": [row["caption"]]})
+    file = json_lines(tmp_path / "captions.jsonl", said)
+    script(
+        "captions",
+        monkeypatch,
+        *("pocket", pictures, file, "--method", "magic:k=2", "--method", "magic:k=4,beta=1.5"),
+        *("--out", tmp_path / "out", "--threads", torch.get_num_threads()),
+    )
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in table] == [
+        "| method",
+        "|---|---|---|---|---|---|---|",
+        "| magic:k=2",
+        "| magic:k=4,beta=1.5",
+    ]
+    said_by_magic = (tmp_path / "out" / "2-magic.jsonl").read_text("utf-8")
+    rows = [json.loads(line) for line in said_by_magic.splitlines()]
+    percent = caption_scores(
+        [row["prediction"] for row in rows], [row["references"] for row in rows]
+    ).percent()
+    assert f"| {percent['CIDEr']:.2f} |" in table[-1]
+    (pictures / said[0]["file"]).unlink()
+    with pytest.raises(SystemExit, match="captions without a picture"):
+        script("captions", monkeypatch, "pocket", pictures, file)
