@@ -51,9 +51,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    models = zeroshot.load(options.models, device="cpu")
     pictures = [Path(source.path) for source in find(options.pictures).sources]
     truth = references(options.captions, [path.name for path in pictures])
+    models = zeroshot.load(options.models, device="cpu")
     print(f"| method | {' | '.join(COLUMNS)} | CPU-s a picture | pictures |")
     print("|---|" + "---|" * (len(COLUMNS) + 2))
     for number, method in enumerate(options.method or ["magic"], 1):

@@ -312,9 +312,9 @@ def caption_scores(
     *,
     frequency: DocumentFrequency | None = None,
 ) -> CaptionScores:
-    """Every metric that compares captions with references; a text is tokenised once.
+    """Every metric that compares captions with references, in one pass over the texts.
 
-    >>> caption_scores(["a dog runs"], [["a dog runs on grass", "the dog runs"]], frequency=...)
+    >>> caption_scores(["a dog runs", "two bikes"], [["the dog runs"], ["bikes"]]).percent()
     """
     words, texts = _tokenized(captions, references)
     return CaptionScores(
