@@ -5,7 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts"},
+    {"errors", "ops", "metrics", "prompts", "treebank"},
+    {"caption_metrics"},
     {"alignment"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
