@@ -56,10 +56,15 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
 
 
-def lm_tokenizer() -> GPT2Tokenizer:
-    """GPT-2's with a start and a padding token, as the published MaGiC models have."""
+def lm_tokenizer(more: tuple[str, ...] = ("on",)) -> GPT2Tokenizer:
+    """GPT-2's with a start and a padding token, as the published MaGiC models have.
+
+    The word "on" ends a list of things, so it must not be two tokens: CLIP judges texts after each
+    token, and "a red heart o" fits no picture.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = learn_merges([*vocabulary(), *(f"Ġ{word}" for word in vocabulary())])
+    words = sorted({*vocabulary(), *more})
+    merges = learn_merges([*words, *(f"Ġ{word}" for word in words)])
     vocab = number([*letters, *map("".join, merges), END, START, PAD])
     return GPT2Tokenizer(
         vocab=vocab,

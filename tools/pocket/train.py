@@ -387,7 +387,7 @@ class ClipTrainer:
     ) -> None:
         self.pool, self.rng, self.device, self.batch = pool, rng, device, batch
         self.tokenizer = clip_tokenizer()
-        lm = lm_tokenizer()
+        lm = lm_tokenizer(more=())
         self.lm_tokens = [lm.decode([i]) for i in range(len(lm)) if i not in lm.all_special_ids]
         self.model = make_clip(self.tokenizer).to(device)
         self.grid_heads, self.scene_heads = GridHeads(128).to(device), SceneHeads(128).to(device)
@@ -605,14 +605,15 @@ def main() -> None:
         return max(4, int(n * options.scale))
 
     start = time.time()
-    pool = with_mirror_images(
-        render_pool(scaled(40_000), options.seed, workers=os.cpu_count() or 2)
-    )
-    print(f"pool of {len(pool)} pictures {time.time() - start:.0f} s", flush=True)
+    if options.only in (None, "lm"):  # which needs no pictures
+        save_half(train_lm(lm, device, scaled(800)), lm_tokenizer(), out / "lm")
+    if options.only != "lm":
+        pool = with_mirror_images(
+            render_pool(scaled(40_000), options.seed, workers=os.cpu_count() or 2)
+        )
+        print(f"pool of {len(pool)} pictures {time.time() - start:.0f} s", flush=True)
     if options.only in (None, "coupling"):
         make_coupling(pool, coupling, device, scaled, out)
-    if options.only in (None, "lm"):
-        save_half(train_lm(lm, device, scaled(800)), lm_tokenizer(), out / "lm")
     if options.only in (None, "clip"):
         trainer = train_clip(pool, clip, device, scaled)
         save_half(trainer.model, trainer.tokenizer, out / "clip")
