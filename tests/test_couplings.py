@@ -264,6 +264,15 @@ class TestCoupling:
         given = normalize(self.queries).float(), normalize(self.prompts).float()[:, None]
         assert fitted.cosines(*given).isfinite().all()
 
+    def test_int8_anchors(self, name):
+        """What counts is their direction: as the unit rows that they are multiples of."""
+        sides = [normalize(side).mul(700).round().clamp(-127, 127) for side in world(150)]
+        known = self.fit(name).coupling_ if name == "auto" else COUPLINGS[name]
+        given = self.queries.float(), self.prompts.float()[:, None]
+        ours = known.fit(*(side.to(torch.int8) for side in sides)).cosines(*given)
+        expected = known.fit(*(normalize(side).float() for side in sides)).cosines(*given)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
     @pytest.mark.parametrize("pairs", [1, 2, 3, 12])
     def test_few_pairs(self, name, pairs):
         """Right answers, or one message that says what is missing."""

@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from zeroshot.errors import UserError
@@ -83,9 +83,7 @@ class ASIF:
         """A similarity, not a cosine: the image side is not normalised, as in the paper."""
         return "similarity"
 
-    def fit(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
-    ) -> "ASIF":
+    def fit(self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]) -> "ASIF":
         """A copy that knows these anchor pairs; row i of both belongs together.
 
         The rows are kept as they are, not copied: in half precision, or in a mapped file.
