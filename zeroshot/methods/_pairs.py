@@ -234,8 +234,14 @@ class Relative:
     @classmethod
     def of(cls, rows: Float[Tensor, "n d"], anchors: Rows, k: int, p: float) -> "Relative":
         """Each unit row as its `k` largest similarities to the anchors, to the power `p`."""
-        values, index = topk_stream(rows, anchors, k)
-        return cls(index.int(), values.clamp_min(0) ** p, len(anchors))
+        return cls.near(*topk_stream(rows, anchors, k), len(anchors), p)
+
+    @classmethod
+    def near(
+        cls, values: Float[Tensor, "n k"], index: Int[Tensor, "n k"], width: int, p: float
+    ) -> "Relative":
+        """Of similarities to these places, to the power `p`; a place of -1 counts for nothing."""
+        return cls(index.clamp_min(0).int(), values.clamp_min(0) ** p, width)
 
     def __len__(self) -> int:
         return len(self.values)
