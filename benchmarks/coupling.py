@@ -1,4 +1,4 @@
-"""What couplings cost on a CPU: `python benchmarks/coupling.py [--largest 1600000]`.
+"""What couplings cost on a CPU: `python benchmarks/coupling.py [--largest 1600000] [--index N]`.
 
 Beside the figures of ours stands a plain reference in the same run, and their answers are checked
 to be equal. CPU-seconds of one thread, so that a busy machine changes little; the best of three.
@@ -9,6 +9,7 @@ import argparse
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,11 +148,45 @@ def edits(coupling: Any, images: torch.Tensor, texts: torch.Tensor) -> str:
     )
 
 
+def approximate(count: int) -> None:
+    """ASIF with and without an index: 100 pictures and 100 texts that are no anchors."""
+    kind = torch.float16 if count >= 1_000_000 else torch.float32
+    images, texts = rows(count, DIM, 1, kind), rows(count, TEXT_DIM, 1, kind)
+    queries, prompts = rows(100, DIM, 2), rows(100, TEXT_DIM, 3)
+    print(f"\n{count} anchors, k={K}; 100 pictures x 100 classes, and one x one\n")
+    print("| index | fit s | query s | one s | recall | same best |\n|---|---|---|---|---|---|")
+    found: Any = None
+    for index in ("exact", "ivf"):
+        coupling = ASIF(k=K, index=index)  # type: ignore[arg-type]
+        with warnings.catch_warnings(record=True):
+            fit, fitted = seconds(lambda c=coupling: c.fit(images, texts), 1)
+        query, scores = seconds(lambda f=fitted: f.scores(queries, prompts[:, None]), 1)
+        one, _ = seconds(lambda f=fitted: f.scores(queries[:1], prompts[:1, None]))
+        sides = fitted.relative_images(queries).index, fitted.relative_texts(prompts).index
+        if found is None:
+            found = sides, scores.argmax(1)
+        recalls = [
+            np.mean([np.isin(a, b).mean() for a, b in zip(true, side, strict=True)])
+            for true, side in zip(found[0], sides, strict=True)
+        ]
+        same = (scores.argmax(1) == found[1]).double().mean()
+        told = " and ".join(f"{recall:.3f}" for recall in recalls)
+        print(
+            f"| {index} | {fit:.2f} | {query:.2f} | {one:.3f} | {told} | {same:.2f} |", flush=True
+        )
+        if index == "ivf":
+            said = fitted.image_index_.recall, fitted.text_index_.recall
+            print(f"\nas measured on anchors: {said[0]:.3f} and {said[1]:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--largest", type=int, default=1_000_000)
+    parser.add_argument("--index", type=int, help="only this: so many anchors, with an index")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, one thread")
+    if given.index:
+        return approximate(given.index)
     stages()
     sizes(given.largest)
 

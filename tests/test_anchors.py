@@ -352,6 +352,44 @@ def test_a_large_file_is_mapped(tmp_path, monkeypatch):
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_int8_rows(tmp_path, monkeypatch, mapped):
+    """Each number is off by half a step at most, a step being the row's largest over 127."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(40, 6, generator=generator), torch.randn(40, 4, generator=generator)
+    np.savez("a.npz", images=images.numpy(), texts=texts.numpy())
+    assert run(["anchors", "import", "a.npz", "--int8", "--out", "a.safetensors"]) == 0
+    kept = load_file("a.safetensors")
+    for name, rows in (("images", images), ("texts", texts)):
+        step = rows.abs().amax(1, keepdim=True) / 127
+        assert kept[name].dtype == torch.int8
+        assert ((kept[name] * step - rows).abs() <= step * 0.5001).all()
+    if mapped:
+        monkeypatch.setattr(files, "MAPPED_BYTES", 10)
+    found = read_anchors(Path("a.safetensors"))
+    assert found.images.dtype == (torch.int8 if mapped else torch.float32)
+    torch.testing.assert_close(normalize(found.images.float()), normalize(kept["images"].float()))
+    # an edit writes the others as they were, and what is used of a mapped file is right
+    assert run(["anchors", "remove", "a.safetensors", "--id", "3", "--out", "b.safetensors"]) == 0
+    others = torch.arange(40) != 3
+    assert torch.equal(load_file("b.safetensors")["texts"], kept["texts"][others])
+    assert run(["anchors", "import", "a.npz", "--int8", "--half", "--out", "c.safetensors"]) == 2
+
+
+@pytest.mark.parametrize("form", [[], ["--half"], ["--int8"]])
+def test_a_mapped_set_classifies(folder, monkeypatch, capsys, form):
+    """Also its scale is found from rows of few bits; ten pairs set aside are needed for it."""
+    monkeypatch.setattr(files, "MAPPED_BYTES", 10)
+    for number in range(51):
+        Path("pics", f"{number}.png").write_bytes(SCENES[number % 4].read_bytes())
+        Path("pics", f"{number}.txt").write_text(f"{CAPTIONS[number % 4][0]} {number}")
+    assert build("--out", "mine/anchors.safetensors", *form) == 0
+    line = f"classify {SCENES[0]} --labels heart,star --models mine --json --method asif -o k=5"
+    assert run(line.split()) == 0
+    assert "asif" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [

@@ -169,4 +169,4 @@ def test_fit_returns_a_new_object_and_keeps_its_input():
     assert plain.anchor_images_ is None
     assert fitted.anchor_images_ is not None
     assert torch.equal(images, GOLDEN["anchors_img"])
-    assert repr(fitted) == "ASIF(k=800, p=8.0, center=False, templates='mean')"
+    assert repr(fitted) == "ASIF(k=800, p=8.0, center=False, templates='mean', index='exact')"

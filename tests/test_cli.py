@@ -341,6 +341,7 @@ def test_methods_models_and_cache(zeroshot):
         "p": 8.0,
         "center": False,
         "templates": "mean",
+        "index": "exact",
     }
     assert all(option["about"] for option in asif["options"])
     _, rows, _ = zeroshot("models", "list")

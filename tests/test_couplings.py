@@ -1,5 +1,7 @@
 """Couplings against equations in numpy, against their authors' output, and on known worlds."""
 
+import sys
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,8 +9,8 @@ import torch
 
 from tests.test_asif import arrays
 from zeroshot import ops
-from zeroshot.errors import UserError
-from zeroshot.methods import _pairs, name_of
+from zeroshot.errors import ApproximateWarning, NotAvailableError, UserError
+from zeroshot.methods import _index, _pairs, name_of
 from zeroshot.methods._pairs import Rows
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.auto import Auto
@@ -263,6 +265,15 @@ class TestCoupling:
         fitted = COUPLINGS[name].fit(normalize(self.images).half(), normalize(self.texts).half())
         given = normalize(self.queries).float(), normalize(self.prompts).float()[:, None]
         assert fitted.cosines(*given).isfinite().all()
+
+    def test_int8_anchors(self, name):
+        """What counts is their direction: as the unit rows that they are multiples of."""
+        sides = [normalize(side).mul(700).round().clamp(-127, 127) for side in world(150)]
+        known = self.fit(name).coupling_ if name == "auto" else COUPLINGS[name]
+        given = self.queries.float(), self.prompts.float()[:, None]
+        ours = known.fit(*(side.to(torch.int8) for side in sides)).cosines(*given)
+        expected = known.fit(*(normalize(side).float() for side in sides)).cosines(*given)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
     @pytest.mark.parametrize("pairs", [1, 2, 3, 12])
     def test_few_pairs(self, name, pairs):
@@ -546,6 +557,42 @@ def test_pieces_are_rows():
             assert all(len(block) <= size for block in held.blocks(size))
         some = torch.randint(len(whole), (11,))
         torch.testing.assert_close(held.take(some), directed[some])
+
+
+def test_approximate_search(monkeypatch):
+    """All cells looked into: the exact answer. One cell alone: less, and the recall says so."""
+    images, texts = world(900, dtype=torch.float32)
+    queries, prompts = world(9, dtype=torch.float32)
+    exact = ASIF(k=40, p=2.0, center=True).fit(images, texts)
+    expected = exact.scores(queries, prompts[:, None])
+    approximate = ASIF(k=40, p=2.0, center=True, index="ivf")
+    monkeypatch.setattr(_index, "SHARE", 1)
+    with pytest.warns(ApproximateWarning, match=r"900 anchor \w+ finds 1\.000 of the 40"):
+        fitted = approximate.fit(images, texts)
+    ours = fitted.scores(queries, prompts[:, None])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(_index, "SHARE", 30)
+    with pytest.warns(ApproximateWarning):
+        few = approximate.fit(images, texts)
+    truth = normalize(images - images.mean(0))[torch.arange(100) * 9]
+    keys = normalize(images - images.mean(0))
+    near = (truth @ keys.T).topk(40, dim=1).indices
+    held = few.image_index_.topk(truth, 40)[1]
+    recall = (
+        torch.stack([torch.isin(n, h) for n, h in zip(near, held, strict=True)]).double().mean()
+    )
+    assert few.image_index_.recall == pytest.approx(float(recall), abs=2e-3)
+    assert 0.1 < recall < 0.95
+    assert few.scores(queries, prompts[:, None]).isfinite().all()
+    # what was edited searches exactly
+    edited = few.add(images[:2], texts[:2]).remove(torch.tensor([900, 901]))
+    torch.testing.assert_close(edited.scores(queries, prompts[:, None]), expected)
+
+
+def test_no_faiss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(NotAvailableError, match=r"zeroshot\[index\]"):
+        ASIF(k=4, index="ivf").fit(*world(30))
 
 
 def test_rows_in_full_are_bounded(monkeypatch):

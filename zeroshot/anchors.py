@@ -1,8 +1,11 @@
 """Anchor sets on disk: image-text pairs that couple two encoders.
 
-`anchors.safetensors` holds `images [a d]` and `texts [a e]`, row i of both of one pair, in float32
-or float16, and the names of the encoders that made them. `anchors.jsonl` beside it has one line for
-each pair: `{"id": ..., "captions": [...], "path": ...}`; it may be missing.
+`anchors.safetensors` holds `images [a d]` and `texts [a e]`, row i of both of one pair, in float32,
+float16 or int8, and the names of the encoders that made them. `anchors.jsonl` beside it has one
+line for each pair: `{"id": ..., "captions": [...], "path": ...}`; it may be missing.
+
+An int8 row is a unit row times a scale of its own, which makes its largest number 127 or -127; the
+scale is the length of what is there, and so needs no place in the file.
 
 A large file is mapped and not read: rows come from the disk block by block, as they are used.
 Nothing in it is executed, and a header that does not add up is refused.
@@ -18,21 +21,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.ops import normalize
 
 MAPPED_BYTES = 256 << 20
-"""A larger file is mapped; its rows stay as they are, in half precision maybe."""
+"""A larger file is mapped; its rows stay as they are, in half precision or int8 maybe."""
 ENCODERS = ("image_encoder", "text_encoder")
-KINDS = {"F16": np.float16, "F32": np.float32}
+Kind = Literal["F32", "F16", "I8"]
+KINDS: Mapping[Any, Any] = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
 BLOCK = 8192
 
 Array = npt.NDArray[Any]
@@ -62,8 +66,8 @@ class Anchors:
     """
 
     path: Path
-    images: Float[Tensor, "a d"]
-    texts: Float[Tensor, "a e"]
+    images: Real[Tensor, "a d"]
+    texts: Real[Tensor, "a e"]
     encoders: Mapping[str, str] = field(default_factory=dict)
     """Names of `image_encoder` and `text_encoder`, where the file tells."""
 
@@ -210,7 +214,7 @@ class Writer:
     """An anchor file that is written row by row and is there, whole, only when all went well."""
 
     def __init__(
-        self, path: Path, encoders: Mapping[str, str], *, half: bool = False, force: bool = False
+        self, path: Path, encoders: Mapping[str, str], *, kind: Kind = "F32", force: bool = False
     ) -> None:
         if path.suffix != ".safetensors":
             raise UserError(f"'{path}': anchors are a .safetensors file")
@@ -219,7 +223,7 @@ class Writer:
         self.path = path
         self.count = 0
         self._encoders = {k: v for k, v in encoders.items() if v}
-        self._kind = np.float16 if half else np.float32
+        self._kind: Kind = kind
         self._widths: tuple[int, int] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,8 +241,8 @@ class Writer:
 
     def write(
         self,
-        images: Float[Tensor, "n d"],
-        texts: Float[Tensor, "n e"],
+        images: Real[Tensor, "n d"],
+        texts: Real[Tensor, "n e"],
         entries: Iterable[Entry],
     ) -> None:
         """Append pairs; rows are brought to unit length."""
@@ -251,7 +255,7 @@ class Writer:
                 f"and {self._widths[1]}: pairs of one set have the same encoders"
             )
         for file, rows in zip(self._files, (images, texts), strict=False):
-            file.write(normalize(rows.float()).numpy().astype(self._kind).tobytes())
+            file.write(_kept(normalize(rows.float()).numpy(), self._kind).tobytes())
         lines = [entry.line() for entry in entries]
         if not len(lines) == len(images) == len(texts):
             raise ValueError(f"{len(images)} images, {len(texts)} texts, {len(lines)} entries")
@@ -266,8 +270,8 @@ class Writer:
             raise UserError(f"no pair is left for '{self.path}'")
         assert self._widths is not None
         whole = self._part("whole")
-        kind = "F16" if self._kind is np.float16 else "F32"
-        sizes = [self.count * w * np.dtype(self._kind).itemsize for w in self._widths]
+        kind = self._kind
+        sizes = [self.count * w * np.dtype(KINDS[kind]).itemsize for w in self._widths]
         header = {
             "__metadata__": {"format": "zeroshot.anchors/1", **self._encoders},
             "images": _told(kind, self.count, self._widths[0], 0, sizes[0]),
@@ -304,6 +308,13 @@ class Writer:
                 self._part(name).unlink(missing_ok=True)
 
 
+def _kept(rows: Array, kind: Kind) -> Array:
+    """Unit rows in the form that a file has them."""
+    if kind == "I8":
+        rows = np.rint(rows * (127 / np.abs(rows).max(axis=1, keepdims=True)))
+    return rows.astype(KINDS[kind])
+
+
 def _told(kind: str, count: int, width: int, begin: int, end: int) -> dict[str, Any]:
     return {"dtype": kind, "shape": [count, width], "data_offsets": [begin, end]}
 
@@ -331,13 +342,13 @@ def write_anchors(
     first = sets[0]
     for other in sets[1:]:
         first.check_encoders(*(other.encoders.get(p, first.encoders.get(p, "")) for p in ENCODERS))
-    half = first.images.dtype == torch.float16 or _header(first.path)[0]["images"]["dtype"] == "F16"
+    kind = _header(first.path)[0]["images"]["dtype"]
     kept = torch.ones(sum(map(len, sets)), dtype=torch.bool)
     if without is not None:
         kept[without] = False
     encoders = {k: v for one in reversed(sets) for k, v in one.encoders.items()}
     start = 0
-    with Writer(path, encoders, half=half, force=force) as out:
+    with Writer(path, encoders, kind=kind, force=force) as out:
         for one in sets:
             for begin in range(0, len(one), BLOCK):
                 block = slice(begin, min(begin + BLOCK, len(one)))

@@ -11,7 +11,7 @@ import typer
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
-    from zeroshot.anchors import Anchors
+    from zeroshot.anchors import Anchors, Kind
     from zeroshot.model_set import ModelSet
 
 app = typer.Typer(help="Anchor sets: pairs that couple two encoders.")
@@ -53,6 +53,10 @@ Precision = Annotated[
     Literal["auto", "fp32", "fp16", "bf16"],
     typer.Option(envvar="ZEROSHOT_PRECISION", help="Of the encoders."),
 ]
+Half = Annotated[bool, typer.Option("--half", help="Rows in float16.")]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Rows in int8, each with a scale of its own: a quarter.")
+]
 BatchSize = Annotated[
     int, typer.Option(envvar="ZEROSHOT_BATCH_SIZE", help="Pairs at a time.", min=1)
 ]
@@ -80,7 +84,8 @@ def anchors_build(
     text_encoder: TextEncoder = None,
     root: Root = None,
     captions: CaptionsOf = "mean",
-    half: Annotated[bool, typer.Option("--half", help="Rows in float16.")] = False,
+    half: Half = False,
+    int8: Int8 = False,
     limit: Annotated[int | None, typer.Option(help="Stop after this many pairs.", min=1)] = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -99,6 +104,7 @@ def anchors_build(
     from zeroshot.pairs import read_pairs
     from zeroshot.tasks import anchors as task
 
+    kind = _kind(half, int8)
     names = {"image_encoder": image_encoder, "text_encoder": text_encoder}
     if models is not None:
         spec = find_set(models)
@@ -111,7 +117,7 @@ def anchors_build(
     left = load_image_encoder(names["image_encoder"] or "", **how)
     right = load_text_encoder(names["text_encoder"] or "", **how)
     encoders = {"image_encoder": left.name, "text_encoder": right.name}
-    with Writer(out, encoders, half=half, force=overwrite) as file:
+    with Writer(out, encoders, kind=kind, force=overwrite) as file:
         failed = _write(found, left, right, file, captions, batch_size, cache)
     terminal.say(f"wrote {out}: {file.count} anchors")
     manifest = out.parent / "models.toml"
@@ -157,6 +163,8 @@ def anchors_import(
     ] = None,
     image_encoder: ImageEncoder = None,
     text_encoder: TextEncoder = None,
+    half: Half = False,
+    int8: Int8 = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Anchors from arrays; the encoders are recorded by the names their models give themselves."""
@@ -164,12 +172,13 @@ def anchors_import(
     from zeroshot.models import load_image_encoder, load_text_encoder
     from zeroshot.tasks import anchors as task
 
+    kind = _kind(half, int8)
     encoders = {}
     if image_encoder is not None:
         encoders["image_encoder"] = load_image_encoder(image_encoder).name
     if text_encoder is not None:
         encoders["text_encoder"] = load_text_encoder(text_encoder).name
-    count = task.from_arrays(arrays, lines, encoders, out, force=overwrite)
+    count = task.from_arrays(arrays, lines, encoders, out, kind=kind, force=overwrite)
     terminal.say(f"wrote {out}: {count} anchors")
 
 
@@ -288,6 +297,13 @@ def anchors_merge(
     known = [_open(name)[1] for name in sets]
     count = write_anchors(out, known, force=overwrite)
     terminal.say(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
+
+
+def _kind(half: bool, int8: bool) -> "Kind":
+    """How rows lie in the file."""
+    if half and int8:
+        raise UserError("--half and --int8 are two forms of one row: give one of them")
+    return "F16" if half else "I8" if int8 else "F32"
 
 
 def _open(name: str, **how: Any) -> "tuple[ModelSet | None, Anchors]":

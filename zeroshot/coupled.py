@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from zeroshot.methods import Coupling
@@ -82,7 +82,7 @@ class CoupledEncoder:
 
 
 def calibrate(
-    coupling: Coupling, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "a e"]
+    coupling: Coupling, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "a e"]
 ) -> float:
     """The logit scale a dual encoder would have learned, from anchors set aside.
 
@@ -93,5 +93,9 @@ def calibrate(
     test, _ = hold_out(len(anchor_images))
     if len(test) < 10:
         return 20.0
-    images, texts = anchor_images[test], anchor_texts[test]
+    images, texts = (
+        # rows kept in fewer bits stand for unit rows
+        side[test] if side.dtype.itemsize >= 4 else normalize(side[test].float())
+        for side in (anchor_images, anchor_texts)
+    )
     return matching_scale(coupling.remove(test).cosines(images, texts[:, None]))

@@ -30,6 +30,10 @@ class UnreadableImageError(ZeroshotError, OSError):
     """One picture cannot be read; the run goes on and the picture's row says why."""
 
 
+class ApproximateWarning(UserWarning):
+    """Neighbours are searched approximately; the message has the recall."""
+
+
 class FewClassesWarning(UserWarning):
     """A method takes all classes as equally frequent, and few of them seem present."""
 

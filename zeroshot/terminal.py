@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from zeroshot.errors import FewClassesWarning
+from zeroshot.errors import ApproximateWarning, FewClassesWarning
 
 if TYPE_CHECKING:
     from zeroshot.methods import Description
@@ -43,7 +43,7 @@ def warnings_said() -> Iterator[None]:
         show = warnings.showwarning
 
         def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, FewClassesWarning):
+            if issubclass(category, (ApproximateWarning, FewClassesWarning)):
                 say(f"warning: {message}")
             else:
                 show(message, category, *where, **more)

@@ -35,7 +35,7 @@ from typing import (
 )
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
@@ -105,7 +105,7 @@ class Coupling(Scorer, Protocol):
     """
 
     def fit(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
+        self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]
     ) -> "Coupling":
         """A copy that knows these pairs; row i of both belongs together."""
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from scipy import sparse
 from torch import Tensor
 
@@ -32,7 +32,7 @@ BLOCK = 8192
 
 
 def check_pairs(
-    method: str, images: Float[Tensor, "a d"], texts: Float[Tensor, "b e"], least: int = 1
+    method: str, images: Real[Tensor, "a d"], texts: Real[Tensor, "b e"], least: int = 1
 ) -> None:
     """See that anchor pairs can be used; UserError says which cannot.
 
@@ -48,7 +48,7 @@ def check_pairs(
     check_rows("anchor texts", texts)
 
 
-def check_rows(what: str, rows: Float[Tensor, "n d"], width: int | None = None) -> None:
+def check_rows(what: str, rows: Real[Tensor, "n d"], width: int | None = None) -> None:
     """No row of another width, with NaN or infinity, or of length zero."""
     if width is not None and rows.shape[1] != width:
         raise UserError(f"{what} of width {rows.shape[1]}, but the anchors' width is {width}")
@@ -82,7 +82,7 @@ def check_places(index: Int[Tensor, " m"], count: int) -> Int[Tensor, " m"]:
 
 
 def _working(rows: Tensor) -> Tensor:
-    """In float32 at least; rows kept in half precision stand for unit rows, and become these."""
+    """In float32 at least; rows kept in fewer bits stand for unit rows, and become these."""
     return rows if rows.dtype in (torch.float32, torch.float64) else normalize(rows.float())
 
 
@@ -93,12 +93,12 @@ def _working(rows: Tensor) -> Tensor:
 class Rows:
     """Anchor rows as unit vectors, seen from their mean if `centred`; `ops.Keys` for a search.
 
-    They stay as they were given, in pieces, wherever they lie (in half precision, in a mapped
+    They stay as they were given, in pieces, wherever they lie (in half precision, int8, a mapped
     file), and become unit rows block by block. Adding appends a piece and removing cuts pieces
     into views, so that an edit copies no row that was there.
     """
 
-    pieces: tuple[Float[Tensor, "_ d"], ...]
+    pieces: tuple[Real[Tensor, "_ d"], ...]
     count: int
     total: Float[Tensor, " d"]
     """Their sum in float64, kept up by edits."""
@@ -107,7 +107,7 @@ class Rows:
     centred: bool = False
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "a d"], centred: bool = False) -> "Rows":
+    def of(cls, rows: Real[Tensor, "a d"], centred: bool = False) -> "Rows":
         """These rows; one pass over them."""
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         unit = True
@@ -234,8 +234,14 @@ class Relative:
     @classmethod
     def of(cls, rows: Float[Tensor, "n d"], anchors: Rows, k: int, p: float) -> "Relative":
         """Each unit row as its `k` largest similarities to the anchors, to the power `p`."""
-        values, index = topk_stream(rows, anchors, k)
-        return cls(index.int(), values.clamp_min(0) ** p, len(anchors))
+        return cls.near(*topk_stream(rows, anchors, k), len(anchors), p)
+
+    @classmethod
+    def near(
+        cls, values: Float[Tensor, "n k"], index: Int[Tensor, "n k"], width: int, p: float
+    ) -> "Relative":
+        """Of similarities to these places, to the power `p`; a place of -1 counts for nothing."""
+        return cls(index.clamp_min(0).int(), values.clamp_min(0) ** p, width)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -343,7 +349,7 @@ class Dense:
         raise NotImplementedError
 
     def fit(
-        self: Self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
+        self: Self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]
     ) -> Self:
         """A copy that knows these anchor pairs; row i of both belongs together.
 

@@ -29,15 +29,16 @@ Anchors pass in blocks and relative rows are sparse, so memory does not grow wit
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods import Explanation, Output
+from zeroshot.methods._index import Index
 from zeroshot.methods._pairs import (
     Relative,
     Rows,
@@ -73,8 +74,13 @@ class ASIF:
     templates: Templates = "mean"
     """how the scores of a class's prompts become one"""
 
+    index: Literal["exact", "ivf"] = "exact"
+    """search among the anchors: exact, or approximate in cells (extra `index`)"""
+
     anchor_images_: Rows | None = field(default=None, repr=False, compare=False)
     anchor_texts_: Rows | None = field(default=None, repr=False, compare=False)
+    image_index_: Index | None = field(default=None, repr=False, compare=False)
+    text_index_: Index | None = field(default=None, repr=False, compare=False)
 
     transductive: ClassVar[bool] = False
 
@@ -83,9 +89,7 @@ class ASIF:
         """A similarity, not a cosine: the image side is not normalised, as in the paper."""
         return "similarity"
 
-    def fit(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
-    ) -> "ASIF":
+    def fit(self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]) -> "ASIF":
         """A copy that knows these anchor pairs; row i of both belongs together.
 
         The rows are kept as they are, not copied: in half precision, or in a mapped file.
@@ -100,26 +104,37 @@ class ASIF:
         """As `fit`, for checked rows."""
         if self.k < 1 or self.p <= 0:
             raise UserError(f"k={self.k}, p={self.p}: k must be at least 1 and p above 0")
+        images, texts = (replace(rows, centred=self.center) for rows in (images, texts))
+        known = replace(
+            self, anchor_images_=images, anchor_texts_=texts, image_index_=None, text_index_=None
+        )
+        if self.index == "exact":
+            return known
         return replace(
-            self,
-            anchor_images_=replace(images, centred=self.center),
-            anchor_texts_=replace(texts, centred=self.center),
+            known,
+            image_index_=Index.of("images", images, self.k),
+            text_index_=Index.of("texts", texts, self.k),
         )
 
     def add(self, images: Float[Tensor, "m d"], texts: Float[Tensor, "_m e"]) -> "ASIF":
         """With these pairs behind the others, as if fitted with all of them."""
         check_more(images, texts, self._images, self._texts)
-        return replace(
-            self, anchor_images_=self._images.add(images), anchor_texts_=self._texts.add(texts)
-        )
+        return self._edited(self._images.add(images), self._texts.add(texts))
 
     def remove(self, index: Int[Tensor, " m"]) -> "ASIF":
         """Without the pairs at these places; the others keep their order."""
         gone = check_places(index, len(self._images))
+        return self._edited(self._images.remove(gone), self._texts.remove(gone))
+
+    def _edited(self, images: Rows, texts: Rows) -> "ASIF":
+        """An index does not follow an edit: what was edited searches exactly."""
         return replace(
             self,
-            anchor_images_=self._images.remove(gone),
-            anchor_texts_=self._texts.remove(gone),
+            index="exact",
+            anchor_images_=images,
+            anchor_texts_=texts,
+            image_index_=None,
+            text_index_=None,
         )
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n a"]:
@@ -133,13 +148,18 @@ class ASIF:
     def relative_images(self, images: Float[Tensor, "n d"]) -> Relative:
         """As `map_images`, sparse."""
         check_rows("images", images, self._images.width)
-        return Relative.of(self._images.directed(images), self._images, self.k, self.p)
+        return self._near(images, self._images, self.image_index_)
 
     def relative_texts(self, texts: Float[Tensor, "n e"]) -> Relative:
         """As `map_texts`, sparse."""
         check_rows("texts", texts, self._texts.width)
-        rows = Relative.of(self._texts.directed(texts), self._texts, self.k, self.p)
-        return rows.at_unit_length()
+        return self._near(texts, self._texts, self.text_index_).at_unit_length()
+
+    def _near(self, rows: Float[Tensor, "n d"], anchors: Rows, index: Index | None) -> Relative:
+        rows = anchors.directed(rows)
+        if index is None:
+            return Relative.of(rows, anchors, self.k, self.p)
+        return Relative.near(*index.topk(rows, self.k), len(anchors), self.p)
 
     def scores(
         self,

@@ -30,7 +30,7 @@ from itertools import product
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
@@ -150,16 +150,14 @@ class Auto:
         """A similarity, as that of all couplings."""
         return "similarity"
 
-    def fit(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
-    ) -> "Auto":
+    def fit(self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]) -> "Auto":
         """A copy that has chosen, and fitted its choice to all pairs."""
         report = self.choose(anchor_images, anchor_texts)
         coupling = report.chosen.coupling.fit(anchor_images, anchor_texts)
         return replace(self, coupling_=coupling, report_=report)
 
     def choose(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
+        self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]
     ) -> Report:
         """What suits these pairs, judged on some of them."""
         check_pairs("auto", anchor_images, anchor_texts)

@@ -29,7 +29,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from zeroshot.errors import UserError
@@ -77,9 +77,7 @@ class CSA(Dense):
         """A similarity; a cosine with `weighting="cosine"` or `"none"`."""
         return "similarity"
 
-    def fit(
-        self, anchor_images: Float[Tensor, "a d"], anchor_texts: Float[Tensor, "_a e"]
-    ) -> "CSA":
+    def fit(self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]) -> "CSA":
         """See `methods.Coupling`; UserError also where the anchors do not vary."""
         learned = super().fit(anchor_images, anchor_texts)
         _ = learned.directions

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot import alignment, methods
-from zeroshot.anchors import Anchors, Entry, Writer
+from zeroshot.anchors import Anchors, Entry, Kind, Writer
 from zeroshot.errors import UserError
 from zeroshot.methods._pairs import Rows
 from zeroshot.methods.auto import Auto, Report
@@ -114,7 +114,13 @@ def coupling_table(anchors: Anchors, report: Report) -> str:
 
 
 def from_arrays(
-    path: Path, captions: Path | None, encoders: dict[str, str], out: Path, *, force: bool = False
+    path: Path,
+    captions: Path | None,
+    encoders: dict[str, str],
+    out: Path,
+    *,
+    kind: Kind = "F32",
+    force: bool = False,
 ) -> int:
     """An anchor set from `images` and `texts` of an .npz file; how many pairs there are."""
     arrays = read_arrays(path)
@@ -136,7 +142,7 @@ def from_arrays(
     entries: Sequence[Entry] = [Entry(str(i)) for i in range(len(images))]
     if captions is not None:
         entries = _told(captions, len(images))
-    with Writer(out, encoders, force=force) as file:
+    with Writer(out, encoders, kind=kind, force=force) as file:
         for start in range(0, len(images), 8192):
             part = slice(start, start + 8192)
             file.write(images[part], texts[part], entries[part])
