@@ -207,7 +207,7 @@ def real(options: argparse.Namespace) -> None:
         ("look-ahead", lm, "forward"),
         ("vocabulary", lm, "logits"),
         ("cache", lm, "select"),
-        ("text encoder", text_side(encoder), "_text_features"),
+        ("text encoder", text_side(encoder), "encode_texts"),
         ("decoding tokens", lm, "decode"),
     ):
         setattr(owner, name, clock.part(part, getattr(owner, name)))
@@ -215,11 +215,14 @@ def real(options: argparse.Namespace) -> None:
     TokenTree.__call__ = clock.part("text tower", run)  # type: ignore[method-assign]
     images = [open_image(source) for source in sources]
     captions = []
-    with clock.running():
-        for start in range(0, len(images), max(options.batches)):
-            batch = images[start : start + max(options.batches)]
-            rows = clock.part("image encoder", encoder.encode_images)(batch)
-            captions += method.caption(rows, encoder, language_model=lm)
+    try:
+        with clock.running():
+            for start in range(0, len(images), max(options.batches)):
+                batch = images[start : start + max(options.batches)]
+                rows = clock.part("image encoder", encoder.encode_images)(batch)
+                captions += method.caption(rows, encoder, language_model=lm)
+    finally:
+        TokenTree.__call__ = run  # type: ignore[method-assign]
     words = sum(len(caption.text.split()) for caption in captions)
     print(
         f"{len(images)} pictures, {words} words: {len(images) / clock.wall:.2f} images/s, "

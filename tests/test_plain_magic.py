@@ -133,3 +133,20 @@ def test_the_benchmark_runs_and_finds_equal_tokens(more, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "DIFFERENT" not in out
     assert out.count("| equal |") == (0 if "--growth" in more else 2)
+
+
+@pytest.mark.parametrize("encoder", [None, "coupled"])
+def test_the_benchmark_runs_on_a_model_set(encoder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scenes = str(ROOT / "examples" / "scenes")
+    monkeypatch.setattr(sys, "argv", ["magic.py", "--models", "pocket", scenes, "--threads", "1"])
+    try:
+        magic = importlib.import_module("magic")
+        monkeypatch.setattr(magic, "resolve", lambda name: resolve(name, encoder=encoder))
+        magic.main()
+    finally:
+        for name in ("magic", "plain_magic", "random_models"):
+            sys.modules.pop(name, None)
+    out = capsys.readouterr().out
+    assert "images/s" in out
+    assert ("text encoder" if encoder else "text tower") in out
