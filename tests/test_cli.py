@@ -115,6 +115,19 @@ def test_stories_under_a_title_are_the_authors(zeroshot, tmp_path):
     assert [row["caption"] for row in rows] == [story(r)[1] for r in several]
 
 
+def test_other_prompts_do_not_go_on_in_one_file(zeroshot, tmp_path):
+    asked, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    line = {"path": str(MAGIC / "image_0.png"), "prompt": "a"}
+    arguments = ["caption", "--prompts", asked, *MODELS, "-o", "max_tokens=2", "--out", out]
+    asked.write_text(json.dumps(line))
+    assert zeroshot(*arguments)[0] == 0
+    assert zeroshot(*arguments)[0] == 0
+    asked.write_text(json.dumps(line | {"prompt": "b"}))
+    code, _, err = zeroshot(*arguments)
+    assert code == 2
+    assert "prompts" in err
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

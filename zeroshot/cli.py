@@ -83,6 +83,7 @@ def caption(
     ] = None,
 ) -> None:
     """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
+    from zeroshot.prompts import fingerprint
     from zeroshot.tasks import caption as task
     from zeroshot.tasks.meter import Meter
 
@@ -121,7 +122,11 @@ def caption(
             cache,
             meter,
             "zeroshot.caption/1",
-            lambda: task.settings(models, captioner) | ({"prompt": prompt} if prompt else {}),
+            lambda: (
+                task.settings(models, captioner)
+                | ({"prompt": prompt} if prompt else {})
+                | ({"prompts": fingerprint([list(pair) for pair in each.items()])} if each else {})
+            ),
         )
 
 
