@@ -5,11 +5,16 @@ look-aheads with all their logits, k whole texts through the text tower, to the 
 the text has ended or not. Written from the paper's equations; it shares no code with the package.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, GPT2Model
+
+SINCE_5_24 = "cache" in inspect.signature(GPT2Model.forward).parameters
+"""Whether this transformers calls its cache so; `past_key_values` before."""
 
 
 @torch.inference_mode()
@@ -33,15 +38,16 @@ def plain_magic(
     rows, `image [d]` is a unit row.
     """
     device = image.device
-    out = model(torch.tensor([prefix], device=device), use_cache=True, output_hidden_states=True)
-    cache, logits, states = out.past_key_values, out.logits[0, -1], out.hidden_states[-1][0]
+    cache = DynamicCache()
+    how: dict[str, Any] = {"use_cache": True, "output_hidden_states": True}
+    how["cache" if SINCE_5_24 else "past_key_values"] = cache
+    out = model(torch.tensor([prefix], device=device), **how)
+    logits, states = out.logits[0, -1], out.hidden_states[-1][0]
     chosen: list[int] = []
     for _ in range(steps):
         p, top = logits.float().softmax(-1).topk(min(k, len(logits)))
         cache.batch_repeat_interleave(len(top))
-        ahead = model(
-            top[:, None], past_key_values=cache, use_cache=True, output_hidden_states=True
-        )
+        ahead = model(top[:, None], **how)
         after = ahead.hidden_states[-1][:, 0]  # [k, e]
         penalty = torch.nn.functional.cosine_similarity(after[:, None], states[None], dim=-1)
         score = (1 - alpha) * p - alpha * penalty.amax(1)

@@ -12,10 +12,11 @@ import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -40,16 +41,32 @@ DATA = re.compile(
 # Sources: what a person names, before anything is opened
 
 
+@runtime_checkable
+class Blob(Protocol):
+    """The bytes of a picture that is no file of its own: in an archive, a table, behind a URL.
+
+    Small and picklable: it says where the bytes are and holds none.
+    """
+
+    @property
+    def stamp(self) -> str | None:
+        """Names place and state of the bytes, so that it changes when they do; None if unknown."""
+
+    def read(self) -> bytes:
+        """The bytes, at most `MAX_BYTES`; UnreadableImageError with the reason."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """One picture that was asked for: a path as it is shown, or a picture in memory.
+    """One picture that was asked for: a path as it is shown, or a picture that is no file.
 
-    `content` holds a picture that is no file (a PIL image, or the bytes of a file); then `path`
-    is only its label in the output, or None.
+    `content` holds a PIL image, the bytes of a file, or where they are; then `path` is only its
+    label in the output, or None. `fields` is what came with the picture (`caption`, `label`).
     """
 
     path: str | None
-    content: Image | bytes | None = None
+    content: Image | bytes | Blob | None = None
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True)
@@ -227,13 +244,15 @@ def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
     The id of a file is the sha256 of its bytes; that of a PIL image, the sha256 of its mode, size
     and pixels once it is RGB. Raises UnreadableImageError with the reason, without the path.
     """
-    content: str | Path | bytes | Image
+    content: str | Path | bytes | Image | Blob
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
     else:
         content = source
     if isinstance(content, Image):
         return _read_memory(content, max_pixels)
+    if isinstance(content, Blob):
+        content = content.read()
     data = content if isinstance(content, bytes) else _file_bytes(str(content))
     return Picture(hashlib.sha256(data).hexdigest(), pixels.decode(data, max_pixels))
 

@@ -1,6 +1,7 @@
 """Causal language models of transformers: GPT-2, Llama and whoever caches as they do."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ class TransformersLanguageModel:
         self.end: int = vocabulary.get(END_OF_TEXT, tokenizer.eos_token_id)
         self.start: int = vocabulary.get(START_OF_TEXT, self.end if begin is None else begin)
         self.context_length: int = model.config.max_position_embeddings
+        renamed = "cache" in inspect.signature(model.base_model.forward).parameters
+        self._cache_argument = "cache" if renamed else "past_key_values"  # since 5.24, and before
 
     def encode(self, text: str) -> list[int]:
         """As `base.LanguageModel`."""
@@ -69,7 +72,7 @@ class TransformersLanguageModel:
         if length > self.context_length:
             raise UserError(f"{length} tokens; {self.name} has {self.context_length} positions")
         outputs = self.model.base_model(
-            tokens.to(self.model.device), past_key_values=longer, use_cache=True
+            tokens.to(self.model.device), use_cache=True, **{self._cache_argument: longer}
         )
         return Step(outputs.last_hidden_state.float(), longer)
 
