@@ -22,6 +22,7 @@ from zeroshot.models.devices import precision_name
 from zeroshot.models.encoding import Growing, encode_images, encode_texts
 from zeroshot.models.names import ModelName
 from zeroshot.models.text_tower import Block, Tokens, Tower
+from zeroshot.models.vision_tower import DensePatches, VisionTower, interpolated_positions
 
 __all__ = ["OpenClipDualEncoder", "load_dual_encoder"]
 
@@ -31,7 +32,7 @@ PREPROCESSING = "open_clip.1"
 END_OF_TEXT = "<|endoftext|>"
 
 
-class OpenClipDualEncoder(Growing):
+class OpenClipDualEncoder(Growing, DensePatches):
     """An open_clip model with its own tokenizer, preprocessing and scale."""
 
     def __init__(
@@ -63,6 +64,16 @@ class OpenClipDualEncoder(Growing):
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
         return [self._count(text) for text in self._ended(texts)]
+
+    def _vision_tower(self) -> VisionTower | None:
+        return vision_tower(self.model.visual)
+
+    def _pixels(self, images: list[Image]) -> Float[Tensor, "b 3 h w"]:
+        from torchvision.transforms.functional import normalize, to_tensor
+
+        scaling = self.preprocess.transforms[-1]
+        pixels = [normalize(to_tensor(image), scaling.mean, scaling.std) for image in images]
+        return torch.stack(pixels).to(self.device, self.dtype)
 
     def _image_features(self, images: list[Image]) -> Float[Tensor, "b d"]:
         pixels = torch.stack([self.preprocess(image) for image in images])
@@ -167,6 +178,37 @@ def text_tower(model: Any, device: torch.device) -> Tower | None:
         heads=blocks[0].attn.num_heads,
         finish=finish,
         device=device,
+    )
+
+
+def vision_tower(visual: Any) -> VisionTower | None:
+    """The vision tower taken apart; None for one whose embedding is not a class token's."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    if type(visual) is not VisionTransformer:
+        return None
+    blocks: Any = visual.transformer.resblocks
+    plain = all(type(block) is ResidualAttentionBlock for block in blocks)
+    square = visual.image_size[0] == visual.image_size[1]
+    if not plain or not square or visual.attn_pool is not None or visual.pool_type != "tok":
+        return None
+
+    def embed(pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s d"]:
+        patches = visual.conv1(pixels)  # [b, d, h, w]
+        grid = (patches.shape[2], patches.shape[3])
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        places = interpolated_positions(visual.positional_embedding, visual.grid_size, grid)
+        states = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+        normed: Tensor = visual.ln_pre(states + places.to(states.dtype))
+        return normed
+
+    return VisionTower(
+        embed=embed,
+        blocks=[_block(block) for block in blocks],
+        heads=blocks[0].attn.num_heads,
+        finish=lambda rows: visual.ln_post(rows) @ visual.proj,
+        patch_size=visual.patch_size[0],
+        image_size=visual.image_size[0],
     )
 
 
