@@ -44,7 +44,7 @@ def test_sclip_is_the_authors():
 def loops(q, k, v, mode, grid, std):
     """The equation, one number at a time."""
     h, s, d = q.shape
-    rows, columns = grid
+    columns = grid[1]
     out = torch.zeros_like(v)
 
     def softmax(logits):
@@ -62,22 +62,23 @@ def loops(q, k, v, mode, grid, std):
         across = (i - 1) % columns - (j - 1) % columns
         return math.exp(-(down**2 + across**2) / (2 * std**2))
 
+    def row(head, i):
+        kk = [dot(k[head, i], k[head, j]) for j in range(s)]
+        qq = [dot(q[head, i], q[head, j]) for j in range(s)]
+        if mode == "vanilla":
+            return softmax([dot(q[head, i], k[head, j]) for j in range(s)])
+        if mode == "value":
+            return [float(i == j) for j in range(s)]
+        if mode == "csa":
+            return [a + b for a, b in zip(softmax(kk), softmax(qq), strict=True)]
+        if mode == "naclip":
+            return softmax([x + near(i, j) for j, x in enumerate(kk)])
+        return softmax(kk if mode == "kk" else qq)
+
     for head in range(h):
         for i in range(s):
-            kk = [dot(k[head, i], k[head, j]) for j in range(s)]
-            qq = [dot(q[head, i], q[head, j]) for j in range(s)]
-            w = {
-                "vanilla": lambda i=i: softmax([dot(q[head, i], k[head, j]) for j in range(s)]),
-                "value": lambda i=i: [float(i == j) for j in range(s)],
-                "kk": lambda kk=kk: softmax(kk),
-                "qq": lambda qq=qq: softmax(qq),
-                "csa": lambda kk=kk, qq=qq: [
-                    a + b for a, b in zip(softmax(kk), softmax(qq), strict=True)
-                ],
-                "naclip": lambda i=i, kk=kk: softmax([x + near(i, j) for j, x in enumerate(kk)]),
-            }[mode]()
-            for j in range(s):
-                out[head, i] += w[j] * v[head, j]
+            for j, w in enumerate(row(head, i)):
+                out[head, i] += w * v[head, j]
     return out
 
 

@@ -9,7 +9,7 @@ from zeroshot.anchors import Anchors, read_anchors
 from zeroshot.coupled import CoupledEncoder, calibrate
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
-from zeroshot.models.base import DualEncoder, LanguageModel
+from zeroshot.models.base import Detector, DualEncoder, LanguageModel, Segmenter
 from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
 
 __all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
@@ -83,6 +83,14 @@ class ModelSet:
         if self.spec.language_model is None:
             raise UserError(f"model set '{self.spec.name}' has no language model; give --lm NAME")
         return models.load_language_model(self.spec.language_model, **self._how)
+
+    def segmenter(self, name: str) -> Segmenter:
+        """A segmentation model, loaded as the set's own models are."""
+        return models.load_segmenter(name, **self._how)
+
+    def detector(self, name: str) -> Detector:
+        """A detection model, loaded as the set's own models are."""
+        return models.load_detector(name, **self._how)
 
     def require(self, *, language_model: bool) -> None:
         """See that what a task needs is on this disk or can be fetched, before any of it loads.

@@ -32,7 +32,8 @@ def weights(
     scale = query.shape[-1] ** -0.5
 
     def alike(a: Tensor, b: Tensor) -> Tensor:
-        return scale * torch.matmul(a, b.mT)
+        similar: Tensor = scale * a @ b.mT
+        return similar
 
     match attention:
         case "vanilla":

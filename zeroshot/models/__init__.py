@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zeroshot.models.loading import (
         load,
+        load_detector,
         load_dual_encoder,
         load_image_encoder,
         load_language_model,
+        load_segmenter,
         load_text_encoder,
     )
 
 __all__ = [
     "load",
+    "load_detector",
     "load_dual_encoder",
     "load_image_encoder",
     "load_language_model",
+    "load_segmenter",
     "load_text_encoder",
 ]
 

@@ -49,6 +49,8 @@ __all__ = [
     "load_image_processor",
     "load_model",
     "load_tokenizer",
+    "model_class",
+    "refuse_long",
     "refuse_remote_code",
     "tokenize",
 ]
@@ -87,6 +89,11 @@ def refuse_remote_code(files: Files, trust_remote_code: bool) -> None:
             "would run with all your rights. Read it first; then pass trust_remote_code=True "
             "(--trust-remote-code)"
         )
+
+
+def model_class(name: str) -> Any:
+    """A class of transformers that no automatic one leads to."""
+    return getattr(importlib.import_module("transformers"), name)
 
 
 def load_config(files: Files, trust_remote_code: bool) -> Any:
@@ -197,6 +204,16 @@ def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     if not texts:
         return []
     return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+
+def refuse_long(tokenizer: Any, texts: Sequence[str], most: int) -> None:
+    """UserError for a text of more tokens than the model reads."""
+    for text, count in zip(texts, count_tokens(tokenizer, texts), strict=True):
+        if count > most:
+            raise UserError(
+                f"a prompt of {count} tokens is longer than the {most} that the model reads: "
+                f"'{text[:60]}'; shorten it"
+            )
 
 
 def context_length(tokenizer: Any, config: Any) -> int | None:
