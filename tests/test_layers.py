@@ -14,10 +14,11 @@ LAYERS = [
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
+    {"jobs"},
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -17,11 +17,11 @@ from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
     from zeroshot.images import Source
+    from zeroshot.jobs import Job
     from zeroshot.model_set import ModelSet
     from zeroshot.records import Output
     from zeroshot.results import Result
     from zeroshot.store import EmbeddingCache
-    from zeroshot.tasks.meter import Meter
 
 
 def option(*names: str, env: str, help: str, **more: Any) -> Any:
@@ -183,51 +183,47 @@ class Run:
 
     def show(
         self,
+        job: "Job",
         sources: "list[Source]",
-        task: "Callable[[list[Source]], Iterator[Result]]",
-        cache: "EmbeddingCache",
-        meter: "Meter",
-        schema: str,
-        settings: Callable[[], dict[str, Any]],
+        through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
     ) -> None:
-        """Run `task` on what is still to do; show and write its results; end with a summary.
+        """Run a job on what is still to do; show and write its results; end with a summary.
 
         Raises:
             typer.Exit: with code 3, when a picture failed.
         """
         from zeroshot import terminal
+        from zeroshot.tasks.meter import Meter
 
-        output = self._output(schema, settings)
-        if output is not None:
-            sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
-        try:
-            with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
-                for result in task(sources) if sources else ():
-                    if output is not None:
-                        output.write([result.row()])
-                    screen.add(result, meter)
-        finally:
-            if output is not None:
-                output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
-        if not self.quiet:
-            for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
-                terminal.say(line)
-        if cache.trouble is not None:
-            terminal.say(cache.trouble)
+        meter, output = Meter(), None
+        with self.open_cache() as cache:
+            try:
+                with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
+                    worker = job.open(cache, meter, self.at_once)
+                    if self.out is not None:
+                        output = self._output(self.out, job.schema, worker.settings())
+                        sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
+                        screen.expect(len(sources))
+                    for result in through(worker(sources, meter)) if sources else ():
+                        if output is not None:
+                            output.write([result.row()])
+                        screen.add(result, meter)
+            finally:
+                if output is not None:
+                    output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
+            if not self.quiet:
+                for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
+                    terminal.say(line)
+            if cache.trouble is not None:
+                terminal.say(cache.trouble)
         if meter.failed:
             raise typer.Exit(3)
 
-    def _output(self, schema: str, settings: Callable[[], dict[str, Any]]) -> "Output | None":
+    def _output(self, path: Path, schema: str, settings: dict[str, Any]) -> "Output":
         from zeroshot.records import Output
 
-        if self.out is None:
-            return None
         return Output(
-            self.out,
-            schema,
-            settings(),
-            overwrite=self.overwrite,
-            retry_failed=self.retry_failed,
+            path, schema, settings, overwrite=self.overwrite, retry_failed=self.retry_failed
         )
 
     def _shown(self) -> Literal["json", "table", "nothing"]:

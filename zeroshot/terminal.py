@@ -122,6 +122,10 @@ class Screen:
     ) -> None:
         self.progress.stop()
 
+    def expect(self, total: int) -> None:
+        """How many results will come."""
+        self.progress.update(self.task, total=total)
+
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
         if self.show == "json":
