@@ -23,7 +23,7 @@ from zeroshot.errors import UserError
 from zeroshot.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
 
 ANY_ID = "*"
-"""Stands for the id of what only fetching would tell: any earlier row of its path answers for it."""
+"""For the id of what only fetching would tell: any earlier row of its path answers for it."""
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO, cast
 
 from zeroshot.errors import UserError
 from zeroshot.inputs import storage
 from zeroshot.inputs.columns import Columns, fields_of, resolve
-from zeroshot.inputs.source import SCHEME, URL, Refused, Source
+from zeroshot.inputs.source import SCHEME, URL, File, Refused, Source
 from zeroshot.inputs.urls import Fetch, Url
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -96,7 +97,7 @@ def rows(name: str, options: Options) -> Iterator[Source]:
     try:
         with (
             storage.open_file(name) as file,
-            io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
+            _text(file) as text,
         ):
             yield from read(table, text)
     except UserError:
@@ -105,6 +106,12 @@ def rows(name: str, options: Options) -> Iterator[Source]:
         yield Source(name, Refused("no such file"))
     except storage.failures(name) as error:
         yield Source(name, Refused(f"cannot be read: {storage.why(error)}"))
+
+
+def _text(file: File) -> io.TextIOWrapper:
+    """Lines of UTF-8; other bytes are kept as Python keeps those of file names."""
+    binary = cast(BinaryIO, file)
+    return io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
 
 
 def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:

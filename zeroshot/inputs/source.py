@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -21,6 +21,24 @@ DATA = re.compile(
 URL = re.compile(r"https?://", re.IGNORECASE)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """How a web address begins, and anything that is no path (a drive letter is one letter)."""
+
+
+@runtime_checkable
+class File(Protocol):
+    """An open file of bytes, here or elsewhere."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes."""
+
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        """Go to a place, and say which."""
+
+    def tell(self) -> int:
+        """The place."""
+
+    def __enter__(self) -> "File": ...
+    def __exit__(self, *error: Any) -> None: ...
+
 
 _NOTHING: Mapping[str, str] = {}
 

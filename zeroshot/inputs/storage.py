@@ -8,11 +8,11 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs import files
-from zeroshot.inputs.source import MAX_BYTES, SCHEME, URL
+from zeroshot.inputs.source import MAX_BYTES, SCHEME, URL, File
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
 """Object stores: what a manifest may name as well. Other file systems only a person names."""
@@ -60,11 +60,11 @@ def connect(name: str) -> tuple[Any, str]:
         raise UserError(f"'{name}': {error}; known: {known}") from error
 
 
-def open_file(name: str) -> BinaryIO:
+def open_file(name: str) -> File:
     """A file, to be read and sought in; OSError, or what the driver raises."""
     if is_remote(name):
         system, path = connect(name)
-        remote: BinaryIO = system.open(path, "rb")
+        remote: File = system.open(path, "rb")
         return remote
     if not stat.S_ISREG(os.stat(name).st_mode):
         raise OSError(f"'{name}' is no regular file")

@@ -9,7 +9,8 @@ each other.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+
+from zeroshot.inputs.source import File
 
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
@@ -54,7 +55,7 @@ class Member:
     fault: str | None = None
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
+def members(file: File) -> Iterator[Member]:
     """The members of a seekable file in order, folders left out.
 
     Raises:
@@ -111,7 +112,7 @@ def _check_end(block: bytes, place: int, zeros: int, extended: bool) -> None:
         )
 
 
-def _checked(block: bytes, place: int, file: BinaryIO) -> int:
+def _checked(block: bytes, place: int, file: File) -> int:
     """The size that a header states, if its checksum is right."""
     try:
         stated = _number(block[148:156], place)
@@ -147,7 +148,7 @@ def _decimal(text: str, place: int) -> int:
     return int(text)
 
 
-def _extension(file: BinaryIO, size: int, place: int) -> bytes:
+def _extension(file: File, size: int, place: int) -> bytes:
     """The bytes of a header that describes the next one."""
     if size > MAX_EXTENSION:
         raise DamagedError(f"damaged at byte {place}: a header of {size} bytes")
@@ -187,7 +188,7 @@ def _fault(kind: bytes, known: Mapping[str, str]) -> str | None:
     return KINDS.get(kind)
 
 
-def _behind_sparse_map(file: BinaryIO, block: bytes, place: int) -> int:
+def _behind_sparse_map(file: File, block: bytes, place: int) -> int:
     """Where the data of an old GNU sparse file begin: behind blocks that say there is another."""
     more = block[482]
     while more:

@@ -132,6 +132,8 @@ def _get(parts: SplitResult, fetch: Fetch, end: float) -> tuple[bytes, str | Non
         connection.request("GET", target + quote(parts.query, safe=_PLAIN), headers=HEADERS)
         with connection.getresponse() as answer:
             return _content(answer, fetch.max_bytes)
+    except UnreadableImageError:
+        raise
     except ForbiddenError as error:
         raise UnreadableImageError(
             f"{error}, no public address; --allow-private-urls fetches from such as well"

@@ -12,12 +12,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs import storage, tar
 from zeroshot.inputs.columns import fields_of
-from zeroshot.inputs.source import MAX_BYTES, PICTURES, Refused, Source
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, File, Refused, Source
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Names of tar files; compressed ones are refused with advice."""
@@ -83,7 +82,7 @@ def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
         yield Source(name, Refused(f"cannot be read: {storage.why(error)}"))
 
 
-def _samples(file: BinaryIO) -> Iterator[list[tar.Member]]:
+def _samples(file: File) -> Iterator[list[tar.Member]]:
     """Members that follow one another and share a key."""
     sample: list[tar.Member] = []
     try:
@@ -108,7 +107,7 @@ def _key(name: str) -> str:
 
 def _sources(
     name: str,
-    file: BinaryIO,
+    file: File,
     sample: Sequence[tar.Member],
     first: int,
     seen: set[str],
@@ -163,7 +162,7 @@ def _fault(member: tar.Member) -> str | None:
     return None
 
 
-def _fields(file: BinaryIO, parts: Sequence[tar.Member]) -> dict[str, str]:
+def _fields(file: File, parts: Sequence[tar.Member]) -> dict[str, str]:
     """Caption and label of a sample; those of its `.txt` and `.cls` before those of its `.json`.
 
     Raises:
@@ -181,7 +180,7 @@ def _fields(file: BinaryIO, parts: Sequence[tar.Member]) -> dict[str, str]:
     return found
 
 
-def _text(file: BinaryIO, member: tar.Member) -> str:
+def _text(file: File, member: tar.Member) -> str:
     if member.size > MAX_PART:
         raise ValueError(f"{member.name!r} beside it is larger than {MAX_PART >> 20} MiB")
     file.seek(member.start)
