@@ -53,13 +53,19 @@ class _Timed(io.RawIOBase):
         self._sock.settimeout(self._limits.left(self._limits.silence))
         return self._sock.recv_into(buffer)
 
+    def close(self) -> None:
+        """Close it, and the socket."""
+        super().close()
+        self._sock.close()
+
 
 class _Socket:
-    """As much of a socket as `http.client` uses."""
+    """As much of a socket as `http.client` uses, which closes it before it has read the answer."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._sock = sock
         self._limits = limits
+        self._being_read = False
 
     def sendall(self, data: bytes) -> None:
         """Send all, within the limits."""
@@ -68,11 +74,13 @@ class _Socket:
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """What is received."""
+        self._being_read = True
         return io.BufferedReader(_Timed(self._sock, self._limits))
 
     def close(self) -> None:
-        """Close it."""
-        self._sock.close()
+        """Close it, or leave that to what reads from it."""
+        if not self._being_read:
+            self._sock.close()
 
 
 class Connection(http.client.HTTPConnection):
