@@ -9,6 +9,7 @@ LAYERS = [
     {"caption_metrics"},
     {"alignment"},
     {"models.base"},
+    {"inputs"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
