@@ -11,25 +11,50 @@ from PIL import Image
 from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
-from zeroshot.models.base import Matcher, TextSession
+from zeroshot.models.base import Matcher, Pixels, TextSession
 from zeroshot.models.text_tower import PROBES, Tokens, TokenTree, Tower, is_causal
 from zeroshot.ops import normalize
 
-__all__ = ["Growing", "TextMemory", "encode_images", "encode_texts", "unit_rows"]
+__all__ = [
+    "Growing",
+    "TextMemory",
+    "encode_images",
+    "encode_pixels",
+    "encode_texts",
+    "unit_rows",
+]
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
 
+T = TypeVar("T")
 Item = TypeVar("Item", str, Image.Image)
 
 
 def encode_images(
-    images: Sequence[Image.Image], features: Callable[[list[Image.Image]], Tensor]
+    images: Sequence[Image.Image],
+    pixels: Callable[[Image.Image], Pixels],
+    features: Callable[[list[Pixels]], Tensor],
 ) -> Float[Tensor, "n d"]:
-    """Unit float32 rows on the CPU, in order; `features` maps a batch to raw rows `[b d]`."""
+    """Unit float32 rows on the CPU, in order.
+
+    `pixels` preprocesses one picture, `features` maps a batch of those to raw rows `[b d]`.
+    """
     if not images:  # a blank picture tells the width
-        return encode_images([Image.new("RGB", (64, 64), "gray")], features)[:0]
-    return _encode(list(images), features, IMAGES_AT_ONCE)
+        return encode_images([Image.new("RGB", (64, 64), "gray")], pixels, features)[:0]
+    return _encode(
+        list(images),
+        lambda batch: features([pixels(image) for image in batch]),
+        IMAGES_AT_ONCE,
+    )
+
+
+def encode_pixels(
+    pixels: Sequence[Pixels], features: Callable[[list[Pixels]], Tensor]
+) -> Float[Tensor, "n d"]:
+    """As `encode_images`, of at least one picture that is preprocessed already."""
+    rows = _raw(list(pixels), features, IMAGES_AT_ONCE)
+    return unit_rows(rows, [f"picture {number}" for number in range(len(pixels))])
 
 
 def encode_texts(
@@ -164,7 +189,12 @@ def unit_rows(
 def _encode(
     items: list[Item], features: Callable[[list[Item]], Tensor], at_once: int
 ) -> Float[Tensor, "n d"]:
+    return unit_rows(_raw(items, features, at_once), items)
+
+
+def _raw(
+    items: list[T], features: Callable[[list[T]], Tensor], at_once: int
+) -> Float[Tensor, "n d"]:
     starts = range(0, len(items), at_once)
     with torch.inference_mode():
-        rows = torch.cat([features(items[s : s + at_once]).float().cpu() for s in starts])
-    return unit_rows(rows, items)
+        return torch.cat([features(items[s : s + at_once]).float().cpu() for s in starts])
