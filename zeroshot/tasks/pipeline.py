@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images import Source, fetch
-from zeroshot.models.base import ImageEncoder, PixelEncoder, Pixels
+from zeroshot.models.base import Image, ImageEncoder, PixelEncoder, Pixels
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
@@ -194,8 +194,19 @@ class Pipeline:
 
     def _ask(self) -> None:
         """Keep the ids of some pictures on their way."""
-        while len(self._asked) < 4 and (some := list(islice(self._sources, LOOK_UP))):
+        while len(self._asked) < 4 and (some := self._some()):
             self._asked.append((some, self._askers.submit(self._ids, some)))
+
+    def _some(self) -> list[Source]:
+        """The next sources; few of pictures in memory, which a generator may be making."""
+        some: list[Source] = []
+        in_memory = 0
+        for source in self._sources:
+            some.append(source)
+            in_memory += isinstance(source.content, bytes | Image)
+            if len(some) == LOOK_UP or in_memory == self._batch_size:
+                break
+        return some
 
     def _ids(self, sources: Sequence[Source]) -> list[str | None]:
         return [self._file_id(source) for source in sources]
