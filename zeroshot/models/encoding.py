@@ -12,7 +12,14 @@ from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import Matcher, Pixels, TextSession
-from zeroshot.models.text_tower import PROBES, Tokens, TokenTree, Tower, is_causal
+from zeroshot.models.text_tower import (
+    PROBES,
+    Tokens,
+    TokenTree,
+    Tower,
+    encode_paths,
+    is_causal,
+)
 from zeroshot.ops import normalize
 
 __all__ = [
@@ -26,6 +33,9 @@ __all__ = [
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
+SHARED_FROM = 64
+"""Texts from which on a causal tower is taken apart to run what they share once: trying whether it
+is causal costs as much as some of them."""
 
 T = TypeVar("T")
 Item = TypeVar("Item", str, Image.Image)
@@ -113,23 +123,37 @@ class TextMemory:
 
 
 class Growing:
-    """What text encoders share for guided decoding: texts that come back and grow.
+    """What text encoders share: texts that begin alike, come back and grow.
 
     An encoder whose text tower is causal gives it by `_tower` and its texts' tokens by `_paths`;
     for the others a new text is encoded in full.
     """
 
-    encode_texts: Callable[[Sequence[str]], Tensor]
     _text_features: Callable[[list[str]], Tensor]
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """As `base.TextEncoder`; tokens beyond `context_length` are cut off.
+
+        Many texts go through a causal tower as a tree, on a CPU, where less arithmetic is less
+        time; their rows differ from those of few by rounding.
+        """
+        distinct = list(dict.fromkeys(texts))
+        tower = self._causal_tower if len(distinct) >= SHARED_FROM else None
+        if tower is None or tower.device.type != "cpu":
+            return encode_texts(texts, self._text_features)
+        rows = unit_rows(encode_paths(tower, self._paths(distinct)).float(), distinct)
+        place = {text: row for row, text in enumerate(distinct)}
+        return rows[[place[text] for text in texts]]
 
     def session(self) -> TextSession:
         """As `base.TextEncoder`."""
-        tower, encode = self._causal_tower, self.encode_texts
-        if tower is not None:
-            tree = TokenTree(tower)
+        tower = self._causal_tower
+        if tower is None:
+            return lambda texts: self._memory(texts, self.encode_texts)
+        tree = TokenTree(tower)
 
-            def encode(texts: Sequence[str]) -> Tensor:
-                return unit_rows(tree(self._paths(texts)).float().clone(), texts)
+        def encode(texts: Sequence[str]) -> Tensor:
+            return unit_rows(tree(self._paths(texts)).float().clone(), texts)
 
         return lambda texts: self._memory(texts, encode)
 

@@ -20,7 +20,7 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.models import files
 from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_images, encode_pixels, encode_texts
+from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
 from zeroshot.models.preprocessing import of_transform
 from zeroshot.models.text_tower import Block, Tokens, Tower
@@ -66,10 +66,6 @@ class OpenClipDualEncoder(Growing):
     def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """As `base.PixelEncoder`."""
         return encode_pixels(pixels, self._image_features)
-
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """As `base.TextEncoder`; tokens beyond `context_length` are cut off."""
-        return encode_texts(texts, self._text_features)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""

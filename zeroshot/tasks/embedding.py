@@ -23,6 +23,8 @@ TEXT_KIND = "text"
 VIEW_KIND = f"{IMAGE_KIND}/crop-1"
 """Random parts of pictures; the id is that of the picture and the number of the part."""
 AUTO_BATCH = 32
+TEXTS_AT_ONCE = 1024
+"""Texts that are encoded, and then kept, together."""
 
 
 def embed_pictures(
@@ -129,10 +131,19 @@ def embed_texts(
 
     with meter.stage("encoder"):
         before = meter.texts_encoded
-        ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        rows = cache(encode, texts, ids=ids, encoder=encoder.name, kind=TEXT_KIND)
-        meter.texts_cached += len(set(texts)) - (meter.texts_encoded - before)
-        return rows
+        distinct = sorted(set(texts))  # those that begin alike go to the encoder together
+        ids = [hashlib.sha256(text.encode()).hexdigest() for text in distinct]
+        rows = cache(
+            encode,
+            distinct,
+            ids=ids,
+            encoder=encoder.name,
+            kind=TEXT_KIND,
+            batch_size=TEXTS_AT_ONCE,
+        )
+        meter.texts_cached += len(distinct) - (meter.texts_encoded - before)
+        place = {text: number for number, text in enumerate(distinct)}
+        return rows[[place[text] for text in texts]]
 
 
 def image_side(encoder: DualEncoder) -> ImageEncoder:
