@@ -53,31 +53,54 @@ class Picture:
     image: Image
 
 
-def _read_memory(image: Image, max_pixels: int) -> Picture:
-    with _ONE_AT_A_TIME:
-        picture = pixels.upright(image, max_pixels)
+def _memory_id(picture: Image) -> str:
     header = f"RGB {picture.width} {picture.height} ".encode()
-    return Picture(hashlib.sha256(header + picture.tobytes()).hexdigest(), picture)
+    return hashlib.sha256(header + picture.tobytes()).hexdigest()
 
 
-def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture with the id of exactly the bytes it was decoded from.
+@dataclass(frozen=True)
+class Fetched:
+    """What a source stands for before it is decoded: the bytes of a file, or an upright picture.
 
-    The id of a file is the sha256 of its bytes; that of a PIL image, the sha256 of its mode, size
-    and pixels once it is RGB. Raises UnreadableImageError with the reason, without the path.
+    `id` is what it will be called: the sha256 of the bytes; of a PIL image, the sha256 of its mode,
+    size and pixels once it is RGB.
     """
+
+    id: str
+    content: bytes | Image
+
+    def decoded(self, max_pixels: int = MAX_PIXELS) -> Image:
+        """The picture; UnreadableImageError with the reason, without the path."""
+        if isinstance(self.content, Image):
+            return self.content
+        return pixels.decode(self.content, max_pixels)
+
+
+def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
+    """What is to be decoded, in memory; UnreadableImageError as `read`."""
     content: str | Path | bytes | Image | Blob
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
     else:
         content = source
     if isinstance(content, Image):
-        return _read_memory(content, max_pixels)
+        with _ONE_AT_A_TIME:
+            picture = pixels.upright(content, max_pixels)
+        return Fetched(_memory_id(picture), picture)
     if isinstance(content, str | Path):
         data = read_file(str(content))
     else:
         data = content if isinstance(content, bytes) else content.read()
-    return Picture(hashlib.sha256(data).hexdigest(), pixels.decode(data, max_pixels))
+    return Fetched(hashlib.sha256(data).hexdigest(), data)
+
+
+def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture with the id of exactly the bytes it was decoded from (`Fetched.id`).
+
+    Raises UnreadableImageError with the reason, without the path.
+    """
+    fetched = fetch(source, max_pixels)
+    return Picture(fetched.id, fetched.decoded(max_pixels))
 
 
 def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:

@@ -13,8 +13,8 @@ from zeroshot.images import Source
 from zeroshot.model_set import ModelSet
 from zeroshot.results import Result
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import Embedded
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
 
 __all__ = ["Job", "Transductive", "Worker", "is_transductive"]
 

@@ -12,8 +12,9 @@ from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import classify as task
 from zeroshot.tasks.calibrate import Calibration, belief
 from zeroshot.tasks.classify import Believe, Classifier, Head, Learn
-from zeroshot.tasks.embedding import AUTO_BATCH, Embedded
+from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
 
 
 @dataclass(frozen=True)
