@@ -2,7 +2,8 @@
 
 The first colours are those of Okabe and Ito (2008, "Color Universal Design"); further ones step
 around the circle of hues by the golden angle, at lightnesses that alternate. A colour is never the
-only sign: regions and boxes have outlines, and the label stands beside its colour below the picture.
+only sign: regions and boxes have outlines, and each label stands beside its colour below the
+picture.
 """
 
 import colorsys

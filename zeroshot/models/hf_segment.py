@@ -73,7 +73,9 @@ class CLIPSeg(_Prompted):
         """As `base.Segmenter`; not of unit length, as the decoder was trained."""
         return self._text_rows(
             prompts,
-            lambda tokens: self.model.get_conditional_embeddings(len(tokens["input_ids"]), **tokens),
+            lambda tokens: self.model.get_conditional_embeddings(
+                len(tokens["input_ids"]), **tokens
+            ),
         )
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
@@ -176,9 +178,7 @@ def load_segmenter(
 ) -> Segmenter:
     """The segmentation model in `files`; UserError for a checkpoint without its decoder."""
     architecture, kind = FAMILIES[str(files.read("config.json")["model_type"])]
-    model, _ = hf.load_model(
-        hf.model_class(architecture), files, device, dtype, trust_remote_code
-    )
+    model, _ = hf.load_model(hf.model_class(architecture), files, device, dtype, trust_remote_code)
     loaded: Any = kind(
         f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
         model,

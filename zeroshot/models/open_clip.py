@@ -18,9 +18,11 @@ from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.models import files
+from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_images, encode_texts
+from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
+from zeroshot.models.preprocessing import of_transform
 from zeroshot.models.text_tower import Block, Tokens, Tower
 from zeroshot.models.vision_tower import DensePatches, VisionTower, interpolated_positions
 
@@ -47,6 +49,7 @@ class OpenClipDualEncoder(Growing, DensePatches):
         self.name = name
         self.model = model
         self.preprocess = preprocess
+        self.preprocessing = of_transform(preprocess)
         self.tokenizer = tokenizer
         self.device, self.dtype = model.logit_scale.device, model.logit_scale.dtype
         self.context_length: int = tokenizer.context_length
@@ -55,29 +58,26 @@ class OpenClipDualEncoder(Growing, DensePatches):
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
         """As `base.ImageEncoder`."""
-        return encode_images(images, self._image_features)
+        return encode_images(images, self.pixels, self._image_features)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """As `base.TextEncoder`; tokens beyond `context_length` are cut off."""
-        return encode_texts(texts, self._text_features)
+    def pixels(self, image: Image) -> Pixels:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.pixels(image)
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """As `base.PixelEncoder`."""
+        return encode_pixels(pixels, self._image_features)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
         return [self._count(text) for text in self._ended(texts)]
 
     def _vision_tower(self) -> VisionTower | None:
-        return vision_tower(self.model.visual)
+        return vision_tower(self.model.visual, self.device, self.dtype)
 
-    def _pixels(self, images: list[Image]) -> Float[Tensor, "b 3 h w"]:
-        from torchvision.transforms.functional import normalize, to_tensor
-
-        scaling = self.preprocess.transforms[-1]
-        pixels = [normalize(to_tensor(image), scaling.mean, scaling.std) for image in images]
-        return torch.stack(pixels).to(self.device, self.dtype)
-
-    def _image_features(self, images: list[Image]) -> Float[Tensor, "b d"]:
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        features: Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
+    def _image_features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
+        inputs = self.preprocessing.batch(pixels, self.device, self.dtype)
+        features: Tensor = self.model.encode_image(**inputs)
         return features
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
@@ -181,7 +181,7 @@ def text_tower(model: Any, device: torch.device) -> Tower | None:
     )
 
 
-def vision_tower(visual: Any) -> VisionTower | None:
+def vision_tower(visual: Any, device: torch.device, dtype: torch.dtype) -> VisionTower | None:
     """The vision tower taken apart; None for one whose embedding is not a class token's."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
@@ -209,6 +209,8 @@ def vision_tower(visual: Any) -> VisionTower | None:
         finish=lambda rows: visual.ln_post(rows) @ visual.proj,
         patch_size=visual.patch_size[0],
         image_size=visual.image_size[0],
+        device=device,
+        dtype=dtype,
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Attend
+from zeroshot.models.base import Attend, Pixels
+from zeroshot.models.preprocessing import Preprocessing
 from zeroshot.models.text_tower import Block, Rows
 from zeroshot.ops import normalize
 
@@ -38,6 +39,8 @@ class VisionTower:
     """Final norm and projection into the space of the texts."""
     patch_size: int
     image_size: int
+    device: torch.device
+    dtype: torch.dtype
 
 
 def plain(
@@ -101,19 +104,16 @@ def interpolated_positions(
 class DensePatches:
     """What dual encoders share that can be asked patch by patch (`base.DenseEncoder`).
 
-    An encoder gives its tower by `_vision_tower`, and by `_pixels` its own scaling of pixel
-    values, without resizing.
+    An encoder gives its tower by `_vision_tower`.
     """
 
     name: str
-    _image_features: Callable[[list[Image.Image]], Tensor]
+    preprocessing: Preprocessing
+    _image_features: Callable[[list[Pixels]], Tensor]
 
     def _vision_tower(self) -> VisionTower | None:
         """The vision tower taken apart; None for one that is not built of plain blocks."""
         return None
-
-    def _pixels(self, images: list[Image.Image]) -> Float[Tensor, "b 3 h w"]:
-        raise NotImplementedError
 
     @property
     def patch_size(self) -> int:
@@ -135,11 +135,17 @@ class DensePatches:
         starts = range(0, len(images), IMAGES_AT_ONCE)
         with torch.inference_mode():
             found = [
-                patch_rows(tower, self._pixels(images[s : s + IMAGES_AT_ONCE]), attend, whole_block)
+                patch_rows(
+                    tower, self._toned(images[s : s + IMAGES_AT_ONCE], tower), attend, whole_block
+                )
                 for s in starts
             ]
         patches = torch.cat([rows[:, 1:].float().cpu() for rows in found])
         return normalize(patches).view(len(images), rows, columns, -1)
+
+    def _toned(self, images: list[Image.Image], tower: VisionTower) -> Float[Tensor, "b 3 h w"]:
+        """Pixels of pictures that have their size already, as the tower takes them."""
+        return self.preprocessing.toned(images, tower.device, tower.dtype)
 
     @cached_property
     def _tried_tower(self) -> VisionTower:
@@ -155,11 +161,10 @@ class DensePatches:
         gradient = Image.linear_gradient("L").resize((side, side))
         probe = Image.merge("RGB", [gradient, gradient.rotate(90), gradient.rotate(180)])
         with torch.inference_mode():
-            own = self._image_features([probe]).float()
-            ours = patch_rows(tower, self._pixels([probe]), plain, whole_block=True)[:, 0].float()
-        half = self._pixels([probe]).dtype != torch.float32
-        apart = float((normalize(own) - normalize(ours)).norm())
-        if not apart < (0.1 if half else 1e-3):
+            own = self._image_features([self.preprocessing.pixels(probe)])
+            ours = patch_rows(tower, self._toned([probe], tower), plain, whole_block=True)[:, 0]
+        apart = float((normalize(own.float()) - normalize(ours.float())).norm())
+        if not apart < (1e-3 if tower.dtype == torch.float32 else 0.1):
             raise UserError(
                 f"{self.name}: its vision tower does not compute what its class says "
                 f"(embeddings {apart:.2g} apart), so that its patches cannot be asked"
