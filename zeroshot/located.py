@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zeroshot import rle
 from zeroshot.results import Result
+from zeroshot.rle import Mask, decode
 
 DECIMALS = 2
 """Of boxes, in pixels."""
@@ -29,9 +29,9 @@ class Region:
     """The mask, as COCO's run lengths: `size` and `counts`."""
 
     @property
-    def mask(self) -> rle.Mask:
+    def mask(self) -> Mask:
         """bool [height width]."""
-        return rle.decode(self.rle)
+        return decode(self.rle)
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,13 @@ class CLIPSeg(_Prompted):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
         """As `base.Segmenter`; not of unit length, as the decoder was trained."""
-        return self._text_rows(
-            prompts,
-            lambda tokens: self.model.get_conditional_embeddings(
-                len(tokens["input_ids"]), **tokens
-            ),
-        )
+
+        def encode(tokens: Any) -> Tensor:
+            count = len(tokens["input_ids"])
+            rows: Tensor = self.model.get_conditional_embeddings(count, **tokens)
+            return rows
+
+        return self._text_rows(prompts, encode)
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
         """As `base.Segmenter`: best is a crop of the thing, its background dark or blurred."""
