@@ -5,21 +5,23 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank"},
+    {"errors", "ops", "metrics", "prompts", "treebank", "boxes", "rle", "drawing", "gallery"},
     {"caption_metrics"},
     {"alignment"},
     {"models.base"},
+    {"label_maps"},
     {"inputs"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results"},
+    {"coupled", "anchors", "pairs", "model_set", "results", "dense"},
+    {"located"},
     {"tasks"},
     {"jobs"},
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_segment"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -16,7 +16,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Dense, name_of
+from zeroshot.methods import Dense
 from zeroshot.models.base import DenseEncoder, Head
 from zeroshot.ops import normalize
 
@@ -49,9 +49,8 @@ class DenseSegmenter:
 
     @property
     def name(self) -> str:
-        """As `base.Segmenter`."""
-        side, window = self.size
-        return f"{self.encoder.name}/{name_of(self.method)}@{side}w{window}"
+        """The encoder's, whose rows of texts are those of every other task."""
+        return self.encoder.name
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,7 +61,14 @@ class DenseSegmenter:
         return max(1, round(side / patch)) * patch, window // patch * patch
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
-        """As `base.Segmenter`."""
+        """As `base.Segmenter`; UserError for a prompt longer than the encoder reads."""
+        most = self.encoder.context_length
+        for prompt, length in zip(prompts, self.encoder.count_tokens(prompts), strict=True):
+            if most is not None and length > most:
+                raise UserError(
+                    f"a prompt of {length} tokens, but the text encoder reads {most}: "
+                    f"'{prompt[:60]}'; shorten it"
+                )
         return self.encoder.encode_texts(prompts)
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:

@@ -25,8 +25,10 @@ OKABE_ITO: tuple[Colour, ...] = (
 )
 BACKGROUND: Colour = (0, 0, 0)
 INK, PAPER = (33, 33, 33), (255, 255, 255)
-OPACITY = 0.55
+OPACITY = 0.5
 """Of a region's colour over the picture."""
+TAGGED = 0.01
+"""Of the picture, what a region covers at least to bear its name."""
 SHORTEST = 360
 """A drawn picture's longer side is at least this, so that its legend can be read."""
 
@@ -61,7 +63,7 @@ def draw_regions(
     Args:
         masks: [h w] of the picture's size.
         places: of the labels, which give the colours.
-        names: what the legend says of each.
+        names: of the labels.
     """
     large = _enlarged(picture)
     pixels = np.asarray(large, dtype=np.float32)
@@ -74,7 +76,17 @@ def draw_regions(
         pixels[_next_to(inside, 1) & ~inside] = PAPER
         pixels[inside & _next_to(~inside, outline)] = tint
     drawn = Image.fromarray(np.rint(pixels).astype(np.uint8))
-    return _with_legend(drawn, [(colour(p), name) for p, name in zip(places, names, strict=True)])
+    legend = [
+        (colour(place), f"{name} {_percent(mask.mean())}")
+        for place, name, mask in zip(places, names, masks, strict=True)
+    ]
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=_text_size(drawn))
+    factor = drawn.width / picture.width
+    for mask, place, name in zip(masks, places, names, strict=True):
+        if mask.mean() >= TAGGED:
+            x, y = (factor * at for at in _middle(mask))
+            _tag(draw, (x, y), name, colour(place), font, drawn.size, centred=True)
+    return _with_legend(drawn, legend)
 
 
 def draw_boxes(
@@ -125,6 +137,17 @@ def _next_to(inside: np.ndarray, steps: int) -> np.ndarray:
     return grown
 
 
+def _middle(mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> tuple[int, int]:
+    """The pixel of a mask, across and down, that is nearest to the mean of all."""
+    down, across = mask.nonzero()
+    nearest = np.argmin((down - down.mean()) ** 2 + (across - across.mean()) ** 2)
+    return int(across[nearest]), int(down[nearest])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
+
+
 def _readable(on: Colour) -> Colour:
     """Dark or light text, whichever stands out more."""
     red, green, blue = on
@@ -138,13 +161,18 @@ def _tag(
     on: Colour,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     size: tuple[int, int],
+    centred: bool = False,
 ) -> None:
-    """A word on its colour, above a box's corner, or in it where there is no room above."""
+    """A word on its colour: around a point, or above a corner, or below where there is no room."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
-    x = min(max(0.0, corner[0]), size[0] - width)
-    y = corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((x, y, x + width, y + height), fill=on)
+    x, y = corner
+    if centred:
+        x, y = x - width / 2, y - height / 2
+    elif y >= height:
+        y -= height
+    x, y = min(max(0.0, x), size[0] - width), min(max(0.0, y), size[1] - height)
+    draw.rectangle((x, y, x + width, y + height), fill=on, outline=_readable(on))
     draw.text((x + 3 - left, y + 3 - top), text, fill=_readable(on), font=font)
 
 
