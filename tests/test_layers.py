@@ -19,6 +19,7 @@ LAYERS = [
     {"tasks"},
     {"jobs"},
     {"evaluate", "scale", "api"},
+    {"api_located"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_segment"},

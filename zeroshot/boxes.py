@@ -13,6 +13,12 @@ def clipped(boxes: Float[Tensor, "k 4"], width: int, height: int) -> Float[Tenso
     return torch.minimum(boxes.clamp_min(0), most)
 
 
+def corners(boxes: Float[Tensor, "k 4"]) -> Float[Tensor, "k 4"]:
+    """Left, top, right, bottom of boxes given by centre, width and height."""
+    middle, half = boxes[:, :2], boxes[:, 2:] / 2
+    return torch.cat([middle - half, middle + half], dim=1)
+
+
 def area(boxes: Float[Tensor, "k 4"]) -> Float[Tensor, " k"]:
     """In square pixels; 0 for a box that is turned inside out."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)

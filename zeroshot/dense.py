@@ -72,8 +72,12 @@ class DenseSegmenter:
         return self.encoder.encode_texts(prompts)
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
-        """As `base.Segmenter`: a picture as a whole is a prompt as good as a text."""
-        return self.encoder.encode_images(examples)
+        """UserError: next to a picture's row every text's loses."""
+        raise UserError(
+            "a dual encoder takes no examples: its pictures and its texts lie apart in their "
+            "space, and any patch is nearer to an example than to a text. CLIPSeg takes them: "
+            "--model hf:CIDAS/clipseg-rd64-refined"
+        )
 
     def maps(
         self, images: Sequence[Image], prompts: Float[Tensor, "c d"]

@@ -21,6 +21,8 @@ COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
     "zeroshot.embed/1": ("dim", "embedding"),
+    "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
+    "zeroshot.detect/1": ("width", "height", "boxes", "drawn"),
 }
 """A table's columns for each kind of row, between `path, id` and `models, method, error_type,
 error_message`. `label, score, cosine` are those of the best label; lists and objects are JSON.
@@ -169,13 +171,18 @@ class FlatLines(JsonLines):
 
 
 class Text:
-    """One caption or best label per line, an empty line for a failure: in the order of inputs."""
+    """One caption, best label or list of what was found per line, an empty one for a failure.
+
+    In the order of the inputs.
+    """
 
     header = b""
 
     def encode(self, row: Row) -> bytes:
-        """The caption or the label."""
-        said = row.get("caption") or _best(row).get("label") or ""
+        """The caption, the label, or the labels of regions or boxes."""
+        found = row.get("regions") or row.get("boxes") or []
+        named = ", ".join(dict.fromkeys(one["label"] for one in found))
+        said = row.get("caption") or _best(row).get("label") or named
         return utf8(" ".join(said.split())) + b"\n"
 
     def records(self, data: bytes) -> list[Record]:
@@ -201,7 +208,7 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     """The table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special["abstained"] = arrow.bool_()
+    special |= {"abstained": arrow.bool_(), "width": arrow.int64(), "height": arrow.int64()}
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]
     table = arrow.Table.from_pylist(rows, schema=types)

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
+
+from zeroshot.boxes import clipped
 
 __all__ = [
     "Attend",
@@ -192,6 +195,18 @@ class Detections:
     """Between 0 and 1."""
     labels: Int[Tensor, " k"]
     """Places of the prompts."""
+
+    @classmethod
+    def within(
+        cls,
+        size: tuple[int, int],
+        boxes: Float[Tensor, "k 4"],
+        scores: Float[Tensor, " k"],
+        labels: Int[Tensor, " k"],
+    ) -> "Detections":
+        """In order of their scores, cut at the borders of a picture of this width and height."""
+        order = torch.argsort(scores, descending=True, stable=True)
+        return cls(clipped(boxes[order], *size), scores[order], labels[order])
 
 
 @runtime_checkable

@@ -12,24 +12,19 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from zeroshot.boxes import clipped
+from zeroshot.boxes import corners
 from zeroshot.models import hf
 from zeroshot.models.base import Detections, Detector
 from zeroshot.models.devices import precision_name
 from zeroshot.models.files import Files
 from zeroshot.models.hf_dual import repaired
+from zeroshot.models.hf_grounding import GroundingDINO
 
-__all__ = ["FAMILIES", "OWL", "corners", "load_detector"]
+__all__ = ["FAMILIES", "OWL", "load_detector"]
 
 PREPROCESSING = "pil.1"
 IMAGES_AT_ONCE = 8
 TEXTS_AT_ONCE = 256
-
-
-def corners(boxes: Float[Tensor, "k 4"]) -> Float[Tensor, "k 4"]:
-    """Left, top, right, bottom of boxes given by centre, width and height."""
-    middle, half = boxes[:, :2], boxes[:, 2:] / 2
-    return torch.cat([middle - half, middle + half], dim=1)
 
 
 class OWL:
@@ -115,7 +110,8 @@ class OWL:
         width, height = image.size
         sides = (max(width, height),) * 2 if self.padded else (width, height)
         scale = boxes.new_tensor([*sides, *sides])
-        return _best_first(corners(boxes[patch]) * scale, scores[patch, label], label, image)
+        found = corners(boxes[patch]) * scale
+        return Detections.within(image.size, found, scores[patch, label], label)
 
     @property
     def _base(self) -> Any:
@@ -128,16 +124,10 @@ class OWL:
         return grid
 
 
-def _best_first(
-    boxes: Float[Tensor, "k 4"], scores: Float[Tensor, " k"], labels: Tensor, image: Image
-) -> Detections:
-    order = torch.argsort(scores, descending=True, stable=True)
-    return Detections(clipped(boxes[order], *image.size), scores[order], labels[order])
-
-
 FAMILIES = {
     "owlvit": "OwlViTForObjectDetection",
     "owlv2": "Owlv2ForObjectDetection",
+    "grounding-dino": "GroundingDinoForObjectDetection",
 }
 
 
@@ -149,10 +139,9 @@ def load_detector(
     model, _ = hf.load_model(
         hf.model_class(FAMILIES[kind]), files, device, dtype, trust_remote_code
     )
-    return OWL(
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
-        model,
-        hf.load_image_processor(files, trust_remote_code),
-        hf.load_tokenizer(files, trust_remote_code),
-        padded=kind == "owlv2",
-    )
+    name = f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}"
+    image_processor = hf.load_image_processor(files, trust_remote_code)
+    tokenizer = hf.load_tokenizer(files, trust_remote_code)
+    if kind == "grounding-dino":
+        return GroundingDINO(name, model, image_processor, tokenizer)
+    return OWL(name, model, image_processor, tokenizer, padded=kind == "owlv2")

@@ -135,10 +135,8 @@ class GroupViT(_Prompted):
         )
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
-        """As `base.Segmenter`; unit rows of whole pictures."""
-        with torch.inference_mode():
-            rows = self.model.get_image_features(self._pixels(examples)).pooler_output
-        return normalize(rows.float().cpu())
+        """UserError: GroupViT was trained on texts alone."""
+        raise UserError("GroupViT takes no examples, texts alone; CLIPSeg takes both")
 
     def maps(
         self, images: Sequence[Image], prompts: Float[Tensor, "c d"]
