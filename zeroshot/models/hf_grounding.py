@@ -4,10 +4,10 @@ Liu et al. 2024, "Grounding DINO: Marrying DINO with Grounded Pre-Training for O
 Detection", ECCV.
 
 The model reads one text with a period after each label, and tells for each box and token how well
-they fit. Labels that do not fit into one text are spread over several; in the text backbone tokens see
-those of their own label only, in the fusion with the picture they see all of their text. The text
-is encoded once: its states stand in for the text backbone while pictures pass. Only pictures of one
-size go together, since the model's convolutions see the padding of others.
+they fit. Labels that do not fit into one text are spread over several; in the text backbone tokens
+see those of their own label only, in the fusion with the picture they see all of their text. The
+text is encoded once: its states stand in for the text backbone while pictures pass. Only pictures
+of one size go together, since the model's convolutions see the padding of others.
 """
 
 import contextlib
@@ -107,7 +107,8 @@ class GroundingDINO:
             for query in torch.argsort(best, descending=True, stable=True).tolist():
                 if best[query] < threshold:
                     break
-                tokens = (scores[query] >= word_threshold).nonzero()[:, 0].tolist()
+                sure = (scores[query] >= word_threshold).nonzero()[:, 0].tolist()
+                tokens = [token for token in sure if reading.owners[token] >= 0]
                 left, top, right, bottom = kept[query].tolist()
                 found[place].append(
                     Phrase((left, top, right, bottom), float(best[query]), _joined(reading, tokens))

@@ -145,7 +145,10 @@ class GroupViT(_Prompted):
         rows = normalize(prompts.to(self.model.device, torch.float32))
         with torch.inference_mode():
             seen = self.model.vision_model(self._pixels(images), output_attentions=True)
-            groups = normalize(self.model.visual_projection(seen.last_hidden_state).float())
+            states = seen.last_hidden_state  # [n, g, d]
+            # Of a batch of groups: the projection's batch norm takes the second axis for channels.
+            projected = self.model.visual_projection(states.flatten(0, 1)).float()
+            groups = normalize(projected).view(*states.shape[:2], -1)
             logits = self.model.logit_scale.exp() * groups @ rows.T  # [n, g, c]
             belongs = self._belongs([x for x in seen.attentions if x is not None])
             return list(torch.einsum("ngc,nghw->nchw", logits, belongs).cpu())
