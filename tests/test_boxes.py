@@ -2,7 +2,7 @@
 
 import torch
 
-from zeroshot.boxes import area, clipped, iou, suppressed
+from zeroshot.boxes import area, clipped, iou, shared, suppressed
 
 
 def test_overlaps_by_hand():
@@ -35,6 +35,15 @@ def test_suppression_is_the_loop():
         for overlap in (0.0, 0.3, 0.7):
             found = suppressed(boxes, scores, labels, overlap)
             assert found.tolist() == by_loops(boxes, scores.tolist(), labels.tolist(), overlap)
+
+
+def test_a_part_is_all_of_itself_within_the_whole():
+    whole, part, beside = [0.0, 0, 10, 10], [2.0, 2, 4, 4], [9.0, 9, 11, 11]
+    boxes = torch.tensor([whole, part, beside])
+    expected = torch.tensor([[1, 1, 0.25], [1, 1, 0], [0.25, 0, 1]])
+    torch.testing.assert_close(shared(boxes, boxes), expected)
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.long)
+    assert suppressed(boxes, scores, labels, 0.5, shared).tolist() == [0, 2]
 
 
 def test_labels_do_not_suppress_each_other():

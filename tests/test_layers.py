@@ -15,14 +15,15 @@ LAYERS = [
     {"decoding", "trace"},
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results", "dense"},
-    {"located"},
+    {"located", "regions"},
+    {"coco"},
     {"tasks"},
     {"jobs"},
     {"evaluate", "scale", "api"},
     {"api_located"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_segment"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_detect", "cli_embed", "cli_segment"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

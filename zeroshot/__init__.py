@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zeroshot.api import caption, classify, embed, load
-    from zeroshot.api_located import segment
+    from zeroshot.api_located import detect, segment
 
-__all__ = ["caption", "classify", "embed", "load", "segment"]
-LOCATED = ("segment",)
+__all__ = ["caption", "classify", "detect", "embed", "load", "segment"]
+LOCATED = ("detect", "segment")
 __version__ = "0.1.0"
 
 

@@ -8,11 +8,13 @@ from zeroshot import images as pictures
 from zeroshot import prompts as sentences_of
 from zeroshot.api import _run, _set
 from zeroshot.images import Input
+from zeroshot.jobs.detect import DetectJob
 from zeroshot.jobs.segment import SegmentJob
-from zeroshot.located import SegmentResult
+from zeroshot.located import DetectResult, SegmentResult
 from zeroshot.model_set import ModelSet
 from zeroshot.results import Results
 from zeroshot.store import EmbeddingCache
+from zeroshot.tasks.detect import Regions
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.labelled import read_labelled
 
@@ -77,6 +79,68 @@ def segment(
         resolution,
         window,
         None if masks is None else Path(masks),
+        None if draw is None else Path(draw),
+        overwrite,
+    )
+    return Results(_run(job, pictures.find(images).sources, cache, batch_size))
+
+
+def detect(
+    images: Input | Iterable[Input],
+    labels: str | Sequence[str] = (),
+    models: str | ModelSet = "base",
+    *,
+    model: str | None = None,
+    query_images: Input | Iterable[Input] = (),
+    sentence: str | None = None,
+    threshold: float | None = None,
+    word_threshold: float = 0.25,
+    overlap: float = 0.5,
+    background: str | Sequence[str] = "background",
+    templates: str | None = None,
+    regions: Regions = "auto",
+    resolution: int = 0,
+    draw: str | Path | None = None,
+    overwrite: bool = False,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Results[DetectResult]:
+    """One result per picture, in order, with its boxes, best first: `result.boxes[0].box`.
+
+    Args:
+        images, models, batch_size, cache: as for `caption`.
+        labels: a list, `"cat,dog"`, or a file.
+        model: a detection model (OWL-ViT, OWLv2, Grounding DINO); without one the set's dual
+            encoder labels regions.
+        query_images: instead of labels, pictures of what is looked for.
+        sentence: instead of labels, a sentence, whose words find their boxes.
+        threshold: boxes less sure than this are left out.
+        word_threshold: words of the sentence less sure than this do not belong to a box.
+        overlap: of two boxes of one label with a larger IoU the less sure goes.
+        background: for a dual encoder, what is no label, in words.
+        templates: as for `classify`; a detection model reads one sentence for each label.
+        regions: `dense` or `windows`: where a dual encoder looks.
+        resolution: shorter side in pixels that a dual encoder's dense map is made of.
+        draw: a folder for pictures with the boxes drawn on them.
+        overwrite: write over files there that hold something else.
+
+    Raises:
+        UserError: an unknown option, or a model that cannot do what is asked.
+        NotAvailableError: a model that is not here.
+    """
+    job = DetectJob(
+        _set(models),
+        sentences_of.load_labels(labels) if labels else (),
+        templates,
+        sentences_of.load_labels(background),
+        model,
+        pictures.find(query_images).sources,
+        sentence,
+        threshold,
+        word_threshold,
+        overlap,
+        regions,
+        resolution,
         None if draw is None else Path(draw),
         overwrite,
     )

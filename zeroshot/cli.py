@@ -13,7 +13,15 @@ from typing import Annotated
 
 import typer
 
-from zeroshot import cli_anchors, cli_calibrate, cli_caption, cli_classify, cli_embed, cli_segment
+from zeroshot import (
+    cli_anchors,
+    cli_calibrate,
+    cli_caption,
+    cli_classify,
+    cli_detect,
+    cli_embed,
+    cli_segment,
+)
 from zeroshot.cli_run import Json
 from zeroshot.errors import UserError, ZeroshotError
 
@@ -39,6 +47,7 @@ app.command()(cli_classify.classify)
 app.command()(cli_calibrate.calibrate)
 app.command()(cli_embed.embed)
 app.command()(cli_segment.segment)
+app.command()(cli_detect.detect)
 
 
 @app.command()

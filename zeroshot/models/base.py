@@ -217,6 +217,10 @@ class Detector(Protocol):
     def name(self) -> str:
         """As `ImageEncoder.name`."""
 
+    @property
+    def template(self) -> str:
+        """The sentence that the model knows labels in, with `{}` for the label."""
+
     def encode_prompts(self, prompts: Sequence[str]) -> Any:
         """What `detect` takes for these prompts; each is encoded here and never again."""
 

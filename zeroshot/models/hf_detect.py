@@ -35,6 +35,8 @@ class OWL:
     gives a box for every prompt above the threshold, and overlapping ones of one label go later.
     """
 
+    template = "a photo of a {}"
+
     def __init__(
         self, name: str, model: Any, image_processor: Any, tokenizer: Any, padded: bool
     ) -> None:

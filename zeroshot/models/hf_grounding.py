@@ -49,6 +49,8 @@ class Reading:
 class GroundingDINO:
     """The model with its tokenizer and preprocessing (`base.Grounder`)."""
 
+    template = "{}"
+
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
         self.name = name
         self.model = model
