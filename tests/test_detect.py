@@ -18,6 +18,7 @@ from zeroshot.errors import UserError
 from zeroshot.jobs.detect import DetectJob
 from zeroshot.located import DetectResult, Found
 from zeroshot.model_set import resolve
+from zeroshot.results import Failure
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART = SCENES / "1-red-heart.png"
@@ -107,12 +108,15 @@ def test_windows_find_too(zeroshot):
 @pytest.mark.parametrize("name", tiny.DETECTORS)
 def test_detection_models_from_disk(name, zeroshot, model_of, tmp_path):
     """By the command and in Python, the same rows; boxes within pictures, best first."""
-    arguments = ("--labels", "a cat,two dogs", "--model", model_of(name), "--threshold", 0.3)
+    asked = ("--labels", "a cat,two dogs", "--templates", "none", "--threshold", 0.3)
+    arguments = (*asked, "--model", model_of(name))
     code, rows, said = zeroshot("detect", SCENES, *arguments, "--draw", tmp_path, "--json", "-v")
     assert code == 0
     assert "2 texts encoded" in said
     assert any(row["boxes"] for row in rows)
-    results = package.detect(SCENES, "a cat,two dogs", model=model_of(name), threshold=0.3)
+    results = package.detect(
+        SCENES, "a cat,two dogs", model=model_of(name), templates="none", threshold=0.3
+    )
     for row, result in zip(rows, results, strict=True):
         assert row["method"] == "native"
         assert (tmp_path / row["drawn"]).is_file()
@@ -264,7 +268,7 @@ def test_coco_by_hand():
     source = package.images.Source("a.png")
     boxes = (Found("dog", 0.5, (1, 2, 4, 8)), Found("bird", 0.25, (0, 0, 2, 2)))
     results = [
-        DetectResult(source, None, error=object()),
+        DetectResult(source, None, error=Failure("UnreadableImage", "no such file")),
         DetectResult(source, "x", width=10, height=20, boxes=boxes),
     ]
     held = coco.document(results, ["cat", "dog"])

@@ -142,15 +142,15 @@ def by_regions(
 
 def _dense(encoder: DualEncoder, regions: Regions, resolution: int) -> DenseSegmenter | None:
     """What proposes regions; None for windows."""
-    if regions == "windows":
+    if regions == "windows" or not isinstance(encoder, DenseEncoder):
         return None
     try:
-        if isinstance(encoder, DenseEncoder):
-            return DenseSegmenter(encoder, NACLIP(), resolution or 2 * encoder.image_size)
-    except UserError:
-        if regions == "dense":
+        side = resolution or 2 * encoder.image_size
+    except UserError:  # it has no patches
+        if regions == "dense" or resolution:
             raise
-    return None
+        return None
+    return DenseSegmenter(encoder, NACLIP(), side)
 
 
 def _finder(
