@@ -5,9 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank"},
+    {"errors", "ops", "metrics", "matching_metrics", "intervals", "prompts", "treebank"},
     {"caption_metrics"},
-    {"alignment"},
+    {"alignment", "measures"},
     {"models.base"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
