@@ -5,7 +5,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "matching_metrics", "intervals", "prompts", "treebank"},
+    {
+        "errors",
+        "ops",
+        "metrics",
+        "matching_metrics",
+        "intervals",
+        "prompts",
+        "protocols",
+        "treebank",
+    },
     {"caption_metrics"},
     {"alignment", "measures"},
     {"models.base"},
@@ -17,7 +26,7 @@ LAYERS = [
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate"},
+    {"cli_calibrate", "cli_eval"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -29,7 +29,7 @@ def text_ranks(
     """Of each picture, the place of its best caption among those of all pictures, from 1."""
     own = image_of_text == np.arange(len(scores))[:, None]
     best = np.where(own, scores, -np.inf).max(1, keepdims=True)
-    return np.asarray(1 + ((scores >= best) & ~own).sum(1))
+    return np.asarray(1 + np.sum((scores >= best) & ~own, axis=1))
 
 
 def image_ranks(
@@ -62,7 +62,7 @@ class Winoground:
     @property
     def group(self) -> Bool[np.ndarray, " n"]:
         """Both."""
-        return self.text & self.image
+        return np.asarray(self.text & self.image)
 
 
 def winoground(scores: Float[np.ndarray, "n 2 2"]) -> Winoground:

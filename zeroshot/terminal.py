@@ -80,6 +80,39 @@ def show_comparison(rows: "Iterable[Compared]") -> None:
     )
 
 
+def show_figures(result: Mapping[str, Any]) -> None:
+    """What `eval` found of one method; the whole result as one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(result)
+        return
+    from zeroshot.measures import usual
+
+    share = f"{100 * result['sampling']['confidence']:g} %"
+    table = Table("figure", result["method"], f"{share} interval", title=result["dataset"])
+    for name, value in result["metrics"].items():
+        ends = result["intervals"][name]
+        told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
+        table.add_row(name, f"{usual(name, value):.2f}", told)
+    Console().print(table)
+
+
+def show_differences(comparison: Mapping[str, Any]) -> None:
+    """Each method against the first; one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(comparison)
+        return
+    from zeroshot.measures import usual
+
+    for method, figures in comparison["methods"].items():
+        table = Table("figure", "difference", "interval", "p", "p (Holm)")
+        table.title = escape(f"{method} less {comparison['first']}")
+        for name, own in figures.items():
+            ends = " to ".join(f"{usual(name, end):+.2f}" for end in own["interval"])
+            difference = f"{usual(name, own['difference']):+.2f}"
+            table.add_row(name, difference, ends, f"{own['p']:.3f}", f"{own['p_holm']:.3f}")
+        Console().print(table)
+
+
 def show_method(method: "Description") -> None:
     """A method's docstring and a table of its options."""
     console = Console(highlight=False)
