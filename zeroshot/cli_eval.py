@@ -142,7 +142,7 @@ def evaluate(
             rows=predictions[0] if predictions else None,
         )
         asked = asked if run.limit is None else asked.limited(run.limit)
-        each: Iterator["Answers"]
+        each: Iterator[Answers]
         if predictions:
             each = map(asked.told, predictions)
         else:

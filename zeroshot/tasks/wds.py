@@ -90,7 +90,7 @@ def read_classes(folder: Path, split: str = "test") -> LabelledShards:
     sources, classes = [], []
     for sample in _samples(folder, split, "cls"):
         text = sample.text.strip()
-        if not text.isdecimal() or int(text) >= len(labels):
+        if not text.isdecimal() or len(text) > 9 or int(text) >= len(labels):
             known = f"classnames.txt has 0 to {len(labels) - 1}"
             raise UserError(f"{sample.where}: '{text[:20]}' is no class; {known}")
         sources.append(sample.source)
