@@ -23,7 +23,7 @@ LAYERS = [
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
-    {"evaluate", "scale", "api"},
+    {"report", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
     {"cli_calibrate", "cli_eval"},

@@ -350,6 +350,7 @@ def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str])
 
 app.command()(cli_calibrate.calibrate)
 app.command("eval")(cli_eval.evaluate)
+app.command()(cli_eval.report)
 
 
 @app.command()

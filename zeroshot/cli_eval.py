@@ -233,15 +233,60 @@ def _keep(run: Run, asked: "Question", answers: "Answers", found: Mapping[str, A
 
 
 def _write(file: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) -> None:
-    """JSON lines, whole or not there."""
+    """JSON lines."""
     from zeroshot.formats import to_json, utf8
 
     if file.exists() and not overwrite:
         raise UserError(f"'{file}' exists; --overwrite writes over it")
+    _whole(file, b"".join(utf8(to_json(row)) + b"\n" for row in rows))
+
+
+def _whole(file: Path, data: bytes) -> None:
+    """All of a file, or none of it."""
     part = file.with_name(file.name + ".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"".join(utf8(to_json(row)) + b"\n" for row in rows))
+        part.write_bytes(data)
         part.replace(file)
     except OSError as error:
         raise UserError(f"cannot write '{file}': {error.strerror}") from error
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of eval, or JSON lines of caption, classify or caption --trace."
+        ),
+    ],
+    out: Annotated[Path, option("--out", env="OUT", help="The page, an .html file.")] = Path(
+        "report.html"
+    ),
+    truth: Annotated[
+        Path | None,
+        option("--truth", env="TRUTH", help="What people said of the pictures of bare captions."),
+    ] = None,
+    pictures: Annotated[
+        int, option("--pictures", env="PICTURES", help="Shown with their captions.", min=0)
+    ] = 30,
+    order: Annotated[
+        Literal["data", "worst"],
+        option("--order", env="ORDER", help="The first pictures, or those captioned worst."),
+    ] = "data",
+    title: Annotated[str, option("--title", env="TITLE", help="Of the page.")] = "zeroshot report",
+    overwrite: Annotated[
+        bool, option("--overwrite", env="OVERWRITE", help="Write over an older page.")
+    ] = False,
+) -> None:
+    """One page of HTML, complete in itself: figures, mistakes, captions side by side, choices."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out '{out}': a report is an .html file")
+    if out.exists() and not overwrite:
+        raise UserError(f"'{out}' exists; --overwrite writes over it")
+    from zeroshot import terminal
+    from zeroshot.formats import utf8
+    from zeroshot.report import gather, render
+
+    page = render(gather(results, truth), title=title, pictures=pictures, order=order)
+    _whole(out, utf8(page))
+    terminal.say(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")

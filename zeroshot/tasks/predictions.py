@@ -86,25 +86,35 @@ def in_order(predictions: Predictions, sources: Sequence[Source]) -> list[dict[s
     Raises:
         UserError: pictures without a row, or rows that belong to no picture or to several.
     """
-    ends: dict[str, list[int]] = {}
-    for place, source in enumerate(sources):
-        ends.setdefault(PurePath(source.path or "").name, []).append(place)
-    found: dict[int, dict[str, Any]] = {}
-    for row in predictions.rows:
-        own = _same(row["path"], sources, ends.get(PurePath(row["path"]).name, []))
-        if own is None:
-            raise UserError(
-                f"{predictions.name}: '{row['path']}' is none of the pictures, or of several"
-            )
-        if own in found:
-            raise UserError(f"{predictions.name}: two rows for '{row['path']}'")
-        found[own] = row
+    found = dict(zip(found_in(predictions, sources), predictions.rows, strict=True))
     if missing := [i for i in range(len(sources)) if i not in found]:
         raise UserError(
             f"{predictions.name}: no row for {len(missing)} of {len(sources)} pictures, the first "
             f"'{sources[missing[0]].path}'"
         )
     return [found[i] for i in range(len(sources))]
+
+
+def found_in(predictions: Predictions, sources: Sequence[Source]) -> list[int]:
+    """Of each row, which of the pictures it belongs to; there may be more pictures than rows.
+
+    Raises:
+        UserError: rows that belong to no picture or to several, or two to one.
+    """
+    ends: dict[str, list[int]] = {}
+    for place, source in enumerate(sources):
+        ends.setdefault(PurePath(source.path or "").name, []).append(place)
+    places: dict[int, None] = {}
+    for row in predictions.rows:
+        own = _same(row["path"], sources, ends.get(PurePath(row["path"]).name, []))
+        if own is None:
+            raise UserError(
+                f"{predictions.name}: '{row['path']}' is none of the pictures, or of several"
+            )
+        if own in places:
+            raise UserError(f"{predictions.name}: two rows for '{row['path']}'")
+        places[own] = None
+    return list(places)
 
 
 def _same(path: str, sources: Sequence[Source], places: Sequence[int]) -> int | None:

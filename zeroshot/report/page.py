@@ -1,0 +1,70 @@
+"""The page: what `views` say, laid out by `page.html`."""
+
+from importlib import resources
+from typing import Any
+
+from zeroshot import __version__
+from zeroshot.errors import NotAvailableError
+from zeroshot.report import views
+from zeroshot.report.gather import Gathered, Group, pretty, share
+
+PICTURES = 30
+
+
+def render(
+    gathered: Gathered,
+    *,
+    title: str = "zeroshot report",
+    pictures: int = PICTURES,
+    order: views.Order = "data",
+) -> str:
+    """HTML in one piece.
+
+    Args:
+        gathered: see `gather`.
+        title: of the page.
+        pictures: how many of them are shown with their captions.
+        order: the first ones, or those with the worst captions.
+
+    Raises:
+        NotAvailableError: Jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise NotAvailableError("a report needs Jinja2: pip install 'zeroshot[report]'") from None
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = resources.files("zeroshot.report").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(text).render(
+        title=title,
+        version=__version__,
+        groups=[_section(group, pictures, order) for group in gathered.groups],
+        traces=list(views.traces(gathered.traces[:pictures])),
+    )
+
+
+def _section(group: Group, pictures: int, order: views.Order) -> dict[str, Any]:
+    confidence = share(group)
+    return {
+        "task": group.task,
+        "heading": views.described(group.task),
+        "dataset": group.dataset,
+        "methods": [method.name for method in group.methods],
+        "count": max(len(method.rows) for method in group.methods),
+        "failed": max(
+            sum(bool(row.get("error")) for row in method.rows) for method in group.methods
+        ),
+        "confidence": f"{100 * confidence:g}",
+        "table": views.table(group),
+        "plot": views.plot(group),
+        "first": group.comparison["first"] if group.comparison else "",
+        "differences": views.differences(group, confidence),
+        "captions": views.captions(group, pictures, order) if group.task == "caption" else [],
+        "labels": views.labels(group) if group.task == "classify" else [],
+        "misses": views.misses(group) if group.task == "retrieve" else [],
+        "details": [
+            (method.name, pretty(method.result)) for method in group.methods if method.result
+        ],
+    }
