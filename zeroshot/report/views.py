@@ -153,7 +153,7 @@ def plot(group: Group) -> Plot | None:
         return None
     ends = [usual(name, end) for _, _, pair in held for end in pair]
     step = _step(max(ends) - min(ends))
-    first, last = np.floor(min(ends) / step) * step, np.ceil(max(ends) / step) * step
+    first, last = math.floor(min(ends) / step) * step, math.ceil(max(ends) / step) * step
     span = max(last - first, step)
 
     def at(value: float) -> float:
@@ -253,7 +253,8 @@ def captions(group: Group, pictures: int, order: Order) -> list[Captioned]:
     scores = [_ciders(method, group.truth) for method in group.methods]
     paths = list(dict.fromkeys(path for rows in by_method for path in rows))
     if order == "worst":
-        paths.sort(key=lambda p: float(np.mean([own.get(p, 10.0) for own in scores])))
+        known = {path: [own[path] for own in scores if path in own] for path in paths}
+        paths.sort(key=lambda path: float(np.mean(known[path])) if known[path] else math.inf)
     return [
         _captioned(group, path, [rows.get(path, {}) for rows in by_method], scores)
         for path in paths[:pictures]
