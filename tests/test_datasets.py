@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zeroshot import images
-from zeroshot.errors import UnreadableImageError, UserError
+from zeroshot.errors import UserError
 from zeroshot.protocols import PROTOCOLS, Protocol, protocol
 from zeroshot.tasks import captioned, datasets, predictions, wds
 from zeroshot.tasks.reading import below, read_text
@@ -255,7 +255,11 @@ def test_a_webdataset_as_it_is(shards):
     assert found.labels == ("missile", "cat, small", "missile")
     assert found.classes == (2, 1, 0)
     assert found.sentences[1] == ["a photo of a cat, small.", "a cat, small"]
-    assert names(found.sources, folder / "test") == ["0.tar/s1", "1.tar/s2", "1.tar/s3"]
+    assert names(found.sources, folder / "test") == [
+        "0.tar/s1.png",
+        "1.tar/s2.jpg",
+        "1.tar/s3.webp",
+    ]
     for source, data in zip(found.sources, held, strict=True):
         assert images.read(source) == images.read(data)
 
@@ -287,13 +291,14 @@ LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
         ([("a.png", b"x"), ("a.cls", b"7")], "'7' is no class"),
         ([("a.png", b"x"), ("a.cls", b"-1")], "is no class"),
         ([("a.png", b"x"), ("a.cls", b"9" * 5000)], "is no class"),
-        ([("a.png", b"x"), ("a.cls", b"\xff")], "not UTF-8"),
+        ([("a.png", b"x"), ("a.cls", b"\xff")], "no UTF-8"),
         ([("a.png", b"x"), ("a.cls", b"1" * (2 << 20))], "larger than"),
-        ([("a.png", b"x")], r"'a' has no \.cls"),
-        ([("a.cls", b"1")], "'a' has no picture"),
-        ([("a.png", LINK), ("a.cls", b"1")], "'a' has no picture"),
-        ([("a.png", DEVICE), ("a.cls", b"1")], "'a' has no picture"),
-        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "twice"),
+        ([("a.png", b"x")], "'' is no class"),
+        ([("a.cls", b"1")], r"a\.cls' has no picture"),
+        ([("a.png", LINK), ("a.cls", b"1")], "symbolic link"),
+        ([("a.png", DEVICE), ("a.cls", b"1")], "device"),
+        ([("../a.png", b"x"), ("../a.cls", b"1")], "leads out"),
+        ([("a.png", b"x"), ("a.cls", b"1"), ("b.x", b""), ("a.png", b"x")], "twice"),
     ],
 )
 def test_shards_that_are_not_what_they_should_be(members, message, shards):
@@ -305,24 +310,33 @@ def test_shards_that_are_not_what_they_should_be(members, message, shards):
 @pytest.mark.parametrize("count", ["", "x", "0", "-1", "9" * 5000])
 def test_no_number_of_shards(count, shards):
     write(shards[0] / "test" / "nshards.txt", count)
-    with pytest.raises(UserError, match="no number of shards"):
+    with pytest.raises(UserError, match="tar files"):
         wds.read_classes(shards[0])
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt"])
+def test_a_webdataset_without_names_or_templates(name, shards):
+    (shards[0] / name).unlink()
+    with pytest.raises(UserError, match="missing or empty"):
+        wds.read_classes(shards[0])
+
+
+def test_a_picture_of_a_webdataset_without_captions(shards):
+    write(shards[0] / "dataset_type.txt", "retrieval")
+    tar(shards[0] / "test" / "0.tar", ("s.jpg", b"x"), ("s.txt", b" \n"))
+    with pytest.raises(UserError, match="has no captions"):
+        wds.read_captions(shards[0])
 
 
 def test_a_shard_that_is_missing_or_torn(shards):
     archive = shards[0] / "test" / "1.tar"
-    source = wds.read_classes(shards[0]).sources[-1]
-    archive.write_bytes(archive.read_bytes()[:700])
-    with pytest.raises(UnreadableImageError, match="ends in the middle"):
-        images.read(source)
-    archive.write_bytes(b"no archive" * 100)
-    with pytest.raises(UserError, match="cannot read"):
-        wds.read_classes(shards[0])
+    for data in (archive.read_bytes()[:700], b"no archive" * 100):
+        archive.write_bytes(data)
+        with pytest.raises(UserError, match="tar file"):
+            wds.read_classes(shards[0])
     archive.unlink()
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="no such file"):
         wds.read_classes(shards[0])
-    with pytest.raises(UnreadableImageError, match="archive cannot be read"):
-        images.read(source)
 
 
 # --- rows of earlier runs -----------------------------------------------------------------------

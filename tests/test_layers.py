@@ -18,15 +18,17 @@ LAYERS = [
     {"caption_metrics"},
     {"alignment", "measures"},
     {"models.base"},
+    {"inputs"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
+    {"jobs"},
     {"report", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_eval"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -14,7 +14,7 @@ from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.protocols import Protocol, Task
 from zeroshot.protocols import protocol as named
-from zeroshot.records import Output
+from zeroshot.records import ANY_ID, Output
 from zeroshot.results import CaptionResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import caption as captioning
@@ -191,6 +191,9 @@ class Question:
         )
 
     def _id(self, source: Source) -> str | None:
+        """Of a file; a picture inside one is known by its place."""
+        if source.content is not None:
+            return ANY_ID
         try:
             return self.cache.file_id(source.path or "")
         except OSError:
