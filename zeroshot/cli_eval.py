@@ -225,7 +225,7 @@ def _keep(run: Run, asked: "Question", answers: "Answers", found: Mapping[str, A
     """The result, the rows and the truth, in the folder of results."""
     assert run.out is not None
     rows = run.out / f"{answers.name}.rows.jsonl"
-    if asked.task != "caption" or not rows.exists():
+    if asked.task != "caption" or answers.before:  # captions are written as they come
         _write(rows, answers.rows, overwrite=run.overwrite)
     _write(run.out / "truth.jsonl", asked.truth_rows(), overwrite=True)
     kept = {**found, "rows": rows.name, "truth_rows": "truth.jsonl"}
