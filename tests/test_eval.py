@@ -4,9 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from zeroshot import cli
+import zeroshot as zs
+from zeroshot import cli, measures
+from zeroshot.errors import UserError
+from zeroshot.protocols import PROTOCOLS
+from zeroshot.report import views
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 BACKGROUND = "something on a {} background"
@@ -189,3 +194,36 @@ def test_what_cannot_be_done_is_said(line, message, zeroshot):
     code, rows, said = zeroshot(*line.replace("SCENES", str(SCENES)).split())
     assert (code, rows) == (2, [])
     assert message in said
+
+
+def test_python_gives_what_the_command_gives(zeroshot, tmp_path):
+    _, [retrieve, shown, comparison], _ = zeroshot(
+        *("eval", SCENES, "--task", "classify", "--templates", "a {} thing"),
+        *("--compare", "ensemble,center"),
+    )
+    asked = (SCENES, "classify", "pocket", ["ensemble", "center"])
+    found = zs.evaluate(*asked, templates="a {} thing")
+    assert [r["metrics"] for r in found.results] == [retrieve["metrics"], shown["metrics"]]
+    acc1 = found.figures["center"]["acc1"]
+    assert [acc1.low, acc1.high] == shown["intervals"]["acc1"]
+    assert found.comparison == comparison
+    with pytest.raises(UserError, match="options belong to one method"):
+        zs.evaluate(*asked, lam=1)
+
+
+def test_every_protocol_is_described():
+    page = (SCENES.parent.parent / "docs" / "evaluation.md").read_text("utf-8")
+    assert {name for name in PROTOCOLS if f"| `{name}` |" not in page} == set()
+
+
+def test_every_figure_is_described_and_has_a_column():
+    page = (SCENES.parent.parent / "docs" / "evaluation.md").read_text("utf-8")
+    captions = measures.of_captions(["a b", "c"], [["a b"], ["d"]])
+    names = {*captions.statistic(np.arange(2)), *captions.fixed}
+    scores = np.full((2, 7), 1 / 7)
+    names |= measures.of_classes(scores, np.array([0, 1])).statistic(np.arange(2)).keys()
+    assert names <= views.CALLED.keys()
+    plain = {n for n in names if not n.startswith(("Bleu_", "rep_"))}
+    assert {name for name in plain if f"`{name}`" not in page} == set()
+    ranks = measures.of_ranks(scores[:, :2], np.array([0, 1])).statistic(np.arange(2))
+    assert ranks.keys() <= views.CALLED.keys()
