@@ -11,7 +11,7 @@ import zeroshot as zs
 from zeroshot import cli, measures
 from zeroshot.errors import UserError
 from zeroshot.protocols import PROTOCOLS
-from zeroshot.report import views
+from zeroshot.report import figures
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 BACKGROUND = "something on a {} background"
@@ -222,8 +222,8 @@ def test_every_figure_is_described_and_has_a_column():
     names = {*captions.statistic(np.arange(2)), *captions.fixed}
     scores = np.full((2, 7), 1 / 7)
     names |= measures.of_classes(scores, np.array([0, 1])).statistic(np.arange(2)).keys()
-    assert names <= views.CALLED.keys()
+    assert names <= figures.CALLED.keys()
     plain = {n for n in names if not n.startswith(("Bleu_", "rep_"))}
     assert {name for name in plain if f"`{name}`" not in page} == set()
     ranks = measures.of_ranks(scores[:, :2], np.array([0, 1])).statistic(np.arange(2))
-    assert ranks.keys() <= views.CALLED.keys()
+    assert ranks.keys() <= figures.CALLED.keys()

@@ -10,7 +10,7 @@ import pytest
 
 from zeroshot import cli
 from zeroshot.caption_metrics import cider
-from zeroshot.report import gather, render, views
+from zeroshot.report import captions, choices, figures, gather, labels, render
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 EVIL = "<script>alert(1)</script><img src=http://evil/x>\"' onload=x"
@@ -122,16 +122,16 @@ def test_captions_of_several_methods_beside_what_people_said(rows, tmp_path, run
 def test_figures_of_bare_rows_are_those_of_eval(rows):
     a, b, truth = rows
     [group] = gather([a, b], truth).groups
-    table = views.table(group)
+    table = figures.table(group)
     assert [name for name, *_ in table.rows] == ["a", "b"]
-    captions = [row["caption"] for row in group.methods[0].rows]
+    said = [row["caption"] for row in group.methods[0].rows]
     references = [group.truth[row["path"]]["references"] for row in group.methods[0].rows]
-    expected = cider(captions, references)
+    expected = cider(said, references)
     cell = table.rows[0][1][table.columns.index("CIDEr")]
     assert cell.value == f"{100 * expected.corpus:.2f}"
-    shown = views.captions(group, 30, "data")
+    shown = captions.captions(group, 30, "data")
     assert [one.said[0].cider for one in shown] == [f"{100 * s:.0f}" for s in expected.each]
-    worst = views.captions(group, 1, "worst")
+    worst = captions.captions(group, 1, "worst")
     assert worst[0].name == "gone.png"
 
 
@@ -142,7 +142,7 @@ def test_captions_without_references_stand_side_by_side(rows):
     page = needs_nothing(text)
     assert "a green ring" in page.said
     assert "CIDEr times" in page.said
-    assert views.table(found.groups[0]) is None
+    assert figures.table(found.groups[0]) is None
 
 
 def test_the_page_of_labels(run, tmp_path):
@@ -150,7 +150,7 @@ def test_the_page_of_labels(run, tmp_path):
     assert run(*line, "--templates", "a {}", "--compare", "ensemble,asif,center")[0] == 0
     [group] = gather([tmp_path / "out"]).groups
     assert [m.name for m in group.methods] == ["ensemble", "asif", "center"]
-    asif = next(own for own in views.labels(group) if own.method == "asif")
+    asif = next(own for own in labels.labels(group) if own.method == "asif")
     lines = (tmp_path / "out" / "asif.rows.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     truth = [group.truth[row["path"]]["label"] for row in rows]
@@ -180,7 +180,7 @@ def test_the_page_of_retrieval(run, tmp_path):
     line = ("eval", SCENES, "--task", "retrieve", "--models", "pocket", "--out", tmp_path / "out")
     assert run(*line, "--method", "relative")[0] == 0
     found = gather([tmp_path / "out"])
-    [(name, shown, wrong)] = views.misses(found.groups[0])
+    [(name, shown, wrong)] = labels.misses(found.groups[0])
     page = needs_nothing(render(found))
     assert name == "relative"
     assert len(shown) == wrong
@@ -190,7 +190,7 @@ def test_the_page_of_retrieval(run, tmp_path):
 def test_choices_word_by_word(run, tmp_path):
     line = ("caption", SCENES / "1-red-heart.png", "--models", "pocket", "-o", "max_tokens=4")
     assert run(*line, "--trace", tmp_path / "trace.jsonl", "--out", tmp_path / "x.jsonl")[0] == 0
-    [trace] = views.traces(gather([tmp_path / "trace.jsonl"]).traces)
+    [trace] = choices.traces(gather([tmp_path / "trace.jsonl"]).traces)
     assert len(trace.steps) == 4
     for step in trace.steps:
         assert max(c.likely + c.guide for c in step.candidates) == pytest.approx(100, abs=0.2)
@@ -282,10 +282,10 @@ def test_the_same_method_twice_is_told_apart(tmp_path, rows):
 
 
 def test_an_axis_has_round_ticks(tmp_path):
-    assert [views._step(span) for span in (1, 4.9, 12, 60, 0)] == [0.2, 1, 5, 20, 0.0002]
+    assert [figures._step(span) for span in (1, 4.9, 12, 60, 0)] == [0.2, 1, 5, 20, 0.0002]
 
 
 def test_the_template_escapes_by_itself():
-    source = (Path(views.__file__).parent / "page.html").read_text("utf-8")
+    source = (Path(figures.__file__).parent / "page.html").read_text("utf-8")
     assert "|safe" not in re.sub(r"\s", "", source)
     assert "<script" not in source

@@ -22,10 +22,10 @@ from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.classify import Head, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.evaluate import Sampling
+from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
-from zeroshot.tasks.question import Evaluation, evaluation, question
+from zeroshot.tasks.question import question
 
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
 

@@ -116,7 +116,7 @@ def evaluate(
     if run.out is not None and run.out.exists() and not run.out.is_dir():
         raise UserError(f"--out '{run.out}' is a file; eval writes a folder")
     from zeroshot import terminal
-    from zeroshot.tasks.evaluate import Sampling, compared, figures, result
+    from zeroshot.tasks.evaluation import Sampling, compared, figures, result
     from zeroshot.tasks.meter import Meter
     from zeroshot.tasks.question import question
 

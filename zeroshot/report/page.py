@@ -1,14 +1,21 @@
-"""The page: what `views` say, laid out by `page.html`."""
+"""The page: what the other files make of results, laid out by `page.html`."""
 
 from importlib import resources
 from typing import Any
 
 from zeroshot import __version__
 from zeroshot.errors import NotAvailableError
-from zeroshot.report import views
-from zeroshot.report.gather import Gathered, Group, pretty, share
+from zeroshot.protocols import Task
+from zeroshot.report import captions, choices, figures, labels
+from zeroshot.report.captions import Order
+from zeroshot.report.gathering import Gathered, Group, pretty, share
 
 PICTURES = 30
+HEADINGS: dict[Task, str] = {
+    "classify": "Labels",
+    "caption": "Captions",
+    "retrieve": "Retrieval",
+}
 
 
 def render(
@@ -16,7 +23,7 @@ def render(
     *,
     title: str = "zeroshot report",
     pictures: int = PICTURES,
-    order: views.Order = "data",
+    order: Order = "data",
 ) -> str:
     """HTML in one piece.
 
@@ -41,15 +48,15 @@ def render(
         title=title,
         version=__version__,
         groups=[_section(group, pictures, order) for group in gathered.groups],
-        traces=list(views.traces(gathered.traces[:pictures])),
+        traces=list(choices.traces(gathered.traces[:pictures])),
     )
 
 
-def _section(group: Group, pictures: int, order: views.Order) -> dict[str, Any]:
+def _section(group: Group, pictures: int, order: Order) -> dict[str, Any]:
     confidence = share(group)
     return {
         "task": group.task,
-        "heading": views.described(group.task),
+        "heading": HEADINGS[group.task],
         "dataset": group.dataset,
         "methods": [method.name for method in group.methods],
         "count": max(len(method.rows) for method in group.methods),
@@ -57,13 +64,13 @@ def _section(group: Group, pictures: int, order: views.Order) -> dict[str, Any]:
             sum(bool(row.get("error")) for row in method.rows) for method in group.methods
         ),
         "confidence": f"{100 * confidence:g}",
-        "table": views.table(group),
-        "plot": views.plot(group),
+        "table": figures.table(group),
+        "plot": figures.plot(group),
         "first": group.comparison["first"] if group.comparison else "",
-        "differences": views.differences(group, confidence),
-        "captions": views.captions(group, pictures, order) if group.task == "caption" else [],
-        "labels": views.labels(group) if group.task == "classify" else [],
-        "misses": views.misses(group) if group.task == "retrieve" else [],
+        "differences": figures.differences(group, confidence),
+        "captions": captions.captions(group, pictures, order) if group.task == "caption" else [],
+        "labels": labels.labels(group) if group.task == "classify" else [],
+        "misses": labels.misses(group) if group.task == "retrieve" else [],
         "details": [
             (method.name, pretty(method.result)) for method in group.methods if method.result
         ],

@@ -1,16 +1,12 @@
-"""Methods on pictures whose truth is known: what each said, how good that is, how sure one can be.
+"""Methods on pictures whose truth is known: what each said, ready to be measured.
 
 A method's answers become rows, as the task itself would write them, and a `Measure`, from which
-figures, intervals and comparisons are made. Pictures that cannot be read have a row that says so
-and are left out of every figure; the result says how many.
+figures, intervals and comparisons are made (`evaluation`). Pictures that cannot be read have a row
+that says so and are left out of every figure; the result says how many.
 """
 
-import math
-import os
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,19 +17,13 @@ from zeroshot import methods
 from zeroshot.errors import UserError
 from zeroshot.formats import Row
 from zeroshot.images import Source
-from zeroshot.intervals import CONFIDENCE, DRAWS, Interval, holm
-from zeroshot.matching_metrics import PREFIX, clip_score, ref_clip_score
 from zeroshot.measures import (
     Measure,
-    differences,
     of_captions,
     of_classes,
     of_predictions,
     of_ranks,
 )
-from zeroshot.models.base import DualEncoder
-from zeroshot.protocols import TASKS, Task
-from zeroshot.records import versions
 from zeroshot.results import ClassifyResult, Label
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.captioned import Captioned
@@ -42,16 +32,10 @@ from zeroshot.tasks.datasets import Classes
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
     canonical_names,
-    embed_all,
-    embed_texts,
-    image_side,
-    join_images,
-    join_texts,
-    text_side,
 )
+from zeroshot.tasks.judge import Judge
 from zeroshot.tasks.meter import Meter
 
-SCHEMA, COMPARISON = "zeroshot.eval/1", "zeroshot.comparison/1"
 TOP = 5
 """Labels in a row."""
 
@@ -80,9 +64,6 @@ class Answers:
     def failed(self) -> int:
         """Pictures without an answer."""
         return len(self.rows) - len(self.scored)
-
-
-# --- three tasks --------------------------------------------------------------------------------
 
 
 def classified(
@@ -212,7 +193,7 @@ def captioned(
     *,
     settings: Mapping[str, Any] | None = None,
     seconds: float | None = None,
-    judge: "Judge | None" = None,
+    judge: Judge | None = None,
 ) -> Answers:
     """Captions, a row for each picture.
 
@@ -230,156 +211,6 @@ def captioned(
     return Answers(
         name, rows, of_captions(captions, references, more), tuple(scored), told, seconds
     )
-
-
-@dataclass(frozen=True)
-class Judge:
-    """An encoder that says how well captions fit: CLIPScore with the paper's encoder, else like it.
-
-    Texts longer than it reads are cut, as the authors do.
-    """
-
-    encoder: DualEncoder
-    cache: EmbeddingCache
-    meter: Meter
-
-    def __call__(
-        self,
-        sources: Sequence[Source],
-        captions: Sequence[str],
-        references: Sequence[Sequence[str]],
-    ) -> dict[str, np.ndarray]:
-        """`CLIPScore` and `RefCLIPScore` of each caption."""
-        images = join_images(
-            self.encoder, embed_all(sources, image_side(self.encoder), self.cache, self.meter)
-        )
-        said = self._texts(captions)
-        told = self._texts([text for own in references for text in own])
-        each = np.split(told, np.cumsum(list(map(len, references)))[:-1])
-        return {
-            "CLIPScore": clip_score(images.numpy(), said),
-            "RefCLIPScore": ref_clip_score(images.numpy(), said, each),
-        }
-
-    def _texts(self, texts: Sequence[str]) -> np.ndarray:
-        rows = embed_texts(
-            [PREFIX + text for text in texts], text_side(self.encoder), self.cache, self.meter
-        )
-        return np.asarray(join_texts(self.encoder, rows).numpy())
-
-
-# --- figures ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How intervals are made."""
-
-    draws: int = DRAWS
-    confidence: float = CONFIDENCE
-    seed: int = 0
-
-    @property
-    def generator(self) -> np.random.Generator:
-        """The same for every method, so that all are judged by the same draws."""
-        return np.random.default_rng(self.seed)
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """For the `Measure`."""
-        return {"draws": self.draws, "confidence": self.confidence}
-
-
-def figures(answers: Answers, sampling: Sampling) -> dict[str, Interval]:
-    """Every figure of a method, with its interval."""
-    return answers.measure.figures(sampling.generator, **sampling.how)
-
-
-def result(
-    answers: Answers,
-    found: Mapping[str, Interval],
-    *,
-    task: Task,
-    about: Mapping[str, Any],
-    sampling: Sampling,
-) -> dict[str, Any]:
-    """The result as JSON: CLIP_benchmark's fields, and all that decides the figures.
-
-    Args:
-        about: the data and the question: `dataset`, `model`, `pretrained`, `protocol`, `split`,
-            `truth` (a fingerprint), `prompts`, ...
-    """
-    return {
-        "schema": SCHEMA,
-        **about,
-        "task": TASKS[task],
-        "language": "en",
-        "method": answers.name,
-        "metrics": {name: figure.value for name, figure in found.items()},
-        "intervals": {
-            name: None if math.isnan(figure.low) else [figure.low, figure.high]
-            for name, figure in found.items()
-        },
-        "sampling": {**vars(sampling), "of": "pictures", "interval": "percentile bootstrap"},
-        "pictures": {"scored": len(answers.scored), "failed": answers.failed},
-        "settings": dict(answers.settings),
-        "seconds": None if answers.seconds is None else round(answers.seconds, 3),
-        "versions": versions(),
-        "hardware": hardware(),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def compared(answers: Sequence[Answers], sampling: Sampling) -> dict[str, Any]:
-    """Each method against the first, as JSON: differences, their intervals, p-values.
-
-    `p_holm` stands for all methods compared by the same figure together.
-
-    Raises:
-        UserError: methods that answered for different pictures.
-    """
-    first, *others = answers
-    found = []
-    for other in others:
-        if other.scored != first.scored:
-            raise UserError(
-                f"{first.name} and {other.name} have no answer for different pictures, so that "
-                "they cannot be compared picture by picture"
-            )
-        found.append(differences(first.measure, other.measure, sampling.generator, **sampling.how))
-    shared = [name for name in found[0] if all(name in d for d in found)] if found else []
-    adjusted = {name: holm([d[name].p for d in found]) for name in shared}
-    return {
-        "schema": COMPARISON,
-        "first": first.name,
-        "methods": {
-            other.name: {
-                name: {
-                    "difference": own[name].value,
-                    "interval": [own[name].low, own[name].high],
-                    "p": own[name].p,
-                    "p_holm": adjusted[name][i],
-                    "test": "mcnemar" if name in first.measure.right else "bootstrap",
-                }
-                for name in shared
-            }
-            for i, (other, own) in enumerate(zip(others, found, strict=True))
-        },
-        "sampling": {**vars(sampling), "of": "pictures"},
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """Of this machine, what decides seconds."""
-    told: dict[str, Any] = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        told["gpu"] = torch.cuda.get_device_name()
-    return told
 
 
 def _labels(

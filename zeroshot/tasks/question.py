@@ -10,7 +10,6 @@ from zeroshot import methods, prompts
 from zeroshot.errors import UserError
 from zeroshot.formats import Row
 from zeroshot.images import Source
-from zeroshot.intervals import Interval
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.protocols import Protocol, Task
@@ -25,7 +24,8 @@ from zeroshot.tasks.captioned import Captioned
 from zeroshot.tasks.classify import Head
 from zeroshot.tasks.datasets import Classes
 from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.evaluate import Answers, Judge, Sampling
+from zeroshot.tasks.evaluate import Answers
+from zeroshot.tasks.judge import Judge
 from zeroshot.tasks.meter import Meter
 
 Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
@@ -257,31 +257,6 @@ def question(
     return Question(
         task, data, held, models, cache, meter, asked, split, head, batch_size, truncate, judging
     )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Methods on one data set."""
-
-    figures: Mapping[str, Mapping[str, Interval]]
-    """of each method: every figure with its interval"""
-    results: Sequence[Mapping[str, Any]]
-    """as JSON, with all that decides the figures"""
-    comparison: Mapping[str, Any] | None
-    """of several methods: each against the first"""
-
-
-def evaluation(asked: Question, answers: Sequence[Answers], sampling: Sampling) -> Evaluation:
-    """Figures, results and comparison of answers to one question."""
-    found = {own.name: evaluate.figures(own, sampling) for own in answers}
-    results = [
-        evaluate.result(
-            own, found[own.name], task=asked.task, about=asked.about(own), sampling=sampling
-        )
-        for own in answers
-    ]
-    comparison = evaluate.compared(answers, sampling) if len(answers) > 1 else None
-    return Evaluation(found, results, comparison)
 
 
 def _named(models: ModelSet, answers: Answers) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from zeroshot.intervals import CONFIDENCE
 from zeroshot.protocols import TASKS, Task
 from zeroshot.tasks import predictions
 from zeroshot.tasks.captioned import Captioned, named_captions
-from zeroshot.tasks.evaluate import COMPARISON, SCHEMA, Sampling, captioned, figures, result
+from zeroshot.tasks.evaluate import captioned
+from zeroshot.tasks.evaluation import COMPARISON, SCHEMA, Sampling, figures, result
 from zeroshot.tasks.reading import below, read_json, read_rows
 
 TRACE = "zeroshot.trace/1"
