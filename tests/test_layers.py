@@ -12,12 +12,13 @@ LAYERS = [
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results"},
+    {"coupled", "anchors", "pairs", "model_set", "results", "ranking"},
+    {"page"},
     {"tasks"},
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate"},
+    {"cli_calibrate", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -2,26 +2,32 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from PIL.Image import Image
 
 from zeroshot import images as pictures
 from zeroshot import models as loaders
 from zeroshot import prompts as sentences_of
 from zeroshot.errors import UserError
-from zeroshot.images import Input
+from zeroshot.images import Input, Source
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
-from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results
+from zeroshot.ranking import correction
+from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import caption as captioning
 from zeroshot.tasks import classify as classification
 from zeroshot.tasks import embed as embedding
+from zeroshot.tasks import search as searching
 from zeroshot.tasks.classify import Head
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
 
+Asked = str | Path | bytes | Image | Source
+"""Words, or a picture: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
 
 
@@ -159,6 +165,70 @@ def classify(
         )
 
 
+def search(
+    query: Asked | Sequence[Asked],
+    images: Input | Iterable[Input],
+    models: str | ModelSet = "base",
+    method: str | None = None,
+    *,
+    plus: Asked | Sequence[Asked] = (),
+    minus: Asked | Sequence[Asked] = (),
+    k: int = 10,
+    min_score: float | None = None,
+    bank: Sequence[Asked] = (),
+    explain: int = 0,
+    half: bool = False,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Results[SearchResult]:
+    """The `k` best pictures for each query, best first, then the pictures that have an `error`.
+
+    Args:
+        query: words; a picture as a path object, a PIL image or bytes; or several queries.
+        images, models, batch_size, cache: as for `caption`.
+        method: re-rank by `dis`, `nnn`, `csls`, `inverted_softmax` or `dn`, with a `bank`.
+        plus, minus: what is added to one query and taken away from it.
+        min_score: leave out what scores less.
+        bank: other queries of the same kind.
+        explain: anchors to name for each hit of a query of words (couplings only).
+        half: keep the rows in float16 while they are searched; scores are float32.
+        options: the method's, as `k=45` on the command line; its `k` as `options={"k": 45}`.
+
+    Raises:
+        UserError: an unknown name or option, a query that cannot be asked.
+        NotAvailableError: a model that is not here.
+    """
+    given: Any = options.pop("options", {}) | options
+    chosen = None if method is None else correction(method, given)
+    if (chosen is None) != (not bank):
+        raise UserError("a method re-ranks with a bank of other queries: give both or neither")
+    if chosen is None and given:
+        raise UserError(f"{', '.join(given)}: options of a method that re-ranks; give one")
+    asked = [searching.Query((_term(one),)) for one in _several(query)]
+    if plus or minus:
+        if len(asked) != 1:
+            raise UserError(f"plus and minus go with one query, not with {len(asked)}")
+        more = [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]
+        asked = [searching.Query((*asked[0].terms, *more))]
+    with cache or EmbeddingCache() as store:
+        found = searching.search(
+            asked,
+            pictures.find(images).sources,
+            _set(models),
+            store,
+            Meter(),
+            k=k,
+            min_score=min_score,
+            method=chosen,
+            bank=[searching.Query((_term(one),)) for one in bank],
+            explained=explain,
+            half=half,
+            batch_size=batch_size,
+        )
+        return Results(found.results)
+
+
 def embed(
     images: Input | Iterable[Input],
     models: str | ModelSet = "base",
@@ -174,6 +244,18 @@ def embed(
                 pictures.find(images).sources, models, store, Meter(), batch_size=batch_size
             )
         )
+
+
+def _several(given: Asked | Sequence[Asked]) -> Sequence[Asked]:
+    return [given] if isinstance(given, Asked) else given
+
+
+def _term(given: Asked, sign: Literal[1, -1] = 1) -> searching.Term:
+    if isinstance(given, str):
+        if not given.strip():
+            raise UserError("a query without words; give some, or a picture")
+        return searching.Term(text=given, sign=sign)
+    return searching.Term(picture=pictures.find(given).sources[0], sign=sign)
 
 
 def _set(models: str | ModelSet) -> ModelSet:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zeroshot import cli_anchors, cli_calibrate
+from zeroshot import cli_anchors, cli_calibrate, cli_search
 from zeroshot.cli_run import (
     Images,
     Json,
@@ -349,6 +349,7 @@ def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str])
 
 
 app.command()(cli_calibrate.calibrate)
+app.command()(cli_search.search)
 
 
 @app.command()

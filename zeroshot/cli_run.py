@@ -201,7 +201,7 @@ class Run:
         if output is not None:
             sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
         try:
-            with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
+            with terminal.Screen(self.shown(), len(sources), self.quiet) as screen:
                 for result in task(sources) if sources else ():
                     if output is not None:
                         output.write([result.row()])
@@ -230,7 +230,7 @@ class Run:
             retry_failed=self.retry_failed,
         )
 
-    def _shown(self) -> Literal["json", "table", "nothing"]:
+    def shown(self) -> Literal["json", "table", "nothing"]:
         """JSON when asked for or piped; with a file to fill, rows are shown only when asked for."""
         if self.json:
             return "json"

@@ -21,6 +21,7 @@ COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
     "zeroshot.embed/1": ("dim", "embedding"),
+    "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
 }
 """A table's columns for each kind of row, between `path, id` and `models, method, error_type,
 error_message`. `label, score, cosine` are those of the best label; lists and objects are JSON.
@@ -201,6 +202,7 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     """The table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
+    special["rank"] = arrow.int64()
     special["abstained"] = arrow.bool_()
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]

@@ -4,6 +4,7 @@ With `cli`, the only file that prints.
 """
 
 import contextlib
+import itertools
 import json
 import sys
 import warnings
@@ -22,7 +23,7 @@ from zeroshot.errors import ApproximateWarning, FewClassesWarning
 
 if TYPE_CHECKING:
     from zeroshot.methods import Description
-    from zeroshot.results import Result
+    from zeroshot.results import Result, SearchResult
     from zeroshot.tasks.compare import Compared
     from zeroshot.tasks.meter import Meter
 
@@ -80,6 +81,18 @@ def show_comparison(rows: "Iterable[Compared]") -> None:
     )
 
 
+def show_hits(hits: "Sequence[SearchResult]") -> None:
+    """A table for each query: rank, score, path, and the anchors that carried a hit."""
+    console = Console(highlight=False)
+    for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
+        of_query = list(group)
+        table = Table("", "score", "picture", title=escape(of_query[0].query), title_justify="left")
+        for hit in of_query:
+            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(said, overflow="fold"))
+        console.print(table)
+
+
 def show_method(method: "Description") -> None:
     """A method's docstring and a table of its options."""
     console = Console(highlight=False)
@@ -122,15 +135,19 @@ class Screen:
     ) -> None:
         self.progress.stop()
 
+    def advance(self, count: int, meter: "Meter") -> None:
+        """So many more pictures are done."""
+        self.progress.update(
+            self.task, advance=count, description="pictures", rate=f"{meter.rate:.1f}/s"
+        )
+
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
         if self.show == "json":
             print_json(result.row())
         elif self.show == "table":
             self.out.print(_line(result), soft_wrap=False)
-        self.progress.update(
-            self.task, advance=1, description="pictures", rate=f"{meter.rate:.1f}/s"
-        )
+        self.advance(1, meter)
 
 
 def _line(result: "Result") -> Table:

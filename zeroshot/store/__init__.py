@@ -181,6 +181,16 @@ class EmbeddingCache:
             self._index.remember(name, stamp, id)
         return id
 
+    def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
+        """`file_id` of each path; None for what cannot be read."""
+        ids: list[str | None] = []
+        for path in paths:
+            try:
+                ids.append(self.file_id(path))
+            except (OSError, ValueError):
+                ids.append(None)
+        return ids
+
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
     ) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:

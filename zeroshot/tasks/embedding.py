@@ -170,6 +170,19 @@ def embed_texts(
         return rows
 
 
+def refuse_long(texts: Sequence[str], encoder: TextEncoder, what: str = "a prompt") -> None:
+    """UserError for the first text that is longer than the encoder reads."""
+    limit = encoder.context_length
+    if limit is None:
+        return
+    for text, length in zip(texts, encoder.count_tokens(texts), strict=True):
+        if length > limit:
+            raise UserError(
+                f"{what} of {length} tokens, but the text encoder reads {limit}: "
+                f"'{text[:60]}...'; shorten it, or cut it off with --long-text truncate"
+            )
+
+
 def image_side(encoder: DualEncoder) -> ImageEncoder:
     """The encoder whose rows are cached: a coupled pair's own image encoder."""
     return encoder.image_encoder if isinstance(encoder, CoupledEncoder) else encoder
