@@ -173,7 +173,7 @@ def search(
     *,
     plus: Asked | Sequence[Asked] = (),
     minus: Asked | Sequence[Asked] = (),
-    k: int = 10,
+    top_k: int = 10,
     min_score: float | None = None,
     bank: Sequence[Asked] = (),
     explain: int = 0,
@@ -182,7 +182,7 @@ def search(
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[SearchResult]:
-    """The `k` best pictures for each query, best first, then the pictures that have an `error`.
+    """The `top_k` best pictures for each query, best first, then the pictures that have an `error`.
 
     Args:
         query: words; a picture as a path object, a PIL image or bytes; or several queries.
@@ -193,18 +193,17 @@ def search(
         bank: other queries of the same kind.
         explain: anchors to name for each hit of a query of words (couplings only).
         half: keep the rows in float16 while they are searched; scores are float32.
-        options: the method's, as `k=45` on the command line; its `k` as `options={"k": 45}`.
+        options: the method's, as `alpha=0.5`.
 
     Raises:
         UserError: an unknown name or option, a query that cannot be asked.
         NotAvailableError: a model that is not here.
     """
-    given: Any = options.pop("options", {}) | options
-    chosen = None if method is None else correction(method, given)
+    chosen = None if method is None else correction(method, options)
     if (chosen is None) != (not bank):
         raise UserError("a method re-ranks with a bank of other queries: give both or neither")
-    if chosen is None and given:
-        raise UserError(f"{', '.join(given)}: options of a method that re-ranks; give one")
+    if chosen is None and options:
+        raise UserError(f"{', '.join(options)}: options of a method that re-ranks; give one")
     asked = [searching.Query((_term(one),)) for one in _several(query)]
     if plus or minus:
         if len(asked) != 1:
@@ -218,7 +217,7 @@ def search(
             _set(models),
             store,
             Meter(),
-            k=k,
+            k=top_k,
             min_score=min_score,
             method=chosen,
             bank=[searching.Query((_term(one),)) for one in bank],

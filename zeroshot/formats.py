@@ -170,12 +170,17 @@ class FlatLines(JsonLines):
 
 
 class Text:
-    """One caption or best label per line, an empty line for a failure: in the order of inputs."""
+    """One caption or best label per line, an empty line for a failure: in the order of inputs.
+
+    Of a search, the path of each hit, with its spaces as they are.
+    """
 
     header = b""
 
     def encode(self, row: Row) -> bytes:
-        """The caption or the label."""
+        """The caption, the label or the path."""
+        if row["schema"] == "zeroshot.search/1":
+            return utf8("" if row.get("error") else row["path"] or "") + b"\n"
         said = row.get("caption") or _best(row).get("label") or ""
         return utf8(" ".join(said.split())) + b"\n"
 

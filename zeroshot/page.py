@@ -20,7 +20,7 @@ body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 80em; 
 h2 { font-weight: 600; overflow-wrap: anywhere; }
 ol { display: grid; gap: 1em; grid-template-columns: repeat(auto-fill, minmax(13em, 1fr));
      list-style: none; padding: 0; }
-li { border: 1px solid #8886; border-radius: 6px; padding: .7em; }
+ol > li { border: 1px solid #8886; border-radius: 6px; padding: .7em; }
 img { display: block; height: 12em; margin: 0 auto .5em; object-fit: contain; width: 100%; }
 p { margin: .2em 0; overflow-wrap: anywhere; }
 .path, .why, footer { font-size: .85em; opacity: .75; }
@@ -73,7 +73,8 @@ def _hit(hit: SearchResult) -> str:
 
 def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
     if failed:
-        yield f"<h2>{len(failed)} pictures could not be read</h2>\n<ul>"
+        pictures = "1 picture" if len(failed) == 1 else f"{len(failed)} pictures"
+        yield f"<h2>{pictures} could not be read</h2>\n<ul>"
         for result in failed:
             said = result.error.message if result.error else ""
             yield f"<li>{html.escape(result.path or 'in memory')}: {html.escape(said)}</li>\n"

@@ -17,8 +17,9 @@ Scores of the winners are computed once more in float64, so that they do not dep
 blocks; equal scores keep the gallery's order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,13 +73,13 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def blocks(self, size: int) -> Iterator[Float[Tensor, "_ m"]]:
+    def blocks(self, size: int) -> Iterator[Float[Tensor, "_ e"]]:
         """All rows in order, at most `size` at a time."""
         for start in range(0, len(self.rows), size):
             places = slice(start, start + size)
             yield self.change(self.rows[places].float(), places)
 
-    def take(self, index: Int[Tensor, " m"]) -> Float[Tensor, "_m m"]:
+    def take(self, index: Int[Tensor, " m"]) -> Float[Tensor, "m e"]:
         """The rows at these places."""
         return self.change(self.rows[index].float(), index)
 
@@ -151,7 +152,7 @@ def _at_least(
 # Re-ranking
 
 
-def correction(name: str, options: dict[str, str]) -> Correction:
+def correction(name: str, options: Mapping[str, Any]) -> Correction:
     """The re-ranking method called `name`; UserError for another, or for its authors' quotients."""
     if name not in CORRECTIONS:
         raise UserError(
@@ -186,7 +187,10 @@ def search(
     """
     if not queries.isfinite().all():
         raise UserError("a query is not finite and cannot be ranked")
-    if method is None or not len(gallery):
+    if not len(gallery):
+        none = torch.zeros(len(queries), 0)
+        return Hits(none.long(), none, none)
+    if method is None:
         scores, index = nearest(queries, gallery, k, block)
         return Hits(index, scores, scores)
     if bank is None or not len(bank):

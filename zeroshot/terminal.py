@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroshot.errors import ApproximateWarning, FewClassesWarning
+from zeroshot.formats import utf8
 
 if TYPE_CHECKING:
     from zeroshot.methods import Description
@@ -34,7 +35,12 @@ Show = Literal["json", "table", "nothing"]
 
 def say(message: str) -> None:
     """One message on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(_printable(message)))
+
+
+def _printable(text: str) -> str:
+    """Stray bytes of a file name that is no UTF-8, spelled out."""
+    return utf8(text).decode()
 
 
 @contextlib.contextmanager
@@ -55,7 +61,7 @@ def warnings_said() -> Iterator[None]:
 
 def print_json(row: Mapping[str, Any]) -> None:
     """One JSON line on standard output."""
-    print(json.dumps(row, ensure_ascii=False, allow_nan=False), flush=True)
+    print(_printable(json.dumps(row, ensure_ascii=False, allow_nan=False)), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -89,7 +95,8 @@ def show_hits(hits: "Sequence[SearchResult]") -> None:
         table = Table("", "score", "picture", title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
             said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(said, overflow="fold"))
+            shown = Text(_printable(said), overflow="fold")
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
         console.print(table)
 
 

@@ -1,12 +1,14 @@
 """Pictures that answer a query: words, a picture, or sums and differences of both."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -228,7 +230,8 @@ def search(
         gallery = Gallery.of(gathered.rows, _joined(encoder))
         hits = rank(asked, gallery, k, method, known)
         answers = list(_answers(queries, hits, gathered, models, method, cache, meter, explained))
-    kept = [r for r in answers if min_score is None or r.score >= min_score]
+    least = -math.inf if min_score is None else float(np.float32(min_score))
+    kept = [r for r in answers if r.score >= least]
     counts = [sum(r.query_number == q for r in kept) for q in range(len(queries))]
     best = [float(row[0]) if len(row) else None for row in hits.scores]
     failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in gathered.failed]
