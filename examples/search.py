@@ -15,9 +15,8 @@ SCENES = Path(__file__).parent / "scenes"
 def main(query: str = "a red heart", folder: str = str(SCENES), models: str = "pocket") -> None:
     wanted = Path(query) if Path(query).is_file() else query
     for hit in zeroshot.search(wanted, folder, models=models, top_k=3):
-        print(
-            f"{hit.score:.3f}  {Path(hit.path or '').name}  {hit.error.message if hit.error else ''}"
-        )
+        said = hit.error.message if hit.error else f"{hit.score:.3f}"
+        print(f"{said}  {Path(hit.path or '').name}")
 
 
 if __name__ == "__main__":
