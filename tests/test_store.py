@@ -390,13 +390,21 @@ def index(root):
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE rows SET place = place + 1",
-        "UPDATE rows SET place = 1000000",
-        "UPDATE rows SET place = -1",
-        "UPDATE rows SET segment = 99",
+        "UPDATE batches SET place = place + 1",
+        "UPDATE batches SET place = 1000000",
+        "UPDATE batches SET place = 1 << 40",
+        "UPDATE batches SET place = -1",
+        "UPDATE batches SET segment = 99",
+        "UPDATE batches SET segment = 1 << 40",
+        "UPDATE batches SET keys = substr(keys, 2)",
+        "UPDATE batches SET keys = substr(keys, 9)",
+        "UPDATE batches SET checksums = x''",
+        "UPDATE batches SET checksums = CAST(substr(checksums, 2) || x'00' AS BLOB)",
+        "UPDATE batches SET keys = 7, checksums = NULL",
+        "UPDATE batches SET place = 'first'",
         "UPDATE segments SET name = 'gone.f32'",
         "UPDATE spaces SET dim = 10",
-        "UPDATE rows SET id = 'x' || substr(id, 2)",
+        "UPDATE batches SET keys = x'0102030405060708' || substr(keys, 9, 0)",
     ],
 )
 def test_index_that_points_elsewhere(tmp_path, change):
@@ -409,20 +417,37 @@ def test_index_that_points_elsewhere(tmp_path, change):
     assert not found.any()
 
 
-def test_swapped_rows_are_missing(tmp_path):
-    fill(tmp_path, ["a", "b"])
-    database = index(tmp_path)
-    database.execute("UPDATE rows SET place = 1 - place")
+def swap(root, column, width):
+    """Exchange what the index says of the first two rows of a batch."""
+    database = index(root)
+    (held,) = database.execute(f"SELECT {column} FROM batches").fetchone()
+    database.execute(
+        f"UPDATE batches SET {column} = ?",
+        (held[width : 2 * width] + held[:width] + held[2 * width :],),
+    )
     database.close()
-    assert held(tmp_path, ["a", "b"]) == []
+
+
+def test_swapped_rows_are_missing(tmp_path):
+    fill(tmp_path, ["a", "b", "c"])
+    swap(tmp_path, "keys", 8)
+    assert held(tmp_path, ["a", "b", "c"]) == ["c"]
+    swap(tmp_path, "checksums", 4)  # even where each checksum goes with its key
+    assert held(tmp_path, ["a", "b", "c"]) == ["c"]
 
 
 def test_row_under_another_rows_id_is_missing(tmp_path):
-    fill(tmp_path, ["a", "b"])
-    database = index(tmp_path)
-    database.execute("UPDATE rows SET id = ? WHERE id = ?", (id_of("c"), id_of("a")))
-    database.close()
-    assert held(tmp_path, ["a", "b", "c"]) == ["b"]
+    """As when two ids have the same key: the checksum knows more of an id."""
+    same = [id_of("a"), id_of("a")[:16] + id_of("b")[16:]]
+    with EmbeddingCache(tmp_path) as cache:
+        cache.put(ENCODER, "text", same[:1], rows_of(["a"]))
+        rows, found = cache.get(ENCODER, "text", same)
+        assert found.tolist() == [True, False]
+        assert torch.equal(rows, rows_of(["a"]))
+        cache.put(ENCODER, "text", same[1:], rows_of(["b"]))
+        rows, found = cache.get(ENCODER, "text", same)
+        assert found.tolist() == [False, True]
+        assert torch.equal(rows, rows_of(["b"]))
 
 
 def test_lost_index_and_lost_segments(tmp_path):
@@ -464,7 +489,9 @@ def test_layout_of_another_version_is_refused(tmp_path):
     database = index(tmp_path)
     database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="has layout 7, this version reads 1"):
+    with pytest.raises(
+        UserError, match=r"has layout 7, this version reads 2; empty it with .* prune --all"
+    ):
         EmbeddingCache(tmp_path)
 
 

@@ -12,6 +12,7 @@ Segments are read, not mapped, since a mapped file that somebody cuts short ends
 import contextlib
 import errno
 import hashlib
+import io
 import itertools
 import os
 import sqlite3
@@ -31,10 +32,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.store.index import Index, forget, last_segment, new_segment, space_id
+from zeroshot.store.index import Index, add_batch, forget, last_segment, new_segment, space_id
+from zeroshot.store.places import Checksums, Digests, Numbers
 
 T = TypeVar("T")
-Row = np.ndarray[tuple[int], np.dtype[np.float32]]
 Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 INDEX = "index.sqlite"
@@ -104,21 +105,41 @@ def _stamp(found: os.stat_result) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def _checksum(id: str, row: Row) -> int:
-    """Of the row and whose it is, so that a row in another's place does not pass."""
-    return zlib.crc32(row.data, zlib.crc32(id.encode()))
+def _checksums(seeds: Checksums, rows: Rows) -> Checksums:
+    """Of each row and whose it is, so that a row in another's place does not pass."""
+    width = rows.shape[1] * 4
+    data = rows.data.cast("B") if rows.size else memoryview(b"")
+    found = [
+        zlib.crc32(data[start : start + width], seed)
+        for seed, start in zip(seeds.tolist(), range(0, len(data), width), strict=True)
+    ]
+    return np.array(found, dtype=np.uint32)
 
 
-def _read_rows(path: Path, places: Sequence[int], rows: Rows) -> None:
+def _read_rows(path: Path, places: Numbers, rows: Rows) -> None:
     """Fill `rows`, which comes as zeros, with those at `places` (ascending).
 
     A row that the file does not have stays zero, and then no checksum passes it.
     """
-    breaks = (np.diff(places) != 1).nonzero()[0] + 1  # neighbours are read together
+    breaks = ((np.diff(places) != 1).nonzero()[0] + 1).tolist()  # neighbours are read together
+    width = rows.shape[1] * 4
     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        for run in np.split(np.arange(len(places)), breaks):
-            file.seek(places[run[0]] * rows.shape[1] * 4)
-            file.readinto(rows[run[0] : run[-1] + 1].data)
+        for first, end in itertools.pairwise([0, *breaks, len(places)]):
+            _read_at(file, int(places[first]) * width, rows[first:end].data.cast("B"))
+
+
+def _read_at(file: io.FileIO, place: int, into: memoryview) -> None:
+    """Fill `into` as far as the file goes; one read of the system may bring less than asked."""
+    file.seek(place)
+    while into and (count := file.readinto(into)):
+        into = into[count:]
+
+
+def _finite(rows: Rows) -> bool:
+    """Whether all numbers are; their squares, which BLAS sums quickly, mostly tell."""
+    with np.errstate(all="ignore"):
+        squares = np.vdot(rows, rows)
+    return bool(np.isfinite(squares) or np.isfinite(rows).all())
 
 
 def _append_rows(path: Path, rows: Rows) -> int:
@@ -182,13 +203,18 @@ class EmbeddingCache:
         return id
 
     def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
-        """`file_id` of each path; None for what cannot be read."""
+        """`file_id` of each path, those that are known looked up together; None for no file."""
+        names = [os.fsencode(os.path.abspath(path)) for path in paths]
+        known = self._index.hashes_of(names)
         ids: list[str | None] = []
-        for path in paths:
+        for path, name in zip(paths, names, strict=True):
             try:
-                ids.append(self.file_id(path))
+                stamp, id = known.get(name, (None, None))
+                if stamp is None or stamp != _stamp(os.stat(path)):
+                    id = self.file_id(path)
             except (OSError, ValueError):
-                ids.append(None)
+                id = None
+            ids.append(id)
         return ids
 
     def get(
@@ -198,21 +224,26 @@ class EmbeddingCache:
 
         With nothing held yet under this encoder and kind, `d` is 0.
         """
-        dim, held = self._index.entries(encoder, kind, ids)
-        rows = np.zeros((len(held), dim), dtype=np.float32)
-        start = 0
-        for name, entries in itertools.groupby(held, key=lambda entry: entry.segment):
-            places = [entry.place for entry in entries]
-            _read_rows(self._folder / name, places, rows[start : start + len(places)])
-            start += len(places)
-        whole = {
-            entry.id: number
-            for number, (entry, row) in enumerate(zip(held, rows, strict=True))
-            if _checksum(entry.id, row) == entry.checksum
-        }
-        self._index.touch({entry.segment for entry in held})
-        found = torch.tensor([id in whole for id in ids], dtype=torch.bool)
-        return torch.from_numpy(rows[[whole[id] for id in ids if id in whole]]), found
+        digests = Digests.of(ids)
+        entries = self._index.entries(encoder, kind, digests.keys)
+        if entries is None:
+            return torch.empty(0, 0), torch.zeros(len(ids), dtype=torch.bool)
+        found = entries.found
+        order = np.lexsort((found.places, found.segments))  # as they lie in the files
+        order = order[found.segments[order] >= 0]
+        rows = np.zeros((len(order), entries.dim), dtype=np.float32)
+        segments = found.segments[order]
+        breaks = (np.diff(segments).nonzero()[0] + 1).tolist()
+        for first, end in itertools.pairwise([0, *breaks, len(order)] if len(order) else [0]):
+            name = entries.names.get(int(segments[first]), "gone")
+            _read_rows(self._folder / name, found.places[order[first:end]], rows[first:end])
+        whole = _checksums(digests.seeds[order], rows) == found.checksums[order]
+        self._index.touch(np.unique(segments).tolist())
+        hits = np.zeros(len(ids), dtype=bool)
+        hits[order[whole]] = True
+        if not (whole.all() and (np.diff(order) > 0).all()):
+            rows = rows[whole.nonzero()[0][np.argsort(order[whole])]]
+        return torch.from_numpy(rows), torch.from_numpy(hits)
 
     def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
         """Keep finite rows, as float32; they outlive a crash once this returns.
@@ -223,20 +254,17 @@ class EmbeddingCache:
         if len(ids) != len(rows):
             raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
         values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
-        if not np.isfinite(values).all():
+        if not _finite(values):
             raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
+
+        digests = Digests.of(ids)
+        checksums = _checksums(digests.seeds, values)
 
         def change(db: sqlite3.Connection) -> None:
             space = space_id(db, encoder, kind, values.shape[1])
             segment, name = self._segment(db, space)
             first = _append_rows(self._folder / name, values)
-            db.executemany(
-                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)",
-                [
-                    (space, id, segment, place, _checksum(id, row))
-                    for place, (id, row) in enumerate(zip(ids, values, strict=True), first)
-                ],
-            )
+            add_batch(db, space, segment, first, ids, digests, checksums)
             self._index.save_hashes(db)
 
         if ids:
@@ -290,7 +318,6 @@ class EmbeddingCache:
             spaces = db.execute(
                 "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
             ).fetchall()
-            counts = dict(db.execute("SELECT space, count(*) FROM rows GROUP BY space"))
             segments = db.execute("SELECT space, name, used FROM segments").fetchall()
             files = db.execute("SELECT count(*) FROM files").fetchone()[0]
         held = []
@@ -298,7 +325,7 @@ class EmbeddingCache:
             own = [(name, used) for space, name, used in segments if space == id]
             size = sum(_size(self._folder / name) for name, _ in own)
             used = max(used for _, used in own)
-            held.append(SpaceInfo(encoder, kind, counts.get(id, 0), dim, size, used))
+            held.append(SpaceInfo(encoder, kind, self._index.count(id), dim, size, used))
         index = _size(self.root / INDEX)
         return CacheInfo(self.root, tuple(held), files, index + sum(space.bytes for space in held))
 
@@ -390,6 +417,16 @@ class NullCache(EmbeddingCache):
     def file_id(self, path: Path | str) -> str:
         """sha256 of the file's bytes, each time anew."""
         return hash_file(path)
+
+    def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
+        """As `file_id`, each time anew; None for what cannot be read."""
+        ids: list[str | None] = []
+        for path in paths:
+            try:
+                ids.append(hash_file(path))
+            except (OSError, ValueError):
+                ids.append(None)
+        return ids
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
