@@ -282,13 +282,22 @@ def growth(bench: Bench) -> None:
     images = pictures(bench.options.images)
 
     def step(steps: int, batch: int) -> float:
-        clock = Clock()
-        bench.ours(images[:batch], clock, steps, batch)
-        return (clock.cpu - clock.parts["image tower"]) / steps / batch
+        return measured(steps, batch)[0]
 
-    print("| caption length | CPU-s a step and picture (batch 4) |\n|---|---|")
+    def measured(steps: int, batch: int) -> tuple[float, float, float, float]:
+        """CPU-s, text tokens and look-aheads a step and picture; the tower's ms a text token."""
+        clock = Clock()
+        _, nodes = bench.ours(images[:batch], clock, steps, batch)
+        each = steps * batch
+        tower = 1000 * clock.parts["text tower"] / nodes
+        seconds = (clock.cpu - clock.parts["image tower"]) / each
+        return seconds, nodes / each, clock.counts["look-aheads"] / each, tower
+
+    print("| caption length | CPU-s a step and picture (batch 4) | text tokens | look-aheads |")
+    print("|---|---|---|---|")
     for steps in (8, 15, 30, 60):
-        print(f"| {steps} | {step(steps, 4):.4f} |")
+        seconds, tokens, fed, tower = measured(steps, 4)
+        print(f"| {steps} | {seconds:.4f} | {tokens:.0f}, {tower:.2f} ms each | {fed:.1f} |")
     print("\n| k | CPU-s a step (batch 4, 8 steps) |\n|---|---|")
     for k in (5, 15, 45, 90):
         bench.settings["k"] = k

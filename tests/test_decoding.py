@@ -98,6 +98,26 @@ def test_only_contenders_are_fed_to_the_language_model():
     assert max(looked_ahead) == 4, "with alpha=0 each row has one contender"
 
 
+@pytest.mark.parametrize(
+    ("ahead", "winner", "fed"), [(0.85, 5, 2), (0.8536, 4, 1)], ids=["within reach", "beyond"]
+)
+def test_who_can_still_win_by_hand(ahead, winner, fed):
+    """After two states at a right angle, the worst penalty is 1 and the best -|m| = -.7071.
+
+    At alpha = .5 a candidate that is ahead by less than .5 * 1.7071 = .85355 may yet lose.
+    """
+    model = ToyLanguageModel(width=2)
+    model.head = torch.zeros_like(model.head)
+    model.table[2:6] = torch.tensor([[1.0, 0], [0, 1], [1, 0], [-1, -1]])
+    model.states = lambda tokens: model.table[tokens]
+
+    def prefer(rows, generated, candidates):
+        return torch.where(candidates == 4, ahead, torch.where(candidates == 5, 0.0, -10.0))
+
+    assert generate(model, [[2, 3]], prefer, k=23, alpha=0.5, max_tokens=1) == [[winner]]
+    assert sum(rows for rows, _ in model.fed[1:]) == (fed if fed > 1 else 0)
+
+
 def test_a_lone_contender_that_ends_the_text_is_not_fed():
     model = ToyLanguageModel(seed=2)
 

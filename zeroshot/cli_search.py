@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,7 +147,9 @@ def _queries(
         if not images:
             raise UserError(f"search needs pictures: zeroshot search '{first}' DIR")
         return [task.query(task.term(f"text:{first}"), plus, minus)], images
-    if not (words[0] == "-" or os.path.lexists(words[0]) or glob.has_magic(words[0])):
+    if not (
+        os.path.lexists(words[0]) or re.match(r"-$|\w+:", words[0]) or glob.has_magic(words[0])
+    ):
         raise UserError(
             f"'{words[0]}' is no file or folder; with {'--image' if image else '--queries'} all "
             "arguments name pictures to search in: add words with --plus"

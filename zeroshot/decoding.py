@@ -8,10 +8,11 @@ is appended. `p` is the model's probability and `penalty` the largest cosine bet
 state `v` would have and those of the text so far (contrastive search, Su et al. 2022). The last
 term belongs to a guide; without one this is contrastive search.
 
-The penalty lies in [-1, 1], so only candidates within `2 alpha` of the best
-`(1 - alpha) p + guide` can win, and only those *contenders* are fed to the language model to
-learn their hidden state. That is exact, not an approximation. A lone contender has won: it is fed
-only if the text goes on after it.
+The penalty is at most 1, and being the largest of some cosines it is at least their mean, which
+is no less than `-|m|`, `m` the mean of the text's unit states. So only candidates within
+`alpha (1 + |m|)` of the best `(1 - alpha) p + guide` can win, and only those *contenders* are fed
+to the language model to learn their hidden state. That is exact, not an approximation. A lone
+contender has won: it is fed only if the text goes on after it.
 """
 
 from collections import defaultdict
@@ -99,7 +100,8 @@ def generate(
             if guide is not None:
                 guidance = guide(group.rows, [generated[row] for row in group.rows], candidates)
             base = (1 - alpha) * probability + guidance
-            contenders = base >= base.amax(1, keepdim=True) - 2 * alpha - ROUNDING
+            reach = alpha * (1 + group.context.mean(1).norm(dim=1, keepdim=True))
+            contenders = base >= base.amax(1, keepdim=True) - reach - ROUNDING
             goes_on = candidates != language_model.end if left else torch.zeros_like(contenders)
             fed = contenders & ((contenders.sum(1, keepdim=True) > 1) | goes_on)
             if observe is not None:

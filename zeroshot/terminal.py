@@ -142,6 +142,10 @@ class Screen:
     ) -> None:
         self.progress.stop()
 
+    def expect(self, total: int) -> None:
+        """How many results will come."""
+        self.progress.update(self.task, total=total)
+
     def advance(self, count: int, meter: "Meter") -> None:
         """So many more pictures are done."""
         self.progress.update(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import VERSION, Source, read_ahead
+from zeroshot.images import VERSION, Blob, Source, read_ahead
 from zeroshot.models.base import DualEncoder, Image, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.pixels import view
 from zeroshot.results import Failure
@@ -60,7 +60,8 @@ def embed_pictures(
     waiting = iter(sources)
     while batch := list(islice(waiting, batch_size)):
         with meter.stage("decoding"):
-            ids = [_file_id(source, cache) for source in batch]
+            stamps = [stamp_of(source) for source in batch]
+            ids = [_known_id(*known, cache) for known in zip(batch, stamps, strict=True)]
             failures: list[Failure | None] = [None] * len(batch)
             cached = _cached(ids, encoder, cache)
             missing = [i for i in range(len(batch)) if i not in cached]
@@ -70,6 +71,8 @@ def embed_pictures(
                     failures[i] = Failure.of(read)
                 else:
                     ids[i], pictures[i] = read.id, read.image
+                    if (stamp := stamps[i]) is not None:
+                        cache.remember_blob(stamp, read.id)
         with meter.stage("encoder"):
             fresh = _encode(pictures, ids, encoder, cache)
         meter.pictures += len(batch)
@@ -228,8 +231,15 @@ def ragged(
     return block, mask
 
 
-def _file_id(source: Source, cache: EmbeddingCache) -> str | None:
-    """The content id of a file; None for a picture in memory, or for a file that will fail."""
+def stamp_of(source: Source) -> str | None:
+    """Place and state of bytes that are no file of their own, where there is such a stamp."""
+    return source.content.stamp if isinstance(source.content, Blob) else None
+
+
+def _known_id(source: Source, stamp: str | None, cache: EmbeddingCache) -> str | None:
+    """The content id of a file, or of bytes that were read before; None where reading will tell."""
+    if stamp is not None:
+        return cache.blob_id(stamp)
     if source.content is not None or source.path is None:
         return None
     try:

@@ -11,7 +11,7 @@ from zeroshot.images import Source
 from zeroshot.models.base import ImageEncoder
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH, IMAGE_KIND, embed_pictures
+from zeroshot.tasks.embedding import AUTO_BATCH, IMAGE_KIND, embed_pictures, stamp_of
 from zeroshot.tasks.meter import Meter
 
 CHUNK = 50_000
@@ -128,6 +128,9 @@ def _known(
     files = [i for i, s in enumerate(sources) if s.content is None and s.path is not None]
     for i, id in zip(files, cache.file_ids([sources[i].path or "" for i in files]), strict=True):
         ids[i] = id
+    for i, source in enumerate(sources):
+        if (stamp := stamp_of(source)) is not None:
+            ids[i] = cache.blob_id(stamp)
     asked = [i for i, id in enumerate(ids) if id is not None]
     rows, hits = cache.get(encoder.name, IMAGE_KIND, [ids[i] or "" for i in asked])
     found = [False] * len(sources)
