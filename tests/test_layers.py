@@ -13,14 +13,14 @@ LAYERS = [
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results", "ranking"},
-    {"page"},
+    {"coupled", "anchors", "pairs", "model_set", "results", "ranking", "filtering"},
+    {"page", "kept"},
     {"tasks"},
     {"jobs"},
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_search"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

@@ -13,7 +13,15 @@ from typing import Annotated
 
 import typer
 
-from zeroshot import cli_anchors, cli_calibrate, cli_caption, cli_classify, cli_embed, cli_search
+from zeroshot import (
+    cli_anchors,
+    cli_calibrate,
+    cli_caption,
+    cli_classify,
+    cli_embed,
+    cli_filter,
+    cli_search,
+)
 from zeroshot.cli_run import Json
 from zeroshot.errors import UserError, ZeroshotError
 
@@ -38,6 +46,7 @@ app.command()(cli_caption.caption)
 app.command()(cli_classify.classify)
 app.command()(cli_calibrate.calibrate)
 app.command()(cli_search.search)
+app.command()(cli_filter.filter)
 app.command()(cli_embed.embed)
 
 

@@ -21,6 +21,7 @@ COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
     "zeroshot.embed/1": ("dim", "embedding"),
+    "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
     "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
 }
 """A table's columns for each kind of row, between `path, id` and `models, method, error_type,
@@ -208,7 +209,7 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
     special["rank"] = arrow.int64()
-    special["abstained"] = arrow.bool_()
+    special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated")}
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]
     table = arrow.Table.from_pylist(rows, schema=types)

@@ -216,6 +216,28 @@ class SearchResult(Result):
         return "\n".join(lines + [x.told for x in self.because])
 
 
+@dataclass(frozen=True)
+class FilterResult(Result):
+    """A pair of a picture and a caption, their cosine, and whether the pair is kept."""
+
+    caption: str = ""
+    score: float = 0.0
+    kept: bool = False
+    truncated: bool = False
+    """Whether the encoder read only the beginning of the caption."""
+
+    schema: ClassVar[str] = "zeroshot.filter/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`caption`, `score`, `kept`, and `truncated` where it is so."""
+        cut = {"truncated": True} if self.truncated else {}
+        return {"caption": self.caption, "score": _shortest(self.score), "kept": self.kept} | cut
+
+    def summary(self) -> str:
+        """`kept 0.312  a dog on a beach`."""
+        return f"{'kept' if self.kept else '    '} {self.score:.3f}  {self.caption}"
+
+
 R = TypeVar("R", bound=Result)
 
 
