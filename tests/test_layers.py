@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank"},
+    {"errors", "ops", "metrics", "prompts", "treebank", "whole"},
     {"caption_metrics"},
     {"alignment"},
     {"models.base"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"jobs"},
     {"evaluate", "scale", "api"},
     {"terminal"},
-    {"cli_run", "cli_anchors"},
+    {"cli_run", "cli_anchors", "cli_cache"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]

@@ -1,5 +1,6 @@
 """The cache: equals a dictionary, survives crashes and damage, and several users at a time."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,10 +13,12 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from zeroshot import store
 from zeroshot.errors import UserError
@@ -320,20 +323,20 @@ def run(code):
 
 
 DEATHS = {
-    "before the append": "store._append_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the append": "store.append_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
     "within the append": """
 def torn(path, rows):
     with open(path, "ab") as file:
         file.write(rows.tobytes()[:-7])
     os.kill(os.getpid(), signal.SIGKILL)
-store._append_rows = torn
+store.append_rows = torn
 """,
     "before the commit": """
-append = store._append_rows
+append = store.append_rows
 def dying(path, rows):
     append(path, rows)
     os.kill(os.getpid(), signal.SIGKILL)
-store._append_rows = dying
+store.append_rows = dying
 """,
 }
 
@@ -523,7 +526,7 @@ def test_failed_append_leaves_no_trace(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with EmbeddingCache(tmp_path) as cache:
-        monkeypatch.setattr(store, "_append_rows", full)
+        monkeypatch.setattr(store, "append_rows", full)
         assert torch.equal(through(cache, rows_of, ["a", "b"]), rows_of(["a", "b"]))
         assert cache.trouble.endswith("keeps nothing more: [Errno 28] No space left on device")
         assert cache.info().spaces == ()
@@ -729,3 +732,113 @@ def test_without_a_cache(tmp_path):
         assert (cache.info().spaces, cache.prune(), cache.trouble) == ((), 0, None)
     assert encode.asked == ["a", "b", "a", "b"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Checking and handing out
+
+
+def test_verify_finds_what_changed(tmp_path):
+    with EmbeddingCache(tmp_path) as cache:
+        for texts in ("abc", "de", "a"):
+            cache.put(ENCODER, "text", [id_of(x) for x in texts], rows_of(texts))
+        cache.put("other", "text", ["x"], torch.ones(1, 2))
+        found = cache.verify()
+        assert [(s.encoder, s.rows, s.damaged, s.replaced) for s in found.spaces] == [
+            ("other", 1, 0, 0),
+            (ENCODER, 5, 0, 1),
+        ]
+        assert found.sound
+        assert (found.lost, found.orphans) == ((), ())
+        names = dict(cache._index._db.execute("SELECT space, name FROM segments"))
+        path = tmp_path / "segments" / names[1]
+        damaged = bytearray(path.read_bytes())
+        damaged[4 * 20 + 3] ^= 1  # of "e"
+        path.write_bytes(damaged)
+        (tmp_path / "segments" / names[2]).unlink()
+        (tmp_path / "segments" / "left.f32").write_bytes(b"1234")
+        found = cache.verify()
+        assert [(s.rows, s.damaged, s.replaced) for s in found.spaces] == [(0, 1, 0), (4, 1, 1)]
+        assert not found.sound
+        assert (found.lost, found.orphans) == ((names[2],), ("left.f32",))
+        cache.put(ENCODER, "text", [id_of("e")], rows_of("e"))
+        assert [(s.rows, s.damaged, s.replaced) for s in cache.verify().spaces][1] == (5, 0, 2)
+        cache.prune()
+        assert cache.verify().orphans == ()
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
+def test_export_is_what_get_gives(tmp_path, clock, suffix, half):
+    paths = [settled(tmp_path / name, b"a") for name in ("one.png", "two.png")]
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        clock.tick(10)
+        ids = [cache.file_id(paths[0]), *map(id_of, "bcd")]
+        cache.file_id(paths[1])
+        cache.put(ENCODER, "image", ids, torch.zeros(4, 5))
+        cache.put(ENCODER, "image", ids[:3], rows_of("abc"))
+        target = tmp_path / "out" / f"rows{suffix}"
+        assert cache.export(target, ENCODER, "image", half=half) == 4
+        expected, _ = cache.get(ENCODER, "image", [ids[3], *ids[:3]])
+        expected = expected.half() if half else expected
+        listed = [json.loads(x) for x in target.with_suffix(".ids.jsonl").read_text().splitlines()]
+        assert [line["id"] for line in listed] == [ids[3], *ids[:3]]
+        assert [line["row"] for line in listed] == [0, 1, 2, 3]
+        assert [line["paths"] for line in listed] == [[], list(map(str, paths)), [], []]
+        if suffix == ".npy":
+            rows = torch.from_numpy(np.load(target, allow_pickle=False))
+            assert np.load(target, mmap_mode="r").shape == (4, 5)
+        else:
+            rows = load_file(target)["rows"]
+        assert rows.dtype == expected.dtype
+        assert torch.equal(rows, expected)
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {target.name, "rows.ids.jsonl"}
+
+
+def test_exports_that_cannot_be(tmp_path):
+    fill(tmp_path / "cache", ["a"])
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        with pytest.raises(UserError, match="unknown format of an export"):
+            cache.export(tmp_path / "x.csv", ENCODER, "text")
+        with pytest.raises(
+            UserError, match=f"no image rows of '{ENCODER}'; it holds '{ENCODER}' text"
+        ):
+            cache.export(tmp_path / "x.npy", ENCODER, "image")
+    assert list(tmp_path.glob("*x*")) == []
+
+
+def test_many_rows_in_batches_of_any_size(tmp_path, monkeypatch):
+    """Large batches are sorted in at once, small ones wait in a dictionary: both find the same."""
+    from zeroshot.store import places
+
+    monkeypatch.setattr(places, "MANY", 5)
+    known = {}
+    with EmbeddingCache(tmp_path) as cache, EmbeddingCache(tmp_path) as other:
+        for number, size in enumerate([1, 7, 2, 30, 4, 4, 1, 12]):
+            texts = [f"{(number * 13 + i) % 40}" for i in range(size)]
+            rows = rows_of(texts) + number
+            cache.put(ENCODER, "text", [id_of(x) for x in texts], rows)
+            known |= dict(zip(texts, rows, strict=True))
+            for reader in (cache, other):
+                got, found = reader.get(ENCODER, "text", [id_of(str(i)) for i in range(40)])
+                assert found.tolist() == [str(i) in known for i in range(40)]
+                assert torch.equal(
+                    got, torch.stack([known[k] for k in map(str, range(40)) if k in known])
+                )
+        assert cache.info().spaces[0].rows == len(known)
+    with EmbeddingCache(tmp_path) as cache:
+        assert cache.info().spaces[0].rows == len(known)
+
+
+def test_known_files_are_looked_up_together(tmp_path, clock):
+    paths = [settled(tmp_path / f"{i}.png", b"%d" % i) for i in range(5)]
+    clock.tick(10)
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        first = cache.file_ids([*paths, tmp_path / "gone", "nul\0"])
+        assert first == [*(id_of(str(i)) for i in range(5)), None, None]
+        assert clock.hashed == 5
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        settled(paths[2], b"other")
+        again = cache.file_ids(paths)
+        assert clock.hashed == 6
+        assert again[2] == id_of("other")
+        assert again[:2] + again[3:] == first[:2] + first[3:5]

@@ -12,7 +12,6 @@ import os
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 from PIL.Image import Image
 
@@ -24,6 +23,7 @@ from zeroshot.inputs.source import PICTURES
 from zeroshot.inputs.storage import Remote
 from zeroshot.inputs.urls import Url
 from zeroshot.results import FilterResult
+from zeroshot.whole import WholeFile
 
 PAIRS_IN_A_SHARD = 10_000
 COLUMNS = ("path", "caption", "label", "score")
@@ -64,9 +64,8 @@ def write_kept(path: Path, results: Iterable[FilterResult]) -> int:
 
 
 def _write_table(path: Path, kept: Sequence[FilterResult]) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [_row(result, path.parent) for result in kept]
-    with _Whole(path) as file:
+    with WholeFile(path) as file:
         if path.suffix.lower() == ".jsonl":
             file.writelines(utf8(to_json(row)) + b"\n" for row in rows)
         elif path.suffix.lower() == ".csv":
@@ -99,7 +98,7 @@ def _row(result: FilterResult, folder: Path) -> dict[str, str | float | None]:
 
 def _write_shard(folder: Path, first: int, results: Sequence[FilterResult]) -> None:
     with (
-        _Whole(folder / f"{first // PAIRS_IN_A_SHARD:05}.tar") as file,
+        WholeFile(folder / f"{first // PAIRS_IN_A_SHARD:05}.tar") as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for number, result in enumerate(results, first):
@@ -138,24 +137,3 @@ def _suffix(path: str | None, data: bytes) -> str:
     if PICTURES.fullmatch(named):
         return named
     return next((suffix for magic, suffix in MAGIC.items() if data.startswith(magic)), ".jpg")
-
-
-class _Whole:
-    """A file that takes its name once all of it is written and synced."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.new = path.with_name(f".{path.name}.{os.getpid()}.new")
-
-    def __enter__(self) -> BinaryIO:
-        self.file = open(self.new, "wb")
-        return self.file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.replace(self.new, self.path)
-        else:
-            self.new.unlink()

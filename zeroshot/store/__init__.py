@@ -12,13 +12,11 @@ Segments are read, not mapped, since a mapped file that somebody cuts short ends
 import contextlib
 import errno
 import hashlib
-import io
 import itertools
 import os
 import sqlite3
 import stat
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +32,11 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.inputs.files import settled, stamp_of
 from zeroshot.store.index import Index, add_batch, forget, last_segment, new_segment, space_id
-from zeroshot.store.places import Checksums, Digests, Numbers
+from zeroshot.store.listing import Verified, export, verify
+from zeroshot.store.places import Digests
+from zeroshot.store.rows import all_finite, append_rows, checksums_of, read_rows
 
 T = TypeVar("T")
-Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 INDEX = "index.sqlite"
 SEGMENTS = "segments"
@@ -96,58 +95,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _checksums(seeds: Checksums, rows: Rows) -> Checksums:
-    """Of each row and whose it is, so that a row in another's place does not pass."""
-    width = rows.shape[1] * 4
-    data = rows.data.cast("B") if rows.size else memoryview(b"")
-    found = [
-        zlib.crc32(data[start : start + width], seed)
-        for seed, start in zip(seeds.tolist(), range(0, len(data), width), strict=True)
-    ]
-    return np.array(found, dtype=np.uint32)
-
-
-def _read_rows(path: Path, places: Numbers, rows: Rows) -> None:
-    """Fill `rows`, which comes as zeros, with those at `places` (ascending).
-
-    A row that the file does not have stays zero, and then no checksum passes it.
-    """
-    breaks = ((np.diff(places) != 1).nonzero()[0] + 1).tolist()  # neighbours are read together
-    width = rows.shape[1] * 4
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        for first, end in itertools.pairwise([0, *breaks, len(places)]):
-            _read_at(file, int(places[first]) * width, rows[first:end].data.cast("B"))
-
-
-def _read_at(file: io.FileIO, place: int, into: memoryview) -> None:
-    """Fill `into` as far as the file goes; one read of the system may bring less than asked."""
-    file.seek(place)
-    while into and (count := file.readinto(into)):
-        into = into[count:]
-
-
-def _finite(rows: Rows) -> bool:
-    """Whether all numbers are; their squares, which BLAS sums quickly, mostly tell."""
-    with np.errstate(all="ignore"):
-        squares = np.vdot(rows, rows)
-    return bool(np.isfinite(squares) or np.isfinite(rows).all())
-
-
-def _append_rows(path: Path, rows: Rows) -> int:
-    """Write behind all there is, and sync; the place of the first row.
-
-    A torn row at the end, left by a crash, is filled up and never referred to.
-    """
-    width = rows.shape[1] * 4
-    with open(path, "ab") as file:
-        place = -(-file.tell() // width)
-        file.write(bytes(place * width - file.tell()))
-        file.write(rows.data)
-        file.flush()
-        os.fsync(file.fileno())
-    return place
 
 
 class EmbeddingCache:
@@ -239,8 +186,8 @@ class EmbeddingCache:
         breaks = (np.diff(segments).nonzero()[0] + 1).tolist()
         for first, end in itertools.pairwise([0, *breaks, len(order)] if len(order) else [0]):
             name = entries.names.get(int(segments[first]), "gone")
-            _read_rows(self._folder / name, found.places[order[first:end]], rows[first:end])
-        whole = _checksums(digests.seeds[order], rows) == found.checksums[order]
+            read_rows(self._folder / name, found.places[order[first:end]], rows[first:end])
+        whole = checksums_of(digests.seeds[order], rows) == found.checksums[order]
         self._index.touch(np.unique(segments).tolist())
         hits = np.zeros(len(ids), dtype=bool)
         hits[order[whole]] = True
@@ -257,16 +204,16 @@ class EmbeddingCache:
         if len(ids) != len(rows):
             raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
         values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
-        if not _finite(values):
+        if not all_finite(values):
             raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
 
         digests = Digests.of(ids)
-        checksums = _checksums(digests.seeds, values)
+        checksums = checksums_of(digests.seeds, values)
 
         def change(db: sqlite3.Connection) -> None:
             space = space_id(db, encoder, kind, values.shape[1])
             segment, name = self._segment(db, space)
-            first = _append_rows(self._folder / name, values)
+            first = append_rows(self._folder / name, values)
             add_batch(db, space, segment, first, ids, digests, checksums)
             self._index.save_hashes(db)
 
@@ -331,6 +278,14 @@ class EmbeddingCache:
             held.append(SpaceInfo(encoder, kind, self._index.count(id), dim, size, used))
         index = _size(self.root / INDEX)
         return CacheInfo(self.root, tuple(held), files, index + sum(space.bytes for space in held))
+
+    def verify(self) -> Verified:
+        """Read every row and check it; others may read and write meanwhile."""
+        return verify(self._index, self._folder)
+
+    def export(self, target: Path, encoder: str, kind: str, *, half: bool = False) -> int:
+        """Write all rows of an encoder and kind to a file: see `listing.export`."""
+        return export(self._index, self._folder, target, encoder, kind, half=half)
 
     def prune(
         self,
@@ -450,6 +405,14 @@ class NullCache(EmbeddingCache):
     def info(self) -> CacheInfo:
         """Nothing is held."""
         return CacheInfo(None, (), 0, 0)
+
+    def verify(self) -> Verified:
+        """Nothing to check."""
+        return Verified((), (), ())
+
+    def export(self, target: Path, encoder: str, kind: str, *, half: bool = False) -> int:
+        """UserError: nothing is held."""
+        raise UserError("this cache holds nothing to export")
 
     def prune(
         self,

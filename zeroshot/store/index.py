@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from zeroshot.errors import UserError
-from zeroshot.store.places import Checksums, Digests, Found, Keys, Places
+from zeroshot.store.places import Checksums, Digests, Found, Keys, Numbers, Places
 
 USED_SECONDS = 3600
 """How exactly the time of last use is kept."""
@@ -65,6 +65,18 @@ class Entries:
     dim: int
     found: Found
     names: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that were put together, as a listing finds them."""
+
+    segment: str
+    places: Numbers
+    ids: Sequence[str]
+    checksums: Checksums
+    current: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    """Which of them no later batch replaced."""
 
 
 def space_id(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
@@ -161,6 +173,7 @@ class Index:
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._known: dict[int, Places] = {}
+        self._listed = False
         self._forgotten: tuple[int] | None = None
         self._hashes: dict[bytes, tuple[str, str]] = {}  # path -> stamp, id; not yet in the file
         with self._explained():
@@ -273,6 +286,60 @@ class Index:
                 )
             places.last = id
         return places
+
+    def spaces(self) -> list[tuple[int, str, str, int]]:
+        """Id, encoder, kind and width of all there is."""
+        with self.reading() as db:
+            return db.execute(
+                "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
+            ).fetchall()
+
+    def segments(self) -> set[str]:
+        """Names of all segments."""
+        with self.reading() as db:
+            return {str(name) for (name,) in db.execute("SELECT name FROM segments")}
+
+    def batches(self, space: int) -> Iterator[Batch]:
+        """The entries of a space, oldest first; those that damage left without sense are none."""
+        with self.reading() as db:
+            numbers = db.execute(
+                "SELECT id FROM batches WHERE space = ? ORDER BY id", (space,)
+            ).fetchall()
+        for number in numbers:
+            with self.reading() as db:
+                found = db.execute(
+                    "SELECT name, segment, place, keys, checksums, ids FROM batches "
+                    "LEFT JOIN segments ON segments.id = segment "
+                    "LEFT JOIN ids ON batch = batches.id WHERE batches.id = ?",
+                    number,
+                ).fetchone()
+                places = self._places(db, space)
+            if found is None or not _fits(*found[1:5]) or not isinstance(found[5], str):
+                continue
+            name, segment, place, keys, checksums, ids = found
+            listed = ids.split("\n")
+            if len(listed) * 8 == len(keys):
+                at = np.arange(place, place + len(listed))
+                held = places.find(np.frombuffer(keys, "<u8").astype(np.uint64))
+                current = (held.segments == segment) & (held.places == at)
+                yield Batch(name or "gone", at, listed, np.frombuffer(checksums, "<u4"), current)
+
+    def paths_of(self, ids: Sequence[str]) -> dict[str, list[bytes]]:
+        """The files that have these contents, as far as they were hashed."""
+        found: dict[str, list[bytes]] = {}
+        with self.reading() as db:
+            if not self._listed:
+                db.execute("CREATE TEMP TABLE listed AS SELECT id, path FROM files ORDER BY path")
+                db.execute("CREATE INDEX temp.listed_ids ON listed (id)")
+                self._listed = True
+            for start in range(0, len(ids), 1000):
+                chunk = ids[start : start + 1000]
+                for id, path in db.execute(
+                    f"SELECT id, path FROM listed WHERE id IN ({', '.join('?' * len(chunk))})",
+                    chunk,
+                ):
+                    found.setdefault(id, []).append(path)
+        return found
 
     def touch(self, segments: Iterable[int]) -> None:
         """Note that these segments are in use, if that was not noted within the hour."""
