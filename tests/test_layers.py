@@ -13,7 +13,7 @@ LAYERS = [
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results", "ranking", "filtering"},
+    {"coupled", "anchors", "pairs", "model_set", "results", "ranking", "filtering", "approximate"},
     {"page", "kept"},
     {"tasks"},
     {"jobs"},

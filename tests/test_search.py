@@ -175,6 +175,26 @@ def test_a_second_search_encodes_nothing(zeroshot):
     assert "8 from the cache" in err
 
 
+@pytest.mark.filterwarnings("default::zeroshot.errors.ApproximateWarning")
+@pytest.mark.parametrize("index", ["ivf", "ivfpq"])
+def test_an_index_says_its_recall(zeroshot, index):
+    _, every, _ = zeroshot("search", "a blue star", SCENES, *POCKET)
+    code, rows, err = zeroshot("search", "a blue star", SCENES, *POCKET, "--index", index)
+    assert code == 0
+    found = {r["path"]: r["score"] for r in every}
+    assert all(r["score"] == pytest.approx(found[r["path"]], abs=1e-6) for r in rows)
+    assert [r["rank"] for r in rows] == list(range(1, len(rows) + 1))
+    assert f"finds {len(rows) / 8:.3f} of the 8 best (measured on 1 of the queries)" in err
+
+
+def test_an_index_takes_no_method(zeroshot, tmp_path):
+    (tmp_path / "bank.txt").write_text("a ring\n")
+    more = ["--index", "ivf", "--method", "nnn", "--bank", tmp_path / "bank.txt"]
+    code, _, err = zeroshot("search", "a blue star", SCENES, *POCKET, *more)
+    assert code == 2
+    assert "--index ivf searches by plain cosines" in err
+
+
 # Rows and files
 
 

@@ -146,6 +146,7 @@ def search(
     min_score: float | None = None,
     bank: Sequence[Asked] = (),
     explain: int = 0,
+    index: Literal["exact", "ivf", "ivfpq"] = "exact",
     half: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
@@ -161,6 +162,7 @@ def search(
         min_score: leave out what scores less.
         bank: other queries of the same kind.
         explain: anchors to name for each hit of a query of words (couplings only).
+        index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
         half: keep the rows in float16 while they are searched; scores are float32.
         options: the method's, as `alpha=0.5`.
 
@@ -191,6 +193,7 @@ def search(
             method=chosen,
             bank=[searching.Query((_term(one),)) for one in bank],
             explained=explain,
+            index=index,
             half=half,
             batch_size=batch_size,
         )

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -70,6 +70,14 @@ def search(
         Path | None,
         option("--bank", env="SEARCH_BANK", help="Other queries of the same kind, as --queries."),
     ] = None,
+    index: Annotated[
+        Literal["exact", "ivf", "ivfpq"],
+        option(
+            "--index",
+            env="INDEX",
+            help="exact, or approximately with faiss, for very many queries; says its recall.",
+        ),
+    ] = "exact",
     half: Annotated[
         bool,
         option("--half", env="HALF", help="Keep rows in float16 while they are searched."),
@@ -118,11 +126,16 @@ def search(
                 method=chosen,
                 bank=others,
                 explained=explain,
+                index=index,
                 half=half,
                 batch_size=size,
                 seen=lambda count: screen.advance(count, meter),
             )
-        _write(run, found, task.settings(asked, models, chosen, others, k=top_k, half=half))
+        _write(
+            run,
+            found,
+            task.settings(asked, models, chosen, others, k=top_k, index=index, half=half),
+        )
         if html is not None:
             from zeroshot.page import write_page
 

@@ -107,7 +107,7 @@ def nearest(
     """The `min(k, n)` largest dot products and their places; of equal ones the first place."""
     k = min(k, len(gallery))
     _, found = topk_stream(queries, gallery, k + SLACK, block)
-    values, index = _in_order(products(queries, gallery, found), found)
+    values, index = in_order(products(queries, gallery, found), found)
     crowded = (
         values[:, -1] >= values[:, k - 1] - ROUNDING if k else torch.zeros(len(queries)).bool()
     )
@@ -115,7 +115,7 @@ def nearest(
     if found.shape[1] < len(gallery):
         for q in crowded.nonzero()[:, 0].tolist():  # ties reach beyond the candidates
             every = _at_least(queries[q], gallery, float(values[q, -1]) - ROUNDING, block)[None]
-            ordered = _in_order(products(queries[q : q + 1], gallery, every), every)
+            ordered = in_order(products(queries[q : q + 1], gallery, every), every)
             values[q], index[q] = (part[0, :k] for part in ordered)
     return values, index
 
@@ -130,7 +130,7 @@ def products(
     return torch.cat([*parts, torch.zeros(0).double()]).view(index.shape).float()
 
 
-def _in_order(
+def in_order(
     values: Float[Tensor, "q k"], index: Int[Tensor, "q k"]
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
     """Largest first, of equal ones the first place."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot import methods
+from zeroshot import approximate, methods
 from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UserError
 from zeroshot.images import Source
@@ -201,6 +201,7 @@ def search(
     method: Correction | None = None,
     bank: Sequence[Query] = (),
     explained: int = 0,
+    index: Literal["exact", "ivf", "ivfpq"] = "exact",
     half: bool = False,
     batch_size: int = AUTO_BATCH,
     seen: Callable[[int], None] = lambda count: None,
@@ -211,6 +212,7 @@ def search(
         min_score: leave out what scores less.
         method: re-ranks, by the queries of `bank`.
         explained: anchors to name for each hit of a query of words alone (couplings).
+        index: how to search; all but `exact` are approximate, and take no method.
         half: keep the rows in float16 while they are searched; scores are float32 all the same.
         seen: told how many pictures are done, as they are.
 
@@ -221,6 +223,8 @@ def search(
     encoder = models.encoder
     if explained and not _explains(encoder):
         raise UserError("--explain names anchors; this encoder has none (asif, csa, csa_asif do)")
+    if method is not None and index != "exact":
+        raise UserError(f"--index {index} searches by plain cosines: leave the method out")
     asked = embed_queries(queries, encoder, cache, meter)
     known = embed_queries(bank, encoder, cache, meter) if bank else None
     gathered = gather(
@@ -228,7 +232,10 @@ def search(
     )
     with meter.stage("scoring"):
         gallery = Gallery.of(gathered.rows, _joined(encoder))
-        hits = rank(asked, gallery, k, method, known)
+        if index == "exact":
+            hits = rank(asked, gallery, k, method, known)
+        else:
+            hits = approximate.search(asked, gallery, k, index)
         answers = list(_answers(queries, hits, gathered, models, method, cache, meter, explained))
     least = -math.inf if min_score is None else float(np.float32(min_score))
     kept = [r for r in answers if r.score >= least]
@@ -261,6 +268,8 @@ def _answers(
         if explained and asked.words is not None:
             row = embed_texts([asked.words], text_side(models.encoder), cache, meter)
         for number, (place, score, cosine) in enumerate(columns, 1):
+            if place < 0:  # an index found no more
+                break
             yield SearchResult(
                 source=gathered.sources[place],
                 id=gathered.ids[place],
