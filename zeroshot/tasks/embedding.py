@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import VERSION, Source, read_ahead
+from zeroshot.images import VERSION, Picture, Source, read_ahead
 from zeroshot.models.base import DualEncoder, Image, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.pixels import view
 from zeroshot.results import Failure
@@ -217,6 +217,8 @@ def ragged(
 
 def _file_id(source: Source, cache: EmbeddingCache) -> str | None:
     """The content id of a file; None for a picture in memory, or for a file that will fail."""
+    if isinstance(source.content, Picture):
+        return source.content.id
     if source.content is not None or source.path is None:
         return None
     try:
