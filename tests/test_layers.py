@@ -10,7 +10,7 @@ LAYERS = [
     {"alignment"},
     {"models.base"},
     {"inputs"},
-    {"images", "pixels", "formats", "records", "store", "models"},
+    {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results"},
@@ -19,6 +19,7 @@ LAYERS = [
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
+    {"cli_rows"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed"},
     {"cli", "web", "", "__main__"},
 ]

@@ -18,7 +18,7 @@ from zeroshot import pixels
 from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import Blob, Found, Input, Options, Source, find
 from zeroshot.inputs.files import read_file
-from zeroshot.inputs.source import MAX_BYTES, PICTURES
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, Picture
 
 __all__ = [
     "MAX_BYTES",
@@ -43,14 +43,6 @@ VERSION = "rgb-1"
 MAX_PIXELS = 100_000_000
 _ONE_AT_A_TIME = threading.Lock()
 """For PIL images: one that still has to load may be named twice, and loading is not thread-safe."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
-
-    id: str
-    image: Image
 
 
 def _memory_id(picture: Image) -> str:
@@ -78,11 +70,13 @@ class Fetched:
 
 def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
     """What is to be decoded, in memory; UnreadableImageError as `read`."""
-    content: str | Path | bytes | Image | Blob
+    content: str | Path | bytes | Image | Blob | Picture
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
     else:
         content = source
+    if isinstance(content, Picture):
+        return Fetched(content.id, content.image)
     if isinstance(content, Image):
         with _ONE_AT_A_TIME:
             picture = pixels.upright(content, max_pixels)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import Blob, Source, fetch
+from zeroshot.images import Blob, Picture, Source, fetch
 from zeroshot.models.base import Image, ImageEncoder, PixelEncoder, Pixels
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
@@ -203,7 +203,7 @@ class Pipeline:
         in_memory = 0
         for source in self._sources:
             some.append(source)
-            in_memory += isinstance(source.content, bytes | Image)
+            in_memory += isinstance(source.content, bytes | Image | Picture)
             if len(some) == LOOK_UP or in_memory == self._batch_size:
                 break
         return some
@@ -213,6 +213,8 @@ class Pipeline:
 
     def _file_id(self, source: Source) -> str | None:
         """The content id, where it is known without reading what is no file of its own."""
+        if isinstance(source.content, Picture):
+            return source.content.id
         if isinstance(source.content, Blob):
             stamp = source.content.stamp
             return None if stamp is None else self._cache.blob_id(stamp)
