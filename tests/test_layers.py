@@ -10,7 +10,7 @@ LAYERS = [
     {"alignment"},
     {"models.base"},
     {"inputs"},
-    {"images", "pixels", "formats", "records", "store", "models"},
+    {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results", "ranking", "filtering", "approximate"},
@@ -20,6 +20,7 @@ LAYERS = [
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors", "cli_cache"},
+    {"cli_rows"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]

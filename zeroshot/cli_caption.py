@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import (
     LanguageModel,
     Method,
     MethodOptions,
-    Run,
     on_pictures,
     option,
     read_options,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @on_pictures
 def caption(
-    run: Run,
+    run: Rows,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none takes those of --prompts."),
@@ -67,6 +67,8 @@ def caption(
     sources = run.sources(images or list(each))
     if each:
         _see_to_prompts(each, sources, prompts)
+    if trace is not None and run.folder is not None:
+        raise UserError("--trace goes with one output file; a folder of shards keeps no traces")
     with _traces(trace, run) as traced:
         run.show(job, sources, traced)
 
@@ -78,7 +80,7 @@ def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: P
 
 
 @contextlib.contextmanager
-def _traces(path: Path | None, run: Run) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
+def _traces(path: Path | None, run: Rows) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     """What passes results on and writes their traces to `path`, a line as soon as it is there."""
     if path is None:
         yield lambda results: results

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from zeroshot.cli_run import Run, on_pictures, option
+from zeroshot.cli_rows import Rows
+from zeroshot.cli_run import on_pictures, option
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @on_pictures
 def filter(
-    run: Run,
+    run: Rows,
     pairs: Annotated[
         list[str],
         typer.Argument(
@@ -57,7 +58,9 @@ def filter(
     if long_text not in ("truncate", "error"):
         raise UserError(f"--long-text {long_text}: truncate or error")
     job = FilterJob(run.model_set(), min_score, keep, long_text == "truncate")
-    whole = keep is not None or kept is not None
+    if kept is not None and run.folder is not None:
+        raise UserError("--kept needs all rows at once: leave --out DIR/, or filter without --kept")
+    whole = (keep is not None or kept is not None) and run.folder is None
     for path in (run.out if whole else None, kept):
         if path is not None and path.exists() and not run.overwrite:
             raise UserError(f"'{path}' exists, and all pairs count; --overwrite writes over it")
@@ -81,7 +84,7 @@ def filter(
         failed = True
     if kept is not None:
         write_kept(kept, chosen)
-    if not run.quiet:
+    if not run.quiet and run.folder is None:
         terminal.say(f"kept {counts['kept']} of {counts['scored']} pairs")
     if failed:
         raise typer.Exit(3)

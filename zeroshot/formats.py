@@ -38,7 +38,13 @@ class Record:
     raw: bytes
     path: str | None
     id: str | None
-    failed: bool
+    failure: str | None = None
+    """The kind of error of a picture that failed."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether its picture has no answer."""
+        return self.failure is not None
 
 
 @runtime_checkable
@@ -81,8 +87,8 @@ class JsonLines:
         row = json.loads(line)
         if not isinstance(row, dict) or "path" not in row:
             raise ValueError(f"no row: {line[:60]!r}")
-        failed = bool(row.get("error") or row.get("error_type"))
-        return Record(line, row["path"], row.get("id"), failed)
+        error = row.get("error") or {"type": row.get("error_type")}
+        return Record(line, row["path"], row.get("id"), error["type"])
 
 
 def columns(schema: str) -> tuple[str, ...]:
@@ -150,7 +156,7 @@ class Csv:
             name: cell.removeprefix("'") or None
             for name, cell in zip(columns(self.schema), cells, strict=True)
         }
-        return Record(raw, named["path"], named["id"], named["error_type"] is not None)
+        return Record(raw, named["path"], named["id"], named["error_type"])
 
 
 def _guarded(cell: object) -> object:

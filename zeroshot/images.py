@@ -18,7 +18,7 @@ from zeroshot import pixels
 from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import Blob, Found, Input, Options, Source, find
 from zeroshot.inputs.files import read_file
-from zeroshot.inputs.source import MAX_BYTES, PICTURES
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, Picture
 
 __all__ = [
     "MAX_BYTES",
@@ -45,39 +45,56 @@ _ONE_AT_A_TIME = threading.Lock()
 """For PIL images: one that still has to load may be named twice, and loading is not thread-safe."""
 
 
+def _memory_id(picture: Image) -> str:
+    header = f"RGB {picture.width} {picture.height} ".encode()
+    return hashlib.sha256(header + picture.tobytes()).hexdigest()
+
+
 @dataclass(frozen=True)
-class Picture:
-    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
+class Fetched:
+    """What a source stands for before it is decoded: the bytes of a file, or an upright picture.
+
+    `id` is what it will be called: the sha256 of the bytes; of a PIL image, the sha256 of its mode,
+    size and pixels once it is RGB.
+    """
 
     id: str
-    image: Image
+    content: bytes | Image
+
+    def decoded(self, max_pixels: int = MAX_PIXELS) -> Image:
+        """The picture; UnreadableImageError with the reason, without the path."""
+        if isinstance(self.content, Image):
+            return self.content
+        return pixels.decode(self.content, max_pixels)
 
 
-def _read_memory(image: Image, max_pixels: int) -> Picture:
-    with _ONE_AT_A_TIME:
-        picture = pixels.upright(image, max_pixels)
-    header = f"RGB {picture.width} {picture.height} ".encode()
-    return Picture(hashlib.sha256(header + picture.tobytes()).hexdigest(), picture)
-
-
-def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture with the id of exactly the bytes it was decoded from.
-
-    The id of a file is the sha256 of its bytes; that of a PIL image, the sha256 of its mode, size
-    and pixels once it is RGB. Raises UnreadableImageError with the reason, without the path.
-    """
-    content: str | Path | bytes | Image | Blob
+def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
+    """What is to be decoded, in memory; UnreadableImageError as `read`."""
+    content: str | Path | bytes | Image | Blob | Picture
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
     else:
         content = source
+    if isinstance(content, Picture):
+        return Fetched(content.id, content.image)
     if isinstance(content, Image):
-        return _read_memory(content, max_pixels)
+        with _ONE_AT_A_TIME:
+            picture = pixels.upright(content, max_pixels)
+        return Fetched(_memory_id(picture), picture)
     if isinstance(content, str | Path):
         data = read_file(str(content))
     else:
         data = content if isinstance(content, bytes) else content.read()
-    return Picture(hashlib.sha256(data).hexdigest(), pixels.decode(data, max_pixels))
+    return Fetched(hashlib.sha256(data).hexdigest(), data)
+
+
+def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture with the id of exactly the bytes it was decoded from (`Fetched.id`).
+
+    Raises UnreadableImageError with the reason, without the path.
+    """
+    fetched = fetch(source, max_pixels)
+    return Picture(fetched.id, fetched.decoded(max_pixels))
 
 
 def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:

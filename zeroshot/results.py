@@ -170,12 +170,18 @@ class EmbedResult(Result):
     """A unit row, float32."""
 
     embedding: tuple[float, ...] = field(default=(), repr=False)
+    caption: str | None = None
+    """That came with the picture, where captions were to be embedded, too."""
+    text_embedding: tuple[float, ...] = field(default=(), repr=False)
+    """Of the caption; not part of the row."""
 
     schema: ClassVar[str] = "zeroshot.embed/1"
 
     def answer(self) -> dict[str, Any]:
-        """`dim`, `embedding`."""
-        return {"dim": len(self.embedding), "embedding": [_shortest(x) for x in self.embedding]}
+        """`dim`, `embedding`, and `caption` where there is one."""
+        numbers = [_shortest(x) for x in self.embedding]
+        caption = {} if self.caption is None else {"caption": self.caption}
+        return {"dim": len(self.embedding), "embedding": numbers, **caption}
 
     def summary(self) -> str:
         """`512 numbers: 0.01, -0.03, ...`."""

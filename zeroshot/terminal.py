@@ -25,6 +25,7 @@ from zeroshot.formats import utf8
 if TYPE_CHECKING:
     from zeroshot.methods import Description
     from zeroshot.results import Result, SearchResult
+    from zeroshot.scale.here import State
     from zeroshot.tasks.compare import Compared
     from zeroshot.tasks.meter import Meter
 
@@ -152,6 +153,11 @@ class Screen:
             self.task, advance=count, description="pictures", rate=f"{meter.rate:.1f}/s"
         )
 
+    def count(self, meter: "Meter") -> None:
+        """Show how many results others have made."""
+        rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
+        self.progress.update(self.task, completed=meter.pictures, description="pictures", rate=rate)
+
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
         if self.show == "json":
@@ -173,16 +179,21 @@ def _line(result: "Result") -> Table:
     return line
 
 
-def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
-    """The last lines of a run: how many, how fast, what bound it."""
+def summary(meter: "Meter", resumed: int, verbose: bool, *, several: bool = False) -> list[str]:
+    """The last lines of a run: how many, how fast, what bound it.
+
+    `several` processes share the meter: then the rate is that of the clock on the wall.
+    """
     lines = []
     if resumed:
         lines.append(f"resumed: {resumed} of {resumed + meter.pictures} were done already")
     failed = f", {meter.failed} failed" if meter.failed else ""
+    seconds = meter.elapsed if several else meter.working
     if meter.pictures:
         lines.append(
-            f"{meter.pictures} pictures{failed} in {meter.working:.1f} s "
-            f"({meter.rate:.2f} images/s; most of it for {meter.bound_by()})"
+            f"{meter.pictures} pictures{failed} in {seconds:.1f} s "
+            f"({meter.pictures / max(seconds, 1e-9):.2f} images/s; {_cached(meter)}"
+            f"most of it for {meter.bound_by()})"
         )
     if verbose:
         lines.append(
@@ -191,6 +202,21 @@ def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
+        lines += [f"{name}: {s:.2f} s of threads beside that" for name, s in meter.beside.items()]
         if not meter.images_encoded + meter.texts_encoded:
             lines.append("no encoder call was made: every embedding came from the cache")
     return lines
+
+
+def _cached(meter: "Meter") -> str:
+    return f"{meter.images_cached} from the cache; " if meter.images_cached else ""
+
+
+def how_far(state: "State", folder: str) -> str:
+    """What of a folder of shards is finished."""
+    failed = f", {state.failed} of them failed" if state.failed else ""
+    begun = f", {state.kept} more in shards not finished" if state.kept else ""
+    return (
+        f"{folder}: {state.finished} of {state.shards} shards are finished, "
+        f"{state.rows} of {state.total} rows{failed}{begun}"
+    )

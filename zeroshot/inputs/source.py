@@ -61,16 +61,25 @@ class Blob(Protocol):
         """The bytes, at most `MAX_BYTES`; UnreadableImageError with the reason."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
+
+    id: str
+    image: Image
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One picture that was asked for: a path as it is shown, or a picture that is no file.
 
     `content` holds a PIL image, the bytes of a file, or where they are; then `path` is only its
-    label in the output, or None. `fields` is what came with the picture (`caption`, `label`).
+    label in the output, or None. A picture that was read elsewhere is handed on as it is. `fields`
+    is what came with the picture (`caption`, `label`).
     """
 
     path: str | None
-    content: Image | bytes | Blob | None = None
+    content: Image | bytes | Blob | Picture | None = None
     fields: Mapping[str, str] = field(default_factory=lambda: _NOTHING, repr=False, hash=False)
 
 

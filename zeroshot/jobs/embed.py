@@ -1,6 +1,6 @@
 """Pictures to unit rows, as a job."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,8 @@ class EmbedJob:
     """Rows of the set's image encoder."""
 
     models: ModelSet
+    captions: bool = False
+    """Those that come with pictures too, by the text encoder."""
 
     schema: ClassVar[str] = EmbedResult.schema
 
@@ -39,8 +41,15 @@ class EmbedWorker:
 
     def settings(self) -> dict[str, Any]:
         """What decides the rows."""
-        return task.settings(self.job.models)
+        return task.settings(self.job.models, self.job.captions)
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[EmbedResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
         """One result per picture, in order."""
-        return task.embed(sources, self.job.models, self.cache, meter, batch_size=self.batch_size)
+        return task.embed(
+            sources,
+            self.job.models,
+            self.cache,
+            meter,
+            batch_size=self.batch_size,
+            captions=self.job.captions,
+        )

@@ -21,7 +21,6 @@ from zeroshot.results import ClassifyResult, Label, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
-    Embedded,
     canonical_names,
     embed_all,
     embed_pictures,
@@ -36,6 +35,7 @@ from zeroshot.tasks.embedding import (
 )
 from zeroshot.tasks.labelled import Labelled
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
 
 Head = Literal["softmax", "sigmoid", "cosine"]
 Believe = Callable[[Tensor], Sequence[bool]]

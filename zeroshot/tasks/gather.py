@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.images import Source
+from zeroshot.images import Blob, Picture, Source
 from zeroshot.models.base import ImageEncoder
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH, IMAGE_KIND, embed_pictures, stamp_of
+from zeroshot.tasks.embedding import AUTO_BATCH, IMAGE_KIND, embed_pictures
 from zeroshot.tasks.meter import Meter
 
 CHUNK = 50_000
@@ -92,7 +92,7 @@ def _chunk(
     batch_size: int,
     seen: Callable[[int], None],
 ) -> _Chunk:
-    with meter.stage("decoding"):
+    with meter.stage("cache"):
         ids, held, found = _known(sources, encoder, cache)
     hits = [i for i, hit in enumerate(found) if hit]
     meter.pictures += len(hits)
@@ -125,12 +125,17 @@ def _known(
 ) -> tuple[list[str | None], Tensor, list[bool]]:
     """Ids of files, the rows that the cache holds of them, and which of the pictures have one."""
     ids: list[str | None] = [None] * len(sources)
-    files = [i for i, s in enumerate(sources) if s.content is None and s.path is not None]
-    for i, id in zip(files, cache.file_ids([sources[i].path or "" for i in files]), strict=True):
-        ids[i] = id
+    files: dict[int, str] = {}
     for i, source in enumerate(sources):
-        if (stamp := stamp_of(source)) is not None:
-            ids[i] = cache.blob_id(stamp)
+        if isinstance(source.content, Picture):
+            ids[i] = source.content.id
+        elif isinstance(source.content, Blob):
+            stamp = source.content.stamp
+            ids[i] = None if stamp is None else cache.blob_id(stamp)
+        elif source.content is None and source.path is not None:
+            files[i] = source.path
+    for i, id in zip(files, cache.file_ids(list(files.values())), strict=True):
+        ids[i] = id
     asked = [i for i, id in enumerate(ids) if id is not None]
     rows, hits = cache.get(encoder.name, IMAGE_KIND, [ids[i] or "" for i in asked])
     found = [False] * len(sources)

@@ -1,13 +1,20 @@
-"""What a run did and where its time went."""
+"""What a run did and where its time went.
 
+Stages are times of the thread that runs the task and follow one another. Threads work beside it:
+`beside` is their time, which costs the run only as far as it waits for them, or shares its cores.
+"""
+
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 STAGES = {
-    "decoding": "decoding pictures",
+    "decoding": "waiting for pictures to be read and decoded",
+    "cache": "the cache",
     "encoder": "the encoder",
     "language model": "the language model and its guide",
     "scoring": "scoring",
@@ -26,6 +33,8 @@ class Meter:
     texts_cached: int = 0
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -35,6 +44,11 @@ class Meter:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - begin
+
+    def add_beside(self, name: str, seconds: float) -> None:
+        """Add the time of a thread that works beside the task."""
+        with self._lock:
+            self.beside[name] += seconds
 
     @property
     def elapsed(self) -> float:
@@ -50,6 +64,27 @@ class Meter:
     def rate(self) -> float:
         """Pictures a second of working time."""
         return self.pictures / self.working if self.working else 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """All counts, and the seconds of each stage, as JSON."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
+        return held | {"seconds": dict(self.seconds)}
+
+    def add(self, counts: Mapping[str, Any], sign: int = 1) -> None:
+        """Add what another meter, maybe of another process, counted; or subtract it."""
+        for name, count in counts.items():
+            if name == "seconds":
+                for stage, seconds in count.items():
+                    self.seconds[stage] += sign * seconds
+            else:
+                setattr(self, name, getattr(self, name) + sign * count)
+
+    def since(self, counts: Mapping[str, Any]) -> "Meter":
+        """What came after `counts` was taken."""
+        later = Meter(started=self.started)
+        later.add(self.counts())
+        later.add(counts, -1)
+        return later
 
     def bound_by(self) -> str:
         """The stage that took longest, in words."""
