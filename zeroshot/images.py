@@ -61,12 +61,12 @@ class Source:
     """One picture that was asked for: a path as it is shown, or a picture that is no file.
 
     `content` holds a PIL image, the bytes of a file, or where they are; then `path` is only its
-    label in the output, or None. A picture that was read elsewhere, or the reason why it could not
-    be, is handed on as it is. `fields` is what came with the picture (`caption`, `label`).
+    label in the output, or None. A `Picture` was read elsewhere and is taken as it is. `fields` is
+    what came with the picture (`caption`, `label`).
     """
 
     path: str | None
-    content: "Image | bytes | Blob | Picture | UnreadableImageError | None" = None
+    content: "Image | bytes | Blob | Picture | None" = None
     fields: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
 
@@ -245,15 +245,13 @@ def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
     The id of a file is the sha256 of its bytes; that of a PIL image, the sha256 of its mode, size
     and pixels once it is RGB. Raises UnreadableImageError with the reason, without the path.
     """
-    content: str | Path | bytes | Image | Blob | Picture | UnreadableImageError
+    content: str | Path | bytes | Image | Blob | Picture
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
     else:
         content = source
     if isinstance(content, Picture):
         return content
-    if isinstance(content, UnreadableImageError):
-        raise content
     if isinstance(content, Image):
         return _read_memory(content, max_pixels)
     if isinstance(content, Blob):
