@@ -6,7 +6,7 @@ As `cli`, nothing heavy is imported here.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,15 @@ def caption(
         Path | None,
         option("--prompts", env="PROMPTS", help="A prompt per picture: JSON lines, path, prompt."),
     ] = None,
+    sidecar: Annotated[
+        Literal["txt"] | None,
+        option(
+            "--sidecar",
+            env="SIDECAR",
+            help="Also write each caption beside its picture: a.txt for a.jpg. A file that is "
+            "there stays unless --overwrite.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         option("--trace", env="TRACE", help="Write every choice to a file, a JSON line each text."),
@@ -54,6 +63,7 @@ def caption(
 ) -> None:
     """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
     from zeroshot.jobs.caption import CaptionJob
+    from zeroshot.jobs.sidecars import SidecarJob
     from zeroshot.tasks.caption import read_prompts
 
     if prompt is not None and prompts is not None:
@@ -69,8 +79,9 @@ def caption(
         _see_to_prompts(each, sources, prompts)
     if trace is not None and run.folder is not None:
         raise UserError("--trace goes with one output file; a folder of shards keeps no traces")
+    whole = SidecarJob(job, run.overwrite) if sidecar else job
     with _traces(trace, run) as traced:
-        run.show(job, sources, traced)
+        run.show(whole, sources, traced)
 
 
 def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: Path | None) -> None:

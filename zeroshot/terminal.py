@@ -195,6 +195,11 @@ def summary(meter: "Meter", resumed: int, verbose: bool, *, several: bool = Fals
             f"({meter.pictures / max(seconds, 1e-9):.2f} images/s; {_cached(meter)}"
             f"most of it for {meter.bound_by()})"
         )
+    if meter.left_alone:
+        lines.append(
+            f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
+            "over them"
+        )
     if verbose:
         lines.append(
             f"encoder: {meter.images_encoded} images encoded, {meter.images_cached} from the "

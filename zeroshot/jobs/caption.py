@@ -1,7 +1,7 @@
 """Pictures to captions, as a job."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts as texts
@@ -32,6 +32,10 @@ class CaptionJob:
     """Keep every choice."""
 
     schema: ClassVar[str] = CaptionResult.schema
+
+    def on(self, device: str) -> "CaptionJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH

@@ -31,6 +31,8 @@ class Meter:
     images_cached: int = 0
     texts_encoded: int = 0
     texts_cached: int = 0
+    left_alone: int = 0
+    """Files that were there and were not written over."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
