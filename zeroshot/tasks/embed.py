@@ -7,7 +7,7 @@ from zeroshot.images import Source
 from zeroshot.model_set import ModelSet
 from zeroshot.results import EmbedResult
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH, embed_pictures, image_side
+from zeroshot.tasks.embedding import AUTO_BATCH, embed_pictures, image_side, preprocessed
 from zeroshot.tasks.meter import Meter
 
 
@@ -22,7 +22,7 @@ def embed(
     """One result per picture, in order; of a coupled pair, rows of its image encoder."""
     models.require(language_model=False)
     encoder = image_side(models.encoder)
-    used = {"image_encoder": encoder.name}
+    used = {"image_encoder": encoder.name} | preprocessed(encoder)
     for batch in embed_pictures(sources, encoder, cache, meter, batch_size):
         for source, key, row, failure in zip(
             batch.sources, batch.ids, batch.rows.tolist(), batch.failures, strict=True
@@ -35,4 +35,5 @@ def embed(
 
 def settings(models: ModelSet) -> dict[str, Any]:
     """What decides the rows."""
-    return {"models": {"image_encoder": image_side(models.encoder).name}}
+    encoder = image_side(models.encoder)
+    return {"models": {"image_encoder": encoder.name} | preprocessed(encoder)}
