@@ -22,6 +22,7 @@ from zeroshot.tasks.embed import embed
 from zeroshot.tasks.embed import settings as embed_settings
 from zeroshot.tasks.embedding import canonical_names, embed_pictures
 from zeroshot.tasks.meter import Meter
+from zeroshot.terminal import summary
 
 MAGIC = Path(__file__).parent / "data" / "magic"
 
@@ -332,6 +333,28 @@ def test_memory_that_runs_out_is_met_once(folder):
     assert torch.equal(torch.cat([b.rows for b in batches]), alone(Whole(), sources))
     assert encoder.refused == 2, "8 and 4 were tried once each"
     assert max(encoder.batches) == 2
+
+
+# What a run says of itself
+
+
+def test_the_summary_says_what_was_waited_for():
+    meter = Meter(pictures=8)
+    meter.seconds |= {"cache": 0.5, "decoding": 3.0, "encoder": 1.0}
+    meter.add_beside("decoding", 4.0)
+    meter.add_beside("decoding", 5.5)
+    first, *rest = summary(meter, 0, verbose=True)
+    assert "most of it waiting for pictures" in first
+    assert "decoding took 9.50 s of threads beside it" in rest
+    meter.seconds["encoder"] = 4.0
+    assert "most of it in the encoder" in summary(meter, 0, verbose=False)[0]
+
+
+def test_times_of_threads_are_theirs(encoder, folder):
+    meter = Meter()
+    run(folder(20), encoder, meter=meter)
+    assert set(meter.seconds) == {"cache", "decoding", "encoder"}
+    assert list(meter.beside) == ["decoding"]
 
 
 # Shortcuts to pixels

@@ -154,7 +154,7 @@ def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
     if meter.pictures:
         lines.append(
             f"{meter.pictures} pictures{failed} in {meter.working:.1f} s "
-            f"({meter.rate:.2f} images/s; most of it for {meter.bound_by()})"
+            f"({meter.rate:.2f} images/s; most of it {meter.bound_by()})"
         )
     if verbose:
         lines.append(
@@ -163,7 +163,7 @@ def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
-        lines += [f"{name}: {s:.2f} s of threads beside that" for name, s in meter.beside.items()]
+        lines += [f"{name} took {s:.2f} s of threads beside it" for name, s in meter.beside.items()]
         if not meter.images_encoded + meter.texts_encoded:
             lines.append("no encoder call was made: every embedding came from the cache")
     return lines
