@@ -145,6 +145,7 @@ class Pipeline:
                 self._fill()
                 yield self._embedded(first)
             else:
+                assert self._waiting, "what is not done is being read, or the twin of one that is"
                 self._encode(self._gather())
 
     def _fill(self) -> None:
