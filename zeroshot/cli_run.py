@@ -110,6 +110,14 @@ class Run:
         str,
         option(env="BATCH_SIZE", help="Pictures at a time; halved when memory runs out."),
     ] = "auto"
+    exact: Annotated[
+        bool,
+        option(
+            "--exact/--fast",
+            env="EXACT",
+            help="Pixels as the model's own library makes them, or quicker and a little different.",
+        ),
+    ] = True
     out: Annotated[
         Path | None,
         option(
@@ -208,6 +216,7 @@ class Run:
             precision=self.precision,
             offline=self.offline,
             trust_remote_code=self.trust_remote_code,
+            fast=not self.exact,
         )
 
     def open_cache(self) -> "EmbeddingCache":

@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.formats import pyarrow, to_json, utf8
-from zeroshot.images import Source
+from zeroshot.images import Picture, Source
 from zeroshot.inputs.files import read_file
 from zeroshot.inputs.source import PICTURES
 from zeroshot.inputs.storage import Remote
@@ -119,6 +119,8 @@ def _write_shard(folder: Path, first: int, results: Sequence[FilterResult]) -> N
 def _bytes(source: Source) -> bytes:
     """What a picture was read from, as it was."""
     content = source.content
+    if isinstance(content, Picture):
+        content = content.image
     if isinstance(content, Image):
         file = io.BytesIO()
         content.save(file, "PNG")

@@ -27,6 +27,7 @@ class ModelSet:
     precision: str = "auto"
     offline: bool = False
     trust_remote_code: bool = False
+    fast: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
@@ -107,6 +108,7 @@ class ModelSet:
             "precision": self.precision,
             "offline": self.offline,
             "trust_remote_code": self.trust_remote_code,
+            "fast": self.fast,
         }
 
 
@@ -119,8 +121,9 @@ def resolve(
     precision: str = "auto",
     offline: bool = False,
     trust_remote_code: bool = False,
+    fast: bool = False,
 ) -> ModelSet:
-    """The set called `name` with parts replaced; nothing is loaded yet.
+    """The set called `name` with parts replaced; nothing is loaded yet. Options as `models.load`.
 
     With both an encoder and a language model given, the set itself is not consulted for either,
     so that two model names alone are enough.
@@ -132,7 +135,7 @@ def resolve(
         spec = replace(spec, encoder=encoder, caption={}, classify={})
     if language_model is not None:
         spec = replace(spec, language_model=language_model)
-    return ModelSet(spec, device, precision, offline, trust_remote_code)
+    return ModelSet(spec, device, precision, offline, trust_remote_code, fast)
 
 
 def _coupling(spec: SetSpec) -> CouplingSpec:
