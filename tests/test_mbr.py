@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.toy import ToyEncoder, ToyLanguageModel
 from zeroshot.caption_metrics import cider, document_frequency
@@ -15,6 +16,9 @@ from zeroshot.methods._continuations import DOUBT, ContinuationGuide, Continuati
 from zeroshot.methods._risk import expected_cider, repeats
 from zeroshot.methods.consensus import Consensus
 from zeroshot.methods.mbr import MBR
+from zeroshot.model_set import ModelSet, resolve
+from zeroshot.models.sets import CouplingSpec, SetSpec
+from zeroshot.tasks.caption import captioner
 
 WORDS = ["<start>", "<end>", "a", "the", "dog", "cat", "runs", "sits", "on", "in", "grass", "mat"]
 WORDS += ["red", "old", "by", "and", "small", "tree"]
@@ -356,3 +360,56 @@ def test_what_is_missing_or_out_of_range():
     ):
         with pytest.raises(UserError):
             call()
+
+
+# what a set captions by
+
+
+@pytest.fixture
+def make_set(tmp_path):
+    def make(captions=("a dog", "a cat"), coupling=None, **more):
+        file = tmp_path / "anchors.safetensors"
+        generator = torch.Generator().manual_seed(0)
+        rows = {side: torch.randn(2, 3, generator=generator) for side in ("images", "texts")}
+        save_file(rows, file)
+        lines = "".join(f'{{"captions": ["{text}"]}}\n' for text in captions)
+        file.with_suffix(".jsonl").write_text(lines)
+        parts = {"image_encoder": "hf:i", "text_encoder": "hf:t", "language_model": "hf:l"}
+        spec = CouplingSpec("asif", file, coupling or {})
+        return ModelSet(SetSpec("mine", coupling=spec, **parts | more))
+
+    return make
+
+
+def test_a_set_with_captions_is_captioned_by_mbr(make_set, monkeypatch):
+    def chosen(models, method=None, **more):
+        return type(captioner(models, method, {}, **more)).__name__
+
+    assert chosen(make_set()) == "MBR"
+    assert chosen(make_set(), "magic") == "MaGiC"
+    assert chosen(make_set(), preset="story") == "MaGiC"
+    assert chosen(make_set(), asked={"prompts": False, "trace": True}) == "MaGiC"
+    assert chosen(make_set(), asked={"prompts": False, "trace": False}) == "MBR"
+    assert chosen(make_set(caption={"method": "consensus"})) == "Consensus"
+    assert chosen(make_set(caption={"k": 3})) == "MaGiC"
+    assert captioner(make_set(caption={"method": "mbr", "k": 3}), None, {}).k == 3
+    assert chosen(make_set(language_model=None)) == "MaGiC"
+    assert chosen(resolve("base")) == chosen(resolve("pocket")) == "MaGiC"
+    monkeypatch.setattr("zeroshot.tasks.caption.POOLED", 1)
+    assert chosen(make_set()) == "MaGiC"
+
+
+def test_an_open_coupling_is_chosen_for_captions(make_set):
+    models = make_set()
+    assert models.for_captions.spec.coupling.method == "auto"
+    assert models.for_captions is models.for_captions
+    assert models.spec.coupling.method == "asif"
+    named = make_set(coupling={"k": 5})
+    assert named.for_captions is named
+    dual = make_set(encoder="hf:clip")
+    assert dual.for_captions is dual
+    assert resolve("base").for_captions.spec.coupling is None
+    other = models.coupled_by("csa", lam=2.0).spec.coupling
+    assert (other.method, other.options) == ("csa", {"lam": 2.0})
+    with pytest.raises(UserError, match="no anchors"):
+        resolve("base").coupled_by("csa")

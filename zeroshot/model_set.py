@@ -77,13 +77,13 @@ class ModelSet:
             chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
         return chosen
 
-    def coupled_by(self, method: str) -> "ModelSet":
-        """This set with another coupling of its anchors, whose options are open.
+    def coupled_by(self, method: str, **options: Any) -> "ModelSet":
+        """This set with another coupling of its anchors.
 
         Raises:
             UserError: a set without anchors.
         """
-        coupling = replace(_coupling(self.spec), method=method, options={})
+        coupling = replace(_coupling(self.spec), method=method, options=options)
         return replace(self, spec=replace(self.spec, coupling=coupling))
 
     @cached_property
@@ -95,7 +95,9 @@ class ModelSet:
         """
         coupling = self.spec.coupling
         is_open = coupling is not None and coupling.method == "asif" and not coupling.options
-        return self.coupled_by("auto") if self.spec.encoder is None and is_open else self
+        if self.spec.encoder is None and is_open:
+            return self.coupled_by("auto", splits=1)
+        return self
 
     @cached_property
     def anchors(self) -> Anchors:

@@ -1,10 +1,10 @@
 """Many captions written after what retrieval found, and the one with the least Bayes risk.
 
-Ours, of known parts. A picture's nearest captions are *retrieved*. A language model *writes* on from
-how they begin, guided by an n-gram model of them, a nearest-neighbour language model (Khandelwal et
-al. 2020, arXiv:1911.00172). Of all that was written or retrieved the caption is *chosen* that people
-would expect, by minimum Bayes risk (Kumar and Byrne 2004; for captions Devlin et al. 2015,
-arXiv:1505.04467), with the encoder and the language model as judges beside it:
+Ours, of known parts. A picture's nearest captions are *retrieved*. A language model *writes* on
+from how they begin, guided by an n-gram model of them, a nearest-neighbour language model
+(Khandelwal et al. 2020, arXiv:1911.00172). Of all that was written or retrieved the caption is
+*chosen* that people would expect, by minimum Bayes risk (Kumar and Byrne 2004; for captions Devlin
+et al. 2015, arXiv:1505.04467), with the encoder and the language model as judges beside it:
 
     w_j      = softmax over the nearest captions of sharpness * logit_scale * cos(text_j, x)
     write(v) = (1 - alpha) p(v) - alpha penalty(v) + beta q(v)
@@ -12,12 +12,12 @@ arXiv:1505.04467), with the encoder and the language model as judges beside it:
 
 `p` is the language model, `penalty` contrastive search's, `q` the n-gram model of the retrieved
 captions by their weights `w` (`_continuations.py`); `log p(c)` is per token, the end included. A
-caption that repeats a word, other than the pool's commonest, is taken only where all do, and one that
-does not end within `max_tokens` not at all.
+caption that repeats a word, other than the pool's commonest, is taken only where all do, and one
+that does not end within `max_tokens` not at all.
 
-MaGiC asks the encoder about every candidate for every word; here it is asked once about each finished
-caption, so that a choice among dozens costs less than one caption of MaGiC's where the text encoder
-cannot reuse beginnings.
+MaGiC asks the encoder about every candidate for every word; here it is asked once about each
+finished caption, so that a choice among dozens costs less than one caption of MaGiC's where the
+text encoder cannot reuse beginnings.
 """
 
 from collections.abc import Sequence

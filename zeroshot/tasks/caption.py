@@ -30,7 +30,6 @@ from zeroshot.tasks.embedding import (
 )
 from zeroshot.tasks.meter import Meter
 
-
 POOLED = 50_000
 """Captions of a pool above which they are not embedded unasked: some minutes on one core."""
 
