@@ -39,6 +39,10 @@ def caption(
         option("--preset", env="PRESET", help="Named settings of magic: coco, flickr30k, story."),
     ] = None,
     lm: LanguageModel = None,
+    coupling: Annotated[
+        str | None,
+        option("--coupling", env="COUPLING", help="Replace the set's coupling; auto chooses one."),
+    ] = None,
     prompt: Annotated[
         str | None,
         option("--prompt", env="PROMPT", help="What every text begins with; a story's title."),
@@ -61,7 +65,11 @@ def caption(
         option("--trace", env="TRACE", help="Write every choice to a file, a JSON line each text."),
     ] = None,
 ) -> None:
-    """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
+    """Caption pictures.
+
+    The method is the model set's; else mbr where the set has captions beside its anchors, and
+    magic where it has none or a preset, a prompt or a trace is asked for.
+    """
     from zeroshot.jobs.caption import CaptionJob
     from zeroshot.jobs.sidecars import SidecarJob
     from zeroshot.tasks.caption import read_prompts
@@ -72,7 +80,13 @@ def caption(
     if not images and not each:
         raise UserError("caption needs pictures: files, folders, globs or -")
     job = CaptionJob(
-        run.model_set(lm), method, read_options(option), preset, each or prompt, trace is not None
+        run.model_set(lm),
+        method,
+        read_options(option),
+        preset,
+        each or prompt,
+        trace is not None,
+        coupling,
     )
     sources = run.sources(images or list(each))
     if each:

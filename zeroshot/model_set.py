@@ -78,6 +78,28 @@ class ModelSet:
             chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
         return chosen
 
+    def coupled_by(self, method: str, **options: Any) -> "ModelSet":
+        """This set with another coupling of its anchors.
+
+        Raises:
+            UserError: a set without anchors.
+        """
+        coupling = replace(_coupling(self.spec), method=method, options=options)
+        return replace(self, spec=replace(self.spec, coupling=coupling))
+
+    @cached_property
+    def for_captions(self) -> "ModelSet":
+        """This set; one that names `asif` without options, with the coupling `auto` chooses.
+
+        What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
+        words apart (docs/captioning.md).
+        """
+        coupling = self.spec.coupling
+        is_open = coupling is not None and coupling.method == "asif" and not coupling.options
+        if self.spec.encoder is None and is_open:
+            return self.coupled_by("auto", splits=1)
+        return self
+
     @cached_property
     def anchors(self) -> Anchors:
         """The set's anchor pairs."""
