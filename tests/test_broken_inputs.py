@@ -158,7 +158,7 @@ BAD_PATHS = [
         "..",
         "a/../..",
         "gopher://127.0.0.1/",
-        "data:;x://",
+        "sftp://h/x.png",
     ),
 ]
 BAD_URLS = [
@@ -445,16 +445,11 @@ def test_there_are_three_hundred(ran):
     assert len({case.given for case in cases}) == TOTAL
 
 
-def spelled(path):
-    """As rows spell it: stray bytes as escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
 def test_each_is_one_row_with_a_reason(ran):
     cases, code, rows, *_ = ran
     assert code == 3
     failed = [row["path"] for row in rows if "error" in row]
-    assert sorted(failed) == sorted(spelled(case.bad) for case in cases)
+    assert sorted(failed) == sorted(case.bad for case in cases)
     for row in rows:
         if "error" in row:
             assert row["error"]["type"] == "UnreadableImage"
@@ -467,7 +462,7 @@ def test_no_good_picture_is_lost_or_out_of_order(ran):
     good = [row for row in rows if "error" not in row]
     assert [row["path"] for row in good] == [path for case in cases for path in case.good]
     assert {row["dim"] for row in good} == {128}
-    order = {spelled(case.bad): place for place, case in enumerate(cases)}
+    order = {case.bad: place for place, case in enumerate(cases)}
     places = [order[row["path"]] for row in rows if "error" in row]
     assert places == sorted(places)
 
