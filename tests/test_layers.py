@@ -14,24 +14,37 @@ LAYERS = [
         "prompts",
         "protocols",
         "treebank",
+        "whole",
     },
     {"caption_metrics"},
     {"alignment", "measures"},
     {"models.base"},
     {"inputs"},
-    {"images", "pixels", "formats", "records", "store", "models"},
+    {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results"},
+    {"coupled", "anchors", "pairs", "model_set", "results", "ranking", "filtering", "approximate"},
+    {"page", "kept"},
     {"tasks"},
     {"jobs"},
     {"report", "scale", "api"},
     {"terminal"},
-    {"cli_run", "cli_anchors"},
+    {"cli_run", "cli_anchors", "cli_cache"},
+    {"cli_rows"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
+    {"cli_filter", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
+METHODS_SEE = {
+    "errors",
+    "ops",
+    "caption_metrics",
+    "treebank",
+    "decoding",
+    "methods",
+    "models.base",
+    "trace",
+}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 
 

@@ -92,6 +92,10 @@ def evaluate(
         str | None,
         option("--judge", env="JUDGE", help="Also CLIPScore of captions, by this encoder."),
     ] = None,
+    coupling: Annotated[
+        str | None,
+        option("--coupling", env="COUPLING", help="Of captions, in place of the set's."),
+    ] = None,
     score: Score = "auto",
     long_text: LongText = "error",
     draws: Annotated[
@@ -138,6 +142,7 @@ def evaluate(
             head=None if score == "auto" else score,
             truncate=long_text == "truncate",
             judge=None if judge is None else _judge(run, judge),
+            coupling=coupling,
             batch_size=run.at_once,
             rows=predictions[0] if predictions else None,
         )
@@ -243,11 +248,11 @@ def _write(file: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) ->
 
 def _whole(file: Path, data: bytes) -> None:
     """All of a file, or none of it."""
-    part = file.with_name(file.name + ".part")
+    from zeroshot.whole import WholeFile
+
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(file)
+        with WholeFile(file) as whole:
+            whole.write(data)
     except OSError as error:
         raise UserError(f"cannot write '{file}': {error.strerror}") from error
 

@@ -49,6 +49,8 @@ class Question:
     batch_size: int = AUTO_BATCH
     truncate: bool = False
     judge: Judge | None = None
+    coupling: str | None = None
+    """of captions, in place of the set's; see `ModelSet.for_captions` without one"""
 
     def limited(self, pictures: int) -> "Question":
         """About the first pictures alone; a protocol is no longer kept."""
@@ -165,14 +167,17 @@ class Question:
         overwrite: bool,
         watch: Watch,
     ) -> Answers:
-        chosen = captioning.captioner(self.models, method, dict(options))
-        name, used = methods.name_of(chosen), captioning.settings(self.models, chosen)
+        models = self.models.for_captions
+        if self.coupling is not None:
+            models = self.models.coupled_by(self.coupling)
+        chosen = captioning.captioner(models, method, options)
+        name, used = methods.name_of(chosen), captioning.settings(models, chosen)
         begun = time.perf_counter()
 
         def said(sources: Sequence[Source]) -> Iterable[CaptionResult]:
             return watch(
                 captioning.caption(
-                    sources, self.models, chosen, self.cache, self.meter, batch_size=self.batch_size
+                    sources, models, chosen, self.cache, self.meter, batch_size=self.batch_size
                 )
             )
 
@@ -216,6 +221,7 @@ def question(
     head: Head | None = None,
     truncate: bool = False,
     judge: DualEncoder | None = None,
+    coupling: str | None = None,
     batch_size: int = AUTO_BATCH,
     rows: Path | None = None,
 ) -> Question:
@@ -227,6 +233,7 @@ def question(
         protocol: its name.
         head, truncate: see `classify.classifier`.
         judge: an encoder for CLIPScore of captions.
+        coupling: of captions, in place of the set's.
         rows: captions that bring their own references, which stand for data and truth.
 
     Raises:
@@ -240,8 +247,8 @@ def question(
         raise UserError(f"protocol '{asked.name}' is for --task {asked.task}, not {task}")
     if task != "classify" and (labels or templates or head):
         raise UserError(f"--labels, --templates and --score are no part of --task {task}")
-    if task != "caption" and judge is not None:
-        raise UserError("--judge is for captions")
+    if task != "caption" and (judge is not None or coupling is not None):
+        raise UserError("--judge and --coupling are for captions")
     held: Classes | Captioned
     if data is None:
         if task != "caption" or rows is None or truth is not None or asked is not None:
@@ -255,7 +262,19 @@ def question(
         held = datasets.read_captions(data, truth=truth, split=split, protocol=asked)
     judging = Judge(judge, cache, meter) if judge is not None else None
     return Question(
-        task, data, held, models, cache, meter, asked, split, head, batch_size, truncate, judging
+        task,
+        data,
+        held,
+        models,
+        cache,
+        meter,
+        protocol=asked,
+        split=split,
+        head=head,
+        batch_size=batch_size,
+        truncate=truncate,
+        judge=judging,
+        coupling=coupling,
     )
 
 
