@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroshot.errors import ApproximateWarning, FewClassesWarning
+from zeroshot.formats import utf8
 
 if TYPE_CHECKING:
     from zeroshot.methods import Description
@@ -31,9 +32,14 @@ NAME_WIDTH = 32
 Show = Literal["json", "table", "nothing"]
 
 
+def plain(text: str) -> str:
+    r"""With `\x1b` for characters that would steer a terminal, and for bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def say(message: str) -> None:
     """One message on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(plain(message)))
 
 
 @contextlib.contextmanager
@@ -54,7 +60,7 @@ def warnings_said() -> Iterator[None]:
 
 def print_json(row: Mapping[str, Any]) -> None:
     """One JSON line on standard output."""
-    print(json.dumps(row, ensure_ascii=False, allow_nan=False), flush=True)
+    print(utf8(json.dumps(row, ensure_ascii=False, allow_nan=False)).decode(), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -141,7 +147,7 @@ def _line(result: "Result") -> Table:
     name = PurePath(result.path).name if result.path else "(in memory)"
     failed = result.error is not None
     said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
-    line.add_row(Text(name), Text(said, style="red" if failed else ""))
+    line.add_row(Text(plain(name)), Text(plain(said), style="red" if failed else ""))
     return line
 
 
