@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +165,8 @@ def test_captions_beside_their_pictures(zeroshot, pictures, tmp_path, out):
 @pytest.mark.parametrize("name", ["rows.jsonl", "o"])
 def test_no_room_for_the_output(pictures, tmp_path, name):
     """The system refuses to let a file grow, as a full disk does; then it does no more."""
+    import resource
+
     out = tmp_path / name
     command = ["embed", str(pictures), *COMMON, "--out", str(out)]
     command += [] if out.suffix else ["--layout", "rows"]

@@ -91,7 +91,7 @@ class Place:
         try:
             (self.path / WORK).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write '{self.path}': {error.strerror}") from error
+            raise durable.refusal(self.path, error) from error
         begun = _read_run(self.path)
         was = begun or {}
         suffix = self.format or was.get("format") or "jsonl"
