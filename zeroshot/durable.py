@@ -1,14 +1,15 @@
 """Files that are whole or not there, whatever happens to the process or the machine."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from zeroshot.errors import OutputError
+from zeroshot.errors import OutputError, UserError
 
-__all__ = ["publish", "replace", "sync", "writing"]
+__all__ = ["publish", "refusal", "replace", "sync", "writing"]
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
@@ -84,7 +85,18 @@ def writing(place: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"cannot write to '{place}': {error.strerror or error}; what is complete there stays: "
-            "see to it and run the same command again"
-        ) from error
+        raise _stopped(place, error) from error
+
+
+def refusal(place: Path, error: OSError) -> UserError | OutputError:
+    """What to raise when an output cannot be begun: there is no room, or the place is wrong."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _stopped(place, error)
+    return UserError(f"cannot write '{place}': {error.strerror}")
+
+
+def _stopped(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to '{place}': {error.strerror or error}; what is complete there stays: "
+        "see to it and run the same command again"
+    )

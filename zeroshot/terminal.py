@@ -213,14 +213,17 @@ def _line(result: "Result") -> Table:
     return line
 
 
-def summary(meter: "Meter", resumed: int, verbose: bool, *, several: bool = False) -> list[str]:
+def summary(
+    meter: "Meter", resumed: int, verbose: bool, *, total: int | None = None, several: bool = False
+) -> list[str]:
     """The last lines of a run: how many, how fast, what bound it.
 
     `several` processes share the meter: then the rate is that of the clock on the wall.
     """
     lines = []
     if resumed:
-        lines.append(f"resumed: {resumed} of {resumed + meter.pictures} were done already")
+        asked = resumed + meter.pictures if total is None else total
+        lines.append(f"resumed: {resumed} of {asked} were done already")
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
