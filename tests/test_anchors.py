@@ -220,11 +220,11 @@ def test_a_killed_build_goes_on(folder, monkeypatch):
     from zeroshot.models import hf_image
 
     encoded = []
-    encode = hf_image.TransformersImageEncoder.encode_images
+    encode = hf_image.TransformersImageEncoder.encode_pixels
     monkeypatch.setattr(
         hf_image.TransformersImageEncoder,
-        "encode_images",
-        lambda self, images: encoded.extend(images) or encode(self, images),
+        "encode_pixels",
+        lambda self, pixels: encoded.extend(pixels) or encode(self, pixels),
     )
     assert run(line) == 0
     assert len(encoded) == 2

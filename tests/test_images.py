@@ -129,7 +129,6 @@ def test_pictures_in_memory():
         ("empty", "no files found in folder 'empty'"),
         ("data", "no files found in folder 'data' beside 1 that hold no picture"),
         ("in/*.gif", "no files found in pattern 'in/*.gif'"),
-        ("HTTPS://x.org/a.png", "is a URL; pictures are read from files only"),
         ([np.zeros((2, 3))], "a picture is a path, a PIL image or bytes, not ndarray"),
     ],
 )

@@ -9,15 +9,17 @@ LAYERS = [
     {"caption_metrics"},
     {"alignment"},
     {"models.base"},
+    {"inputs"},
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
     {"coupled", "anchors", "pairs", "model_set", "results"},
     {"tasks"},
+    {"jobs"},
     {"evaluate", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

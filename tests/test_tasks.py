@@ -286,6 +286,24 @@ def test_each_different_content_is_encoded_once_and_in_order(tmp_path):
         assert sum(encoder.calls) > 0
 
 
+def test_texts_that_begin_alike_reach_the_encoder_together(tmp_path):
+    """Prompts come by class; those of one template are neighbours when they are encoded."""
+    given = []
+
+    class Listening(ToyEncoder):
+        def encode_texts(self, texts):
+            given.append(list(texts))
+            return super().encode_texts(texts)
+
+    templates = ["a photo of {}", "the {}", "{} as a toy"]
+    texts = [t.format(f"thing {i}") for i in range(700) for t in templates]
+    with EmbeddingCache(tmp_path) as cache:
+        rows = embed_texts([*texts, texts[5]], Listening(), cache, Meter())
+    assert [len(batch) for batch in given] == [1024, 1024, 2100 - 2048]
+    assert [text for batch in given for text in batch] == sorted(texts)
+    assert torch.equal(rows, ToyEncoder().encode_texts([*texts, texts[5]]))
+
+
 def test_ragged_prompts_by_hand():
     rows = torch.arange(1.0, 7.0)[:, None]
     block, mask = ragged(rows, [1, 3, 2])

@@ -1,23 +1,23 @@
 """The functions a notebook needs; `import zeroshot` offers them without importing torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from zeroshot import images as pictures
 from zeroshot import models as loaders
 from zeroshot import prompts as sentences_of
-from zeroshot.errors import UserError
-from zeroshot.images import Input
+from zeroshot.images import Input, Source
+from zeroshot.jobs import Job
+from zeroshot.jobs.caption import CaptionJob
+from zeroshot.jobs.classify import ClassifyJob
+from zeroshot.jobs.embed import EmbedJob
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
 from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks import caption as captioning
-from zeroshot.tasks import classify as classification
-from zeroshot.tasks import embed as embedding
-from zeroshot.tasks.classify import Head
+from zeroshot.tasks.classify import Head, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
@@ -68,25 +68,8 @@ def caption(
     Raises:
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    models = _set(models)
-    chosen = captioning.captioner(models, method, options, preset)
-    sources = pictures.find(images).sources
-    prompts = [prompt] * len(sources) if isinstance(prompt, str) else prompt
-    if prompts is not None and len(prompts) != len(sources):
-        raise UserError(f"{len(prompts)} prompts for {len(sources)} pictures")
-    with cache or EmbeddingCache() as store:
-        return Results(
-            captioning.caption(
-                sources,
-                models,
-                chosen,
-                store,
-                Meter(),
-                batch_size=batch_size,
-                prompts=prompts,
-                trace=trace,
-            )
-        )
+    job = CaptionJob(_set(models), method, options, preset, prompt, trace)
+    return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
 def classify(
@@ -124,39 +107,24 @@ def classify(
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
         NotAvailableError: a model that is not here.
     """
-    models = _set(models)
     names = sentences_of.load_labels(labels)
-    sentences = sentences_of.expand(names, sentences_of.load_templates(templates, names))
-    learn = classification.Learn(
-        shots=None if shots is None else read_labelled(Path(shots), names),
-        bank=pictures.find(bank).sources,
-        prior=tuple(prior),
-        views=views,
+    job = ClassifyJob(
+        _set(models),
+        names,
+        sentences_of.expand(names, sentences_of.load_templates(templates, names)),
+        method,
+        options,
+        score,
+        learn=Learn(
+            shots=None if shots is None else read_labelled(Path(shots), names),
+            bank=pictures.find(bank).sources,
+            prior=tuple(prior),
+            views=views,
+        ),
+        explain=explain,
+        top_k=top_k,
     )
-    meter = Meter()
-    with cache or EmbeddingCache() as store:
-        ready = classification.classifier(
-            models,
-            names,
-            sentences,
-            store,
-            meter,
-            method=method,
-            options=options,
-            head=score,
-            learn=learn,
-            explained=explain,
-        )
-        return Results(
-            classification.classify(
-                pictures.find(images).sources,
-                ready,
-                store,
-                meter,
-                batch_size=batch_size,
-                top_k=top_k,
-            )
-        )
+    return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
 def embed(
@@ -167,13 +135,15 @@ def embed(
     cache: EmbeddingCache | None = None,
 ) -> Results[EmbedResult]:
     """Unit rows of the set's image encoder, one result per picture, in order."""
-    models = _set(models)
+    return Results(_run(EmbedJob(_set(models)), pictures.find(images).sources, cache, batch_size))
+
+
+def _run(
+    job: Job, sources: Sequence[Source], cache: EmbeddingCache | None, batch_size: int
+) -> Iterator[Any]:
+    meter = Meter()
     with cache or EmbeddingCache() as store:
-        return Results(
-            embedding.embed(
-                pictures.find(images).sources, models, store, Meter(), batch_size=batch_size
-            )
-        )
+        yield from job.open(store, meter, batch_size)(sources, meter)
 
 
 def _set(models: str | ModelSet) -> ModelSet:

@@ -1,7 +1,7 @@
-"""`zeroshot calibrate`, and what `classify` does with the file it writes."""
+"""`zeroshot calibrate`: a temperature and thresholds for `classify`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,10 +18,6 @@ from zeroshot.cli_run import (
     read_options,
 )
 from zeroshot.errors import UserError
-
-if TYPE_CHECKING:
-    from zeroshot.tasks.calibrate import Calibration
-    from zeroshot.tasks.classify import Believe, Classifier
 
 
 @on_pictures
@@ -112,51 +108,3 @@ def calibrate(
         terminal.say(
             f"wrote {run.out}: temperature {made.temperature:.4g}, {len(sources)} pictures"
         )
-
-
-def calibration_for(file: Path, ready: "Classifier") -> "Calibration":
-    """The calibration in `file`, if it was made for this model and method.
-
-    Raises:
-        UserError: it was made for another.
-    """
-    from zeroshot.tasks.calibrate import read_calibration
-    from zeroshot.tasks.classify import settings
-
-    found, now = read_calibration(file), settings(ready)
-    for key, was in (
-        ("models", found.models),
-        ("method", found.method),
-        ("options", found.options),
-    ):
-        if was != now[key]:
-            raise UserError(f"'{file}' was made with {key} {was}, not {now[key]}")
-    return found
-
-
-def belief(
-    made: "Calibration | None", abstain: float | None, prompts: str, ready: "Classifier"
-) -> "Believe | None":
-    """Which best labels stand, by conformal p-values and by the labels' thresholds.
-
-    Raises:
-        UserError: nothing to judge by, or what there is belongs to other prompts or scores.
-    """
-    if made is None:
-        if abstain is not None:
-            raise UserError(
-                "--abstain needs --calibration FILE.json: 'zeroshot calibrate' makes it from "
-                "pictures of the kind you expect, labelled or not"
-            )
-        return None
-    if abstain is None and not made.thresholds:
-        return None
-    for what, was, now in (("prompts", made.prompts, prompts), ("scores", made.score, ready.head)):
-        if was != now:
-            raise UserError(
-                f"the calibration's thresholds belong to other {what}: {was}, not {now}"
-            )
-    from zeroshot.tasks.calibrate import stands
-
-    thresholds = [made.thresholds.get(label, 0.0) for label in ready.labels]
-    return lambda scores: stands(scores, made.confidences, abstain or 0.0, thresholds)

@@ -5,6 +5,7 @@ As `cli`, nothing heavy is imported here.
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,13 @@ import typer
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
-    from zeroshot.images import Source
+    from zeroshot.images import Blob, Source
+    from zeroshot.inputs import Options
+    from zeroshot.jobs import Job
     from zeroshot.model_set import ModelSet
     from zeroshot.records import Output
     from zeroshot.results import Result
     from zeroshot.store import EmbeddingCache
-    from zeroshot.tasks.meter import Meter
 
 
 def option(*names: str, env: str, help: str, **more: Any) -> Any:
@@ -32,7 +34,9 @@ def option(*names: str, env: str, help: str, **more: Any) -> Any:
 Images = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders (with all below), globs, or - for paths on standard input."
+        help="Files, folders (with all below), globs, URLs, .tar files, tables (.csv, .tsv, "
+        ".jsonl, .parquet), s3:// and the like, hf-dataset:NAME:SPLIT, or - for names on standard "
+        "input."
     ),
 ]
 Method = Annotated[
@@ -124,6 +128,45 @@ class Run:
     offline: Annotated[bool, option("--offline", env="OFFLINE", help="Never ask the network.")] = (
         False
     )
+    image_column: Annotated[
+        str | None,
+        option(
+            "--image-column",
+            env="IMAGE_COLUMN",
+            help="Of tables: the column of paths, URLs or bytes; the known names without it.",
+        ),
+    ] = None
+    caption_column: Annotated[
+        str | None, option("--caption-column", env="CAPTION_COLUMN", help="The same of captions.")
+    ] = None
+    label_column: Annotated[
+        str | None, option("--label-column", env="LABEL_COLUMN", help="The same of labels.")
+    ] = None
+    image_root: Annotated[
+        Path | None,
+        option(
+            "--image-root",
+            env="IMAGE_ROOT",
+            help="The folder that the paths in tables are relative to, and have to lie in; the "
+            "table's own without it.",
+        ),
+    ] = None
+    allow_private_urls: Annotated[
+        bool,
+        option(
+            "--allow-private-urls",
+            env="ALLOW_PRIVATE_URLS",
+            help="Fetch URLs also from this machine and from private networks.",
+        ),
+    ] = False
+    url_timeout: Annotated[
+        float,
+        option("--url-timeout", env="URL_TIMEOUT", help="Seconds for one URL, all told.", min=0.1),
+    ] = 30.0
+    url_max_mb: Annotated[
+        float,
+        option("--url-max-mb", env="URL_MAX_MB", help="Size of one URL's content.", min=0.001),
+    ] = 64.0
     trust_remote_code: Annotated[
         bool,
         option(
@@ -176,58 +219,68 @@ class Run:
         from zeroshot import terminal
         from zeroshot.images import find
 
-        found = find(images)
+        found = find(images, options=self._options())
         if found.left_out and not self.quiet:
             terminal.say(_left_out(found.left_out))
         return list(found.sources[: self.limit])
 
+    def _options(self) -> "Options":
+        from zeroshot.inputs import Columns, Fetch, Options
+
+        return Options(
+            Columns(self.image_column, self.caption_column, self.label_column),
+            None if self.image_root is None else str(self.image_root),
+            Fetch(
+                timeout=self.url_timeout,
+                max_bytes=round(self.url_max_mb * (1 << 20)),
+                allow_private=self.allow_private_urls,
+                offline=self.offline,
+            ),
+        )
+
     def show(
         self,
+        job: "Job",
         sources: "list[Source]",
-        task: "Callable[[list[Source]], Iterator[Result]]",
-        cache: "EmbeddingCache",
-        meter: "Meter",
-        schema: str,
-        settings: Callable[[], dict[str, Any]],
+        through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
     ) -> None:
-        """Run `task` on what is still to do; show and write its results; end with a summary.
+        """Run a job on what is still to do; show and write its results; end with a summary.
 
         Raises:
             typer.Exit: with code 3, when a picture failed.
         """
         from zeroshot import terminal
+        from zeroshot.tasks.meter import Meter
 
-        output = self._output(schema, settings)
-        if output is not None:
-            sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
-        try:
-            with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
-                for result in task(sources) if sources else ():
-                    if output is not None:
-                        output.write([result.row()])
-                    screen.add(result, meter)
-        finally:
-            if output is not None:
-                output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
-        if not self.quiet:
-            for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
-                terminal.say(line)
-        if cache.trouble is not None:
-            terminal.say(cache.trouble)
+        meter, output = Meter(), None
+        with self.open_cache() as cache:
+            try:
+                with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
+                    worker = job.open(cache, meter, self.at_once)
+                    if self.out is not None:
+                        output = self._output(self.out, job.schema, worker.settings())
+                        sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
+                        screen.expect(len(sources))
+                    for result in through(worker(sources, meter)) if sources else ():
+                        if output is not None:
+                            output.write([result.row()])
+                        screen.add(result, meter)
+            finally:
+                if output is not None:
+                    output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
+            if not self.quiet:
+                for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
+                    terminal.say(line)
+            if cache.trouble is not None:
+                terminal.say(cache.trouble)
         if meter.failed:
             raise typer.Exit(3)
 
-    def _output(self, schema: str, settings: Callable[[], dict[str, Any]]) -> "Output | None":
+    def _output(self, path: Path, schema: str, settings: dict[str, Any]) -> "Output":
         from zeroshot.records import Output
 
-        if self.out is None:
-            return None
         return Output(
-            self.out,
-            schema,
-            settings(),
-            overwrite=self.overwrite,
-            retry_failed=self.retry_failed,
+            path, schema, settings, overwrite=self.overwrite, retry_failed=self.retry_failed
         )
 
     def _shown(self) -> Literal["json", "table", "nothing"]:
@@ -263,10 +316,25 @@ def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _id(source: "Source", cache: "EmbeddingCache") -> str | None:
+    from zeroshot.images import Blob
+    from zeroshot.records import ANY_ID
+
     try:
+        if isinstance(source.content, Blob):
+            return _blob_id(source.content, cache) or ANY_ID
         return cache.file_id(source.path or "")
     except OSError:
         return None
+
+
+def _blob_id(blob: "Blob", cache: "EmbeddingCache") -> str | None:
+    """As of a file; None of what has no stamp, such as a URL."""
+    stamp = blob.stamp
+    if stamp is None or (known := cache.blob_id(stamp)) is not None:
+        return None if stamp is None else known
+    id = hashlib.sha256(blob.read()).hexdigest()
+    cache.remember_blob(stamp, id)
+    return id
 
 
 def _left_out(files: tuple[str, ...]) -> str:

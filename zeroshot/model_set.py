@@ -28,6 +28,11 @@ class ModelSet:
     offline: bool = False
     trust_remote_code: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A set travels as what it was made of, and is loaded again where it arrives."""
+        how = (self.device, self.precision, self.offline, self.trust_remote_code)
+        return ModelSet, (self.spec, *how)
+
     @property
     def name(self) -> str:
         """As it was asked for."""

@@ -22,6 +22,9 @@ from typing import Any
 from zeroshot.errors import UserError
 from zeroshot.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
 
+ANY_ID = "*"
+"""For the id of what only fetching would tell: any earlier row of its path answers for it."""
+
 
 def _replace(path: Path, data: bytes) -> None:
     """Give `path` new content: all of it or, whatever happens, none."""
@@ -97,6 +100,7 @@ class Output:
     def _begin(self, made_with: dict[str, Any], retry_failed: bool) -> None:
         records = self._earlier(made_with)
         self._good = Counter((_key(r.path), r.id) for r in records if not r.failed)
+        self._ids = {_key(r.path): r.id for r in records if not r.failed}
         self._bad = Counter(_key(r.path) for r in records if r.failed and not retry_failed)
         self.resumed = self._good.total() + self._bad.total()
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -141,6 +145,8 @@ class Output:
     def holds(self, path: str | None, id: str | None) -> bool:
         """Whether an earlier run's row answers for this picture; each row does so once."""
         name = _key(path)
+        if id == ANY_ID:
+            id = self._ids.get(name)
         if self._good[name, id]:
             self._good[name, id] -= 1
         elif self._bad[name]:

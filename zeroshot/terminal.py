@@ -122,6 +122,10 @@ class Screen:
     ) -> None:
         self.progress.stop()
 
+    def expect(self, total: int) -> None:
+        """How many results will come."""
+        self.progress.update(self.task, total=total)
+
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
         if self.show == "json":
@@ -163,6 +167,7 @@ def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
+        lines += [f"{name}: {s:.2f} s of threads beside that" for name, s in meter.beside.items()]
         if not meter.images_encoded + meter.texts_encoded:
             lines.append("no encoder call was made: every embedding came from the cache")
     return lines

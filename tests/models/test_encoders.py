@@ -162,7 +162,7 @@ def test_an_embedding_without_direction_is_an_error(broken, pictures):
     with pytest.raises(ZeroshotError, match=r"zero or not finite for 1 of 2 inputs.*'two'"):
         encode_texts(["two", "a"], features)
     with pytest.raises(ZeroshotError, match="zero or not finite"):
-        encode_images(pictures, features)
+        encode_images(pictures, lambda image: image, features)
 
 
 def test_texts_are_encoded_once_each_in_batches_of_like_length():

@@ -8,8 +8,9 @@ from transformers.models.clip import modeling_clip
 
 from tests.models import tiny
 from zeroshot import models
+from zeroshot.models import encoding, text_tower
 from zeroshot.models.encoding import TextMemory
-from zeroshot.models.text_tower import TokenTree, is_causal
+from zeroshot.models.text_tower import TokenTree, encode_paths, is_causal
 
 CAUSAL = ["clip", "metaclip_2", "open_clip", "open_clip eos", "open_clip quick"]
 BIDIRECTIONAL = ["chinese_clip", "altclip", "align", "flava", "siglip", "siglip2", "vision_text"]
@@ -177,3 +178,66 @@ def test_the_probe_tells_rounding_from_other_texts(loaded):
     features = encoder.encode_texts(["a cat", "a cat and a dog"])
     assert is_causal(encoder._causal_tower, paths, features * 3 + 1e-6)
     assert not is_causal(encoder._causal_tower, paths, features.flip(0))
+
+
+# Many texts at once
+
+
+WORDS = ["a", "cat", "dogs", "the photo", "of", "cat and", "tiger", "dog.", "an", "elephant"]
+PROMPTS = [
+    template.format(f"{first} {second}")
+    for template in ("a photo of a {}.", "the {} in a photo", "{}", "a photo of the small {}!")
+    for first in WORDS
+    for second in WORDS[::3]
+]
+
+
+@pytest.mark.parametrize("room", [1, 40, 10**6])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_prompts_that_begin_alike_are_those_of_one_by_one(encoder_of, monkeypatch, name, room):
+    """Whatever the size of a chunk, against the model's own pass over each text alone."""
+    encoder = encoder_of(name)
+    texts = [*PROMPTS, PROMPTS[3], "", "a cat " * 40]
+    monkeypatch.setattr(text_tower, "NODES_AT_ONCE", room)
+    expected = torch.cat([encoder.encode_texts([text]) for text in texts])
+    runs = []
+    run = TokenTree.__call__
+    monkeypatch.setattr(TokenTree, "__call__", lambda s, paths: runs.append(paths) or run(s, paths))
+    torch.testing.assert_close(encoder.encode_texts(texts), expected, atol=2e-5, rtol=0)
+    assert sum(map(len, runs)) == len(set(texts)), "each text once"
+
+
+def test_what_prompts_share_runs_once(encoder_of, monkeypatch):
+    """As many nodes as the prompts' tokens make a tree, counted here by a set of beginnings."""
+    encoder = encoder_of("clip")
+    encoder.encode_texts(PROMPTS)  # tries whether it is causal
+    monkeypatch.setattr(text_tower, "NODES_AT_ONCE", 30)
+    trees = []
+    remember = TokenTree._remember
+    monkeypatch.setattr(
+        TokenTree, "_remember", lambda self, *rest: trees.append(self) or remember(self, *rest)
+    )
+    paths = encoder._paths(PROMPTS)
+    encode_paths(encoder._causal_tower, paths)
+    inner = {path[:end] for path in paths for end in range(1, len(path))}
+    assert len(set(map(id, trees))) == 1
+    assert len(trees) > 5
+    shared = len(inner) + len(set(paths))
+    total = sum(map(len, paths))
+    assert shared <= trees[0].nodes_run < shared + 0.1 * total < 0.8 * total
+
+
+def test_few_texts_and_towers_that_see_ahead_go_the_plain_way(encoder_of, monkeypatch):
+    monkeypatch.setattr(encoding, "encode_paths", None)
+    few = encoder_of("clip").encode_texts(PROMPTS[: encoding.SHARED_FROM - 1])
+    assert len(few) == encoding.SHARED_FROM - 1
+    assert len(encoder_of("siglip").encode_texts(PROMPTS)) == len(PROMPTS)
+
+
+def test_a_sorted_chunk_holds_no_more_new_tokens_than_there_is_room(monkeypatch):
+    monkeypatch.setattr(text_tower, "NODES_AT_ONCE", 5)
+    paths = [(1, 2, 3), (1, 2, 3, 4), (1, 2, 9), (1, 7), (5,), (6, 1, 2, 3, 4, 5, 6), (7,)]
+    chunks = list(text_tower._chunks(paths))
+    assert [path for chunk in chunks for path in chunk] == paths
+    assert chunks == [paths[:3], paths[3:5], paths[5:6], paths[6:]]
+    assert list(text_tower._chunks([])) == []

@@ -22,6 +22,8 @@ __all__ = [
     "LanguageModel",
     "Matcher",
     "PairScorer",
+    "PixelEncoder",
+    "Pixels",
     "RegionAnswerer",
     "Regions",
     "Step",
@@ -32,6 +34,9 @@ __all__ = [
 
 Cache = Any
 """Keys and values of a language model, opaque to everyone but the model that made them."""
+
+Pixels = Any
+"""A picture preprocessed for an encoder, opaque to everyone but the encoder that made it."""
 
 TextSession = Callable[[Sequence[str]], Float[Tensor, "n d"]]
 """Texts to unit rows, float32, on the encoder's device; remembers what the next call can use."""
@@ -54,6 +59,20 @@ class ImageEncoder(Protocol):
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
         """Unit rows, float32, on the CPU, in the order of `images` (RGB, upright)."""
+
+
+@runtime_checkable
+class PixelEncoder(ImageEncoder, Protocol):
+    """An image encoder whose preprocessing is a step of its own, which threads may do ahead.
+
+    `encode_images(images)` is `encode_pixels([pixels(image) for image in images])`, bit for bit.
+    """
+
+    def pixels(self, image: Image) -> Pixels:
+        """One picture (RGB, upright) as the network reads it, small and on the CPU."""
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """Rows as `encode_images` gives them, in the order of `pixels`."""
 
 
 @runtime_checkable

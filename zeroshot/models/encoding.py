@@ -11,25 +11,60 @@ from PIL import Image
 from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
-from zeroshot.models.base import Matcher, TextSession
-from zeroshot.models.text_tower import PROBES, Tokens, TokenTree, Tower, is_causal
+from zeroshot.models.base import Matcher, Pixels, TextSession
+from zeroshot.models.text_tower import (
+    PROBES,
+    Tokens,
+    TokenTree,
+    Tower,
+    encode_paths,
+    is_causal,
+)
 from zeroshot.ops import normalize
 
-__all__ = ["Growing", "TextMemory", "encode_images", "encode_texts", "unit_rows"]
+__all__ = [
+    "Growing",
+    "TextMemory",
+    "encode_images",
+    "encode_pixels",
+    "encode_texts",
+    "unit_rows",
+]
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
+SHARED_FROM = 64
+"""Texts from which on a causal tower is taken apart to run what they share once: trying whether it
+is causal costs as much as some of them."""
 
+T = TypeVar("T")
 Item = TypeVar("Item", str, Image.Image)
 
 
 def encode_images(
-    images: Sequence[Image.Image], features: Callable[[list[Image.Image]], Tensor]
+    images: Sequence[Image.Image],
+    pixels: Callable[[Image.Image], Pixels],
+    features: Callable[[list[Pixels]], Tensor],
 ) -> Float[Tensor, "n d"]:
-    """Unit float32 rows on the CPU, in order; `features` maps a batch to raw rows `[b d]`."""
+    """Unit float32 rows on the CPU, in order.
+
+    `pixels` preprocesses one picture, `features` maps a batch of those to raw rows `[b d]`.
+    """
     if not images:  # a blank picture tells the width
-        return encode_images([Image.new("RGB", (64, 64), "gray")], features)[:0]
-    return _encode(list(images), features, IMAGES_AT_ONCE)
+        return encode_images([Image.new("RGB", (64, 64), "gray")], pixels, features)[:0]
+    return _encode(
+        list(images),
+        lambda batch: features([pixels(image) for image in batch]),
+        IMAGES_AT_ONCE,
+    )
+
+
+def encode_pixels(
+    pixels: Sequence[Pixels], features: Callable[[list[Pixels]], Tensor]
+) -> Float[Tensor, "n d"]:
+    """As `encode_images`, of at least one picture that is preprocessed already."""
+    rows = _raw(list(pixels), features, IMAGES_AT_ONCE)
+    return unit_rows(rows, [f"picture {number}" for number in range(len(pixels))])
 
 
 def encode_texts(
@@ -88,23 +123,37 @@ class TextMemory:
 
 
 class Growing:
-    """What text encoders share for guided decoding: texts that come back and grow.
+    """What text encoders share: texts that begin alike, come back and grow.
 
     An encoder whose text tower is causal gives it by `_tower` and its texts' tokens by `_paths`;
     for the others a new text is encoded in full.
     """
 
-    encode_texts: Callable[[Sequence[str]], Tensor]
     _text_features: Callable[[list[str]], Tensor]
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """As `base.TextEncoder`; tokens beyond `context_length` are cut off.
+
+        Many texts go through a causal tower as a tree, on a CPU, where less arithmetic is less
+        time; their rows differ from those of few by rounding.
+        """
+        distinct = list(dict.fromkeys(texts))
+        tower = self._causal_tower if len(distinct) >= SHARED_FROM else None
+        if tower is None or tower.device.type != "cpu":
+            return encode_texts(texts, self._text_features)
+        rows = unit_rows(encode_paths(tower, self._paths(distinct)).float(), distinct)
+        place = {text: row for row, text in enumerate(distinct)}
+        return rows[[place[text] for text in texts]]
 
     def session(self) -> TextSession:
         """As `base.TextEncoder`."""
-        tower, encode = self._causal_tower, self.encode_texts
-        if tower is not None:
-            tree = TokenTree(tower)
+        tower = self._causal_tower
+        if tower is None:
+            return lambda texts: self._memory(texts, self.encode_texts)
+        tree = TokenTree(tower)
 
-            def encode(texts: Sequence[str]) -> Tensor:
-                return unit_rows(tree(self._paths(texts)).float().clone(), texts)
+        def encode(texts: Sequence[str]) -> Tensor:
+            return unit_rows(tree(self._paths(texts)).float().clone(), texts)
 
         return lambda texts: self._memory(texts, encode)
 
@@ -164,7 +213,12 @@ def unit_rows(
 def _encode(
     items: list[Item], features: Callable[[list[Item]], Tensor], at_once: int
 ) -> Float[Tensor, "n d"]:
+    return unit_rows(_raw(items, features, at_once), items)
+
+
+def _raw(
+    items: list[T], features: Callable[[list[T]], Tensor], at_once: int
+) -> Float[Tensor, "n d"]:
     starts = range(0, len(items), at_once)
     with torch.inference_mode():
-        rows = torch.cat([features(items[s : s + at_once]).float().cpu() for s in starts])
-    return unit_rows(rows, items)
+        return torch.cat([features(items[s : s + at_once]).float().cpu() for s in starts])

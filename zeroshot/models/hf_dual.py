@@ -16,9 +16,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from zeroshot.models import hf
+from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_images, encode_texts
+from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.files import Files
+from zeroshot.models.preprocessing import of_processor
 from zeroshot.models.text_tower import Block, Tokens, Tower
 
 __all__ = ["FAMILIES", "TransformersDualEncoder", "load_dual_encoder"]
@@ -95,6 +97,7 @@ class TransformersDualEncoder(Growing):
         self.name = name
         self.model = model
         self.image_processor = image_processor
+        self.preprocessing = of_processor(image_processor)
         self.tokenizer = tokenizer
         self.prepare = prepare
         self.family = family
@@ -106,11 +109,15 @@ class TransformersDualEncoder(Growing):
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
         """As `base.ImageEncoder`."""
-        return encode_images(images, self._image_features)
+        return encode_images(images, self.pixels, self._image_features)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """As `base.TextEncoder`; tokens beyond `context_length` are cut off."""
-        return encode_texts(texts, self._text_features)
+    def pixels(self, image: Image) -> Pixels:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.pixels(image)
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """As `base.PixelEncoder`."""
+        return encode_pixels(pixels, self._image_features)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
@@ -132,10 +139,9 @@ class TransformersDualEncoder(Growing):
             return ids.index(max(ids))
         return ids.index(end) if end in ids else 0
 
-    def _image_features(self, images: list[Image]) -> Float[Tensor, "b d"]:
-        pixels = self.image_processor(images=images, return_tensors="pt")
-        pixels = pixels.to(self.model.device, self.model.dtype)
-        return self.family.pool(self.model.get_image_features(**pixels).pooler_output)
+    def _image_features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
+        inputs = self.preprocessing.batch(pixels, self.model.device, self.model.dtype)
+        return self.family.pool(self.model.get_image_features(**inputs).pooler_output)
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
         padding = "max_length" if self.family.padded else "longest"

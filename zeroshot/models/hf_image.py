@@ -9,9 +9,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from zeroshot.models import hf
+from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import encode_images
+from zeroshot.models.encoding import encode_images, encode_pixels
 from zeroshot.models.files import Files
+from zeroshot.models.preprocessing import of_processor
 
 __all__ = ["TransformersImageEncoder", "load_image_encoder"]
 
@@ -31,6 +33,7 @@ class TransformersImageEncoder:
         self.name = name
         self.model = model
         self.image_processor = image_processor
+        self.preprocessing = of_processor(image_processor)
         self.has_pooler = has_pooler
         self.has_class_token = any(
             word in key
@@ -40,11 +43,19 @@ class TransformersImageEncoder:
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
         """As `base.ImageEncoder`."""
-        return encode_images(images, self._features)
+        return encode_images(images, self.pixels, self._features)
 
-    def _features(self, images: list[Image]) -> Float[Tensor, "b d"]:
-        pixels = self.image_processor(images=images, return_tensors="pt")
-        outputs = self.model(**pixels.to(self.model.device, self.model.dtype))
+    def pixels(self, image: Image) -> Pixels:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.pixels(image)
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """As `base.PixelEncoder`."""
+        return encode_pixels(pixels, self._features)
+
+    def _features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
+        inputs = self.preprocessing.batch(pixels, self.model.device, self.model.dtype)
+        outputs = self.model(**inputs)
         pooled: Tensor | None = outputs.get("pooler_output")
         if self.has_pooler and pooled is not None:
             return pooled.flatten(1)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.models import files
+from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_images, encode_texts
+from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
+from zeroshot.models.preprocessing import of_transform
 from zeroshot.models.text_tower import Block, Tokens, Tower
 
 __all__ = ["OpenClipDualEncoder", "load_dual_encoder"]
@@ -46,6 +48,7 @@ class OpenClipDualEncoder(Growing):
         self.name = name
         self.model = model
         self.preprocess = preprocess
+        self.preprocessing = of_transform(preprocess)
         self.tokenizer = tokenizer
         self.device, self.dtype = model.logit_scale.device, model.logit_scale.dtype
         self.context_length: int = tokenizer.context_length
@@ -54,19 +57,23 @@ class OpenClipDualEncoder(Growing):
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
         """As `base.ImageEncoder`."""
-        return encode_images(images, self._image_features)
+        return encode_images(images, self.pixels, self._image_features)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """As `base.TextEncoder`; tokens beyond `context_length` are cut off."""
-        return encode_texts(texts, self._text_features)
+    def pixels(self, image: Image) -> Pixels:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.pixels(image)
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """As `base.PixelEncoder`."""
+        return encode_pixels(pixels, self._image_features)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
         return [self._count(text) for text in self._ended(texts)]
 
-    def _image_features(self, images: list[Image]) -> Float[Tensor, "b d"]:
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        features: Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
+    def _image_features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
+        inputs = self.preprocessing.batch(pixels, self.device, self.dtype)
+        features: Tensor = self.model.encode_image(**inputs)
         return features
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:

@@ -10,7 +10,7 @@ anew into other tokens, candidates share all but their last token, pictures shar
 The last layer runs at end positions only, since nothing else of it is read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,10 @@ from torch import Tensor
 
 from zeroshot.ops import normalize
 
-__all__ = ["PROBES", "Block", "TokenTree", "Tokens", "Tower", "is_causal"]
+__all__ = ["PROBES", "Block", "TokenTree", "Tokens", "Tower", "encode_paths", "is_causal"]
+
+NODES_AT_ONCE = 320
+"""On a CPU, prompts took as long with 160 and an eighth longer with 640."""
 
 PROBES = ("a photo", "a photo of a cat", "a photo of a cat and two dogs", "two dogs and a photo")
 """Texts of which one goes on from another, for `is_causal`."""
@@ -171,6 +174,40 @@ class TokenTree:
         for held, new in ((self._keys, batch.keys), (self._values, batch.values)):
             old = held or [rows[:0] for rows in new]
             held[:] = [torch.cat([a[kept], b[fresh]]) for a, b in zip(old, new, strict=True)]
+
+
+def encode_paths(tower: Tower, paths: Sequence[Tokens]) -> Float[Tensor, "n d"]:
+    """What the tower gives at the end of each path, what they share being run once.
+
+    For many texts at a time, such as the prompts of classes: in the order of their tokens, those
+    that begin alike follow one another. Not of unit length.
+    """
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    tree, rows = TokenTree(tower), []
+    for chunk in _chunks([paths[i] for i in order]):
+        rows.append(tree(chunk))
+    joined = torch.cat(rows)
+    out = torch.empty_like(joined)
+    out[order] = joined
+    return out
+
+
+def _chunks(paths: Sequence[Tokens]) -> Iterator[list[Tokens]]:
+    """Sorted paths, `NODES_AT_ONCE` new tokens at a time: each node attends to all of its chunk."""
+    chunk: list[Tokens] = []
+    room = NODES_AT_ONCE
+    before: Tokens = ()
+    for path in paths:
+        same = zip(path, before, strict=False)
+        shared = next((i for i, (a, b) in enumerate(same) if a != b), min(len(path), len(before)))
+        if chunk and len(path) - shared > room:
+            yield chunk
+            chunk, room = [], NODES_AT_ONCE
+        chunk.append(path)
+        room -= len(path) - shared
+        before = path
+    if chunk:
+        yield chunk
 
 
 class _Batch:

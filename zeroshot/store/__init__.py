@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.inputs.files import settled, stamp_of
 from zeroshot.store.index import Index, forget, last_segment, new_segment, space_id
 
 T = TypeVar("T")
@@ -41,9 +42,6 @@ INDEX = "index.sqlite"
 SEGMENTS = "segments"
 SEGMENT_BYTES = 256 << 20
 """A segment that has grown to this takes no more rows; pruning frees whole segments."""
-SETTLED_NS = 2_000_000_000
-"""A file changed less than this before it was hashed may change again within one tick of a coarse
-file-system clock (2 s on FAT), so its hash is not remembered."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _stamp(found: os.stat_result) -> str:
-    """Changes when the file does: ctime moves even if somebody puts the mtime back."""
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _checksum(id: str, row: Row) -> int:
@@ -171,15 +164,25 @@ class EmbeddingCache:
         """
         name = os.fsencode(os.path.abspath(path))
         found = os.stat(path)
-        stamp = _stamp(found)
+        stamp = stamp_of(found)
         known = self._index.hash_of(name, stamp)
         if known is not None:
             return known
-        age = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
+        lasting = settled(found)
         id = hash_file(path)  # should the file change now, its stamp will be another one
-        if age > SETTLED_NS:
+        if lasting:
             self._index.remember(name, stamp, id)
         return id
+
+    def blob_id(self, stamp: str) -> str | None:
+        """sha256 of the bytes that bore this stamp (`images.Blob`), if `remember_blob` noted it."""
+        place, _, state = stamp.rpartition("\0")
+        return self._index.hash_of(os.fsencode(place), state)
+
+    def remember_blob(self, stamp: str, id: str) -> None:
+        """Note the id of bytes that were read after their stamp was asked for."""
+        place, _, state = stamp.rpartition("\0")
+        self._index.remember(os.fsencode(place), state, id)
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
@@ -380,6 +383,13 @@ class NullCache(EmbeddingCache):
     def file_id(self, path: Path | str) -> str:
         """sha256 of the file's bytes, each time anew."""
         return hash_file(path)
+
+    def blob_id(self, stamp: str) -> str | None:
+        """None: nothing was noted."""
+        return None
+
+    def remember_blob(self, stamp: str, id: str) -> None:
+        """Nothing is noted."""
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]

@@ -5,6 +5,7 @@ work on network file systems.
 """
 
 import contextlib
+import functools
 import os
 import sqlite3
 import threading
@@ -94,8 +95,14 @@ def forget(db: sqlite3.Connection, segments: Sequence[int]) -> None:
     db.executemany("DELETE FROM segments WHERE id = ?", ids)
     db.execute("DELETE FROM spaces WHERE id NOT IN (SELECT space FROM segments)")
     paths = [path for (path,) in db.execute("SELECT path FROM files")]
-    gone = [(path,) for path in paths if not os.path.exists(path)]
+    there = functools.cache(_may_be_there)
+    gone = [(path,) for path in paths if not there(path.partition(b"\0")[0])]
     db.executemany("DELETE FROM files WHERE path = ?", gone)
+
+
+def _may_be_there(file: bytes) -> bool:
+    """Whether a file exists, itself or as what holds a blob; of a remote one nothing is known."""
+    return b"://" in file or os.path.exists(file)
 
 
 class Index:

@@ -5,9 +5,9 @@ where it stopped: all but the batch in flight is found again.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from zeroshot import alignment, methods
 from zeroshot.anchors import Anchors, Entry, Kind, Writer
 from zeroshot.errors import UserError
+from zeroshot.images import Source
 from zeroshot.methods._pairs import Rows
 from zeroshot.methods.auto import Auto, Report
 from zeroshot.models.base import ImageEncoder, TextEncoder
@@ -62,10 +63,15 @@ def encode(
         captions: `mean` makes one anchor of a picture, its text the unit mean of its captions'
             unit rows; `each` makes one anchor of each caption.
     """
-    waiting = iter(pairs)
-    while batch := list(islice(waiting, batch_size)):
-        sources = [pair.source for pair in batch]
-        [embedded] = embed_pictures(sources, image_encoder, cache, meter, batch_size)
+    under_way: deque[Pair] = deque()
+
+    def sources() -> Iterator[Source]:
+        for pair in pairs:
+            under_way.append(pair)
+            yield pair.source
+
+    for embedded in embed_pictures(sources(), image_encoder, cache, meter, batch_size):
+        batch = [under_way.popleft() for _ in embedded.sources]
         good = embedded.readable
         failures = [
             (pair.id, failure)

@@ -34,7 +34,7 @@ from zeroshot import metrics
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.classify import Classifier, embedded, settings
+from zeroshot.tasks.classify import Believe, Classifier, embedded, settings
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.meter import Meter
 
@@ -65,6 +65,18 @@ class Calibration:
     def fingerprint(self) -> str:
         """Changes with anything in it."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+    def check(self, classifier: Classifier) -> None:
+        """See that it was made for this model and method.
+
+        Raises:
+            UserError: it was made for another.
+        """
+        now = settings(classifier)
+        for key in ("models", "method", "options"):
+            was = getattr(self, key)
+            if was != now[key]:
+                raise UserError(f"the calibration was made with {key} {was}, not {now[key]}")
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -187,6 +199,33 @@ def stands(
         for score, c in zip(best.tolist(), place.tolist(), strict=True)
     ]
     return [a and b for a, b in zip(likely, above, strict=True)]
+
+
+def belief(
+    made: Calibration | None, abstain: float | None, prompts: str, classifier: Classifier
+) -> Believe | None:
+    """Which best labels stand, by conformal p-values and by the labels' thresholds.
+
+    Raises:
+        UserError: nothing to judge by, or what there is belongs to other prompts or scores.
+    """
+    if made is None:
+        if abstain is not None:
+            raise UserError(
+                "--abstain needs --calibration FILE.json: 'zeroshot calibrate' makes it from "
+                "pictures of the kind you expect, labelled or not"
+            )
+        return None
+    if abstain is None and not made.thresholds:
+        return None
+    head = classifier.head
+    for what, was, now in (("prompts", made.prompts, prompts), ("scores", made.score, head)):
+        if was != now:
+            raise UserError(
+                f"the calibration's thresholds belong to other {what}: {was}, not {now}"
+            )
+    thresholds = [made.thresholds.get(label, 0.0) for label in classifier.labels]
+    return lambda scores: stands(scores, made.confidences, abstain or 0.0, thresholds)
 
 
 def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:

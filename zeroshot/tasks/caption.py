@@ -64,19 +64,22 @@ def caption(
     batch_size: int = AUTO_BATCH,
     prompts: Sequence[str] | None = None,
     trace: bool = False,
+    pool: Pool | None = None,
 ) -> Iterator[CaptionResult]:
     """One result per picture, in order; the rows of a batch decode together.
 
-    `prompts`, one per picture, begin or title their texts; `trace` keeps every choice.
+    `prompts`, one per picture, begin or title their texts; `trace` keeps every choice; `pool` is
+    what a method chooses among, embedded anew without it.
 
     Raises:
         UserError: the method takes no prompts or leaves no trace.
     """
-    _refuse(method, {"prompts": prompts is not None, "trace": trace})
+    refuse(method, {"prompts": prompts is not None, "trace": trace})
     models.require(language_model="language_model" in method.needs)
     encoder = models.encoder
     language_model = models.language_model if "language_model" in method.needs else None
-    pool = _pool(models, cache, meter) if "pool" in method.needs else None
+    if pool is None and "pool" in method.needs:
+        pool = pool_of(models, cache, meter)
     used = canonical_names(encoder, language_model)
 
     def work(rows: Sequence[tuple[Tensor, str | None]]) -> list[Caption]:
@@ -149,7 +152,8 @@ def read_prompts(path: Path) -> dict[str, str]:
     return prompts
 
 
-def _refuse(method: Captioner, given: dict[str, bool]) -> None:
+def refuse(method: Captioner, given: dict[str, bool]) -> None:
+    """UserError for what is given and the method does not take."""
     for what, there in given.items():
         if there and what not in method.takes:
             raise UserError(f"method '{methods.name_of(method)}' takes no {what}")
@@ -165,7 +169,7 @@ def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
     }
 
 
-def _pool(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
+def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
     """The captions of the set's anchors."""
     texts = models.anchors.captions
     if not texts:

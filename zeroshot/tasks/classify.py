@@ -21,7 +21,6 @@ from zeroshot.results import ClassifyResult, Label, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
-    Embedded,
     canonical_names,
     embed_all,
     embed_pictures,
@@ -35,6 +34,7 @@ from zeroshot.tasks.embedding import (
 )
 from zeroshot.tasks.labelled import Labelled
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
 
 Head = Literal["softmax", "sigmoid", "cosine"]
 Believe = Callable[[Tensor], Sequence[bool]]
@@ -237,38 +237,47 @@ def classify(
     A transductive method sees all pictures at once, so nothing comes out before the last one.
     `believe` says of scores whether the best label stands; where not, the result abstains.
     """
-    used = canonical_names(classifier.encoder)
     for batch in embedded(sources, classifier, cache, meter, batch_size):
-        good = batch.readable
-        labels: dict[int, tuple[Label, ...]] = {}
-        abstained: dict[int, bool] = {}
-        because: dict[int, tuple[Reason, ...]] = {}
-        with meter.stage("scoring"):
-            if good:
-                views = None if batch.views is None else batch.views[good]
-                scores, cosines = classifier(batch.rows[good], views)
-                best = _best(classifier.labels, scores, cosines, top_k)
-                labels = dict(zip(good, best, strict=True))
-                if believe is not None:
-                    stands = believe(scores)
-                    abstained = {i: not s for i, s in zip(good, stands, strict=True)}
-                if classifier.explained:
-                    because = {
-                        i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
-                        for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
-                    }
-        for i, source in enumerate(batch.sources):
-            yield ClassifyResult(
-                source=source,
-                id=batch.ids[i],
-                error=batch.failures[i],
-                models=used,
-                method=methods.name_of(classifier.method),
-                labels=labels.get(i, ()),
-                abstained=abstained.get(i, False),
-                scored=classifier.head,
-                because=because.get(i, ()),
-            )
+        yield from label(batch, classifier, meter, top_k, believe)
+
+
+def label(
+    batch: Embedded,
+    classifier: Classifier,
+    meter: Meter,
+    top_k: int = 5,
+    believe: Believe | None = None,
+) -> Iterator[ClassifyResult]:
+    """The results of one batch; of a transductive method, of all pictures there are."""
+    used, good = canonical_names(classifier.encoder), batch.readable
+    labels: dict[int, tuple[Label, ...]] = {}
+    abstained: dict[int, bool] = {}
+    because: dict[int, tuple[Reason, ...]] = {}
+    with meter.stage("scoring"):
+        if good:
+            views = None if batch.views is None else batch.views[good]
+            scores, cosines = classifier(batch.rows[good], views)
+            best = _best(classifier.labels, scores, cosines, top_k)
+            labels = dict(zip(good, best, strict=True))
+            if believe is not None:
+                abstained = {i: not s for i, s in zip(good, believe(scores), strict=True)}
+            if classifier.explained:
+                because = {
+                    i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
+                    for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
+                }
+    for i, source in enumerate(batch.sources):
+        yield ClassifyResult(
+            source=source,
+            id=batch.ids[i],
+            error=batch.failures[i],
+            models=used,
+            method=methods.name_of(classifier.method),
+            labels=labels.get(i, ()),
+            abstained=abstained.get(i, False),
+            scored=classifier.head,
+            because=because.get(i, ()),
+        )
 
 
 def embedded(
@@ -279,13 +288,23 @@ def embedded(
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[Embedded]:
     """Rows and views as the classifier wants them; for a transductive one, all as one batch."""
+    batches = embed_for(sources, classifier, cache, meter, batch_size)
+    return iter([gather(batches)]) if classifier.method.transductive else batches
+
+
+def embed_for(
+    sources: Iterable[Source],
+    classifier: Classifier,
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int = AUTO_BATCH,
+) -> Iterator[Embedded]:
+    """Rows and views as the classifier wants them, batch by batch."""
     encoder = image_side(classifier.encoder)
     batches = embed_pictures(sources, encoder, cache, meter, batch_size)
     if classifier.views:
         batches = with_views(batches, classifier.views, encoder, cache, meter)
-    if not classifier.method.transductive:
-        return batches
-    return iter([_gather(batches)])
+    return batches
 
 
 def settings(classifier: Classifier) -> dict[str, Any]:
@@ -414,7 +433,7 @@ def _best(
     ]
 
 
-def _gather(batches: Iterable[Embedded]) -> Embedded:
+def gather(batches: Iterable[Embedded]) -> Embedded:
     """All batches as one; a batch of failures alone has no width of its own."""
     parts = list(batches)
     width = max((part.rows.shape[1] for part in parts), default=0)

@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,38 +11,20 @@ from torch import Tensor
 from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images import VERSION, Source, read_ahead
-from zeroshot.models.base import DualEncoder, Image, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.pixels import view
-from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded, Pipeline
 
 IMAGE_KIND = f"image/{VERSION}"
 TEXT_KIND = "text"
 VIEW_KIND = f"{IMAGE_KIND}/crop-1"
 """Random parts of pictures; the id is that of the picture and the number of the part."""
 AUTO_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A batch of pictures: `rows[i]` belongs to `sources[i]`; `failures[i]` says why it does not.
-
-    A failed picture's row is zero.
-    """
-
-    sources: Sequence[Source]
-    ids: Sequence[str | None]
-    rows: Float[Tensor, "n d"]
-    failures: Sequence[Failure | None]
-    views: Float[Tensor, "n v d"] | None = None
-    """The picture itself and random parts of it."""
-
-    @property
-    def readable(self) -> list[int]:
-        """Places of the pictures that have a row."""
-        return [i for i, failure in enumerate(self.failures) if failure is None]
+TEXTS_AT_ONCE = 1024
+"""Texts that are encoded, and then kept, together."""
 
 
 def embed_pictures(
@@ -56,27 +37,13 @@ def embed_pictures(
     """Rows of `encoder` for every picture, batch by batch, in order.
 
     Only what the cache does not hold is opened and encoded; what cannot be opened is a failure.
+    Later pictures are read while earlier ones are encoded, or while the caller works on a batch.
     """
-    waiting = iter(sources)
-    while batch := list(islice(waiting, batch_size)):
-        with meter.stage("decoding"):
-            ids = [_file_id(source, cache) for source in batch]
-            failures: list[Failure | None] = [None] * len(batch)
-            cached = _cached(ids, encoder, cache)
-            missing = [i for i in range(len(batch)) if i not in cached]
-            pictures: dict[int, Image] = {}
-            for i, read in zip(missing, read_ahead([batch[i] for i in missing]), strict=True):
-                if isinstance(read, UnreadableImageError):
-                    failures[i] = Failure.of(read)
-                else:
-                    ids[i], pictures[i] = read.id, read.image
-        with meter.stage("encoder"):
-            fresh = _encode(pictures, ids, encoder, cache)
-        meter.pictures += len(batch)
-        meter.failed += sum(failure is not None for failure in failures)
-        meter.images_cached += len(cached)
-        meter.images_encoded += len(fresh)
-        yield Embedded(batch, ids, _in_order(len(batch), cached | fresh), failures)
+    pipeline = Pipeline(sources, encoder, IMAGE_KIND, cache, meter, batch_size)
+    try:
+        yield from pipeline
+    finally:
+        pipeline.close()
 
 
 def embed_all(
@@ -164,10 +131,19 @@ def embed_texts(
 
     with meter.stage("encoder"):
         before = meter.texts_encoded
-        ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        rows = cache(encode, texts, ids=ids, encoder=encoder.name, kind=TEXT_KIND)
-        meter.texts_cached += len(set(texts)) - (meter.texts_encoded - before)
-        return rows
+        distinct = sorted(set(texts))  # those that begin alike go to the encoder together
+        ids = [hashlib.sha256(text.encode()).hexdigest() for text in distinct]
+        rows = cache(
+            encode,
+            distinct,
+            ids=ids,
+            encoder=encoder.name,
+            kind=TEXT_KIND,
+            batch_size=TEXTS_AT_ONCE,
+        )
+        meter.texts_cached += len(distinct) - (meter.texts_encoded - before)
+        place = {text: number for number, text in enumerate(distinct)}
+        return rows[[place[text] for text in texts]]
 
 
 def image_side(encoder: DualEncoder) -> ImageEncoder:
@@ -213,49 +189,3 @@ def ragged(
     block = rows.new_zeros(*mask.shape, rows.shape[1])
     block[mask] = rows
     return block, mask
-
-
-def _file_id(source: Source, cache: EmbeddingCache) -> str | None:
-    """The content id of a file; None for a picture in memory, or for a file that will fail."""
-    if source.content is not None or source.path is None:
-        return None
-    try:
-        return cache.file_id(source.path)
-    except OSError:
-        return None
-
-
-def _cached(
-    ids: Sequence[str | None], encoder: ImageEncoder, cache: EmbeddingCache
-) -> dict[int, Tensor]:
-    """Rows that the cache holds, by their place in `ids`."""
-    places = [i for i, key in enumerate(ids) if key is not None]
-    rows, found = cache.get(encoder.name, IMAGE_KIND, [ids[i] or "" for i in places])
-    return dict(zip((i for i, hit in zip(places, found, strict=True) if hit), rows, strict=True))
-
-
-def _encode(
-    pictures: dict[int, Image],
-    ids: Sequence[str | None],
-    encoder: ImageEncoder,
-    cache: EmbeddingCache,
-) -> dict[int, Tensor]:
-    """Rows of `pictures` by their place, stored as they come."""
-    rows: dict[int, Tensor] = {}
-    for places, batch in in_batches(
-        lambda places: encoder.encode_images([pictures[i] for i in places]),
-        list(pictures),
-        len(pictures),
-    ):
-        cache.put(encoder.name, IMAGE_KIND, [ids[i] or "" for i in places], batch)
-        rows |= dict(zip(places, batch, strict=True))
-    return rows
-
-
-def _in_order(count: int, rows: dict[int, Tensor]) -> Float[Tensor, "n d"]:
-    """Rows by their places, zero where there is none."""
-    width = len(next(iter(rows.values()))) if rows else 0
-    out = torch.zeros(count, width)
-    for place, row in rows.items():
-        out[place] = row
-    return out

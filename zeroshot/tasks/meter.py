@@ -1,5 +1,10 @@
-"""What a run did and where its time went."""
+"""What a run did and where its time went.
 
+Stages are times of the thread that runs the task and follow one another. Threads work beside it:
+`beside` is their time, which costs the run only as far as it waits for them, or shares its cores.
+"""
+
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 STAGES = {
-    "decoding": "decoding pictures",
+    "decoding": "waiting for pictures to be read and decoded",
+    "cache": "the cache",
     "encoder": "the encoder",
     "language model": "the language model and its guide",
     "scoring": "scoring",
@@ -26,6 +32,8 @@ class Meter:
     texts_cached: int = 0
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -35,6 +43,11 @@ class Meter:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - begin
+
+    def add_beside(self, name: str, seconds: float) -> None:
+        """Add the time of a thread that works beside the task."""
+        with self._lock:
+            self.beside[name] += seconds
 
     @property
     def elapsed(self) -> float:

@@ -1,0 +1,100 @@
+"""`zeroshot caption`.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zeroshot.cli_run import (
+    LanguageModel,
+    Method,
+    MethodOptions,
+    Run,
+    on_pictures,
+    option,
+    read_options,
+)
+from zeroshot.errors import UserError
+
+if TYPE_CHECKING:
+    from zeroshot.images import Source
+
+
+@on_pictures
+def caption(
+    run: Run,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or -; none takes those of --prompts."),
+    ] = None,
+    method: Method = None,
+    option: MethodOptions = None,
+    preset: Annotated[
+        str | None,
+        option("--preset", env="PRESET", help="Named settings of magic: coco, flickr30k, story."),
+    ] = None,
+    lm: LanguageModel = None,
+    prompt: Annotated[
+        str | None,
+        option("--prompt", env="PROMPT", help="What every text begins with; a story's title."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        option("--prompts", env="PROMPTS", help="A prompt per picture: JSON lines, path, prompt."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        option("--trace", env="TRACE", help="Write every choice to a file, a JSON line each text."),
+    ] = None,
+) -> None:
+    """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
+    from zeroshot.jobs.caption import CaptionJob
+    from zeroshot.tasks.caption import read_prompts
+
+    if prompt is not None and prompts is not None:
+        raise UserError("--prompt is one text for all pictures, --prompts one for each: give one")
+    each = read_prompts(prompts) if prompts is not None else {}
+    if not images and not each:
+        raise UserError("caption needs pictures: files, folders, globs or -")
+    job = CaptionJob(
+        run.model_set(lm), method, read_options(option), preset, each or prompt, trace is not None
+    )
+    sources = run.sources(images or list(each))
+    if each:
+        _see_to_prompts(each, sources, prompts)
+    with _traces(trace, run) as traced:
+        run.show(job, sources, traced)
+
+
+def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: Path | None) -> None:
+    unasked = [source.path for source in sources if source.path not in each]
+    if unasked:
+        raise UserError(f"'{prompts}' has no prompt for {len(unasked)} pictures: '{unasked[0]}'")
+
+
+@contextlib.contextmanager
+def _traces(path: Path | None, run: Run) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
+    """What passes results on and writes their traces to `path`, a line as soon as it is there."""
+    if path is None:
+        yield lambda results: results
+        return
+    from zeroshot.formats import to_json, utf8
+
+    if path.exists() and run.overwrite is False and run.out is None:
+        raise UserError(f"'{path}' exists; --overwrite writes over it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb" if run.overwrite or run.out is None else "ab") as file:
+
+        def write(results: Iterator[Any]) -> Iterator[Any]:
+            for result in results:
+                if result.error is None:
+                    file.write(utf8(to_json(result.trace_row())) + b"\n")
+                    file.flush()
+                yield result
+
+        yield write

@@ -1,0 +1,244 @@
+"""Pictures in Parquet files: paths, URLs or the bytes themselves, as Hugging Face keeps them.
+
+Names and captions are read when the file is listed; bytes when a picture's turn comes, a few rows
+at a time and forward, so that neither a row group nor what it expands to has to fit in memory.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
+from zeroshot.inputs import storage
+from zeroshot.inputs.columns import Columns, fields_of, resolve
+from zeroshot.inputs.files import read_file, stamp_of
+from zeroshot.inputs.manifests import Options, Table, below
+from zeroshot.inputs.source import MAX_BYTES, SCHEME, Refused, Source
+
+ROWS = 16
+"""Pictures that are read together."""
+OPEN = 4
+"""Row groups that are kept open between pictures."""
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise NotAvailableError(
+            "Parquet needs pyarrow: pip install 'zeroshot[data]', or give a CSV"
+        ) from error
+    return pyarrow
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A column of pictures of one Parquet file."""
+
+    table: Table
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The bytes of a picture in a Parquet file."""
+
+    cells: Cells
+    group: int
+    row: int
+    """In the row group."""
+
+    @property
+    def stamp(self) -> str | None:
+        """The file, where in it, and the file's state."""
+        name = self.cells.table.name
+        try:
+            state = storage.state_of(name)
+        except storage.failures(name):  # reading will say so
+            return None
+        place = name if storage.is_remote(name) else os.path.abspath(name)
+        column = f"{self.cells.column} {self.group} {self.row}"
+        return None if state is None else f"{place}\0{column}\0{state}"
+
+    def read(self) -> bytes:
+        """The bytes; UnreadableImageError with the reason."""
+        where = f"row group {self.group}, row {self.row}"
+        name = self.cells.table.name
+        try:
+            value = _reader(name, self.group, self.cells.column).value(self.row)
+        except (*storage.failures(name), _pyarrow().ArrowException, MemoryError) as error:
+            raise UnreadableImageError(f"{where}: {storage.why(error)}") from error
+        return bytes_of(value, [self.cells.table.root], where)
+
+
+def bytes_of(value: object, roots: Sequence[str], where: str) -> bytes:
+    """The bytes of a cell: itself, or of `{bytes, path}` one of them, the path below a root."""
+    path: object = None
+    if isinstance(value, Mapping):
+        path, value = value.get("path"), value.get("bytes")
+    if isinstance(value, bytes):
+        if len(value) > MAX_BYTES:
+            raise UnreadableImageError(f"larger than {MAX_BYTES >> 20} MiB")
+        return value
+    if not isinstance(path, str) or not path:
+        raise UnreadableImageError(f"{where} holds no picture")
+    local = [] if SCHEME.match(path) else [r for r in roots if not storage.is_remote(r)]
+    there = next((found for root in local if (found := below(root, path)) is not None), None)
+    if there is None:
+        raise UnreadableImageError(
+            f"{where} has no bytes, and the path {path[:80]!r} leads outside"
+        )
+    return read_file(there)
+
+
+def rows(name: str, options: Options) -> Iterator[Source]:
+    """The pictures of a Parquet file.
+
+    Raises:
+        UserError: it has no column of pictures, or several, or one of another type.
+        NotAvailableError: pyarrow is not installed.
+    """
+    pyarrow = _pyarrow()
+    table = Table(name, options)
+    number = 0
+    try:
+        with storage.open_file(name) as file, pyarrow.parquet.ParquetFile(file) as parquet:
+            for source in _listed(table, parquet):
+                yield source
+                number += 1
+    except UserError:
+        raise
+    except FileNotFoundError:
+        yield Source(name, Refused("no such file"))
+    except (*storage.failures(name), pyarrow.ArrowException, MemoryError) as error:
+        label = f"{name}#{number}" if number else name
+        yield Source(label, Refused(f"damaged Parquet file: {storage.why(error)}"))
+
+
+def _listed(table: Table, parquet: Any) -> Iterator[Source]:
+    schema = parquet.schema_arrow
+    columns = resolve(table.name, schema.names, table.options.columns)
+    assert columns.image is not None
+    kind = _kind(table.name, columns.image, schema.field(columns.image).type)
+    named = [c for c in (columns.caption, columns.label) if c is not None]
+    wanted = [columns.image, *named] if kind == "text" else named
+    cells, number = Cells(table, columns.image), 0
+    for group in range(parquet.num_row_groups):
+        for row, values in enumerate(_values(parquet, group, wanted)):
+            yield _source(cells, columns, kind, values, (number, group, row))
+            number += 1
+
+
+def _source(
+    cells: Cells, columns: Columns, kind: str, values: dict[str, Any], place: tuple[int, int, int]
+) -> Source:
+    table, (number, group, row) = cells.table, place
+    try:
+        values = {name: _text(value) for name, value in values.items()}
+        fields = fields_of(values, columns)
+    except ValueError as error:
+        return table.refused(number, str(error))
+    if kind == "text":
+        return table.source(number, values[cells.column], fields)
+    return Source(f"{table.name}#{number}", Cell(cells, group, row), fields)
+
+
+def _text(value: Any) -> Any:
+    """Texts are read as bytes, since one that is no UTF-8 must not spoil the others."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def _kind(name: str, column: str, type: Any) -> str:
+    """`text` or `bytes`."""
+    types = _pyarrow().types
+    if types.is_dictionary(type):
+        type = type.value_type
+    if types.is_string(type) or types.is_large_string(type) or types.is_string_view(type):
+        return "text"
+    if types.is_struct(type) and type.get_field_index("bytes") >= 0:
+        type = type.field("bytes").type
+    if types.is_binary(type) or types.is_large_binary(type) or types.is_binary_view(type):
+        return "bytes"
+    raise UserError(
+        f"'{name}': column '{column}' is {type}; pictures are text (a path or a URL), binary, or "
+        "a struct of bytes and path. --image-column names another"
+    )
+
+
+def _values(parquet: Any, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a group, with these columns alone."""
+    if not columns:
+        for _ in range(parquet.metadata.row_group(group).num_rows):
+            yield {}
+        return
+    pyarrow = _pyarrow()
+    for batch in parquet.iter_batches(1024, row_groups=[group], columns=columns):
+        arrays = {
+            name: array.cast(pyarrow.binary()) if pyarrow.types.is_string(array.type) else array
+            for name, array in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        for row in range(batch.num_rows):
+            yield {name: array[row].as_py() for name, array in arrays.items()}
+
+
+class _Reader:
+    """Reads one column of a row group forward; going back begins anew."""
+
+    def __init__(self, name: str, group: int, column: str) -> None:
+        self._place = name, group, column
+        self._lock = threading.Lock()
+        self._batches = _batches(*self._place)
+        self._held: list[tuple[int, Any]] = []  # first row and values of the last two batches
+        self._next = 0
+
+    def value(self, row: int) -> Any:
+        """The value of a row."""
+        with self._lock:
+            if row < (self._held[0][0] if self._held else 0):
+                self._batches, self._held, self._next = _batches(*self._place), [], 0
+            while row >= self._next:
+                batch = next(self._batches, None)
+                if batch is None:
+                    raise OSError(f"the file holds {self._next} rows in this row group now")
+                self._held = [*self._held[-1:], (self._next, batch)]
+                self._next += len(batch)
+            first, values = next(held for held in reversed(self._held) if held[0] <= row)
+            return values[row - first].as_py()
+
+
+def _batches(name: str, group: int, column: str) -> Iterator[Any]:
+    with storage.open_file(name) as file, _pyarrow().parquet.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=[column]):
+            yield batch.column(0)
+
+
+_Key = tuple[str, int, str, str | None]
+_readers: OrderedDict[_Key, _Reader] = OrderedDict()
+_readers_lock = threading.Lock()
+
+
+def _reader(name: str, group: int, column: str) -> _Reader:
+    """The open reader of a row group, one of the last few that were used."""
+    state = None if storage.is_remote(name) else stamp_of(os.stat(name))
+    key = name, group, column, state
+    with _readers_lock:
+        reader = _readers.pop(key, None) or _Reader(name, group, column)
+        _readers[key] = reader
+        while len(_readers) > OPEN:
+            _readers.popitem(last=False)
+    return reader
+
+
+def _after_fork() -> None:
+    """A child's files would share their places with its parent's."""
+    global _readers_lock
+    _readers_lock = threading.Lock()
+    _readers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,174 @@
+"""Files wherever they lie: on this machine, or behind any file system that fsspec knows.
+
+`s3://bucket/x`, `gs://bucket/x`, `memory://x`: what a driver needs to be told (keys, end points) it
+takes from its own environment variables and from fsspec's configuration.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
+from zeroshot.inputs import files
+from zeroshot.inputs.source import MAX_BYTES, SCHEME, URL, File
+
+BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
+"""Object stores: what a manifest may name as well. Other file systems only a person names."""
+STATES = (
+    *("ETag", "etag", "md5Hash", "md5", "generation", "version_id"),
+    *("mtime", "updated", "LastModified", "last_modified", "modified"),
+)
+"""What drivers say of a file that changes when its bytes do."""
+
+
+def is_remote(name: str) -> bool:
+    """Whether this is no path of this machine and no web address."""
+    return SCHEME.match(name) is not None and not URL.match(name)
+
+
+def scheme_of(name: str) -> str:
+    """`s3` of `s3://bucket/x`."""
+    return name.partition("://")[0].lower()
+
+
+def connect(name: str) -> tuple[Any, str]:
+    """The file system of a name, and the path in it.
+
+    Raises:
+        NotAvailableError: its driver is not installed. UserError: there is no such file system.
+    """
+    scheme = scheme_of(name)
+    if "::" in name:
+        raise UserError(f"'{name}': one file system at a time, not a chain of them by '::'")
+    try:
+        import fsspec
+    except ImportError as error:
+        raise NotAvailableError(
+            f"'{scheme}://' needs fsspec: pip install 'zeroshot[data]'"
+        ) from error
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(name)
+        return found
+    except ImportError as error:
+        raise NotAvailableError(
+            f"'{name}': {error}; 'pip install' the driver of '{scheme}://' beside zeroshot"
+        ) from error
+    except ValueError as error:
+        known = ", ".join(sorted(fsspec.available_protocols()))
+        raise UserError(f"'{name}': {error}; known: {known}") from error
+
+
+def open_file(name: str) -> File:
+    """A file, to be read and sought in; OSError, or what the driver raises."""
+    if is_remote(name):
+        system, path = connect(name)
+        remote: File = system.open(path, "rb")
+        return remote
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise OSError(f"'{name}' is no regular file")
+    return open(name, "rb")
+
+
+def read_range(name: str, start: int, size: int) -> bytes:
+    """`size` bytes from `start` on, or what there is of them."""
+    if is_remote(name):
+        system, path = connect(name)
+        return bytes(system.cat_file(path, start=start, end=start + size))
+    with open(name, "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def state_of(name: str) -> str | None:
+    """Changes when the file does; None where nothing says so, or where it changed just now."""
+    if is_remote(name):
+        system, path = connect(name)
+        return remote_state(system.info(path))
+    found = os.stat(name)
+    return files.stamp_of(found) if files.settled(found) else None
+
+
+def remote_state(info: Mapping[str, Any]) -> str | None:
+    """As `state_of`, of what a driver said of a file."""
+    known = [f"{key} {info[key]}" for key in STATES if info.get(key) is not None]
+    return " ".join([str(info.get("size")), *known]) if known else None
+
+
+def failures(name: str) -> tuple[type[Exception], ...]:
+    """What reading a file may raise: drivers raise whatever their libraries do."""
+    return (Exception,) if is_remote(name) else (OSError, ValueError)
+
+
+def why(error: Exception) -> str:
+    """An error of a driver or of the system in one line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:200] or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A picture that is a file of a remote file system; `state` as it was listed."""
+
+    name: str
+    state: str | None = None
+
+    @property
+    def stamp(self) -> str | None:
+        """Place and state; None where the driver says nothing of a state."""
+        return None if self.state is None else f"{self.name}\0\0{self.state}"
+
+    def read(self) -> bytes:
+        """The bytes; UnreadableImageError with the reason."""
+        try:
+            with open_file(self.name) as file:
+                data = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise UnreadableImageError("no such file") from None
+        except Exception as error:  # see `failures`
+            raise UnreadableImageError(f"cannot be read: {why(error)}") from error
+        if len(data) > MAX_BYTES:
+            raise UnreadableImageError(f"larger than {MAX_BYTES >> 20} MiB")
+        return data
+
+
+def listed(name: str, also: str = "") -> tuple[dict[str, str | None], list[str]]:
+    """Files that a remote folder, pattern or file stands for with their states, and those left out.
+
+    Raises:
+        UserError: none are there. NotAvailableError: the driver is absent or its service fails.
+    """
+    system, path = connect(name)
+    pattern = any(sign in path for sign in "*?[")
+    try:
+        if pattern:
+            found = system.glob(path, detail=True)
+        elif system.isdir(path):
+            found = system.find(path, detail=True)
+        else:
+            return {name: _state(system, path)}, []
+    except Exception as error:  # as above
+        raise NotAvailableError(f"cannot list '{name}': {why(error)}") from error
+    scheme = scheme_of(name)
+    states = {
+        f"{scheme}://{there.lstrip('/')}": remote_state(info)
+        for there, info in found.items()
+        if info.get("type") != "directory" and not _hidden(there, path)
+    }
+    kept, left_out = files.without_data(files.in_order(states), also)
+    if not kept:
+        raise files.nothing_in(name, "pattern" if pattern else "folder", left_out)
+    return {file: states[file] for file in kept}, left_out
+
+
+def _state(system: Any, path: str) -> str | None:
+    """Of one file; None where it is not there either: reading it will say so."""
+    try:
+        return remote_state(system.info(path))
+    except FileNotFoundError:
+        return None
+
+
+def _hidden(path: str, folder: str) -> bool:
+    return any(part.startswith(".") for part in path.removeprefix(folder).split("/"))

@@ -1,0 +1,259 @@
+"""Pictures in tar files: plain ones, and webdatasets with a caption or a class beside each.
+
+A webdataset is a tar file in which the files of one sample follow one another and share all of
+their name up to the first dot of the last part: `000/17.jpg`, `000/17.txt`, `000/17.cls`
+(https://github.com/webdataset/webdataset). CLIP_benchmark keeps data sets as folders of them:
+`classnames.txt`, `zeroshot_classification_templates.txt`, `dataset_type.txt`, and for each split
+`{split}/nshards.txt` and `{split}/{i}.tar`.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeroshot.errors import UnreadableImageError, UserError
+from zeroshot.inputs import storage, tar
+from zeroshot.inputs.columns import fields_of
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, File, Refused, Source
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+"""Names of tar files; compressed ones are refused with advice."""
+MAX_PART = 1 << 20
+"""Bytes of a caption, a class or a sample's JSON."""
+MAX_SHARDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class InTar:
+    """The bytes of a picture in a tar file."""
+
+    tar: str
+    start: int
+    size: int
+
+    @property
+    def stamp(self) -> str | None:
+        """The tar file, where in it, and the tar file's state."""
+        try:
+            state = storage.state_of(self.tar)
+        except storage.failures(self.tar):  # reading will say so
+            return None
+        name = self.tar if storage.is_remote(self.tar) else os.path.abspath(self.tar)
+        return None if state is None else f"{name}\0{self.start} {self.size}\0{state}"
+
+    def read(self) -> bytes:
+        """The bytes; UnreadableImageError with the reason."""
+        try:
+            data = storage.read_range(self.tar, self.start, self.size)
+        except storage.failures(self.tar) as error:
+            raise UnreadableImageError(f"the tar file: {storage.why(error)}") from error
+        if len(data) < self.size:
+            raise UnreadableImageError("the tar file has become shorter since it was listed")
+        return data
+
+
+def is_tar(name: str) -> bool:
+    """By its name."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
+    """The pictures of a tar file, in order, with what their samples say of them in `fields`.
+
+    A member that cannot be a picture's file (a link, a device, a name that leaves the archive, one
+    that came before) is a source that fails, and so is damage: it stands for all behind it. Other
+    members are named in `left_out`.
+    """
+    count = 0
+    beside = [] if left_out is None else left_out
+    seen: set[str] = set()
+    try:
+        with storage.open_file(name) as file:
+            for sample in _samples(file):
+                yield from _sources(name, file, sample, count, seen, beside)
+                count += len(sample)
+    except tar.DamagedError as error:
+        yield Source(f"{name}#{count}" if count else name, Refused(f"tar file: {error}"))
+    except FileNotFoundError:
+        yield Source(name, Refused("no such file"))
+    except storage.failures(name) as error:
+        yield Source(name, Refused(f"cannot be read: {storage.why(error)}"))
+
+
+def _samples(file: File) -> Iterator[list[tar.Member]]:
+    """Members that follow one another and share a key."""
+    sample: list[tar.Member] = []
+    try:
+        for member in tar.members(file):
+            if sample and _key(sample[0].name) != _key(member.name):
+                yield sample
+                sample = []
+            sample.append(member)
+    except tar.DamagedError:
+        if sample:
+            yield sample
+        raise
+    if sample:
+        yield sample
+
+
+def _key(name: str) -> str:
+    """All of a name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
+
+
+def _sources(
+    name: str,
+    file: File,
+    sample: Sequence[tar.Member],
+    first: int,
+    seen: set[str],
+    beside: list[str],
+) -> Iterator[Source]:
+    """The pictures of one sample, whose first member is the tar file's `first`-th."""
+    whole = [member for member in sample if _fault(member) is None]
+    parts = [member for member in whole if not _is_picture(member.name)]
+    fields, fault = {}, None
+    if len(parts) < len(whole):
+        try:
+            fields = _fields(file, parts)
+        except ValueError as error:
+            fault = Refused(str(error))
+    for number, member in enumerate(sample, first):
+        label = f"{name}/{member.name.removeprefix('./')}"
+        bad = _fault(member)
+        if bad is not None:
+            yield Source(f"{name}#{number}", Refused(bad))
+        elif not _is_picture(member.name):
+            if len(parts) == len(whole) or not _is_field(member.name):
+                beside.append(label)
+        elif label in seen:
+            again = f"the tar file holds {member.name!r} twice; the first is taken"
+            yield Source(f"{name}#{number}", Refused(again))
+        else:
+            seen.add(label)
+            yield Source(label, fault or InTar(name, member.start, member.size), fields)
+
+
+def _is_picture(name: str) -> bool:
+    """By its suffix; hidden files are none."""
+    parts = name.removeprefix("./").split("/")
+    stem, dot, suffix = parts[-1].rpartition(".")
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and bool(stem) and PICTURES.fullmatch(dot + suffix) is not None
+
+
+def _is_field(name: str) -> bool:
+    return name.lower().endswith((".txt", ".cls", ".json"))
+
+
+def _fault(member: tar.Member) -> str | None:
+    """Why a member is no picture's file, whatever its bytes are."""
+    parts = member.name.replace("\\", "/").split("/")
+    if member.fault is not None:
+        return f"{member.name!r} is {member.fault}, not a file"
+    if ".." in parts or not parts[0] or parts[0][1:2] == ":":
+        return f"{member.name!r} is a name that leads out of the tar file"
+    if member.size > MAX_BYTES and _is_picture(member.name):
+        return f"{member.name!r} is larger than {MAX_BYTES >> 20} MiB"
+    return None
+
+
+def _fields(file: File, parts: Sequence[tar.Member]) -> dict[str, str]:
+    """Caption and label of a sample; those of its `.txt` and `.cls` before those of its `.json`.
+
+    Raises:
+        ValueError: a part is too large, no UTF-8 or no JSON.
+    """
+    found: dict[str, str] = {}
+    for suffix in ("json", "txt", "cls"):
+        for member in parts:
+            if member.name.lower().endswith(f".{suffix}"):
+                text = _text(file, member)
+                if suffix == "json":
+                    found |= fields_of(_object(text, member.name))
+                else:
+                    found["caption" if suffix == "txt" else "label"] = text.strip()
+    return found
+
+
+def _text(file: File, member: tar.Member) -> str:
+    if member.size > MAX_PART:
+        raise ValueError(f"{member.name!r} beside it is larger than {MAX_PART >> 20} MiB")
+    file.seek(member.start)
+    try:
+        return file.read(member.size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{member.name!r} beside it is no UTF-8: {error}") from error
+
+
+def _object(text: str, name: str) -> dict[str, object]:
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name!r} beside it is no JSON: {error}") from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{name!r} beside it is no JSON object")
+    return held
+
+
+def missing_shards(nshards: str, there: Sequence[str]) -> list[str]:
+    """Tar files that `nshards.txt` says lie beside it and that are not `there`.
+
+    Raises:
+        UserError: it holds no number.
+    """
+    try:
+        count = int(Path(nshards).read_text("ascii"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{nshards}' holds no number of tar files: {error}") from error
+    if not 0 <= count <= MAX_SHARDS:
+        raise UserError(f"'{nshards}' says {count} tar files; at most {MAX_SHARDS} are read")
+    folder = os.path.dirname(nshards)
+    known = set(there)
+    names = (os.path.join(folder, f"{i}.tar") for i in range(count))
+    return [name for name in names if name not in known]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a data set that CLIP_benchmark keeps as tar files."""
+
+    tars: tuple[str, ...]
+    kind: str
+    """`classification`, `retrieval` or `multilabel`."""
+    classes: tuple[str, ...]
+    """Their names; a picture's `label` is a number into these. Empty where there are none."""
+    templates: tuple[str, ...]
+    """Sentences with `{c}` where the name of a class goes."""
+
+    def sources(self) -> Iterator[Source]:
+        """The pictures of all tar files."""
+        for name in self.tars:
+            yield from pictures(name)
+
+
+def read_dataset(folder: Path, split: str = "test") -> Dataset:
+    """The data set in a folder.
+
+    Raises:
+        UserError: the folder holds no such split.
+    """
+    nshards = folder / split / "nshards.txt"
+    if not nshards.is_file():
+        raise UserError(f"'{folder}' is no webdataset as CLIP_benchmark keeps them: no '{nshards}'")
+
+    def lines(name: str) -> tuple[str, ...]:
+        path = folder / name
+        text = path.read_text("utf-8") if path.is_file() else ""
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+    return Dataset(
+        tuple(missing_shards(str(nshards), [])),
+        next(iter(lines("dataset_type.txt")), "classification").lower(),
+        lines("classnames.txt"),
+        lines("zeroshot_classification_templates.txt"),
+    )

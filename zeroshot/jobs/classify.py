@@ -1,0 +1,107 @@
+"""Pictures to labels, as a job."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from zeroshot import prompts
+from zeroshot.images import Source
+from zeroshot.model_set import ModelSet
+from zeroshot.results import ClassifyResult
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import classify as task
+from zeroshot.tasks.calibrate import Calibration, belief
+from zeroshot.tasks.classify import Believe, Classifier, Head, Learn
+from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
+
+
+@dataclass(frozen=True)
+class ClassifyJob:
+    """The best labels of pictures."""
+
+    models: ModelSet
+    labels: Sequence[str]
+    sentences: Sequence[Sequence[str]]
+    """Of each label; those of a hierarchy's kinds follow."""
+    method: str | None = None
+    """Without one the set's own, else its coupling, else `ensemble`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    score: Head | None = None
+    """Without one the model's own."""
+    truncate: bool = False
+    """Cut prompts that are longer than the text encoder reads instead of refusing them."""
+    learn: Learn = field(default_factory=Learn)
+    explain: int = 0
+    """Anchors named for each picture's best label."""
+    top_k: int = 5
+    calibration: Calibration | None = None
+    abstain: float | None = None
+    """Share of pictures like those of the calibration that nothing is said of."""
+
+    schema: ClassVar[str] = ClassifyResult.schema
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "ClassifyWorker":
+        """Encode the prompts and make the method ready."""
+        ready = task.classifier(
+            self.models,
+            self.labels,
+            self.sentences,
+            cache,
+            meter,
+            method=self.method,
+            options=dict(self.options),
+            head=self.score,
+            truncate=self.truncate,
+            learn=self.learn,
+            explained=self.explain,
+        )
+        if self.calibration is not None:
+            self.calibration.check(ready)
+            ready = replace(ready, temperature=self.calibration.temperature)
+        written = prompts.fingerprint(self.sentences)
+        believe = belief(self.calibration, self.abstain, written, ready)
+        return ClassifyWorker(self, ready, believe, cache, batch_size)
+
+
+@dataclass(frozen=True)
+class ClassifyWorker:
+    """A classifier with its models, and what it believes."""
+
+    job: ClassifyJob
+    classifier: Classifier
+    believe: Believe | None
+    cache: EmbeddingCache
+    batch_size: int
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a picture's scores depend on the other pictures."""
+        return self.classifier.method.transductive
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores and which of them are shown."""
+        job, made = self.job, self.job.calibration
+        held = task.settings(self.classifier)
+        held |= {"prompts": prompts.fingerprint(job.sentences), "top_k": job.top_k}
+        held |= task.learned_from(job.learn)
+        if made is not None:
+            held |= {"calibration": made.fingerprint, "abstain": job.abstain}
+        return held | ({"explain": job.explain} if job.explain else {})
+
+    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[ClassifyResult]:
+        """One result per picture, in order; of a transductive method, none before the last."""
+        batches = task.embedded(sources, self.classifier, self.cache, meter, self.batch_size)
+        for batch in batches:
+            yield from self.score(batch, meter)
+
+    def embed(self, sources: Sequence[Source], meter: Meter) -> Iterator[Embedded]:
+        """Rows and views, batch by batch."""
+        return task.embed_for(sources, self.classifier, self.cache, meter, self.batch_size)
+
+    def score(self, everything: Embedded, meter: Meter) -> Iterator[ClassifyResult]:
+        """One result per picture of a batch."""
+        return task.label(everything, self.classifier, meter, self.job.top_k, self.believe)
