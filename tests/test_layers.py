@@ -13,13 +13,13 @@ LAYERS = [
     {"images", "pixels", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results"},
+    {"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
     {"tasks"},
     {"jobs"},
-    {"evaluate", "scale", "api"},
+    {"evaluate", "scale", "api", "api_texts"},
     {"terminal"},
     {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_match", "cli_ask"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}

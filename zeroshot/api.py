@@ -7,11 +7,13 @@ from typing import Any
 from zeroshot import images as pictures
 from zeroshot import models as loaders
 from zeroshot import prompts as sentences_of
+from zeroshot.errors import UserError
 from zeroshot.images import Input, Source
 from zeroshot.jobs import Job
 from zeroshot.jobs.caption import CaptionJob
 from zeroshot.jobs.classify import ClassifyJob
 from zeroshot.jobs.embed import EmbedJob
+from zeroshot.jobs.write import NativeCaptionJob
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
@@ -46,6 +48,7 @@ def caption(
     method: str | None = None,
     *,
     preset: str | None = None,
+    model: str | None = None,
     prompt: str | Sequence[str] | None = None,
     trace: bool = False,
     batch_size: int = AUTO_BATCH,
@@ -58,6 +61,7 @@ def caption(
         images: paths, folders, PIL images or bytes, one or many.
         models: a model set, its name or its directory.
         method: `magic`, `retrieve`, ... (`zeroshot methods`); the set's own without one.
+        model: with `method="native"`, a trained captioner.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
         trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
@@ -68,7 +72,11 @@ def caption(
     Raises:
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    job = CaptionJob(_set(models), method, options, preset, prompt, trace)
+    job: Job
+    if model is None and method != "native":
+        job = CaptionJob(_set(models), method, options, preset, prompt, trace)
+    else:
+        job = _native(models, method, model, prompt, bool(options or preset or trace))
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
@@ -136,6 +144,20 @@ def embed(
 ) -> Results[EmbedResult]:
     """Unit rows of the set's image encoder, one result per picture, in order."""
     return Results(_run(EmbedJob(_set(models)), pictures.find(images).sources, cache, batch_size))
+
+
+def _native(
+    models: str | ModelSet,
+    method: str | None,
+    model: str | None,
+    prompt: str | Sequence[str] | None,
+    more: bool,
+) -> NativeCaptionJob:
+    if model is None or method != "native":
+        raise UserError('a trained captioner is asked for by method="native" and model=NAME')
+    if more or not isinstance(prompt, str | None):
+        raise UserError("a trained captioner has no options, and one prompt for all pictures")
+    return NativeCaptionJob(_set(models), model, prompt)
 
 
 def _run(

@@ -13,7 +13,15 @@ from typing import Annotated
 
 import typer
 
-from zeroshot import cli_anchors, cli_calibrate, cli_caption, cli_classify, cli_embed
+from zeroshot import (
+    cli_anchors,
+    cli_ask,
+    cli_calibrate,
+    cli_caption,
+    cli_classify,
+    cli_embed,
+    cli_match,
+)
 from zeroshot.cli_run import Json
 from zeroshot.errors import UserError, ZeroshotError
 
@@ -38,6 +46,9 @@ app.command()(cli_caption.caption)
 app.command()(cli_classify.classify)
 app.command()(cli_calibrate.calibrate)
 app.command()(cli_embed.embed)
+app.command()(cli_match.match)
+app.command()(cli_ask.ask)
+app.command()(cli_ask.read)
 
 
 @app.command()

@@ -56,7 +56,7 @@ class Reason:
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        held = {"anchor": self.anchor, "share": _shortest(self.share)}
+        held = {"anchor": self.anchor, "share": shortest(self.share)}
         return held | {"captions": list(self.captions), "path": self.path}
 
 
@@ -111,15 +111,18 @@ class CaptionResult(Result):
     score: float | None = None
     prompt: str | None = None
     """The beginning or the title that was asked for."""
+    scored: str = "cosine"
+    """What the score is; a trained captioner's is the mean `probability` of a token."""
     trace: Trace | None = field(default=None, repr=False)
     """Every choice that made the caption, where a trace was asked for."""
 
     schema: ClassVar[str] = "zeroshot.caption/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`, and `prompt` if there was one."""
-        prompt = {"prompt": self.prompt} if self.prompt else {}
-        return {"caption": self.caption, "score": _shortest(self.score or 0.0), **prompt}
+        """`caption`, `score`, `scored` if that is no cosine, and `prompt` if there was one."""
+        more = {"scored": self.scored} if self.scored != "cosine" else {}
+        more |= {"prompt": self.prompt} if self.prompt else {}
+        return {"caption": self.caption, "score": shortest(self.score or 0.0), **more}
 
     def trace_row(self) -> dict[str, Any]:
         """The trace as JSON-ready fields."""
@@ -147,7 +150,7 @@ class ClassifyResult(Result):
     def answer(self) -> dict[str, Any]:
         """`labels`, `abstained`, `scored`."""
         labels = [
-            {"label": x.label, "score": _shortest(x.score), "cosine": _shortest(x.cosine)}
+            {"label": x.label, "score": shortest(x.score), "cosine": shortest(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
@@ -171,7 +174,7 @@ class EmbedResult(Result):
 
     def answer(self) -> dict[str, Any]:
         """`dim`, `embedding`."""
-        return {"dim": len(self.embedding), "embedding": [_shortest(x) for x in self.embedding]}
+        return {"dim": len(self.embedding), "embedding": [shortest(x) for x in self.embedding]}
 
     def summary(self) -> str:
         """`512 numbers: 0.01, -0.03, ...`."""
@@ -237,5 +240,6 @@ def _thumbnail(source: Source) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _shortest(number: float) -> float:
+def shortest(number: float) -> float:
+    """The shortest number that names the same float32."""
     return float(str(np.float32(number)))

@@ -360,7 +360,10 @@ def clipcap(directory, kind="mlp", prefix=4, suffix=".pt"):
     tiny.clip(directory / "clip")
     tiny.gpt2(directory / "gpt2")
     generator = torch.Generator().manual_seed(7)
-    draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.5
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator) * 0.5
+
     width = 16
     if kind == "mlp":
         half = width * prefix // 2

@@ -95,13 +95,18 @@ def mapper(weights: Weights) -> Mapper:
     UserError for weights of neither kind.
     """
     if weights.keys() == {"model.0.weight", "model.0.bias", "model.2.weight", "model.2.bias"}:
-        return lambda features, width: _mlp(weights, features).unflatten(1, (-1, width))
+        return lambda features, width: rows_of(_mlp(weights, features), width)
     if {"linear.weight", "linear.bias", "prefix_const"} <= weights.keys():
         return lambda features, width: _transformer(weights, features, width)
     raise UserError(
         f"the mapper's weights ({', '.join(sorted(weights)[:4])}, ...) are neither those of "
         "ClipCap's MLP nor those of its transformer"
     )
+
+
+def rows_of(numbers: Float[Tensor, "b m"], width: int) -> Float[Tensor, "b s w"]:
+    """Consecutive numbers as rows of the language model's width."""
+    return numbers.view(len(numbers), -1, width)
 
 
 def _mlp(weights: Weights, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
@@ -116,7 +121,7 @@ def _transformer(
     """Pre-norm blocks over the features, spread out to some rows, and the constant prefix."""
     features = features.to(weights["linear.weight"].device)
     spread = functional.linear(features, weights["linear.weight"], weights["linear.bias"])
-    rows = spread.unflatten(1, (-1, width))
+    rows = rows_of(spread, width)
     count = rows.shape[1]
     rows = torch.cat([rows, weights["prefix_const"].expand(len(rows), -1, -1)], dim=1)
     depth = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("transformer."))
@@ -132,7 +137,7 @@ def _transformer(
 
 def _attention(own: Weights, rows: Float[Tensor, "b s w"]) -> Float[Tensor, "b s w"]:
     def heads(part: Tensor) -> Float[Tensor, "b h s e"]:
-        return part.unflatten(2, (HEADS, -1)).transpose(1, 2)
+        return part.view(*part.shape[:2], HEADS, -1).transpose(1, 2)
 
     key, value = _linear(own, "attn.to_keys_values", rows).chunk(2, dim=2)
     query = _linear(own, "attn.to_queries", rows)
@@ -148,16 +153,18 @@ def _norm(own: Weights, name: str, rows: Tensor) -> Tensor:
     return functional.layer_norm(rows, rows.shape[-1:], own[f"{name}.weight"], own[f"{name}.bias"])
 
 
-def load_clipcap(directory: Path, load: Callable[[str, str], Any]) -> ClipCap:
-    """The ClipCap in a directory; `load` brings a model by its name and role.
+def load_clipcap(
+    directory: Path, load_encoder: Callable[[str], Any], load_language_model: Callable[[str], Any]
+) -> ClipCap:
+    """The ClipCap in a directory, with the models that its `clipcap.json` names.
 
     UserError for a `clipcap.json` that says something else and for weights that do not fit.
     """
     told = _read(directory / FILE)
     file = directory / told["weights"]
     found = _tensors(file)
-    encoder = load(told["encoder"], "dual encoder")
-    language_model = load(told["language_model"], "language model")
+    encoder = load_encoder(told["encoder"])
+    language_model = load_language_model(told["language_model"])
     _into_language_model(file, found, language_model.model)
     project = {
         name.removeprefix("clip_project."): weight.float().to(language_model.model.device)

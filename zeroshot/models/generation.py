@@ -58,7 +58,8 @@ def written(
 
     `generate` is the model's own; `decode` turns the new tokens, end and padding included, into
     text; `ends` are the tokens that end one. A text ends where the decoder has no more
-    `positions` for what it read and wrote. `mean` scores a text by its mean token. `more` goes to `generate` as it is.
+    `positions` for what it read and wrote. `mean` scores a text by its mean token. `more` goes to
+    `generate` as it is.
 
     UserError for a row that leaves no room to write.
     """

@@ -1,4 +1,4 @@
-"""Question answering by a head over known answers: ViLT on pictures, LXMERT and VisualBERT on regions.
+"""Question answering by a head over known answers: from pictures, or from regions of them.
 
 ViLT (Kim et al. 2021, arXiv:2102.03334) reads pixels. LXMERT (Tan and Bansal 2019,
 arXiv:1908.07490) and VisualBERT (Li et al. 2019, arXiv:1908.03557) read what a detector saw:
@@ -175,10 +175,10 @@ def load_vilt(
 
 def load_region_answerer(
     files: Files,
+    answers: Sequence[str] | None,
     device: torch.device,
     dtype: torch.dtype,
     trust_remote_code: bool,
-    answers: Sequence[str] | None = None,
 ) -> TransformersRegionAnswerer:
     """The LXMERT or VisualBERT with a head over answers in `files`.
 

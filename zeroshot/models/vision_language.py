@@ -58,7 +58,7 @@ def load_region_answerer(
     """As `load_pair_scorer`, for LXMERT and VisualBERT; `answers` names the head's outputs."""
 
     def loader(found: Files, *how: Any) -> Any:
-        return hf_answers.load_region_answerer(found, *how, answers=answers)
+        return hf_answers.load_region_answerer(found, answers, *how)
 
     answerer: RegionAnswerer = _load(name, loader, **options)
     return answerer
@@ -70,8 +70,11 @@ def load_writer(name: str, **options: Unpack[Options]) -> Writer:
     if parsed.scheme != "hf":
         return CoCa(load(name, role="dual encoder", **options))
     if parsed.directory is not None and (parsed.directory / CLIPCAP).is_file():
-        root = parsed.directory
-        return load_clipcap(root, lambda part, role: load(part, role=role, **options))
+        return load_clipcap(
+            parsed.directory,
+            lambda part: load(part, role="dual encoder", **options),
+            lambda part: load(part, role="language model", **options),
+        )
 
     def loader(found: Files, *how: Any) -> Any:
         if architecture(found) in hf_generate.WRITERS:
