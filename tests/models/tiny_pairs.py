@@ -82,7 +82,7 @@ def opt_config(tokenizer):
         num_hidden_layers=2,
         num_attention_heads=2,
         word_embed_proj_dim=16,
-        max_position_embeddings=64,
+        max_position_embeddings=80,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=1,
@@ -91,6 +91,7 @@ def opt_config(tokenizer):
 
 def blip_2(directory):
     tokenizer = tiny.gpt2_tokenizer()
+    tokenizer.model_max_length = 64
     config = tr.Blip2Config(
         vision_config=VISION,
         qformer_config=qformer(),

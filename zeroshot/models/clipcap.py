@@ -14,7 +14,6 @@ five beams, up to the first full stop.
 
 import hashlib
 import json
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +64,8 @@ class ClipCap:
         model = self.language_model.model
         with torch.inference_mode():
             # Not `encode_images`: the mapper knows features at the length they have.
-            features = self.encoder._image_features(list(images)).float()
+            pixels = [self.encoder.pixels(image) for image in images]
+            features = self.encoder._image_features(pixels).float()
             features = normalize(features) if self.unit else features
             width = model.get_input_embeddings().embedding_dim
             prefixes = self.project(features, width).to(model.device, model.dtype)
@@ -211,13 +211,11 @@ def _tensors(file: Path) -> Weights:
             held: Any = load_file(file)
         else:
             held = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # whatever a damaged or a hostile file makes the readers say
         raise UserError(
-            f"'{file}' is a pickle that holds more than tensors; such a file is never loaded, "
-            "convert it to safetensors"
+            f"'{file}' cannot be read as tensors; a file that holds anything else is never loaded, "
+            f"convert it to safetensors ({error})"
         ) from error
-    except Exception as error:  # whatever a damaged file makes the readers say
-        raise UserError(f"'{file}' is no weights file: {error}") from error
     if not isinstance(held, dict) or not all(torch.is_tensor(v) for v in held.values()):
         raise UserError(f"'{file}' holds something else than named tensors")
     strange = [name for name in held if not name.startswith(("clip_project.", "gpt."))]
