@@ -5,24 +5,41 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank"},
+    {"errors", "ops", "metrics", "prompts", "treebank", "whole"},
     {"caption_metrics"},
     {"alignment"},
     {"models.base"},
     {"inputs"},
-    {"images", "pixels", "formats", "records", "store", "models"},
+    {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
+    {
+        *{"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
+        *{"ranking", "filtering", "approximate"},
+    },
+    {"page", "kept"},
     {"tasks"},
     {"jobs"},
     {"evaluate", "scale", "api", "api_texts"},
     {"terminal"},
-    {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_match", "cli_ask"},
+    {"cli_run", "cli_anchors", "cli_cache"},
+    {"cli_rows"},
+    {
+        *{"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
+        *{"cli_match", "cli_ask"},
+    },
     {"cli", "web", "", "__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
+METHODS_SEE = {
+    "errors",
+    "ops",
+    "caption_metrics",
+    "treebank",
+    "decoding",
+    "methods",
+    "models.base",
+    "trace",
+}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from PIL.Image import Image
 
 from zeroshot import images as pictures
 from zeroshot import models as loaders
@@ -17,13 +19,17 @@ from zeroshot.jobs.write import NativeCaptionJob
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
-from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results
+from zeroshot.ranking import correction
+from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import search as searching
 from zeroshot.tasks.classify import Head, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
 
+Asked = str | Path | bytes | Image | Source
+"""Words, or a picture: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
 
 
@@ -51,6 +57,7 @@ def caption(
     model: str | None = None,
     prompt: str | Sequence[str] | None = None,
     trace: bool = False,
+    coupling: str | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
@@ -60,11 +67,13 @@ def caption(
     Args:
         images: paths, folders, PIL images or bytes, one or many.
         models: a model set, its name or its directory.
-        method: `magic`, `retrieve`, ... (`zeroshot methods`); the set's own without one.
+        method: `mbr`, `magic`, ... (`zeroshot methods`); without one the set's own, else `mbr`
+            where the set has captions beside its anchors, and `magic` where it has none.
         model: with `method="native"`, a trained captioner.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
         trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
+        coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
         batch_size: pictures that decode together.
         cache: where embeddings are kept; the user's cache without one.
         options: the method's, as `k=45`.
@@ -74,9 +83,9 @@ def caption(
     """
     job: Job
     if model is None and method != "native":
-        job = CaptionJob(_set(models), method, options, preset, prompt, trace)
+        job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
     else:
-        job = _native(models, method, model, prompt, bool(options or preset or trace))
+        job = _native(models, method, model, prompt, bool(options or preset or trace or coupling))
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
@@ -135,6 +144,72 @@ def classify(
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
+def search(
+    query: Asked | Sequence[Asked],
+    images: Input | Iterable[Input],
+    models: str | ModelSet = "base",
+    method: str | None = None,
+    *,
+    plus: Asked | Sequence[Asked] = (),
+    minus: Asked | Sequence[Asked] = (),
+    top_k: int = 10,
+    min_score: float | None = None,
+    bank: Sequence[Asked] = (),
+    explain: int = 0,
+    index: Literal["exact", "ivf", "ivfpq"] = "exact",
+    half: bool = False,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Results[SearchResult]:
+    """The `top_k` best pictures for each query, best first, then the pictures that have an `error`.
+
+    Args:
+        query: words; a picture as a path object, a PIL image or bytes; or several queries.
+        images, models, batch_size, cache: as for `caption`.
+        method: re-rank by `dis`, `nnn`, `csls`, `inverted_softmax` or `dn`, with a `bank`.
+        plus, minus: what is added to one query and taken away from it.
+        min_score: leave out what scores less.
+        bank: other queries of the same kind.
+        explain: anchors to name for each hit of a query of words (couplings only).
+        index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
+        half: keep the rows in float16 while they are searched; scores are float32.
+        options: the method's, as `alpha=0.5`.
+
+    Raises:
+        UserError: an unknown name or option, a query that cannot be asked.
+        NotAvailableError: a model that is not here.
+    """
+    chosen = None if method is None else correction(method, options)
+    if (chosen is None) != (not bank):
+        raise UserError("a method re-ranks with a bank of other queries: give both or neither")
+    if chosen is None and options:
+        raise UserError(f"{', '.join(options)}: options of a method that re-ranks; give one")
+    asked = [searching.Query((_term(one),)) for one in _several(query)]
+    if plus or minus:
+        if len(asked) != 1:
+            raise UserError(f"plus and minus go with one query, not with {len(asked)}")
+        more = [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]
+        asked = [searching.Query((*asked[0].terms, *more))]
+    with cache or EmbeddingCache() as store:
+        found = searching.search(
+            asked,
+            pictures.find(images).sources,
+            _set(models),
+            store,
+            Meter(),
+            k=top_k,
+            min_score=min_score,
+            method=chosen,
+            bank=[searching.Query((_term(one),)) for one in bank],
+            explained=explain,
+            index=index,
+            half=half,
+            batch_size=batch_size,
+        )
+        return Results(found.results)
+
+
 def embed(
     images: Input | Iterable[Input],
     models: str | ModelSet = "base",
@@ -166,6 +241,18 @@ def _run(
     meter = Meter()
     with cache or EmbeddingCache() as store:
         yield from job.open(store, meter, batch_size)(sources, meter)
+
+
+def _several(given: Asked | Sequence[Asked]) -> Sequence[Asked]:
+    return [given] if isinstance(given, Asked) else given
+
+
+def _term(given: Asked, sign: Literal[1, -1] = 1) -> searching.Term:
+    if isinstance(given, str):
+        if not given.strip():
+            raise UserError("a query without words; give some, or a picture")
+        return searching.Term(text=given, sign=sign)
+    return searching.Term(picture=pictures.find(given).sources[0], sign=sign)
 
 
 def _set(models: str | ModelSet) -> ModelSet:

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from zeroshot.cli_run import Images, Run, on_pictures, option
+from zeroshot.cli_rows import Rows
+from zeroshot.cli_run import Images, on_pictures, option
 from zeroshot.errors import UserError
 
 
 @on_pictures
 def ask(
-    run: Run,
+    run: Rows,
     images: Annotated[
         list[str] | None,
         typer.Argument(
@@ -109,7 +110,7 @@ def ask(
 
 @on_pictures
 def read(
-    run: Run,
+    run: Rows,
     images: Images,
     model: Annotated[
         str,

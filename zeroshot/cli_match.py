@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zeroshot.cli_run import Run, on_pictures, option
+from zeroshot.cli_rows import Rows
+from zeroshot.cli_run import on_pictures, option
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @on_pictures
 def match(
-    run: Run,
+    run: Rows,
     pairs: Annotated[
         list[str],
         typer.Argument(
@@ -94,12 +95,12 @@ def match(
     if learn_thresholds is not None:
         _learn(run, job, sources, learn_thresholds, (order or "").split(","))
     elif form == "winoground":
-        run.show(job, sources, _told)
+        _winoground(run, job, sources)
     else:
         run.show(job, sources)
 
 
-def _sources(run: Run, pairs: Sequence[str], form: str) -> "list[Source]":
+def _sources(run: Rows, pairs: Sequence[str], form: str) -> "list[Source]":
     from zeroshot.tasks import forms
 
     if form == "pairs":
@@ -116,7 +117,7 @@ def _captions(sources: "Sequence[Source]") -> str:
 
 
 def _learn(
-    run: Run, job: "MatchJob", sources: "list[Source]", file: Path, labels: Sequence[str]
+    run: Rows, job: "MatchJob", sources: "list[Source]", file: Path, labels: Sequence[str]
 ) -> None:
     """Score the pairs, and write the thresholds that tell their labels apart."""
     from zeroshot import terminal
@@ -151,13 +152,22 @@ def _learn(
     run.show(job, sources, through)
 
 
-def _told(results: Iterator[Any]) -> Iterator[Any]:
-    """Winoground's three figures, once all is scored."""
+def _winoground(run: Rows, job: "MatchJob", sources: "list[Source]") -> None:
+    """Score every example, and say the three figures once all is scored."""
     from zeroshot import terminal
     from zeroshot.tasks.forms import winoground_figures
 
-    scores: list[list[float]] = []
-    for result in results:
-        scores.append([fit.score for fit in result.texts])
-        yield result
-    terminal.say(winoground_figures(scores))
+    if run.folder is not None:
+        raise UserError("--form winoground has figures of the whole: give --out one file")
+
+    def through(results: Iterator[Any]) -> Iterator[Any]:
+        scores: list[list[float]] = []
+        for result in results:
+            scores.append([fit.score for fit in result.texts])
+            yield result
+        if len(scores) == len(sources):
+            terminal.say(winoground_figures(scores))
+        else:
+            terminal.say("no figures: some rows are of an earlier run; --overwrite begins anew")
+
+    run.show(job, sources, through)

@@ -1,7 +1,7 @@
 """Pictures and questions to answers, as a job."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +39,10 @@ class AskJob:
     """What a detector saw, for a model that reads regions."""
 
     schema: ClassVar[str] = AskResult.schema
+
+    def on(self, device: str) -> "AskJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -101,7 +105,7 @@ class AskWorker:
             told |= {"regions": hash_file(job.regions)} if job.regions else {}
         return told
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[AskResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[AskResult]:
         """One result per picture, in order."""
         size, top_k, ready = self.batch_size, self.job.top_k, self.ready
         if isinstance(ready, ByMatching):

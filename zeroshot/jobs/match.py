@@ -1,7 +1,7 @@
 """Pictures and texts to how well they fit, as a job."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts
@@ -31,6 +31,10 @@ class MatchJob:
     """Fingerprint of the captions that come with the pictures: others are another run."""
 
     schema: ClassVar[str] = MatchResult.schema
+
+    def on(self, device: str) -> "MatchJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -75,7 +79,7 @@ class MatchWorker:
             told["thresholds"] = cuts
         return told
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[MatchResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[MatchResult]:
         """One result per picture, in order."""
         how = (self.matching, self.cache, meter, self.batch_size)
         if self.scorer is None:

@@ -1,7 +1,7 @@
 """Pictures to texts by one trained model, as jobs: native captions, and reading."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts
@@ -26,6 +26,10 @@ class NativeCaptionJob:
     """What captions begin with: one for all, or one for each path."""
 
     schema: ClassVar[str] = CaptionResult.schema
+
+    def on(self, device: str) -> "NativeCaptionJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -52,7 +56,7 @@ class NativeCaptionWorker:
             told["prompts"] = prompts.fingerprint([list(pair) for pair in begun.items()])
         return told
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[CaptionResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
         """One result per picture, in order."""
         asked = self.job.prompts
         begun: task.Prompts | None = None
@@ -71,6 +75,10 @@ class ReadJob:
     model: str
 
     schema: ClassVar[str] = ReadResult.schema
+
+    def on(self, device: str) -> "ReadJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -91,6 +99,6 @@ class ReadWorker:
         """What decides the text."""
         return {"models": {"reader": self.reader.name}}
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[ReadResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ReadResult]:
         """One result per picture, in order."""
         return task.read(sources, self.reader, meter, batch_size=self.batch_size)
