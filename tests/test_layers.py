@@ -23,16 +23,19 @@ LAYERS = [
     {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results", "ranking", "filtering", "approximate"},
+    {
+        *{"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
+        *{"ranking", "filtering", "approximate"},
+    },
     {"page", "kept"},
     {"tasks"},
     {"jobs"},
-    {"report", "scale", "api"},
+    {"report", "scale", "api", "api_texts"},
     {"terminal"},
     {"cli_run", "cli_anchors", "cli_cache"},
     {"cli_rows"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
-    {"cli_filter", "cli_search"},
+    {"cli_ask", "cli_filter", "cli_match", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {

@@ -16,6 +16,7 @@ from zeroshot.jobs import Job
 from zeroshot.jobs.caption import CaptionJob
 from zeroshot.jobs.classify import ClassifyJob
 from zeroshot.jobs.embed import EmbedJob
+from zeroshot.jobs.write import NativeCaptionJob
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
@@ -57,6 +58,7 @@ def caption(
     method: str | None = None,
     *,
     preset: str | None = None,
+    model: str | None = None,
     prompt: str | Sequence[str] | None = None,
     trace: bool = False,
     coupling: str | None = None,
@@ -71,6 +73,7 @@ def caption(
         models: a model set, its name or its directory.
         method: `mbr`, `magic`, ... (`zeroshot methods`); without one the set's own, else `mbr`
             where the set has captions beside its anchors, and `magic` where it has none.
+        model: with `method="native"`, a trained captioner.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
         trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
@@ -82,7 +85,11 @@ def caption(
     Raises:
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
+    job: Job
+    if model is None and method != "native":
+        job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
+    else:
+        job = _native(models, method, model, prompt, bool(options or preset or trace or coupling))
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
@@ -279,6 +286,20 @@ def evaluate(
             batch_size=batch_size,
         )
         return evaluation(asked, [asked.answers(name, options) for name in names], sampling)
+
+
+def _native(
+    models: str | ModelSet,
+    method: str | None,
+    model: str | None,
+    prompt: str | Sequence[str] | None,
+    more: bool,
+) -> NativeCaptionJob:
+    if model is None or method != "native":
+        raise UserError('a trained captioner is asked for by method="native" and model=NAME')
+    if more or not isinstance(prompt, str | None):
+        raise UserError("a trained captioner has no options, and one prompt for all pictures")
+    return NativeCaptionJob(_set(models), model, prompt)
 
 
 def _run(

@@ -15,6 +15,7 @@ import typer
 
 from zeroshot import (
     cli_anchors,
+    cli_ask,
     cli_cache,
     cli_calibrate,
     cli_caption,
@@ -22,6 +23,7 @@ from zeroshot import (
     cli_embed,
     cli_eval,
     cli_filter,
+    cli_match,
     cli_search,
 )
 from zeroshot.cli_run import Json
@@ -51,6 +53,9 @@ app.command()(cli_filter.filter)
 app.command()(cli_embed.embed)
 app.command("eval")(cli_eval.evaluate)
 app.command()(cli_eval.report)
+app.command()(cli_match.match)
+app.command()(cli_ask.ask)
+app.command()(cli_ask.read)
 
 
 @app.command()

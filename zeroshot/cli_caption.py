@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,6 +39,14 @@ def caption(
         option("--preset", env="PRESET", help="Named settings of magic: coco, flickr30k, story."),
     ] = None,
     lm: LanguageModel = None,
+    model: Annotated[
+        str | None,
+        option(
+            "--model",
+            env="CAPTIONER",
+            help="With --method native: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
+        ),
+    ] = None,
     coupling: Annotated[
         str | None,
         option("--coupling", env="COUPLING", help="Replace the set's coupling; auto chooses one."),
@@ -72,6 +80,7 @@ def caption(
     """
     from zeroshot.jobs.caption import CaptionJob
     from zeroshot.jobs.sidecars import SidecarJob
+    from zeroshot.jobs.write import NativeCaptionJob
     from zeroshot.tasks.caption import read_prompts
 
     if prompt is not None and prompts is not None:
@@ -79,18 +88,22 @@ def caption(
     each = read_prompts(prompts) if prompts is not None else {}
     if not images and not each:
         raise UserError("caption needs pictures: files, folders, globs or -")
-    job = CaptionJob(
-        run.model_set(lm),
-        method,
-        read_options(option),
-        preset,
-        each or prompt,
-        trace is not None,
-        coupling,
-    )
+    _see_to_native(method, model, [option, preset, lm, trace, coupling])
+    job: CaptionJob | NativeCaptionJob
+    if model is not None:
+        job = NativeCaptionJob(run.model_set(), model, each or prompt)
+    else:
+        job = CaptionJob(
+            run.model_set(lm),
+            method,
+            read_options(option),
+            preset,
+            each or prompt,
+            trace is not None,
+            coupling,
+        )
     sources = run.sources(images or list(each))
-    if each:
-        _see_to_prompts(each, sources, prompts)
+    _see_to_prompts(each, sources, prompts)
     if trace is not None and run.folder is not None:
         raise UserError("--trace goes with one output file; a folder of shards keeps no traces")
     whole = SidecarJob(job, run.overwrite) if sidecar else job
@@ -98,7 +111,17 @@ def caption(
         run.show(whole, sources, traced)
 
 
+def _see_to_native(method: str | None, model: str | None, of_methods: Sequence[object]) -> None:
+    """A trained captioner is asked for by both options, and has none of a method's."""
+    if (method == "native") != (model is not None):
+        raise UserError("--method native and --model NAME belong together: a trained captioner")
+    if model is not None and any(of_methods):
+        raise UserError("a trained captioner has no -o, --preset, --lm, --coupling and --trace")
+
+
 def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: Path | None) -> None:
+    if not each:
+        return
     unasked = [source.path for source in sources if source.path not in each]
     if unasked:
         raise UserError(f"'{prompts}' has no prompt for {len(unasked)} pictures: '{unasked[0]}'")

@@ -21,6 +21,9 @@ COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
     "zeroshot.embed/1": ("dim", "embedding"),
+    "zeroshot.match/1": ("text", "score", "label", "scored", "second", "texts"),
+    "zeroshot.ask/1": ("question", "answer", "score", "scored", "questions"),
+    "zeroshot.read/1": ("text", "score"),
     "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
     "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
 }
@@ -105,9 +108,13 @@ def flat(row: Row, schema: str) -> dict[str, Any]:
 
 
 def _best(row: Row) -> Row:
-    """The best label with its numbers; nothing where the row has no labels."""
-    labels: Sequence[Row] = row.get("labels") or [{}]
-    return labels[0]
+    """The best label, the first text, the first question and its answer, with their numbers."""
+    for several in ("labels", "texts"):
+        if row.get(several):
+            first: Row = row[several][0]
+            return first
+    asked: Sequence[Row] = row.get("questions") or [{"answers": []}]
+    return {**asked[0], **next(iter(asked[0]["answers"]), {})}
 
 
 def _cell(value: object) -> object:

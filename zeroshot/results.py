@@ -61,7 +61,7 @@ class Reason:
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        held = {"anchor": self.anchor, "share": _shortest(self.share)}
+        held = {"anchor": self.anchor, "share": shortest(self.share)}
         return held | {"captions": list(self.captions), "path": self.path}
 
 
@@ -116,15 +116,18 @@ class CaptionResult(Result):
     score: float | None = None
     prompt: str | None = None
     """The beginning or the title that was asked for."""
+    scored: str = "cosine"
+    """What the score is; a trained captioner's is the mean `probability` of a token."""
     trace: Trace | None = field(default=None, repr=False)
     """Every choice that made the caption, where a trace was asked for."""
 
     schema: ClassVar[str] = "zeroshot.caption/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`, and `prompt` if there was one."""
-        prompt = {"prompt": self.prompt} if self.prompt else {}
-        return {"caption": self.caption, "score": _shortest(self.score or 0.0), **prompt}
+        """`caption`, `score`, `scored` if that is no cosine, and `prompt` if there was one."""
+        more = {"scored": self.scored} if self.scored != "cosine" else {}
+        more |= {"prompt": self.prompt} if self.prompt else {}
+        return {"caption": self.caption, "score": shortest(self.score or 0.0), **more}
 
     def trace_row(self) -> dict[str, Any]:
         """The trace as JSON-ready fields."""
@@ -152,7 +155,7 @@ class ClassifyResult(Result):
     def answer(self) -> dict[str, Any]:
         """`labels`, `abstained`, `scored`."""
         labels = [
-            {"label": x.label, "score": _shortest(x.score), "cosine": _shortest(x.cosine)}
+            {"label": x.label, "score": shortest(x.score), "cosine": shortest(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
@@ -179,7 +182,7 @@ class EmbedResult(Result):
 
     def answer(self) -> dict[str, Any]:
         """`dim`, `embedding`, and `caption` where there is one."""
-        numbers = [_shortest(x) for x in self.embedding]
+        numbers = [shortest(x) for x in self.embedding]
         caption = {} if self.caption is None else {"caption": self.caption}
         return {"dim": len(self.embedding), "embedding": numbers, **caption}
 
@@ -211,8 +214,8 @@ class SearchResult(Result):
         return {
             "query": self.query,
             "rank": self.rank,
-            "score": _shortest(self.score),
-            "cosine": _shortest(self.cosine),
+            "score": shortest(self.score),
+            "cosine": shortest(self.cosine),
             **because,
         }
 
@@ -237,7 +240,7 @@ class FilterResult(Result):
     def answer(self) -> dict[str, Any]:
         """`caption`, `score`, `kept`, and `truncated` where it is so."""
         cut = {"truncated": True} if self.truncated else {}
-        return {"caption": self.caption, "score": _shortest(self.score), "kept": self.kept} | cut
+        return {"caption": self.caption, "score": shortest(self.score), "kept": self.kept} | cut
 
     def summary(self) -> str:
         """`kept 0.312  a dog on a beach`."""
@@ -302,5 +305,6 @@ def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _shortest(number: float) -> float:
+def shortest(number: float) -> float:
+    """The shortest number that names the same float32."""
     return float(str(np.float32(number)))

@@ -11,6 +11,7 @@ from zeroshot.formats import utf8
 from zeroshot.images import Source
 from zeroshot.jobs import Worker
 from zeroshot.jobs.caption import CaptionJob
+from zeroshot.jobs.write import NativeCaptionJob
 from zeroshot.model_set import ModelSet
 from zeroshot.results import CaptionResult, Result
 from zeroshot.store import EmbeddingCache
@@ -22,7 +23,7 @@ from zeroshot.tasks.meter import Meter
 class SidecarJob:
     """Captions as they come, each also in a file of its own; the rows stay what they are."""
 
-    captions: CaptionJob
+    captions: CaptionJob | NativeCaptionJob
     overwrite: bool = False
     """Whether a file that is there gives way; else it is left alone, and counted."""
 
