@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank", "whole"},
+    {"errors", "ops", "metrics", "prompts", "treebank"},
     {"caption_metrics"},
     {"alignment"},
     {"models.base"},

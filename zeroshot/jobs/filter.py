@@ -1,6 +1,6 @@
 """Image-text pairs to those worth keeping, as a job."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +13,10 @@ from zeroshot.model_set import ModelSet
 from zeroshot.results import FilterResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.classify import gather
-from zeroshot.tasks.embedding import AUTO_BATCH, Embedded, canonical_names, text_side
+from zeroshot.tasks.embedding import AUTO_BATCH, canonical_names, text_side
 from zeroshot.tasks.filter import caption_of, is_cut, score_pairs
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class FilterWorker:
         """Whether a pair's fate depends on the others: where a share is kept."""
         return self.job.keep is not None
 
+    @property
+    def views(self) -> int:
+        """None."""
+        return 0
+
     def settings(self) -> dict[str, Any]:
         """What decides scores and fates."""
         job = self.job
@@ -69,13 +75,13 @@ class FilterWorker:
             **rule,
         }
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[FilterResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[FilterResult]:
         """One result per pair, in order; where a share is kept, none before the last is scored."""
         batches = self.embed(sources, meter)
         for batch in [gather(batches)] if self.transductive else batches:
             yield from self.score(batch, meter)
 
-    def embed(self, sources: Sequence[Source], meter: Meter) -> Iterator[Embedded]:
+    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[Embedded]:
         """Cosines, batch by batch."""
         return score_pairs(
             sources,

@@ -12,7 +12,6 @@ from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
-    Embedded,
     embed_pictures,
     embed_texts,
     image_side,
@@ -21,6 +20,7 @@ from zeroshot.tasks.embedding import (
     text_side,
 )
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import Embedded
 
 
 def score_pairs(
