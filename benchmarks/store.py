@@ -2,7 +2,8 @@
 
 Writes the same rows with numpy (one file, synced) and with the cache, and reads them again, in
 turn; the best of `--rounds` counts. Then looks up known files. `--open N` measures what a process
-pays that asks a cache of N rows for one. Everything happens below `--folder` and is removed.
+pays that asks a cache of N rows for one of them. All of it happens below `--folder`
+and is removed.
 """
 
 import argparse

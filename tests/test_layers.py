@@ -24,7 +24,16 @@ LAYERS = [
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
+METHODS_SEE = {
+    "errors",
+    "ops",
+    "caption_metrics",
+    "treebank",
+    "decoding",
+    "methods",
+    "models.base",
+    "trace",
+}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 
 

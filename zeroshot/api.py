@@ -55,6 +55,7 @@ def caption(
     preset: str | None = None,
     prompt: str | Sequence[str] | None = None,
     trace: bool = False,
+    coupling: str | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
@@ -64,10 +65,12 @@ def caption(
     Args:
         images: paths, folders, PIL images or bytes, one or many.
         models: a model set, its name or its directory.
-        method: `magic`, `retrieve`, ... (`zeroshot methods`); the set's own without one.
+        method: `mbr`, `magic`, ... (`zeroshot methods`); without one the set's own, else `mbr`
+            where the set has captions beside its anchors, and `magic` where it has none.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
         trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
+        coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
         batch_size: pictures that decode together.
         cache: where embeddings are kept; the user's cache without one.
         options: the method's, as `k=45`.
@@ -75,7 +78,7 @@ def caption(
     Raises:
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    job = CaptionJob(_set(models), method, options, preset, prompt, trace)
+    job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 

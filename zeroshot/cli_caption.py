@@ -6,7 +6,7 @@ As `cli`, nothing heavy is imported here.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,10 @@ def caption(
         option("--preset", env="PRESET", help="Named settings of magic: coco, flickr30k, story."),
     ] = None,
     lm: LanguageModel = None,
+    coupling: Annotated[
+        str | None,
+        option("--coupling", env="COUPLING", help="Replace the set's coupling; auto chooses one."),
+    ] = None,
     prompt: Annotated[
         str | None,
         option("--prompt", env="PROMPT", help="What every text begins with; a story's title."),
@@ -47,13 +51,27 @@ def caption(
         Path | None,
         option("--prompts", env="PROMPTS", help="A prompt per picture: JSON lines, path, prompt."),
     ] = None,
+    sidecar: Annotated[
+        Literal["txt"] | None,
+        option(
+            "--sidecar",
+            env="SIDECAR",
+            help="Also write each caption beside its picture: a.txt for a.jpg. A file that is "
+            "there stays unless --overwrite.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         option("--trace", env="TRACE", help="Write every choice to a file, a JSON line each text."),
     ] = None,
 ) -> None:
-    """Caption pictures: by MaGiC unless the model set or --method says otherwise."""
+    """Caption pictures.
+
+    The method is the model set's; else mbr where the set has captions beside its anchors, and
+    magic where it has none or a preset, a prompt or a trace is asked for.
+    """
     from zeroshot.jobs.caption import CaptionJob
+    from zeroshot.jobs.sidecars import SidecarJob
     from zeroshot.tasks.caption import read_prompts
 
     if prompt is not None and prompts is not None:
@@ -62,15 +80,22 @@ def caption(
     if not images and not each:
         raise UserError("caption needs pictures: files, folders, globs or -")
     job = CaptionJob(
-        run.model_set(lm), method, read_options(option), preset, each or prompt, trace is not None
+        run.model_set(lm),
+        method,
+        read_options(option),
+        preset,
+        each or prompt,
+        trace is not None,
+        coupling,
     )
     sources = run.sources(images or list(each))
     if each:
         _see_to_prompts(each, sources, prompts)
     if trace is not None and run.folder is not None:
         raise UserError("--trace goes with one output file; a folder of shards keeps no traces")
+    whole = SidecarJob(job, run.overwrite) if sidecar else job
     with _traces(trace, run) as traced:
-        run.show(job, sources, traced)
+        run.show(whole, sources, traced)
 
 
 def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: Path | None) -> None:

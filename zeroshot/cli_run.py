@@ -110,6 +110,14 @@ class Run:
         str,
         option(env="BATCH_SIZE", help="Pictures at a time; halved when memory runs out."),
     ] = "auto"
+    exact: Annotated[
+        bool,
+        option(
+            "--exact/--fast",
+            env="EXACT",
+            help="Pixels as the model's own library makes them, or quicker and a little different.",
+        ),
+    ] = True
     out: Annotated[
         Path | None,
         option(
@@ -146,22 +154,23 @@ class Run:
         option(
             "--image-column",
             env="IMAGE_COLUMN",
-            help="Of tables: the column of paths, URLs or bytes; the known names without it.",
+            help="A table's column of paths, URLs or bytes; without it, one of a known name.",
         ),
     ] = None
     caption_column: Annotated[
-        str | None, option("--caption-column", env="CAPTION_COLUMN", help="The same of captions.")
+        str | None,
+        option("--caption-column", env="CAPTION_COLUMN", help="A table's column of captions."),
     ] = None
     label_column: Annotated[
-        str | None, option("--label-column", env="LABEL_COLUMN", help="The same of labels.")
+        str | None, option("--label-column", env="LABEL_COLUMN", help="A table's column of labels.")
     ] = None
     image_root: Annotated[
         Path | None,
         option(
             "--image-root",
             env="IMAGE_ROOT",
-            help="The folder that the paths in tables are relative to, and have to lie in; the "
-            "table's own without it.",
+            help="The folder that a table's paths are relative to and have to lie in; its own "
+            "without it.",
         ),
     ] = None
     allow_private_urls: Annotated[
@@ -174,7 +183,12 @@ class Run:
     ] = False
     url_timeout: Annotated[
         float,
-        option("--url-timeout", env="URL_TIMEOUT", help="Seconds for one URL, all told.", min=0.1),
+        option(
+            "--url-timeout",
+            env="URL_TIMEOUT",
+            help="Seconds for one URL, redirects and tries included.",
+            min=0.1,
+        ),
     ] = 30.0
     url_max_mb: Annotated[
         float,
@@ -208,6 +222,7 @@ class Run:
             precision=self.precision,
             offline=self.offline,
             trust_remote_code=self.trust_remote_code,
+            fast=not self.exact,
         )
 
     def open_cache(self) -> "EmbeddingCache":

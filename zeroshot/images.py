@@ -61,11 +61,14 @@ class Fetched:
     id: str
     content: bytes | Image
 
-    def decoded(self, max_pixels: int = MAX_PIXELS) -> Image:
-        """The picture; UnreadableImageError with the reason, without the path."""
+    def decoded(self, max_pixels: int = MAX_PIXELS, draft_side: int | None = None) -> Image:
+        """The picture; UnreadableImageError with the reason, without the path.
+
+        With `draft_side` a large JPEG comes smaller (`pixels.decode`).
+        """
         if isinstance(self.content, Image):
             return self.content
-        return pixels.decode(self.content, max_pixels)
+        return pixels.decode(self.content, max_pixels, draft_side)
 
 
 def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:

@@ -27,6 +27,7 @@ class ModelSet:
     precision: str = "auto"
     offline: bool = False
     trust_remote_code: bool = False
+    fast: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
@@ -77,6 +78,28 @@ class ModelSet:
             chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
         return chosen
 
+    def coupled_by(self, method: str, **options: Any) -> "ModelSet":
+        """This set with another coupling of its anchors.
+
+        Raises:
+            UserError: a set without anchors.
+        """
+        coupling = replace(_coupling(self.spec), method=method, options=options)
+        return replace(self, spec=replace(self.spec, coupling=coupling))
+
+    @cached_property
+    def for_captions(self) -> "ModelSet":
+        """This set; one that names `asif` without options, with the coupling `auto` chooses.
+
+        What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
+        words apart (docs/captioning.md).
+        """
+        coupling = self.spec.coupling
+        is_open = coupling is not None and coupling.method == "asif" and not coupling.options
+        if self.spec.encoder is None and is_open:
+            return self.coupled_by("auto", splits=1)
+        return self
+
     @cached_property
     def anchors(self) -> Anchors:
         """The set's anchor pairs."""
@@ -107,6 +130,7 @@ class ModelSet:
             "precision": self.precision,
             "offline": self.offline,
             "trust_remote_code": self.trust_remote_code,
+            "fast": self.fast,
         }
 
 
@@ -119,8 +143,9 @@ def resolve(
     precision: str = "auto",
     offline: bool = False,
     trust_remote_code: bool = False,
+    fast: bool = False,
 ) -> ModelSet:
-    """The set called `name` with parts replaced; nothing is loaded yet.
+    """The set called `name` with parts replaced; nothing is loaded yet. Options as `models.load`.
 
     With both an encoder and a language model given, the set itself is not consulted for either,
     so that two model names alone are enough.
@@ -132,7 +157,7 @@ def resolve(
         spec = replace(spec, encoder=encoder, caption={}, classify={})
     if language_model is not None:
         spec = replace(spec, language_model=language_model)
-    return ModelSet(spec, device, precision, offline, trust_remote_code)
+    return ModelSet(spec, device, precision, offline, trust_remote_code, fast)
 
 
 def _coupling(spec: SetSpec) -> CouplingSpec:

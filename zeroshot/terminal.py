@@ -193,7 +193,12 @@ def summary(meter: "Meter", resumed: int, verbose: bool, *, several: bool = Fals
         lines.append(
             f"{meter.pictures} pictures{failed} in {seconds:.1f} s "
             f"({meter.pictures / max(seconds, 1e-9):.2f} images/s; {_cached(meter)}"
-            f"most of it for {meter.bound_by()})"
+            f"most of it {meter.bound_by()})"
+        )
+    if meter.left_alone:
+        lines.append(
+            f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
+            "over them"
         )
     if verbose:
         lines.append(
@@ -202,7 +207,7 @@ def summary(meter: "Meter", resumed: int, verbose: bool, *, several: bool = Fals
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
-        lines += [f"{name}: {s:.2f} s of threads beside that" for name, s in meter.beside.items()]
+        lines += [f"{name} took {s:.2f} s of threads beside it" for name, s in meter.beside.items()]
         if not meter.images_encoded + meter.texts_encoded:
             lines.append("no encoder call was made: every embedding came from the cache")
     return lines

@@ -70,6 +70,9 @@ class Job(Protocol):
     def models(self) -> ModelSet:
         """What runs; travels as names and paths, and is loaded where it is first needed."""
 
+    def on(self, device: str) -> "Job":
+        """The same job on another device: `cuda:1`."""
+
     def open(self, cache: EmbeddingCache, meter: Meter, batch_size: int) -> Worker:
         """Load the models and encode what all pictures share (prompts, shots).
 

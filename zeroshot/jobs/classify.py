@@ -42,6 +42,10 @@ class ClassifyJob:
 
     schema: ClassVar[str] = ClassifyResult.schema
 
+    def on(self, device: str) -> "ClassifyJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClassifyWorker":

@@ -1,7 +1,7 @@
 """Pictures to unit rows, as a job."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot.images import Source
@@ -22,6 +22,10 @@ class EmbedJob:
     """Those that come with pictures too, by the text encoder."""
 
     schema: ClassVar[str] = EmbedResult.schema
+
+    def on(self, device: str) -> "EmbedJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH

@@ -1,7 +1,7 @@
 """Image-text pairs to those worth keeping, as a job."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,10 @@ class FilterJob:
         if self.keep is not None and not 0 <= self.keep <= 1:
             raise UserError(f"--keep {self.keep}: a share lies between 0 and 1")
 
+    def on(self, device: str) -> "FilterJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "FilterWorker":
@@ -62,7 +66,7 @@ class FilterWorker:
 
     @property
     def views(self) -> int:
-        """None."""
+        """None: cosines alone."""
         return 0
 
     def settings(self) -> dict[str, Any]:

@@ -62,6 +62,17 @@ class PixelEncoder(ImageEncoder, Protocol):
     `encode_images(images)` is `encode_pixels([pixels(image) for image in images])`, bit for bit.
     """
 
+    @property
+    def shortcuts(self) -> str:
+        """Names what makes pixels differ from the model's own preprocessing; empty if nothing.
+
+        Part of a row's cache key beside `name`, which texts share.
+        """
+
+    @property
+    def draft_side(self) -> int | None:
+        """JPEG files may be decoded at a fraction of their size, with no side below this."""
+
     def pixels(self, image: Image) -> Pixels:
         """One picture (RGB, upright) as the network reads it, small and on the CPU."""
 

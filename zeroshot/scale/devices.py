@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from zeroshot.errors import UserError, ZeroshotError
-from zeroshot.jobs import Job
 from zeroshot.results import Result
 from zeroshot.scale.here import Order, run
 from zeroshot.scale.shards import How
@@ -69,9 +68,7 @@ def run_on(
 
 
 def _on(order: Order, device: str) -> Order:
-    job: Any = order.job
-    chosen: Job = replace(job, models=replace(order.job.models, device=device))
-    return replace(order, job=chosen)
+    return replace(order, job=order.job.on(device))
 
 
 def _listen(told: "multiprocessing.Queue[Any]", counts: dict[int, Mapping[str, Any]]) -> None:

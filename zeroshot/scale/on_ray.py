@@ -5,9 +5,10 @@ calls `process_shard`, as any other worker does. The processors that are left de
 their own read pictures ahead, a few batches for each model and no more, so that a slow model holds
 them back. All nodes must see the pictures and the output folder under the same paths.
 
-An actor or a node that dies takes its shard in flight with it, and nothing else: the next round has
-that shard, and goes on behind its finished batches. A decoder that does not answer is done without:
-the model's actor reads that batch itself.
+An actor or a node that dies takes its shard in flight with it, and nothing else: Ray begins the
+actor anew where there is room, and it goes on behind the shard's finished batches. Decoders claim
+no processor of Ray's, so that there is room. One that does not answer is done without: the model's
+actor reads that batch itself.
 """
 
 import logging
@@ -15,7 +16,6 @@ import os
 import pickle
 import time
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,6 @@ from typing import Any
 from zeroshot import images
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.images import Picture, Source
-from zeroshot.inputs import Refused
 from zeroshot.jobs import Transductive, Worker, is_transductive
 from zeroshot.scale.folder import Folder
 from zeroshot.scale.here import Order
@@ -41,8 +40,6 @@ AHEAD = 4
 """Such messages under way for each model."""
 PATIENCE = 120.0
 """Seconds to wait for a decoder before reading oneself."""
-ROUNDS = 3
-"""Without a finished shard, before it is given up."""
 SCORE = -1
 """Instead of a shard's number: score what was embedded."""
 
@@ -84,7 +81,6 @@ def run_on_ray(order: Order, how: How, tell: Callable[[Meter], object] = bool) -
 
     Raises:
         UserError or another of ours, as an actor met it.
-        ZeroshotError: actors die as often as they begin.
     """
     library = ray()
     if not library.is_initialized():
@@ -93,9 +89,8 @@ def run_on_ray(order: Order, how: How, tell: Callable[[Meter], object] = bool) -
     size = Size.of(library.available_resources())
     context = library.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # of actors that died: their shards come again
     decode = library.remote(Decoder).options(
-        num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD"
+        num_cpus=0, max_restarts=-1, scheduling_strategy="SPREAD"
     )
     decoders = [decode.remote(os.getcwd()) for _ in range(size.decoders)]
     try:
@@ -107,7 +102,7 @@ def run_on_ray(order: Order, how: How, tell: Callable[[Meter], object] = bool) -
 
 @dataclass
 class _Driver:
-    """Gives out shards in rounds until none is left."""
+    """Gives out shards, and counts what comes back."""
 
     library: Any
     size: Size
@@ -119,53 +114,38 @@ class _Driver:
     def run(self) -> Meter:
         self.meter = Meter()
         self.sent = [self.library.put((self.order, self.how))]
-        self.transductive = False
-        self._rounds(_pending(self.order, self.how))
-        if self.transductive and self.how.share is None:
-            self._rounds([SCORE])
+        transductive = self._finish(_pending(self.order, self.how))
+        if transductive and self.how.share is None:
+            self._finish([SCORE])
         return self.meter
 
-    def _rounds(self, pending: Sequence[int]) -> None:
-        idle = 0
-        while pending:
-            left = set(pending)
-            for said in self._round(pending):
-                if isinstance(said, BaseException):
-                    raise said
-                shard, counts, transductive = said
-                left.discard(shard)
-                self.transductive |= transductive
-                self.meter.add(counts)
-                self.tell(self.meter)
-            idle = idle + 1 if len(left) == len(pending) else 0
-            if idle == ROUNDS:
-                raise ZeroshotError(
-                    f"{len(left)} shards are not finished: whatever actor had them died, {ROUNDS} "
-                    "times; Ray's log says why. What is finished stays; the same command goes on"
-                )
-            pending = sorted(left)
+    def _finish(self, shards: Sequence[int]) -> bool:
+        """Have shards finished; whether that means embedded."""
+        transductive = False
+        for said in self._said(shards) if shards else ():
+            if isinstance(said, BaseException):
+                raise said
+            counts, embedded_only = said
+            transductive |= embedded_only
+            self.meter.add(counts)
+            self.tell(self.meter)
+        return transductive
 
-    def _round(self, pending: Sequence[int]) -> Iterator[Any]:
-        """What the actors say of each shard; nothing of those whose actor died."""
+    def _said(self, shards: Sequence[int]) -> Iterator[Any]:
+        """What the actors say of each shard, as they come to its end."""
         data = self.library.data
-        pool = data.ActorPoolStrategy(
-            min_size=1,
-            max_size=max(1, min(self.size.models, len(pending))),
-            max_tasks_in_flight_per_actor=1,
+        models = max(1, min(self.size.models, len(shards)))
+        done = data.from_items(
+            [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+        ).map(
+            Scorer,
+            fn_constructor_args=(self.sent, self.decoders, os.getcwd()),
+            compute=data.ActorPoolStrategy(
+                min_size=1, initial_size=models, max_size=models, max_tasks_in_flight_per_actor=1
+            ),
+            num_gpus=1 if self.size.gpus else 0,
+            num_cpus=0 if self.size.gpus else 1,
         )
-        shards = data.from_items(
-            [{"shard": shard} for shard in pending], override_num_blocks=len(pending)
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self.library.util.annotations.RayDeprecationWarning)
-            done = shards.map(
-                Scorer,
-                fn_constructor_args=(self.sent, self.decoders, os.getcwd()),
-                compute=pool,
-                num_gpus=1 if self.size.gpus else 0,
-                num_cpus=0 if self.size.gpus else 1,
-                max_restarts=0,  # waiting for a node like the one that died may take forever
-            )
         for row in done.iter_rows():
             yield pickle.loads(row["said"])  # of our own actors, not of a file
 
@@ -202,14 +182,14 @@ class Scorer:
         return worker, order.place.join(order.sources, order.job.schema, worker.settings())
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """See that a shard is finished; its number and what was counted, or why it is not."""
+        """See that a shard is finished; what was counted and whether it is embedded only."""
         before = self.meter.counts()
         try:
             transductive = self._finish(item["shard"])
-            said: Any = (item["shard"], self.meter.since(before).counts(), transductive)
+            said: Any = (self.meter.since(before).counts(), transductive)
         except ZeroshotError as error:
             said = error.with_traceback(None)
-        except Exception:  # a fault of ours: else Ray would take it for a death and try again
+        except Exception:  # a fault of ours, with where it was
             said = RuntimeError(traceback.format_exc())
         return {"said": pickle.dumps(said)}
 
@@ -233,11 +213,11 @@ class Decoder:
         _go_to(folder)
 
     def decode(self, sources: Sequence[Source]) -> list[Source]:
-        """The same sources with their pictures, or with why there is none."""
+        """The same sources with their pictures; those without one are left to the worker."""
         read = images.read_ahead(sources, workers=1)
         return [
-            replace(s, content=p if isinstance(p, Picture) else Refused(str(p)))
-            for s, p in zip(sources, read, strict=True)
+            replace(source, content=found) if isinstance(found, Picture) else source
+            for source, found in zip(sources, read, strict=True)
         ]
 
 

@@ -81,9 +81,17 @@ def erase(root: Path | None = None) -> None:
         path.unlink(missing_ok=True)
 
 
+def _stat(path: Path | str) -> os.stat_result:
+    """As `os.stat`, with an OSError also for a path that no system takes."""
+    try:
+        return os.stat(path)
+    except ValueError as error:  # a null byte
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
+
+
 def hash_file(path: Path | str) -> str:
     """sha256 of the file's bytes, in hexadecimal. OSError as `open` raises it, also for a pipe."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(_stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,7 +139,7 @@ class EmbeddingCache:
         Raises OSError as `open` does.
         """
         name = os.fsencode(os.path.abspath(path))
-        found = os.stat(path)
+        found = _stat(path)
         stamp = stamp_of(found)
         known = self._index.hash_of(name, stamp)
         if known is not None:

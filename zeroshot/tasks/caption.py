@@ -1,9 +1,10 @@
 """Pictures to captions."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,29 +30,50 @@ from zeroshot.tasks.embedding import (
 )
 from zeroshot.tasks.meter import Meter
 
+POOLED = 50_000
+"""Captions of a pool above which they are not embedded unasked: some minutes on one core."""
+
 
 def captioner(
-    models: ModelSet, method: str | None, options: dict[str, Any], preset: str | None = None
+    models: ModelSet,
+    method: str | None,
+    options: Mapping[str, Any],
+    preset: str | None = None,
+    asked: Mapping[str, bool] = MappingProxyType({}),
 ) -> Captioner:
     """The captioner asked for, with the preset's options, else the set's, where none are given.
+
+    Without a method it is the set's; else `mbr` where the set has captions to learn from, and
+    `magic` where it has none. `magic` is also meant by what it alone has: a preset, and what is
+    `asked` of `prompts` and `trace`.
 
     Raises:
         UserError: the method or preset is unknown, or the method does not caption.
     """
-    name = method or models.spec.caption.get("method", "magic")
-    of_the_set = {k: v for k, v in models.spec.caption.items() if k != "method"}
-    same = name == models.spec.caption.get("method", "magic")
-    given = of_the_set if same else {}
+    of_the_set = dict(models.spec.caption)
+    own = of_the_set.pop("method", None) or ("magic" if of_the_set else _usual(models))
+    if own == "mbr" and (preset is not None or any(asked.values())):
+        own = "magic"
+    name = method or own
+    given = of_the_set if name == own else {}
     if preset is not None:
         presets = getattr(methods.get(name), "presets", {})
         if preset not in presets:
             raise unknown(f"preset of {name}", preset, presets)
         given = dict(presets[preset])
-    chosen = methods.configure(name, given | options)
+    chosen = methods.configure(name, given | dict(options))
     if not isinstance(chosen, Captioner):
         captioners = [n for n in methods.names() if hasattr(methods.get(n), "caption")]
         raise UserError(f"method '{name}' does not caption; these do: {', '.join(captioners)}")
     return chosen
+
+
+def _usual(models: ModelSet) -> str:
+    """`mbr` for a set with a language model and captions beside its anchors, else `magic`."""
+    spec = models.spec
+    if spec.language_model is None or spec.coupling is None:
+        return "magic"
+    return "mbr" if 0 < len(models.anchors.captions) <= POOLED else "magic"
 
 
 def caption(

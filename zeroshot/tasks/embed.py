@@ -8,7 +8,14 @@ from zeroshot.images import Source
 from zeroshot.model_set import ModelSet
 from zeroshot.results import EmbedResult
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH, embed_pictures, embed_texts, image_side, text_side
+from zeroshot.tasks.embedding import (
+    AUTO_BATCH,
+    embed_pictures,
+    embed_texts,
+    image_side,
+    preprocessed,
+    text_side,
+)
 from zeroshot.tasks.meter import Meter
 
 
@@ -30,7 +37,7 @@ def embed(
     """
     models.require(language_model=False)
     encoder = image_side(models.encoder)
-    used = {"image_encoder": encoder.name}
+    used = {"image_encoder": encoder.name} | preprocessed(encoder)
     for batch in embed_pictures(sources, encoder, cache, meter, batch_size):
         texts = _captions(batch.sources) if captions else None
         told = None
@@ -59,7 +66,8 @@ def _captions(sources: Sequence[Source]) -> list[str]:
 
 def settings(models: ModelSet, captions: bool = False) -> dict[str, Any]:
     """What decides the rows."""
-    used = {"image_encoder": image_side(models.encoder).name}
+    encoder = image_side(models.encoder)
+    used = {"image_encoder": encoder.name} | preprocessed(encoder)
     if captions:
         used["text_encoder"] = text_side(models.encoder).name
     return {"models": used}

@@ -11,8 +11,9 @@ from zeroshot.images import Blob, Picture, Source
 from zeroshot.models.base import ImageEncoder
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH, IMAGE_KIND, embed_pictures
+from zeroshot.tasks.embedding import AUTO_BATCH, embed_pictures
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.pipeline import image_kind
 
 CHUNK = 50_000
 """Pictures that are looked up at a time."""
@@ -138,7 +139,7 @@ def _known(
     for i, id in zip(files, cache.file_ids(list(files.values())), strict=True):
         ids[i] = id
     asked = [i for i, id in enumerate(ids) if id is not None]
-    rows, hits = cache.get(encoder.name, IMAGE_KIND, [ids[i] or "" for i in asked])
+    rows, hits = cache.get(encoder.name, image_kind(encoder), [ids[i] or "" for i in asked])
     found = [False] * len(sources)
     for i, hit in zip(asked, hits.tolist(), strict=True):
         found[i] = hit

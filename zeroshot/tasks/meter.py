@@ -14,9 +14,9 @@ from typing import Any
 
 STAGES = {
     "decoding": "waiting for pictures to be read and decoded",
-    "cache": "the cache",
-    "encoder": "the encoder",
-    "language model": "the language model and its guide",
+    "cache": "in the cache",
+    "encoder": "in the encoder",
+    "language model": "in the language model and its guide",
     "scoring": "scoring",
 }
 
@@ -31,6 +31,8 @@ class Meter:
     images_cached: int = 0
     texts_encoded: int = 0
     texts_cached: int = 0
+    left_alone: int = 0
+    """Files that were there and were not written over."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -87,6 +89,6 @@ class Meter:
         return later
 
     def bound_by(self) -> str:
-        """The stage that took longest, in words."""
+        """Where the task was for longest, in words that follow "most of it"."""
         stage = max(self.seconds, key=self.seconds.__getitem__, default="scoring")
         return STAGES[stage]
