@@ -5,9 +5,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank"},
+    {
+        "errors",
+        "ops",
+        "metrics",
+        "matching_metrics",
+        "intervals",
+        "prompts",
+        "protocols",
+        "treebank",
+    },
     {"caption_metrics"},
-    {"alignment"},
+    {"alignment", "measures"},
     {"models.base"},
     {"inputs"},
     {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
@@ -17,11 +26,12 @@ LAYERS = [
     {"page", "kept"},
     {"tasks"},
     {"jobs"},
-    {"evaluate", "scale", "api"},
+    {"report", "scale", "api"},
     {"terminal"},
     {"cli_run", "cli_anchors", "cli_cache"},
     {"cli_rows"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
+    {"cli_filter", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {

@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zeroshot.api import caption, classify, embed, load, search
+    from zeroshot.api import caption, classify, embed, evaluate, load, search
 
-__all__ = ["caption", "classify", "embed", "load", "search"]
+__all__ = ["caption", "classify", "embed", "evaluate", "load", "search"]
 __version__ = "0.1.0"
 
 

@@ -20,6 +20,7 @@ from zeroshot import (
     cli_caption,
     cli_classify,
     cli_embed,
+    cli_eval,
     cli_filter,
     cli_search,
 )
@@ -48,6 +49,8 @@ app.command()(cli_calibrate.calibrate)
 app.command()(cli_search.search)
 app.command()(cli_filter.filter)
 app.command()(cli_embed.embed)
+app.command("eval")(cli_eval.evaluate)
+app.command()(cli_eval.report)
 
 
 @app.command()
