@@ -5,28 +5,52 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank", "boxes", "rle", "drawing", "gallery"},
+    {
+        "errors",
+        "ops",
+        "metrics",
+        "matching_metrics",
+        "intervals",
+        "prompts",
+        "protocols",
+        "treebank",
+        *{"boxes", "rle", "drawing", "gallery"},
+    },
     {"caption_metrics"},
-    {"alignment"},
+    {"alignment", "measures"},
     {"models.base"},
     {"label_maps"},
     {"inputs"},
-    {"images", "pixels", "formats", "records", "store", "models"},
+    {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
     {"decoding", "trace"},
     {"methods"},
-    {"coupled", "anchors", "pairs", "model_set", "results", "dense"},
+    {
+        *{"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
+        *{"ranking", "filtering", "approximate", "dense"},
+    },
     {"located", "regions"},
-    {"coco"},
+    {"page", "kept", "coco"},
     {"tasks"},
     {"jobs"},
-    {"evaluate", "scale", "api"},
-    {"api_located"},
+    {"report", "scale", "api"},
+    {"api_texts", "api_located"},
     {"terminal"},
-    {"cli_run", "cli_anchors"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_detect", "cli_embed", "cli_segment"},
+    {"cli_run", "cli_anchors", "cli_cache"},
+    {"cli_rows"},
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
+    {"cli_ask", "cli_detect", "cli_filter", "cli_match", "cli_search", "cli_segment"},
     {"cli", "web", "", "__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "decoding", "methods", "models.base", "trace"}
+METHODS_SEE = {
+    "errors",
+    "ops",
+    "caption_metrics",
+    "treebank",
+    "decoding",
+    "methods",
+    "models.base",
+    "trace",
+}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from zeroshot.cli_run import Images, Labels, Run, on_pictures, option
+from zeroshot.cli_rows import Rows
+from zeroshot.cli_run import Images, Labels, on_pictures, option
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @on_pictures
 def detect(
-    run: Run,
+    run: Rows,
     images: Images,
     labels: Labels = None,
     query_image: Annotated[
@@ -97,7 +98,7 @@ def detect(
         Literal["auto", "dense", "windows"],
         option(
             "--regions",
-            env="REGIONS",
+            env="DETECT_REGIONS",
             help="Where a dual encoder looks: parts of its dense map, or windows of many sizes.",
         ),
     ] = "auto",
@@ -138,14 +139,14 @@ def detect(
         overlap,
         regions,
         resolution,
-        draw,
+        None if draw is None else draw.absolute(),
         run.overwrite,
     )
     run.show(job, run.sources(images), *_gathered(coco, job, run))
 
 
 def _gathered(
-    path: Path | None, job: "DetectJob", run: Run
+    path: Path | None, job: "DetectJob", run: Rows
 ) -> "tuple[()] | tuple[Callable[[Iterator[Any]], Iterator[Any]]]":
     """What passes results on and writes them all when the last has passed."""
     if path is None:
@@ -154,10 +155,10 @@ def _gathered(
 
     if path.exists() and not run.overwrite:
         raise UserError(f"'{path}' exists; --overwrite writes over it")
-    if run.out is not None and not run.overwrite:
+    if run.out is not None and (run.folder is not None or not run.overwrite):
         raise UserError(
-            "--coco holds the boxes of this run: a run that goes on (--out with --resume) would "
-            "lack the earlier ones; give --overwrite, or one of the two"
+            "--coco holds the boxes of one run, and one that goes on (--out) would lack the "
+            "earlier ones: give --overwrite and a file, or one of the two"
         )
 
     def through(results: Iterator[Any]) -> Iterator[Any]:

@@ -6,12 +6,12 @@ As `cli`, nothing heavy is imported here.
 from pathlib import Path
 from typing import Annotated
 
+from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import (
     Images,
     Labels,
     Method,
     MethodOptions,
-    Run,
     on_pictures,
     option,
     read_options,
@@ -21,7 +21,7 @@ from zeroshot.errors import UserError
 
 @on_pictures
 def segment(
-    run: Run,
+    run: Rows,
     images: Images,
     labels: Labels = None,
     background: Annotated[
@@ -132,8 +132,8 @@ def segment(
         threshold,
         resolution,
         window,
-        masks,
-        draw,
+        None if masks is None else masks.absolute(),
+        None if draw is None else draw.absolute(),
         run.overwrite,
     )
     run.show(job, run.sources(images))

@@ -28,6 +28,8 @@ from zeroshot.errors import UserError
 from zeroshot.models.base import Cache, LanguageModel, Step
 from zeroshot.ops import normalize
 
+AT_ONCE = 64
+"""Texts whose likelihood is asked for in one pass: all their positions meet the vocabulary."""
 ROUNDING = 1e-5
 """A float32 cosine may leave [-1, 1] by less than this."""
 
@@ -121,6 +123,29 @@ def generate(
                 break
             group = group.advance(language_model, ahead, chosen, alive)
     return generated
+
+
+def mean_log_probability(
+    language_model: LanguageModel, texts: Sequence[Sequence[int]]
+) -> list[float]:
+    """The mean log-probability of each text's tokens and its end, after the start token."""
+    by_length = defaultdict(list)
+    for row, text in enumerate(texts):
+        by_length[len(text)].append(row)
+    means = [0.0] * len(texts)
+    for length, rows in by_length.items():
+        for begin in range(0, len(rows), AT_ONCE):
+            part = rows[begin : begin + AT_ONCE]
+            tokens = torch.tensor(
+                [[language_model.start, *texts[row], language_model.end] for row in part]
+            )
+            hidden = language_model.forward(tokens[:, :-1]).hidden
+            likely = language_model.logits(hidden.flatten(0, 1)).log_softmax(-1)
+            asked = tokens[:, 1:].reshape(-1, 1).to(likely.device)
+            mean = likely.gather(1, asked).view(len(part), length + 1).mean(1)
+            for row, value in zip(part, mean.tolist(), strict=True):
+                means[row] = value
+    return means
 
 
 @dataclass(frozen=True)

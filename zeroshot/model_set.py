@@ -1,5 +1,6 @@
 """A model set, loaded part by part when a task first needs the part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,16 @@ from zeroshot.anchors import Anchors, read_anchors
 from zeroshot.coupled import CoupledEncoder, calibrate
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
-from zeroshot.models.base import Detector, DualEncoder, LanguageModel, Segmenter
+from zeroshot.models.base import (
+    Answerer,
+    Detector,
+    DualEncoder,
+    LanguageModel,
+    PairScorer,
+    RegionAnswerer,
+    Segmenter,
+    Writer,
+)
 from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
 
 __all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
@@ -27,6 +37,7 @@ class ModelSet:
     precision: str = "auto"
     offline: bool = False
     trust_remote_code: bool = False
+    fast: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
@@ -71,11 +82,38 @@ class ModelSet:
         """The set's coupling, not fitted; ASIF without options chooses its own, `auto` all."""
         spec = _coupling(self.spec)
         chosen = methods.configure(spec.method, spec.options)
+        if not isinstance(chosen, methods.Coupling):
+            couplings = [n for n in methods.names() if hasattr(methods.get(n), "map_images")]
+            raise UserError(
+                f"method '{spec.method}' couples no encoders; these do: {', '.join(couplings)}"
+            )
         if spec.method == "asif" and not spec.options:
             chosen = Auto(among="asif", splits=1)
         if isinstance(chosen, Auto):
             chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
         return chosen
+
+    def coupled_by(self, method: str, **options: Any) -> "ModelSet":
+        """This set with another coupling of its anchors.
+
+        Raises:
+            UserError: a set without anchors.
+        """
+        coupling = replace(_coupling(self.spec), method=method, options=options)
+        return replace(self, spec=replace(self.spec, coupling=coupling))
+
+    @cached_property
+    def for_captions(self) -> "ModelSet":
+        """This set; one that names `asif` without options, with the coupling `auto` chooses.
+
+        What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
+        words apart (docs/captioning.md).
+        """
+        coupling = self.spec.coupling
+        is_open = coupling is not None and coupling.method == "asif" and not coupling.options
+        if self.spec.encoder is None and is_open:
+            return self.coupled_by("auto", splits=1)
+        return self
 
     @cached_property
     def anchors(self) -> Anchors:
@@ -97,6 +135,22 @@ class ModelSet:
         """A detection model, loaded as the set's own models are."""
         return models.load_detector(name, **self._how)
 
+    def pair_scorer(self, name: str) -> PairScorer:
+        """The model called `name`, where this set's run: one that scores picture and text."""
+        return models.load_pair_scorer(name, **self._how)
+
+    def answerer(self, name: str) -> Answerer:
+        """As `pair_scorer`, one that answers questions about pictures."""
+        return models.load_answerer(name, **self._how)
+
+    def region_answerer(self, name: str, answers: Sequence[str] | None) -> RegionAnswerer:
+        """As `pair_scorer`, one that answers questions from regions; `answers` are its head's."""
+        return models.load_region_answerer(name, answers, **self._how)
+
+    def writer(self, name: str) -> Writer:
+        """As `pair_scorer`, a trained captioner or a reader."""
+        return models.load_writer(name, **self._how)
+
     def require(self, *, language_model: bool) -> None:
         """See that what a task needs is on this disk or can be fetched, before any of it loads.
 
@@ -115,6 +169,7 @@ class ModelSet:
             "precision": self.precision,
             "offline": self.offline,
             "trust_remote_code": self.trust_remote_code,
+            "fast": self.fast,
         }
 
 
@@ -127,8 +182,9 @@ def resolve(
     precision: str = "auto",
     offline: bool = False,
     trust_remote_code: bool = False,
+    fast: bool = False,
 ) -> ModelSet:
-    """The set called `name` with parts replaced; nothing is loaded yet.
+    """The set called `name` with parts replaced; nothing is loaded yet. Options as `models.load`.
 
     With both an encoder and a language model given, the set itself is not consulted for either,
     so that two model names alone are enough.
@@ -140,7 +196,7 @@ def resolve(
         spec = replace(spec, encoder=encoder, caption={}, classify={})
     if language_model is not None:
         spec = replace(spec, language_model=language_model)
-    return ModelSet(spec, device, precision, offline, trust_remote_code)
+    return ModelSet(spec, device, precision, offline, trust_remote_code, fast)
 
 
 def _coupling(spec: SetSpec) -> CouplingSpec:

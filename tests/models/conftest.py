@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models import tiny
+from tests.models import tiny, tiny_pairs
 from zeroshot import models
 
 BUILDERS = {
@@ -14,6 +14,7 @@ BUILDERS = {
     **tiny.SEGMENTERS,
     **tiny.DETECTORS,
     "open_clip": tiny.open_clip,
+    **tiny_pairs.ALL,
 }
 
 

@@ -59,6 +59,8 @@ class Table:
         if SCHEME.match(cell):
             if storage.scheme_of(cell) not in storage.BUCKETS or "::" in cell:
                 return self.refused(row, f"{cell[:80]!r}: a table names paths, URLs and buckets")
+            if self.options.fetch.offline:
+                return self.refused(row, "the network is not to be asked (--offline)")
             return Source(cell, storage.Remote(cell), fields)
         path = below(self.root, cell)
         if path is None:
@@ -120,7 +122,7 @@ def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
     number = 0
     try:
         header = next(reader, None)
-        if not header or "\0" in "".join(header):
+        if not header or not _is_text("".join(header)):
             yield Source(table.name, Refused("no table: it begins with no row of column names"))
             return
         columns = resolve(table.name, header, table.options.columns)
@@ -130,6 +132,11 @@ def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
                 number += 1
     except csv.Error as error:
         yield table.refused(number, f"damaged, rows from here on cannot be read: {error}")
+
+
+def _is_text(line: str) -> bool:
+    """Whether it is UTF-8 without null characters, unlike the beginning of most other files."""
+    return "\0" not in line and not any("\udc80" <= c <= "\udcff" for c in line)
 
 
 def _row(
@@ -154,6 +161,9 @@ def _json_lines(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
     while line := text.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith("\n"):
             yield table.refused(number, f"damaged: a line of more than {MAX_LINE} characters")
+            return
+        if number == 0 and not (_is_text(line) or line.startswith("{")):
+            yield Source(table.name, Refused("no table: it begins with no JSON"))
             return
         if line.strip():
             yield _json_row(table, number, line)

@@ -1,7 +1,7 @@
 """Pictures to captions, as a job."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts as texts
@@ -22,7 +22,7 @@ class CaptionJob:
 
     models: ModelSet
     method: str | None = None
-    """Without one the set's own, else `magic`."""
+    """Without one the set's own, else `mbr` or `magic` (`tasks.caption.captioner`)."""
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     """Named settings of the method."""
@@ -30,19 +30,28 @@ class CaptionJob:
     """What texts begin with: one for all, one for each path, or one each in the order of a run."""
     trace: bool = False
     """Keep every choice."""
+    coupling: str | None = None
+    """In place of the set's; see `ModelSet.for_captions` without one."""
 
     schema: ClassVar[str] = CaptionResult.schema
+
+    def on(self, device: str) -> "CaptionJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "CaptionWorker":
         """Load the models, and the captions that a method chooses among."""
-        method = task.captioner(self.models, self.method, dict(self.options), self.preset)
+        models = self.models.for_captions
+        if self.coupling is not None:
+            models = self.models.coupled_by(self.coupling)
         given = {"prompts": self.prompts is not None, "trace": self.trace}
+        method = task.captioner(models, self.method, dict(self.options), self.preset, given)
         task.refuse(method, given)
-        self.models.require(language_model="language_model" in method.needs)
-        pool = task.pool_of(self.models, cache, meter) if "pool" in method.needs else None
-        return CaptionWorker(self, method, pool, cache, batch_size)
+        models.require(language_model="language_model" in method.needs)
+        pool = task.pool_of(models, cache, meter) if "pool" in method.needs else None
+        return CaptionWorker(self, models, method, pool, cache, batch_size)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class CaptionWorker:
     """A captioner with its models."""
 
     job: CaptionJob
+    models: ModelSet
     method: Captioner
     pool: Pool | None
     cache: EmbeddingCache
@@ -65,17 +75,13 @@ class CaptionWorker:
         else:
             each = prompts.items() if isinstance(prompts, Mapping) else enumerate(prompts)
             asked = {"prompts": texts.fingerprint([[str(x) for x in pair] for pair in each])}
-        return task.settings(self.job.models, self.method) | asked
+        return task.settings(self.models, self.method) | asked
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[CaptionResult]:
-        """One result per picture, in order.
-
-        Raises:
-            UserError: pictures without a prompt of their own where others have one.
-        """
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
+        """One result per picture, in order."""
         return task.caption(
             sources,
-            self.job.models,
+            self.models,
             self.method,
             self.cache,
             meter,
@@ -85,14 +91,15 @@ class CaptionWorker:
             pool=self.pool,
         )
 
-    def _prompts(self, sources: Sequence[Source]) -> Sequence[str] | None:
+    def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:
         given = self.job.prompts
         if given is None:
             return None
         if isinstance(given, str):
-            return [given] * len(sources)
+            return lambda source: given
         if isinstance(given, Mapping):
-            return [given[source.path or ""] for source in sources]
-        if len(given) != len(sources):
+            return lambda source: given[source.path or ""]
+        if isinstance(sources, Sized) and len(given) != len(sources):
             raise UserError(f"{len(given)} prompts for {len(sources)} pictures")
-        return given
+        each = iter(given)
+        return lambda source: next(each)

@@ -1,7 +1,7 @@
 """Pictures to boxes, as a job."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +47,10 @@ class DetectJob:
     overwrite: bool = False
 
     schema: ClassVar[str] = DetectResult.schema
+
+    def on(self, device: str) -> "DetectJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH

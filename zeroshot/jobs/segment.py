@@ -1,7 +1,7 @@
 """Pictures to a label for each pixel, as a job."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +48,10 @@ class SegmentJob:
     overwrite: bool = False
 
     schema: ClassVar[str] = SegmentResult.schema
+
+    def on(self, device: str) -> "SegmentJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH

@@ -13,17 +13,20 @@ unfitted.
 A scorer may also say what it does to the texts (`refine`) or to the logits (`adjust`) of another:
 `_pipeline` composes methods by these verbs.
 
-A method meets `ops`, `decoding`, `trace` and `models.base` only: never a model, a file or the
+A method meets `ops`, `caption_metrics` and its words (`treebank`), `decoding`, `trace` and
+`models.base` only: never a model, a file or the
 screen.
 """
 
 import ast
+import hashlib
 import importlib
 import inspect
 import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
 from typing import (
     Any,
     ClassVar,
@@ -39,9 +42,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
+from zeroshot.caption_metrics import DocumentFrequency, document_frequency
 from zeroshot.errors import UserError, unknown
 from zeroshot.models.base import DualEncoder, LanguageModel
 from zeroshot.trace import Trace
+
+FREQUENCY_FROM = 20_000
+"""Captions of a pool that its word frequencies are counted in."""
 
 Output = Literal["similarity", "logit", "probability"]
 """What a scorer's numbers are: a *similarity* still wants the model's logit scale before a
@@ -165,6 +172,27 @@ class Pool:
 
     texts: Sequence[str]
     embeddings: Float[Tensor, "m d"]
+
+    @cached_property
+    def distinct(self) -> "Pool":
+        """Without captions that were there before."""
+        first = {text: i for i, text in reversed(list(enumerate(self.texts)))}
+        if len(first) == len(self.texts):
+            return self
+        places = sorted(first.values())
+        return Pool([self.texts[i] for i in places], self.embeddings[places])
+
+    @cached_property
+    def frequency(self) -> DocumentFrequency:
+        """Of how many captions an n-gram is part; of `FREQUENCY_FROM` where there are more.
+
+        Which ones follows from the captions alone, not from their order.
+        """
+        texts = self.texts
+        if len(texts) > FREQUENCY_FROM:
+            by_hash = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+            texts = by_hash[:FREQUENCY_FROM]
+        return document_frequency([[text] for text in texts])
 
 
 @runtime_checkable

@@ -139,7 +139,7 @@ def load_detector(
     """The detection model in `files`."""
     kind = str(files.read("config.json")["model_type"])
     model, _ = hf.load_model(
-        hf.model_class(FAMILIES[kind]), files, device, dtype, trust_remote_code
+        hf.named_class(FAMILIES[kind]), files, device, dtype, trust_remote_code
     )
     name = f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}"
     image_processor = hf.load_image_processor(files, trust_remote_code)

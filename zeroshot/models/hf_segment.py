@@ -180,7 +180,7 @@ def load_segmenter(
 ) -> Segmenter:
     """The segmentation model in `files`; UserError for a checkpoint without its decoder."""
     architecture, kind = FAMILIES[str(files.read("config.json")["model_type"])]
-    model, _ = hf.load_model(hf.model_class(architecture), files, device, dtype, trust_remote_code)
+    model, _ = hf.load_model(hf.named_class(architecture), files, device, dtype, trust_remote_code)
     loaded: Any = kind(
         f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
         model,

@@ -1,9 +1,10 @@
 """Pictures to captions."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,47 +30,68 @@ from zeroshot.tasks.embedding import (
 )
 from zeroshot.tasks.meter import Meter
 
+POOLED = 50_000
+"""Captions of a pool above which they are not embedded unasked: some minutes on one core."""
+
 
 def captioner(
-    models: ModelSet, method: str | None, options: dict[str, Any], preset: str | None = None
+    models: ModelSet,
+    method: str | None,
+    options: Mapping[str, Any],
+    preset: str | None = None,
+    asked: Mapping[str, bool] = MappingProxyType({}),
 ) -> Captioner:
     """The captioner asked for, with the preset's options, else the set's, where none are given.
+
+    Without a method it is the set's; else `mbr` where the set has captions to learn from, and
+    `magic` where it has none. `magic` is also meant by what it alone has: a preset, and what is
+    `asked` of `prompts` and `trace`.
 
     Raises:
         UserError: the method or preset is unknown, or the method does not caption.
     """
-    name = method or models.spec.caption.get("method", "magic")
-    of_the_set = {k: v for k, v in models.spec.caption.items() if k != "method"}
-    same = name == models.spec.caption.get("method", "magic")
-    given = of_the_set if same else {}
+    of_the_set = dict(models.spec.caption)
+    own = of_the_set.pop("method", None) or ("magic" if of_the_set else _usual(models))
+    if own == "mbr" and (preset is not None or any(asked.values())):
+        own = "magic"
+    name = method or own
+    given = of_the_set if name == own else {}
     if preset is not None:
         presets = getattr(methods.get(name), "presets", {})
         if preset not in presets:
             raise unknown(f"preset of {name}", preset, presets)
         given = dict(presets[preset])
-    chosen = methods.configure(name, given | options)
+    chosen = methods.configure(name, given | dict(options))
     if not isinstance(chosen, Captioner):
         captioners = [n for n in methods.names() if hasattr(methods.get(n), "caption")]
         raise UserError(f"method '{name}' does not caption; these do: {', '.join(captioners)}")
     return chosen
 
 
+def _usual(models: ModelSet) -> str:
+    """`mbr` for a set with a language model and captions beside its anchors, else `magic`."""
+    spec = models.spec
+    if spec.language_model is None or spec.coupling is None:
+        return "magic"
+    return "mbr" if 0 < len(models.anchors.captions) <= POOLED else "magic"
+
+
 def caption(
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     models: ModelSet,
     method: Captioner,
     cache: EmbeddingCache,
     meter: Meter,
     *,
     batch_size: int = AUTO_BATCH,
-    prompts: Sequence[str] | None = None,
+    prompts: Callable[[Source], str] | None = None,
     trace: bool = False,
     pool: Pool | None = None,
 ) -> Iterator[CaptionResult]:
     """One result per picture, in order; the rows of a batch decode together.
 
-    `prompts`, one per picture, begin or title their texts; `trace` keeps every choice; `pool` is
-    what a method chooses among, embedded anew without it.
+    `prompts` says what a picture's text begins with or is titled; `trace` keeps every choice;
+    `pool` is what a method chooses among, embedded anew without it.
 
     Raises:
         UserError: the method takes no prompts or leaves no trace.
@@ -93,12 +115,10 @@ def caption(
             trace=trace,
         )
 
-    done = 0
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         good = batch.readable
         images = join_images(encoder, batch.rows[good])
-        asked = [prompts[done + i] if prompts is not None else None for i in range(len(batch.ids))]
-        done += len(batch.ids)
+        asked = [None if prompts is None else prompts(source) for source in batch.sources]
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):
             rows = list(zip(images, (asked[i] for i in good), strict=True))
