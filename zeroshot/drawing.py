@@ -96,17 +96,19 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float],
 ) -> Image.Image:
-    """The picture with its boxes and their scores, and a legend below; the best lie on top."""
+    """The picture with its boxes, named and scored, and a legend below; the best lie on top."""
     large = _enlarged(picture)
     factor = large.width / picture.width
     draw = ImageDraw.Draw(large)
     line = max(2, round(max(large.size) / 250))
     font = ImageFont.load_default(size=_text_size(large))
-    for box, place, score in reversed(list(zip(boxes, places, scores, strict=True))):
+    drawn = list(zip(boxes, places, names, scores, strict=True))
+    for box, place, name, score in reversed(drawn):
         left, top, right, bottom = (factor * side for side in box)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER, width=line + 2)
         draw.rectangle((left, top, right, bottom), outline=colour(place), width=line)
-        _tag(draw, (left, top), f"{score:.2f}", colour(place), font, large.size)
+        name = _shortened(name, large.width // 3, draw, font)
+        _tag(draw, (left, top), f"{name} {score:.2f}", colour(place), font, large.size)
     seen = dict(zip(places, names, strict=True))
     count = {place: list(places).count(place) for place in seen}
     legend = [
