@@ -77,7 +77,8 @@ def by_encoder(
 ) -> Iterator[MatchResult]:
     """One result per picture, in order; every different text of a batch is encoded once."""
     scored, used = scored_by(encoder, matching), canonical_names(encoder)
-    against = _rows(encoder, matching.against, cache, meter)
+    other = matching.against
+    against = _rows(encoder, other, cache, meter) if other else None
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         asked = [texts_of(source, matching) for source in batch.sources]
         failures = [
@@ -158,10 +159,10 @@ def _scores(
     encoder: DualEncoder,
     image: Float[Tensor, " m"],
     texts: Float[Tensor, "t m"],
-    against: Float[Tensor, "a m"],
+    against: Float[Tensor, "a m"] | None,
 ) -> Float[Tensor, " t"]:
     cosines = texts @ image
-    if not len(against):
+    if against is None:
         return cosines
     other = (against @ image).expand(len(cosines), -1)
     both = torch.cat([cosines[:, None], other], dim=1)  # [t, 1 + a]
