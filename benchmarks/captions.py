@@ -63,7 +63,7 @@ def main() -> None:
     print(f"| method | {' | '.join(COLUMNS)} | 95 % | CPU-s a picture | pictures |")
     print("|---|" + "---|" * (len(COLUMNS) + 3))
     with tempfile.TemporaryDirectory() as folder:
-        compare(options, pictures, truth, EmbeddingCache(options.cache or Path(folder)))
+        compare(options, pictures, truth, options.cache or Path(folder))
 
 
 def interval(each: np.ndarray) -> str:
@@ -77,19 +77,19 @@ def compare(
     options: argparse.Namespace,
     pictures: list[Path],
     truth: list[list[str]],
-    cache: EmbeddingCache,
+    cache: Path,
 ) -> None:
     """A row for each method."""
     models = zeroshot.load(options.models, device="cpu")
-    zeroshot.embed(pictures, models, cache=cache)
+    zeroshot.embed(pictures, models, cache=EmbeddingCache(cache))
     for number, method in enumerate(options.method or ["magic"], 1):
         what, _, pairs = method.partition(":")
         name, _, coupling = what.partition("@")
         given = dict(pair.split("=") for pair in pairs.split(",") if pair)
-        given |= {"coupling": coupling or None, "cache": cache}
-        zeroshot.caption(pictures[:1], models, name, **given)
+        given |= {"coupling": coupling or None}
+        zeroshot.caption(pictures[:1], models, name, cache=EmbeddingCache(cache), **given)
         begin = time.process_time()
-        results = zeroshot.caption(pictures, models, name, **given)
+        results = zeroshot.caption(pictures, models, name, cache=EmbeddingCache(cache), **given)
         seconds = (time.process_time() - begin) / len(pictures)
         if results.failed:
             sys.exit(f"{results.failed[0].path}: {results.failed[0].error.message}")

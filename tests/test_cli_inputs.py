@@ -3,17 +3,23 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
 
 import PIL.Image
 import pytest
+from rich.console import Console
 
 from tests.test_url_inputs import Handler, server  # noqa: F401
 from zeroshot import cli
+from zeroshot.images import Source
 from zeroshot.inputs import storage
+from zeroshot.results import EmbedResult, Failure
 from zeroshot.store import EmbeddingCache
+from zeroshot.terminal import _line
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -145,3 +151,26 @@ def test_size_and_time_limits(zeroshot, server):  # noqa: F811
     messages = [row["error"]["message"] for row in rows]
     assert messages[0] == "larger than 1 MiB (--url-max-mb)"
     assert "not there after 0.5 s" in messages[1]
+
+
+def test_names_that_would_steer_a_terminal(folder):
+    """In a process of its own, since only there standard output refuses what is no UTF-8."""
+    name = os.fsdecode(b"caf\xe9 \x1b[31m.png")
+    Path(name).write_bytes(b"no picture")
+    command = [sys.executable, "-m", "zeroshot", "embed", name, "--models", "pocket", "--json"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["path"] == name
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_a_line_of_the_table_is_plain():
+    source = Source("a\x1b[2J\udce9\n.png")
+    result = EmbedResult(source=source, id=None, error=Failure("UnreadableImage", "\x1b]0;x\x07"))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_line(result))
+    shown = console.file.getvalue()
+    assert "\\x1b[2J\\udce9" in shown
+    assert "\\x1b]0;x\\x07" in shown
+    assert "\x1b" not in shown

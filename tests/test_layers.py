@@ -5,9 +5,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 LAYERS = [
-    {"errors", "ops", "metrics", "prompts", "treebank", "whole"},
+    {
+        "errors",
+        "ops",
+        "metrics",
+        "matching_metrics",
+        "intervals",
+        "prompts",
+        "protocols",
+        "treebank",
+    },
     {"caption_metrics"},
-    {"alignment"},
+    {"alignment", "measures"},
     {"models.base"},
     {"inputs"},
     {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
@@ -20,14 +29,12 @@ LAYERS = [
     {"page", "kept"},
     {"tasks"},
     {"jobs"},
-    {"evaluate", "scale", "api", "api_texts"},
+    {"report", "scale", "api", "api_texts"},
     {"terminal"},
     {"cli_run", "cli_anchors", "cli_cache"},
     {"cli_rows"},
-    {
-        *{"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_filter", "cli_search"},
-        *{"cli_match", "cli_ask"},
-    },
+    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
+    {"cli_ask", "cli_filter", "cli_match", "cli_search"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {

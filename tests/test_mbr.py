@@ -411,5 +411,7 @@ def test_an_open_coupling_is_chosen_for_captions(make_set):
     assert resolve("base").for_captions.spec.coupling is None
     other = models.coupled_by("csa", lam=2.0).spec.coupling
     assert (other.method, other.options) == ("csa", {"lam": 2.0})
+    with pytest.raises(UserError, match="'magic' couples no encoders; these do: asif, auto, csa"):
+        _ = models.coupled_by("magic").coupling
     with pytest.raises(UserError, match="no anchors"):
         resolve("base").coupled_by("csa")

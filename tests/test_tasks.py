@@ -98,6 +98,13 @@ def test_a_coupling_labels_captions_and_embeds(coupled):
     assert guided.caption
     [found] = zeroshot.caption(PICTURES[0], coupled, "retrieve")
     assert found.caption in coupled.anchors.captions
+    [other] = zeroshot.caption(PICTURES[0], coupled, "retrieve", coupling="procrustes")
+    assert "procrustes" in other.models["coupling"].lower()
+    assert found.models["coupling"].lower().startswith("asif")
+    for method in ("consensus", "mbr"):
+        [chosen] = zeroshot.caption(PICTURES[0], coupled, method)
+        assert chosen.caption
+        assert "  " not in chosen.caption
     [row] = zeroshot.embed(PICTURES[0], coupled)
     assert np.linalg.norm(row.embedding) == pytest.approx(1, abs=1e-5)
 

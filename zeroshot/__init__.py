@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zeroshot.api import caption, classify, embed, load, search
+    from zeroshot.api import caption, classify, embed, evaluate, load, search
     from zeroshot.api_texts import ask, match, read
 
-__all__ = ["ask", "caption", "classify", "embed", "load", "match", "read", "search"]
+__all__ = ["ask", "caption", "classify", "embed", "evaluate", "load", "match", "read", "search"]
 TEXTS = ("ask", "match", "read")
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ from zeroshot import models as loaders
 from zeroshot import prompts as sentences_of
 from zeroshot.errors import UserError
 from zeroshot.images import Input, Source
+from zeroshot.intervals import CONFIDENCE, DRAWS
 from zeroshot.jobs import Job
 from zeroshot.jobs.caption import CaptionJob
 from zeroshot.jobs.classify import ClassifyJob
@@ -19,14 +20,17 @@ from zeroshot.jobs.write import NativeCaptionJob
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
+from zeroshot.protocols import Task
 from zeroshot.ranking import correction
 from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.classify import Head, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.question import question
 
 Asked = str | Path | bytes | Image | Source
 """Words, or a picture: a path as an object, a PIL image, bytes."""
@@ -219,6 +223,69 @@ def embed(
 ) -> Results[EmbedResult]:
     """Unit rows of the set's image encoder, one result per picture, in order."""
     return Results(_run(EmbedJob(_set(models)), pictures.find(images).sources, cache, batch_size))
+
+
+def evaluate(
+    data: str | Path,
+    task: Task | None = None,
+    models: str | ModelSet = "base",
+    methods: str | Sequence[str] | None = None,
+    *,
+    protocol: str | None = None,
+    truth: str | Path | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+    templates: str | None = None,
+    score: Head | None = None,
+    judge: DualEncoder | None = None,
+    coupling: str | None = None,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Evaluation:
+    """How good methods are on pictures whose truth is known, with intervals.
+
+    Args:
+        data: a folder of pictures, a CLIP_benchmark webdataset, or a file of labels.
+        task: `classify`, `caption` or `retrieve`; a protocol knows.
+        models, batch_size, cache: as for `caption`.
+        methods: one or several, each tested against the first; the set's own without.
+        protocol: class names, templates and split by one name (docs/evaluation.md).
+        truth: labels or captions of the pictures, in a file.
+        split, labels, templates: of the data; `labels` and `templates` as for `classify`.
+        score: as for `classify`.
+        judge, coupling: of captions: an encoder for CLIPScore, and as for `caption`.
+        draws, confidence, seed: of the intervals.
+        options: of the method, where it is one.
+
+    Raises:
+        UserError: an unknown name or option, data of another kind.
+    """
+    names = [methods] if methods is None or isinstance(methods, str) else list(methods)
+    if options and len(names) > 1:
+        raise UserError("options belong to one method, and several are compared")
+    sampling = Sampling(draws, confidence, seed)
+    with cache or EmbeddingCache() as store:
+        asked = question(
+            task,
+            Path(data),
+            _set(models),
+            store,
+            Meter(),
+            protocol=protocol,
+            truth=None if truth is None else Path(truth),
+            split=split,
+            labels=labels,
+            templates=templates,
+            head=score,
+            judge=judge,
+            coupling=coupling,
+            batch_size=batch_size,
+        )
+        return evaluation(asked, [asked.answers(name, options) for name in names], sampling)
 
 
 def _native(

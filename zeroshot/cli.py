@@ -1,8 +1,8 @@
 """The command line: parse, call one task, show what comes.
 
 Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit codes: 0 done,
-1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model or data is not
-available, 130 interrupted with everything so far written.
+1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model, data or room on the
+disk is not available, 130 interrupted with everything so far written.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from zeroshot import (
     cli_caption,
     cli_classify,
     cli_embed,
+    cli_eval,
     cli_filter,
     cli_match,
     cli_search,
@@ -50,6 +51,8 @@ app.command()(cli_calibrate.calibrate)
 app.command()(cli_search.search)
 app.command()(cli_filter.filter)
 app.command()(cli_embed.embed)
+app.command("eval")(cli_eval.evaluate)
+app.command()(cli_eval.report)
 app.command()(cli_match.match)
 app.command()(cli_ask.ask)
 app.command()(cli_ask.read)

@@ -171,7 +171,9 @@ class Rows(Run):
         after = state(order, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
-            for line in terminal.summary(meter, before.resumed, self.verbose, several=several):
+            for line in terminal.summary(
+                meter, before.resumed, self.verbose, total=before.total, several=several
+            ):
                 terminal.say(line)
             terminal.say(terminal.how_far(after, str(self.folder)))
         if trouble is not None:

@@ -1,14 +1,16 @@
 """Files that are whole or not there, whatever happens to the process or the machine."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from zeroshot.errors import OutputError
+from zeroshot.errors import OutputError, UserError
 
-__all__ = ["publish", "replace", "sync", "writing"]
+__all__ = ["publish", "refusal", "replace", "sync", "whole", "writing"]
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
@@ -63,6 +65,23 @@ def _beside(path: Path, data: bytes | memoryview) -> Path:
     return new
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the name `path` once the block is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+    try:
+        with open(new, "xb") as file:
+            yield file
+            file.flush()
+            sync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def sync(what: int | Path) -> None:
     """Wait until a file, or what a folder lists, is on the disk."""
     if isinstance(what, int):
@@ -84,7 +103,18 @@ def writing(place: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"cannot write to '{place}': {error.strerror or error}; what is complete there stays: "
-            "see to it and run the same command again"
-        ) from error
+        raise _stopped(place, error) from error
+
+
+def refusal(place: Path, error: OSError) -> UserError | OutputError:
+    """What to raise when an output cannot be begun: there is no room, or the place is wrong."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _stopped(place, error)
+    return UserError(f"cannot write '{place}': {error.strerror}")
+
+
+def _stopped(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to '{place}': {error.strerror or error}; what is complete there stays: "
+        "see to it and run the same command again"
+    )

@@ -80,6 +80,11 @@ class ModelSet:
         """The set's coupling, not fitted; ASIF without options chooses its own, `auto` all."""
         spec = _coupling(self.spec)
         chosen = methods.configure(spec.method, spec.options)
+        if not isinstance(chosen, methods.Coupling):
+            couplings = [n for n in methods.names() if hasattr(methods.get(n), "map_images")]
+            raise UserError(
+                f"method '{spec.method}' couples no encoders; these do: {', '.join(couplings)}"
+            )
         if spec.method == "asif" and not spec.options:
             chosen = Auto(among="asif", splits=1)
         if isinstance(chosen, Auto):

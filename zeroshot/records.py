@@ -86,7 +86,7 @@ class Output:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lease = self._claim()
         except OSError as error:
-            raise UserError(f"cannot write '{path}': {error.strerror}") from error
+            raise durable.refusal(path, error) from error
         try:
             if overwrite:
                 for old in (path, self._work, self._run_file):
@@ -94,7 +94,7 @@ class Output:
             self._begin(made_with, retry_failed)
         except OSError as error:
             self._lease.release()
-            raise UserError(f"cannot write '{path}': {error.strerror}") from error
+            raise durable.refusal(path, error) from error
         except BaseException:
             self._lease.release()
             raise

@@ -34,14 +34,14 @@ NAME_WIDTH = 32
 Show = Literal["json", "table", "nothing"]
 
 
+def plain(text: str) -> str:
+    r"""With `\x1b` for characters that would steer a terminal, and for bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def say(message: str) -> None:
     """One message on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(_printable(message)))
-
-
-def _printable(text: str) -> str:
-    """Stray bytes of a file name that is no UTF-8, spelled out."""
-    return utf8(text).decode()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(plain(message)))
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def warnings_said() -> Iterator[None]:
 
 def print_json(row: Mapping[str, Any]) -> None:
     """One JSON line on standard output."""
-    print(_printable(json.dumps(row, ensure_ascii=False, allow_nan=False)), flush=True)
+    print(utf8(json.dumps(row, ensure_ascii=False, allow_nan=False)).decode(), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -88,6 +88,40 @@ def show_comparison(rows: "Iterable[Compared]") -> None:
     )
 
 
+def show_figures(result: Mapping[str, Any]) -> None:
+    """What `eval` found of one method; the whole result as one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(result)
+        return
+    from zeroshot.measures import usual
+
+    share = f"{100 * result['sampling']['confidence']:g} %"
+    table = Table("figure", escape(result["method"]), f"{share} interval")
+    table.title = escape(result["dataset"])
+    for name, value in result["metrics"].items():
+        ends = result["intervals"][name]
+        told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
+        table.add_row(name, f"{usual(name, value):.2f}", told)
+    Console().print(table)
+
+
+def show_differences(comparison: Mapping[str, Any]) -> None:
+    """Each method against the first; one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(comparison)
+        return
+    from zeroshot.measures import usual
+
+    for method, figures in comparison["methods"].items():
+        table = Table("figure", "difference", "interval", "p", "p (Holm)")
+        table.title = escape(f"{method} less {comparison['first']}")
+        for name, own in figures.items():
+            ends = " to ".join(f"{usual(name, end):+.2f}" for end in own["interval"])
+            difference = f"{usual(name, own['difference']):+.2f}"
+            table.add_row(name, difference, ends, f"{own['p']:.3f}", f"{own['p_holm']:.3f}")
+        Console().print(table)
+
+
 def show_hits(hits: "Sequence[SearchResult]") -> None:
     """A table for each query: rank, score, path, and the anchors that carried a hit."""
     console = Console(highlight=False)
@@ -96,7 +130,7 @@ def show_hits(hits: "Sequence[SearchResult]") -> None:
         table = Table("", "score", "picture", title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
             said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
-            shown = Text(_printable(said), overflow="fold")
+            shown = Text(plain(said), overflow="fold")
             table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
         console.print(table)
 
@@ -175,18 +209,21 @@ def _line(result: "Result") -> Table:
     name = PurePath(result.path).name if result.path else "(in memory)"
     failed = result.error is not None
     said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
-    line.add_row(Text(name), Text(said, style="red" if failed else ""))
+    line.add_row(Text(plain(name)), Text(plain(said), style="red" if failed else ""))
     return line
 
 
-def summary(meter: "Meter", resumed: int, verbose: bool, *, several: bool = False) -> list[str]:
+def summary(
+    meter: "Meter", resumed: int, verbose: bool, *, total: int | None = None, several: bool = False
+) -> list[str]:
     """The last lines of a run: how many, how fast, what bound it.
 
     `several` processes share the meter: then the rate is that of the clock on the wall.
     """
     lines = []
     if resumed:
-        lines.append(f"resumed: {resumed} of {resumed + meter.pictures} were done already")
+        asked = resumed + meter.pictures if total is None else total
+        lines.append(f"resumed: {resumed} of {asked} were done already")
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:

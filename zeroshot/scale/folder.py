@@ -91,9 +91,9 @@ class Place:
         try:
             (self.path / WORK).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write '{self.path}': {error.strerror}") from error
+            raise durable.refusal(self.path, error) from error
         begun = _read_run(self.path)
-        was = begun or {}
+        was = begun if begun is not None and begun.get("rows") == schema else {}
         suffix = self.format or was.get("format") or "jsonl"
         name = self.layout or was.get("layout") or self.default_layout
         plan = Plan(sources, self.shard_size or was.get("shard_size") or SHARD_SIZE)

@@ -38,8 +38,8 @@ READ_TOGETHER = 16
 """Pictures in a message from a decoder to a model."""
 AHEAD = 4
 """Such messages under way for each model."""
-PATIENCE = 120.0
-"""Seconds to wait for a decoder before reading oneself."""
+PATIENCE = 30.0
+"""Seconds to wait for a decoder before doing without it."""
 SCORE = -1
 """Instead of a shard's number: score what was embedded."""
 
@@ -225,27 +225,37 @@ class ReadAhead:
     """Gives a worker pictures that decoders have read, in order."""
 
     def __init__(self, decoders: Sequence[Any]) -> None:
-        self.decoders = decoders
+        self.decoders = list(decoders)
         self.turn = count(os.getpid())
 
     def __call__(self, sources: Sequence[Source]) -> Iterator[Source]:
         """The sources as they come from the decoders."""
         rest = iter(sources)
-        waiting: deque[tuple[Any, list[Source]]] = deque()
+        waiting: deque[tuple[Any, Any, list[Source]]] = deque()
         while batch := list(islice(rest, READ_TOGETHER)):
-            decoder = self.decoders[next(self.turn) % len(self.decoders)]
-            waiting.append((decoder.decode.remote(batch), batch))
+            waiting.append(self._ask(batch))
             if len(waiting) == AHEAD:
                 yield from self._take(*waiting.popleft())
         while waiting:
             yield from self._take(*waiting.popleft())
 
-    def _take(self, promised: Any, batch: list[Source]) -> list[Source]:
+    def _ask(self, batch: list[Source]) -> tuple[Any, Any, list[Source]]:
+        """A decoder, what it promised, and the batch; the worker reads it where none is left."""
+        if not self.decoders:
+            return None, None, batch
+        decoder = self.decoders[next(self.turn) % len(self.decoders)]
+        return decoder, decoder.decode.remote(batch), batch
+
+    def _take(self, decoder: Any, promised: Any, batch: list[Source]) -> list[Source]:
+        """The promised pictures. A decoder that breaks its promise is not asked again."""
+        if decoder not in self.decoders:
+            return batch
         library = ray()
         try:
             decoded: list[Source] = library.get(promised, timeout=PATIENCE)
         except (library.exceptions.RayError, TimeoutError):
-            return batch  # the worker reads it
+            self.decoders.remove(decoder)
+            return batch
         return decoded
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from zeroshot import leases
+from zeroshot import durable, leases
 from zeroshot.formats import Record
 from zeroshot.images import Source
 from zeroshot.jobs import Worker
@@ -50,7 +50,8 @@ def process_shard(
     how = how or How()
     if (mark := _finished(folder, shard, how)) is not None:
         return mark
-    lease = leases.claim(folder.work, folder.name(shard))
+    with durable.writing(folder.path):
+        lease = leases.claim(folder.work, folder.name(shard))
     if not isinstance(lease, leases.Lease):
         return None
     try:
@@ -114,7 +115,10 @@ def _fresh(
             part.append(batch)
             for result in batch:
                 how.seen(result)
-    return part.content()
+    content = part.content()
+    if len(content.records) != len(sources):
+        raise RuntimeError(f"{len(content.records)} rows for {len(sources)} pictures")
+    return content
 
 
 def _retried(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zeroshot import leases
+from zeroshot import durable, leases
 from zeroshot.images import Source
 from zeroshot.jobs import Transductive
 from zeroshot.results import EmbedResult, Failure
@@ -76,7 +76,8 @@ def transduce(worker: Transductive, folder: Folder, meter: Meter, how: How | Non
     again = how.retry_failed and _failed(rows) != before
     pause = PATIENCE[0]
     while again or len(folder.marks()) < folder.plan.count:
-        lease = leases.claim(folder.work, SCORING)
+        with durable.writing(folder.path):
+            lease = leases.claim(folder.work, SCORING)
         if isinstance(lease, leases.Lease):
             try:
                 _score(worker, folder, rows, meter, how, again)
