@@ -198,7 +198,7 @@ def test_every_answerer_through_the_command(name, model_of, scenes, capsys):
     (question,) = rows[0]["questions"]
     assert question["question"] == "is it?"
     assert len(question["answers"]) == 2
-    (result,) = zeroshot.ask(HEART, "is it?", model_of(name), top_k=2, cache=NullCache())
+    (result,) = zeroshot.ask(HEART, "is it?", model=model_of(name), top_k=2, cache=NullCache())
     assert [a.text for a in result.questions[0].answers] == [
         a["answer"] for a in question["answers"]
     ]

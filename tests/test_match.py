@@ -226,7 +226,7 @@ def test_a_head_scores_through_python_and_the_command(itm, scenes, capsys):
     assert rows[1]["error"]["type"] == "LongText"
     assert rows[0]["models"]["scorer"].startswith("hf:blip_itm@")
     assert rows[0]["scored"] == "probability"
-    alone = zeroshot.match([(RING, "ring")], models=itm, cache=NullCache())
+    alone = zeroshot.match([(RING, "ring")], model=itm, cache=NullCache())
     assert alone[0].texts[0].score == pytest.approx(rows[2]["texts"][0]["score"], abs=1e-6)
 
 
@@ -240,10 +240,10 @@ def test_a_pair_that_was_scored_is_not_scored_again(itm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TransformersPairScorer, "score_pairs", counted)
     with EmbeddingCache(tmp_path) as cache:
-        first = zeroshot.match([HEART, STAR], ["a", "b"], itm, cache=cache, batch_size=3)
+        first = zeroshot.match([HEART, STAR], ["a", "b"], model=itm, cache=cache, batch_size=3)
         assert asked == [3, 1]
     with EmbeddingCache(tmp_path) as cache:
-        again = zeroshot.match([STAR, HEART], ["b", "c"], itm, cache=cache)
+        again = zeroshot.match([STAR, HEART], ["b", "c"], model=itm, cache=cache)
         assert asked == [3, 1, 2]
     assert again[0].texts[0].score == pytest.approx(first[1].texts[1].score)
 
@@ -256,7 +256,7 @@ def test_a_head_does_not_weigh(itm, capsys):
 
 def test_three_labels_of_entailment(tmp_path):
     head = str(tiny_pairs.vilt_entailment(tmp_path / "vilt"))
-    (result,) = zeroshot.match([(HEART, "a red heart")], models=head, cache=NullCache())
+    (result,) = zeroshot.match([(HEART, "a red heart")], model=head, cache=NullCache())
     (fit,) = result.texts
     assert fit.scores is not None
     assert set(fit.scores) == {"entailment", "neutral", "contradiction"}
