@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import zeroshot
-from tests.models import tiny_pairs
+from tests.models import tiny, tiny_pairs
 from zeroshot.cli import run
 from zeroshot.errors import UserError
 from zeroshot.jobs import Job
@@ -92,6 +92,21 @@ def test_against_is_a_share_of_the_softmax_at_the_models_own_scale():
         (scale * cosines).softmax(0)[0].item(), abs=1e-5
     )
     assert weighed[0].scored == "softmax"
+
+
+def test_a_sigmoid_is_that_of_the_model(tmp_path):
+    siglip = tiny.siglip(tmp_path / "siglip")
+    sets = resolve("pocket", encoder=str(siglip), device="cpu")
+    how = {"models": sets, "cache": NullCache()}
+    plain = zeroshot.match(HEART, ["a red heart", "two dogs"], **how)[0]
+    told = zeroshot.match(HEART, ["a red heart", "two dogs"], score="sigmoid", **how)[0]
+    logits = tiny.SCALE * torch.tensor([fit.score for fit in plain.texts]) + tiny.BIAS
+    assert [fit.score for fit in told.texts] == pytest.approx(logits.sigmoid().tolist(), rel=1e-3)
+    assert told.scored == "sigmoid"
+    with pytest.raises(UserError, match="share of a softmax"):
+        zeroshot.match(HEART, "a", score="sigmoid", against="b", **how)
+    with pytest.raises(UserError, match="not trained with a sigmoid"):
+        zeroshot.match(HEART, "a", "pocket", score="sigmoid", cache=NullCache())
 
 
 def test_every_text_is_encoded_once(tmp_path):

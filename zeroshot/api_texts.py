@@ -17,6 +17,7 @@ from zeroshot.results import Results
 from zeroshot.spoken_results import AskResult, MatchResult, ReadResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.match import Score
 from zeroshot.tasks.questions import PRESENT
 from zeroshot.tasks.thresholds import Thresholds
 
@@ -28,6 +29,7 @@ def match(
     *,
     model: str | None = None,
     against: str | Sequence[str] = (),
+    score: Score = "cosine",
     thresholds: Thresholds | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
@@ -41,12 +43,13 @@ def match(
         model: a model whose head reads picture and text together instead:
             `hf:Salesforce/blip-itm-base-coco`.
         against: texts that those are weighed against, by an encoder.
+        score: of an encoder; `sigmoid` is for those that were trained with one (SigLIP).
         thresholds: from `tasks.thresholds.learn`; then every text has a label too.
 
     Raises:
         UserError: an unknown name. NotAvailableError: a model that is not here.
     """
-    job = MatchJob(_set(models), model, _several(texts), _several(against), thresholds)
+    job = MatchJob(_set(models), model, _several(texts), _several(against), thresholds, score)
     return Results(_run(job, _pairs(pairs), cache, batch_size))
 
 
