@@ -314,3 +314,17 @@ def test_loading_and_answering_say_nothing(directory_of, pictures, capfd, recwar
             model.answer_regions(regions((3,)), ["is it?"])
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("vilt_vqa", "ask"),
+        ("lxmert", "ask"),
+        ("blip_itm", "match"),
+        ("encoder_decoder", "caption --method native"),
+    ],
+)
+def test_as_an_encoder_they_are_refused_with_what_to_do(name, command, directory_of):
+    with pytest.raises(UserError, match=f"is no encoder: `zeroshot {command} --model hf:{name}`"):
+        models.load_dual_encoder(str(directory_of(name)), device="cpu")

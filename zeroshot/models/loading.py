@@ -6,7 +6,18 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 
 from zeroshot.errors import UserError
-from zeroshot.models import files, hf, hf_dual, hf_image, hf_lm, hf_text, open_clip
+from zeroshot.models import (
+    files,
+    hf,
+    hf_answers,
+    hf_dual,
+    hf_generate,
+    hf_image,
+    hf_lm,
+    hf_pairs,
+    hf_text,
+    open_clip,
+)
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.devices import resolve_device, resolve_precision
 from zeroshot.models.files import Files
@@ -28,6 +39,14 @@ LOADERS: dict[Role, Callable[[Files, torch.device, torch.dtype, bool], Any]] = {
     "text encoder": hf_text.load_text_encoder,
     "language model": hf_lm.load_language_model,
 }
+
+
+WITH_TEXTS = {
+    "ask": (*hf_answers.CLASSIFIERS, *hf_answers.REGION_CLASSIFIERS, *hf_generate.ANSWERERS),
+    "match": tuple(hf_pairs.HEADS),
+    "caption --method native": hf_generate.WRITERS,
+}
+"""Classes that `vision_language` loads, and a command that asks for them."""
 
 
 class Options(TypedDict, total=False):
@@ -111,6 +130,11 @@ def _kind(found: Files, role: Role | None) -> Role:
     architecture = (config.get("architectures") or [""])[0]
     if config.get("model_type") in hf_dual.FAMILIES:
         return "dual encoder"
+    if verb := next((v for v, kinds in WITH_TEXTS.items() if architecture in kinds), None):
+        raise UserError(
+            f"{found.name} is a {architecture}, which meets pictures and texts together and is no "
+            f"encoder: `zeroshot {verb} --model {found.name.label}`"
+        )
     if architecture.endswith(("LMHeadModel", "ForCausalLM")):
         # A text encoder made from a language model says so by its pooling.
         pooled = (found.directory / "modules.json").is_file()
