@@ -7,24 +7,16 @@ query.
 import sys
 from pathlib import Path
 
-import torch
-
 import zeroshot
 
 SCENES = Path(__file__).parent / "scenes"
 
 
 def main(query: str = "a red heart", folder: str = str(SCENES), models: str = "pocket") -> None:
-    loaded = zeroshot.load(models)
-    found = [r for r in zeroshot.embed(folder, models=loaded) if r.error is None]
-    rows = torch.tensor([r.embedding for r in found])  # [n d], unit rows
-    if Path(query).is_file():
-        wanted = torch.tensor(zeroshot.embed(query, models=loaded)[0].embedding)
-    else:
-        wanted = loaded.encoder.encode_texts([query])[0]
-    cosine, best = (rows @ wanted).topk(min(3, len(rows)))
-    for value, place in zip(cosine.tolist(), best.tolist(), strict=True):
-        print(f"{value:.3f}  {Path(found[place].path or '').name}")
+    wanted = Path(query) if Path(query).is_file() else query
+    for hit in zeroshot.search(wanted, folder, models=models, top_k=3):
+        said = hit.error.message if hit.error else f"{hit.score:.3f}"
+        print(f"{said}  {Path(hit.path or '').name}")
 
 
 if __name__ == "__main__":

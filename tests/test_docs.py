@@ -67,6 +67,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("default::zeroshot.errors.ApproximateWarning")
 @pytest.mark.parametrize(
     ("line", "mark"),
     [pytest.param(line, mark, id=line) for line, mark in commands() if mark != "needs: hub"],

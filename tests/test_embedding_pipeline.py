@@ -14,11 +14,15 @@ from zeroshot import images
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images import Source, open_image
 from zeroshot.model_set import resolve
+from zeroshot.models.preprocessing import FAST
 from zeroshot.ops import normalize
 from zeroshot.store import EmbeddingCache, NullCache
 from zeroshot.tasks import pipeline
-from zeroshot.tasks.embedding import IMAGE_KIND, embed_pictures
+from zeroshot.tasks.embed import embed
+from zeroshot.tasks.embed import settings as embed_settings
+from zeroshot.tasks.embedding import canonical_names, embed_pictures
 from zeroshot.tasks.meter import Meter
+from zeroshot.terminal import summary
 
 MAGIC = Path(__file__).parent / "data" / "magic"
 
@@ -39,6 +43,8 @@ class Whole(ToyEncoder):
 
 class Split(Whole):
     """The same with preprocessing as a step of its own; knows how many pictures wait."""
+
+    shortcuts, draft_side = "", None
 
     def __init__(self):
         super().__init__()
@@ -276,7 +282,7 @@ def test_rows_reach_the_cache_as_they_come(encoder, folder, tmp_path):
             run(sources, encoder, cache)
         assert not threads()
         ids = [cache.file_id(s.path) for s in sources]
-        _, found = cache.get(encoder.name, IMAGE_KIND, ids)
+        _, found = cache.get(encoder.name, pipeline.IMAGE_KIND, ids)
         assert found.tolist() == [True] * 24 + [False] * 8
 
 
@@ -305,7 +311,7 @@ def test_a_fault_of_ours_in_a_thread_ends_the_run(encoder, folder, monkeypatch):
 
 def test_an_error_keeps_no_bytes_alive(folder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    reading = pipeline.Pipeline([], Whole(), IMAGE_KIND, NullCache(), Meter(), 4)
+    reading = pipeline.Pipeline([], Whole(), NullCache(), Meter(), 4)
     error = reading._read(Source(str(tmp_path / "bad.png")), None)
     reading.close()
     assert isinstance(error, UnreadableImageError)
@@ -327,3 +333,56 @@ def test_memory_that_runs_out_is_met_once(folder):
     assert torch.equal(torch.cat([b.rows for b in batches]), alone(Whole(), sources))
     assert encoder.refused == 2, "8 and 4 were tried once each"
     assert max(encoder.batches) == 2
+
+
+# What a run says of itself
+
+
+def test_the_summary_says_what_was_waited_for():
+    meter = Meter(pictures=8)
+    meter.seconds |= {"cache": 0.5, "decoding": 3.0, "encoder": 1.0}
+    meter.add_beside("decoding", 4.0)
+    meter.add_beside("decoding", 5.5)
+    first, *rest = summary(meter, 0, verbose=True)
+    assert "most of it waiting for pictures" in first
+    assert "decoding took 9.50 s of threads beside it" in rest
+    meter.seconds["encoder"] = 4.0
+    assert "most of it in the encoder" in summary(meter, 0, verbose=False)[0]
+
+
+def test_times_of_threads_are_theirs(encoder, folder):
+    meter = Meter()
+    run(folder(20), encoder, meter=meter)
+    assert set(meter.seconds) == {"cache", "decoding", "encoder"}
+    assert list(meter.beside) == ["decoding"]
+
+
+# Shortcuts to pixels
+
+
+def test_rows_of_other_pixels_are_never_mixed(tmp_path):
+    """Exact and fast rows: each found by its own kind alone, each named in what comes out."""
+    Image.open(MAGIC / "image_0.png").convert("RGB").resize((900, 700)).save(tmp_path / "a.jpg")
+    [source] = sources = [Source(str(tmp_path / "a.jpg"))]
+    name = f"hf:{MAGIC / 'clip'}"
+    exact, fast = resolve(encoder=name), resolve(encoder=name, fast=True)
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        rows = {}
+        for models in (exact, fast, exact, fast):
+            meter = Meter()
+            [result] = embed(sources, models, cache, meter)
+            first = models.fast not in rows
+            assert (meter.images_encoded, meter.images_cached) == (first, not first)
+            assert rows.setdefault(models.fast, result.embedding) == result.embedding
+        assert result.models["preprocessing"] == FAST
+        assert {space.kind for space in cache.info().spaces} == {
+            "image/rgb-1",
+            "image/rgb-1/fast-1",
+        }
+    assert embed_settings(exact) != embed_settings(fast)
+    assert canonical_names(exact.encoder) != canonical_names(fast.encoder)
+    assert torch.equal(
+        torch.tensor([rows[False]]), exact.encoder.encode_images([open_image(source)])
+    )
+    a, b = (torch.tensor(row) for row in rows.values())
+    assert 0.99 < float(a @ b) < 1 - 1e-9

@@ -469,3 +469,10 @@ def test_a_lazy_picture_may_come_many_times(tmp_path):
     with PIL.Image.open(tmp_path / "a.jpg") as lazy:
         results = list(read_ahead([lazy] * 40, workers=8))
     assert len({result.id for result in results}) == 1
+
+
+def test_a_picture_read_elsewhere_keeps_its_id(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(picture(), "PNG"))
+    first = read(tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    assert read(Source(str(tmp_path / "a.png"), first)) is first

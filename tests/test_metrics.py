@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn import metrics as sklearn
 
 from zeroshot import metrics
 
@@ -74,3 +75,48 @@ def test_honest_probabilities_have_a_small_error_and_flat_ones_a_large_one():
     for error in (metrics.ece, metrics.adaptive_ece):
         assert error(probabilities, labels) < 0.03
         assert error(sharp, labels) > 0.1
+
+
+def test_more_by_hand():
+    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2], [0.2, 0.4, 0.4]])
+    labels = np.array([1, 2, 1, 2])
+    # a tie goes to the class that comes first, as argmax has it
+    assert metrics.correct_at(scores, labels).tolist() == [False, True, False, False]
+    assert metrics.correct_at(scores, labels, 2).tolist() == [True] * 4
+    assert metrics.accuracy(scores, labels, 2) == 1
+    # class 0 does not occur; 1 of 3 rows of class 2, and the only one of class 1
+    predicted, truth = np.array([2, 0, 1, 1]), np.array([2, 2, 2, 1])
+    assert metrics.mean_per_class_recall(predicted, truth) == pytest.approx((1 / 3 + 1) / 2)
+    # ranks 1 and 3 are positive: precision 1 and 2/3
+    found = metrics.average_precision(np.array([0.9, 0.5, 0.7]), np.array([True, True, False]))
+    assert found == pytest.approx((1 + 2 / 3) / 2)
+    assert math.isnan(metrics.average_precision(np.array([0.9]), np.array([False])))
+
+
+def test_scikit_learn_agrees():
+    probabilities, labels = problem(300, 6, scale=1.0)
+    predicted = probabilities.argmax(1)
+    for k in (1, 2, 5):
+        expected = sklearn.top_k_accuracy_score(labels, probabilities, k=k)
+        assert metrics.accuracy(probabilities, labels, k) == pytest.approx(expected)
+    expected = sklearn.balanced_accuracy_score(labels, predicted)
+    assert metrics.mean_per_class_recall(predicted, labels) == pytest.approx(expected)
+    assert metrics.nll(probabilities, labels) == pytest.approx(
+        sklearn.log_loss(labels, probabilities)
+    )
+    scores = RNG.integers(0, 9, (80, 3)).astype(float)  # with ties
+    positive = RNG.random((80, 3)) < [0.1, 0.4, 0.8]
+    for own, truth in zip(scores.T, positive.T, strict=True):
+        expected = sklearn.average_precision_score(truth, own)
+        assert metrics.average_precision(own, truth) == pytest.approx(expected)
+        assert metrics.auroc(own, truth) == pytest.approx(sklearn.roc_auc_score(truth, own))
+    expected = sklearn.average_precision_score(positive, scores)
+    assert metrics.mean_average_precision(scores, positive) == pytest.approx(expected)
+
+
+def test_a_class_that_no_row_has_is_left_out_of_the_mean():
+    scores, positive = RNG.random((9, 3)), RNG.random((9, 3)) < 0.5
+    positive[:, 1] = False
+    expected = np.mean([metrics.average_precision(scores[:, c], positive[:, c]) for c in (0, 2)])
+    assert metrics.mean_average_precision(scores, positive) == pytest.approx(expected)
+    assert math.isnan(metrics.mean_average_precision(scores[:, :0], positive[:, :0]))

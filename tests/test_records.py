@@ -188,6 +188,7 @@ def test_a_crash_while_retrying_keeps_what_was_retried(out):
     dead = Output(out, SCHEMA, SETTINGS, retry_failed=True)
     dead.write([good("a", "1", "dog")])
     dead._file.close()  # neither merged nor closed
+    dead._lease.release()
     with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
         assert (output.holds("a", "1"), output.holds("c", None)) == (True, False)
         output.write([good("c", "3", "ant")])
@@ -370,7 +371,7 @@ some = st.lists(st.tuples(names, st.sampled_from(["1", "2", None])), max_size=6)
 @given(old=some, new=some)
 def test_merge_loses_no_good_row_but_to_a_newer_one(old, new):
     def record(number, path, id):
-        return formats.Record(str(number).encode(), path, id, id is None)
+        return formats.Record(str(number).encode(), path, id, "Unreadable" if id is None else None)
 
     old = [record(number, *key) for number, key in enumerate(old)]
     new = [record(100 + number, *key) for number, key in enumerate(new)]

@@ -1,5 +1,6 @@
 """The cache: equals a dictionary, survives crashes and damage, and several users at a time."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,10 +13,12 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from zeroshot import store
 from zeroshot.errors import UserError
@@ -320,20 +323,20 @@ def run(code):
 
 
 DEATHS = {
-    "before the append": "store._append_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the append": "store.append_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
     "within the append": """
 def torn(path, rows):
     with open(path, "ab") as file:
         file.write(rows.tobytes()[:-7])
     os.kill(os.getpid(), signal.SIGKILL)
-store._append_rows = torn
+store.append_rows = torn
 """,
     "before the commit": """
-append = store._append_rows
+append = store.append_rows
 def dying(path, rows):
     append(path, rows)
     os.kill(os.getpid(), signal.SIGKILL)
-store._append_rows = dying
+store.append_rows = dying
 """,
 }
 
@@ -390,13 +393,21 @@ def index(root):
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE rows SET place = place + 1",
-        "UPDATE rows SET place = 1000000",
-        "UPDATE rows SET place = -1",
-        "UPDATE rows SET segment = 99",
+        "UPDATE batches SET place = place + 1",
+        "UPDATE batches SET place = 1000000",
+        "UPDATE batches SET place = 1 << 40",
+        "UPDATE batches SET place = -1",
+        "UPDATE batches SET segment = 99",
+        "UPDATE batches SET segment = 1 << 40",
+        "UPDATE batches SET keys = substr(keys, 2)",
+        "UPDATE batches SET keys = substr(keys, 9)",
+        "UPDATE batches SET checksums = x''",
+        "UPDATE batches SET checksums = CAST(substr(checksums, 2) || x'00' AS BLOB)",
+        "UPDATE batches SET keys = 7, checksums = NULL",
+        "UPDATE batches SET place = 'first'",
         "UPDATE segments SET name = 'gone.f32'",
         "UPDATE spaces SET dim = 10",
-        "UPDATE rows SET id = 'x' || substr(id, 2)",
+        "UPDATE batches SET keys = x'0102030405060708' || substr(keys, 9, 0)",
     ],
 )
 def test_index_that_points_elsewhere(tmp_path, change):
@@ -409,20 +420,37 @@ def test_index_that_points_elsewhere(tmp_path, change):
     assert not found.any()
 
 
-def test_swapped_rows_are_missing(tmp_path):
-    fill(tmp_path, ["a", "b"])
-    database = index(tmp_path)
-    database.execute("UPDATE rows SET place = 1 - place")
+def swap(root, column, width):
+    """Exchange what the index says of the first two rows of a batch."""
+    database = index(root)
+    (held,) = database.execute(f"SELECT {column} FROM batches").fetchone()
+    database.execute(
+        f"UPDATE batches SET {column} = ?",
+        (held[width : 2 * width] + held[:width] + held[2 * width :],),
+    )
     database.close()
-    assert held(tmp_path, ["a", "b"]) == []
+
+
+def test_swapped_rows_are_missing(tmp_path):
+    fill(tmp_path, ["a", "b", "c"])
+    swap(tmp_path, "keys", 8)
+    assert held(tmp_path, ["a", "b", "c"]) == ["c"]
+    swap(tmp_path, "checksums", 4)  # even where each checksum goes with its key
+    assert held(tmp_path, ["a", "b", "c"]) == ["c"]
 
 
 def test_row_under_another_rows_id_is_missing(tmp_path):
-    fill(tmp_path, ["a", "b"])
-    database = index(tmp_path)
-    database.execute("UPDATE rows SET id = ? WHERE id = ?", (id_of("c"), id_of("a")))
-    database.close()
-    assert held(tmp_path, ["a", "b", "c"]) == ["b"]
+    """As when two ids have the same key: the checksum knows more of an id."""
+    same = [id_of("a"), id_of("a")[:16] + id_of("b")[16:]]
+    with EmbeddingCache(tmp_path) as cache:
+        cache.put(ENCODER, "text", same[:1], rows_of(["a"]))
+        rows, found = cache.get(ENCODER, "text", same)
+        assert found.tolist() == [True, False]
+        assert torch.equal(rows, rows_of(["a"]))
+        cache.put(ENCODER, "text", same[1:], rows_of(["b"]))
+        rows, found = cache.get(ENCODER, "text", same)
+        assert found.tolist() == [False, True]
+        assert torch.equal(rows, rows_of(["b"]))
 
 
 def test_lost_index_and_lost_segments(tmp_path):
@@ -464,7 +492,9 @@ def test_layout_of_another_version_is_refused(tmp_path):
     database = index(tmp_path)
     database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="has layout 7, this version reads 1"):
+    with pytest.raises(
+        UserError, match=r"has layout 7, this version reads 2; empty it with .* prune --all"
+    ):
         EmbeddingCache(tmp_path)
 
 
@@ -496,7 +526,7 @@ def test_failed_append_leaves_no_trace(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with EmbeddingCache(tmp_path) as cache:
-        monkeypatch.setattr(store, "_append_rows", full)
+        monkeypatch.setattr(store, "append_rows", full)
         assert torch.equal(through(cache, rows_of, ["a", "b"]), rows_of(["a", "b"]))
         assert cache.trouble.endswith("keeps nothing more: [Errno 28] No space left on device")
         assert cache.info().spaces == ()
@@ -702,3 +732,113 @@ def test_without_a_cache(tmp_path):
         assert (cache.info().spaces, cache.prune(), cache.trouble) == ((), 0, None)
     assert encode.asked == ["a", "b", "a", "b"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Checking and handing out
+
+
+def test_verify_finds_what_changed(tmp_path):
+    with EmbeddingCache(tmp_path) as cache:
+        for texts in ("abc", "de", "a"):
+            cache.put(ENCODER, "text", [id_of(x) for x in texts], rows_of(texts))
+        cache.put("other", "text", ["x"], torch.ones(1, 2))
+        found = cache.verify()
+        assert [(s.encoder, s.rows, s.damaged, s.replaced) for s in found.spaces] == [
+            ("other", 1, 0, 0),
+            (ENCODER, 5, 0, 1),
+        ]
+        assert found.sound
+        assert (found.lost, found.orphans) == ((), ())
+        names = dict(cache._index._db.execute("SELECT space, name FROM segments"))
+        path = tmp_path / "segments" / names[1]
+        damaged = bytearray(path.read_bytes())
+        damaged[4 * 20 + 3] ^= 1  # of "e"
+        path.write_bytes(damaged)
+        (tmp_path / "segments" / names[2]).unlink()
+        (tmp_path / "segments" / "left.f32").write_bytes(b"1234")
+        found = cache.verify()
+        assert [(s.rows, s.damaged, s.replaced) for s in found.spaces] == [(0, 1, 0), (4, 1, 1)]
+        assert not found.sound
+        assert (found.lost, found.orphans) == ((names[2],), ("left.f32",))
+        cache.put(ENCODER, "text", [id_of("e")], rows_of("e"))
+        assert [(s.rows, s.damaged, s.replaced) for s in cache.verify().spaces][1] == (5, 0, 2)
+        cache.prune()
+        assert cache.verify().orphans == ()
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
+def test_export_is_what_get_gives(tmp_path, clock, suffix, half):
+    paths = [settled(tmp_path / name, b"a") for name in ("one.png", "two.png")]
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        clock.tick(10)
+        ids = [cache.file_id(paths[0]), *map(id_of, "bcd")]
+        cache.file_id(paths[1])
+        cache.put(ENCODER, "image", ids, torch.zeros(4, 5))
+        cache.put(ENCODER, "image", ids[:3], rows_of("abc"))
+        target = tmp_path / "out" / f"rows{suffix}"
+        assert cache.export(target, ENCODER, "image", half=half) == 4
+        expected, _ = cache.get(ENCODER, "image", [ids[3], *ids[:3]])
+        expected = expected.half() if half else expected
+        listed = [json.loads(x) for x in target.with_suffix(".ids.jsonl").read_text().splitlines()]
+        assert [line["id"] for line in listed] == [ids[3], *ids[:3]]
+        assert [line["row"] for line in listed] == [0, 1, 2, 3]
+        assert [line["paths"] for line in listed] == [[], list(map(str, paths)), [], []]
+        if suffix == ".npy":
+            rows = torch.from_numpy(np.load(target, allow_pickle=False))
+            assert np.load(target, mmap_mode="r").shape == (4, 5)
+        else:
+            rows = load_file(target)["rows"]
+        assert rows.dtype == expected.dtype
+        assert torch.equal(rows, expected)
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {target.name, "rows.ids.jsonl"}
+
+
+def test_exports_that_cannot_be(tmp_path):
+    fill(tmp_path / "cache", ["a"])
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        with pytest.raises(UserError, match="unknown format of an export"):
+            cache.export(tmp_path / "x.csv", ENCODER, "text")
+        with pytest.raises(
+            UserError, match=f"no image rows of '{ENCODER}'; it holds '{ENCODER}' text"
+        ):
+            cache.export(tmp_path / "x.npy", ENCODER, "image")
+    assert list(tmp_path.glob("*x*")) == []
+
+
+def test_many_rows_in_batches_of_any_size(tmp_path, monkeypatch):
+    """Large batches are sorted in at once, small ones wait in a dictionary: both find the same."""
+    from zeroshot.store import places
+
+    monkeypatch.setattr(places, "MANY", 5)
+    known = {}
+    with EmbeddingCache(tmp_path) as cache, EmbeddingCache(tmp_path) as other:
+        for number, size in enumerate([1, 7, 2, 30, 4, 4, 1, 12]):
+            texts = [f"{(number * 13 + i) % 40}" for i in range(size)]
+            rows = rows_of(texts) + number
+            cache.put(ENCODER, "text", [id_of(x) for x in texts], rows)
+            known |= dict(zip(texts, rows, strict=True))
+            for reader in (cache, other):
+                got, found = reader.get(ENCODER, "text", [id_of(str(i)) for i in range(40)])
+                assert found.tolist() == [str(i) in known for i in range(40)]
+                assert torch.equal(
+                    got, torch.stack([known[k] for k in map(str, range(40)) if k in known])
+                )
+        assert cache.info().spaces[0].rows == len(known)
+    with EmbeddingCache(tmp_path) as cache:
+        assert cache.info().spaces[0].rows == len(known)
+
+
+def test_known_files_are_looked_up_together(tmp_path, clock):
+    paths = [settled(tmp_path / f"{i}.png", b"%d" % i) for i in range(5)]
+    clock.tick(10)
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        first = cache.file_ids([*paths, tmp_path / "gone", "nul\0"])
+        assert first == [*(id_of(str(i)) for i in range(5)), None, None]
+        assert clock.hashed == 5
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        settled(paths[2], b"other")
+        again = cache.file_ids(paths)
+        assert clock.hashed == 6
+        assert again[2] == id_of("other")
+        assert again[:2] + again[3:] == first[:2] + first[3:5]

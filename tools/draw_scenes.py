@@ -30,17 +30,19 @@ def scene_of(things: str, relation: str, background: str) -> Scene:
 
 
 def draw(folder: Path, seed: int = 20) -> None:
-    """Write the pictures, and `captions.jsonl` with what is true of each."""
+    """Write the pictures, what is true of each (`captions.jsonl`), and its background."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines, backgrounds = [], []
     for number, scene in enumerate((scene_of(*words) for words in SCENES), 1):
         name = "-".join(f"{t.colour}-{t.shape}" for t in scene.things)
         file = folder / f"{number}-{name}.png"
         render(rng, scene, side=128).image.save(file, optimize=True)
         lines.append({"path": file.name, "caption": caption(scene)})
+        backgrounds.append(f"{file.name},{scene.background}\n")
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "captions.jsonl").write_text(text, encoding="utf-8")
+    (folder / "truth.csv").write_text("path,label\n" + "".join(backgrounds), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zeroshot.api import caption, classify, embed, load
+    from zeroshot.api import caption, classify, embed, evaluate, load, search
+    from zeroshot.api_texts import ask, match, read
 
-__all__ = ["caption", "classify", "embed", "load"]
+__all__ = ["ask", "caption", "classify", "embed", "evaluate", "load", "match", "read", "search"]
+TEXTS = ("ask", "match", "read")
 __version__ = "0.1.0"
 
 
@@ -19,4 +21,5 @@ def __getattr__(name: str) -> Any:
     """The functions of `api`, imported on first use: they bring torch along."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("zeroshot.api"), name)
+    module = "api_texts" if name in TEXTS else "api"
+    return getattr(importlib.import_module(f"zeroshot.{module}"), name)

@@ -2,26 +2,38 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from PIL.Image import Image
 
 from zeroshot import images as pictures
 from zeroshot import models as loaders
 from zeroshot import prompts as sentences_of
+from zeroshot.errors import UserError
 from zeroshot.images import Input, Source
+from zeroshot.intervals import CONFIDENCE, DRAWS
 from zeroshot.jobs import Job
 from zeroshot.jobs.caption import CaptionJob
 from zeroshot.jobs.classify import ClassifyJob
 from zeroshot.jobs.embed import EmbedJob
+from zeroshot.jobs.write import NativeCaptionJob
 from zeroshot.model_set import ModelSet, resolve
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.models.sets import is_set
-from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results
+from zeroshot.protocols import Task
+from zeroshot.ranking import correction
+from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import search as searching
 from zeroshot.tasks.classify import Head, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.question import question
 
+Asked = str | Path | bytes | Image | Source
+"""Words, or a picture: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
 
 
@@ -46,6 +58,7 @@ def caption(
     method: str | None = None,
     *,
     preset: str | None = None,
+    model: str | None = None,
     prompt: str | Sequence[str] | None = None,
     trace: bool = False,
     coupling: str | None = None,
@@ -60,6 +73,7 @@ def caption(
         models: a model set, its name or its directory.
         method: `mbr`, `magic`, ... (`zeroshot methods`); without one the set's own, else `mbr`
             where the set has captions beside its anchors, and `magic` where it has none.
+        model: with `method="native"`, a trained captioner.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
         trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
@@ -71,7 +85,11 @@ def caption(
     Raises:
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
+    job: Job
+    if model is None and method != "native":
+        job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
+    else:
+        job = _native(models, method, model, prompt, bool(options or preset or trace or coupling))
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
@@ -130,6 +148,72 @@ def classify(
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
 
+def search(
+    query: Asked | Sequence[Asked],
+    images: Input | Iterable[Input],
+    models: str | ModelSet = "base",
+    method: str | None = None,
+    *,
+    plus: Asked | Sequence[Asked] = (),
+    minus: Asked | Sequence[Asked] = (),
+    top_k: int = 10,
+    min_score: float | None = None,
+    bank: Sequence[Asked] = (),
+    explain: int = 0,
+    index: Literal["exact", "ivf", "ivfpq"] = "exact",
+    half: bool = False,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Results[SearchResult]:
+    """The `top_k` best pictures for each query, best first, then the pictures that have an `error`.
+
+    Args:
+        query: words; a picture as a path object, a PIL image or bytes; or several queries.
+        images, models, batch_size, cache: as for `caption`.
+        method: re-rank by `dis`, `nnn`, `csls`, `inverted_softmax` or `dn`, with a `bank`.
+        plus, minus: what is added to one query and taken away from it.
+        min_score: leave out what scores less.
+        bank: other queries of the same kind.
+        explain: anchors to name for each hit of a query of words (couplings only).
+        index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
+        half: keep the rows in float16 while they are searched; scores are float32.
+        options: the method's, as `alpha=0.5`.
+
+    Raises:
+        UserError: an unknown name or option, a query that cannot be asked.
+        NotAvailableError: a model that is not here.
+    """
+    chosen = None if method is None else correction(method, options)
+    if (chosen is None) != (not bank):
+        raise UserError("a method re-ranks with a bank of other queries: give both or neither")
+    if chosen is None and options:
+        raise UserError(f"{', '.join(options)}: options of a method that re-ranks; give one")
+    asked = [searching.Query((_term(one),)) for one in _several(query)]
+    if plus or minus:
+        if len(asked) != 1:
+            raise UserError(f"plus and minus go with one query, not with {len(asked)}")
+        more = [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]
+        asked = [searching.Query((*asked[0].terms, *more))]
+    with cache or EmbeddingCache() as store:
+        found = searching.search(
+            asked,
+            pictures.find(images).sources,
+            _set(models),
+            store,
+            Meter(),
+            k=top_k,
+            min_score=min_score,
+            method=chosen,
+            bank=[searching.Query((_term(one),)) for one in bank],
+            explained=explain,
+            index=index,
+            half=half,
+            batch_size=batch_size,
+        )
+        return Results(found.results)
+
+
 def embed(
     images: Input | Iterable[Input],
     models: str | ModelSet = "base",
@@ -141,12 +225,101 @@ def embed(
     return Results(_run(EmbedJob(_set(models)), pictures.find(images).sources, cache, batch_size))
 
 
+def evaluate(
+    data: str | Path,
+    task: Task | None = None,
+    models: str | ModelSet = "base",
+    methods: str | Sequence[str] | None = None,
+    *,
+    protocol: str | None = None,
+    truth: str | Path | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+    templates: str | None = None,
+    score: Head | None = None,
+    judge: DualEncoder | None = None,
+    coupling: str | None = None,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Evaluation:
+    """How good methods are on pictures whose truth is known, with intervals.
+
+    Args:
+        data: a folder of pictures, a CLIP_benchmark webdataset, or a file of labels.
+        task: `classify`, `caption` or `retrieve`; a protocol knows.
+        models, batch_size, cache: as for `caption`.
+        methods: one or several, each tested against the first; the set's own without.
+        protocol: class names, templates and split by one name (docs/evaluation.md).
+        truth: labels or captions of the pictures, in a file.
+        split, labels, templates: of the data; `labels` and `templates` as for `classify`.
+        score: as for `classify`.
+        judge, coupling: of captions: an encoder for CLIPScore, and as for `caption`.
+        draws, confidence, seed: of the intervals.
+        options: of the method, where it is one.
+
+    Raises:
+        UserError: an unknown name or option, data of another kind.
+    """
+    names = [methods] if methods is None or isinstance(methods, str) else list(methods)
+    if options and len(names) > 1:
+        raise UserError("options belong to one method, and several are compared")
+    sampling = Sampling(draws, confidence, seed)
+    with cache or EmbeddingCache() as store:
+        asked = question(
+            task,
+            Path(data),
+            _set(models),
+            store,
+            Meter(),
+            protocol=protocol,
+            truth=None if truth is None else Path(truth),
+            split=split,
+            labels=labels,
+            templates=templates,
+            head=score,
+            judge=judge,
+            coupling=coupling,
+            batch_size=batch_size,
+        )
+        return evaluation(asked, [asked.answers(name, options) for name in names], sampling)
+
+
+def _native(
+    models: str | ModelSet,
+    method: str | None,
+    model: str | None,
+    prompt: str | Sequence[str] | None,
+    more: bool,
+) -> NativeCaptionJob:
+    if model is None or method != "native":
+        raise UserError('a trained captioner is asked for by method="native" and model=NAME')
+    if more or not isinstance(prompt, str | None):
+        raise UserError("a trained captioner has no options, and one prompt for all pictures")
+    return NativeCaptionJob(_set(models), model, prompt)
+
+
 def _run(
     job: Job, sources: Sequence[Source], cache: EmbeddingCache | None, batch_size: int
 ) -> Iterator[Any]:
     meter = Meter()
     with cache or EmbeddingCache() as store:
         yield from job.open(store, meter, batch_size)(sources, meter)
+
+
+def _several(given: Asked | Sequence[Asked]) -> Sequence[Asked]:
+    return [given] if isinstance(given, Asked) else given
+
+
+def _term(given: Asked, sign: Literal[1, -1] = 1) -> searching.Term:
+    if isinstance(given, str):
+        if not given.strip():
+            raise UserError("a query without words; give some, or a picture")
+        return searching.Term(text=given, sign=sign)
+    return searching.Term(picture=pictures.find(given).sources[0], sign=sign)
 
 
 def _set(models: str | ModelSet) -> ModelSet:

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from zeroshot.errors import UserError
 from zeroshot.treebank import tokenize
@@ -93,6 +93,13 @@ class Bleu:
     """n-grams of the captions that a reference has, n = 1 to 4"""
     totals: tuple[int, ...]
     """n-grams of the captions"""
+    counts: Int[np.ndarray, "n 10"]
+    """of each caption: matches and totals for n = 1 to 4, its words, those of the reference"""
+
+    def of(self, rows: Int[np.ndarray, " m"]) -> tuple[float, ...]:
+        """BLEU-1 to 4 of a corpus of these captions, some of them several times perhaps."""
+        whole = self.counts[rows].sum(0).tolist()
+        return _Counts(tuple(whole[:4]), tuple(whole[4:8]), *whole[8:]).scores()
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,10 @@ def _bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> B
     counts = [_Counts.of(*pair) for pair in zip(captions, references, strict=True)]
     whole = _Counts.sum(counts)
     each = np.array([c.scores() for c in counts])
-    return Bleu(whole.scores(), each, whole.length, whole.closest, whole.matches, whole.totals)
+    table = np.array([(*c.matches, *c.totals, c.length, c.closest) for c in counts])
+    return Bleu(
+        whole.scores(), each, whole.length, whole.closest, whole.matches, whole.totals, table
+    )
 
 
 def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Bleu:
@@ -331,15 +341,24 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def repetition(texts: Sequence[str], n: int) -> Int[np.ndarray, "t 2"]:
+    """Different and all n-grams of each text; words are what white space separates.
+
+    Raises:
+        UserError: no texts.
+    """
+    if not texts:
+        raise UserError("no texts to score")
+    return np.array([(len(set(g)), len(g)) for g in (_grams(t.split(), n) for t in texts)])
+
+
 def rep_n(texts: Sequence[str], n: int) -> Score:
     """The share of n-grams that their own text has said before: lower repeats less.
 
     The corpus's is that of the summed counts, as the authors of SimCTG and MaGiC sum them; their
-    code leaves out the last n-gram of each text. Words are what white space separates.
+    code leaves out the last n-gram of each text.
     """
-    counts = np.array([(len(set(g)), len(g)) for g in (_grams(t.split(), n) for t in texts)])
-    if not len(counts):
-        raise UserError("no texts to score")
+    counts = repetition(texts, n)
     unique, total = counts.sum(0)
     each = 1 - counts[:, 0] / np.maximum(counts[:, 1], 1)
     each[counts[:, 1] == 0] = 0

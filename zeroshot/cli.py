@@ -1,8 +1,8 @@
 """The command line: parse, call one task, show what comes.
 
 Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit codes: 0 done,
-1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model or data is not
-available, 130 interrupted with everything so far written.
+1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model, data or room on the
+disk is not available, 130 interrupted with everything so far written.
 """
 
 import dataclasses
@@ -13,9 +13,21 @@ from typing import Annotated
 
 import typer
 
-from zeroshot import cli_anchors, cli_calibrate, cli_caption, cli_classify, cli_embed
+from zeroshot import (
+    cli_anchors,
+    cli_ask,
+    cli_cache,
+    cli_calibrate,
+    cli_caption,
+    cli_classify,
+    cli_embed,
+    cli_eval,
+    cli_filter,
+    cli_match,
+    cli_search,
+)
 from zeroshot.cli_run import Json
-from zeroshot.errors import UserError, ZeroshotError
+from zeroshot.errors import ZeroshotError
 
 INTERRUPTED = 130
 
@@ -28,16 +40,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(help="Model sets: what there is, what is on this disk, fetching.")
-cache_app = typer.Typer(help="The cache of embeddings: what it holds, making room.")
 app.add_typer(models_app, name="models", no_args_is_help=True)
-app.add_typer(cache_app, name="cache", no_args_is_help=True)
+app.add_typer(cli_cache.app, name="cache", no_args_is_help=True)
 app.add_typer(cli_anchors.app, name="anchors", no_args_is_help=True)
 
 
 app.command()(cli_caption.caption)
 app.command()(cli_classify.classify)
 app.command()(cli_calibrate.calibrate)
+app.command()(cli_search.search)
+app.command()(cli_filter.filter)
 app.command()(cli_embed.embed)
+app.command("eval")(cli_eval.evaluate)
+app.command()(cli_eval.report)
+app.command()(cli_match.match)
+app.command()(cli_ask.ask)
+app.command()(cli_ask.read)
 
 
 @app.command()
@@ -107,51 +125,6 @@ def models_pull(
 
     for directory in pull(name):
         terminal.say(f"in {directory}")
-
-
-@cache_app.command("info")
-def cache_info() -> None:
-    """What the cache of embeddings holds, and where it is."""
-    from zeroshot import terminal
-    from zeroshot.store import EmbeddingCache
-
-    with EmbeddingCache() as cache:
-        info = cache.info()
-    terminal.say(f"{info.root}: {info.bytes / 1e6:.1f} MB, {info.files} files known by their hash")
-    terminal.print_table(
-        ("encoder", "kind", "rows", "dim", "MB"),
-        [(s.encoder, s.kind, s.rows, s.dim, round(s.bytes / 1e6, 1)) for s in info.spaces],
-    )
-
-
-@cache_app.command("prune")
-def cache_prune(
-    encoder: Annotated[str | None, typer.Option(help="Rows of this encoder only.")] = None,
-    older_than: Annotated[
-        float | None, typer.Option(help="Rows not used for this many days.", min=0)
-    ] = None,
-    max_mb: Annotated[
-        float | None, typer.Option("--max-mb", help="The longest unused, down to this size.", min=0)
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="The whole cache.")] = False,
-) -> None:
-    """Make room: by encoder, by age, by size, or all of it."""
-    from zeroshot import terminal
-    from zeroshot.store import EmbeddingCache, erase
-
-    if everything:
-        erase()
-        terminal.say("the cache is empty")
-        return
-    if encoder is None and older_than is None and max_mb is None:
-        raise UserError("say what to prune: --encoder, --older-than, --max-mb or --all")
-    with EmbeddingCache() as cache:
-        freed = cache.prune(
-            encoder=encoder,
-            older_than_days=older_than,
-            max_bytes=None if max_mb is None else int(max_mb * 1e6),
-        )
-    terminal.say(f"{freed / 1e6:.1f} MB freed")
 
 
 def _version(asked: bool) -> bool:

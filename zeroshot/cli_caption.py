@@ -4,17 +4,17 @@ As `cli`, nothing heavy is imported here.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import (
     LanguageModel,
     Method,
     MethodOptions,
-    Run,
     on_pictures,
     option,
     read_options,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @on_pictures
 def caption(
-    run: Run,
+    run: Rows,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none takes those of --prompts."),
@@ -39,6 +39,14 @@ def caption(
         option("--preset", env="PRESET", help="Named settings of magic: coco, flickr30k, story."),
     ] = None,
     lm: LanguageModel = None,
+    model: Annotated[
+        str | None,
+        option(
+            "--model",
+            env="CAPTIONER",
+            help="With --method native: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
+        ),
+    ] = None,
     coupling: Annotated[
         str | None,
         option("--coupling", env="COUPLING", help="Replace the set's coupling; auto chooses one."),
@@ -51,6 +59,15 @@ def caption(
         Path | None,
         option("--prompts", env="PROMPTS", help="A prompt per picture: JSON lines, path, prompt."),
     ] = None,
+    sidecar: Annotated[
+        Literal["txt"] | None,
+        option(
+            "--sidecar",
+            env="SIDECAR",
+            help="Also write each caption beside its picture: a.txt for a.jpg. A file that is "
+            "there stays unless --overwrite.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         option("--trace", env="TRACE", help="Write every choice to a file, a JSON line each text."),
@@ -62,6 +79,8 @@ def caption(
     magic where it has none or a preset, a prompt or a trace is asked for.
     """
     from zeroshot.jobs.caption import CaptionJob
+    from zeroshot.jobs.sidecars import SidecarJob
+    from zeroshot.jobs.write import NativeCaptionJob
     from zeroshot.tasks.caption import read_prompts
 
     if prompt is not None and prompts is not None:
@@ -69,30 +88,47 @@ def caption(
     each = read_prompts(prompts) if prompts is not None else {}
     if not images and not each:
         raise UserError("caption needs pictures: files, folders, globs or -")
-    job = CaptionJob(
-        run.model_set(lm),
-        method,
-        read_options(option),
-        preset,
-        each or prompt,
-        trace is not None,
-        coupling,
-    )
+    _see_to_native(method, model, [option, preset, lm, trace, coupling])
+    job: CaptionJob | NativeCaptionJob
+    if model is not None:
+        job = NativeCaptionJob(run.model_set(), model, each or prompt)
+    else:
+        job = CaptionJob(
+            run.model_set(lm),
+            method,
+            read_options(option),
+            preset,
+            each or prompt,
+            trace is not None,
+            coupling,
+        )
     sources = run.sources(images or list(each))
-    if each:
-        _see_to_prompts(each, sources, prompts)
+    _see_to_prompts(each, sources, prompts)
+    if trace is not None and run.folder is not None:
+        raise UserError("--trace goes with one output file; a folder of shards keeps no traces")
+    whole = SidecarJob(job, run.overwrite) if sidecar else job
     with _traces(trace, run) as traced:
-        run.show(job, sources, traced)
+        run.show(whole, sources, traced)
+
+
+def _see_to_native(method: str | None, model: str | None, of_methods: Sequence[object]) -> None:
+    """A trained captioner is asked for by both options, and has none of a method's."""
+    if (method == "native") != (model is not None):
+        raise UserError("--method native and --model NAME belong together: a trained captioner")
+    if model is not None and any(of_methods):
+        raise UserError("a trained captioner has no -o, --preset, --lm, --coupling and --trace")
 
 
 def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: Path | None) -> None:
+    if not each:
+        return
     unasked = [source.path for source in sources if source.path not in each]
     if unasked:
         raise UserError(f"'{prompts}' has no prompt for {len(unasked)} pictures: '{unasked[0]}'")
 
 
 @contextlib.contextmanager
-def _traces(path: Path | None, run: Run) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
+def _traces(path: Path | None, run: Rows) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     """What passes results on and writes their traces to `path`, a line as soon as it is there."""
     if path is None:
         yield lambda results: results

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import (
     Labels,
     LongText,
     Method,
     MethodOptions,
-    Run,
     Score,
     Templates,
     on_pictures,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @on_pictures
 def classify(
-    run: Run,
+    run: Rows,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
@@ -172,7 +172,7 @@ def _prompts(
 
 
 def _learn(
-    run: Run,
+    run: Rows,
     names: tuple[str, ...],
     shots: Path | None,
     bank: list[str] | None,
@@ -192,7 +192,7 @@ def _learn(
     )
 
 
-def _compare_pictures(run: Run, job: "ClassifyJob", compare: str, sources: "list[Source]") -> None:
+def _compare_pictures(run: Rows, job: "ClassifyJob", compare: str, sources: "list[Source]") -> None:
     from zeroshot import terminal
     from zeroshot.tasks.compare import compare_pictures
     from zeroshot.tasks.meter import Meter
@@ -218,7 +218,7 @@ def _compare_arrays(file: Path, names: str, options: dict[str, str]) -> None:
     terminal.show_comparison(compare_arrays(read_arrays(file), names.split(","), options))
 
 
-def _classify_arrays(run: Run, file: Path, method: str, options: dict[str, str]) -> None:
+def _classify_arrays(run: Rows, file: Path, method: str, options: dict[str, str]) -> None:
     if run.out is None or run.out.suffix != ".npz":
         raise UserError("--embeddings needs --out FILE.npz for the scores")
     if run.out.exists() and not run.overwrite:

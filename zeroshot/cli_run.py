@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -19,10 +20,7 @@ from zeroshot.errors import UserError
 if TYPE_CHECKING:
     from zeroshot.images import Blob, Source
     from zeroshot.inputs import Options
-    from zeroshot.jobs import Job
     from zeroshot.model_set import ModelSet
-    from zeroshot.records import Output
-    from zeroshot.results import Result
     from zeroshot.store import EmbeddingCache
 
 
@@ -73,6 +71,15 @@ LongText = Annotated[
 Json = Annotated[bool, option("--json", env="JSON", help="JSON lines on standard output.")]
 
 
+class FolderPath(type(Path())):  # type: ignore[misc]
+    """A path that was given with a slash at its end."""
+
+
+def out_path(given: str) -> Path:
+    """The path; a `FolderPath` where a slash says so."""
+    return FolderPath(given) if given.endswith(("/", os.sep)) else Path(given)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The options that all commands on pictures share: models, output, how loud to be."""
@@ -103,9 +110,23 @@ class Run:
         str,
         option(env="BATCH_SIZE", help="Pictures at a time; halved when memory runs out."),
     ] = "auto"
+    exact: Annotated[
+        bool,
+        option(
+            "--exact/--fast",
+            env="EXACT",
+            help="Pixels as the model's own library makes them, or quicker and a little different.",
+        ),
+    ] = True
     out: Annotated[
         Path | None,
-        option(env="OUT", help="Write rows to a file: .jsonl, .csv, .parquet or .txt."),
+        option(
+            "--out",
+            env="OUT",
+            help="Write rows to a file: .jsonl, .csv, .parquet or .txt; or to a folder, in shards.",
+            metavar="PATH",
+            parser=out_path,
+        ),
     ] = None
     json: Json = False
     overwrite: Annotated[
@@ -133,22 +154,23 @@ class Run:
         option(
             "--image-column",
             env="IMAGE_COLUMN",
-            help="Of tables: the column of paths, URLs or bytes; the known names without it.",
+            help="A table's column of paths, URLs or bytes; without it, one of a known name.",
         ),
     ] = None
     caption_column: Annotated[
-        str | None, option("--caption-column", env="CAPTION_COLUMN", help="The same of captions.")
+        str | None,
+        option("--caption-column", env="CAPTION_COLUMN", help="A table's column of captions."),
     ] = None
     label_column: Annotated[
-        str | None, option("--label-column", env="LABEL_COLUMN", help="The same of labels.")
+        str | None, option("--label-column", env="LABEL_COLUMN", help="A table's column of labels.")
     ] = None
     image_root: Annotated[
         Path | None,
         option(
             "--image-root",
             env="IMAGE_ROOT",
-            help="The folder that the paths in tables are relative to, and have to lie in; the "
-            "table's own without it.",
+            help="The folder that a table's paths are relative to and have to lie in; its own "
+            "without it.",
         ),
     ] = None
     allow_private_urls: Annotated[
@@ -161,7 +183,12 @@ class Run:
     ] = False
     url_timeout: Annotated[
         float,
-        option("--url-timeout", env="URL_TIMEOUT", help="Seconds for one URL, all told.", min=0.1),
+        option(
+            "--url-timeout",
+            env="URL_TIMEOUT",
+            help="Seconds for one URL, redirects and tries included.",
+            min=0.1,
+        ),
     ] = 30.0
     url_max_mb: Annotated[
         float,
@@ -195,6 +222,7 @@ class Run:
             precision=self.precision,
             offline=self.offline,
             trust_remote_code=self.trust_remote_code,
+            fast=not self.exact,
         )
 
     def open_cache(self) -> "EmbeddingCache":
@@ -238,52 +266,7 @@ class Run:
             ),
         )
 
-    def show(
-        self,
-        job: "Job",
-        sources: "list[Source]",
-        through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
-    ) -> None:
-        """Run a job on what is still to do; show and write its results; end with a summary.
-
-        Raises:
-            typer.Exit: with code 3, when a picture failed.
-        """
-        from zeroshot import terminal
-        from zeroshot.tasks.meter import Meter
-
-        meter, output = Meter(), None
-        with self.open_cache() as cache:
-            try:
-                with terminal.Screen(self._shown(), len(sources), self.quiet) as screen:
-                    worker = job.open(cache, meter, self.at_once)
-                    if self.out is not None:
-                        output = self._output(self.out, job.schema, worker.settings())
-                        sources = [s for s in sources if not output.holds(s.path, _id(s, cache))]
-                        screen.expect(len(sources))
-                    for result in through(worker(sources, meter)) if sources else ():
-                        if output is not None:
-                            output.write([result.row()])
-                        screen.add(result, meter)
-            finally:
-                if output is not None:
-                    output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
-            if not self.quiet:
-                for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
-                    terminal.say(line)
-            if cache.trouble is not None:
-                terminal.say(cache.trouble)
-        if meter.failed:
-            raise typer.Exit(3)
-
-    def _output(self, path: Path, schema: str, settings: dict[str, Any]) -> "Output":
-        from zeroshot.records import Output
-
-        return Output(
-            path, schema, settings, overwrite=self.overwrite, retry_failed=self.retry_failed
-        )
-
-    def _shown(self) -> Literal["json", "table", "nothing"]:
+    def shown(self) -> Literal["json", "table", "nothing"]:
         """JSON when asked for or piped; with a file to fill, rows are shown only when asked for."""
         if self.json:
             return "json"
@@ -293,20 +276,22 @@ class Run:
 
 
 def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `run` becomes the options of `Run`."""
-    own = {n: p for n, p in inspect.signature(command).parameters.items() if n != "run"}
-    hints = get_type_hints(Run, globalns=globals(), include_extras=True)
+    """A command whose parameter `run`, a `Run`, becomes the options of its class."""
+    given = inspect.signature(command).parameters
+    own = {n: p for n, p in given.items() if n != "run"}
+    kind = given["run"].annotation
+    hints = get_type_hints(kind, include_extras=True)
     shared = {
         f.name: inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
         )
-        for f in dataclasses.fields(Run)
+        for f in dataclasses.fields(kind)
     }
 
     @functools.wraps(command)
-    def call(**given: Any) -> None:
-        run = Run(**{name: given.pop(name) for name in shared})
-        command(run=run, **given)
+    def call(**values: Any) -> None:
+        run = kind(**{name: values.pop(name) for name in shared})
+        command(run=run, **values)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
     parameters += shared.values()
@@ -315,7 +300,8 @@ def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _id(source: "Source", cache: "EmbeddingCache") -> str | None:
+def file_id(source: "Source", cache: "EmbeddingCache") -> str | None:
+    """The content id of a picture; None for what cannot be read."""
     from zeroshot.images import Blob
     from zeroshot.records import ANY_ID
 

@@ -26,6 +26,12 @@ class NotAvailableError(ZeroshotError, RuntimeError):
     exit_code = 4
 
 
+class OutputError(ZeroshotError, OSError):
+    """An output cannot be written any further: no room on the disk, no right to, it went away."""
+
+    exit_code = 4
+
+
 class UnreadableImageError(ZeroshotError, OSError):
     """One picture cannot be read; the run goes on and the picture's row says why."""
 

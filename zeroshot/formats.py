@@ -21,6 +21,11 @@ COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
     "zeroshot.embed/1": ("dim", "embedding"),
+    "zeroshot.match/1": ("text", "score", "label", "scored", "second", "texts"),
+    "zeroshot.ask/1": ("question", "answer", "score", "scored", "questions"),
+    "zeroshot.read/1": ("text", "score"),
+    "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
+    "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
 }
 """A table's columns for each kind of row, between `path, id` and `models, method, error_type,
 error_message`. `label, score, cosine` are those of the best label; lists and objects are JSON.
@@ -36,7 +41,13 @@ class Record:
     raw: bytes
     path: str | None
     id: str | None
-    failed: bool
+    failure: str | None = None
+    """The kind of error of a picture that failed."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether its picture has no answer."""
+        return self.failure is not None
 
 
 @runtime_checkable
@@ -79,8 +90,8 @@ class JsonLines:
         row = json.loads(line)
         if not isinstance(row, dict) or "path" not in row:
             raise ValueError(f"no row: {line[:60]!r}")
-        failed = bool(row.get("error") or row.get("error_type"))
-        return Record(line, row["path"], row.get("id"), failed)
+        error = row.get("error") or {"type": row.get("error_type")}
+        return Record(line, row["path"], row.get("id"), error["type"])
 
 
 def columns(schema: str) -> tuple[str, ...]:
@@ -97,9 +108,13 @@ def flat(row: Row, schema: str) -> dict[str, Any]:
 
 
 def _best(row: Row) -> Row:
-    """The best label with its numbers; nothing where the row has no labels."""
-    labels: Sequence[Row] = row.get("labels") or [{}]
-    return labels[0]
+    """The best label, the first text, the first question and its answer, with their numbers."""
+    for several in ("labels", "texts"):
+        if row.get(several):
+            first: Row = row[several][0]
+            return first
+    asked: Sequence[Row] = row.get("questions") or [{"answers": []}]
+    return {**asked[0], **next(iter(asked[0]["answers"]), {})}
 
 
 def _cell(value: object) -> object:
@@ -148,7 +163,7 @@ class Csv:
             name: cell.removeprefix("'") or None
             for name, cell in zip(columns(self.schema), cells, strict=True)
         }
-        return Record(raw, named["path"], named["id"], named["error_type"] is not None)
+        return Record(raw, named["path"], named["id"], named["error_type"])
 
 
 def _guarded(cell: object) -> object:
@@ -169,12 +184,17 @@ class FlatLines(JsonLines):
 
 
 class Text:
-    """One caption or best label per line, an empty line for a failure: in the order of inputs."""
+    """One caption or best label per line, an empty line for a failure: in the order of inputs.
+
+    Of a search, the path of each hit, with its spaces as they are.
+    """
 
     header = b""
 
     def encode(self, row: Row) -> bytes:
-        """The caption or the label."""
+        """The caption, the label or the path."""
+        if row["schema"] == "zeroshot.search/1":
+            return utf8("" if row.get("error") else row["path"] or "") + b"\n"
         said = row.get("caption") or _best(row).get("label") or ""
         return utf8(" ".join(said.split())) + b"\n"
 
@@ -201,7 +221,8 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     """The table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special["abstained"] = arrow.bool_()
+    special["rank"] = arrow.int64()
+    special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated")}
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]
     table = arrow.Table.from_pylist(rows, schema=types)

@@ -18,7 +18,7 @@ from zeroshot import pixels
 from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import Blob, Found, Input, Options, Source, find
 from zeroshot.inputs.files import read_file
-from zeroshot.inputs.source import MAX_BYTES, PICTURES
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, Picture
 
 __all__ = [
     "MAX_BYTES",
@@ -45,14 +45,6 @@ _ONE_AT_A_TIME = threading.Lock()
 """For PIL images: one that still has to load may be named twice, and loading is not thread-safe."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
-
-    id: str
-    image: Image
-
-
 def _memory_id(picture: Image) -> str:
     header = f"RGB {picture.width} {picture.height} ".encode()
     return hashlib.sha256(header + picture.tobytes()).hexdigest()
@@ -69,20 +61,25 @@ class Fetched:
     id: str
     content: bytes | Image
 
-    def decoded(self, max_pixels: int = MAX_PIXELS) -> Image:
-        """The picture; UnreadableImageError with the reason, without the path."""
+    def decoded(self, max_pixels: int = MAX_PIXELS, draft_side: int | None = None) -> Image:
+        """The picture; UnreadableImageError with the reason, without the path.
+
+        With `draft_side` a large JPEG comes smaller (`pixels.decode`).
+        """
         if isinstance(self.content, Image):
             return self.content
-        return pixels.decode(self.content, max_pixels)
+        return pixels.decode(self.content, max_pixels, draft_side)
 
 
 def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
     """What is to be decoded, in memory; UnreadableImageError as `read`."""
-    content: str | Path | bytes | Image | Blob
+    content: str | Path | bytes | Image | Blob | Picture
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
     else:
         content = source
+    if isinstance(content, Picture):
+        return Fetched(content.id, content.image)
     if isinstance(content, Image):
         with _ONE_AT_A_TIME:
             picture = pixels.upright(content, max_pixels)

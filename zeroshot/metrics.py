@@ -4,7 +4,7 @@ Probabilities are `[n c]`, labels class numbers `[n]`; a row's confidence is its
 probability. Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599 (ECE);
 Nixon et al. 2019, "Measuring Calibration in Deep Learning", arXiv:1904.01685 (adaptive); Geifman
 and El-Yaniv 2017, "Selective Classification for Deep Neural Networks", arXiv:1705.08500 (risk and
-coverage).
+coverage). Average precision is scikit-learn's: a step function, without interpolation.
 """
 
 import numpy as np
@@ -15,9 +15,24 @@ Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
 
 
-def accuracy(probabilities: Floats, labels: Ints) -> float:
-    """Share of the rows whose best class is theirs."""
-    return float((probabilities.argmax(1) == labels).mean())
+def correct_at(scores: Floats, labels: Ints, k: int = 1) -> Bools:
+    """Whether each row's class is among its `k` best; of equal scores the first class is better."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = np.arange(scores.shape[1]) < labels[:, None]
+    better = (scores > own) | ((scores == own) & before)
+    return np.asarray(better.sum(1) < k)
+
+
+def accuracy(probabilities: Floats, labels: Ints, k: int = 1) -> float:
+    """Share of the rows whose class is among the `k` best."""
+    return float(correct_at(probabilities, labels, k).mean())
+
+
+def mean_per_class_recall(predicted: Ints, labels: Ints) -> float:
+    """Mean over the classes that occur of the share of their rows that are found."""
+    rows = np.bincount(labels)
+    found = np.bincount(labels[predicted == labels], minlength=len(rows))
+    return float((found[rows > 0] / rows[rows > 0]).mean())
 
 
 def nll(probabilities: Floats, labels: Ints) -> float:
@@ -28,15 +43,23 @@ def nll(probabilities: Floats, labels: Ints) -> float:
 
 def ece(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
     """Expected calibration error over bins of equal width, `(a, b]` as in the authors' code."""
-    confidence, correct = _judged(probabilities, labels)
-    place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
-    gap = np.bincount(place, correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
+    return confidence_gap(*_judged(probabilities, labels), bins)
 
 
 def adaptive_ece(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
     """As `ece`, over bins that hold as many rows each, as near as the count allows."""
-    confidence, correct = _judged(probabilities, labels)
+    return adaptive_gap(*_judged(probabilities, labels), bins)
+
+
+def confidence_gap(confidence: Floats, correct: Floats, bins: int = 15) -> float:
+    """`ece` of rows of which is known how sure they are, and (1 or 0) whether they are right."""
+    place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
+    gap = np.bincount(place, correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def adaptive_gap(confidence: Floats, correct: Floats, bins: int = 15) -> float:
+    """`adaptive_ece` of such rows."""
     gap = (correct - confidence)[np.argsort(confidence, kind="stable")]
     parts = np.array_split(gap, min(bins, len(gap)))
     return float(sum(abs(part.sum()) for part in parts) / len(gap))
@@ -54,6 +77,33 @@ def auroc(scores: Floats, positive: Bools) -> float:
     rank = np.cumsum(times) - (times - 1) / 2  # mean rank of tied scores, from 1
     above = rank[place][positive].sum() - count * (count + 1) / 2
     return float(above / (count * (len(positive) - count)))
+
+
+def average_precision(scores: Floats, positive: Bools) -> float:
+    """Mean precision at the positive rows, best scores first; tied rows share one threshold.
+
+    NaN without a positive row.
+    """
+    if not positive.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(np.diff(scores[order]) != 0, True)
+    found = np.cumsum(positive[order])[last_of_ties]
+    precision = found / (np.flatnonzero(last_of_ties) + 1)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+
+
+def mean_average_precision(scores: Floats, positive: Bools) -> float:
+    """Of several labels per row: mean of each class's average precision, `[n c]` both.
+
+    Classes without a positive row are left out; NaN where that leaves none.
+    """
+    each = [
+        average_precision(own, truth)
+        for own, truth in zip(scores.T, positive.T, strict=True)
+        if truth.any()
+    ]
+    return float(np.mean(each)) if each else float("nan")
 
 
 def risk_coverage(confidence: Floats, correct: Bools) -> tuple[Floats, Floats]:

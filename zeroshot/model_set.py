@@ -1,5 +1,6 @@
 """A model set, loaded part by part when a task first needs the part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,14 @@ from zeroshot.anchors import Anchors, read_anchors
 from zeroshot.coupled import CoupledEncoder, calibrate
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
-from zeroshot.models.base import DualEncoder, LanguageModel
+from zeroshot.models.base import (
+    Answerer,
+    DualEncoder,
+    LanguageModel,
+    PairScorer,
+    RegionAnswerer,
+    Writer,
+)
 from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
 
 __all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
@@ -27,6 +35,7 @@ class ModelSet:
     precision: str = "auto"
     offline: bool = False
     trust_remote_code: bool = False
+    fast: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
@@ -116,6 +125,22 @@ class ModelSet:
             raise UserError(f"model set '{self.spec.name}' has no language model; give --lm NAME")
         return models.load_language_model(self.spec.language_model, **self._how)
 
+    def pair_scorer(self, name: str) -> PairScorer:
+        """The model called `name`, where this set's run: one that scores picture and text."""
+        return models.load_pair_scorer(name, **self._how)
+
+    def answerer(self, name: str) -> Answerer:
+        """As `pair_scorer`, one that answers questions about pictures."""
+        return models.load_answerer(name, **self._how)
+
+    def region_answerer(self, name: str, answers: Sequence[str] | None) -> RegionAnswerer:
+        """As `pair_scorer`, one that answers questions from regions; `answers` are its head's."""
+        return models.load_region_answerer(name, answers, **self._how)
+
+    def writer(self, name: str) -> Writer:
+        """As `pair_scorer`, a trained captioner or a reader."""
+        return models.load_writer(name, **self._how)
+
     def require(self, *, language_model: bool) -> None:
         """See that what a task needs is on this disk or can be fetched, before any of it loads.
 
@@ -134,6 +159,7 @@ class ModelSet:
             "precision": self.precision,
             "offline": self.offline,
             "trust_remote_code": self.trust_remote_code,
+            "fast": self.fast,
         }
 
 
@@ -146,8 +172,9 @@ def resolve(
     precision: str = "auto",
     offline: bool = False,
     trust_remote_code: bool = False,
+    fast: bool = False,
 ) -> ModelSet:
-    """The set called `name` with parts replaced; nothing is loaded yet.
+    """The set called `name` with parts replaced; nothing is loaded yet. Options as `models.load`.
 
     With both an encoder and a language model given, the set itself is not consulted for either,
     so that two model names alone are enough.
@@ -159,7 +186,7 @@ def resolve(
         spec = replace(spec, encoder=encoder, caption={}, classify={})
     if language_model is not None:
         spec = replace(spec, language_model=language_model)
-    return ModelSet(spec, device, precision, offline, trust_remote_code)
+    return ModelSet(spec, device, precision, offline, trust_remote_code, fast)
 
 
 def _coupling(spec: SetSpec) -> CouplingSpec:

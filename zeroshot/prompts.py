@@ -216,13 +216,23 @@ def load_labels(spec: str | Sequence[str]) -> tuple[str, ...]:
 def expand(labels: Sequence[str], templates: Templates) -> list[list[str]]:
     """The prompts of each class, in the order of `labels`; classes may differ in how many.
 
-    Raises UserError when `templates` are sentences per class and a label has none.
+    Raises UserError when `templates` are sentences per class and a label has none, or when a
+    sentence is no valid text.
     """
-    if isinstance(templates, tuple):
-        return [[_fill(template, label) for template in templates] for label in labels]
-    if not templates.keys() >= set(labels):
+    if not isinstance(templates, tuple) and not templates.keys() >= set(labels):
         raise _missing(labels, list(templates))
-    return [[_fill(sentence, label) for sentence in templates[label]] for label in labels]
+    own = {} if isinstance(templates, tuple) else templates
+    shared = templates if isinstance(templates, tuple) else ()
+    return [[_text(_fill(s, label)) for s in own.get(label, shared)] for label in labels]
+
+
+def _text(sentence: str) -> str:
+    """The sentence, if it can be written as UTF-8; bytes of an argument that were none cannot."""
+    try:
+        sentence.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{sentence!r} is no valid text: labels and templates are UTF-8") from None
+    return sentence
 
 
 def fingerprint(prompts: Sequence[Sequence[str]]) -> str:

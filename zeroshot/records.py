@@ -10,7 +10,6 @@ import contextlib
 import csv
 import functools
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,21 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from zeroshot import durable, leases
 from zeroshot.errors import UserError
 from zeroshot.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
 
 ANY_ID = "*"
 """For the id of what only fetching would tell: any earlier row of its path answers for it."""
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Give `path` new content: all of it or, whatever happens, none."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 def merge(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
@@ -53,12 +43,12 @@ def merge(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
     return merged
 
 
-def _differences(old: object, new: object, name: str = "") -> list[str]:
+def differences(old: object, new: object, name: str = "") -> list[str]:
     """`method was 'asif', is 'magic'`, for all that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         prefix = f"{name}." if name else ""
-        return [x for key in keys for x in _differences(old.get(key), new.get(key), prefix + key)]
+        return [x for key in keys for x in differences(old.get(key), new.get(key), prefix + key)]
     return [] if old == new else [f"{name} was {to_json(old)}, is {to_json(new)}"]
 
 
@@ -67,7 +57,9 @@ class Output:
 
     `schema` names the rows, `settings` (JSON) whatever decides what they say. The suffix picks the
     format: jsonl, csv, parquet, txt. Parquet cannot be appended to: rows go to `x.parquet.part`,
-    and into the table on closing. Plain text cannot be continued. One process at a time.
+    and into the table on closing. Plain text cannot be continued. A second process is refused.
+    Rows come in batches of `batch_size`, and of a batch that a kill cut short nothing is kept: how
+    pictures are batched can move the last digit of a number.
     """
 
     def __init__(
@@ -78,8 +70,10 @@ class Output:
         *,
         overwrite: bool = False,
         retry_failed: bool = False,
+        batch_size: int = 1,
     ) -> None:
         self.path = path
+        self._batch_size = batch_size
         self.schema = schema
         self._format = format_for(path, schema)
         self._table = path.suffix.lower() == ".parquet"
@@ -90,18 +84,35 @@ class Output:
             raise UserError(f"'{path}' is a folder; --out names a file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lease = self._claim()
+        except OSError as error:
+            raise durable.refusal(path, error) from error
+        try:
             if overwrite:
                 for old in (path, self._work, self._run_file):
                     old.unlink(missing_ok=True)
             self._begin(made_with, retry_failed)
         except OSError as error:
-            raise UserError(f"cannot write '{path}': {error.strerror}") from error
+            self._lease.release()
+            raise durable.refusal(path, error) from error
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _claim(self) -> leases.Lease:
+        found = leases.claim(self.path.parent, self.path.name)
+        if isinstance(found, leases.Lease):
+            return found
+        raise UserError(
+            f"'{self.path}' is being written by {found or 'another process'}; wait for it, choose "
+            "another --out, or a folder (--out DIR/), whose shards several processes can share"
+        )
 
     def _begin(self, made_with: dict[str, Any], retry_failed: bool) -> None:
         records = self._earlier(made_with)
-        self._good = Counter((_key(r.path), r.id) for r in records if not r.failed)
-        self._ids = {_key(r.path): r.id for r in records if not r.failed}
-        self._bad = Counter(_key(r.path) for r in records if r.failed and not retry_failed)
+        self._good = Counter((spelled(r.path), r.id) for r in records if not r.failed)
+        self._ids = {spelled(r.path): r.id for r in records if not r.failed}
+        self._bad = Counter(spelled(r.path) for r in records if r.failed and not retry_failed)
         self.resumed = self._good.total() + self._bad.total()
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._run = made_with | {"versions": versions(), "started": started, "ended": None}
@@ -120,11 +131,14 @@ class Output:
         try:
             run = json.loads(self._run_file.read_bytes())
             was, before = {key: run[key] for key in made_with}, int(run["rows_before"])
-            if differ := _differences(was, made_with):
+            if differ := differences(was, made_with):
                 raise UserError(f"it was made otherwise ({'; '.join(differ)})")
             if self._table and not self._work.exists():
-                _replace(self._work, from_parquet(self.path))
+                durable.replace(self._work, from_parquet(self.path))
             records = self._format.records(self._work.read_bytes())
+            if run.get("ended") is None:
+                new = len(records) - before
+                records = records[: before + new - new % self._batch_size]
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"'{self.path}' cannot be continued: {error}; {advice}") from error
         return self._tidy(records, before)
@@ -134,17 +148,17 @@ class Output:
         merged = merge(records[:before], records[before:])
         data = self._format.header + b"".join(record.raw for record in merged)
         if data != self._work.read_bytes():
-            _replace(self._work, data)
+            durable.replace(self._work, data)
         return merged
 
     def _write_run(self, **more: Any) -> None:
         self._run |= more
         text = json.dumps({"schema": "zeroshot.run/1"} | self._run, ensure_ascii=False, indent=2)
-        _replace(self._run_file, utf8(text + "\n"))
+        durable.replace(self._run_file, utf8(text + "\n"))
 
     def holds(self, path: str | None, id: str | None) -> bool:
         """Whether an earlier run's row answers for this picture; each row does so once."""
-        name = _key(path)
+        name = spelled(path)
         if id == ANY_ID:
             id = self._ids.get(name)
         if self._good[name, id]:
@@ -162,25 +176,33 @@ class Output:
             if row["schema"] != self.schema:
                 raise ValueError(f"a row of {row['schema']} in a file of {self.schema}")
             data += self._format.encode(row)
-        self._file.write(data)
-        self._file.flush()
+        with durable.writing(self.path):
+            self._file.write(data)
+            self._file.flush()
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Bring the rows into order and note `summary` (device, throughput) in the run file."""
         if self._file.closed:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            with durable.writing(self.path):
+                self._finish(dict(summary or {}))
+        finally:
+            self._lease.release()
+
+    def _finish(self, summary: dict[str, Any]) -> None:
+        with contextlib.closing(self._file):
+            self._file.flush()
+            durable.sync(self._file.fileno())
         before = self._run["rows_before"]
         if before:
             records = self._format.records(self._work.read_bytes())
             before = len(self._tidy(records, before))
         if self._table:
-            _replace(self.path, to_parquet(self._work.read_bytes(), self.schema))
+            durable.replace(self.path, to_parquet(self._work.read_bytes(), self.schema))
             self._work.unlink()
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write_run(ended=ended, rows_before=before, **(summary or {}))
+        self._write_run(ended=ended, rows_before=before, **summary)
 
     def __enter__(self) -> "Output":
         return self
@@ -194,8 +216,8 @@ class Output:
         self.close()
 
 
-def _key(path: str | None) -> str | None:
-    """The path as every format spells it."""
+def spelled(path: str | None) -> str | None:
+    """A path as every format spells it."""
     return None if path is None else utf8(path).decode()
 
 

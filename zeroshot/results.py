@@ -54,9 +54,14 @@ class Reason:
     captions: tuple[str, ...] = ()
     path: str | None = None
 
+    @property
+    def told(self) -> str:
+        """`+0.123  a dog; a cat`: share, and captions or the anchor's name."""
+        return f"{self.share:+.3f}  {'; '.join(self.captions) or self.anchor}"
+
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        held = {"anchor": self.anchor, "share": _shortest(self.share)}
+        held = {"anchor": self.anchor, "share": shortest(self.share)}
         return held | {"captions": list(self.captions), "path": self.path}
 
 
@@ -111,15 +116,18 @@ class CaptionResult(Result):
     score: float | None = None
     prompt: str | None = None
     """The beginning or the title that was asked for."""
+    scored: str = "cosine"
+    """What the score is; a trained captioner's is the mean `probability` of a token."""
     trace: Trace | None = field(default=None, repr=False)
     """Every choice that made the caption, where a trace was asked for."""
 
     schema: ClassVar[str] = "zeroshot.caption/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`, and `prompt` if there was one."""
-        prompt = {"prompt": self.prompt} if self.prompt else {}
-        return {"caption": self.caption, "score": _shortest(self.score or 0.0), **prompt}
+        """`caption`, `score`, `scored` if that is no cosine, and `prompt` if there was one."""
+        more = {"scored": self.scored} if self.scored != "cosine" else {}
+        more |= {"prompt": self.prompt} if self.prompt else {}
+        return {"caption": self.caption, "score": shortest(self.score or 0.0), **more}
 
     def trace_row(self) -> dict[str, Any]:
         """The trace as JSON-ready fields."""
@@ -147,7 +155,7 @@ class ClassifyResult(Result):
     def answer(self) -> dict[str, Any]:
         """`labels`, `abstained`, `scored`."""
         labels = [
-            {"label": x.label, "score": _shortest(x.score), "cosine": _shortest(x.cosine)}
+            {"label": x.label, "score": shortest(x.score), "cosine": shortest(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
@@ -157,8 +165,7 @@ class ClassifyResult(Result):
     def summary(self) -> str:
         """`cat 0.91, dog 0.06, bird 0.02`, and below it the anchors that carried the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
-        lines += [f"{x.share:+.3f}  {'; '.join(x.captions) or x.anchor}" for x in self.because]
-        return "\n".join(lines)
+        return "\n".join(lines + [x.told for x in self.because])
 
 
 @dataclass(frozen=True)
@@ -166,17 +173,78 @@ class EmbedResult(Result):
     """A unit row, float32."""
 
     embedding: tuple[float, ...] = field(default=(), repr=False)
+    caption: str | None = None
+    """That came with the picture, where captions were to be embedded, too."""
+    text_embedding: tuple[float, ...] = field(default=(), repr=False)
+    """Of the caption; not part of the row."""
 
     schema: ClassVar[str] = "zeroshot.embed/1"
 
     def answer(self) -> dict[str, Any]:
-        """`dim`, `embedding`."""
-        return {"dim": len(self.embedding), "embedding": [_shortest(x) for x in self.embedding]}
+        """`dim`, `embedding`, and `caption` where there is one."""
+        numbers = [shortest(x) for x in self.embedding]
+        caption = {} if self.caption is None else {"caption": self.caption}
+        return {"dim": len(self.embedding), "embedding": numbers, **caption}
 
     def summary(self) -> str:
         """`512 numbers: 0.01, -0.03, ...`."""
         head = ", ".join(f"{x:.2f}" for x in self.embedding[:3])
         return f"{len(self.embedding)} numbers: {head}, ..."
+
+
+@dataclass(frozen=True)
+class SearchResult(Result):
+    """A picture that answers a query: the `rank`-th best, counted from 1."""
+
+    query: str = ""
+    query_number: int = 0
+    """Which of the queries, counted from 0."""
+    rank: int = 0
+    score: float = 0.0
+    """What the rank follows: the cosine, or what a method makes of it."""
+    cosine: float = 0.0
+    because: tuple[Reason, ...] = ()
+    """Anchors that carried the hit, largest share first; all shares sum to the cosine."""
+
+    schema: ClassVar[str] = "zeroshot.search/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`query`, `rank`, `score`, `cosine`."""
+        because = {"because": [x.row() for x in self.because]} if self.because else {}
+        return {
+            "query": self.query,
+            "rank": self.rank,
+            "score": shortest(self.score),
+            "cosine": shortest(self.cosine),
+            **because,
+        }
+
+    def summary(self) -> str:
+        """`a red heart: 1. 0.312`, and below it the anchors that carried it."""
+        lines = [f"{self.query}: {self.rank}. {self.score:.3f}"]
+        return "\n".join(lines + [x.told for x in self.because])
+
+
+@dataclass(frozen=True)
+class FilterResult(Result):
+    """A pair of a picture and a caption, their cosine, and whether the pair is kept."""
+
+    caption: str = ""
+    score: float = 0.0
+    kept: bool = False
+    truncated: bool = False
+    """Whether the encoder read only the beginning of the caption."""
+
+    schema: ClassVar[str] = "zeroshot.filter/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`caption`, `score`, `kept`, and `truncated` where it is so."""
+        cut = {"truncated": True} if self.truncated else {}
+        return {"caption": self.caption, "score": shortest(self.score), "kept": self.kept} | cut
+
+    def summary(self) -> str:
+        """`kept 0.312  a dog on a beach`."""
+        return f"{'kept' if self.kept else '    '} {self.score:.3f}  {self.caption}"
 
 
 R = TypeVar("R", bound=Result)
@@ -208,9 +276,9 @@ def _html_row(result: Result) -> str:
     if result.error is not None:
         said = f"<i>{html.escape(result.error.message)}</i>"
         return f"<tr><td></td><td>{name}</td><td>{said}</td></tr>"
-    picture = f'<img src="{_thumbnail(result.source)}" alt="{name}">'
+    picture = f'<img src="{thumbnail(result.source)}" alt="{name}">'
     said, *_ = html.escape(result.summary()).split("\n")
-    because = result.because if isinstance(result, ClassifyResult) else ()
+    because = result.because if isinstance(result, ClassifyResult | SearchResult) else ()
     reasons = "".join(_html_reason(reason) for reason in because)
     if reasons:
         said = f"{said}<table>{reasons}</table>"
@@ -220,22 +288,23 @@ def _html_row(result: Result) -> str:
 def _html_reason(reason: Reason) -> str:
     told = html.escape("; ".join(reason.captions) or reason.anchor)
     picture = ""
-    if reason.path is not None and (thumbnail := _thumbnail(Source(reason.path))):
-        picture = f'<img src="{thumbnail}" alt="{html.escape(reason.anchor)}">'
+    if reason.path is not None and (data := thumbnail(Source(reason.path))):
+        picture = f'<img src="{data}" alt="{html.escape(reason.anchor)}">'
     return f"<tr><td>{reason.share:+.3f}</td><td>{picture}</td><td>{told}</td></tr>"
 
 
-def _thumbnail(source: Source) -> str:
-    """A PNG of at most `THUMBNAIL` pixels as a data address; empty if the file is gone by now."""
+def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
+    """A PNG of at most `size` pixels as a data address; empty if the file is gone by now."""
     try:
         picture = open_image(source)
     except UnreadableImageError:
         return ""
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((size, size))
     data = io.BytesIO()
     picture.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _shortest(number: float) -> float:
+def shortest(number: float) -> float:
+    """The shortest number that names the same float32."""
     return float(str(np.float32(number)))

@@ -4,6 +4,7 @@ With `cli`, the only file that prints.
 """
 
 import contextlib
+import itertools
 import json
 import sys
 import warnings
@@ -19,10 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroshot.errors import ApproximateWarning, FewClassesWarning
+from zeroshot.formats import utf8
 
 if TYPE_CHECKING:
     from zeroshot.methods import Description
-    from zeroshot.results import Result
+    from zeroshot.results import Result, SearchResult
+    from zeroshot.scale.here import State
     from zeroshot.tasks.compare import Compared
     from zeroshot.tasks.meter import Meter
 
@@ -31,9 +34,14 @@ NAME_WIDTH = 32
 Show = Literal["json", "table", "nothing"]
 
 
+def plain(text: str) -> str:
+    r"""With `\x1b` for characters that would steer a terminal, and for bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def say(message: str) -> None:
     """One message on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(plain(message)))
 
 
 @contextlib.contextmanager
@@ -54,7 +62,7 @@ def warnings_said() -> Iterator[None]:
 
 def print_json(row: Mapping[str, Any]) -> None:
     """One JSON line on standard output."""
-    print(json.dumps(row, ensure_ascii=False, allow_nan=False), flush=True)
+    print(utf8(json.dumps(row, ensure_ascii=False, allow_nan=False)).decode(), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -78,6 +86,53 @@ def show_comparison(rows: "Iterable[Compared]") -> None:
             for r in rows
         ],
     )
+
+
+def show_figures(result: Mapping[str, Any]) -> None:
+    """What `eval` found of one method; the whole result as one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(result)
+        return
+    from zeroshot.measures import usual
+
+    share = f"{100 * result['sampling']['confidence']:g} %"
+    table = Table("figure", escape(result["method"]), f"{share} interval")
+    table.title = escape(result["dataset"])
+    for name, value in result["metrics"].items():
+        ends = result["intervals"][name]
+        told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
+        table.add_row(name, f"{usual(name, value):.2f}", told)
+    Console().print(table)
+
+
+def show_differences(comparison: Mapping[str, Any]) -> None:
+    """Each method against the first; one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(comparison)
+        return
+    from zeroshot.measures import usual
+
+    for method, figures in comparison["methods"].items():
+        table = Table("figure", "difference", "interval", "p", "p (Holm)")
+        table.title = escape(f"{method} less {comparison['first']}")
+        for name, own in figures.items():
+            ends = " to ".join(f"{usual(name, end):+.2f}" for end in own["interval"])
+            difference = f"{usual(name, own['difference']):+.2f}"
+            table.add_row(name, difference, ends, f"{own['p']:.3f}", f"{own['p_holm']:.3f}")
+        Console().print(table)
+
+
+def show_hits(hits: "Sequence[SearchResult]") -> None:
+    """A table for each query: rank, score, path, and the anchors that carried a hit."""
+    console = Console(highlight=False)
+    for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
+        of_query = list(group)
+        table = Table("", "score", "picture", title=escape(of_query[0].query), title_justify="left")
+        for hit in of_query:
+            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
+            shown = Text(plain(said), overflow="fold")
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
+        console.print(table)
 
 
 def show_method(method: "Description") -> None:
@@ -126,15 +181,24 @@ class Screen:
         """How many results will come."""
         self.progress.update(self.task, total=total)
 
+    def advance(self, count: int, meter: "Meter") -> None:
+        """So many more pictures are done."""
+        self.progress.update(
+            self.task, advance=count, description="pictures", rate=f"{meter.rate:.1f}/s"
+        )
+
+    def count(self, meter: "Meter") -> None:
+        """Show how many results others have made."""
+        rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
+        self.progress.update(self.task, completed=meter.pictures, description="pictures", rate=rate)
+
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
         if self.show == "json":
             print_json(result.row())
         elif self.show == "table":
             self.out.print(_line(result), soft_wrap=False)
-        self.progress.update(
-            self.task, advance=1, description="pictures", rate=f"{meter.rate:.1f}/s"
-        )
+        self.advance(1, meter)
 
 
 def _line(result: "Result") -> Table:
@@ -145,20 +209,33 @@ def _line(result: "Result") -> Table:
     name = PurePath(result.path).name if result.path else "(in memory)"
     failed = result.error is not None
     said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
-    line.add_row(Text(name), Text(said, style="red" if failed else ""))
+    line.add_row(Text(plain(name)), Text(plain(said), style="red" if failed else ""))
     return line
 
 
-def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
-    """The last lines of a run: how many, how fast, what bound it."""
+def summary(
+    meter: "Meter", resumed: int, verbose: bool, *, total: int | None = None, several: bool = False
+) -> list[str]:
+    """The last lines of a run: how many, how fast, what bound it.
+
+    `several` processes share the meter: then the rate is that of the clock on the wall.
+    """
     lines = []
     if resumed:
-        lines.append(f"resumed: {resumed} of {resumed + meter.pictures} were done already")
+        asked = resumed + meter.pictures if total is None else total
+        lines.append(f"resumed: {resumed} of {asked} were done already")
     failed = f", {meter.failed} failed" if meter.failed else ""
+    seconds = meter.elapsed if several else meter.working
     if meter.pictures:
         lines.append(
-            f"{meter.pictures} pictures{failed} in {meter.working:.1f} s "
-            f"({meter.rate:.2f} images/s; most of it for {meter.bound_by()})"
+            f"{meter.pictures} pictures{failed} in {seconds:.1f} s "
+            f"({meter.pictures / max(seconds, 1e-9):.2f} images/s; {_cached(meter)}"
+            f"most of it {meter.bound_by()})"
+        )
+    if meter.left_alone:
+        lines.append(
+            f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
+            "over them"
         )
     if verbose:
         lines.append(
@@ -167,7 +244,21 @@ def summary(meter: "Meter", resumed: int, verbose: bool) -> list[str]:
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
-        lines += [f"{name}: {s:.2f} s of threads beside that" for name, s in meter.beside.items()]
+        lines += [f"{name} took {s:.2f} s of threads beside it" for name, s in meter.beside.items()]
         if not meter.images_encoded + meter.texts_encoded:
             lines.append("no encoder call was made: every embedding came from the cache")
     return lines
+
+
+def _cached(meter: "Meter") -> str:
+    return f"{meter.images_cached} from the cache; " if meter.images_cached else ""
+
+
+def how_far(state: "State", folder: str) -> str:
+    """What of a folder of shards is finished."""
+    failed = f", {state.failed} of them failed" if state.failed else ""
+    begun = f", {state.kept} more in shards not finished" if state.kept else ""
+    return (
+        f"{folder}: {state.finished} of {state.shards} shards are finished, "
+        f"{state.rows} of {state.total} rows{failed}{begun}"
+    )

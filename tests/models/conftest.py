@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models import tiny
+from tests.models import tiny, tiny_pairs
 from zeroshot import models
 
 BUILDERS = {
@@ -12,6 +12,7 @@ BUILDERS = {
     **tiny.TEXTS,
     **tiny.LANGUAGE,
     "open_clip": tiny.open_clip,
+    **tiny_pairs.ALL,
 }
 
 

@@ -36,4 +36,4 @@ def is_public(address: str) -> bool:
         if ip not in _GLOBAL:
             return False
     barred = any(ip in network for network in _NOT_PUBLIC if network.version == ip.version)
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or barred)
+    return ip.is_global and not (ip.is_multicast or barred)

@@ -1,10 +1,12 @@
 """Which column of a table is what: the picture, its caption, its label."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zeroshot.errors import UserError
+from zeroshot.inputs.source import Fields
 
 IMAGE = (
     *("path", "image_path", "file_path", "filepath", "image_file", "file", "file_name", "filename"),
@@ -61,7 +63,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
 
 
-def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> dict[str, str]:
+def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> Fields:
     """`caption` and `label` of a row as texts: several captions as lines, other values as JSON.
 
     Raises:
@@ -76,7 +78,9 @@ def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> dict
         value = row.get(column) if column is not None else None
         if value is not None:
             found[field] = _as_text(value, f"its {field} (column '{column}')")
-    return found
+    if "label" in found:
+        found["label"] = sys.intern(found["label"])  # there are few of them
+    return Fields(**found)
 
 
 def _as_text(value: object, what: str) -> str:

@@ -120,7 +120,7 @@ def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
     number = 0
     try:
         header = next(reader, None)
-        if not header or "\0" in "".join(header):
+        if not header or not _is_text("".join(header)):
             yield Source(table.name, Refused("no table: it begins with no row of column names"))
             return
         columns = resolve(table.name, header, table.options.columns)
@@ -130,6 +130,11 @@ def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
                 number += 1
     except csv.Error as error:
         yield table.refused(number, f"damaged, rows from here on cannot be read: {error}")
+
+
+def _is_text(line: str) -> bool:
+    """Whether it is UTF-8 without null characters, unlike the beginning of most other files."""
+    return "\0" not in line and not any("\udc80" <= c <= "\udcff" for c in line)
 
 
 def _row(
@@ -154,6 +159,9 @@ def _json_lines(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
     while line := text.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith("\n"):
             yield table.refused(number, f"damaged: a line of more than {MAX_LINE} characters")
+            return
+        if number == 0 and not (_is_text(line) or line.startswith("{")):
+            yield Source(table.name, Refused("no table: it begins with no JSON"))
             return
         if line.strip():
             yield _json_row(table, number, line)

@@ -1,7 +1,7 @@
 """What a person names as pictures, before anything is opened."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,7 +40,27 @@ class File(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-_NOTHING: Mapping[str, str] = {}
+@dataclass(frozen=True, slots=True, eq=False)
+class Fields(Mapping[str, str]):
+    """What came with a picture: a mapping of those that it has, in a third of a dict's memory."""
+
+    caption: str | None = None
+    label: str | None = None
+
+    def __getitem__(self, name: str) -> str:
+        value = {"caption": self.caption, "label": self.label}[name]
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in ("caption", "label") if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+_NOTHING = Fields()
 
 
 @runtime_checkable
@@ -61,16 +81,25 @@ class Blob(Protocol):
         """The bytes, at most `MAX_BYTES`; UnreadableImageError with the reason."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
+
+    id: str
+    image: Image
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One picture that was asked for: a path as it is shown, or a picture that is no file.
 
     `content` holds a PIL image, the bytes of a file, or where they are; then `path` is only its
-    label in the output, or None. `fields` is what came with the picture (`caption`, `label`).
+    label in the output, or None. A picture that was read elsewhere is handed on as it is. `fields`
+    is what came with the picture (`caption`, `label`).
     """
 
     path: str | None
-    content: Image | bytes | Blob | None = None
+    content: Image | bytes | Blob | Picture | None = None
     fields: Mapping[str, str] = field(default_factory=lambda: _NOTHING, repr=False, hash=False)
 
 

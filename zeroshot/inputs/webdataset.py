@@ -9,6 +9,7 @@ their name up to the first dot of the last part: `000/17.jpg`, `000/17.txt`, `00
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs import storage, tar
 from zeroshot.inputs.columns import fields_of
-from zeroshot.inputs.source import MAX_BYTES, PICTURES, File, Refused, Source
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Refused, Source
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Names of tar files; compressed ones are refused with advice."""
@@ -116,7 +117,7 @@ def _sources(
     """The pictures of one sample, whose first member is the tar file's `first`-th."""
     whole = [member for member in sample if _fault(member) is None]
     parts = [member for member in whole if not _is_picture(member.name)]
-    fields, fault = {}, None
+    fields, fault = Fields(), None
     if len(parts) < len(whole):
         try:
             fields = _fields(file, parts)
@@ -162,7 +163,7 @@ def _fault(member: tar.Member) -> str | None:
     return None
 
 
-def _fields(file: File, parts: Sequence[tar.Member]) -> dict[str, str]:
+def _fields(file: File, parts: Sequence[tar.Member]) -> Fields:
     """Caption and label of a sample; those of its `.txt` and `.cls` before those of its `.json`.
 
     Raises:
@@ -175,9 +176,11 @@ def _fields(file: File, parts: Sequence[tar.Member]) -> dict[str, str]:
                 text = _text(file, member)
                 if suffix == "json":
                     found |= fields_of(_object(text, member.name))
+                elif suffix == "txt":
+                    found["caption"] = text.strip()
                 else:
-                    found["caption" if suffix == "txt" else "label"] = text.strip()
-    return found
+                    found["label"] = sys.intern(text.strip())
+    return Fields(**found)
 
 
 def _text(file: File, member: tar.Member) -> str:

@@ -6,7 +6,7 @@ file and a fleet over shards run the same code. A job is a frozen dataclass of n
 paths; no model is in it, and it can be pickled. A new command on pictures is a new job.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from zeroshot.images import Source
@@ -33,7 +33,7 @@ class Worker(Protocol):
         Rows made under other settings do not belong in one output.
         """
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[Result]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[Result]:
         """One result per picture, in order; a row does not depend on the other pictures.
 
         `sources` are walked once, in order and batch by batch, so that they may be lazy.
@@ -48,7 +48,11 @@ class Transductive(Worker, Protocol):
     def transductive(self) -> bool:
         """Whether a row depends on the other pictures."""
 
-    def embed(self, sources: Sequence[Source], meter: Meter) -> Iterator[Embedded]:
+    @property
+    def views(self) -> int:
+        """How many views of each picture `embed` gives; 0 for rows alone."""
+
+    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[Embedded]:
         """What the scores are made of, batch by batch."""
 
     def score(self, everything: Embedded, meter: Meter) -> Iterator[Result]:
@@ -65,6 +69,9 @@ class Job(Protocol):
     @property
     def models(self) -> ModelSet:
         """What runs; travels as names and paths, and is loaded where it is first needed."""
+
+    def on(self, device: str) -> "Job":
+        """The same job on another device: `cuda:1`."""
 
     def open(self, cache: EmbeddingCache, meter: Meter, batch_size: int) -> Worker:
         """Load the models and encode what all pictures share (prompts, shots).

@@ -1,7 +1,7 @@
 """Pictures to captions, as a job."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts as texts
@@ -34,6 +34,10 @@ class CaptionJob:
     """In place of the set's; see `ModelSet.for_captions` without one."""
 
     schema: ClassVar[str] = CaptionResult.schema
+
+    def on(self, device: str) -> "CaptionJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -73,12 +77,8 @@ class CaptionWorker:
             asked = {"prompts": texts.fingerprint([[str(x) for x in pair] for pair in each])}
         return task.settings(self.models, self.method) | asked
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[CaptionResult]:
-        """One result per picture, in order.
-
-        Raises:
-            UserError: pictures without a prompt of their own where others have one.
-        """
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
+        """One result per picture, in order."""
         return task.caption(
             sources,
             self.models,
@@ -91,14 +91,15 @@ class CaptionWorker:
             pool=self.pool,
         )
 
-    def _prompts(self, sources: Sequence[Source]) -> Sequence[str] | None:
+    def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:
         given = self.job.prompts
         if given is None:
             return None
         if isinstance(given, str):
-            return [given] * len(sources)
+            return lambda source: given
         if isinstance(given, Mapping):
-            return [given[source.path or ""] for source in sources]
-        if len(given) != len(sources):
+            return lambda source: given[source.path or ""]
+        if isinstance(sources, Sized) and len(given) != len(sources):
             raise UserError(f"{len(given)} prompts for {len(sources)} pictures")
-        return given
+        each = iter(given)
+        return lambda source: next(each)

@@ -1,6 +1,6 @@
 """Pictures to labels, as a job."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -42,6 +42,10 @@ class ClassifyJob:
 
     schema: ClassVar[str] = ClassifyResult.schema
 
+    def on(self, device: str) -> "ClassifyJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClassifyWorker":
@@ -82,6 +86,11 @@ class ClassifyWorker:
         """Whether a picture's scores depend on the other pictures."""
         return self.classifier.method.transductive
 
+    @property
+    def views(self) -> int:
+        """Of each picture, itself included; 0 for none."""
+        return self.classifier.views
+
     def settings(self) -> dict[str, Any]:
         """What decides the scores and which of them are shown."""
         job, made = self.job, self.job.calibration
@@ -92,13 +101,13 @@ class ClassifyWorker:
             held |= {"calibration": made.fingerprint, "abstain": job.abstain}
         return held | ({"explain": job.explain} if job.explain else {})
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[ClassifyResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
         """One result per picture, in order; of a transductive method, none before the last."""
         batches = task.embedded(sources, self.classifier, self.cache, meter, self.batch_size)
         for batch in batches:
             yield from self.score(batch, meter)
 
-    def embed(self, sources: Sequence[Source], meter: Meter) -> Iterator[Embedded]:
+    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[Embedded]:
         """Rows and views, batch by batch."""
         return task.embed_for(sources, self.classifier, self.cache, meter, self.batch_size)
 

@@ -1,7 +1,7 @@
 """Pictures to unit rows, as a job."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot.images import Source
@@ -18,8 +18,14 @@ class EmbedJob:
     """Rows of the set's image encoder."""
 
     models: ModelSet
+    captions: bool = False
+    """Those that come with pictures too, by the text encoder."""
 
     schema: ClassVar[str] = EmbedResult.schema
+
+    def on(self, device: str) -> "EmbedJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -39,8 +45,15 @@ class EmbedWorker:
 
     def settings(self) -> dict[str, Any]:
         """What decides the rows."""
-        return task.settings(self.job.models)
+        return task.settings(self.job.models, self.job.captions)
 
-    def __call__(self, sources: Sequence[Source], meter: Meter) -> Iterator[EmbedResult]:
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
         """One result per picture, in order."""
-        return task.embed(sources, self.job.models, self.cache, meter, batch_size=self.batch_size)
+        return task.embed(
+            sources,
+            self.job.models,
+            self.cache,
+            meter,
+            batch_size=self.batch_size,
+            captions=self.job.captions,
+        )

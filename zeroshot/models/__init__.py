@@ -15,18 +15,30 @@ if TYPE_CHECKING:
         load_language_model,
         load_text_encoder,
     )
+    from zeroshot.models.vision_language import (
+        load_answerer,
+        load_pair_scorer,
+        load_region_answerer,
+        load_writer,
+    )
 
 __all__ = [
     "load",
+    "load_answerer",
     "load_dual_encoder",
     "load_image_encoder",
     "load_language_model",
+    "load_pair_scorer",
+    "load_region_answerer",
     "load_text_encoder",
+    "load_writer",
 ]
+WITH_TEXTS = ("load_answerer", "load_pair_scorer", "load_region_answerer", "load_writer")
 
 
 def __getattr__(name: str) -> Any:
     """The loaders, imported on first use: they bring torch and transformers along."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("zeroshot.models.loading"), name)
+    module = "vision_language" if name in WITH_TEXTS else "loading"
+    return getattr(importlib.import_module(f"zeroshot.models.{module}"), name)

@@ -13,17 +13,23 @@ from PIL.Image import Image
 from torch import Tensor
 
 __all__ = [
+    "Answer",
+    "Answerer",
     "Cache",
     "DualEncoder",
     "Image",
     "ImageEncoder",
     "LanguageModel",
     "Matcher",
+    "PairScorer",
     "PixelEncoder",
     "Pixels",
+    "RegionAnswerer",
+    "Regions",
     "Step",
     "TextEncoder",
     "TextSession",
+    "Writer",
 ]
 
 Cache = Any
@@ -61,6 +67,17 @@ class PixelEncoder(ImageEncoder, Protocol):
 
     `encode_images(images)` is `encode_pixels([pixels(image) for image in images])`, bit for bit.
     """
+
+    @property
+    def shortcuts(self) -> str:
+        """Names what makes pixels differ from the model's own preprocessing; empty if nothing.
+
+        Part of a row's cache key beside `name`, which texts share.
+        """
+
+    @property
+    def draft_side(self) -> int | None:
+        """JPEG files may be decoded at a fraction of their size, with no side below this."""
 
     def pixels(self, image: Image) -> Pixels:
         """One picture (RGB, upright) as the network reads it, small and on the CPU."""
@@ -159,3 +176,121 @@ class LanguageModel(Protocol):
 
     def select(self, cache: Cache, rows: Int[Tensor, " r"]) -> Cache:
         """A new cache with `rows` of the old one, repeated or reordered as they come."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text that a model gives about a picture, and how much it believes it."""
+
+    text: str
+    score: float | None = None
+    """What the model's `scored` says; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a detector saw in one picture: a feature row and a box for each region."""
+
+    features: Float[Tensor, "r f"]
+    boxes: Float[Tensor, "r 4"] | None = None
+    """Left, top, right, bottom as shares of the picture's sides."""
+
+
+class ReadsTexts(Protocol):
+    """What models that meet a picture and a text together tell about their texts."""
+
+    @property
+    def name(self) -> str:
+        """As `ImageEncoder.name`."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a text that the model reads, special tokens included; None for no limit.
+
+        Nothing is cut off: a longer text is a UserError.
+        """
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens, special tokens included."""
+
+
+@runtime_checkable
+class PairScorer(ReadsTexts, Protocol):
+    """Says how well a text fits the picture, or the pictures, that come with it."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each column of the scores stands for."""
+
+    @property
+    def scored(self) -> str:
+        """What a score is: `probability`, `cosine`, `logit`."""
+
+    @property
+    def positive(self) -> int:
+        """The column that says that the text fits."""
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures a text speaks of: 1, or 2 for NLVR2."""
+
+    def score_pairs(
+        self, pictures: Sequence[Sequence[Image]], texts: Sequence[str]
+    ) -> Float[Tensor, "n k"]:
+        """One row for each text and its pictures, one column for each label, on the CPU."""
+
+
+@runtime_checkable
+class Answerer(ReadsTexts, Protocol):
+    """Answers questions about pictures."""
+
+    @property
+    def scored(self) -> str:
+        """What an answer's score is: `sigmoid`, `softmax`, or the `probability` of its tokens."""
+
+    def answer(
+        self, images: Sequence[Image], questions: Sequence[str], top_k: int = 1
+    ) -> list[tuple[Answer, ...]]:
+        """Up to `top_k` answers for each picture and its question, best first."""
+
+
+@runtime_checkable
+class RegionAnswerer(ReadsTexts, Protocol):
+    """Answers questions from what a detector saw in pictures (LXMERT, VisualBERT)."""
+
+    @property
+    def scored(self) -> str:
+        """As `Answerer.scored`."""
+
+    @property
+    def answers(self) -> int:
+        """How many answers its head knows."""
+
+    @property
+    def width(self) -> int:
+        """Width of a region's feature row."""
+
+    @property
+    def boxed(self) -> bool:
+        """Whether it reads the regions' boxes."""
+
+    def answer_regions(
+        self, regions: Sequence[Regions], questions: Sequence[str], top_k: int = 1
+    ) -> list[tuple[Answer, ...]]:
+        """As `Answerer.answer`."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Writes one text for each picture: a trained captioner, or a reader of printed lines."""
+
+    @property
+    def name(self) -> str:
+        """As `ImageEncoder.name`."""
+
+    def write(self, images: Sequence[Image], prompts: Sequence[str] | None = None) -> list[Answer]:
+        """A text per picture, which begins with its prompt; the score is the geometric mean of
+        the probabilities of the tokens written.
+
+        UserError for prompts where the model takes none.
+        """

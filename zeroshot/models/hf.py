@@ -5,6 +5,7 @@ runs unless the caller said so, and torch files are read with `weights_only=True
 """
 
 import importlib
+import inspect
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,17 +21,21 @@ if "torchvision" not in sys.modules and "transformers" not in sys.modules:
     importlib.import_module("transformers")
     del sys.modules["torchvision"]
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForTextEncoding,
+    AutoProcessor,
     AutoTokenizer,
     DynamicCache,
     TokenizersBackend,
 )
 from transformers.cache_utils import DynamicLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from zeroshot.errors import UserError
@@ -39,16 +44,21 @@ from zeroshot.models.files import Files
 __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
     "AutoModelForTextEncoding",
     "DynamicCache",
     "DynamicLayer",
+    "arguments",
     "context_length",
     "count_tokens",
     "has_tokenizer",
+    "knows_pictures_in_prompts",
     "load_config",
     "load_image_processor",
     "load_model",
+    "load_processor",
     "load_tokenizer",
+    "named_class",
     "refuse_remote_code",
     "tokenize",
 ]
@@ -173,6 +183,35 @@ def load_image_processor(files: Files, trust_remote_code: bool) -> Any:
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{files.name} comes without its image preprocessing: {error}") from error
+
+
+def load_processor(files: Files, trust_remote_code: bool) -> Any:
+    """Tokenizer, preprocessing and chat template of a model that meets pictures in its prompt."""
+    try:
+        with quiet():
+            return AutoProcessor.from_pretrained(
+                files.directory,
+                backend="pil",
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(f"{files.name} comes without its processor: {error}") from error
+
+
+def named_class(name: str) -> Any:
+    """The model class of transformers that a configuration names; None if there is none."""
+    return getattr(transformers, name, None) if name.isidentifier() else None
+
+
+def knows_pictures_in_prompts(model_type: str | None) -> bool:
+    """Whether `AutoModelForImageTextToText` knows such models."""
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def arguments(model: Any) -> frozenset[str]:
+    """What the model's forward pass takes."""
+    return frozenset(inspect.signature(model.forward).parameters)
 
 
 @contextmanager

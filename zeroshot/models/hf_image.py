@@ -45,6 +45,16 @@ class TransformersImageEncoder:
         """As `base.ImageEncoder`."""
         return encode_images(images, self.pixels, self._features)
 
+    @property
+    def shortcuts(self) -> str:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.shortcuts
+
+    @property
+    def draft_side(self) -> int | None:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.draft_side
+
     def pixels(self, image: Image) -> Pixels:
         """As `base.PixelEncoder`."""
         return self.preprocessing.pixels(image)

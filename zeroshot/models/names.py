@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from zeroshot.errors import UserError
+from zeroshot.models import systems
 
 __all__ = ["ModelName", "parse"]
 
@@ -109,6 +110,7 @@ def _without_scheme(name: str, root: Path | None) -> ModelName:
         return _open_clip(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return ModelName("hf", name)
+    systems.refuse(name)
     close = difflib.get_close_matches(name, [*OPENAI, *_architectures()], n=3)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UserError(f"unknown model '{name}'; {hint}{FORMS}")

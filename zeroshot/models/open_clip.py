@@ -59,6 +59,16 @@ class OpenClipDualEncoder(Growing):
         """As `base.ImageEncoder`."""
         return encode_images(images, self.pixels, self._image_features)
 
+    @property
+    def shortcuts(self) -> str:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.shortcuts
+
+    @property
+    def draft_side(self) -> int | None:
+        """As `base.PixelEncoder`."""
+        return self.preprocessing.draft_side
+
     def pixels(self, image: Image) -> Pixels:
         """As `base.PixelEncoder`."""
         return self.preprocessing.pixels(image)

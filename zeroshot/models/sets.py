@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UserError, unknown
-from zeroshot.models import files
+from zeroshot.models import files, systems
 from zeroshot.models.names import ModelName, parse
 
 __all__ = [
@@ -161,6 +161,7 @@ def find_set(name: str) -> SetSpec:
         return HUB_SETS[name]
     file = POCKET / FILE if name == "pocket" else _file(name)
     if not file.is_file():
+        systems.refuse(name)
         raise UserError(
             f"{unknown('model set', name, ['pocket', *HUB_SETS])}; "
             f"a directory with a {FILE} is a set too"

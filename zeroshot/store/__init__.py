@@ -17,7 +17,6 @@ import os
 import sqlite3
 import stat
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,12 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.inputs.files import settled, stamp_of
-from zeroshot.store.index import Index, forget, last_segment, new_segment, space_id
+from zeroshot.store.index import Index, add_batch, forget, last_segment, new_segment, space_id
+from zeroshot.store.listing import Verified, export, verify
+from zeroshot.store.places import Digests
+from zeroshot.store.rows import all_finite, append_rows, checksums_of, read_rows
 
 T = TypeVar("T")
-Row = np.ndarray[tuple[int], np.dtype[np.float32]]
-Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 INDEX = "index.sqlite"
 SEGMENTS = "segments"
@@ -81,9 +81,17 @@ def erase(root: Path | None = None) -> None:
         path.unlink(missing_ok=True)
 
 
+def _stat(path: Path | str) -> os.stat_result:
+    """As `os.stat`, with an OSError also for a path that no system takes."""
+    try:
+        return os.stat(path)
+    except ValueError as error:  # a null byte
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
+
+
 def hash_file(path: Path | str) -> str:
     """sha256 of the file's bytes, in hexadecimal. OSError as `open` raises it, also for a pipe."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(_stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -95,38 +103,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _checksum(id: str, row: Row) -> int:
-    """Of the row and whose it is, so that a row in another's place does not pass."""
-    return zlib.crc32(row.data, zlib.crc32(id.encode()))
-
-
-def _read_rows(path: Path, places: Sequence[int], rows: Rows) -> None:
-    """Fill `rows`, which comes as zeros, with those at `places` (ascending).
-
-    A row that the file does not have stays zero, and then no checksum passes it.
-    """
-    breaks = (np.diff(places) != 1).nonzero()[0] + 1  # neighbours are read together
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        for run in np.split(np.arange(len(places)), breaks):
-            file.seek(places[run[0]] * rows.shape[1] * 4)
-            file.readinto(rows[run[0] : run[-1] + 1].data)
-
-
-def _append_rows(path: Path, rows: Rows) -> int:
-    """Write behind all there is, and sync; the place of the first row.
-
-    A torn row at the end, left by a crash, is filled up and never referred to.
-    """
-    width = rows.shape[1] * 4
-    with open(path, "ab") as file:
-        place = -(-file.tell() // width)
-        file.write(bytes(place * width - file.tell()))
-        file.write(rows.data)
-        file.flush()
-        os.fsync(file.fileno())
-    return place
 
 
 class EmbeddingCache:
@@ -163,7 +139,7 @@ class EmbeddingCache:
         Raises OSError as `open` does.
         """
         name = os.fsencode(os.path.abspath(path))
-        found = os.stat(path)
+        found = _stat(path)
         stamp = stamp_of(found)
         known = self._index.hash_of(name, stamp)
         if known is not None:
@@ -173,6 +149,21 @@ class EmbeddingCache:
         if lasting:
             self._index.remember(name, stamp, id)
         return id
+
+    def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
+        """`file_id` of each path, those that are known looked up together; None for no file."""
+        names = [os.fsencode(os.path.abspath(path)) for path in paths]
+        known = self._index.hashes_of(names)
+        ids: list[str | None] = []
+        for path, name in zip(paths, names, strict=True):
+            try:
+                stamp, id = known.get(name, (None, None))
+                if stamp is None or stamp != stamp_of(os.stat(path)):
+                    id = self.file_id(path)
+            except (OSError, ValueError):
+                id = None
+            ids.append(id)
+        return ids
 
     def blob_id(self, stamp: str) -> str | None:
         """sha256 of the bytes that bore this stamp (`images.Blob`), if `remember_blob` noted it."""
@@ -191,21 +182,26 @@ class EmbeddingCache:
 
         With nothing held yet under this encoder and kind, `d` is 0.
         """
-        dim, held = self._index.entries(encoder, kind, ids)
-        rows = np.zeros((len(held), dim), dtype=np.float32)
-        start = 0
-        for name, entries in itertools.groupby(held, key=lambda entry: entry.segment):
-            places = [entry.place for entry in entries]
-            _read_rows(self._folder / name, places, rows[start : start + len(places)])
-            start += len(places)
-        whole = {
-            entry.id: number
-            for number, (entry, row) in enumerate(zip(held, rows, strict=True))
-            if _checksum(entry.id, row) == entry.checksum
-        }
-        self._index.touch({entry.segment for entry in held})
-        found = torch.tensor([id in whole for id in ids], dtype=torch.bool)
-        return torch.from_numpy(rows[[whole[id] for id in ids if id in whole]]), found
+        digests = Digests.of(ids)
+        entries = self._index.entries(encoder, kind, digests.keys)
+        if entries is None:
+            return torch.empty(0, 0), torch.zeros(len(ids), dtype=torch.bool)
+        found = entries.found
+        order = np.lexsort((found.places, found.segments))  # as they lie in the files
+        order = order[found.segments[order] >= 0]
+        rows = np.zeros((len(order), entries.dim), dtype=np.float32)
+        segments = found.segments[order]
+        breaks = (np.diff(segments).nonzero()[0] + 1).tolist()
+        for first, end in itertools.pairwise([0, *breaks, len(order)] if len(order) else [0]):
+            name = entries.names.get(int(segments[first]), "gone")
+            read_rows(self._folder / name, found.places[order[first:end]], rows[first:end])
+        whole = checksums_of(digests.seeds[order], rows) == found.checksums[order]
+        self._index.touch(np.unique(segments).tolist())
+        hits = np.zeros(len(ids), dtype=bool)
+        hits[order[whole]] = True
+        if not (whole.all() and (np.diff(order) > 0).all()):
+            rows = rows[whole.nonzero()[0][np.argsort(order[whole])]]
+        return torch.from_numpy(rows), torch.from_numpy(hits)
 
     def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
         """Keep finite rows, as float32; they outlive a crash once this returns.
@@ -216,20 +212,17 @@ class EmbeddingCache:
         if len(ids) != len(rows):
             raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
         values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
+
+        digests = Digests.of(ids)
+        checksums = checksums_of(digests.seeds, values)
 
         def change(db: sqlite3.Connection) -> None:
             space = space_id(db, encoder, kind, values.shape[1])
             segment, name = self._segment(db, space)
-            first = _append_rows(self._folder / name, values)
-            db.executemany(
-                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)",
-                [
-                    (space, id, segment, place, _checksum(id, row))
-                    for place, (id, row) in enumerate(zip(ids, values, strict=True), first)
-                ],
-            )
+            first = append_rows(self._folder / name, values)
+            add_batch(db, space, segment, first, ids, digests, checksums)
             self._index.save_hashes(db)
 
         if ids:
@@ -283,7 +276,6 @@ class EmbeddingCache:
             spaces = db.execute(
                 "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
             ).fetchall()
-            counts = dict(db.execute("SELECT space, count(*) FROM rows GROUP BY space"))
             segments = db.execute("SELECT space, name, used FROM segments").fetchall()
             files = db.execute("SELECT count(*) FROM files").fetchone()[0]
         held = []
@@ -291,9 +283,17 @@ class EmbeddingCache:
             own = [(name, used) for space, name, used in segments if space == id]
             size = sum(_size(self._folder / name) for name, _ in own)
             used = max(used for _, used in own)
-            held.append(SpaceInfo(encoder, kind, counts.get(id, 0), dim, size, used))
+            held.append(SpaceInfo(encoder, kind, self._index.count(id), dim, size, used))
         index = _size(self.root / INDEX)
         return CacheInfo(self.root, tuple(held), files, index + sum(space.bytes for space in held))
+
+    def verify(self) -> Verified:
+        """Read every row and check it; others may read and write meanwhile."""
+        return verify(self._index, self._folder)
+
+    def export(self, target: Path, encoder: str, kind: str, *, half: bool = False) -> int:
+        """Write all rows of an encoder and kind to a file: see `listing.export`."""
+        return export(self._index, self._folder, target, encoder, kind, half=half)
 
     def prune(
         self,
@@ -384,6 +384,16 @@ class NullCache(EmbeddingCache):
         """sha256 of the file's bytes, each time anew."""
         return hash_file(path)
 
+    def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
+        """As `file_id`, each time anew; None for what cannot be read."""
+        ids: list[str | None] = []
+        for path in paths:
+            try:
+                ids.append(hash_file(path))
+            except (OSError, ValueError):
+                ids.append(None)
+        return ids
+
     def blob_id(self, stamp: str) -> str | None:
         """None: nothing was noted."""
         return None
@@ -403,6 +413,14 @@ class NullCache(EmbeddingCache):
     def info(self) -> CacheInfo:
         """Nothing is held."""
         return CacheInfo(None, (), 0, 0)
+
+    def verify(self) -> Verified:
+        """Nothing to check."""
+        return Verified((), (), ())
+
+    def export(self, target: Path, encoder: str, kind: str, *, half: bool = False) -> int:
+        """UserError: nothing is held."""
+        raise UserError("this cache holds nothing to export")
 
     def prune(
         self,

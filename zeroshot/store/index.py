@@ -1,4 +1,8 @@
-"""What SQLite knows of a cache: where each row lies, and which files were hashed.
+"""What SQLite knows of a cache: where each batch of rows lies, and which files were hashed.
+
+Rows that were put together are one entry: where the first lies, and the keys and checksums of all.
+A process reads the entries of an encoder once, then only those that are new, and finds rows in
+memory (`places`); their ids are in a table of their own, which only a listing reads.
 
 The journal is SQLite's rollback journal, not its write-ahead log, whose shared memory does not
 work on network file systems.
@@ -11,15 +15,20 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
 
 from zeroshot.errors import UserError
+from zeroshot.store.places import Checksums, Digests, Found, Keys, Numbers, Places
 
 USED_SECONDS = 3600
 """How exactly the time of last use is kept."""
-LAYOUT = 1
+LAYOUT = 2
+MOST = 1 << 31
+"""Places and segments beyond this are damage."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 UNWRITABLE = (
     sqlite3.SQLITE_BUSY,
@@ -34,8 +43,12 @@ CREATE TABLE spaces (id INTEGER PRIMARY KEY, encoder TEXT, kind TEXT, dim INTEGE
                      UNIQUE (encoder, kind));
 CREATE TABLE segments (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, name TEXT,
                        used INTEGER);
-CREATE TABLE rows (space INTEGER, id TEXT, segment INTEGER, place INTEGER, checksum INTEGER,
-                   PRIMARY KEY (space, id)) WITHOUT ROWID;
+CREATE TABLE batches (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, segment INTEGER,
+                      place INTEGER, keys BLOB, checksums BLOB);
+CREATE INDEX batches_of_a_space ON batches (space, id);
+CREATE TABLE ids (batch INTEGER PRIMARY KEY, ids TEXT);
+CREATE TABLE forgotten (times INTEGER);
+INSERT INTO forgotten VALUES (0);
 CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
 """
 
@@ -45,13 +58,25 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-class Entry(NamedTuple):
-    """Where the index says a row lies; sorts in the order of the files."""
+@dataclass(frozen=True)
+class Entries:
+    """Where the rows lie that were asked for, in that order; `names` are those of segments."""
+
+    dim: int
+    found: Found
+    names: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that were put together, as a listing finds them."""
 
     segment: str
-    place: int
-    id: str
-    checksum: int
+    places: Numbers
+    ids: Sequence[str]
+    checksums: Checksums
+    current: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    """Which of them no later batch replaced."""
 
 
 def space_id(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
@@ -88,12 +113,32 @@ def new_segment(db: sqlite3.Connection, space: int) -> tuple[int, str]:
     return added.lastrowid, name
 
 
+def add_batch(
+    db: sqlite3.Connection,
+    space: int,
+    segment: int,
+    place: int,
+    ids: Sequence[str],
+    digests: Digests,
+    checksums: Checksums,
+) -> None:
+    """Rows that lie one after another from `place` on."""
+    keys = digests.keys.astype("<u8").tobytes()
+    added = db.execute(
+        "INSERT INTO batches (space, segment, place, keys, checksums) VALUES (?, ?, ?, ?, ?)",
+        (space, segment, place, keys, checksums.astype("<u4").tobytes()),
+    )
+    db.execute("INSERT INTO ids VALUES (?, ?)", (added.lastrowid, "\n".join(ids)))
+
+
 def forget(db: sqlite3.Connection, segments: Sequence[int]) -> None:
     """Take segments out, with all that refers to them, and the hashes of files that are no more."""
     ids = [(id,) for id in segments]
-    db.executemany("DELETE FROM rows WHERE segment = ?", ids)
+    db.executemany("DELETE FROM ids WHERE batch IN (SELECT id FROM batches WHERE segment = ?)", ids)
+    db.executemany("DELETE FROM batches WHERE segment = ?", ids)
     db.executemany("DELETE FROM segments WHERE id = ?", ids)
     db.execute("DELETE FROM spaces WHERE id NOT IN (SELECT space FROM segments)")
+    db.execute("UPDATE forgotten SET times = times + 1")
     paths = [path for (path,) in db.execute("SELECT path FROM files")]
     there = functools.cache(_may_be_there)
     gone = [(path,) for path in paths if not there(path.partition(b"\0")[0])]
@@ -105,6 +150,20 @@ def _may_be_there(file: bytes) -> bool:
     return b"://" in file or os.path.exists(file)
 
 
+def _fits(segment: object, place: object, keys: object, checksums: object) -> bool:
+    """Whether an entry can be one: what damage made of it finds nothing."""
+    return (
+        isinstance(segment, int)
+        and isinstance(place, int)
+        and isinstance(keys, bytes)
+        and isinstance(checksums, bytes)
+        and len(keys) == 2 * len(checksums)
+        and len(keys) % 8 == 0
+        and 0 <= segment < MOST
+        and 0 <= place < MOST - len(keys)
+    )
+
+
 class Index:
     """One SQLite file, shared by threads and processes. `trouble` as in `EmbeddingCache`."""
 
@@ -113,6 +172,9 @@ class Index:
         self._path = path
         self._lock = threading.RLock()
         self._process = os.getpid()
+        self._known: dict[int, Places] = {}
+        self._listed = False
+        self._forgotten: tuple[int] | None = None
         self._hashes: dict[bytes, tuple[str, str]] = {}  # path -> stamp, id; not yet in the file
         with self._explained():
             self._db = sqlite3.connect(
@@ -135,7 +197,8 @@ class Index:
         if self._layout() != LAYOUT:
             raise UserError(
                 f"the cache in '{self._path.parent}' has layout {self._layout()}, this version "
-                f"reads {LAYOUT}; choose another folder with ZEROSHOT_CACHE"
+                f"reads {LAYOUT}; empty it with 'zeroshot cache prune --all', or choose another "
+                "folder with ZEROSHOT_CACHE"
             )
 
     def _layout(self) -> int:
@@ -186,36 +249,107 @@ class Index:
                     raise
                 self.trouble = f"the cache in '{self._path.parent}' keeps nothing more: {error}"
 
-    def entries(self, encoder: str, kind: str, ids: Sequence[str]) -> tuple[int, list[Entry]]:
-        """Width of the rows (0 while there are none), and where those lie that are held."""
+    def entries(self, encoder: str, kind: str, keys: Keys) -> Entries | None:
+        """Where the rows lie; None while there are none of this encoder and kind."""
         with self.reading() as db:
             space = db.execute(
                 "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
             ).fetchone()
             if space is None:
-                return 0, []
-            distinct = list(dict.fromkeys(ids))
-            found: list[Entry] = []
-            for start in range(0, len(distinct), 1000):  # SQLite limits the number of parameters
-                chunk = distinct[start : start + 1000]
-                rows = db.execute(
-                    "SELECT name, place, rows.id, checksum FROM rows "
-                    "JOIN segments ON segments.id = rows.segment "
-                    f"WHERE rows.space = ? AND rows.id IN ({', '.join('?' * len(chunk))})",
-                    (space[0], *chunk),
-                )
-                found.extend(Entry(*row) for row in rows)
-        return int(space[1]), sorted(found)
+                return None
+            found = self._places(db, int(space[0])).find(keys)
+            names = dict(db.execute("SELECT id, name FROM segments WHERE space = ?", space[:1]))
+        return Entries(int(space[1]), found, names)
 
-    def touch(self, segments: set[str]) -> None:
+    def count(self, space: int) -> int:
+        """Rows of a space, each once."""
+        with self.reading() as db:
+            return len(self._places(db, space))
+
+    def _places(self, db: sqlite3.Connection, space: int) -> Places:
+        """All rows of a space; entries that others added since the last time are read now."""
+        forgotten = db.execute("SELECT times FROM forgotten").fetchone()
+        if forgotten != self._forgotten:
+            self._known, self._forgotten = {}, forgotten
+        places = self._known.setdefault(space, Places())
+        for id, segment, place, keys, checksums in db.execute(
+            "SELECT id, segment, place, keys, checksums FROM batches "
+            "WHERE space = ? AND id > ? ORDER BY id",
+            (space, places.last),
+        ):
+            if _fits(segment, place, keys, checksums):
+                places.add(
+                    np.frombuffer(keys, "<u8").astype(np.uint64),
+                    segment,
+                    place,
+                    np.frombuffer(checksums, "<u4").astype(np.uint32),
+                )
+            places.last = id
+        return places
+
+    def spaces(self) -> list[tuple[int, str, str, int]]:
+        """Id, encoder, kind and width of all there is."""
+        with self.reading() as db:
+            return db.execute(
+                "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
+            ).fetchall()
+
+    def segments(self) -> set[str]:
+        """Names of all segments."""
+        with self.reading() as db:
+            return {str(name) for (name,) in db.execute("SELECT name FROM segments")}
+
+    def batches(self, space: int) -> Iterator[Batch]:
+        """The entries of a space, oldest first; those that damage left without sense are none."""
+        with self.reading() as db:
+            numbers = db.execute(
+                "SELECT id FROM batches WHERE space = ? ORDER BY id", (space,)
+            ).fetchall()
+        for number in numbers:
+            with self.reading() as db:
+                found = db.execute(
+                    "SELECT name, segment, place, keys, checksums, ids FROM batches "
+                    "LEFT JOIN segments ON segments.id = segment "
+                    "LEFT JOIN ids ON batch = batches.id WHERE batches.id = ?",
+                    number,
+                ).fetchone()
+                places = self._places(db, space)
+            if found is None or not _fits(*found[1:5]) or not isinstance(found[5], str):
+                continue
+            name, segment, place, keys, checksums, ids = found
+            listed = ids.split("\n")
+            if len(listed) * 8 == len(keys):
+                at = np.arange(place, place + len(listed))
+                held = places.find(np.frombuffer(keys, "<u8").astype(np.uint64))
+                current = (held.segments == segment) & (held.places == at)
+                yield Batch(name or "gone", at, listed, np.frombuffer(checksums, "<u4"), current)
+
+    def paths_of(self, ids: Sequence[str]) -> dict[str, list[bytes]]:
+        """The files that have these contents, as far as they were hashed."""
+        found: dict[str, list[bytes]] = {}
+        with self.reading() as db:
+            if not self._listed:
+                db.execute("CREATE TEMP TABLE listed AS SELECT id, path FROM files ORDER BY path")
+                db.execute("CREATE INDEX temp.listed_ids ON listed (id)")
+                self._listed = True
+            for start in range(0, len(ids), 1000):
+                chunk = ids[start : start + 1000]
+                for id, path in db.execute(
+                    f"SELECT id, path FROM listed WHERE id IN ({', '.join('?' * len(chunk))})",
+                    chunk,
+                ):
+                    found.setdefault(id, []).append(path)
+        return found
+
+    def touch(self, segments: Iterable[int]) -> None:
         """Note that these segments are in use, if that was not noted within the hour."""
         now = int(time.time())
         with self.reading() as db:
-            used = dict(db.execute("SELECT name, used FROM segments"))
-        stale = [(now, name) for name in segments if used.get(name, now) < now - USED_SECONDS]
+            used = dict(db.execute("SELECT id, used FROM segments"))
+        stale = [(now, id) for id in segments if used.get(id, now) < now - USED_SECONDS]
         if stale:
             self.write(
-                lambda db: db.executemany("UPDATE segments SET used = ? WHERE name = ?", stale)
+                lambda db: db.executemany("UPDATE segments SET used = ? WHERE id = ?", stale)
             )
 
     def hash_of(self, path: bytes, stamp: str) -> str | None:
@@ -226,6 +360,22 @@ class Index:
                 or db.execute("SELECT stamp, id FROM files WHERE path = ?", (path,)).fetchone()
             )
         return str(known[1]) if known and known[0] == stamp else None
+
+    def hashes_of(self, paths: Sequence[bytes]) -> dict[bytes, tuple[str, str]]:
+        """Stamp and id of the files that are known, whatever their stamp is now."""
+        found: dict[bytes, tuple[str, str]] = {}
+        with self.reading() as db:
+            ordered = sorted(set(paths) - self._hashes.keys())  # near one another in the table
+            for start in range(0, len(ordered), 1000):  # SQLite limits the number of parameters
+                chunk = ordered[start : start + 1000]
+                rows = db.execute(
+                    "SELECT path, stamp, id FROM files "
+                    f"WHERE path IN ({', '.join('?' * len(chunk))})",
+                    chunk,
+                )
+                found.update({path: (stamp, id) for path, stamp, id in rows})
+            found.update({path: self._hashes[path] for path in paths if path in self._hashes})
+        return found
 
     def remember(self, path: bytes, stamp: str, id: str) -> None:
         """Note a file's id; many at a time reach the disk, or those that are left on closing."""

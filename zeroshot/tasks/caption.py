@@ -1,7 +1,7 @@
 """Pictures to captions."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -77,21 +77,21 @@ def _usual(models: ModelSet) -> str:
 
 
 def caption(
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     models: ModelSet,
     method: Captioner,
     cache: EmbeddingCache,
     meter: Meter,
     *,
     batch_size: int = AUTO_BATCH,
-    prompts: Sequence[str] | None = None,
+    prompts: Callable[[Source], str] | None = None,
     trace: bool = False,
     pool: Pool | None = None,
 ) -> Iterator[CaptionResult]:
     """One result per picture, in order; the rows of a batch decode together.
 
-    `prompts`, one per picture, begin or title their texts; `trace` keeps every choice; `pool` is
-    what a method chooses among, embedded anew without it.
+    `prompts` says what a picture's text begins with or is titled; `trace` keeps every choice;
+    `pool` is what a method chooses among, embedded anew without it.
 
     Raises:
         UserError: the method takes no prompts or leaves no trace.
@@ -115,12 +115,10 @@ def caption(
             trace=trace,
         )
 
-    done = 0
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         good = batch.readable
         images = join_images(encoder, batch.rows[good])
-        asked = [prompts[done + i] if prompts is not None else None for i in range(len(batch.ids))]
-        done += len(batch.ids)
+        asked = [None if prompts is None else prompts(source) for source in batch.sources]
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):
             rows = list(zip(images, (asked[i] for i in good), strict=True))

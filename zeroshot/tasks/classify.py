@@ -16,7 +16,7 @@ from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import explain
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set import ModelSet
-from zeroshot.models.base import DualEncoder, TextEncoder
+from zeroshot.models.base import DualEncoder
 from zeroshot.results import ClassifyResult, Label, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
@@ -29,6 +29,7 @@ from zeroshot.tasks.embedding import (
     join_images,
     join_texts,
     ragged,
+    refuse_long,
     text_side,
     with_views,
 )
@@ -200,7 +201,7 @@ def classifier(
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
     flat = [sentence for sentences in prompts for sentence in sentences]
     if not truncate:
-        _refuse_long(flat, text_side(encoder))
+        refuse_long(flat, text_side(encoder))
     rows = embed_texts(flat, text_side(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
         rows = join_texts(encoder, rows)
@@ -404,18 +405,6 @@ def _fitted(
     method: Any = scorer
     fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
-
-
-def _refuse_long(prompts: Sequence[str], encoder: TextEncoder) -> None:
-    limit = encoder.context_length
-    if limit is None:
-        return
-    for prompt, length in zip(prompts, encoder.count_tokens(prompts), strict=True):
-        if length > limit:
-            raise UserError(
-                f"a prompt of {length} tokens, but the text encoder reads {limit}: "
-                f"'{prompt[:60]}...'; shorten it, or cut it off with --long-text truncate"
-            )
 
 
 def _best(

@@ -46,7 +46,7 @@ def compare(
         score: makes a method ready; what it returns is timed.
     """
     first: Tensor | None = None
-    for name, own in _shared_out(names, options).items():
+    for name, own in shared_out(names, options).items():
         ready = score(name, own)
         begun = time.process_time()
         scores = ready()
@@ -61,7 +61,7 @@ def compare(
         )
 
 
-def _shared_out(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def shared_out(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of each method; in a pipeline they keep their stage's name."""
     own: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in options.items():

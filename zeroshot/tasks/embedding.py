@@ -10,17 +10,22 @@ from torch import Tensor
 
 from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import VERSION, Source, read_ahead
-from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.images import Source, read_ahead
+from zeroshot.models.base import (
+    DualEncoder,
+    ImageEncoder,
+    LanguageModel,
+    PixelEncoder,
+    TextEncoder,
+)
 from zeroshot.pixels import view
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
 from zeroshot.tasks.meter import Meter
-from zeroshot.tasks.pipeline import Embedded, Pipeline
+from zeroshot.tasks.pipeline import Embedded, Pipeline, image_kind
 
-IMAGE_KIND = f"image/{VERSION}"
 TEXT_KIND = "text"
-VIEW_KIND = f"{IMAGE_KIND}/crop-1"
+VIEWS = "crop-1"
 """Random parts of pictures; the id is that of the picture and the number of the part."""
 AUTO_BATCH = 32
 TEXTS_AT_ONCE = 1024
@@ -39,7 +44,7 @@ def embed_pictures(
     Only what the cache does not hold is opened and encoded; what cannot be opened is a failure.
     Later pictures are read while earlier ones are encoded, or while the caller works on a batch.
     """
-    pipeline = Pipeline(sources, encoder, IMAGE_KIND, cache, meter, batch_size)
+    pipeline = Pipeline(sources, encoder, cache, meter, batch_size)
     try:
         yield from pipeline
     finally:
@@ -78,11 +83,12 @@ def with_views(
 
     Which parts follows from a picture's content, so that they too are found in the cache.
     """
+    kind = f"{image_kind(encoder)}/{VIEWS}"
     for batch in batches:
         views = batch.rows[:, None].repeat(1, count, 1)
         wanted = [(i, number) for i in batch.readable for number in range(1, count)]
         keys = {w: _view_id(batch.ids[w[0]] or "", w[1]) for w in wanted}
-        rows, found = cache.get(encoder.name, VIEW_KIND, list(keys.values()))
+        rows, found = cache.get(encoder.name, kind, list(keys.values()))
         held = dict(
             zip((w for w, hit in zip(wanted, found, strict=True) if hit), rows, strict=True)
         )
@@ -90,7 +96,7 @@ def with_views(
             fresh = _encode_views(batch, [w for w in wanted if w not in held], encoder)
             if fresh:
                 kept = torch.stack(list(fresh.values()))
-                cache.put(encoder.name, VIEW_KIND, [keys[w] for w in fresh], kept)
+                cache.put(encoder.name, kind, [keys[w] for w in fresh], kept)
         for (i, number), row in (held | fresh).items():
             views[i, number] = row
         yield replace(batch, views=views)
@@ -146,6 +152,19 @@ def embed_texts(
         return rows[[place[text] for text in texts]]
 
 
+def refuse_long(texts: Sequence[str], encoder: TextEncoder, what: str = "a prompt") -> None:
+    """UserError for the first text that is longer than the encoder reads."""
+    limit = encoder.context_length
+    if limit is None:
+        return
+    for text, length in zip(texts, encoder.count_tokens(texts), strict=True):
+        if length > limit:
+            raise UserError(
+                f"{what} of {length} tokens, but the text encoder reads {limit}: "
+                f"'{text[:60]}...'; shorten it, or cut it off with --long-text truncate"
+            )
+
+
 def image_side(encoder: DualEncoder) -> ImageEncoder:
     """The encoder whose rows are cached: a coupled pair's own image encoder."""
     return encoder.image_encoder if isinstance(encoder, CoupledEncoder) else encoder
@@ -178,7 +197,14 @@ def canonical_names(
         }
     else:
         names = {"encoder": encoder.name}
+    names |= preprocessed(image_side(encoder))
     return names | ({"language_model": language_model.name} if language_model else {})
+
+
+def preprocessed(encoder: ImageEncoder) -> dict[str, str]:
+    """What a result's names say of pixels that are not the model's own; empty where they are."""
+    shortcuts = encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
+    return {"preprocessing": shortcuts} if shortcuts else {}
 
 
 def ragged(

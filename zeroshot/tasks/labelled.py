@@ -1,6 +1,5 @@
-"""Pictures that somebody labelled: a folder per class, or a CSV file of paths and labels."""
+"""Pictures that somebody labelled: a folder per class, or a file of paths and labels."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from zeroshot import images, prompts
 from zeroshot.errors import UserError
 from zeroshot.images import Source
+from zeroshot.tasks.reading import read_rows, read_table
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,21 @@ class Labelled:
 
 
 def read_labelled(path: Path, labels: Sequence[str]) -> Labelled:
-    """Pictures below folders named as the labels, or rows of a CSV file with `path,label`.
+    """Pictures below folders named as the labels, or rows of a file with `path` and `label`.
 
-    Not every class needs pictures. Paths in a CSV file are relative to its folder.
+    The file is CSV or JSON lines, and paths in it are relative to its folder. Not every class needs
+    pictures.
 
     Raises:
         UserError: no such place, a name that is no label, or no pictures.
     """
     if path.is_dir():
         pairs = _of_folders(path, labels)
-    elif path.suffix.lower() == ".csv":
-        pairs = _of_csv(path, labels)
     else:
-        raise UserError(
-            f"'{path}' is neither a folder (with a folder of pictures per class) nor a .csv file "
-            "with the columns path,label"
-        )
+        pairs = [
+            (Source(str(path.parent / name)), _class_of(label, labels, f"{where}:"))
+            for where, name, label in labelled_rows(path)
+        ]
     if not pairs:
         raise UserError(f"'{path}' holds no labelled pictures")
     sources, classes = zip(*pairs, strict=True)
@@ -52,20 +51,25 @@ def _of_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
     return found
 
 
-def _of_csv(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"'{path}' is not CSV in UTF-8: {error}") from error
+def labelled_rows(path: Path) -> list[tuple[str, str, str]]:
+    """`'file' line 3`, path and label of each row of a .csv or .jsonl file.
+
+    Raises:
+        UserError: another kind of file, or a row without them.
+    """
+    kinds = {".csv": read_table, ".jsonl": read_rows}
+    if path.suffix.lower() not in kinds:
+        raise UserError(
+            f"'{path}' is neither a folder (with a folder of pictures per class) nor a .csv or "
+            ".jsonl file with path and label"
+        )
     found = []
-    for number, row in enumerate(rows, start=2):
-        if not row.get("path") or not row.get("label"):
-            raise UserError(f"'{path}', line {number}: expected the columns path,label")
-        place = _class_of(row["label"], labels, f"'{path}', line {number}:")
-        found.append((Source(str(path.parent / row["path"])), place))
+    for where, row in kinds[path.suffix.lower()](path):
+        match row:
+            case {"path": str(name), "label": str(label)} if name and label:
+                found.append((where, name, label))
+            case _:
+                raise UserError(f"{where}: expected the columns path,label")
     return found
 
 

@@ -7,15 +7,16 @@ Stages are times of the thread that runs the task and follow one another. Thread
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 STAGES = {
     "decoding": "waiting for pictures to be read and decoded",
-    "cache": "the cache",
-    "encoder": "the encoder",
-    "language model": "the language model and its guide",
+    "cache": "in the cache",
+    "encoder": "in the encoder",
+    "language model": "in the language model and its guide",
     "scoring": "scoring",
 }
 
@@ -30,6 +31,8 @@ class Meter:
     images_cached: int = 0
     texts_encoded: int = 0
     texts_cached: int = 0
+    left_alone: int = 0
+    """Files that were there and were not written over."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -64,7 +67,28 @@ class Meter:
         """Pictures a second of working time."""
         return self.pictures / self.working if self.working else 0.0
 
+    def counts(self) -> dict[str, Any]:
+        """All counts, and the seconds of each stage, as JSON."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
+        return held | {"seconds": dict(self.seconds)}
+
+    def add(self, counts: Mapping[str, Any], sign: int = 1) -> None:
+        """Add what another meter, maybe of another process, counted; or subtract it."""
+        for name, count in counts.items():
+            if name == "seconds":
+                for stage, seconds in count.items():
+                    self.seconds[stage] += sign * seconds
+            else:
+                setattr(self, name, getattr(self, name) + sign * count)
+
+    def since(self, counts: Mapping[str, Any]) -> "Meter":
+        """What came after `counts` was taken."""
+        later = Meter(started=self.started)
+        later.add(self.counts())
+        later.add(counts, -1)
+        return later
+
     def bound_by(self) -> str:
-        """The stage that took longest, in words."""
+        """Where the task was for longest, in words that follow "most of it"."""
         stage = max(self.seconds, key=self.seconds.__getitem__, default="scoring")
         return STAGES[stage]

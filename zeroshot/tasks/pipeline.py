@@ -19,17 +19,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import Blob, Source, fetch
+from zeroshot.images import VERSION, Blob, Picture, Source, fetch
 from zeroshot.models.base import Image, ImageEncoder, PixelEncoder, Pixels
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
 from zeroshot.tasks.meter import Meter
 
+IMAGE_KIND = f"image/{VERSION}"
 LOOK_UP = 128
 """Pictures that are asked for in one question to the cache."""
 WINDOW = 16
 """Batches of pictures that may wait for one that has to be encoded first."""
+
+
+def image_kind(encoder: ImageEncoder) -> str:
+    """What rows of pictures are called in the cache, beside the encoder's name."""
+    shortcuts = encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
+    return f"{IMAGE_KIND}/{shortcuts}" if shortcuts else IMAGE_KIND
 
 
 def workers() -> int:
@@ -91,23 +98,22 @@ class _Slot:
 class Pipeline:
     """One pass over `sources`; iterate once, and `close` whatever happens.
 
-    `kind` names the encoder's rows in the cache. At most `batch_size` pictures are encoded at a
-    time and as many wait, decoded and preprocessed; of an encoder whose preprocessing is no step of
-    its own, two for each thread, since those wait in full size.
+    At most `batch_size` pictures are encoded at a time and as many wait, decoded and preprocessed;
+    of an encoder whose preprocessing is no step of its own, two for each thread, since those wait
+    in full size.
     """
 
     def __init__(
         self,
         sources: Iterable[Source],
         encoder: ImageEncoder,
-        kind: str,
         cache: EmbeddingCache,
         meter: Meter,
         batch_size: int,
     ) -> None:
         threads = workers()
         self._encoder = encoder
-        self._kind = kind
+        self._kind = image_kind(encoder)
         self._cache = cache
         self._meter = meter
         self._batch_size = batch_size
@@ -139,6 +145,7 @@ class Pipeline:
                 self._fill()
                 yield self._embedded(first)
             else:
+                assert self._waiting, "what is not done is being read, or the twin of one that is"
                 self._encode(self._gather())
 
     def _fill(self) -> None:
@@ -203,7 +210,7 @@ class Pipeline:
         in_memory = 0
         for source in self._sources:
             some.append(source)
-            in_memory += isinstance(source.content, bytes | Image)
+            in_memory += isinstance(source.content, bytes | Image | Picture)
             if len(some) == LOOK_UP or in_memory == self._batch_size:
                 break
         return some
@@ -213,6 +220,8 @@ class Pipeline:
 
     def _file_id(self, source: Source) -> str | None:
         """The content id, where it is known without reading what is no file of its own."""
+        if isinstance(source.content, Picture):
+            return source.content.id
         if isinstance(source.content, Blob):
             stamp = source.content.stamp
             return None if stamp is None else self._cache.blob_id(stamp)
@@ -237,10 +246,10 @@ class Pipeline:
                 rows, found = self._cache.get(self._encoder.name, self._kind, [fetched.id])
                 if found.all():
                     return _Read(fetched.id, None, rows[0])
-            image = fetched.decoded()
-            if isinstance(self._encoder, PixelEncoder):
-                return _Read(fetched.id, self._encoder.pixels(image), None)
-            return _Read(fetched.id, image, None)
+            if not isinstance(self._encoder, PixelEncoder):
+                return _Read(fetched.id, fetched.decoded(), None)
+            image = fetched.decoded(draft_side=self._encoder.draft_side)
+            return _Read(fetched.id, self._encoder.pixels(image), None)
         except UnreadableImageError as error:
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)  # tracebacks would keep the file's bytes alive

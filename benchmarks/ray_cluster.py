@@ -1,0 +1,103 @@
+"""Ray on a cluster of two nodes of this machine against one process: `ray_cluster.py PLACE`.
+
+Draws scenes and works on them in one process and then on Ray, while an actor and later a whole node
+are killed; compares the files byte for byte, and says what the actors that lived counted.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+from many_scenes import draw
+
+from zeroshot.images import Source
+from zeroshot.jobs import Job
+from zeroshot.jobs.caption import CaptionJob
+from zeroshot.jobs.classify import ClassifyJob
+from zeroshot.jobs.embed import EmbedJob
+from zeroshot.model_set import resolve
+from zeroshot.scale.folder import Place
+from zeroshot.scale.here import Order, run
+from zeroshot.scale.on_ray import run_on_ray
+from zeroshot.scale.shards import How
+from zeroshot.store import NullCache
+from zeroshot.tasks.meter import Meter
+
+BATCH = 32
+SHARD = 4 * BATCH
+
+
+def job_of(task: str) -> Job:
+    models, labels = resolve("pocket"), ("red heart", "blue star", "green ring")
+    jobs: dict[str, Job] = {
+        "embed": EmbedJob(models),
+        "caption": CaptionJob(models),
+        "classify": ClassifyJob(models, labels, [[label] for label in labels]),
+    }
+    return jobs[task]
+
+
+def rows(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted(folder.glob("0*.jsonl"))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", type=Path)
+    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--task", choices=["embed", "caption", "classify"], default="classify")
+    given = parser.parse_args()
+    files = draw(given.place / "pictures", given.pictures)
+    sources = [Source(str(file)) for file in files]
+    orders = {}
+    for name in ("one", "ray"):
+        shutil.rmtree(given.place / name, ignore_errors=True)
+        place = Place(given.place / name, SHARD)
+        orders[name] = Order(job_of(given.task), sources, place, BATCH, cached=False)
+    begun = time.perf_counter()
+    run(orders["one"], NullCache(), Meter())
+    print(f"one process: {time.perf_counter() - begun:.1f} s", flush=True)
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    second = cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False)
+    lost: list[str] = []
+
+    def kill(meter: Meter) -> None:
+        if not lost and meter.pictures > given.pictures / 4:
+            for claim in (given.place / "ray" / ".work").glob("*.lease"):
+                with contextlib.suppress(OSError, ValueError):
+                    os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+                    lost.append(f"an actor after {meter.pictures} pictures")
+                    return
+        if len(lost) == 1 and meter.pictures > given.pictures / 2:
+            cluster.remove_node(second, allow_graceful=False)
+            lost.append(f"a node after {meter.pictures} pictures")
+
+    begun = time.perf_counter()
+    meter = run_on_ray(orders["ray"], How(), kill)
+    print(f"Ray: {time.perf_counter() - begun:.1f} s; killed: {', '.join(lost)}")
+    print(f"pictures counted by actors that lived: {meter.pictures} of {given.pictures}")
+    same = rows(given.place / "one") == rows(given.place / "ray")
+    print(f"{len(rows(given.place / 'ray'))} shards, {'equal' if same else 'DIFFERENT'}")
+    ray.shutdown()
+    cluster.shutdown()
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Filtering of image-text pairs: the rules against loops, the command, data sets in and out."""
+
+import csv
+import json
+import math
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from zeroshot import cli, kept
+from zeroshot.errors import UserError
+from zeroshot.filtering import above, best_share, pair_cosines, threshold
+from zeroshot.jobs import Job, Transductive, is_transductive
+from zeroshot.jobs.filter import FilterJob
+from zeroshot.model_set import resolve
+from zeroshot.results import FilterResult, Source
+
+SCENES = Path(__file__).parent.parent / "examples" / "scenes"
+POCKET = ["--models", "pocket"]
+
+
+@pytest.fixture
+def zeroshot(capsys):
+    def run(*arguments):
+        code = cli.run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], " ".join(err.split())
+
+    return run
+
+
+# The rules
+
+scores_of = st.lists(st.integers(-3, 3), max_size=30).map(lambda x: torch.tensor(x).float() / 8)
+
+
+@settings(deadline=None)
+@given(scores=scores_of, least=st.integers(-3, 3))
+def test_a_threshold_keeps_what_reaches_it(scores, least):
+    assert above(scores, least / 8).tolist() == [s >= least / 8 for s in scores.tolist()]
+
+
+def test_a_threshold_is_compared_in_single_precision():
+    assert above(torch.tensor([0.28]), 0.28).tolist() == [True]
+
+
+@settings(deadline=None)
+@given(scores=scores_of, percent=st.integers(0, 100))
+def test_a_share_is_exact_and_takes_the_first_of_equal_ones(scores, percent):
+    kept = best_share(scores, percent / 100).tolist()
+    count = percent * len(scores) // 100
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i].item(), i))
+    assert kept == [i in order[:count] for i in range(len(scores))]
+
+
+@settings(deadline=None)
+@given(scores=scores_of, share=st.sampled_from([0.1, 0.3, 0.5]))
+def test_the_threshold_is_datacomps(scores, share):
+    """`-np.sort(-scores)[int(len(scores) * p)]`, then all that reach it."""
+    found = threshold(scores, share)
+    if not len(scores):
+        assert found is None
+        return
+    assert found == -np.sort(-scores.numpy())[int(len(scores) * share)]
+    assert above(scores, found).sum() > best_share(scores, share).sum()
+
+
+def test_rules_that_are_none():
+    with pytest.raises(UserError, match=r"a share of 1\.5: it lies between 0 and 1"):
+        best_share(torch.zeros(2), 1.5)
+    for rule in (above, best_share):
+        with pytest.raises(UserError, match="the cosine of pair 1 is not finite"):
+            rule(torch.tensor([0.0, math.nan]), 0.5)
+
+
+def test_cosines_of_pairs():
+    images, texts = torch.eye(3), torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [0, 0, -1.0]])
+    assert pair_cosines(images, texts).tolist() == pytest.approx([1, 0.8, -1])
+
+
+# The command
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Right and wrong captions, a picture that is gone and a pair without a caption."""
+    lines = (SCENES / "captions.jsonl").read_text().splitlines()
+    true = [json.loads(line) for line in lines]
+    captions = [row["caption"] if "caption" in row else row["captions"][0] for row in true]
+    rows = [
+        {"path": true[0]["path"], "caption": captions[0]},
+        {"path": true[1]["path"], "caption": captions[4]},
+        {"path": true[2]["path"], "caption": captions[2]},
+        {"path": "gone.png", "caption": "a red heart"},
+        {"path": true[3]["path"], "caption": " "},
+        {"path": true[4]["path"], "caption": "word " * 200},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def expected(models, rows):
+    encoder = models.encoder
+    pictures = [Image.open(r["path"]).convert("RGB") for r in rows]
+    images, texts = (
+        encoder.encode_images(pictures),
+        encoder.encode_texts([r["caption"] for r in rows]),
+    )
+    return [float(i @ t) for i, t in zip(images, texts, strict=True)]
+
+
+@pytest.mark.parametrize("pair", [[], ["--encoder", "coupled"]])
+def test_a_row_for_every_pair(zeroshot, pairs, pair):
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, *pair]
+    least = 0.2 if pair else 0.5
+    code, rows, err = zeroshot(*arguments, "--min-score", least)
+    assert code == 3
+    assert [r.get("kept") for r in rows[:5]] == [True, False, True, None, None]
+    assert rows[5]["kept"] == (rows[5]["score"] >= least)
+    assert [r.get("error", {}).get("type") for r in rows[3:5]] == ["UnreadableImage", "NoCaption"]
+    assert {r["schema"] for r in rows} == {"zeroshot.filter/1"}
+    models = resolve("pocket", encoder="coupled") if pair else resolve("pocket")
+    assert [r["score"] for r in rows[:3]] == pytest.approx(expected(models, rows[:3]), abs=1e-5)
+    assert f"kept {sum(r.get('kept', False) for r in rows)} of 4 pairs" in err
+    assert "6 pictures, 2 failed" in err
+
+
+def test_a_caption_that_is_too_long_is_cut_and_said_so_or_fails(zeroshot, pairs):
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, "--min-score", 0]
+    assert [r.get("truncated") for r in zeroshot(*arguments)[1]] == [None] * 5 + [True]
+    _, rows, _ = zeroshot(*arguments, "--long-text", "error")
+    assert rows[5]["error"]["type"] == "LongCaption"
+
+
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (0.25, 1), (0.5, 2), (0.74, 2), (1, 4)])
+def test_a_share_counts_pairs_that_have_a_score(zeroshot, pairs, share, count):
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, "--batch-size", 2]
+    _, rows, _ = zeroshot(*arguments, "--keep", share)
+    good = [r for r in rows if "error" not in r]
+    best = sorted(good, key=lambda r: -r["score"])[:count]
+    assert [r["kept"] for r in good] == [r in best for r in good]
+    assert len([r for r in good if r["kept"]]) == count
+
+
+def test_the_job_is_one_and_travels(pairs):
+    models = resolve("pocket")
+    assert isinstance(FilterJob(models, 0.3), Job)
+    job = pickle.loads(pickle.dumps(FilterJob(models, keep=0.3)))
+    assert job.keep == 0.3
+    from zeroshot.store import NullCache
+    from zeroshot.tasks.meter import Meter
+
+    worker = job.open(NullCache(), Meter(), 2)
+    assert isinstance(worker, Transductive)
+    assert is_transductive(worker)
+    assert not is_transductive(FilterJob(models, 0.3).open(NullCache(), Meter(), 2))
+    assert worker.settings()["keep"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --min-score, the least cosine, or --keep"),
+        (["--min-score", 0.3, "--keep", 0.3], "give --min-score, the least cosine, or --keep"),
+        (["--keep", 30], "--keep 30.0: a share lies between 0 and 1"),
+        (["--keep", 0.3, "--long-text", "cut"], "--long-text cut: truncate or error"),
+        (["--keep", 0.3, "--kept", "x.txt"], "unknown table of kept pairs '.txt'"),
+        (["--keep", 0.3, "--kept", SCENES], "exists, and all pairs count"),
+    ],
+)
+def test_wrong_usage_is_one_clear_message(zeroshot, pairs, arguments, message):
+    code, rows, err = zeroshot("filter", pairs, "--image-root", SCENES, *POCKET, *arguments)
+    assert (code, rows) == (2, [])
+    assert message in err
+
+
+def test_rows_to_files_and_going_on(zeroshot, pairs, tmp_path):
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET]
+    out = tmp_path / "rows.csv"
+    assert zeroshot(*arguments, "--min-score", 0.5, "--out", out, "--limit", 2)[0] == 0
+    _, _, err = zeroshot(*arguments, "--min-score", 0.5, "--out", out)
+    assert "resumed: 2 of 6" in err
+    assert [r["kept"] for r in csv.DictReader(out.read_text().splitlines())][:3] == [
+        "true",
+        "false",
+        "true",
+    ]
+    code, _, err = zeroshot(*arguments, "--keep", 0.5, "--out", out)
+    assert code == 2
+    assert "all pairs count" in err
+    table = tmp_path / "rows.parquet"
+    zeroshot(*arguments, "--keep", 0.5, "--out", table)
+    import pyarrow.parquet
+
+    assert [r["kept"] for r in pyarrow.parquet.read_table(table).to_pylist()][:2] == [True, False]
+
+
+# Data sets out
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_table_of_kept_pairs_is_input_again(zeroshot, pairs, tmp_path, suffix):
+    target = tmp_path / "out" / f"kept{suffix}"
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, "--keep", 0.5]
+    _, rows, _ = zeroshot(*arguments, "--kept", target)
+    best = [r for r in rows if r.get("kept")]
+    assert len(best) == 2
+    code, again, _ = zeroshot("filter", target, "--image-root", "/", *POCKET, "--keep", 1)
+    assert code == 0
+    assert [(r["path"], r["caption"], r["score"]) for r in again] == [
+        (r["path"], r["caption"], r["score"]) for r in best
+    ]
+
+
+def test_paths_below_a_table_are_relative_to_it(zeroshot, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((SCENES / "1-red-heart.png").read_bytes())
+    source = tmp_path / "data" / "pairs.csv"
+    source.write_text("path,caption,label\na.png,a red heart,=x\nb.png,a blue star,\n")
+    target = tmp_path / "kept.csv"
+    zeroshot("filter", source, *POCKET, "--keep", 0.5, "--kept", target)
+    (row,) = csv.DictReader(target.read_text().splitlines())
+    assert (row["path"], row["caption"], row["label"]) == ("data/a.png", "a red heart", "=x")
+    assert zeroshot("filter", target, *POCKET, "--keep", 1)[0] == 0
+
+
+def test_shards_in_shards_out(zeroshot, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "PAIRS_IN_A_SHARD", 2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, "--keep", 0.75]
+    _, rows, _ = zeroshot(*arguments, "--kept", first)
+    best = [r for r in rows if r.get("kept")]
+    assert sorted(p.name for p in first.iterdir()) == ["00000.tar", "00001.tar"]
+    code, again, _ = zeroshot("filter", first, *POCKET, "--min-score", -1, "--kept", second)
+    assert code == 0
+    assert [(r["id"], r["caption"].strip()) for r in again] == [
+        (r["id"], r["caption"].strip()) for r in best
+    ]
+    assert [r["score"] for r in again] == pytest.approx([r["score"] for r in best], abs=1e-6)
+    with tarfile.open(first / "00000.tar") as tar:
+        assert tar.getnames()[:3] == ["000000000.png", "000000000.txt", "000000000.json"]
+        told = json.load(tar.extractfile("000000000.json"))
+        assert told["path"] == best[0]["path"]
+    code, _, err = zeroshot("filter", first, *POCKET, "--keep", 1, "--kept", tmp_path / "x.csv")
+    assert code == 2
+    assert "lies in no file of its own" in err
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    good = FilterResult(Source("x.png", b"\xff\xd8"), "i", caption="a", kept=True)
+    gone = FilterResult(Source(str(tmp_path / "gone.png")), "i", caption="a", kept=True)
+    with pytest.raises(UserError, match="cannot be read any more"):
+        kept.write_kept(tmp_path / "shards", [good, gone])
+    assert list((tmp_path / "shards").iterdir()) == []
+    hostile = FilterResult(Source("../../etc/x", b"\xff\xd8"), "i", caption="a", kept=True)
+    kept.write_kept(tmp_path / "shards", [hostile])
+    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
+        assert tar.getnames()[0] == "000000000.jpg"

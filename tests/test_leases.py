@@ -1,0 +1,155 @@
+"""Claims: one holder at a time, the dead outbid, the living never."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from zeroshot import durable, leases
+from zeroshot.errors import OutputError
+from zeroshot.leases import Lease, claim, live
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from zeroshot.leases import claim
+claim(Path(sys.argv[1]), "a")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def elsewhere(folder, name="a", generation=0, age=0.0):
+    """A claim as a process on another machine leaves it."""
+    path = folder / f".{name}.{generation}.lease"
+    holder = {"host": "far", "machine": "far/1/2", "pid": 7, "born": "9"}
+    path.write_text(json.dumps(holder))
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
+def test_one_holder_until_it_lets_go(tmp_path):
+    first = claim(tmp_path, "a")
+    assert isinstance(first, Lease)
+    holder = claim(tmp_path, "a")
+    assert (holder.pid, holder.host) == (os.getpid(), platform.node())
+    assert isinstance(claim(tmp_path, "a.0"), Lease)  # names that look alike are others
+    assert len(live(tmp_path)) == 2
+    first.release()
+    again = claim(tmp_path, "a")
+    assert isinstance(again, Lease)
+    again.release()
+    assert not list(tmp_path.glob(".a.[0-9].lease"))
+
+
+def test_of_many_at_once_one_wins(tmp_path):
+    won, start = [], threading.Barrier(16)
+
+    def run():
+        start.wait()
+        if isinstance(claim(tmp_path, "a"), Lease):
+            won.append(1)
+
+    threads = [threading.Thread(target=run) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="only the age of a claim tells there")
+def test_a_killed_holder_is_outbid_at_once(tmp_path):
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with held:
+        held.stdout.readline()
+        assert claim(tmp_path, "a").pid == held.pid
+        held.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet reaped
+        taken = claim(tmp_path, "a")
+        assert isinstance(taken, Lease)
+        assert taken.generation == 1
+    assert isinstance(claim(tmp_path, "a"), leases.Holder)
+    taken.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_id_given_anew_is_another_process(tmp_path):
+    ours = leases._ourselves()
+    (tmp_path / ".a.0.lease").write_text(json.dumps(vars(ours) | {"born": "1"}))
+    if ours.born:
+        assert isinstance(claim(tmp_path, "a"), Lease)
+
+
+def test_another_machines_claim_lasts_as_long_as_its_signs_of_life(tmp_path):
+    path = elsewhere(tmp_path, age=leases.STALE / 2)
+    assert claim(tmp_path, "a").host == "far"
+    os.utime(path, (0, 0))
+    taken = claim(tmp_path, "a")
+    assert isinstance(taken, Lease)
+    assert taken.held()
+    path.write_text(path.read_text())  # it was only asleep and wakes
+    assert taken.held()
+
+
+def test_an_outbid_holder_can_tell(tmp_path):
+    mine = claim(tmp_path, "a")
+    elsewhere(tmp_path, generation=1)
+    assert not mine.held()
+    mine.release()
+    assert claim(tmp_path, "a").host == "far"  # the other's claim stays
+
+
+def test_a_torn_claim_is_somebodys_until_it_is_old(tmp_path):
+    path = tmp_path / ".a.0.lease"
+    path.write_text("{")
+    assert claim(tmp_path, "a") is None
+    os.utime(path, (0, 0))
+    assert isinstance(claim(tmp_path, "a"), Lease)
+
+
+def test_signs_of_life(tmp_path, monkeypatch):
+    heart = leases._Heart()
+    monkeypatch.setattr(leases, "HEARTBEAT", 0.01)
+    path = elsewhere(tmp_path, age=1000)
+    heart.add(path)
+    deadline = time.monotonic() + 20
+    while time.time() - path.stat().st_mtime > 500 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert time.time() - path.stat().st_mtime < 500
+    heart.remove(path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_who_publishes_first_stays(tmp_path, monkeypatch, links):
+    def refuse(*_):
+        raise PermissionError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    assert durable.publish(tmp_path / "a", b"first")
+    assert not durable.publish(tmp_path / "a", b"second")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"first"}
+
+
+def test_a_replacement_that_fails_leaves_the_old(tmp_path, monkeypatch):
+    durable.replace(tmp_path / "a", b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"), durable.writing(tmp_path):
+        durable.replace(tmp_path / "a", b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}

@@ -1,0 +1,135 @@
+"""The Ray engine on a real cluster of two nodes on this machine: the same rows, whoever dies."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zeroshot.images import Source
+from zeroshot.jobs.caption import CaptionJob
+from zeroshot.jobs.classify import ClassifyJob
+from zeroshot.jobs.embed import EmbedJob
+from zeroshot.model_set import resolve
+from zeroshot.scale.folder import Place
+from zeroshot.scale.here import Order, run
+from zeroshot.scale.shards import How
+from zeroshot.store import NullCache
+from zeroshot.tasks.meter import Meter
+
+ray = pytest.importorskip("ray", reason="the Ray engine needs the extra [ray]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+
+SCENES = Path(__file__).parent.parent / "examples" / "scenes"
+LABELS = ("red heart", "blue star", "green ring")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.getcwd() + os.pathsep + os.environ.get("PYTHONPATH", ""))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "include_dashboard": False},
+        )
+        made.second = made.add_node(num_cpus=2)
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty scenes, all different, one of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    scenes = [np.asarray(Image.open(f).convert("RGB")) for f in sorted(SCENES.glob("*.png"))]
+    files = []
+    for number in range(40):
+        pixels = np.roll(scenes[number % 8], number, axis=(0, 1))
+        files.append(folder / f"{number:02d}.png")
+        Image.fromarray(pixels).save(files[-1])
+    files[7].write_bytes(files[7].read_bytes()[:500])
+    return [Source(str(file)) for file in files]
+
+
+def jobs():
+    models = resolve("pocket")
+    sentences = [[f"a {label}", label] for label in LABELS]
+    return {
+        "embed": (EmbedJob(models), "safetensors"),
+        "classify": (ClassifyJob(models, LABELS, sentences), "rows"),
+        "transductive": (ClassifyJob(models, LABELS, sentences, "center"), "rows"),
+        "caption": (CaptionJob(models), "rows"),
+    }
+
+
+def order(name, pictures, path, size=4):
+    job, layout = jobs()[name]
+    return Order(job, pictures, Place(path, size, layout=layout), batch_size=2, cached=False)
+
+
+def files(path):
+    return {
+        p.name: p.read_bytes()
+        for p in path.iterdir()
+        if p.suffix in (".jsonl", ".safetensors") and p.is_file()
+    }
+
+
+def working(path):
+    """The process of an actor that has a shard."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for claim in (path / ".work").glob("*.lease"):
+            with contextlib.suppress(OSError, ValueError):  # it was let go meanwhile
+                return json.loads(claim.read_text())["pid"]
+    raise AssertionError("no actor is at work")
+
+
+@pytest.fixture(params=["caption", "transductive"])
+def alone(request, pictures, tmp_path):
+    """The files of one process."""
+    run(order(request.param, pictures, tmp_path / "alone"), NullCache(), Meter())
+    return request.param, files(tmp_path / "alone")
+
+
+def test_the_rows_of_one_process_whoever_dies(cluster, pictures, alone, tmp_path):
+    """Captions lose an actor, and then a node."""
+    from zeroshot.scale.on_ray import run_on_ray
+
+    name, expected = alone
+    given = order(name, pictures, tmp_path / "ray")
+    lost = []
+
+    def kill(meter):
+        if lost:
+            return
+        lost.append(meter.pictures)
+        if name == "caption":
+            os.kill(working(tmp_path / "ray"), signal.SIGKILL)
+            cluster.remove_node(cluster.second, allow_graceful=False)
+
+    meter = run_on_ray(given, How(), kill)
+    assert files(tmp_path / "ray") == expected
+    assert lost
+    assert 40 - 4 * 4 <= meter.pictures <= 40 + 4 * 4  # at most the shards in flight were repeated
+    assert not list((tmp_path / "ray" / ".work").glob("*.lease"))
+
+
+def test_what_an_actor_refuses_is_said_here(cluster, pictures, tmp_path):
+    from zeroshot.errors import UserError
+    from zeroshot.scale.on_ray import run_on_ray
+
+    run(order("embed", pictures[:4], tmp_path / "o"), NullCache(), Meter())
+    with pytest.raises(UserError, match="begun with other inputs"):
+        run_on_ray(order("embed", pictures, tmp_path / "o"), How())

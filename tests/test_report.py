@@ -1,0 +1,291 @@
+"""`zeroshot report`: what stands on the page, and that nothing from a file acts on it."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from zeroshot import cli
+from zeroshot.caption_metrics import cider
+from zeroshot.report import captions, choices, figures, gather, labels, render
+
+SCENES = Path(__file__).parent.parent / "examples" / "scenes"
+EVIL = "<script>alert(1)</script><img src=http://evil/x>\"' onload=x"
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        code = cli.run([str(a) for a in arguments])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    return run
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def said(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def needs_nothing(text):
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & {
+        tag for tag, _ in page.tags
+    }
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("src", "data:").startswith("data:image/jpeg;base64,") or (
+            "src" not in attributes
+        )
+        assert "href" not in attributes
+    assert "url(" not in text
+    assert "@import" not in text
+    return page
+
+
+def write(file, *rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def said(name, caption, **more):
+    path = str(SCENES / name)
+    return {"schema": "zeroshot.caption/1", "path": path, "caption": caption, **more}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two methods on three scenes, one of which is not there."""
+    a = write(
+        tmp_path / "a.jsonl",
+        said("1-red-heart.png", "a large red heart on a white background"),
+        said("2-blue-star.png", "a green ring"),
+        said("gone.png", "nothing"),
+    )
+    b = write(
+        tmp_path / "b.jsonl",
+        said("1-red-heart.png", "a red star"),
+        said("2-blue-star.png", "a small blue star on a black background"),
+        {**said("gone.png", None), "error": {"type": "UnreadableImage", "message": "no such file"}},
+    )
+    truth = write(
+        tmp_path / "truth.jsonl",
+        {"path": "1-red-heart.png", "references": ["a large red heart on a white background"]},
+        {"path": "2-blue-star.png", "references": ["a small blue star on a black background"]},
+        {"path": "gone.png", "references": ["a thing", "something"]},
+        {"path": "unasked.png", "references": ["more than was asked"]},
+    )
+    return a, b, truth
+
+
+def test_captions_of_several_methods_beside_what_people_said(rows, tmp_path, run):
+    a, b, truth = rows
+    code, told = run("report", a, b, "--truth", truth, "--out", tmp_path / "page.html")
+    assert code == 0
+    assert "wrote" in told
+    text = (tmp_path / "page.html").read_text("utf-8")
+    page = needs_nothing(text)
+    assert "a large red heart on a white background" in page.said
+    assert "UnreadableImage: no such file" in page.said
+    assert "1 of 3 pictures have no answer" in page.said
+    assert "more than was asked" not in page.said
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert page.said.count("picture not here") == 1
+    assert '<span class="new">green</span>' in text  # no reference says so
+    assert '<span class="new">star</span>' in text
+    assert '<span class="new">a</span>' not in text
+    code, told = run("report", a, "--out", tmp_path / "page.html")
+    assert code == 2
+    assert "--overwrite" in told
+
+
+def test_figures_of_bare_rows_are_those_of_eval(rows):
+    a, b, truth = rows
+    [group] = gather([a, b], truth).groups
+    table = figures.table(group)
+    assert [name for name, *_ in table.rows] == ["a", "b"]
+    said = [row["caption"] for row in group.methods[0].rows]
+    references = [group.truth[row["path"]]["references"] for row in group.methods[0].rows]
+    expected = cider(said, references)
+    cell = table.rows[0][1][table.columns.index("CIDEr")]
+    assert cell.value == f"{100 * expected.corpus:.2f}"
+    shown = captions.captions(group, 30, "data")
+    assert [one.said[0].cider for one in shown] == [f"{100 * s:.0f}" for s in expected.each]
+    worst = captions.captions(group, 1, "worst")
+    assert worst[0].name == "gone.png"
+
+
+def test_captions_without_references_stand_side_by_side(rows):
+    a, b, _ = rows
+    found = gather([a, b])
+    text = render(found, title="two")
+    page = needs_nothing(text)
+    assert "a green ring" in page.said
+    assert "CIDEr times" in page.said
+    assert figures.table(found.groups[0]) is None
+
+
+def test_the_page_of_labels(run, tmp_path):
+    line = ("eval", SCENES, "--task", "classify", "--models", "pocket", "--out", tmp_path / "out")
+    assert run(*line, "--templates", "a {}", "--compare", "ensemble,asif,center")[0] == 0
+    [group] = gather([tmp_path / "out"]).groups
+    assert [m.name for m in group.methods] == ["ensemble", "asif", "center"]
+    asif = next(own for own in labels.labels(group) if own.method == "asif")
+    lines = (tmp_path / "out" / "asif.rows.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    truth = [group.truth[row["path"]]["label"] for row in rows]
+    best = [row["labels"][0]["label"] for row in rows]
+    wrong = [(t, s) for t, s in zip(truth, best, strict=True) if t != s]
+    assert len(asif.mistakes) == asif.wrong == len(wrong) > 0
+    for t, cells in zip(asif.confusion.labels, asif.confusion.rows, strict=True):
+        for s, (share, count) in zip(asif.confusion.labels, cells, strict=True):
+            expected = sum(pair == (t, s) for pair in zip(truth, best, strict=True))
+            assert count == expected
+            assert share == pytest.approx(100 * expected / max(1, truth.count(t)))
+    assert sum(b.count for b in asif.reliability) == 8
+    for b in asif.reliability:
+        inside = [
+            (row["labels"][0]["score"], t == s)
+            for row, t, s in zip(rows, truth, best, strict=True)
+            if b.left < 100 * row["labels"][0]["score"] <= b.left + 10
+        ]
+        assert len(inside) == b.count
+        assert b.accuracy == pytest.approx(100 * sum(right for _, right in inside) / b.count)
+    page = needs_nothing(render(gather([tmp_path / "out"])))
+    assert "Compared with ensemble" in page.said
+    assert "asif: surest mistakes" in page.said
+
+
+def test_the_page_of_retrieval(run, tmp_path):
+    line = ("eval", SCENES, "--task", "retrieve", "--models", "pocket", "--out", tmp_path / "out")
+    assert run(*line, "--method", "relative")[0] == 0
+    found = gather([tmp_path / "out"])
+    [(name, shown, wrong)] = labels.misses(found.groups[0])
+    page = needs_nothing(render(found))
+    assert name == "relative"
+    assert len(shown) == wrong
+    assert ("another's caption first" in page.said) == bool(wrong)
+
+
+def test_choices_word_by_word(run, tmp_path):
+    line = ("caption", SCENES / "1-red-heart.png", "--models", "pocket", "-o", "max_tokens=4")
+    assert run(*line, "--trace", tmp_path / "trace.jsonl", "--out", tmp_path / "x.jsonl")[0] == 0
+    [trace] = choices.traces(gather([tmp_path / "trace.jsonl"]).traces)
+    assert len(trace.steps) == 4
+    for step in trace.steps:
+        assert max(c.likely + c.guide for c in step.candidates) == pytest.approx(100, abs=0.2)
+    page = needs_nothing(render(gather([tmp_path / "x.jsonl", tmp_path / "trace.jsonl"])))
+    assert "Choices, word by word" in page.said
+
+
+def test_nothing_from_a_file_acts_on_the_page(run, tmp_path):
+    rows = [
+        {"schema": "zeroshot.caption/1", "path": EVIL + str(i), "caption": EVIL, "x": EVIL}
+        for i in (1, 2)
+    ]
+    truth = [{"path": row["path"].rsplit("/", 1)[-1], "references": [EVIL]} for row in rows]
+    a = write(tmp_path / "a.jsonl", *rows)
+    failed = {**rows[0], "error": {"type": EVIL, "message": EVIL}}
+    b = write(tmp_path / f"{'<b>'}.jsonl", failed, rows[1])
+    candidate = {"text": EVIL, "total": 1.0, "guide": 0.5}
+    trace = write(
+        tmp_path / "t.jsonl",
+        {
+            "schema": "zeroshot.trace/1",
+            "path": EVIL,
+            "caption": EVIL,
+            "steps": [{"text": EVIL, "candidates": [candidate]}],
+        },
+    )
+    told = write(tmp_path / "truth.jsonl", *truth)
+    text = render(gather([a, b, trace], told), title=EVIL)
+    page = needs_nothing(text)
+    assert page.said.count("alert(1)") > 5
+    assert not [tag for tag, attributes in page.tags if tag == "img"]
+
+
+def test_results_that_somebody_made_up_are_refused_or_harmless(run, tmp_path):
+    line = ("eval", SCENES, "--task", "classify", "--models", "pocket", "--out", tmp_path / "out")
+    assert run(*line)[0] == 0
+    file = tmp_path / "out" / "ensemble.eval.json"
+    good = json.loads(file.read_text())
+    for change, message in [
+        ({"metrics": {"acc1": EVIL}}, "no result"),
+        ({"metrics": {"acc1": 1e999}}, "no result"),
+        ({"intervals": {"acc1": [EVIL, 1]}}, "no result"),
+        ({"task": "other"}, "no result"),
+        ({"schema": "zeroshot.eval/9"}, "no result"),
+        ({"rows": "../../../etc/passwd"}, "outside the folder"),
+        ({"rows": "/etc/passwd"}, "outside the folder"),
+    ]:
+        write(file, good | change)
+        code, told = run("report", tmp_path / "out", "--out", tmp_path / "page.html")
+        assert code == 2
+        assert message in told
+    names = {"dataset": EVIL, "method": EVIL, "seconds": EVIL, "settings": {EVIL: EVIL}}
+    write(file, good | names)
+    comparison = {"schema": "zeroshot.comparison/1", "first": EVIL, "methods": {EVIL: EVIL}}
+    write(tmp_path / "out" / "comparison.json", comparison)
+    needs_nothing(render(gather([tmp_path / "out"])))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no rows"),
+        ([{"schema": "zeroshot.embed/1", "path": "a"}], "no rows of caption or classify"),
+        ([{"path": "a", "caption": "x"}], "no rows of caption or classify"),
+        ([said("a", "x"), {"schema": "zeroshot.classify/1"}], "no rows of caption or classify"),
+    ],
+)
+def test_files_that_cannot_be_shown(rows, message, tmp_path, run):
+    file = write(tmp_path / "x.jsonl", *rows)
+    code, told = run("report", file, "--out", tmp_path / "page.html")
+    assert code == 2
+    assert message in told
+
+
+def test_folders_that_cannot_be_shown(tmp_path, run):
+    code, told = run("report", tmp_path, "--out", tmp_path / "page.html")
+    assert (code, "holds no results" in told) == (2, True)
+    code, told = run("report", tmp_path, "--out", tmp_path / "page.pdf")
+    assert (code, "an .html file" in told) == (2, True)
+
+
+def test_the_same_method_twice_is_told_apart(tmp_path, rows):
+    a, _, _ = rows
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    shutil.copy(a, other / "a.jsonl")
+    [group] = gather([a, other / "a.jsonl"]).groups
+    assert [m.name for m in group.methods] == ["a", "a (elsewhere)"]
+
+
+def test_an_axis_has_round_ticks(tmp_path):
+    assert [figures._step(span) for span in (1, 4.9, 12, 60, 0)] == [0.2, 1, 5, 20, 0.0002]
+
+
+def test_the_template_escapes_by_itself():
+    source = (Path(figures.__file__).parent / "page.html").read_text("utf-8")
+    assert "|safe" not in re.sub(r"\s", "", source)
+    assert "<script" not in source

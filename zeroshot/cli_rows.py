@@ -1,0 +1,202 @@
+"""What the commands that make rows share: a job goes to the screen, to a file, or to shards.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from zeroshot.cli_run import FolderPath, Run, file_id, option
+from zeroshot.errors import UserError
+
+if TYPE_CHECKING:
+    from zeroshot.images import Source
+    from zeroshot.jobs import Job
+    from zeroshot.records import Output
+    from zeroshot.results import Result
+    from zeroshot.scale.here import Order
+    from zeroshot.scale.shards import How
+    from zeroshot.tasks.meter import Meter
+    from zeroshot.terminal import Screen
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Run):
+    """The options of `Run`, and how a folder of shards is made."""
+
+    format: Annotated[
+        Literal["jsonl", "csv", "parquet"] | None,
+        option("--format", env="FORMAT", help="Of the shards when --out is a folder: jsonl."),
+    ] = None
+    shard_size: Annotated[
+        int | None,
+        option("--shard-size", env="SHARD_SIZE", help="Pictures in a shard: 10000.", min=1),
+    ] = None
+    shards: Annotated[
+        str | None,
+        option(
+            "--shards",
+            env="SHARDS",
+            metavar="K/N",
+            help="Only the shards of the K-th of N workers, for any launcher; without it, "
+            "processes on one folder share what is to be done.",
+        ),
+    ] = None
+    devices: Annotated[
+        str | None,
+        option("--devices", env="DEVICES", help="A process for each: 0,1 or cpu,cpu."),
+    ] = None
+    engine: Annotated[
+        Literal["here", "ray"],
+        option("--engine", env="ENGINE", help="Who works on the shards: this machine or Ray."),
+    ] = "here"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder --out names: one that is there, a name without a suffix or with a slash."""
+        out = self.out
+        if out is None or (out.suffix and not out.is_dir() and not isinstance(out, FolderPath)):
+            return None
+        return out
+
+    def show(
+        self,
+        job: "Job",
+        sources: "list[Source]",
+        through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
+        layout: str | None = None,
+        half: bool = False,
+        default_layout: str = "rows",
+    ) -> None:
+        """Run a job on what is still to do; show and write its results; end with a summary.
+
+        Raises:
+            typer.Exit: with code 3, when a picture failed.
+        """
+        if self.folder is None:
+            self._refuse_without_folder(layout, half)
+            self._show_rows(job, sources, through)
+            return
+        if self.json and (self.devices or self.engine == "ray"):
+            raise UserError("--json shows the rows of this process: leave --devices and --engine")
+        from zeroshot.scale.folder import Place
+        from zeroshot.scale.here import Order
+
+        place = Place(self.folder, self.shard_size, self.format, layout, half, default_layout)
+        if self.overwrite:
+            if self.shards:
+                raise UserError("--overwrite with --shards would remove what the other workers do")
+            place.begin_anew()
+        self._fill(Order(job, sources, place, self.at_once, self.cache))
+
+    def _refuse_without_folder(self, layout: str | None, half: bool) -> None:
+        given = {
+            "--format": self.format,
+            "--shard-size": self.shard_size,
+            "--shards": self.shards,
+            "--devices": self.devices,
+            "--engine ray": self.engine == "ray",
+            "--layout": layout,
+            "--half": half,
+        }
+        for name, value in given.items():
+            if value:
+                raise UserError(f"{name} needs a folder for the shards: --out DIR/")
+
+    def _show_rows(
+        self,
+        job: "Job",
+        sources: "list[Source]",
+        through: "Callable[[Iterator[Result]], Iterator[Result]]",
+    ) -> None:
+        from zeroshot import terminal
+        from zeroshot.tasks.meter import Meter
+
+        meter, output = Meter(), None
+        with self.open_cache() as cache:
+            try:
+                with terminal.Screen(self.shown(), len(sources), self.quiet) as screen:
+                    worker = job.open(cache, meter, self.at_once)
+                    if self.out is not None:
+                        output = self._output(self.out, job.schema, worker.settings())
+                        held = [output.holds(s.path, file_id(s, cache)) for s in sources]
+                        sources = [s for s, h in zip(sources, held, strict=True) if not h]
+                        screen.expect(len(sources))
+                    results = through(worker(sources, meter)) if sources else iter(())
+                    while batch := list(islice(results, worker.batch_size if output else 1)):
+                        if output is not None:
+                            output.write([result.row() for result in batch])
+                        for result in batch:
+                            screen.add(result, meter)
+            finally:
+                if output is not None:
+                    output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
+            if not self.quiet:
+                for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
+                    terminal.say(line)
+            if cache.trouble is not None:
+                terminal.say(cache.trouble)
+        if meter.failed:
+            raise typer.Exit(3)
+
+    def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "Output":
+        from zeroshot.records import Output
+
+        return Output(
+            path,
+            schema,
+            settings,
+            overwrite=self.overwrite,
+            retry_failed=self.retry_failed,
+            batch_size=self.at_once,
+        )
+
+    def _fill(self, order: "Order") -> None:
+        """Fill a folder of shards, by whatever engine."""
+        from zeroshot import terminal
+        from zeroshot.scale.here import state
+        from zeroshot.scale.plan import Share
+        from zeroshot.scale.shards import How
+
+        how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
+        before = state(order, how)
+        with terminal.Screen(self.shown(), before.total, self.quiet) as screen:
+            screen.expect(before.total - before.resumed)
+            meter, trouble = self._engine(order, how, screen)
+        after = state(order, how)
+        if not self.quiet:
+            several = bool(self.devices) or self.engine == "ray"
+            for line in terminal.summary(
+                meter, before.resumed, self.verbose, total=before.total, several=several
+            ):
+                terminal.say(line)
+            terminal.say(terminal.how_far(after, str(self.folder)))
+        if trouble is not None:
+            terminal.say(trouble)
+        if meter.failed:
+            raise typer.Exit(3)
+
+    def _engine(self, order: "Order", how: "How", screen: "Screen") -> "tuple[Meter, str | None]":
+        """Work on the shards; what was counted, and what the cache has to say."""
+        from zeroshot.tasks.meter import Meter
+
+        if self.engine == "ray":
+            from zeroshot.scale.on_ray import run_on_ray
+
+            return run_on_ray(order, how, screen.count), None
+        if self.devices:
+            from zeroshot.scale.devices import read_devices, run_on
+
+            return run_on(order, read_devices(self.devices), how, screen.count), None
+        from zeroshot.scale.here import run
+
+        meter = Meter()
+        with order.open_cache() as cache:
+            seen = dataclasses.replace(how, seen=lambda result: screen.add(result, meter))
+            run(order, cache, meter, seen)
+            return meter, cache.trouble

@@ -1,0 +1,107 @@
+"""From a model's name to one that meets pictures and texts together, by what it is wanted for.
+
+One model may be several: BLIP-2 answers and captions, FLAVA is a dual encoder with a matching head.
+So the caller says the role, and the class that the configuration names decides who loads it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+from zeroshot.errors import UserError
+from zeroshot.models import files, hf, hf_answers, hf_chat, hf_generate, hf_pairs
+from zeroshot.models.base import Answerer, PairScorer, RegionAnswerer, Writer
+from zeroshot.models.clipcap import FILE as CLIPCAP
+from zeroshot.models.clipcap import load_clipcap
+from zeroshot.models.coca import CoCa
+from zeroshot.models.devices import resolve_device, resolve_precision
+from zeroshot.models.files import Files
+from zeroshot.models.loading import Options, load
+from zeroshot.models.names import parse
+from zeroshot.models.reading import architecture
+
+__all__ = ["load_answerer", "load_pair_scorer", "load_region_answerer", "load_writer"]
+
+Loader = Callable[..., Any]
+
+
+def load_pair_scorer(name: str, **options: Unpack[Options]) -> PairScorer:
+    """The model called `name` with a head that scores a picture and a text together.
+
+    UserError for a model without one; NotAvailableError for one that is not here.
+    """
+    scorer: PairScorer = _load(name, hf_pairs.load_pair_scorer, **options)
+    return scorer
+
+
+def load_answerer(name: str, **options: Unpack[Options]) -> Answerer:
+    """As `load_pair_scorer`, for a model that answers questions about a picture."""
+
+    def loader(found: Files, *how: Any) -> Any:
+        kind = architecture(found)
+        if kind in hf_answers.CLASSIFIERS:
+            return hf_answers.load_vilt(found, *how)
+        if kind in hf_generate.ANSWERERS:
+            return hf_generate.load_generator(found, *how)
+        if kind in hf_answers.REGION_CLASSIFIERS:
+            raise UserError(
+                f"{found.name} reads what a detector saw, not pixels; give regions (--regions)"
+            )
+        return _chat(found, "answers no questions", *how)
+
+    answerer: Answerer = _load(name, loader, **options)
+    return answerer
+
+
+def load_region_answerer(
+    name: str, answers: Sequence[str] | None = None, **options: Unpack[Options]
+) -> RegionAnswerer:
+    """As `load_pair_scorer`, for LXMERT and VisualBERT; `answers` names the head's outputs."""
+
+    def loader(found: Files, *how: Any) -> Any:
+        return hf_answers.load_region_answerer(found, answers, *how)
+
+    answerer: RegionAnswerer = _load(name, loader, **options)
+    return answerer
+
+
+def load_writer(name: str, **options: Unpack[Options]) -> Writer:
+    """As `load_pair_scorer`, for a trained captioner or a reader of text."""
+    parsed = parse(name)
+    if parsed.scheme != "hf":
+        return CoCa(load(name, role="dual encoder", **options))
+    if parsed.directory is not None and (parsed.directory / CLIPCAP).is_file():
+        return load_clipcap(
+            parsed.directory,
+            lambda part: load(part, role="dual encoder", **options),
+            lambda part: load(part, role="language model", **options),
+        )
+
+    def loader(found: Files, *how: Any) -> Any:
+        if architecture(found) in hf_generate.WRITERS:
+            return hf_generate.load_generator(found, *how)
+        return _chat(found, "writes nothing", *how)
+
+    writer: Writer = _load(name, loader, **options)
+    return writer
+
+
+def _load(name: str, loader: Loader, **options: Unpack[Options]) -> Any:
+    parsed = parse(name)
+    if parsed.scheme != "hf":
+        raise UserError(
+            f"{parsed} is a dual encoder of open_clip; it scores and answers by matching "
+            "(--encoder)"
+        )
+    device = resolve_device(options.get("device", "auto"))
+    dtype = resolve_precision(options.get("precision", "auto"), device)
+    trust = options.get("trust_remote_code", False)
+    found = files.locate(parsed, files.TRANSFORMERS, offline=options.get("offline", False))
+    hf.refuse_remote_code(found, trust)
+    return loader(found, device, dtype, trust)
+
+
+def _chat(found: Files, lack: str, *how: Any) -> Any:
+    """An instructed model, if transformers knows it as one that meets pictures in its prompt."""
+    if not hf.knows_pictures_in_prompts(found.read("config.json").get("model_type")):
+        raise UserError(f"{found.name} is a {architecture(found)}, which {lack}")
+    return hf_chat.load_chat(found, *how)

@@ -1,0 +1,128 @@
+"""Named protocols: what a figure has to be made of to stand beside a published one.
+
+A protocol fixes the class names, the templates, the split, how many captions a picture brings, and
+which figure counts. Data that do not fit it are refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from zeroshot.errors import unknown
+
+Task = Literal["classify", "caption", "retrieve"]
+TASKS: dict[Task, str] = {
+    "classify": "zeroshot_classification",
+    "caption": "captioning",
+    "retrieve": "zeroshot_retrieval",
+}
+"""The tasks, and what CLIP_benchmark calls them."""
+HEADLINE: dict[Task, str] = {
+    "classify": "acc1",
+    "caption": "CIDEr",
+    "retrieve": "text_retrieval_recall@1",
+}
+"""The figure by which methods are ranked."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is fixed; None where the data decide."""
+
+    name: str
+    task: Task
+    about: str
+    source: str
+    labels: str | None = None
+    """for `prompts.load_labels`; class i is the i-th folder in order of names"""
+    templates: str | None = None
+    split: str | None = None
+    pictures: int | None = None
+    captions: int | None = None
+    """of each picture, the first so many"""
+
+
+_CLIP = "Radford et al. 2021, arXiv:2103.00020; class names and templates of OpenAI's notebook"
+_KARPATHY = "split of Karpathy and Fei-Fei 2015, arXiv:1412.2306"
+_LAION = "github.com/LAION-AI/CLIP_benchmark"
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    p.name: p
+    for p in [
+        Protocol(
+            "clip/imagenet",
+            "classify",
+            "ImageNet-1k validation, 80 templates",
+            _CLIP,
+            "imagenet",
+            "openai",
+            "val",
+            50_000,
+        ),
+        Protocol(
+            "clip/imagenet-7",
+            "classify",
+            "ImageNet-1k validation, the 7 best templates",
+            _CLIP,
+            "imagenet",
+            "simple",
+            "val",
+            50_000,
+        ),
+        Protocol(
+            "clip_benchmark/classification",
+            "classify",
+            "a CLIP_benchmark webdataset with its own class names and templates",
+            _LAION,
+            split="test",
+        ),
+        Protocol(
+            "clip_benchmark/retrieval",
+            "retrieve",
+            "a CLIP_benchmark webdataset with captions",
+            _LAION,
+            split="test",
+        ),
+        Protocol(
+            "karpathy/coco-captions",
+            "caption",
+            "COCO captions, 5000 pictures",
+            _KARPATHY,
+            split="test",
+            pictures=5000,
+        ),
+        Protocol(
+            "karpathy/flickr30k-captions",
+            "caption",
+            "Flickr30k captions, 1000 pictures",
+            _KARPATHY,
+            split="test",
+            pictures=1000,
+        ),
+        Protocol(
+            "karpathy/coco-retrieval",
+            "retrieve",
+            "COCO, 5000 pictures among 25,000 captions",
+            _KARPATHY,
+            split="test",
+            pictures=5000,
+            captions=5,
+        ),
+        Protocol(
+            "karpathy/flickr30k-retrieval",
+            "retrieve",
+            "Flickr30k, 1000 pictures among 5000 captions",
+            _KARPATHY,
+            split="test",
+            pictures=1000,
+            captions=5,
+        ),
+    ]
+}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol called so; UserError names those there are."""
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]

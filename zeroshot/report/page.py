@@ -1,0 +1,77 @@
+"""The page: what the other files make of results, laid out by `page.html`."""
+
+from importlib import resources
+from typing import Any
+
+from zeroshot import __version__
+from zeroshot.errors import NotAvailableError
+from zeroshot.protocols import Task
+from zeroshot.report import captions, choices, figures, labels
+from zeroshot.report.captions import Order
+from zeroshot.report.gathering import Gathered, Group, pretty, share
+
+PICTURES = 30
+HEADINGS: dict[Task, str] = {
+    "classify": "Labels",
+    "caption": "Captions",
+    "retrieve": "Retrieval",
+}
+
+
+def render(
+    gathered: Gathered,
+    *,
+    title: str = "zeroshot report",
+    pictures: int = PICTURES,
+    order: Order = "data",
+) -> str:
+    """HTML in one piece.
+
+    Args:
+        gathered: see `gather`.
+        title: of the page.
+        pictures: how many of them are shown with their captions.
+        order: the first ones, or those with the worst captions.
+
+    Raises:
+        NotAvailableError: Jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise NotAvailableError("a report needs Jinja2: pip install 'zeroshot[report]'") from None
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = resources.files("zeroshot.report").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(text).render(
+        title=title,
+        version=__version__,
+        groups=[_section(group, pictures, order) for group in gathered.groups],
+        traces=list(choices.traces(gathered.traces[:pictures])),
+    )
+
+
+def _section(group: Group, pictures: int, order: Order) -> dict[str, Any]:
+    confidence = share(group)
+    return {
+        "task": group.task,
+        "heading": HEADINGS[group.task],
+        "dataset": group.dataset,
+        "methods": [method.name for method in group.methods],
+        "count": max(len(method.rows) for method in group.methods),
+        "failed": max(
+            sum(bool(row.get("error")) for row in method.rows) for method in group.methods
+        ),
+        "confidence": f"{100 * confidence:g}",
+        "table": figures.table(group),
+        "plot": figures.plot(group),
+        "first": group.comparison["first"] if group.comparison else "",
+        "differences": figures.differences(group, confidence),
+        "captions": captions.captions(group, pictures, order) if group.task == "caption" else [],
+        "labels": labels.labels(group) if group.task == "classify" else [],
+        "misses": labels.misses(group) if group.task == "retrieve" else [],
+        "details": [
+            (method.name, pretty(method.result)) for method in group.methods if method.result
+        ],
+    }

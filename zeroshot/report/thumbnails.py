@@ -1,0 +1,24 @@
+"""Small pictures for the page, inside it."""
+
+import base64
+import functools
+import io
+
+from zeroshot.errors import UnreadableImageError
+from zeroshot.images import Source, open_image
+
+SIDE = 320
+"""Longer side in pixels."""
+
+
+@functools.lru_cache(maxsize=4096)
+def thumbnail(path: str) -> str:
+    """A JPEG as a data address; empty for a picture that is not there."""
+    try:
+        picture = open_image(Source(path))
+    except UnreadableImageError:
+        return ""
+    picture.thumbnail((SIDE, SIDE))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

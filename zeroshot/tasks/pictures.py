@@ -1,0 +1,44 @@
+"""Pictures for models that read pixels together with a text: opened, batch by batch.
+
+Their answers depend on text and pixels at once, so that no row of the picture alone can be kept.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from zeroshot.errors import UnreadableImageError
+from zeroshot.images import Source, read_ahead
+from zeroshot.models.base import Image
+from zeroshot.results import Failure
+from zeroshot.tasks.meter import Meter
+
+__all__ = ["Opened", "open_pictures"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A batch of pictures by their place; `failures[i]` says why one is not among them."""
+
+    sources: Sequence[Source]
+    ids: Sequence[str | None]
+    images: Mapping[int, Image]
+    failures: Sequence[Failure | None]
+
+
+def open_pictures(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[Opened]:
+    """Every picture, in order; what cannot be opened is a failure."""
+    waiting = iter(sources)
+    while batch := list(islice(waiting, batch_size)):
+        ids: list[str | None] = [None] * len(batch)
+        failures: list[Failure | None] = [None] * len(batch)
+        images: dict[int, Image] = {}
+        with meter.stage("decoding"):
+            for i, read in enumerate(read_ahead(batch)):
+                if isinstance(read, UnreadableImageError):
+                    failures[i] = Failure.of(read)
+                else:
+                    ids[i], images[i] = read.id, read.image
+        meter.pictures += len(batch)
+        meter.failed += len(batch) - len(images)
+        yield Opened(batch, ids, images, failures)

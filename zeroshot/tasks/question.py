@@ -1,0 +1,290 @@
+"""One data set, one task, one set of models: what `zeroshot eval` asks of each method."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zeroshot import methods, prompts
+from zeroshot.errors import UserError
+from zeroshot.formats import Row
+from zeroshot.images import Source
+from zeroshot.model_set import ModelSet
+from zeroshot.models.base import DualEncoder
+from zeroshot.protocols import Protocol, Task
+from zeroshot.protocols import protocol as named
+from zeroshot.records import ANY_ID, Output
+from zeroshot.results import CaptionResult
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import caption as captioning
+from zeroshot.tasks import classify as classification
+from zeroshot.tasks import datasets, evaluate, predictions
+from zeroshot.tasks.captioned import Captioned
+from zeroshot.tasks.classify import Head
+from zeroshot.tasks.datasets import Classes
+from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.evaluate import Answers
+from zeroshot.tasks.judge import Judge
+from zeroshot.tasks.meter import Meter
+
+Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
+"""Passes captions on as they come, to show that they do."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is measured, on what, of which models."""
+
+    task: Task
+    place: Path
+    """the data, as they were named"""
+    data: Classes | Captioned
+    models: ModelSet
+    cache: EmbeddingCache
+    meter: Meter
+    protocol: Protocol | None = None
+    split: str | None = None
+    head: Head | None = None
+    batch_size: int = AUTO_BATCH
+    truncate: bool = False
+    judge: Judge | None = None
+    coupling: str | None = None
+    """of captions, in place of the set's; see `ModelSet.for_captions` without one"""
+
+    def limited(self, pictures: int) -> "Question":
+        """About the first pictures alone; a protocol is no longer kept."""
+        if isinstance(self.data, Classes):
+            first: Classes | Captioned = replace(
+                self.data,
+                sources=self.data.sources[:pictures],
+                classes=self.data.classes[:pictures],
+            )
+        else:
+            first = Captioned(self.data.sources[:pictures], self.data.references[:pictures])
+        return replace(self, data=first, protocol=None)
+
+    def answers(
+        self,
+        method: str | None,
+        options: Mapping[str, Any],
+        *,
+        keep: Path | None = None,
+        overwrite: bool = False,
+        watch: Watch = lambda results: results,
+    ) -> Answers:
+        """What a method says, or the models' own where none is named.
+
+        Args:
+            keep: a folder that captions are written to as they come; a run that was cut short goes
+                on there.
+            overwrite: begin anew there.
+            watch: see `Watch`.
+
+        Raises:
+            UserError: a method that cannot do this, or captions of other settings in `keep`.
+        """
+        if isinstance(self.data, Classes):
+            ready = self._classifier(method, options, self.data.labels, self.data.sentences)
+            return evaluate.classified(self.data, ready, self.cache, self.meter, self.batch_size)
+        if self.task == "retrieve":
+            texts = [text for own in self.data.references for text in own]
+            ready = self._classifier(method, options, texts, [[text] for text in texts])
+            return evaluate.retrieved(self.data, ready, self.cache, self.meter, self.batch_size)
+        return self._captions(self.data, method, options, keep, overwrite, watch)
+
+    def told(self, file: Path) -> Answers:
+        """What an earlier run wrote.
+
+        Raises:
+            UserError: rows that do not fit the pictures.
+        """
+        if isinstance(self.data, Classes):
+            given = predictions.read_labels(file)
+            rows = predictions.in_order(given, self.data.sources)
+            return evaluate.classified_before(given.name, self.data, rows)
+        if self.task == "retrieve":
+            raise UserError("--predictions holds captions or labels, and retrieval needs scores")
+        given = predictions.read_captions(file)
+        rows = predictions.in_order(given, self.data.sources)
+        return evaluate.captioned(given.name, self.data, rows, judge=self.judge)
+
+    def about(self, answers: Answers) -> dict[str, Any]:
+        """The data, the question and the models, for the result."""
+        model, pretrained = _named(self.models, answers)
+        truth: Sequence[int] | Sequence[Sequence[str]]
+        truth = self.data.classes if isinstance(self.data, Classes) else self.data.references
+        told: dict[str, Any] = {
+            "dataset": self.place.resolve().name,
+            "model": model,
+            "pretrained": pretrained,
+            "protocol": self.protocol.name if self.protocol else None,
+            "split": self.protocol.split if self.protocol else self.split,
+            "truth": datasets.fingerprint(self.place, self.data.sources, truth),
+        }
+        if isinstance(self.data, Classes):
+            told["prompts"] = {
+                "classes": list(self.data.labels),
+                "templates": self.data.templates,
+                "fingerprint": prompts.fingerprint(self.data.sentences),
+            }
+        return told
+
+    def truth_rows(self) -> list[dict[str, Any]]:
+        """What is true of each picture, as `--truth` reads it."""
+        if isinstance(self.data, Classes):
+            labels = [self.data.labels[number] for number in self.data.classes]
+            pairs = zip(self.data.sources, labels, strict=True)
+            return [{"path": source.path, "label": label} for source, label in pairs]
+        told = zip(self.data.sources, self.data.references, strict=True)
+        return [{"path": source.path, "references": list(own)} for source, own in told]
+
+    def _classifier(
+        self,
+        method: str | None,
+        options: Mapping[str, Any],
+        labels: Sequence[str],
+        sentences: Sequence[Sequence[str]],
+    ) -> classification.Classifier:
+        return classification.classifier(
+            self.models,
+            labels,
+            sentences,
+            self.cache,
+            self.meter,
+            method=method,
+            options=dict(options),
+            head="cosine" if self.task == "retrieve" else self.head,
+            truncate=self.truncate,
+        )
+
+    def _captions(
+        self,
+        data: Captioned,
+        method: str | None,
+        options: Mapping[str, Any],
+        keep: Path | None,
+        overwrite: bool,
+        watch: Watch,
+    ) -> Answers:
+        models = self.models.for_captions
+        if self.coupling is not None:
+            models = self.models.coupled_by(self.coupling)
+        chosen = captioning.captioner(models, method, options)
+        name, used = methods.name_of(chosen), captioning.settings(models, chosen)
+        begun = time.perf_counter()
+
+        def said(sources: Sequence[Source]) -> Iterable[CaptionResult]:
+            return watch(
+                captioning.caption(
+                    sources, models, chosen, self.cache, self.meter, batch_size=self.batch_size
+                )
+            )
+
+        rows: Sequence[Row]
+        if keep is None:
+            rows = [result.row() for result in said(data.sources)]
+        else:
+            file = keep / f"{name}.rows.jsonl"
+            with Output(file, predictions.CAPTION, used, overwrite=overwrite) as output:
+                todo = [s for s in data.sources if not output.holds(s.path, self._id(s))]
+                for result in said(todo):
+                    output.write([result.row()])
+            rows = predictions.in_order(predictions.read_captions(file), data.sources)
+        seconds = time.perf_counter() - begun
+        return evaluate.captioned(
+            name, data, rows, settings=used, seconds=seconds, judge=self.judge
+        )
+
+    def _id(self, source: Source) -> str | None:
+        """Of a file; a picture inside one is known by its place."""
+        if source.content is not None:
+            return ANY_ID
+        try:
+            return self.cache.file_id(source.path or "")
+        except OSError:
+            return None
+
+
+def question(
+    task: Task | None,
+    data: Path | None,
+    models: ModelSet,
+    cache: EmbeddingCache,
+    meter: Meter,
+    *,
+    protocol: str | None = None,
+    truth: Path | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+    templates: str | None = None,
+    head: Head | None = None,
+    truncate: bool = False,
+    judge: DualEncoder | None = None,
+    coupling: str | None = None,
+    batch_size: int = AUTO_BATCH,
+    rows: Path | None = None,
+) -> Question:
+    """A question about data that are read and checked.
+
+    Args:
+        task: what is asked; a protocol knows.
+        data, truth, split, labels, templates: see `datasets`.
+        protocol: its name.
+        head, truncate: see `classify.classifier`.
+        judge: an encoder for CLIPScore of captions.
+        coupling: of captions, in place of the set's.
+        rows: captions that bring their own references, which stand for data and truth.
+
+    Raises:
+        UserError: no data, data of another kind, or an option that the task has no use for.
+    """
+    asked = None if protocol is None else named(protocol)
+    task = task or (asked.task if asked else None)
+    if task is None:
+        raise UserError("say what to measure: --task classify, caption or retrieve")
+    if asked is not None and asked.task != task:
+        raise UserError(f"protocol '{asked.name}' is for --task {asked.task}, not {task}")
+    if task != "classify" and (labels or templates or head):
+        raise UserError(f"--labels, --templates and --score are no part of --task {task}")
+    if task != "caption" and (judge is not None or coupling is not None):
+        raise UserError("--judge and --coupling are for captions")
+    held: Classes | Captioned
+    if data is None:
+        if task != "caption" or rows is None or truth is not None or asked is not None:
+            raise UserError(f"eval --task {task} needs DATA: the pictures and what is true of them")
+        data, held = rows, predictions.read_captions(rows).captioned
+    elif task == "classify":
+        held = datasets.read_classes(
+            data, truth=truth, split=split, labels=labels, templates=templates, protocol=asked
+        )
+    else:
+        held = datasets.read_captions(data, truth=truth, split=split, protocol=asked)
+    judging = Judge(judge, cache, meter) if judge is not None else None
+    return Question(
+        task,
+        data,
+        held,
+        models,
+        cache,
+        meter,
+        protocol=asked,
+        split=split,
+        head=head,
+        batch_size=batch_size,
+        truncate=truncate,
+        judge=judging,
+        coupling=coupling,
+    )
+
+
+def _named(models: ModelSet, answers: Answers) -> tuple[str, str]:
+    """What CLIP_benchmark calls model and pretrained; rows made earlier may not tell."""
+    spec = models.spec.encoder or ""
+    if answers.before:
+        model, pretrained = answers.name, ""
+    elif spec.startswith("open_clip:"):
+        model, _, pretrained = spec.removeprefix("open_clip:").partition("/")
+    else:
+        model, pretrained = models.name, "coupled" if models.spec.encoder is None else "encoder"
+    return model, pretrained

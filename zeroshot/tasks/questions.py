@@ -1,0 +1,139 @@
+"""Questions answered by matching: into statements, one for each answer, that an encoder can score.
+
+A dual encoder answers nothing, but it says which of several statements fits a picture best. Song
+et al. 2022 (arXiv:2203.07190) write statements from questions by templates; the three forms here
+need no language model for it:
+
+| form | example | statements |
+|---|---|---|
+| is it there | Is there a red heart? Are there cats in the picture? | with, without |
+| how many | How many cats are there? | no cats, one cat, two cats, ... |
+| which of these | What is he holding? with answers named | question and answer (Shen et al. 2021) |
+
+Encoders are deaf to "no" and poor at numbers (`docs/questions.md` has figures). With the names of
+what may be in the picture (`among`) the first two need neither: a name is present where its share
+of the softmax over all names is at least `PRESENT`, and a count is the number of present names.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from zeroshot.errors import UserError
+
+__all__ = ["COUNTS", "PRESENT", "Question", "covered", "parse", "statements"]
+
+PRESENT = 0.1
+"""A picture shows few of many names, so that one which is there has a good part of the softmax."""
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+Form = Literal["there", "count", "open"]
+
+WHERE = r"(?: (?:in|on) (?:the|this) (?:picture|image|photo|photograph|scene))?"
+HOW_MANY = re.compile(
+    rf"how many (?P<what>.+?)(?: (?:are|is)(?: there| visible)?| (?:do|can) you see)?{WHERE} ?\?*",
+    re.IGNORECASE,
+)
+THERE = re.compile(
+    rf"(?:(?:is|are) there|(?:do|can) you see|does (?:the|this) (?:picture|image|photo) "
+    rf"(?:show|contain)) (?P<what>.+?){WHERE} ?\?*",
+    re.IGNORECASE,
+)
+ARTICLES = ("a", "an", "any", "some", "the", "one")
+ANYTHING = ("thing", "object", "shape", "item")
+"""Words that cover every name: `red things` is whatever is red."""
+PLURALS = {"men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and what it asks for."""
+
+    text: str
+    form: Form
+    what: str = ""
+    """The thing asked after, its article left out."""
+
+
+def parse(text: str) -> Question:
+    """The form of a question; one of neither other form is `open`."""
+    asked = " ".join(text.split())
+    if found := HOW_MANY.fullmatch(asked):
+        return Question(text, "count", _bare(found["what"]))
+    if found := THERE.fullmatch(asked):
+        return Question(text, "there", _bare(found["what"]))
+    return Question(text, "open")
+
+
+def statements(question: Question, answers: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The sentences of each answer; given `answers` are put behind the question, whatever its form.
+
+    UserError for an open question without answers to choose from.
+    """
+    what = question.what
+    if answers:
+        return {
+            answer: (f"question: {question.text} answer: {answer}", f"{question.text} {answer}")
+            for answer in answers
+        }
+    if question.form == "there":
+        return {
+            "yes": (f"a photo of {what}", what),
+            "no": (f"a photo without {what}", f"no {what}"),
+        }
+    if question.form == "count":
+        one = singular(what)
+        return {
+            str(n): (
+                f"a photo of {word} {one if n == 1 else what}",
+                f"{word} {one if n == 1 else what}",
+            )
+            for n, word in enumerate(COUNTS)
+        }
+    raise UserError(
+        f"'{question.text}' asks neither whether something is there nor how many there are; name "
+        "the answers to choose from (--answers red,green,blue), or a model that answers (--model)"
+    )
+
+
+def covered(what: str, among: Sequence[str]) -> list[int]:
+    """Which names a thing asked after may be: those that hold all its words, in any number.
+
+    UserError if none does.
+    """
+    wanted = {singular(word) for word in what.lower().split()} - {*ANYTHING}
+    found = [
+        place
+        for place, name in enumerate(among)
+        if wanted <= {singular(word) for word in name.lower().split()}
+    ]
+    if not found:
+        raise UserError(
+            f"nothing among the {len(among)} names is '{what}': {', '.join(among[:5])}, ...; name "
+            "what may be in the pictures with --among"
+        )
+    return found
+
+
+def singular(text: str) -> str:
+    """The last word in the singular, by the plain rules of English."""
+    head, _, word = text.rpartition(" ")
+    lower = word.lower()
+    if lower in PLURALS:
+        word = PLURALS[lower]
+    elif lower.endswith("ies") and len(lower) > 4:
+        word = word[:-3] + "y"
+    elif lower.endswith(("ses", "xes", "zes", "ches", "shes")):
+        word = word[:-2]
+    elif lower.endswith("s") and not lower.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    return f"{head} {word}".strip()
+
+
+def _bare(what: str) -> str:
+    """Without the articles before it."""
+    words = what.split()
+    while len(words) > 1 and words[0].lower() in ARTICLES:
+        words = words[1:]
+    return " ".join(words)
