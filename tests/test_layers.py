@@ -14,7 +14,6 @@ LAYERS = [
         "prompts",
         "protocols",
         "treebank",
-        "whole",
     },
     {"caption_metrics"},
     {"alignment", "measures"},

@@ -16,7 +16,7 @@ import pytest
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.images import Source, find, read
 from zeroshot.inputs import Columns, Options, manifests, parquet, storage
-from zeroshot.inputs.urls import Url
+from zeroshot.inputs.urls import Fetch, Url
 
 datasets = pytest.importorskip("datasets")
 fsspec = pytest.importorskip("fsspec")
@@ -584,3 +584,15 @@ def test_memory_of_a_source(folder):
     source = Source("x" * 40, storage.Remote("x" * 40))
     assert sys.getsizeof(source) + sys.getsizeof(source.content) <= 120
     assert not hasattr(source, "__dict__")
+
+
+def test_offline_asks_no_bucket(folder, bucket):
+    offline = Fetch(offline=True)
+    with pytest.raises(NotAvailableError, match="the network is not to be asked"):
+        find("s3://b/x.png", options=Options(fetch=offline))
+    name = rows_of(folder, ".csv", [{"path": "s3://b/x.png"}, {"path": "a.png"}])
+    assert outcomes(name, fetch=offline) == [
+        (f"{name}#0", "the network is not to be asked (--offline)"),
+        ("set/a.png", ok(0)),
+    ]
+    assert outcomes("memory://b/in/1.png", fetch=offline) == [("memory://b/in/1.png", ok(1))]

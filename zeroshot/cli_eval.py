@@ -248,11 +248,11 @@ def _write(file: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) ->
 
 def _whole(file: Path, data: bytes) -> None:
     """All of a file, or none of it."""
-    from zeroshot.whole import WholeFile
+    from zeroshot.durable import whole
 
     try:
-        with WholeFile(file) as whole:
-            whole.write(data)
+        with whole(file) as new:
+            new.write(data)
     except OSError as error:
         raise UserError(f"cannot write '{file}': {error.strerror}") from error
 

@@ -80,6 +80,16 @@ def out_path(given: str) -> Path:
     return FolderPath(given) if given.endswith(("/", os.sep)) else Path(given)
 
 
+PANELS = {
+    "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
+    "engine",
+    "Pictures": "limit image_column caption_column label_column image_root allow_private_urls "
+    "url_timeout url_max_mb",
+    "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
+}
+"""Headings of `--help` for what many commands share; a command's own options come first."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The options that all commands on pictures share: models, output, how loud to be."""
@@ -281,6 +291,10 @@ def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
     own = {n: p for n, p in given.items() if n != "run"}
     kind = given["run"].annotation
     hints = get_type_hints(kind, include_extras=True)
+    for panel, names in PANELS.items():
+        for name in names.split():
+            if name in hints:
+                hints[name].__metadata__[0].rich_help_panel = panel
     shared = {
         f.name: inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]

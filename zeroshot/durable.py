@@ -6,10 +6,11 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from zeroshot.errors import OutputError, UserError
 
-__all__ = ["publish", "refusal", "replace", "sync", "writing"]
+__all__ = ["publish", "refusal", "replace", "sync", "whole", "writing"]
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
@@ -62,6 +63,23 @@ def _beside(path: Path, data: bytes | memoryview) -> Path:
         new.unlink(missing_ok=True)
         raise
     return new
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the name `path` once the block is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+    try:
+        with open(new, "xb") as file:
+            yield file
+            file.flush()
+            sync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def sync(what: int | Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 
 from PIL.Image import Image
 
+from zeroshot.durable import whole
 from zeroshot.errors import UserError, unknown
 from zeroshot.formats import pyarrow, to_json, utf8
 from zeroshot.images import Picture, Source
@@ -23,7 +24,6 @@ from zeroshot.inputs.source import PICTURES
 from zeroshot.inputs.storage import Remote
 from zeroshot.inputs.urls import Url
 from zeroshot.results import FilterResult
-from zeroshot.whole import WholeFile
 
 PAIRS_IN_A_SHARD = 10_000
 COLUMNS = ("path", "caption", "label", "score")
@@ -65,7 +65,7 @@ def write_kept(path: Path, results: Iterable[FilterResult]) -> int:
 
 def _write_table(path: Path, kept: Sequence[FilterResult]) -> int:
     rows = [_row(result, path.parent) for result in kept]
-    with WholeFile(path) as file:
+    with whole(path) as file:
         if path.suffix.lower() == ".jsonl":
             file.writelines(utf8(to_json(row)) + b"\n" for row in rows)
         elif path.suffix.lower() == ".csv":
@@ -98,7 +98,7 @@ def _row(result: FilterResult, folder: Path) -> dict[str, str | float | None]:
 
 def _write_shard(folder: Path, first: int, results: Sequence[FilterResult]) -> None:
     with (
-        WholeFile(folder / f"{first // PAIRS_IN_A_SHARD:05}.tar") as file,
+        whole(folder / f"{first // PAIRS_IN_A_SHARD:05}.tar") as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for number, result in enumerate(results, first):

@@ -44,7 +44,7 @@ CORRECTIONS = ("csls", "dis", "dn", "inverted_softmax", "nnn")
 SLACK = 16
 """Candidates beyond the k-th, among which rounding may have changed the order."""
 ROUNDING = 4e-6
-"""Scores in float32 that are this near may be equal or in the other order."""
+"""Scores in float32 that are this near, in parts of one that exceeds 1, may be equal."""
 CELLS = 1 << 23
 """Similarities of a bank that exist at a time."""
 
@@ -108,15 +108,14 @@ def nearest(
     k = min(k, len(gallery))
     _, found = topk_stream(queries, gallery, k + SLACK, block)
     values, index = in_order(products(queries, gallery, found), found)
-    crowded = (
-        values[:, -1] >= values[:, k - 1] - ROUNDING if k else torch.zeros(len(queries)).bool()
-    )
-    values, index = values[:, :k], index[:, :k]
-    if found.shape[1] < len(gallery):
-        for q in crowded.nonzero()[:, 0].tolist():  # ties reach beyond the candidates
-            every = _at_least(queries[q], gallery, float(values[q, -1]) - ROUNDING, block)[None]
-            ordered = in_order(products(queries[q : q + 1], gallery, every), every)
-            values[q], index[q] = (part[0, :k] for part in ordered)
+    last, values, index = values[:, -1:], values[:, :k], index[:, :k]
+    if not k or found.shape[1] == len(gallery):
+        return values, index
+    least = values[:, -1:] - ROUNDING * values[:, -1:].abs().clamp_min(1)
+    for q in (last >= least).nonzero()[:, 0].tolist():  # ties reach beyond the candidates
+        every = _at_least(queries[q], gallery, float(least[q]), block)[None]
+        ordered = in_order(products(queries[q : q + 1], gallery, every), every)
+        values[q], index[q] = (part[0, :k] for part in ordered)
     return values, index
 
 

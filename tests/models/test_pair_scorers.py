@@ -222,7 +222,7 @@ def test_vilt_looks_at_every_patch(tmp_path, pictures):
 
 
 def test_a_model_without_a_head_is_refused(directory_of):
-    with pytest.raises(UserError, match="CLIPModel, which does not score .*--encoder"):
+    with pytest.raises(UserError, match=r"CLIPModel, which does not score .*--encoder"):
         load(directory_of("clip"))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from zeroshot.errors import UserError
+from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.inputs import files, hub, manifests, parquet, storage, webdataset
 from zeroshot.inputs.columns import Columns
 from zeroshot.inputs.manifests import Options
@@ -68,6 +68,8 @@ class _Finder:
             self._file(name, Source(name))
 
     def _remote(self, name: str) -> None:
+        if self.options.fetch.offline and storage.asks_the_network(name):
+            raise NotAvailableError(f"'{name}': the network is not to be asked (--offline)")
         states, left_out = storage.listed(name, _table_suffix(name))
         self.left_out.extend(left_out)
         for file, state in states.items():

@@ -59,6 +59,8 @@ class Table:
         if SCHEME.match(cell):
             if storage.scheme_of(cell) not in storage.BUCKETS or "::" in cell:
                 return self.refused(row, f"{cell[:80]!r}: a table names paths, URLs and buckets")
+            if self.options.fetch.offline:
+                return self.refused(row, "the network is not to be asked (--offline)")
             return Source(cell, storage.Remote(cell), fields)
         path = below(self.root, cell)
         if path is None:

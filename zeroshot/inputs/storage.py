@@ -28,6 +28,11 @@ def is_remote(name: str) -> bool:
     return SCHEME.match(name) is not None and not URL.match(name)
 
 
+def asks_the_network(name: str) -> bool:
+    """Whether a remote name may lead off this machine."""
+    return scheme_of(name) not in ("memory", "local")
+
+
 def scheme_of(name: str) -> str:
     """`s3` of `s3://bucket/x`."""
     return name.partition("://")[0].lower()

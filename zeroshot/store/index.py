@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from zeroshot.errors import UserError
-from zeroshot.store.places import Checksums, Digests, Found, Keys, Numbers, Places
+from zeroshot.store.places import Checksums, Digests, Found, Keys, Numbers, Places, packed, unpacked
 
 USED_SECONDS = 3600
 """How exactly the time of last use is kept."""
@@ -46,7 +46,7 @@ CREATE TABLE segments (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, name
 CREATE TABLE batches (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, segment INTEGER,
                       place INTEGER, keys BLOB, checksums BLOB);
 CREATE INDEX batches_of_a_space ON batches (space, id);
-CREATE TABLE ids (batch INTEGER PRIMARY KEY, ids TEXT);
+CREATE TABLE ids (batch INTEGER PRIMARY KEY, ids BLOB);
 CREATE TABLE forgotten (times INTEGER);
 INSERT INTO forgotten VALUES (0);
 CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
@@ -128,7 +128,7 @@ def add_batch(
         "INSERT INTO batches (space, segment, place, keys, checksums) VALUES (?, ?, ?, ?, ?)",
         (space, segment, place, keys, checksums.astype("<u4").tobytes()),
     )
-    db.execute("INSERT INTO ids VALUES (?, ?)", (added.lastrowid, "\n".join(ids)))
+    db.execute("INSERT INTO ids VALUES (?, ?)", (added.lastrowid, packed(ids)))
 
 
 def forget(db: sqlite3.Connection, segments: Sequence[int]) -> None:
@@ -314,10 +314,10 @@ class Index:
                     number,
                 ).fetchone()
                 places = self._places(db, space)
-            if found is None or not _fits(*found[1:5]) or not isinstance(found[5], str):
+            if found is None or not _fits(*found[1:5]):
                 continue
             name, segment, place, keys, checksums, ids = found
-            listed = ids.split("\n")
+            listed = unpacked(ids)
             if len(listed) * 8 == len(keys):
                 at = np.arange(place, place + len(listed))
                 held = places.find(np.frombuffer(keys, "<u8").astype(np.uint64))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from zeroshot import durable
 from zeroshot.errors import UserError, unknown
 from zeroshot.store.index import Batch, Index
 from zeroshot.store.places import Digests
 from zeroshot.store.rows import Rows, checksums_of, read_rows
-from zeroshot.whole import WholeFile
 
 FORMATS = (".safetensors", ".npy")
 HEADER = 4096
@@ -85,7 +85,7 @@ def export(
     listed = target.with_suffix(".ids.jsonl")
     dtype = np.dtype("<f2" if half else "<f4")
     count = 0
-    with WholeFile(target) as rows_file, WholeFile(listed) as ids_file:
+    with durable.whole(target) as rows_file, durable.whole(listed) as ids_file:
         rows_file.write(bytes(HEADER))
         for batch in index.batches(space):
             rows = _rows(folder, batch, dim)

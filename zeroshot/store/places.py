@@ -32,12 +32,29 @@ class Digests:
     @classmethod
     def of(cls, ids: Sequence[str]) -> "Digests":
         """Quick for ids that are sha256 in hexadecimal."""
-        if set(map(len, ids)) == {64} and re.fullmatch("[0-9a-f]*", "".join(ids)):
+        if are_sha256(ids):
             raw = bytes.fromhex("".join([id[:24] for id in ids]))
         else:
             raw = b"".join(map(_digest, ids))
         words = np.frombuffer(raw, dtype=">u4").astype(np.uint64).reshape(-1, 3)
         return cls((words[:, 0] << np.uint64(32)) | words[:, 1], words[:, 2].astype(np.uint32))
+
+
+def are_sha256(ids: Sequence[str]) -> bool:
+    """Whether all are, in hexadecimal."""
+    return set(map(len, ids)) == {64} and bool(re.fullmatch("[0-9a-f]*", "".join(ids)))
+
+
+def packed(ids: Sequence[str]) -> bytes | str:
+    """Ids for a table: 32 bytes each, or as lines where one is no sha256."""
+    return bytes.fromhex("".join(ids)) if are_sha256(ids) else "\n".join(ids)
+
+
+def unpacked(held: object) -> list[str]:
+    """What `packed` made; of what damage made of it, whatever that is."""
+    if isinstance(held, bytes):
+        return [held[i : i + 32].hex() for i in range(0, len(held), 32)]
+    return str(held).split("\n")
 
 
 def _digest(id: str) -> bytes:

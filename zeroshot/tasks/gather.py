@@ -74,7 +74,8 @@ def gather(
         good = [i for i, failure in enumerate(chunk.failures) if failure is None]
         if good and not rows.shape[1]:
             rows = torch.empty(len(sources) - len(failed), chunk.rows.shape[1], dtype=dtype)
-        rows[len(kept) : len(kept) + len(good)] = chunk.rows[good].to(dtype)
+        found = chunk.rows if len(good) == len(chunk.rows) else chunk.rows[good]
+        rows[len(kept) : len(kept) + len(good)] = found
         kept += [chunk.sources[i] for i in good]
         ids += [chunk.ids[i] or "" for i in good]
         failed += [
