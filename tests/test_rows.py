@@ -185,6 +185,6 @@ def test_no_room_for_the_output(pictures, tmp_path, name):
     assert "File too large" in stopped.stderr
     assert "run the same command again" in stopped.stderr
     done = run(resource.RLIM_INFINITY)
-    assert done.returncode == 3, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # whether the broken one was met before
     assert re.search("resumed: [246] of 9", done.stderr)
     assert sorted(r["path"] for r in rows(out)) == sorted(map(str, pictures.iterdir()))
