@@ -144,6 +144,14 @@ def test_the_command_page_is_up_to_date():
     assert pages.PAGE.read_text("utf-8") == pages.page(), "run: make docs"
 
 
+def test_the_page_of_systems_is_the_table():
+    from zeroshot.models.systems import SYSTEMS
+
+    page = (ROOT / "docs" / "systems.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert rows == [f"| {s.name} | {s.about} | `{s.command or s.instead}` |" for s in SYSTEMS]
+
+
 def test_every_array_is_described():
     from zeroshot.tasks.arrays import SHAPES
 

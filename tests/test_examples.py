@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-JOBS = ["caption", "classify", "couple", "search"]
+JOBS = ["ask", "caption", "classify", "couple", "search"]
 
 
 @pytest.fixture(autouse=True)

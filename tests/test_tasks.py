@@ -50,6 +50,14 @@ def test_captions_of_paths_pictures_and_bytes(tiny):
     assert results[2].id == alone[2].id
 
 
+def test_a_cache_that_is_given_stays_open(tiny, tmp_path):
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        first = zeroshot.embed(Image.new("RGB", (8, 8)), models=tiny, cache=cache)
+        second = zeroshot.embed(Image.new("RGB", (8, 8)), models=tiny, cache=cache)
+        assert first.rows() == second.rows()
+        assert cache.info().spaces[0].rows == 1
+
+
 def test_results_show_as_a_table_in_a_notebook(tiny, tmp_path):
     broken = tmp_path / "<b>.png"
     broken.write_bytes(b"no picture")

@@ -163,7 +163,7 @@ def read_only_cache(place: Path) -> list[Found]:
         for file in (out, out.with_name(out.name + ".run.json")):
             file.unlink(missing_ok=True)
         try:
-            first = command(place / "pictures", place / "unused.jsonl", "--limit", "1")
+            first = command(place / "pictures", place / "unused.jsonl", "--limit", str(BATCH))
             run([*first, "--overwrite", *(["--limit", "100000"] if warm else [])], at)
             remounted(at, "ro")
             done = run(command(place / "pictures", out), at)

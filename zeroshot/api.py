@@ -1,6 +1,7 @@
 """The functions a notebook needs; `import zeroshot` offers them without importing torch."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ def caption(
         trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
         coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
         batch_size: pictures that decode together.
-        cache: where embeddings are kept; the user's cache without one.
+        cache: where embeddings are kept, and stays open; the user's cache without one.
         options: the method's, as `k=45`.
 
     Raises:
@@ -195,7 +196,7 @@ def search(
             raise UserError(f"plus and minus go with one query, not with {len(asked)}")
         more = [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]
         asked = [searching.Query((*asked[0].terms, *more))]
-    with cache or EmbeddingCache() as store:
+    with _open(cache) as store:
         found = searching.search(
             asked,
             pictures.find(images).sources,
@@ -268,7 +269,7 @@ def evaluate(
     if options and len(names) > 1:
         raise UserError("options belong to one method, and several are compared")
     sampling = Sampling(draws, confidence, seed)
-    with cache or EmbeddingCache() as store:
+    with _open(cache) as store:
         asked = question(
             task,
             Path(data),
@@ -302,11 +303,16 @@ def _native(
     return NativeCaptionJob(_set(models), model, prompt)
 
 
+def _open(cache: EmbeddingCache | None) -> AbstractContextManager[EmbeddingCache]:
+    """The cache given, which stays open, or the user's, which is closed at the end."""
+    return EmbeddingCache() if cache is None else nullcontext(cache)
+
+
 def _run(
     job: Job, sources: Sequence[Source], cache: EmbeddingCache | None, batch_size: int
 ) -> Iterator[Any]:
     meter = Meter()
-    with cache or EmbeddingCache() as store:
+    with _open(cache) as store:
         yield from job.open(store, meter, batch_size)(sources, meter)
 
 

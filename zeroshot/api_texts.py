@@ -13,11 +13,11 @@ from zeroshot.jobs.ask import AskJob
 from zeroshot.jobs.match import MatchJob
 from zeroshot.jobs.write import ReadJob
 from zeroshot.model_set import ModelSet
-from zeroshot.models.sets import is_set
 from zeroshot.results import Results
 from zeroshot.spoken_results import AskResult, MatchResult, ReadResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.match import Score
 from zeroshot.tasks.questions import PRESENT
 from zeroshot.tasks.thresholds import Thresholds
 
@@ -27,7 +27,9 @@ def match(
     texts: str | Sequence[str] = (),
     models: str | ModelSet = "base",
     *,
+    model: str | None = None,
     against: str | Sequence[str] = (),
+    score: Score = "cosine",
     thresholds: Thresholds | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
@@ -37,16 +39,17 @@ def match(
     Args:
         pairs: pictures as for `caption`, tables of path,caption, or `(picture, text)` tuples.
         texts: matched with every picture; without any, the captions that come with each.
-        models: a model set, whose encoder gives cosines, or the name of a model whose head reads
-            picture and text together: `hf:Salesforce/blip-itm-base-coco`.
+        models: a model set, whose encoder gives cosines.
+        model: a model whose head reads picture and text together instead:
+            `hf:Salesforce/blip-itm-base-coco`.
         against: texts that those are weighed against, by an encoder.
+        score: of an encoder; `sigmoid` is for those that were trained with one (SigLIP).
         thresholds: from `tasks.thresholds.learn`; then every text has a label too.
 
     Raises:
         UserError: an unknown name. NotAvailableError: a model that is not here.
     """
-    sets, model = _which(models)
-    job = MatchJob(sets, model, _several(texts), _several(against), thresholds)
+    job = MatchJob(_set(models), model, _several(texts), _several(against), thresholds, score)
     return Results(_run(job, _pairs(pairs), cache, batch_size))
 
 
@@ -55,6 +58,7 @@ def ask(
     question: str | Sequence[str] | Mapping[str, Sequence[str]],
     models: str | ModelSet = "base",
     *,
+    model: str | None = None,
     top_k: int = 1,
     answers: str | Sequence[str] = (),
     among: str | Sequence[str] = (),
@@ -68,8 +72,8 @@ def ask(
     Args:
         images: as for `caption`.
         question: one or several about every picture, or those of each by its path.
-        models: the name of a model that answers, `hf:dandelin/vilt-b32-finetuned-vqa`, or a model
-            set, whose encoder answers by matching statements.
+        models: a model set, whose encoder answers by matching statements.
+        model: a model that answers instead: `hf:dandelin/vilt-b32-finetuned-vqa`.
         top_k: answers to each question.
         answers: to choose from, by matching; with `regions`, the names of the model's outputs.
         among: by matching, names of what may be in the pictures: a list, `"cat,dog"` or a file.
@@ -80,10 +84,9 @@ def ask(
         UserError: an unknown name, a question that matching cannot answer.
         NotAvailableError: a model that is not here.
     """
-    sets, model = _which(models)
     asked = question if isinstance(question, Mapping) else _several(question)
     job = AskJob(
-        sets,
+        _set(models),
         asked,
         model,
         top_k,
@@ -104,13 +107,6 @@ def read(
     """The line of text that each picture shows: one result per picture, in order."""
     job = ReadJob(_set("base"), model)
     return Results(_run(job, pictures.find(images).sources, None, batch_size))
-
-
-def _which(models: str | ModelSet) -> tuple[ModelSet, str | None]:
-    """A set, or the default set as the place where a single model runs."""
-    if isinstance(models, ModelSet) or is_set(models):
-        return _set(models), None
-    return _set("base"), models
 
 
 def _several(texts: str | Sequence[str]) -> tuple[str, ...]:

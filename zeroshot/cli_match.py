@@ -48,6 +48,10 @@ def match(
             help="Weigh texts against this one: the score is the share of a softmax.",
         ),
     ] = None,
+    score: Annotated[
+        Literal["cosine", "sigmoid"],
+        option("--score", env="MATCH_SCORE", help="Of encoders; sigmoid is for SigLIP's like."),
+    ] = "cosine",
     form: Annotated[
         Literal["pairs", "winoground", "nlvr2"],
         option("--form", env="FORM", help="What a row of PAIRS is; see docs/matching.md."),
@@ -90,6 +94,7 @@ def match(
         tuple(text or ()),
         tuple(against or ()),
         None if thresholds is None else read_thresholds(thresholds),
+        score,
         None if text else _captions(sources),
     )
     if learn_thresholds is not None:

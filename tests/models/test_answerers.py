@@ -294,3 +294,37 @@ def test_answers_without_names_have_to_be_named(name, tmp_path):
     named = models.load_region_answerer(str(directory), list("abcde"), device="cpu")
     (row,) = named.answer_regions(regions((3,)), ["is it?"], 5)
     assert sorted(texts([row])[0]) == list("abcde")
+
+
+def test_loading_and_answering_say_nothing(directory_of, pictures, capfd, recwarn):
+    """No progress bars, no advice of the library between the rows."""
+    directories = [directory_of(name) for name in tiny_pairs.ALL]
+    capfd.readouterr()  # saving them may have shown a progress bar
+    recwarn.clear()
+    for name, directory in zip(tiny_pairs.ALL, directories, strict=True):
+        if name in tiny_pairs.PAIRS:
+            scorer = models.load_pair_scorer(str(directory), device="cpu")
+            scorer.score_pairs([pictures[: scorer.pictures]], ["a cat"])
+        elif name in tiny_pairs.ANSWERERS:
+            models.load_answerer(str(directory), device="cpu").answer(pictures[:1], ["is it?"], 2)
+        elif name in tiny_pairs.WRITERS:
+            models.load_writer(str(directory), device="cpu").write(pictures[:1])
+        else:
+            model = models.load_region_answerer(str(directory), device="cpu")
+            model.answer_regions(regions((3,)), ["is it?"])
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("vilt_vqa", "ask"),
+        ("lxmert", "ask"),
+        ("blip_itm", "match"),
+        ("encoder_decoder", "caption --method native"),
+    ],
+)
+def test_as_an_encoder_they_are_refused_with_what_to_do(name, command, directory_of):
+    with pytest.raises(UserError, match=f"is no encoder: `zeroshot {command} --model hf:{name}`"):
+        models.load_dual_encoder(str(directory_of(name)), device="cpu")

@@ -358,9 +358,15 @@ def test_loading_says_nothing(directory_of, capfd, recwarn):
 
 def test_needed_files_are_told_by_their_names():
     names = ["config.json", "model-00001-of-00002.safetensors", "model.fp16.safetensors"]
-    names += ["2_Dense/pytorch_model.bin", "checkpoint/model.safetensors", "training_args.bin"]
+    names += [
+        "chat_template.jinja",
+        "2_Dense/pytorch_model.bin",
+        "checkpoint/model.safetensors",
+        "training_args.bin",
+    ]
     assert files.needed(names, files.TRANSFORMERS) == [
         "2_Dense/pytorch_model.bin",
+        "chat_template.jinja",
         "config.json",
         "model-00001-of-00002.safetensors",
     ]

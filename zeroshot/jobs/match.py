@@ -12,7 +12,7 @@ from zeroshot.spoken_results import MatchResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import match as task
 from zeroshot.tasks.embedding import AUTO_BATCH, canonical_names
-from zeroshot.tasks.match import Matching
+from zeroshot.tasks.match import Matching, Score
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.thresholds import Thresholds
 
@@ -27,6 +27,8 @@ class MatchJob:
     texts: Sequence[str] = ()
     against: Sequence[str] = ()
     thresholds: Thresholds | None = None
+    score: Score = "cosine"
+    """Of an encoder."""
     captions: str | None = None
     """Fingerprint of the captions that come with the pictures: others are another run."""
 
@@ -40,7 +42,7 @@ class MatchJob:
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "MatchWorker":
         """Load what scores."""
-        matching = Matching(tuple(self.texts), tuple(self.against))
+        matching = Matching(tuple(self.texts), tuple(self.against), score=self.score)
         if self.model is None:
             self.models.require(language_model=False)
             scored = task.scored_by(self.models.encoder, matching)

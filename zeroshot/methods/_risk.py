@@ -28,18 +28,23 @@ SIGMA = 6.0
 Words = Sequence[str]
 
 
+def distinct(pool: Pool | None) -> Pool:
+    """The pool, each caption once; UserError without one."""
+    if pool is None or not pool.texts:
+        raise UserError("a pool of captions to learn from is needed")
+    return pool.distinct
+
+
 def retrieve(
-    images: Float[Tensor, "n d"], pool: Pool | None, neighbours: int, sharpness: float
+    images: Float[Tensor, "n d"], pool: Pool, neighbours: int, sharpness: float
 ) -> tuple[Float[Tensor, "n k"], list[list[int]], Float[Tensor, "n k"]]:
     """Cosines, places and weights of the captions of `pool` that fit each picture best.
 
     Weights are the softmax of `sharpness` times the cosines and sum to 1.
 
     Raises:
-        UserError: no pool, or options out of range.
+        UserError: options out of range.
     """
-    if pool is None or not pool.texts:
-        raise UserError("a pool of captions to learn from is needed")
     if neighbours < 1 or sharpness < 0:
         raise UserError(f"neighbours={neighbours}, sharpness={sharpness}: at least 1 and 0")
     cosine, index = topk_stream(images, pool.embeddings, neighbours)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods import Caption, Pool
-from zeroshot.methods._risk import expected_cider, retrieve
+from zeroshot.methods._risk import distinct, expected_cider, retrieve
 from zeroshot.models.base import DualEncoder, LanguageModel
 
 
@@ -54,9 +54,8 @@ class Consensus:
         if prompts or trace:
             raise UserError("consensus generates nothing: it takes no prompt and leaves no trace")
         scale = encoder.logit_scale
-        pool = pool and pool.distinct
+        pool = distinct(pool)
         found = retrieve(images, pool, self.neighbours, self.sharpness * scale)
-        assert pool is not None
         captions = []
         for cosine, index, weights in zip(*found, strict=True):
             texts = [pool.texts[j] for j in index]

@@ -32,7 +32,7 @@ from zeroshot.decoding import generate, mean_log_probability
 from zeroshot.errors import UserError
 from zeroshot.methods import Caption, Pool
 from zeroshot.methods._continuations import ContinuationGuide, Continuations
-from zeroshot.methods._risk import expected_cider, repeats, retrieve
+from zeroshot.methods._risk import distinct, expected_cider, repeats, retrieve
 from zeroshot.models.base import DualEncoder, LanguageModel
 
 WORDS = (1, 2, 3, 4)
@@ -85,11 +85,10 @@ class MBR:
         if self.beginnings < 0:
             raise UserError(f"beginnings={self.beginnings}: at least 0")
         scale = encoder.logit_scale
-        pool = pool and pool.distinct
+        pool = distinct(pool)
         found = retrieve(images, pool, self.neighbours, self.sharpness * scale)
-        assert pool is not None
         near = [
-            _Near([pool.texts[j] for j in index], index, weights.cpu(), cosine.cpu())
+            _Near([pool.texts[j] for j in index], weights.cpu(), cosine.cpu())
             for cosine, index, weights in zip(*found, strict=True)
         ]
         written = self._write(near, scale, pool, language_model)
@@ -165,7 +164,6 @@ class _Near:
     """The captions retrieved for one picture."""
 
     texts: list[str]
-    index: list[int]
     weights: Float[Tensor, " k"]
     cosine: Float[Tensor, " k"]
 

@@ -58,7 +58,7 @@ TOKENIZER = Layout("tokenizer_config.json", safetensors=None, torch=None)
 
 # Configuration, tokenizer and code at the top, and the modules of a sentence-transformers model.
 COMPANIONS = (
-    r"[^/]+\.json|[^/]+\.model|[^/]+\.py|vocab\.txt|merges\.txt"
+    r"[^/]+\.json|[^/]+\.jinja|[^/]+\.model|[^/]+\.py|vocab\.txt|merges\.txt"
     r"|\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)"
 )
 

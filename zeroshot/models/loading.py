@@ -9,10 +9,13 @@ from zeroshot.errors import UserError
 from zeroshot.models import (
     files,
     hf,
+    hf_answers,
     hf_detect,
     hf_dual,
+    hf_generate,
     hf_image,
     hf_lm,
+    hf_pairs,
     hf_segment,
     hf_text,
     open_clip,
@@ -51,6 +54,14 @@ LOADERS: dict[Role, Callable[[Files, torch.device, torch.dtype, bool], Any]] = {
     "segmenter": hf_segment.load_segmenter,
     "detector": hf_detect.load_detector,
 }
+
+
+WITH_TEXTS = {
+    "ask": (*hf_answers.CLASSIFIERS, *hf_answers.REGION_CLASSIFIERS, *hf_generate.ANSWERERS),
+    "match": tuple(hf_pairs.HEADS),
+    "caption --method native": hf_generate.WRITERS,
+}
+"""Classes that `vision_language` loads, and a command that asks for them."""
 
 
 class Options(TypedDict, total=False):
@@ -150,6 +161,11 @@ def _kind(found: Files, role: Role | None) -> Role:
         return "segmenter"
     if config.get("model_type") in hf_detect.FAMILIES:
         return "detector"
+    if verb := next((v for v, kinds in WITH_TEXTS.items() if architecture in kinds), None):
+        raise UserError(
+            f"{found.name} is a {architecture}, which meets pictures and texts together and is no "
+            f"encoder: `zeroshot {verb} --model {found.name.label}`"
+        )
     if architecture.endswith(("LMHeadModel", "ForCausalLM")):
         # A text encoder made from a language model says so by its pooling.
         pooled = (found.directory / "modules.json").is_file()

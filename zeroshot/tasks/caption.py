@@ -52,9 +52,8 @@ def captioner(
     """
     of_the_set = dict(models.spec.caption)
     own = of_the_set.pop("method", None) or ("magic" if of_the_set else _usual(models))
-    if own == "mbr" and (preset is not None or any(asked.values())):
-        own = "magic"
-    name = method or own
+    means_magic = own == "mbr" and (preset is not None or any(asked.values()))
+    name = method or ("magic" if means_magic else own)
     given = of_the_set if name == own else {}
     if preset is not None:
         presets = getattr(methods.get(name), "presets", {})

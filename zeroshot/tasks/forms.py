@@ -14,6 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from zeroshot import matching_metrics
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.inputs.manifests import below
@@ -43,24 +46,14 @@ def nlvr2(file: Path) -> Iterator[Source]:
 def winoground_figures(scores: Sequence[Sequence[float]]) -> str:
     """Text, image and group score of pictures that come in pairs, each with both captions.
 
-    Text: for both pictures the right caption scores higher. Image: for both captions the right
-    picture does. Group: both. An example with a failed picture counts as wrong. Chance is 0.25,
-    0.25 and 0.1667.
+    A picture that failed has no scores, and its example counts as wrong. Chance is 0.25, 0.25 and
+    0.1667.
     """
-    count = len(scores) // 2
-    if not count:
-        return "winoground: no example was scored in full"
-    text = image = group = 0
-    for first, second in zip(scores[0::2], scores[1::2], strict=False):
-        if len(first) != 2 or len(second) != 2:
-            continue
-        texts = first[0] > first[1] and second[1] > second[0]
-        images = first[0] > second[0] and second[1] > first[1]
-        text, image, group = text + texts, image + images, group + (texts and images)
-    return (
-        f"winoground: text {text / count:.4f}, image {image / count:.4f}, "
-        f"group {group / count:.4f} of {count} examples"
-    )
+    whole = [row if len(row) == 2 else (np.nan, np.nan) for row in scores]
+    told = matching_metrics.winoground(np.array(whole, dtype=float).reshape(-1, 2, 2))
+    figures = {"text": told.text, "image": told.image, "group": told.group}
+    said = ", ".join(f"{name} {right.mean():.4f}" for name, right in figures.items())
+    return f"winoground: {said} of {len(told.text)} examples"
 
 
 def _rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

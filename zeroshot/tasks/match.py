@@ -9,7 +9,7 @@ arXiv:2203.07190, do visual entailment so).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,9 @@ SECOND = "second"
 """The field of a source that names the other picture its texts speak of."""
 
 
+Score = Literal["cosine", "sigmoid"]
+
+
 @dataclass(frozen=True)
 class Matching:
     """What is matched with every picture, and how scores are told."""
@@ -52,6 +55,8 @@ class Matching:
     against: tuple[str, ...] = ()
     """What a text is weighed against, by a dual encoder."""
     thresholds: Thresholds | None = None
+    score: Score = "cosine"
+    """Of a dual encoder; `sigmoid` is that of a model with a bias (SigLIP)."""
 
     def fit(self, text: str, score: float, scores: Mapping[str, float] | None = None) -> Fit:
         """A text's score, with its label where there are thresholds."""
@@ -77,7 +82,8 @@ def by_encoder(
 ) -> Iterator[MatchResult]:
     """One result per picture, in order; every different text of a batch is encoded once."""
     scored, used = scored_by(encoder, matching), canonical_names(encoder)
-    against = _rows(encoder, matching.against, cache, meter)
+    other = matching.against
+    against = _rows(encoder, other, cache, meter) if other else None
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         asked = [texts_of(source, matching) for source in batch.sources]
         failures = [
@@ -95,7 +101,7 @@ def by_encoder(
         with meter.stage("scoring"):
             for i, image in zip(good, images, strict=True):
                 rows = torch.stack([next(texts) for _ in asked[i]])
-                scores = _scores(encoder, image, rows, against)
+                scores = _scores(encoder, image, rows, against, scored)
                 fits[i] = tuple(map(matching.fit, asked[i], scores.tolist()))
         for i, source in enumerate(batch.sources):
             yield MatchResult(
@@ -150,18 +156,33 @@ def by_head(
 
 
 def scored_by(encoder: DualEncoder, matching: Matching) -> str:
-    """What a dual encoder's scores are: cosines, or shares of a softmax with what is against."""
-    return "softmax" if matching.against else "cosine"
+    """What a dual encoder's scores are: shares of a softmax where something is against.
+
+    UserError for a sigmoid of a model that was not trained with one.
+    """
+    if matching.score == "cosine":
+        return "softmax" if matching.against else "cosine"
+    if encoder.logit_bias is None:
+        raise UserError(
+            f"{encoder.name} was not trained with a sigmoid; SigLIP and its like are. Weigh texts "
+            "with --against instead"
+        )
+    if matching.against:
+        raise UserError("--against is a share of a softmax: leave --score sigmoid")
+    return "sigmoid"
 
 
 def _scores(
     encoder: DualEncoder,
     image: Float[Tensor, " m"],
     texts: Float[Tensor, "t m"],
-    against: Float[Tensor, "a m"],
+    against: Float[Tensor, "a m"] | None,
+    scored: str,
 ) -> Float[Tensor, " t"]:
     cosines = texts @ image
-    if not len(against):
+    if scored == "sigmoid":
+        return (encoder.logit_scale * cosines + (encoder.logit_bias or 0.0)).sigmoid()
+    if against is None:
         return cosines
     other = (against @ image).expand(len(cosines), -1)
     both = torch.cat([cosines[:, None], other], dim=1)  # [t, 1 + a]
@@ -241,7 +262,9 @@ def _fit(matching: Matching, scorer: PairScorer, text: str, row: Tensor) -> Fit:
 
 
 def refuse_against(matching: Matching) -> None:
-    """UserError where a head is to weigh texts against others."""
+    """UserError where a head is to weigh texts against others, or to score by a sigmoid."""
+    if matching.score != "cosine":
+        raise UserError("--score is for encoders; a head (--model) has a score of its own")
     if matching.against:
         raise UserError(
             "--against weighs texts by a dual encoder (--encoder); a head (--model) "

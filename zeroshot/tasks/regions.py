@@ -63,7 +63,8 @@ def read_regions(file: Path, width: int, boxed: bool) -> dict[str, Regions]:
 
 def _load(file: Path) -> Arrays:
     try:
-        with np.load(file, allow_pickle=False) as held:
+        # Opened here: numpy leaves the file of a damaged archive open.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read regions from '{file}': {error}") from None
