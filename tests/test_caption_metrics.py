@@ -359,7 +359,7 @@ def test_the_script_captions_pictures_and_scores_them(tmp_path, monkeypatch, cap
     table = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in table] == [
         "| method",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
         "| magic:k=2",
         "| magic:k=4,beta=1.5",
     ]

@@ -259,9 +259,15 @@ class Pipeline:
     # Encoding
 
     def _gather(self) -> list[tuple[_Slot, _Read]]:
-        """The next pictures to encode: a full batch if so many are under way."""
+        """The next pictures to encode: a full batch if so many are under way.
+
+        One that cannot be read keeps its place in the batch, so that shards and whole runs make
+        the same batches, on which the last digit of a number may depend.
+        """
         batch: list[tuple[_Slot, _Read]] = []
-        while self._waiting and len(batch) < self._batch_size:
+        for _ in range(self._batch_size):
+            if not self._waiting:
+                break
             slot = self._waiting.popleft()
             assert slot.reading is not None
             with self._meter.stage("decoding"):
