@@ -169,7 +169,7 @@ class GroupViT(_Prompted):
         return super()._pixels(square)
 
 
-FAMILIES: dict[str, tuple[str, type[_Prompted]]] = {
+FAMILIES: dict[str, tuple[str, Callable[[str, Any, Any, Any], Segmenter]]] = {
     "clipseg": ("CLIPSegForImageSegmentation", CLIPSeg),
     "groupvit": ("GroupViTModel", GroupViT),
 }
@@ -181,12 +181,9 @@ def load_segmenter(
     """The segmentation model in `files`; UserError for a checkpoint without its decoder."""
     architecture, kind = FAMILIES[str(files.read("config.json")["model_type"])]
     model, _ = hf.load_model(hf.named_class(architecture), files, device, dtype, trust_remote_code)
-    loaded: Any = kind(
+    return kind(
         f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
         model,
         hf.load_image_processor(files, trust_remote_code),
         hf.load_tokenizer(files, trust_remote_code),
     )
-    if not isinstance(loaded, Segmenter):
-        raise UserError(f"{files.name} is no segmentation model")
-    return loaded
