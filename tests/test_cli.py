@@ -301,7 +301,11 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
     ("arguments", "code", "message"),
     [
         (["caption", "x.png", "--method", "magik"], 2, "did you mean 'magic'?"),
-        (["caption", "x.png", "--method", "ensemble"], 2, "does not caption; these do: consensus, magic, mbr, retrieve"),
+        (
+            ["caption", "x.png", "--method", "ensemble"],
+            2,
+            "does not caption; these do: consensus, magic, mbr, retrieve",
+        ),
         (["caption", "x.png", "-o", "K=3"], 2, "unknown option of magic 'K'"),
         (["caption", "x.png", "-o", "k=many"], 2, "k is of type int"),
         (["caption", "x.png", "-o", "k"], 2, "KEY=VALUE"),
