@@ -20,11 +20,13 @@ from zeroshot import (
     cli_calibrate,
     cli_caption,
     cli_classify,
+    cli_detect,
     cli_embed,
     cli_eval,
     cli_filter,
     cli_match,
     cli_search,
+    cli_segment,
 )
 from zeroshot.cli_run import Json
 from zeroshot.errors import ZeroshotError
@@ -51,6 +53,8 @@ app.command()(cli_calibrate.calibrate)
 app.command()(cli_search.search)
 app.command()(cli_filter.filter)
 app.command()(cli_embed.embed)
+app.command()(cli_segment.segment)
+app.command()(cli_detect.detect)
 app.command("eval")(cli_eval.evaluate)
 app.command()(cli_eval.report)
 app.command()(cli_match.match)

@@ -21,6 +21,8 @@ COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
     "zeroshot.embed/1": ("dim", "embedding"),
+    "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
+    "zeroshot.detect/1": ("width", "height", "boxes", "drawn"),
     "zeroshot.match/1": ("text", "score", "label", "scored", "second", "texts"),
     "zeroshot.ask/1": ("question", "answer", "score", "scored", "questions"),
     "zeroshot.read/1": ("text", "score"),
@@ -184,18 +186,20 @@ class FlatLines(JsonLines):
 
 
 class Text:
-    """One caption or best label per line, an empty line for a failure: in the order of inputs.
+    """One caption, best label or list of what was found per line, an empty one for a failure.
 
-    Of a search, the path of each hit, with its spaces as they are.
+    In the order of the inputs. Of a search, the path of each hit, with its spaces as they are.
     """
 
     header = b""
 
     def encode(self, row: Row) -> bytes:
-        """The caption, the label or the path."""
+        """The caption, the label, the path, or the labels of regions or boxes."""
         if row["schema"] == "zeroshot.search/1":
             return utf8("" if row.get("error") else row["path"] or "") + b"\n"
-        said = row.get("caption") or _best(row).get("label") or ""
+        found = row.get("regions") or row.get("boxes") or []
+        named = ", ".join(dict.fromkeys(one["label"] for one in found))
+        said = row.get("caption") or _best(row).get("label") or named
         return utf8(" ".join(said.split())) + b"\n"
 
     def records(self, data: bytes) -> list[Record]:
@@ -221,7 +225,7 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     """The table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special["rank"] = arrow.int64()
+    special |= {name: arrow.int64() for name in ("rank", "width", "height")}
     special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated")}
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]

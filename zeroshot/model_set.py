@@ -12,10 +12,12 @@ from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
 from zeroshot.models.base import (
     Answerer,
+    Detector,
     DualEncoder,
     LanguageModel,
     PairScorer,
     RegionAnswerer,
+    Segmenter,
     Writer,
 )
 from zeroshot.models.sets import CouplingSpec, SetSpec, find_set, require
@@ -124,6 +126,14 @@ class ModelSet:
         if self.spec.language_model is None:
             raise UserError(f"model set '{self.spec.name}' has no language model; give --lm NAME")
         return models.load_language_model(self.spec.language_model, **self._how)
+
+    def segmenter(self, name: str) -> Segmenter:
+        """A segmentation model, loaded as the set's own models are."""
+        return models.load_segmenter(name, **self._how)
+
+    def detector(self, name: str) -> Detector:
+        """A detection model, loaded as the set's own models are."""
+        return models.load_detector(name, **self._how)
 
     def pair_scorer(self, name: str) -> PairScorer:
         """The model called `name`, where this set's run: one that scores picture and text."""

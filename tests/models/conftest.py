@@ -11,6 +11,8 @@ BUILDERS = {
     **tiny.IMAGE,
     **tiny.TEXTS,
     **tiny.LANGUAGE,
+    **tiny.SEGMENTERS,
+    **tiny.DETECTORS,
     "open_clip": tiny.open_clip,
     **tiny_pairs.ALL,
 }

@@ -490,3 +490,110 @@ LANGUAGE = {"gpt2": gpt2, "llama": llama}
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+# ------------------------------------------------------------------ segmentation and detection
+
+
+def _clip_like(tokenizer):
+    """The text side of what is built on CLIP."""
+    return {
+        **TEXT,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def clipseg(directory):
+    tokenizer = clip_tokenizer()
+    config = tr.CLIPSegConfig(
+        text_config=_clip_like(tokenizer),
+        vision_config={**VISION, "num_hidden_layers": 3},
+        projection_dim=12,
+        reduce_dim=8,
+        extract_layers=[0, 1, 2],
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    images = tr.ViTImageProcessorPil(size={"height": 16, "width": 16})
+    model = randomize(tr.CLIPSegForImageSegmentation(config))
+    return save(directory, model, tokenizer, images)
+
+
+def groupvit(directory):
+    tokenizer = clip_tokenizer()
+    vision = {
+        **VISION,
+        "image_size": 32,
+        "depths": [1, 1, 1],
+        "num_hidden_layers": 3,
+        "num_group_tokens": [6, 3, 0],
+        "num_output_groups": [6, 3, 0],
+    }
+    config = tr.GroupViTConfig(
+        text_config=_clip_like(tokenizer),
+        vision_config=vision,
+        projection_dim=12,
+        projection_intermediate_dim=24,
+    )
+    images = tr.CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    return save(directory, randomize(tr.GroupViTModel(config)), tokenizer, images)
+
+
+SEGMENTERS = {"clipseg": clipseg, "groupvit": groupvit}
+
+
+def _owl(directory, config, model, images):
+    tokenizer = clip_tokenizer()
+    tokenizer.model_max_length = 16
+    text = {**_clip_like(tokenizer), "max_position_embeddings": 16}
+    made = config(text_config=text, vision_config={**VISION, "image_size": 32}, projection_dim=16)
+    return save(directory, randomize(model(made)), tokenizer, images)
+
+
+def owlvit(directory):
+    images = tr.OwlViTImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+    return _owl(directory, tr.OwlViTConfig, tr.OwlViTForObjectDetection, images)
+
+
+def owlv2(directory):
+    images = tr.Owlv2ImageProcessorPil(size={"height": 32, "width": 32})
+    return _owl(directory, tr.Owlv2Config, tr.Owlv2ForObjectDetection, images)
+
+
+def grounding_dino(directory):
+    tokenizer = bert_tokenizer()
+    text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    backbone = tr.SwinConfig(
+        image_size=64,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1, 1, 1],
+        num_heads=[1, 2, 2],
+        window_size=4,
+        out_features=["stage2", "stage3"],
+    )
+    config = tr.GroundingDinoConfig(
+        backbone_config=backbone,
+        text_config=tr.BertConfig(**text),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=12,
+        num_feature_levels=3,
+        max_text_len=48,
+    )
+    images = tr.GroundingDinoImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 96})
+    model = randomize(tr.GroundingDinoForObjectDetection(config))
+    return save(directory, model, tokenizer, images)
+
+
+DETECTORS = {"owlvit": owlvit, "owlv2": owlv2, "grounding_dino": grounding_dino}

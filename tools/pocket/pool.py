@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 from PIL import Image
-from world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing, draw_scene, render
+from world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Render, Scene, Thing, draw_scene, render
 
 SIDE = 64  # what the models see
 RELATIONS = ("", "left of", "above", "row")
@@ -46,13 +46,18 @@ class Pool:
 
 def held_out(n: int = 500) -> Iterator[tuple[Scene, Image.Image]]:
     """`n` test scenes, all captions different, evenly of one, two and three things; drawn once."""
+    return ((scene, drawn.image) for scene, drawn in held_out_renders(n))
+
+
+def held_out_renders(n: int = 500) -> Iterator[tuple[Scene, Render]]:
+    """The same, with where everything is."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     seen: set[Scene] = set()
     while len(seen) < n:
         scene = draw_scene(rng, count=1 + len(seen) % 3)
         if scene not in seen:
             seen.add(scene)
-            yield scene, render(rng, scene).image
+            yield scene, render(rng, scene)
 
 
 def held_out_scenes() -> frozenset[Scene]:

@@ -50,11 +50,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Render:
-    """A picture, the thing that covers each 8x8 patch (-1: none), and where things are at all."""
+    """A picture, the thing that covers each 8x8 patch (-1: none), and where things are."""
 
     image: Image.Image
     grid: np.ndarray  # [8 8] int8
-    mask: np.ndarray  # [64 64] bool
+    mask: np.ndarray  # [64 64] bool: where there is anything
+    masks: np.ndarray  # [o side side] bool: the picture's own pixels that each thing covers
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """The smallest box [o 4] around each thing's pixels: left, top, right, bottom."""
+        return np.array([around(mask) for mask in self.masks])
 
 
 def labels() -> list[str]:
@@ -163,17 +169,25 @@ def render(rng: np.random.Generator, scene: Scene, side: int | None = None) -> R
     pixels = paint_background(rng, scene.background, side)
     centres, radii = place(rng, scene)
     cover = np.zeros((len(radii), 64, 64))
+    masks = np.zeros((len(radii), side, side), bool)
     for o, thing in enumerate(scene.things):
         mask = draw_mask(rng, thing.shape, centres[o], radii[o], fine)
         cover[o] = np.asarray(mask.resize((64, 64), Image.Resampling.BOX)) / 255
         alpha = np.asarray(mask.resize((side, side), Image.Resampling.BOX), np.float64)[..., None]
+        masks[o] = alpha[..., 0] > 127
         colour = np.array(COLOURS[thing.colour]) * rng.uniform(0.9, 1.06) + rng.uniform(-10, 10, 3)
         pixels = pixels + alpha / 255 * (colour - pixels)
     pixels = pixels + rng.normal(0, rng.uniform(0, 5), pixels.shape)
     cells = cover.reshape(-1, 8, 8, 8, 8).mean((2, 4))
     grid = np.where(cells.max(0) > 0.12, cells.argmax(0), -1).astype(np.int8)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return Render(image, grid, cover.max(0) > 0.5)
+    return Render(image, grid, cover.max(0) > 0.5, masks)
+
+
+def around(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest box around the true pixels of a mask [h w], its right and bottom outside."""
+    down, across = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1
 
 
 def draw_mask(

@@ -1,8 +1,9 @@
 """Methods: one paper, one file; the file's name is the method's name.
 
-A method is a frozen dataclass whose fields are its options. Two kinds exist, told apart by the
+A method is a frozen dataclass whose fields are its options. Three kinds exist, told apart by the
 verb they have: a *scorer* (`scores`) turns embeddings into class scores, a *captioner*
-(`caption`) turns image embeddings into texts. A scorer that learns from arrays (anchors, shots,
+(`caption`) turns image embeddings into texts, a *dense* one (`attend`) makes patches say what they
+show. A scorer that learns from arrays (anchors, shots,
 unlabelled images) has `fit`, which returns a NEW object; the names of `fit`'s parameters are the
 names of the arrays in docs/embeddings.md, and learned fields end in `_`. Arrays that belong to the
 rows of one call (views, the logits of an earlier method) are parameters of `scores`, by the same
@@ -220,6 +221,28 @@ class Captioner(Protocol):
         """
 
 
+@runtime_checkable
+class Dense(Protocol):
+    """Another attention in a vision transformer's last block: a row for each patch."""
+
+    @property
+    def whole_block(self) -> bool:
+        """Whether the last block keeps its residual connections and its feed-forward part."""
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the cosines of patches and labels before the softmax."""
+
+    def attend(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "b h s d"]:
+        """As `base.Attend`."""
+
+
 def names() -> list[str]:
     """Every method there is, found by listing this folder; nothing is imported."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
@@ -313,7 +336,7 @@ class Description:
     about: str
     """The whole of it: source, equation, departures."""
     does: tuple[str, ...]
-    """`classify`, `caption`."""
+    """`classify`, `caption`, `segment`."""
     options: tuple[Option, ...]
 
 
@@ -326,7 +349,7 @@ def describe(name: str) -> Description:
     about = inspect.cleandoc(inspect.getmodule(method).__doc__ or "")
     does = [
         task
-        for verb, task in (("scores", "classify"), ("caption", "caption"))
+        for verb, task in (("scores", "classify"), ("caption", "caption"), ("attend", "segment"))
         if hasattr(method, verb)
     ]
     hints, said = get_type_hints(method), _said(method)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zeroshot.models.loading import (
         load,
+        load_detector,
         load_dual_encoder,
         load_image_encoder,
         load_language_model,
+        load_segmenter,
         load_text_encoder,
     )
     from zeroshot.models.vision_language import (
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "load",
     "load_answerer",
+    "load_detector",
     "load_dual_encoder",
     "load_image_encoder",
     "load_language_model",
     "load_pair_scorer",
     "load_region_answerer",
+    "load_segmenter",
     "load_text_encoder",
     "load_writer",
 ]

@@ -6,26 +6,36 @@ arrive as RGB PIL pictures, upright; a language model meets token ids and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
+from zeroshot.boxes import clipped
+
 __all__ = [
     "Answer",
     "Answerer",
+    "Attend",
     "Cache",
+    "DenseEncoder",
+    "Detections",
+    "Detector",
     "DualEncoder",
+    "Grounder",
     "Image",
     "ImageEncoder",
     "LanguageModel",
     "Matcher",
     "PairScorer",
+    "Phrase",
     "PixelEncoder",
     "Pixels",
     "RegionAnswerer",
     "Regions",
+    "Segmenter",
     "Step",
     "TextEncoder",
     "TextSession",
@@ -43,6 +53,18 @@ TextSession = Callable[[Sequence[str]], Float[Tensor, "n d"]]
 
 Matcher = Callable[[Float[Tensor, "b m"], Sequence[Sequence[str]]], Float[Tensor, "b k"]]
 """Unit image rows and `k` texts for each of them to their cosines."""
+
+Attend = Callable[
+    [
+        Float[Tensor, "b h s d"],
+        Float[Tensor, "b h s d"],
+        Float[Tensor, "b h s d"],
+        tuple[int, int],
+    ],
+    Float[Tensor, "b h s d"],
+]
+"""Queries, keys and values of a vision transformer's heads, and its rows and columns of patches,
+to what each token gathers. Tokens that are no patches (the class token) come first."""
 
 
 @runtime_checkable
@@ -125,6 +147,126 @@ class DualEncoder(ImageEncoder, TextEncoder, Protocol):
 
     def matcher(self) -> Matcher:
         """Scores pictures against growing texts: `session` and a dot product, or better."""
+
+
+@runtime_checkable
+class DenseEncoder(DualEncoder, Protocol):
+    """A dual encoder that also says what is where: a row for each patch of a picture."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square pictures that the encoder was trained on."""
+
+    def encode_patches(
+        self, images: Sequence[Image], attend: Attend, *, whole_block: bool = False
+    ) -> Float[Tensor, "n h w d"]:
+        """Unit rows of patches in the space of the texts, float32, on the CPU.
+
+        `images` are of one size, whose sides are multiples of `patch_size`; position embeddings
+        are interpolated where that size is not the encoder's own. `attend` takes the place of the
+        last block's attention; `whole_block` keeps that block's residual connections and
+        feed-forward part, which otherwise are left out.
+
+        UserError for an encoder that has no such patches.
+        """
+
+
+Head = Literal["softmax", "sigmoid"]
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Pictures and prompts to maps of scores."""
+
+    @property
+    def name(self) -> str:
+        """As `ImageEncoder.name`."""
+
+    @property
+    def head(self) -> Head:
+        """Whether prompts compete for a pixel (softmax) or are judged one by one (sigmoid)."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
+        """Rows that `maps` takes, float32, on the CPU; as long as the model makes them."""
+
+    def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
+        """Rows of pictures that show what is looked for; UserError if the model takes none."""
+
+    def maps(
+        self, images: Sequence[Image], prompts: Float[Tensor, "c d"]
+    ) -> list[Float[Tensor, "c h w"]]:
+        """Logits over all of each picture, at the model's own resolution, float32, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes in one picture, best first."""
+
+    boxes: Float[Tensor, "k 4"]
+    """Left, top, right, bottom in pixels of the picture, and within it."""
+    scores: Float[Tensor, " k"]
+    """Between 0 and 1."""
+    labels: Int[Tensor, " k"]
+    """Places of the prompts."""
+
+    @classmethod
+    def within(
+        cls,
+        size: tuple[int, int],
+        boxes: Float[Tensor, "k 4"],
+        scores: Float[Tensor, " k"],
+        labels: Int[Tensor, " k"],
+    ) -> "Detections":
+        """In order of their scores, cut at the borders of a picture of this width and height."""
+        order = torch.argsort(scores, descending=True, stable=True)
+        return cls(clipped(boxes[order], *size), scores[order], labels[order])
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Pictures and prompts to boxes."""
+
+    @property
+    def name(self) -> str:
+        """As `ImageEncoder.name`."""
+
+    @property
+    def template(self) -> str:
+        """The sentence that the model knows labels in, with `{}` for the label."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Any:
+        """What `detect` takes for these prompts; each is encoded here and never again."""
+
+    def encode_examples(self, examples: Sequence[Image]) -> Any:
+        """As `encode_prompts`, of pictures of one thing each; UserError if the model takes none."""
+
+    def detect(self, images: Sequence[Image], prompts: Any, threshold: float) -> list[Detections]:
+        """Boxes of at least this score, overlapping ones included."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A box and the words of the sentence that name it."""
+
+    box: tuple[float, float, float, float]
+    """As a row of `Detections.boxes`."""
+    score: float
+    spans: tuple[tuple[int, int], ...]
+    """Where the words begin and end in the sentence, in characters."""
+
+
+@runtime_checkable
+class Grounder(Detector, Protocol):
+    """A detector that reads a whole sentence."""
+
+    def ground(
+        self, images: Sequence[Image], sentence: str, threshold: float, word_threshold: float
+    ) -> list[list[Phrase]]:
+        """Boxes of at least `threshold`, with the words of at least `word_threshold`."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ __all__ = [
     "load_processor",
     "load_tokenizer",
     "named_class",
+    "refuse_long",
     "refuse_remote_code",
     "tokenize",
 ]
@@ -236,6 +237,16 @@ def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     if not texts:
         return []
     return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+
+def refuse_long(tokenizer: Any, texts: Sequence[str], most: int) -> None:
+    """UserError for a text of more tokens than the model reads."""
+    for text, count in zip(texts, count_tokens(tokenizer, texts), strict=True):
+        if count > most:
+            raise UserError(
+                f"a prompt of {count} tokens is longer than the {most} that the model reads: "
+                f"'{text[:60]}'; shorten it"
+            )
 
 
 def context_length(tokenizer: Any, config: Any) -> int | None:

@@ -22,6 +22,7 @@ from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.files import Files
 from zeroshot.models.preprocessing import of_processor
 from zeroshot.models.text_tower import Block, Tokens, Tower
+from zeroshot.models.vision_tower import DensePatches, VisionTower, interpolated_positions
 
 __all__ = ["FAMILIES", "TransformersDualEncoder", "load_dual_encoder"]
 
@@ -65,13 +66,15 @@ class Family:
     """Weights that may be missing since the embedding does not pass them."""
     clip_tower: bool = False
     """Whether its text tower is built of CLIP's modules."""
+    clip_vision: bool = False
+    """Whether its vision tower is."""
 
 
 FAMILIES = {
-    "clip": Family(clip_tower=True),
-    "metaclip_2": Family(clip_tower=True),
-    "chinese_clip": Family(spare=("text_model.pooler",)),
-    "altclip": Family(spare=("text_model.pooler",)),
+    "clip": Family(clip_tower=True, clip_vision=True),
+    "metaclip_2": Family(clip_tower=True, clip_vision=True),
+    "chinese_clip": Family(spare=("text_model.pooler",), clip_vision=True),
+    "altclip": Family(spare=("text_model.pooler",), clip_vision=True),
     "align": Family(scale=inverse_temperature, context_length=64, spare=("text_model.pooler",)),
     "flava": Family(pool=first_token, spare=("pooler", "multimodal")),
     "siglip": Family(padded=True),
@@ -80,7 +83,7 @@ FAMILIES = {
 }
 
 
-class TransformersDualEncoder(Growing):
+class TransformersDualEncoder(Growing, DensePatches):
     """A dual encoder with its own tokenizer, padding, preprocessing and scale."""
 
     def __init__(
@@ -149,6 +152,9 @@ class TransformersDualEncoder(Growing):
             return ids.index(max(ids))
         return ids.index(end) if end in ids else 0
 
+    def _vision_tower(self) -> VisionTower | None:
+        return clip_vision_tower(self.model) if self.family.clip_vision else None
+
     def _image_features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
         inputs = self.preprocessing.batch(pixels, self.model.device, self.model.dtype)
         return self.family.pool(self.model.get_image_features(**inputs).pooler_output)
@@ -174,23 +180,52 @@ def clip_tower(model: Any) -> Tower:
         rows: Tensor = held.token_embedding(tokens) + held.position_embedding(positions)
         return rows
 
-    def block(layer: Any) -> Block:
-        attention = layer.self_attn
-        return Block(
-            before=layer.layer_norm1,
-            query=attention.q_proj,
-            key=attention.k_proj,
-            value=attention.v_proj,
-            after=attention.out_proj,
-            feed_forward=lambda rows: layer.mlp(layer.layer_norm2(rows)),
-        )
-
     return Tower(
         embed=embed,
-        blocks=[block(layer) for layer in text.encoder.layers],
+        blocks=[_block(layer) for layer in text.encoder.layers],
         heads=text.config.num_attention_heads,
         finish=lambda rows: model.text_projection(text.final_layer_norm(rows)),
         device=model.device,
+    )
+
+
+def clip_vision_tower(model: Any) -> VisionTower:
+    """The vision tower of a `CLIPModel` and of those built like it."""
+    vision = model.vision_model
+    held, side = vision.embeddings, int(vision.config.image_size)
+    patch = int(vision.config.patch_size)
+
+    def embed(pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s d"]:
+        patches = held.patch_embedding(pixels)  # [b, d, h, w]
+        grid = (patches.shape[2], patches.shape[3])
+        first = held.class_embedding.expand(len(patches), 1, -1)
+        own = (side // patch, side // patch)
+        places = interpolated_positions(held.position_embedding.weight, own, grid)
+        states = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + places
+        normed: Tensor = vision.pre_layrnorm(states)  # transformers spells it so
+        return normed
+
+    return VisionTower(
+        embed=embed,
+        blocks=[_block(layer) for layer in vision.encoder.layers],
+        heads=vision.config.num_attention_heads,
+        finish=lambda rows: model.visual_projection(vision.post_layernorm(rows)),
+        patch_size=patch,
+        image_size=side,
+        device=model.device,
+        dtype=model.dtype,
+    )
+
+
+def _block(layer: Any) -> Block:
+    attention = layer.self_attn
+    return Block(
+        before=layer.layer_norm1,
+        query=attention.q_proj,
+        key=attention.k_proj,
+        value=attention.v_proj,
+        after=attention.out_proj,
+        feed_forward=lambda rows: layer.mlp(layer.layer_norm2(rows)),
     )
 
 

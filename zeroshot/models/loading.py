@@ -10,34 +10,49 @@ from zeroshot.models import (
     files,
     hf,
     hf_answers,
+    hf_detect,
     hf_dual,
     hf_generate,
     hf_image,
     hf_lm,
     hf_pairs,
+    hf_segment,
     hf_text,
     open_clip,
 )
-from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.models.base import (
+    Detector,
+    DualEncoder,
+    ImageEncoder,
+    LanguageModel,
+    Segmenter,
+    TextEncoder,
+)
 from zeroshot.models.devices import resolve_device, resolve_precision
 from zeroshot.models.files import Files
 from zeroshot.models.names import parse
 
 __all__ = [
     "load",
+    "load_detector",
     "load_dual_encoder",
     "load_image_encoder",
     "load_language_model",
+    "load_segmenter",
     "load_text_encoder",
 ]
 
-Role = Literal["dual encoder", "image encoder", "text encoder", "language model"]
+Role = Literal[
+    "dual encoder", "image encoder", "text encoder", "language model", "segmenter", "detector"
+]
 
 LOADERS: dict[Role, Callable[[Files, torch.device, torch.dtype, bool], Any]] = {
     "dual encoder": hf_dual.load_dual_encoder,
     "image encoder": hf_image.load_image_encoder,
     "text encoder": hf_text.load_text_encoder,
     "language model": hf_lm.load_language_model,
+    "segmenter": hf_segment.load_segmenter,
+    "detector": hf_detect.load_detector,
 }
 
 
@@ -69,7 +84,7 @@ def load(
     fast: bool = False,
     role: Role | None = None,
 ) -> Any:
-    """The model called `name`: a dual encoder, an image or text encoder, or a language model.
+    """The model called `name`: an encoder, a language model, a segmenter or a detector.
 
     `device` is `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; `precision` is `auto` (bf16 or fp16 on
     CUDA, else fp32), `fp32`, `fp16` or `bf16`. `offline` never asks the network, as
@@ -124,12 +139,28 @@ def load_language_model(name: str, **options: Unpack[Options]) -> LanguageModel:
     return model
 
 
+def load_segmenter(name: str, **options: Unpack[Options]) -> Segmenter:
+    """As `load`; UserError unless the model segments by prompts."""
+    model: Segmenter = load(name, role="segmenter", **options)
+    return model
+
+
+def load_detector(name: str, **options: Unpack[Options]) -> Detector:
+    """As `load`; UserError unless the model detects by prompts."""
+    model: Detector = load(name, role="detector", **options)
+    return model
+
+
 def _kind(found: Files, role: Role | None) -> Role:
     """What the model in `found` is, by its own configuration."""
     config = found.read("config.json")
     architecture = (config.get("architectures") or [""])[0]
     if config.get("model_type") in hf_dual.FAMILIES:
         return "dual encoder"
+    if config.get("model_type") in hf_segment.FAMILIES:
+        return "segmenter"
+    if config.get("model_type") in hf_detect.FAMILIES:
+        return "detector"
     if verb := next((v for v, kinds in WITH_TEXTS.items() if architecture in kinds), None):
         raise UserError(
             f"{found.name} is a {architecture}, which meets pictures and texts together and is no "

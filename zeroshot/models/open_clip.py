@@ -24,6 +24,7 @@ from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
 from zeroshot.models.preprocessing import of_transform
 from zeroshot.models.text_tower import Block, Tokens, Tower
+from zeroshot.models.vision_tower import DensePatches, VisionTower, interpolated_positions
 
 __all__ = ["OpenClipDualEncoder", "load_dual_encoder"]
 
@@ -33,7 +34,7 @@ PREPROCESSING = "open_clip.1"
 END_OF_TEXT = "<|endoftext|>"
 
 
-class OpenClipDualEncoder(Growing):
+class OpenClipDualEncoder(Growing, DensePatches):
     """An open_clip model with its own tokenizer, preprocessing and scale."""
 
     def __init__(
@@ -80,6 +81,9 @@ class OpenClipDualEncoder(Growing):
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
         return [self._count(text) for text in self._ended(texts)]
+
+    def _vision_tower(self) -> VisionTower | None:
+        return vision_tower(self.model.visual, self.device, self.dtype)
 
     def _image_features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
         inputs = self.preprocessing.batch(pixels, self.device, self.dtype)
@@ -184,6 +188,39 @@ def text_tower(model: Any, device: torch.device) -> Tower | None:
         heads=blocks[0].attn.num_heads,
         finish=finish,
         device=device,
+    )
+
+
+def vision_tower(visual: Any, device: torch.device, dtype: torch.dtype) -> VisionTower | None:
+    """The vision tower taken apart; None for one whose embedding is not a class token's."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    if type(visual) is not VisionTransformer:
+        return None
+    blocks: Any = visual.transformer.resblocks
+    plain = all(type(block) is ResidualAttentionBlock for block in blocks)
+    square = visual.image_size[0] == visual.image_size[1]
+    if not plain or not square or visual.attn_pool is not None or visual.pool_type != "tok":
+        return None
+
+    def embed(pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s d"]:
+        patches = visual.conv1(pixels)  # [b, d, h, w]
+        grid = (patches.shape[2], patches.shape[3])
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        places = interpolated_positions(visual.positional_embedding, visual.grid_size, grid)
+        states = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+        normed: Tensor = visual.ln_pre(states + places.to(states.dtype))
+        return normed
+
+    return VisionTower(
+        embed=embed,
+        blocks=[_block(block) for block in blocks],
+        heads=blocks[0].attn.num_heads,
+        finish=lambda rows: visual.ln_post(rows) @ visual.proj,
+        patch_size=visual.patch_size[0],
+        image_size=visual.image_size[0],
+        device=device,
+        dtype=dtype,
     )
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from zeroshot.errors import UserError
 from zeroshot.models.base import Pixels
 
 __all__ = ["Geometry", "Preprocessing", "of_processor", "of_transform"]
@@ -144,6 +145,21 @@ class Preprocessing:
             key: _sent(value, device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
+
+    def toned(
+        self, images: Sequence[Image.Image], device: torch.device, dtype: torch.dtype
+    ) -> Float[Tensor, "n 3 h w"]:
+        """Pictures of one size as the network takes them, with no step that changes their size.
+
+        UserError for preprocessing that is more than sizes and tones.
+        """
+        if self._tones is None:
+            raise UserError(
+                "this encoder's preprocessing does not part into sizes and tones, so that it "
+                "cannot look at parts of a picture in their own size"
+            )
+        values = torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in images])
+        return _looked_up(_sent(values, device), self._tones.to(device, dtype))
 
 
 def _sent(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

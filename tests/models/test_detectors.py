@@ -1,0 +1,225 @@
+"""OWL-ViT, OWLv2 and Grounding DINO against transformers' own calls; labels encoded once."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as tr
+from PIL import Image
+
+from tests.models import tiny
+from zeroshot import models
+from zeroshot.boxes import corners
+from zeroshot.errors import UserError
+from zeroshot.models import hf
+from zeroshot.models.base import Detector, Grounder
+
+OWLS = ("owlvit", "owlv2")
+LABELS = ["a cat", "two dogs", "remote"]
+
+
+def noise(width, height, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", tiny.DETECTORS)
+def test_is_one(name, directory_of):
+    detector = models.load_detector(f"hf:{directory_of(name)}", device="cpu")
+    assert isinstance(detector, Detector)
+    assert isinstance(detector, Grounder) == (name == "grounding_dino")
+
+
+@pytest.mark.parametrize("name", tiny.DETECTORS)
+def test_boxes_lie_within_the_picture_best_first(name, loaded, pictures):
+    detector = loaded(name)
+    found = detector.detect(pictures, detector.encode_prompts(LABELS), 0.0)
+    for picture, one in zip(pictures, found, strict=True):
+        most = torch.tensor([*picture.size, *picture.size])
+        assert len(one.boxes) == len(one.scores) == len(one.labels) > 3
+        assert ((one.boxes >= 0) & (one.boxes <= most)).all()
+        assert (one.scores.diff() <= 0).all()
+        assert set(one.labels.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", tiny.DETECTORS)
+def test_batched_as_one_by_one(name, loaded, pictures):
+    detector = loaded(name)
+    images = [*pictures, *(noise(40, 30, seed) for seed in range(6))]
+    prompts = detector.encode_prompts(LABELS)
+    threshold = 0.05
+    for image, found in zip(images, detector.detect(images, prompts, threshold), strict=True):
+        alone = detector.detect([image], prompts, threshold)[0]
+        torch.testing.assert_close(found.scores, alone.scores, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.boxes, alone.boxes, atol=2e-2, rtol=1e-3)
+
+
+def owl_inputs(detector, image):
+    length = detector.model.config.text_config.max_position_embeddings
+    tokens = hf.tokenize(detector.tokenizer, LABELS, length, "max_length")
+    return dict(tokens) | dict(detector.image_processor(images=[image], return_tensors="pt"))
+
+
+@pytest.mark.parametrize("name", OWLS)
+def test_owl_is_transformers(name, loaded):
+    detector, image = loaded(name), noise(50, 30)
+    with torch.inference_mode():
+        theirs = detector.model(**owl_inputs(detector, image))
+    logits, boxes = detector.logits([image], detector.encode_prompts(LABELS))
+    torch.testing.assert_close(logits, theirs.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(boxes, theirs.pred_boxes, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OWLS)
+def test_boxes_are_scaled_as_transformers_has_them(name, loaded):
+    """OWLv2 pads pictures to squares, so that a box's unit is the longer side."""
+    detector, image = loaded(name), noise(50, 30)
+    with torch.inference_mode():
+        theirs = detector.model(**owl_inputs(detector, image))
+    post = detector.image_processor.post_process_object_detection(
+        theirs, threshold=0.0, target_sizes=[(30, 50)]
+    )[0]
+    found = detector.detect([image], detector.encode_prompts(LABELS), 0.0)[0]
+    most = torch.tensor([50, 30, 50, 30])
+    for score, label, box in zip(post["scores"], post["labels"], post["boxes"], strict=True):
+        cut = torch.minimum(box.clamp_min(0), most)
+        same = (found.labels == label) & ((found.scores - score).abs() < 1e-4)
+        assert (found.boxes[same] - cut).abs().amax(1).min() < 1e-2
+
+
+@pytest.mark.parametrize("name", OWLS)
+def test_a_query_image_is_as_transformers_has_it(name, loaded):
+    detector, image, query = loaded(name), noise(50, 30), noise(24, 24, seed=1)
+    process = detector.image_processor
+    with torch.inference_mode():
+        theirs = detector.model.image_guided_detection(
+            pixel_values=process(images=[image], return_tensors="pt")["pixel_values"],
+            query_pixel_values=process(images=[query], return_tensors="pt")["pixel_values"],
+        )
+    logits, boxes = detector.logits([image], detector.encode_examples([query]))
+    torch.testing.assert_close(logits, theirs.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(boxes, theirs.target_pred_boxes, atol=1e-5, rtol=1e-5)
+
+
+def test_grounding_dino_takes_no_query_image(loaded):
+    with pytest.raises(UserError, match="takes no query image"):
+        loaded("grounding_dino").encode_examples([noise(24, 24)])
+
+
+def grounding_inputs(detector, image, text):
+    return dict(detector.tokenizer(text, return_tensors="pt")) | dict(
+        detector.image_processor(images=[image], return_tensors="pt")
+    )
+
+
+def test_grounding_dino_is_transformers(loaded):
+    detector, image = loaded("grounding_dino"), noise(50, 30)
+    (reading,) = detector.encode_prompts(LABELS)
+    with torch.inference_mode():
+        theirs = detector.model(**grounding_inputs(detector, image, "a cat. two dogs. remote."))
+    logits, boxes = detector.logits([image], reading)
+    torch.testing.assert_close(logits, theirs.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(boxes, theirs.pred_boxes, atol=1e-5, rtol=1e-5)
+    owned = [owner for owner in reading.owners if owner >= 0]
+    assert owned == sorted(owned)
+    assert set(owned) == {0, 1, 2}
+
+
+def test_a_label_scores_as_its_best_token(loaded):
+    detector, image = loaded("grounding_dino"), noise(50, 30)
+    (reading,) = detector.encode_prompts(LABELS)
+    logits, boxes = detector.logits([image], reading)
+    found = detector.detect([image], [reading], 0.0)[0]
+    for query in range(3):
+        for label in range(3):
+            tokens = [t for t, owner in enumerate(reading.owners) if owner == label]
+            best = float(logits[0, query, tokens].sigmoid().max())
+            assert (found.scores[found.labels == label] - best).abs().min() < 1e-5
+    box = corners(boxes[0])[:1] * torch.tensor([50, 30, 50, 30])
+    cut = torch.minimum(box.clamp_min(0), torch.tensor([50.0, 30, 50, 30]))
+    assert (found.boxes - cut).abs().amax(1).min() < 1e-3
+
+
+def test_labels_do_not_see_each_other_in_the_backbone(loaded):
+    """The ids that part labels are the tokenizer's own, not those of another vocabulary."""
+    detector = loaded("grounding_dino")
+    (one,) = detector.encode_prompts(["a cat", "two dogs"])
+    (other,) = detector.encode_prompts(["a cat", "zebra"])
+    mine = [t for t, owner in enumerate(one.owners) if owner == 0]
+    torch.testing.assert_close(one.states[:, mine], other.states[:, mine], atol=1e-5, rtol=1e-5)
+    (longer,) = detector.encode_prompts(["a cat on two dogs"])
+    assert (one.states[:, mine] - longer.states[:, mine]).abs().max() > 1e-2
+
+
+def test_many_labels_are_spread_over_texts(loaded):
+    detector = loaded("grounding_dino")
+    labels = [f"thing {a}{b}" for a in "abcd" for b in "efgh"]
+    readings = detector.encode_prompts(labels)
+    assert len(readings) > 1
+    assert all(len(reading.owners) <= 48 for reading in readings)
+    assert {o for reading in readings for o in reading.owners} == {-1, *range(16)}
+    found = detector.detect([noise(50, 30)], readings, 0.0)[0]
+    assert set(found.labels.tolist()) == set(range(16))
+
+
+def test_a_sentence_is_grounded_in_its_words(loaded):
+    detector, image, sentence = loaded("grounding_dino"), noise(50, 30), "A cat lies on the sofa"
+    for phrase in detector.ground([image], sentence, 0.0, 0.6)[0]:
+        words = [sentence[begin:end] for begin, end in phrase.spans]
+        assert all(word and word.strip() == word for word in words)
+        assert all(0 <= a < b <= len(sentence) for a, b in phrase.spans)
+    everything = detector.ground([image], sentence, 0.0, 0.0)[0]
+    assert {phrase.spans for phrase in everything} == {((0, len(sentence)),)}
+    scores = [phrase.score for phrase in everything]
+    assert scores == sorted(scores, reverse=True)
+    assert len(everything) == 12
+
+
+def test_what_grounding_dino_cannot_read(loaded):
+    detector = loaded("grounding_dino")
+    with pytest.raises(UserError, match="a period or question mark ends a label"):
+        detector.encode_prompts(["a cat. a dog"])
+    with pytest.raises(UserError, match="more than 48 tokens"):
+        detector.encode_prompts(["word " * 20])
+    with pytest.raises(UserError, match="the model reads 48"):
+        detector.ground([noise(30, 30)], "word " * 20, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("name", tiny.DETECTORS)
+def test_labels_are_encoded_once(name, loaded, pictures, monkeypatch):
+    """However many pictures there are; transformers' pipeline reads each label for each picture."""
+    detector, read = loaded(name), []
+    inner = detector.model
+    for step in {"owlvit": ["owlvit", "text_model"], "owlv2": ["owlv2", "text_model"]}.get(
+        name, ["model", "text_backbone"]
+    ):
+        inner = getattr(inner, step)
+    handle = inner.register_forward_hook(lambda module, given, out: read.append(out))
+    try:
+        prompts = detector.encode_prompts(LABELS)
+        for _ in range(3):
+            detector.detect(pictures, prompts, 0.5)
+    finally:
+        handle.remove()
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("name", OWLS)
+def test_long_labels_are_refused(name, loaded):
+    with pytest.raises(UserError, match="longer than the 16"):
+        loaded(name).encode_prompts(["many words " * 5])
+
+
+def test_models_of_other_kinds_are_refused(directory_of):
+    with pytest.raises(UserError, match="is a detector, not a segmenter"):
+        models.load_segmenter(str(directory_of("owlvit")), device="cpu")
+
+
+def test_no_pipeline_of_transformers_finds_more(loaded, directory_of):
+    """The library's own pipeline, on the same tiny weights: the same boxes where it keeps any."""
+    detector, image = loaded("owlvit"), noise(50, 30)
+    if not hasattr(tr, "OwlViTProcessor"):
+        pytest.skip("this version of transformers has no OWL-ViT processor")
+    logits, _ = detector.logits([image], detector.encode_prompts(LABELS))
+    best = logits[0].sigmoid().amax(1)
+    found = detector.detect([image], detector.encode_prompts(LABELS), float(best.min()))[0]
+    assert len(found.boxes) >= len(best)

@@ -1,0 +1,108 @@
+"""Vision towers taken apart: their rows against the models' own, at their size and at others."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zeroshot.errors import UserError
+from zeroshot.methods.naclip import NACLIP
+from zeroshot.methods.sclip import SCLIP
+from zeroshot.models.base import DenseEncoder
+from zeroshot.models.vision_tower import interpolated_positions, patch_rows, plain, run
+from zeroshot.ops import normalize
+
+CLIP_LIKE = ("clip", "metaclip_2", "chinese_clip", "altclip")
+OTHERS = ("siglip", "vision_text", "flava")
+
+
+def noise(count, width, height, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", [*CLIP_LIKE, "open_clip"])
+def test_the_class_token_is_the_models_embedding(name, loaded):
+    encoder = loaded(name)
+    assert isinstance(encoder, DenseEncoder)
+    images = noise(3, 16, 16)
+    tower = encoder._tried_tower
+    with torch.inference_mode():
+        rows = patch_rows(tower, encoder._toned(images, tower), plain, True)[:, 0]
+    torch.testing.assert_close(normalize(rows), encoder.encode_images(images))
+
+
+@pytest.mark.parametrize("name", CLIP_LIKE)
+def test_larger_pictures_are_as_transformers_has_them(name, loaded):
+    """24 x 40 pixels are 3 x 5 patches, of a model with 2 x 2; its own interpolation is bicubic."""
+    encoder = loaded(name)
+    tower = encoder._tried_tower
+    pixels = encoder._toned(noise(2, 40, 24), tower)
+    with torch.inference_mode():
+        seen = encoder.model.vision_model(pixels, interpolate_pos_encoding=True)
+        states = tower.embed(pixels)
+        for block in tower.blocks:
+            states = run(block, states, tower.heads, (3, 5))
+    torch.testing.assert_close(states, seen.last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["clip", "open_clip"])
+@pytest.mark.parametrize("method", [NACLIP(), NACLIP(attention="vanilla", block="whole"), SCLIP()])
+def test_batched_as_one_by_one(name, method, loaded):
+    encoder = loaded(name)
+    images = noise(19, 24, 16)  # more than go through the tower together
+    rows = encoder.encode_patches(images, method.attend, whole_block=method.whole_block)
+    assert rows.shape == (19, 2, 3, 12)
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(19, 2, 3))
+    alone = [
+        encoder.encode_patches([i], method.attend, whole_block=method.whole_block) for i in images
+    ]
+    torch.testing.assert_close(rows, torch.cat(alone))
+
+
+def test_vanilla_and_whole_is_the_model_itself(loaded):
+    encoder = loaded("clip")
+    method, images = NACLIP(attention="vanilla", block="whole"), noise(2, 16, 16)
+    rows = encoder.encode_patches(images, method.attend, whole_block=True)
+    with torch.inference_mode():
+        seen = encoder.model.vision_model(encoder._toned(images, encoder._tried_tower))
+        states = encoder.model.vision_model.post_layernorm(seen.last_hidden_state[:, 1:])
+        expected = normalize(encoder.model.visual_projection(states))
+    torch.testing.assert_close(rows.flatten(1, 2), expected)
+
+
+def test_the_block_counts(loaded):
+    encoder, images = loaded("clip"), noise(1, 16, 16)
+    kept = NACLIP(block="whole")
+    whole = encoder.encode_patches(images, kept.attend, whole_block=True)
+    alone = encoder.encode_patches(images, kept.attend, whole_block=False)
+    assert (whole - alone).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_towers_are_refused(name, loaded):
+    with pytest.raises(UserError, match="patches cannot be asked one by one"):
+        loaded(name).encode_patches(noise(1, 16, 16), plain)
+
+
+def test_a_tower_that_computes_something_else_is_refused(loaded):
+    """Tried, not believed: a model whose last norm is not where its class says."""
+    encoder = copy.copy(loaded("clip"))
+    vars(encoder).pop("_tried_tower", None)
+    tower = encoder._vision_tower()
+    encoder._vision_tower = lambda: replace(tower, finish=encoder.model.visual_projection)
+    with pytest.raises(UserError, match="does not compute what its class says"):
+        encoder.encode_patches(noise(1, 16, 16), plain)
+
+
+def test_positions_of_the_own_grid_stay():
+    positions = torch.randn(7, 4)
+    assert interpolated_positions(positions, (2, 3), (2, 3)) is positions
+    wider = interpolated_positions(positions, (2, 3), (4, 5))
+    assert wider.shape == (21, 4)
+    torch.testing.assert_close(wider[0], positions[0])

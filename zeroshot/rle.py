@@ -1,0 +1,66 @@
+"""Masks as text: the run-length encoding of COCO, which pycocotools reads and writes.
+
+Runs go down the columns, the first one counts zeros. `counts` holds them compressed: each number
+from the fourth on less the one two before it, in groups of five bits, lowest first, a sixth bit
+where more follow, as characters from `0` on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zeroshot.errors import UserError
+
+Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+
+
+def encode(mask: Mask) -> dict[str, Any]:
+    """`{"size": [height, width], "counts": "..."}` of a mask [h w]."""
+    flat = np.asarray(mask, dtype=bool).T.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    if flat.size and flat[0]:
+        runs = [0, *runs]
+    return {"size": list(mask.shape), "counts": _pack(runs)}
+
+
+def decode(held: dict[str, Any]) -> Mask:
+    """The mask [h w] of what `encode` gave; UserError for counts that do not fill it."""
+    height, width = held["size"]
+    runs = _unpack(held["counts"])
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise UserError(f"the counts of a mask do not cover its {height} x {width} pixels")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _pack(runs: Sequence[int]) -> str:
+    text = bytearray()
+    for place, run in enumerate(runs):
+        number = run - (runs[place - 2] if place > 2 else 0)
+        more = True
+        while more:
+            bits, number = number & 31, number >> 5
+            more = number != (-1 if bits & 16 else 0)
+            text.append(48 + bits + (32 if more else 0))
+    return text.decode("ascii")
+
+
+def _unpack(text: str) -> list[int]:
+    runs: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise UserError(f"{character!r} is no character of a mask's counts")
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                number -= 1 << shift
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    if shift:
+        raise UserError("the counts of a mask end in the middle of a number")
+    return runs
