@@ -175,6 +175,7 @@ def test_answers_to_choose_from():
         ({"question": "a?", "among": "a,b", "answers": "a,b"}, "give one of them"),
         ({"question": "Is there a cat?", "among": "cat", "present": 0.0}, "between 0 and 1"),
         ({"question": ()}, "there is no question"),
+        ({"question": "Is there a " + "red " * 99 + "cat?"}, "a statement of .* the encoder reads"),
         ({"question": "a?", "regions": "x.npz"}, "LXMERT and VisualBERT"),
     ],
 )

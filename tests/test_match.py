@@ -214,6 +214,7 @@ def test_thresholds_are_learned_and_used(scenes, capsys):
         (["--learn-thresholds", "t.json", "--order", "a,b"], "has no label to learn from"),
         (["--learn-thresholds", "t", "--order", "a,b", "--out", "x.csv"], "a run of their own"),
         (["--form", "nlvr2", "--text", "a"], "has texts of its own"),
+        (["--against", "a " * 99], "--against: 101 tokens, but the model reads"),
         (["--model", "simvlm"], "GIT, BLIP-2 and CoCa supersede it"),
     ],
 )

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.images import Source
-from zeroshot.models.base import Answer, Answerer, DualEncoder, Image, RegionAnswerer, Regions
+from zeroshot.models.base import (
+    Answer,
+    Answerer,
+    DualEncoder,
+    Image,
+    RegionAnswerer,
+    Regions,
+    TextEncoder,
+)
 from zeroshot.prompts import expand, load_templates
 from zeroshot.results import Failure
 from zeroshot.spoken_results import Asked, AskResult
@@ -34,6 +42,8 @@ from zeroshot.tasks.pipeline import Embedded
 from zeroshot.tasks.questions import PRESENT, Question, covered, parse, statements
 
 __all__ = ["ByMatching", "Questions", "by_matching", "by_model", "by_regions", "matching"]
+
+NO_QUESTION = Failure("NoQuestion", "there is no question about this picture")
 
 Questions = Callable[[Source], Sequence[str]]
 """The questions about a picture."""
@@ -176,7 +186,7 @@ def by_matching(
         for text in {text for texts in asked for text in texts} - known.keys():
             known[text] = _prepared(parse(text), ready, cache, meter)
         failures = [
-            failure or _wrong(text_side(encoder), texts)
+            failure or (None if texts else NO_QUESTION)
             for failure, texts in zip(batch.failures, asked, strict=True)
         ]
         meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
@@ -261,18 +271,34 @@ def present_answer(question: Question, shares: Float[Tensor, " c"], ready: ByMat
 def _means(
     encoder: DualEncoder, sentences: Sequence[Sequence[str]], cache: EmbeddingCache, meter: Meter
 ) -> Float[Tensor, "c m"]:
-    """The mean row of each group of sentences, at unit length."""
+    """The mean row of each group of sentences, at unit length.
+
+    UserError for a sentence that is longer than the encoder reads.
+    """
     flat = [sentence for group in sentences for sentence in group]
+    _refuse_long(flat, text_side(encoder))
     rows = join_texts(encoder, embed_texts(flat, text_side(encoder), cache, meter))
     block, mask = ragged(rows, [len(group) for group in sentences])
     mean = block.sum(1) / mask.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=1)
 
 
+def _refuse_long(sentences: Sequence[str], reader: TextEncoder) -> None:
+    limit = reader.context_length
+    if limit is None:
+        return
+    for sentence, length in zip(sentences, reader.count_tokens(sentences), strict=True):
+        if length > limit:
+            raise UserError(
+                f"a statement of {length} tokens, but the encoder reads {limit}: "
+                f"'{sentence[:60]}...'"
+            )
+
+
 def _wrong(answerer: Any, questions: Sequence[str]) -> Failure | None:
     """Why a picture's questions cannot be asked: there are none, or one is too long."""
     if not questions:
-        return Failure("NoQuestion", "there is no question about this picture")
+        return NO_QUESTION
     limit = answerer.context_length
     counts = answerer.count_tokens(questions) if limit else ()
     for question, length in zip(questions, counts, strict=False):

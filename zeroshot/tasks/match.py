@@ -80,9 +80,14 @@ def by_encoder(
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[MatchResult]:
-    """One result per picture, in order; every different text of a batch is encoded once."""
+    """One result per picture, in order; every different text of a batch is encoded once.
+
+    UserError for a text to weigh against that is longer than the encoder reads.
+    """
     scored, used = scored_by(encoder, matching), canonical_names(encoder)
     other = matching.against
+    if other and (failure := _wrong(text_side(encoder), other)) is not None:
+        raise UserError(f"--against: {failure.message}")
     against = _rows(encoder, other, cache, meter) if other else None
     for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
         asked = [texts_of(source, matching) for source in batch.sources]
