@@ -200,6 +200,7 @@ def test_prompts_that_begin_alike_are_those_of_one_by_one(encoder_of, monkeypatc
     texts = [*PROMPTS, PROMPTS[3], "", "a cat " * 40]
     monkeypatch.setattr(text_tower, "NODES_AT_ONCE", room)
     expected = torch.cat([encoder.encode_texts([text]) for text in texts])
+    assert encoder._causal_tower is not None, "tried before its runs are counted"
     runs = []
     run = TokenTree.__call__
     monkeypatch.setattr(TokenTree, "__call__", lambda s, paths: runs.append(paths) or run(s, paths))
