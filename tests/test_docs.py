@@ -152,6 +152,18 @@ def test_the_page_of_systems_is_the_table():
     assert rows == [f"| {s.name} | {s.about} | `{s.command or s.instead}` |" for s in SYSTEMS]
 
 
+def test_the_commands_of_systems_exist():
+    from zeroshot.models.systems import SYSTEMS
+
+    pages = tool("help_pages")
+    known = dict(pages.commands())
+    for system in SYSTEMS:
+        words = shlex.split(system.command or system.instead or "")
+        command = known[" ".join(words[:2])]
+        options = {name for names, *_ in pages.parameters(command) for name in names}
+        assert {word for word in words if word.startswith("--")} <= options, system.name
+
+
 def test_every_array_is_described():
     from zeroshot.tasks.arrays import SHAPES
 

@@ -35,7 +35,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="zeroshot",
-    help="Captions and labels from frozen vision and language models, with nothing trained.",
+    help="Captions, labels, search, masks and answers from frozen vision and language models, "
+    "with nothing trained.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
