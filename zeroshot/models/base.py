@@ -6,7 +6,7 @@ arrive as RGB PIL pictures, upright; a language model meets token ids and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ __all__ = [
     "Answerer",
     "Attend",
     "Cache",
+    "ClipEncoder",
     "DenseEncoder",
     "Detections",
     "Detector",
@@ -106,6 +107,24 @@ class PixelEncoder(ImageEncoder, Protocol):
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """Rows as `encode_images` gives them, in the order of `pixels`."""
+
+
+@runtime_checkable
+class ClipEncoder(ImageEncoder, Protocol):
+    """An image encoder that stands for one of clips: what it is given are files of video."""
+
+    @property
+    def clip_kind(self) -> str:
+        """Names how a clip becomes a row: frames, sampling, pooling. Part of a row's cache key."""
+
+    def read_clip(self, file: BinaryIO) -> Pixels:
+        """What the network reads of a clip, small and on the CPU.
+
+        UnreadableImageError with the reason, without the path.
+        """
+
+    def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """Unit rows, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
