@@ -229,3 +229,32 @@ def test_without_pyav(zeroshot, tmp_path, monkeypatch):
     code, _, said = zeroshot("video", "classify", path, "--labels", LABELS, "--models", "pocket")
     assert code == 4
     assert "pip install 'zeroshot[video]'" in said
+
+
+def test_a_model_of_clips(zeroshot, tmp_path):
+    """X-CLIP on tiny random weights: batched as one by one, cached, and refused options."""
+    from tests.models import tiny
+
+    directory = tiny.xclip(tmp_path / "xclip")
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write(folder / "a.mp4", [scene("red-heart")])
+    write(folder / "b.mp4", [scene("blue-star"), scene("red-heart")])
+    (folder / "c.mp4").write_bytes(b"")
+    command = ("video", "classify", folder, "--labels", "a,b,c d", "--model", directory, "--json")
+    code, rows, _ = zeroshot(*command)
+    assert code == 3
+    assert [len(row.get("labels") or ()) for row in rows] == [3, 3, 0]
+    assert rows[0]["models"].keys() == {"clip_model", "clips"}
+    assert sum(label["score"] for label in rows[0]["labels"]) == pytest.approx(1, abs=1e-4)
+    _, again, said = zeroshot(*command, "-v")
+    assert again == rows
+    assert "0 images encoded, 2 from the cache" in said
+    _, alone, _ = zeroshot(*command, "--no-cache", "--batch-size", 1)
+    for one, other in zip(rows[:2], alone[:2], strict=True):
+        assert [x["label"] for x in one["labels"]] == [x["label"] for x in other["labels"]]
+        scores = [[x["score"] for x in row["labels"]] for row in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    code, _, said = zeroshot(*command, "--frames", 3)
+    assert code == 2
+    assert "--frames" in said

@@ -3,6 +3,7 @@
 As `cli`, nothing heavy is imported here.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,6 @@ from zeroshot.cli_run import (
     MethodOptions,
     Run,
     Score,
-    Templates,
     on_pictures,
     option,
     read_options,
@@ -36,15 +36,21 @@ Clips = Annotated[
     typer.Argument(help="Files, folders (with all below), globs, tables, or - for names."),
 ]
 Frames = Annotated[
-    int,
-    option("--frames", env="FRAMES", help="Of each clip, evenly spread.", min=1, max=256),
+    int | None,
+    option(
+        "--frames",
+        env="FRAMES",
+        help="Of each clip, evenly spread: 8; a model of clips has a number of its own.",
+        min=1,
+        max=256,
+    ),
 ]
 
 
-def _models(run: Run, frames: int, lm: str | None = None) -> "ModelSet":
+def _models(run: Run, frames: int | None, lm: str | None = None) -> "ModelSet":
     from zeroshot.framewise import ClipModels
 
-    return ClipModels.of(run.model_set(lm), frames)
+    return ClipModels.of(run.model_set(lm), frames or 8)
 
 
 @app.command()
@@ -53,7 +59,19 @@ def classify(
     run: Rows,
     clips: Clips,
     labels: Labels = None,
-    templates: Templates = "simple",
+    model: Annotated[
+        str | None,
+        option(
+            "--model",
+            env="VIDEO_MODEL",
+            help="A model of clips (X-CLIP): hf:microsoft/xclip-base-patch32. Without one, the "
+            "set's dual encoder, frame by frame.",
+        ),
+    ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option("--templates", help="As of classify: simple; with --model, none."),
+    ] = None,
     method: Method = None,
     option: MethodOptions = None,
     score: Score = "auto",
@@ -61,14 +79,20 @@ def classify(
         int, option("--top-k", "-k", env="TOP_K", help="Labels in a row, best first.", min=1)
     ] = 5,
     long_text: LongText = "error",
-    frames: Frames = 8,
+    frames: Frames = None,
 ) -> None:
     """Label clips."""
     if not labels:
         raise UserError("video classify needs --labels: cooking,running, or a .txt or .json file")
     from zeroshot.jobs.classify import ClassifyJob
+    from zeroshot.jobs.clips import ClipClassifyJob
 
-    names, _, sentences = prompted(labels, None, templates)
+    names, _, sentences = prompted(labels, None, templates or ("none" if model else "simple"))
+    sources = run.sources(clips)
+    if model is not None:
+        _see_to_model([method, option, frames, score != "auto", long_text != "error"])
+        run.show(ClipClassifyJob(run.model_set(), model, names, sentences, top_k), sources)
+        return
     job = ClassifyJob(
         _models(run, frames),
         names,
@@ -79,7 +103,15 @@ def classify(
         long_text == "truncate",
         top_k=top_k,
     )
-    run.show(job, run.sources(clips))
+    run.show(job, sources)
+
+
+def _see_to_model(of_encoders: Sequence[object]) -> None:
+    if any(of_encoders):
+        raise UserError(
+            "a model of clips (--model) takes no --method, -o, --frames, --score or --long-text: "
+            "these are for a dual encoder"
+        )
 
 
 @app.command()
@@ -102,7 +134,7 @@ def search(
     min_score: Annotated[
         float | None, option("--min-score", env="MIN_SCORE", help="Leave out what scores less.")
     ] = None,
-    frames: Frames = 8,
+    frames: Frames = None,
 ) -> None:
     """Find clips by words."""
     from zeroshot.tasks import search as task
@@ -140,7 +172,7 @@ def caption(
         str | None,
         option("--prompt", env="PROMPT", help="What every text begins with; a story's title."),
     ] = None,
-    frames: Frames = 8,
+    frames: Frames = None,
 ) -> None:
     """Caption clips, by the methods that caption pictures."""
     from zeroshot.jobs.caption import CaptionJob

@@ -21,6 +21,7 @@ __all__ = [
     "Attend",
     "Cache",
     "ClipEncoder",
+    "ClipScorer",
     "DenseEncoder",
     "Detections",
     "Detector",
@@ -124,7 +125,7 @@ class ClipEncoder(ImageEncoder, Protocol):
         """
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
-        """Unit rows, float32, on the CPU, in the order of `clips`."""
+        """Rows, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
@@ -439,6 +440,37 @@ class RegionAnswerer(ReadsTexts, Protocol):
         self, regions: Sequence[Regions], questions: Sequence[str], top_k: int = 1
     ) -> list[tuple[Answer, ...]]:
         """As `Answerer.answer`."""
+
+
+@runtime_checkable
+class ClipScorer(Protocol):
+    """Says how well texts fit clips, where a text's row depends on the clip (X-CLIP)."""
+
+    @property
+    def name(self) -> str:
+        """As `ImageEncoder.name`."""
+
+    @property
+    def frames(self) -> int:
+        """Of a clip, as many as the model was made for."""
+
+    @property
+    def logit_scale(self) -> float:
+        """As `DualEncoder.logit_scale`."""
+
+    def pixels(self, frames: Sequence[Image]) -> Pixels:
+        """The frames of one clip as the network reads them, small and on the CPU."""
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """All that `cosines` needs of each clip as a row, float32, on the CPU."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t e"]:
+        """All that `cosines` needs of each text; UserError for one that is too long."""
+
+    def cosines(
+        self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
+    ) -> Float[Tensor, "n t"]:
+        """Of every clip with every text, on the CPU."""
 
 
 @runtime_checkable
