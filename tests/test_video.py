@@ -1,12 +1,14 @@
 """`video` on clips of drawn scenes, written here by PyAV."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from zeroshot import cli, clips, framewise
@@ -229,6 +231,32 @@ def test_without_pyav(zeroshot, tmp_path, monkeypatch):
     code, _, said = zeroshot("video", "classify", path, "--labels", LABELS, "--models", "pocket")
     assert code == 4
     assert "pip install 'zeroshot[video]'" in said
+
+
+def test_attention_by_hand():
+    """Two frames, one text: the weights are a softmax of (1, 0) / t."""
+    frames = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    (found,) = framewise.attended_cosines(frames, torch.tensor([[1.0, 0.0]]), 0.5)
+    weight = math.exp(2) / (math.exp(2) + 1)
+    assert found.item() == pytest.approx(weight / math.hypot(weight, 1 - weight), abs=1e-6)
+    same = frames[:, :1].repeat(1, 3, 1)
+    text = torch.tensor([[0.6, 0.8]])
+    assert framewise.attended_cosines(same, text).item() == pytest.approx(0.6, abs=1e-6)
+
+
+def test_attention_finds_what_is_seen_for_a_moment(zeroshot, tmp_path):
+    """One frame of eight shows a star: attention gives it a larger cosine than the mean does."""
+    write(tmp_path / "a.mp4", [scene("red-heart")] * 7 + [scene("blue-star")])
+    command = ("video", "classify", tmp_path, "--labels", LABELS, "--models", "pocket", "--json")
+    found = {}
+    for pooling in ("mean", "attention"):
+        code, rows, said = zeroshot(*command, "--pooling", pooling)
+        assert code == 0, said
+        found[pooling] = {x["label"]: x["cosine"] for x in rows[0]["labels"]}
+    assert found["attention"]["blue star"] > found["mean"]["blue star"]
+    assert max(found["attention"], key=found["attention"].get) == "red heart"
+    assert rows[0]["method"] == "attention"
+    assert zeroshot(*command, "--pooling", "attention", "--method", "ensemble")[0] == 2
 
 
 def test_a_model_of_clips(zeroshot, tmp_path):

@@ -5,7 +5,7 @@ As `cli`, nothing heavy is imported here.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -79,6 +79,14 @@ def classify(
         int, option("--top-k", "-k", env="TOP_K", help="Labels in a row, best first.", min=1)
     ] = 5,
     long_text: LongText = "error",
+    pooling: Annotated[
+        Literal["mean", "attention"],
+        option(
+            "--pooling",
+            env="POOLING",
+            help="A clip is the mean of its frames, or each text attends to frames that fit it.",
+        ),
+    ] = "mean",
     frames: Frames = None,
 ) -> None:
     """Label clips."""
@@ -89,9 +97,12 @@ def classify(
 
     names, _, sentences = prompted(labels, None, templates or ("none" if model else "simple"))
     sources = run.sources(clips)
-    if model is not None:
-        _see_to_model([method, option, frames, score != "auto", long_text != "error"])
-        run.show(ClipClassifyJob(run.model_set(), model, names, sentences, top_k), sources)
+    if model is not None or pooling == "attention":
+        if model is not None and (frames is not None or pooling == "attention"):
+            raise UserError("a model of clips (--model) takes no --frames and no --pooling")
+        _refuse_methods([method, option, score != "auto", long_text != "error"])
+        own = ClipClassifyJob(run.model_set(), names, sentences, model, frames or 8, top_k)
+        run.show(own, sources)
         return
     job = ClassifyJob(
         _models(run, frames),
@@ -106,11 +117,11 @@ def classify(
     run.show(job, sources)
 
 
-def _see_to_model(of_encoders: Sequence[object]) -> None:
-    if any(of_encoders):
+def _refuse_methods(given: Sequence[object]) -> None:
+    if any(given):
         raise UserError(
-            "a model of clips (--model) takes no --method, -o, --frames, --score or --long-text: "
-            "these are for a dual encoder"
+            "--method, -o, --score and --long-text need one row for a clip, whatever the text: "
+            "leave them, or --model and --pooling attention"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zeroshot.clips import VERSION, frames_of
 from zeroshot.coupled import CoupledEncoder
+from zeroshot.errors import UserError
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import (
     DualEncoder,
@@ -27,7 +28,14 @@ from zeroshot.models.base import (
 )
 from zeroshot.ops import normalize
 
-__all__ = ["ClipModels", "FrameDualEncoder", "FrameEncoder", "mean_of_frames"]
+__all__ = [
+    "AttendedFrames",
+    "ClipModels",
+    "FrameDualEncoder",
+    "FrameEncoder",
+    "attended_cosines",
+    "mean_of_frames",
+]
 
 AT_ONCE = 32
 """Frames that are encoded together."""
@@ -36,6 +44,24 @@ AT_ONCE = 32
 def mean_of_frames(frames: Float[Tensor, "n f d"]) -> Float[Tensor, "n d"]:
     """Unit rows of clips: the mean of the unit rows of their frames."""
     return normalize(frames.mean(1))
+
+
+TEMPERATURE = 0.1
+"""Of the attention over frames; without one as low, the weights of cosines are all alike."""
+
+
+def attended_cosines(
+    frames: Float[Tensor, "n f d"], texts: Float[Tensor, "t d"], temperature: float = TEMPERATURE
+) -> Float[Tensor, "n t"]:
+    """Cosines of texts with clips whose frames are weighed by how well they fit the text.
+
+    Weights are the softmax over frames of their cosines by the temperature, the query-scoring of
+    Bain et al. 2022, "A CLIP-Hitchhiker's Guide to Long Video Retrieval" (arXiv:2205.08508).
+    Rows are unit rows; so is the weighed mean, before its cosine is taken.
+    """
+    weights = (torch.einsum("nfd,td->nft", frames, texts) / temperature).softmax(1)
+    pooled = normalize(torch.einsum("nft,nfd->ntd", weights, frames))
+    return torch.einsum("ntd,td->nt", pooled, texts)
 
 
 @dataclass(frozen=True)
@@ -116,6 +142,56 @@ class FrameDualEncoder(FrameEncoder):
     def matcher(self) -> Matcher:
         """The dual encoder's."""
         return self.encoder.matcher()
+
+
+@dataclass(frozen=True)
+class AttendedFrames:
+    """A dual encoder as `models.base.ClipScorer`: each text attends to the frames that fit it."""
+
+    encoder: "DualEncoder | CoupledEncoder"
+    frames: int = 8
+    method: str = "attention"
+
+    @property
+    def name(self) -> str:
+        """The encoder's, with what makes its pixels differ."""
+        shortcuts = self.encoder.shortcuts if isinstance(self.encoder, PixelEncoder) else ""
+        return f"{self.encoder.name}/{shortcuts}" if shortcuts else self.encoder.name
+
+    @property
+    def logit_scale(self) -> float:
+        """The encoder's."""
+        return self.encoder.logit_scale
+
+    def pixels(self, frames: Sequence[Image]) -> Pixels:
+        """See `models.base.ClipScorer`."""
+        if isinstance(self.encoder, PixelEncoder):
+            return [self.encoder.pixels(frame) for frame in frames]
+        return list(frames)
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """The unit rows of each clip's frames, one after another."""
+        flat = [frame for clip in clips for frame in clip]
+        rows = [self._encode(flat[i : i + AT_ONCE]) for i in range(0, len(flat), AT_ONCE)]
+        return torch.cat(rows).view(len(clips), -1)
+
+    def _encode(self, frames: Sequence[Any]) -> Float[Tensor, "n d"]:
+        if isinstance(self.encoder, PixelEncoder):
+            return self.encoder.encode_pixels(frames)
+        return self.encoder.encode_images(frames)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t e"]:
+        """See `models.base.ClipScorer`."""
+        longest, most = max(self.encoder.count_tokens(texts)), self.encoder.context_length
+        if most is not None and longest > most:
+            raise UserError(f"a prompt of {longest} tokens, but the encoder reads {most}")
+        return self.encoder.encode_texts(texts)
+
+    def cosines(
+        self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
+    ) -> Float[Tensor, "n t"]:
+        """See `models.base.ClipScorer`."""
+        return attended_cosines(clips.view(len(clips), self.frames, -1), texts)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""Clips to labels by a model of clips, as a job."""
+"""Clips to labels by a model of clips, or by attention over frames, as a job."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts
+from zeroshot.framewise import AttendedFrames
 from zeroshot.images import Source
 from zeroshot.model_set import ModelSet
+from zeroshot.models.base import ClipScorer
 from zeroshot.results import ClassifyResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import clips as task
@@ -19,11 +21,13 @@ class ClipClassifyJob:
     """The best labels of clips."""
 
     models: ModelSet
-    model: str
-    """A model of clips: X-CLIP."""
     labels: Sequence[str]
     sentences: Sequence[Sequence[str]]
     """Of each label."""
+    model: str | None = None
+    """A model of clips: X-CLIP; without one the set's dual encoder attends to frames."""
+    frames: int = 8
+    """Of each clip; a model of clips has a number of its own."""
     top_k: int = 5
 
     schema: ClassVar[str] = ClassifyResult.schema
@@ -36,9 +40,15 @@ class ClipClassifyJob:
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClipClassifyWorker":
         """Load the model and encode the prompts."""
-        scorer = self.models.clip_scorer(self.model)
+        scorer = self._scorer()
         ready = task.clip_classifier(scorer, self.labels, self.sentences, cache, meter)
         return ClipClassifyWorker(self, ready, cache, batch_size)
+
+    def _scorer(self) -> ClipScorer:
+        if self.model is not None:
+            return self.models.clip_scorer(self.model)
+        self.models.require(language_model=False)
+        return AttendedFrames(self.models.encoder, self.frames)
 
 
 @dataclass(frozen=True)

@@ -451,6 +451,10 @@ class ClipScorer(Protocol):
         """As `ImageEncoder.name`."""
 
     @property
+    def method(self) -> str:
+        """What rows call this way of scoring."""
+
+    @property
     def frames(self) -> int:
         """Of a clip, as many as the model was made for."""
 

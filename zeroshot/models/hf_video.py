@@ -31,6 +31,8 @@ TEXTS_AT_ONCE = 256
 class XCLIP:
     """`base.ClipScorer` by `XCLIPModel`."""
 
+    method = "x-clip"
+
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
         self.name = name
         self.model = model

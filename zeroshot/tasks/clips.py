@@ -1,4 +1,4 @@
-"""Clips and labels to scores, by a model of clips (X-CLIP)."""
+"""Clips and labels to scores, where a text's row depends on the clip: X-CLIP, attention."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,11 +115,11 @@ def classify_clips(
                 id=batch.ids[i],
                 error=batch.failures[i],
                 models=classifier.used,
-                method="x-clip",
+                method=scorer.method,
                 labels=labels.get(i, ()),
             )
 
 
 def settings(classifier: ClipClassifier) -> dict[str, Any]:
     """What decides the scores, but for the prompts."""
-    return {"models": classifier.used, "method": "x-clip"}
+    return {"models": classifier.used, "method": classifier.scorer.method}
