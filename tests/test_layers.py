@@ -22,13 +22,13 @@ LAYERS = [
     {"label_maps"},
     {"inputs"},
     {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
-    {"decoding", "trace"},
+    {"decoding", "trace", "clips"},
     {"methods"},
     {
         *{"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
         *{"ranking", "filtering", "approximate", "dense"},
     },
-    {"located", "regions"},
+    {"located", "regions", "framewise"},
     {"page", "kept", "coco"},
     {"tasks"},
     {"jobs"},
@@ -39,6 +39,7 @@ LAYERS = [
     {"cli_rows"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
     {"cli_ask", "cli_detect", "cli_filter", "cli_match", "cli_search", "cli_segment"},
+    {"cli_video"},
     {"cli", "web", "", "__main__"},
 ]
 METHODS_SEE = {

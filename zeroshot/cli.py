@@ -27,6 +27,7 @@ from zeroshot import (
     cli_match,
     cli_search,
     cli_segment,
+    cli_video,
 )
 from zeroshot.cli_run import Json
 from zeroshot.errors import ZeroshotError
@@ -46,6 +47,7 @@ models_app = typer.Typer(help="Model sets: what there is, what is on this disk, 
 app.add_typer(models_app, name="models", no_args_is_help=True)
 app.add_typer(cli_cache.app, name="cache", no_args_is_help=True)
 app.add_typer(cli_anchors.app, name="anchors", no_args_is_help=True)
+app.add_typer(cli_video.app, name="video", no_args_is_help=True)
 
 
 app.command()(cli_caption.caption)

@@ -130,7 +130,7 @@ def classify(
     from zeroshot.jobs.classify import ClassifyJob
     from zeroshot.tasks.calibrate import read_calibration
 
-    names, parents, sentences = _prompts(labels, hierarchy, templates)
+    names, parents, sentences = prompted(labels, hierarchy, templates)
     job = ClassifyJob(
         run.model_set(),
         names,
@@ -154,7 +154,7 @@ def classify(
         _compare_pictures(run, job, compare, sources)
 
 
-def _prompts(
+def prompted(
     labels: str | None, hierarchy: Path | None, templates: str
 ) -> tuple[tuple[str, ...], tuple[int, ...], list[list[str]]]:
     """Labels, the parents of a hierarchy, and the sentences of labels and kinds."""

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,8 @@ from zeroshot.cli_run import MethodOptions, Run, on_pictures, option, read_optio
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
+    from zeroshot.model_set import ModelSet
+    from zeroshot.ranking import Correction
     from zeroshot.tasks.meter import Meter
     from zeroshot.tasks.search import Query, Searched
 
@@ -97,9 +100,8 @@ def search(
     ] = None,
 ) -> None:
     """Find pictures by words, by a picture, or by sums and differences of both."""
-    from zeroshot import ranking, terminal
+    from zeroshot import ranking
     from zeroshot.tasks import search as task
-    from zeroshot.tasks.meter import Meter
 
     asked, images = _queries(words, image, queries, plus or [], minus or [])
     chosen = None if method is None else ranking.correction(method, read_options(option))
@@ -107,12 +109,56 @@ def search(
         raise UserError("--method re-ranks with --bank FILE, other queries; give both or neither")
     if chosen is None and option:
         raise UserError("-o is an option of a method that re-ranks; give --method and --bank")
-    for path in (run.out, html):
+    refuse_to_overwrite(run, run.out, html)
+    others = [] if bank is None else task.read_queries(bank)
+    find_in(
+        run,
+        asked,
+        images,
+        run.model_set(),
+        top_k=top_k,
+        min_score=min_score,
+        method=chosen,
+        bank=others,
+        explain=explain,
+        index=index,
+        half=half,
+        html=html,
+    )
+
+
+def refuse_to_overwrite(run: Run, *paths: Path | None) -> None:
+    """UserError for an output that is there, unless it is to be written over."""
+    for path in paths:
         if path is not None and path.exists() and not run.overwrite:
             raise UserError(f"'{path}' exists; --overwrite writes over it")
-    others = [] if bank is None else task.read_queries(bank)
-    models, size, meter = run.model_set(), run.at_once, Meter()
-    sources = run.sources(images)
+
+
+def find_in(
+    run: Run,
+    asked: "list[Query]",
+    names: list[str],
+    models: "ModelSet",
+    *,
+    top_k: int,
+    min_score: float | None,
+    method: "Correction | None" = None,
+    bank: "Sequence[Query]" = (),
+    explain: int = 0,
+    index: Literal["exact", "ivf", "ivfpq"] = "exact",
+    half: bool = False,
+    html: Path | None = None,
+) -> None:
+    """Search in what `names` name; show the hits and write them.
+
+    Raises:
+        typer.Exit: with code 3, when a picture failed.
+    """
+    from zeroshot import terminal
+    from zeroshot.tasks import search as task
+    from zeroshot.tasks.meter import Meter
+
+    meter, sources = Meter(), run.sources(names)
     with run.open_cache() as cache:
         with terminal.Screen("nothing", len(sources), run.quiet) as screen:
             found = task.search(
@@ -123,18 +169,18 @@ def search(
                 meter,
                 k=top_k,
                 min_score=min_score,
-                method=chosen,
-                bank=others,
+                method=method,
+                bank=bank,
                 explained=explain,
                 index=index,
                 half=half,
-                batch_size=size,
+                batch_size=run.at_once,
                 seen=lambda count: screen.advance(count, meter),
             )
         _write(
             run,
             found,
-            task.settings(asked, models, chosen, others, k=top_k, index=index, half=half),
+            task.settings(asked, models, method, bank, k=top_k, index=index, half=half),
         )
         if html is not None:
             from zeroshot.page import write_page

@@ -12,6 +12,7 @@ from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
 from zeroshot.models.base import (
     Answerer,
+    ClipScorer,
     Detector,
     DualEncoder,
     LanguageModel,
@@ -138,6 +139,10 @@ class ModelSet:
     def pair_scorer(self, name: str) -> PairScorer:
         """The model called `name`, where this set's run: one that scores picture and text."""
         return models.load_pair_scorer(name, **self._how)
+
+    def clip_scorer(self, name: str) -> ClipScorer:
+        """As `pair_scorer`, a model of clips."""
+        return models.load_clip_scorer(name, **self._how)
 
     def answerer(self, name: str) -> Answerer:
         """As `pair_scorer`, one that answers questions about pictures."""

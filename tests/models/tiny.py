@@ -522,6 +522,31 @@ def clipseg(directory):
     return save(directory, model, tokenizer, images)
 
 
+def xclip(directory):
+    tokenizer = clip_tokenizer()
+    vision = {
+        **VISION,
+        "image_size": 16,
+        "num_frames": 4,
+        "mit_hidden_size": 12,
+        "mit_intermediate_size": 24,
+        "mit_num_hidden_layers": 1,
+        "mit_num_attention_heads": 2,
+    }
+    config = tr.XCLIPConfig(
+        text_config=_clip_like(tokenizer),
+        vision_config=vision,
+        projection_dim=12,
+        prompt_layers=2,
+        prompt_num_attention_heads=2,
+        prompt_alpha=0.5,
+    )
+    images = tr.VideoMAEImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    return save(directory, randomize(tr.XCLIPModel(config)), tokenizer, images)
+
+
 def groupvit(directory):
     tokenizer = clip_tokenizer()
     vision = {

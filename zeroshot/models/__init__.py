@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from zeroshot.models.vision_language import (
         load_answerer,
+        load_clip_scorer,
         load_pair_scorer,
         load_region_answerer,
         load_writer,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "load",
     "load_answerer",
+    "load_clip_scorer",
     "load_detector",
     "load_dual_encoder",
     "load_image_encoder",
@@ -37,7 +39,13 @@ __all__ = [
     "load_text_encoder",
     "load_writer",
 ]
-WITH_TEXTS = ("load_answerer", "load_pair_scorer", "load_region_answerer", "load_writer")
+WITH_TEXTS = (
+    "load_answerer",
+    "load_clip_scorer",
+    "load_pair_scorer",
+    "load_region_answerer",
+    "load_writer",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ arrive as RGB PIL pictures, upright; a language model meets token ids and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,8 @@ __all__ = [
     "Answerer",
     "Attend",
     "Cache",
+    "ClipEncoder",
+    "ClipScorer",
     "DenseEncoder",
     "Detections",
     "Detector",
@@ -106,6 +108,24 @@ class PixelEncoder(ImageEncoder, Protocol):
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """Rows as `encode_images` gives them, in the order of `pixels`."""
+
+
+@runtime_checkable
+class ClipEncoder(ImageEncoder, Protocol):
+    """An image encoder that stands for one of clips: what it is given are files of video."""
+
+    @property
+    def clip_kind(self) -> str:
+        """Names how a clip becomes a row: frames, sampling, pooling. Part of a row's cache key."""
+
+    def read_clip(self, file: BinaryIO) -> Pixels:
+        """What the network reads of a clip, small and on the CPU.
+
+        UnreadableImageError with the reason, without the path.
+        """
+
+    def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """Rows, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
@@ -420,6 +440,41 @@ class RegionAnswerer(ReadsTexts, Protocol):
         self, regions: Sequence[Regions], questions: Sequence[str], top_k: int = 1
     ) -> list[tuple[Answer, ...]]:
         """As `Answerer.answer`."""
+
+
+@runtime_checkable
+class ClipScorer(Protocol):
+    """Says how well texts fit clips, where a text's row depends on the clip (X-CLIP)."""
+
+    @property
+    def name(self) -> str:
+        """As `ImageEncoder.name`."""
+
+    @property
+    def method(self) -> str:
+        """What rows call this way of scoring."""
+
+    @property
+    def frames(self) -> int:
+        """Of a clip, as many as the model was made for."""
+
+    @property
+    def logit_scale(self) -> float:
+        """As `DualEncoder.logit_scale`."""
+
+    def pixels(self, frames: Sequence[Image]) -> Pixels:
+        """The frames of one clip as the network reads them, small and on the CPU."""
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
+        """All that `cosines` needs of each clip as a row, float32, on the CPU."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t e"]:
+        """All that `cosines` needs of each text; UserError for one that is too long."""
+
+    def cosines(
+        self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
+    ) -> Float[Tensor, "n t"]:
+        """Of every clip with every text, on the CPU."""
 
 
 @runtime_checkable

@@ -177,9 +177,9 @@ SYSTEMS = (
     ),
     System(
         "X-CLIP",
-        "its weights are public, but nothing here reads video yet. The frames of a clip, as "
-        "pictures, can be labelled one by one",
-        instead="zeroshot classify frames/ --labels cooking,running",
+        "labels of clips",
+        "zeroshot video classify clips/ --labels cooking,running --model "
+        "hf:microsoft/xclip-base-patch32",
     ),
     System(
         "TrOCR",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 from zeroshot.errors import UserError
-from zeroshot.models import files, hf, hf_answers, hf_chat, hf_generate, hf_pairs
-from zeroshot.models.base import Answerer, PairScorer, RegionAnswerer, Writer
+from zeroshot.models import files, hf, hf_answers, hf_chat, hf_generate, hf_pairs, hf_video
+from zeroshot.models.base import Answerer, ClipScorer, PairScorer, RegionAnswerer, Writer
 from zeroshot.models.clipcap import FILE as CLIPCAP
 from zeroshot.models.clipcap import load_clipcap
 from zeroshot.models.coca import CoCa
@@ -19,7 +19,13 @@ from zeroshot.models.loading import Options, load
 from zeroshot.models.names import parse
 from zeroshot.models.reading import architecture
 
-__all__ = ["load_answerer", "load_pair_scorer", "load_region_answerer", "load_writer"]
+__all__ = [
+    "load_answerer",
+    "load_clip_scorer",
+    "load_pair_scorer",
+    "load_region_answerer",
+    "load_writer",
+]
 
 Loader = Callable[..., Any]
 
@@ -50,6 +56,12 @@ def load_answerer(name: str, **options: Unpack[Options]) -> Answerer:
 
     answerer: Answerer = _load(name, loader, **options)
     return answerer
+
+
+def load_clip_scorer(name: str, **options: Unpack[Options]) -> ClipScorer:
+    """As `load_pair_scorer`, for a model of clips."""
+    scorer: ClipScorer = _load(name, hf_video.load_clip_scorer, **options)
+    return scorer
 
 
 def load_region_answerer(

@@ -12,6 +12,7 @@ from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images import Source, read_ahead
 from zeroshot.models.base import (
+    ClipEncoder,
     DualEncoder,
     ImageEncoder,
     LanguageModel,
@@ -203,6 +204,8 @@ def canonical_names(
 
 def preprocessed(encoder: ImageEncoder) -> dict[str, str]:
     """What a result's names say of pixels that are not the model's own; empty where they are."""
+    if isinstance(encoder, ClipEncoder):
+        return {"clips": encoder.clip_kind}
     shortcuts = encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
     return {"preprocessing": shortcuts} if shortcuts else {}
 

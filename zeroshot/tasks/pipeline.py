@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zeroshot.clips import open_clip
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images import VERSION, Blob, Picture, Source, fetch
-from zeroshot.models.base import Image, ImageEncoder, PixelEncoder, Pixels
+from zeroshot.models.base import ClipEncoder, Image, ImageEncoder, PixelEncoder, Pixels
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
@@ -35,6 +36,8 @@ WINDOW = 16
 
 def image_kind(encoder: ImageEncoder) -> str:
     """What rows of pictures are called in the cache, beside the encoder's name."""
+    if isinstance(encoder, ClipEncoder):
+        return encoder.clip_kind
     shortcuts = encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
     return f"{IMAGE_KIND}/{shortcuts}" if shortcuts else IMAGE_KIND
 
@@ -238,6 +241,8 @@ class Pipeline:
         """A picture as the encoder wants it, or its row where only its content shows who it is."""
         begin = perf_counter()
         try:
+            if isinstance(self._encoder, ClipEncoder):
+                return self._read_clip(source, id, self._encoder)
             stamp = source.content.stamp if isinstance(source.content, Blob) else None
             fetched = fetch(source)
             if stamp is not None:
@@ -255,6 +260,14 @@ class Pipeline:
             return error.with_traceback(None)  # tracebacks would keep the file's bytes alive
         finally:
             self._meter.add_beside("decoding", perf_counter() - begin)
+
+    def _read_clip(self, source: Source, id: str | None, encoder: ClipEncoder) -> _Read:
+        with open_clip(source) as clip:
+            if clip.id != id:
+                rows, found = self._cache.get(encoder.name, self._kind, [clip.id])
+                if found.all():
+                    return _Read(clip.id, None, rows[0])
+            return _Read(clip.id, encoder.read_clip(clip.file), None)
 
     # Encoding
 
@@ -302,6 +315,8 @@ class Pipeline:
 
     def _rows(self, batch: Sequence[tuple[_Slot, _Read]]) -> Float[Tensor, "n d"]:
         pixels: list[Pixels] = [read.pixels for _, read in batch]
+        if isinstance(self._encoder, ClipEncoder):
+            return self._encoder.encode_clips(pixels)
         if isinstance(self._encoder, PixelEncoder):
             return self._encoder.encode_pixels(pixels)
         return self._encoder.encode_images(pixels)

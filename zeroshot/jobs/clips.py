@@ -1,0 +1,80 @@
+"""Clips to labels by a model of clips, or by attention over frames, as a job."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from zeroshot import prompts
+from zeroshot.framewise import AttendedFrames
+from zeroshot.images import Source
+from zeroshot.model_set import ModelSet
+from zeroshot.models.base import ClipScorer
+from zeroshot.results import ClassifyResult
+from zeroshot.store import EmbeddingCache
+from zeroshot.tasks import clips as task
+from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.meter import Meter
+
+
+@dataclass(frozen=True)
+class ClipClassifyJob:
+    """The best labels of clips."""
+
+    models: ModelSet
+    labels: Sequence[str]
+    sentences: Sequence[Sequence[str]]
+    """Of each label."""
+    model: str | None = None
+    """A model of clips: X-CLIP; without one the set's dual encoder attends to frames."""
+    frames: int = 8
+    """Of each clip; a model of clips has a number of its own."""
+    top_k: int = 5
+
+    schema: ClassVar[str] = ClassifyResult.schema
+
+    def on(self, device: str) -> "ClipClassifyJob":
+        """The same job on another device."""
+        return replace(self, models=replace(self.models, device=device))
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "ClipClassifyWorker":
+        """Load the model and encode the prompts."""
+        scorer = self._scorer()
+        ready = task.clip_classifier(scorer, self.labels, self.sentences, cache, meter)
+        return ClipClassifyWorker(self, ready, cache, batch_size)
+
+    def _scorer(self) -> ClipScorer:
+        if self.model is not None:
+            return self.models.clip_scorer(self.model)
+        self.models.require(language_model=False)
+        return AttendedFrames(self.models.encoder, self.frames)
+
+
+@dataclass(frozen=True)
+class ClipClassifyWorker:
+    """A model of clips with its prompts."""
+
+    job: ClipClassifyJob
+    classifier: task.ClipClassifier
+    cache: EmbeddingCache
+    batch_size: int
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores and which of them are shown."""
+        held = task.settings(self.classifier)
+        return held | {
+            "prompts": prompts.fingerprint(self.job.sentences),
+            "top_k": self.job.top_k,
+        }
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
+        """One result per clip, in order."""
+        return task.classify_clips(
+            sources,
+            self.classifier,
+            self.cache,
+            meter,
+            batch_size=self.batch_size,
+            top_k=self.job.top_k,
+        )
