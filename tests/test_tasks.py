@@ -1,6 +1,7 @@
 """Tasks and the Python interface, on the pocket set and on the tiny models of the parity data."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,12 @@ def test_results_show_as_a_table_in_a_notebook(tiny, tmp_path):
     assert "<table>" in results[0]._repr_html_()
     with pytest.raises(dataclasses.FrozenInstanceError):
         results[0].labels = ()
+
+
+def test_a_set_travels_with_all_that_was_asked_of_it():
+    asked = {"precision": "bf16", "offline": True, "trust_remote_code": True, "fast": True}
+    sent = resolve("pocket", device="cuda:1", **asked)
+    assert pickle.loads(pickle.dumps(sent)) == sent
 
 
 def test_load_gives_models_and_sets():

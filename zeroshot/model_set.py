@@ -1,7 +1,7 @@
 """A model set, loaded part by part when a task first needs the part."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,8 +42,7 @@ class ModelSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
-        how = (self.device, self.precision, self.offline, self.trust_remote_code)
-        return ModelSet, (self.spec, *how)
+        return ModelSet, tuple(getattr(self, field.name) for field in fields(ModelSet))
 
     @property
     def name(self) -> str:
