@@ -1,12 +1,12 @@
 """Pictures themselves, a few at a time, for models that look at more than an embedding."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import Picture, Source, read, read_ahead
+from zeroshot.images import Picture, Source, read
 from zeroshot.models.base import Image
 from zeroshot.results import Failure
+from zeroshot.tasks import pictures
 from zeroshot.tasks.meter import Meter
 
 __all__ = ["open_all", "open_pictures"]
@@ -22,35 +22,16 @@ def open_pictures(
 ) -> Iterator[list[Opened]]:
     """Pictures in order, at most `batch_size` and never more than `TOGETHER` at a time.
 
-    Later ones are read while the caller works. One that cannot be read comes as its failure.
+    One that cannot be read comes as its failure.
     """
-    seen: list[Source] = []
-
-    def noted() -> Iterator[Source]:
-        for source in sources:
-            seen.append(source)
-            yield source
-
-    pictures = read_ahead(noted())
-    size = min(batch_size, TOGETHER)
-    while True:
-        with meter.stage("decoding"):
-            batch = list(islice(pictures, size))
-        if not batch:
-            return
-        opened: list[Opened] = []
-        for picture in batch:
-            failed = isinstance(picture, UnreadableImageError)
-            meter.failed += failed
-            meter.images_encoded += not failed
-            meter.pictures += 1
-            opened.append(
-                (
-                    seen.pop(0),
-                    Failure.of(picture) if isinstance(picture, UnreadableImageError) else picture,
-                )
+    for batch in pictures.open_pictures(sources, meter, min(batch_size, TOGETHER)):
+        meter.images_encoded += len(batch.images)
+        yield [
+            (source, failure or Picture(id or "", batch.images[i]))
+            for i, (source, id, failure) in enumerate(
+                zip(batch.sources, batch.ids, batch.failures, strict=True)
             )
-        yield opened
+        ]
 
 
 def open_all(sources: Iterable[Source], what: str) -> list[Image]:

@@ -3,6 +3,7 @@
 Their answers depend on text and pixels at once, so that no row of the picture alone can be kept.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,18 +28,31 @@ class Opened:
 
 
 def open_pictures(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[Opened]:
-    """Every picture, in order; what cannot be opened is a failure."""
-    waiting = iter(sources)
-    while batch := list(islice(waiting, batch_size)):
+    """Every picture, in order; what cannot be opened is a failure.
+
+    Later ones are read while the caller works on a batch.
+    """
+    seen: deque[Source] = deque()
+
+    def noted() -> Iterator[Source]:
+        for source in sources:
+            seen.append(source)
+            yield source
+
+    pictures = read_ahead(noted())
+    while True:
+        with meter.stage("decoding"):
+            batch = list(islice(pictures, batch_size))
+        if not batch:
+            return
         ids: list[str | None] = [None] * len(batch)
         failures: list[Failure | None] = [None] * len(batch)
         images: dict[int, Image] = {}
-        with meter.stage("decoding"):
-            for i, read in enumerate(read_ahead(batch)):
-                if isinstance(read, UnreadableImageError):
-                    failures[i] = Failure.of(read)
-                else:
-                    ids[i], images[i] = read.id, read.image
+        for i, read in enumerate(batch):
+            if isinstance(read, UnreadableImageError):
+                failures[i] = Failure.of(read)
+            else:
+                ids[i], images[i] = read.id, read.image
         meter.pictures += len(batch)
         meter.failed += len(batch) - len(images)
-        yield Opened(batch, ids, images, failures)
+        yield Opened([seen.popleft() for _ in batch], ids, images, failures)
