@@ -11,3 +11,8 @@ def _own_cache(tmp_path_factory, monkeypatch):
     """No test meets the user's cache, settings or network."""
     monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def pytest_make_parametrize_id(config, val):
+    """Bytes name a test by their size: what is in them may differ between two workers (times)."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
