@@ -204,12 +204,12 @@ class ClipModels(ModelSet):
     def of(cls, models: ModelSet, frames: int) -> "ClipModels":
         """The same models, reading `frames` frames of a clip."""
         how = (models.device, models.precision, models.offline, models.trust_remote_code)
-        return cls(models.spec, *how, models.fast, frames)
+        return cls(models.spec, *how, models.fast, models.classes, frames)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As a model set travels."""
         how = (self.device, self.precision, self.offline, self.trust_remote_code, self.fast)
-        return ClipModels, (self.spec, *how, self.frames)
+        return ClipModels, (self.spec, *how, self.classes, self.frames)
 
     @cached_property
     def encoder(self) -> "DualEncoder | CoupledEncoder":

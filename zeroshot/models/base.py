@@ -20,6 +20,8 @@ __all__ = [
     "Answerer",
     "Attend",
     "Cache",
+    "Classes",
+    "ClassifyingEncoder",
     "ClipEncoder",
     "ClipScorer",
     "DenseEncoder",
@@ -83,6 +85,23 @@ class ImageEncoder(Protocol):
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
         """Unit rows, float32, on the CPU, in the order of `images` (RGB, upright)."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The last layer of a classifier: what each class looks for in a row, and what it is called."""
+
+    weights: Float[Tensor, "c d"]
+    names: tuple[str, ...]
+
+
+@runtime_checkable
+class ClassifyingEncoder(ImageEncoder, Protocol):
+    """An image encoder that came with a classifier of its rows, or may have."""
+
+    @property
+    def classes(self) -> Classes | None:
+        """None where it has none, or none whose classes have names."""
 
 
 @runtime_checkable
