@@ -90,7 +90,7 @@ class ConSE(Dense):
 
     def _named(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """`B e`."""
-        seen = standard_scores(normalize(images) @ self.classes.T.to(images.dtype)).softmax(1)
+        seen = standard_scores(images @ self.classes.T.to(images.dtype)).softmax(1)  # [n, c]
         return self.map_texts(normalize(seen @ self.names.to(images.dtype)))
 
     @cached_property
