@@ -14,7 +14,12 @@ from zeroshot.coupled import reciprocal_rank, with_classes
 from zeroshot.errors import UserError
 from zeroshot.methods._conse import ConSE, standard_scores
 from zeroshot.methods._pairs import Rows
+from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
+from zeroshot.methods.csa_asif import CSAASIF
+from zeroshot.methods.procrustes import Procrustes
+from zeroshot.methods.relative import Relative
+from zeroshot.methods.ridge_cca import RidgeCCA
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import Classes
 from zeroshot.models.sets import CouplingSpec, SetSpec
@@ -146,6 +151,21 @@ def test_it_is_a_coupling():
     assert "tensor" not in repr(edited)
 
 
+@pytest.mark.parametrize(
+    "coupling",
+    [ASIF(k=20, p=2.0), CSAASIF(s=4, k=20), Procrustes(), Relative(), RidgeCCA()],
+    ids=repr,
+)
+def test_beside_any_coupling(coupling):
+    _, images, texts = world([0, 1, 2, 3, 4, 5], 90, seed=30)
+    which, queries, _ = world([0, 3, 5], 9, seed=70)
+    both = ConSE(coupling, CLASSES, NAMES).fit(images, texts)
+    cosines = both.cosines(queries, NAMES[:6, None])
+    assert cosines.argmax(1).tolist() == which.tolist()
+    matched = both.match(both.map_images(queries), NAMES[:6].expand(9, -1, -1))
+    torch.testing.assert_close(matched, cosines, atol=1e-5, rtol=0)
+
+
 def test_classes_that_do_not_fit_their_names():
     for classes, names in ((CLASSES[:3], NAMES), (CLASSES[:1], NAMES[:1])):
         with pytest.raises(UserError, match="as many of one as of the other, and at least two"):
@@ -181,7 +201,7 @@ def beside(classes, pairs, names=None):
     return with_classes(csa, (eyes, Reader()), images, texts)
 
 
-def test_a_classifier_stands_beside_the_coupling_where_it_helps():
+def test_a_classifier_stands_beside_the_coupling_where_its_names_fit():
     pairs = world(list(range(60)), 60, seed=60)
     assert isinstance(beside(CLASSES, pairs), ConSE)
     wrong = tuple(str((i + 5) % 60) for i in range(60))

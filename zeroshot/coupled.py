@@ -18,6 +18,9 @@ from zeroshot.models.base import (
 )
 from zeroshot.ops import hold_out, matching_scale, normalize
 
+BEYOND_CHANCE = 3.0
+"""How much better than by chance a classifier must find texts to be believed."""
+
 
 @dataclass(frozen=True)
 class CoupledEncoder:
@@ -95,10 +98,12 @@ def with_classes(
     anchor_images: Real[Tensor, "a d"],
     anchor_texts: Real[Tensor, "a e"],
 ) -> Coupling:
-    """The fitted coupling with the picture encoder's own classifier beside it, where that helps.
+    """The fitted coupling with the picture encoder's own classifier beside it, if that can be read.
 
-    It helps if pictures of anchors set aside find their own texts better by it, by the mean
-    reciprocal rank. As it was for an encoder without a classifier, or too few anchors to tell.
+    It can if what the classifier names is enough for pictures of anchors set aside to find their
+    own texts `BEYOND_CHANCE` times better than by chance, by the mean reciprocal rank. Whether it
+    adds to what the anchors taught is not asked: pictures like the anchors need it least. The
+    coupling stays as it was for an encoder without a classifier, or too few anchors to tell.
     """
     image_encoder, text_encoder = encoders
     classes = image_encoder.classes if isinstance(image_encoder, ClassifyingEncoder) else None
@@ -108,10 +113,10 @@ def with_classes(
     names = text_encoder.encode_texts(classes.names).cpu()
     beside = ConSE(coupling, classes.weights, names)
     test, images, texts = held
-    alone, both = (
-        reciprocal_rank(c.remove(test).cosines(images, texts[:, None])) for c in (coupling, beside)
-    )
-    return beside if both > alone else coupling
+    kept = beside.remove(test)
+    found = reciprocal_rank(kept.named(images) @ normalize(kept.map_texts(texts)).T)
+    chance = sum(1 / place for place in range(1, len(test) + 1)) / len(test)
+    return beside if found > BEYOND_CHANCE * chance else coupling
 
 
 def calibrate(

@@ -112,8 +112,8 @@ class ModelSet:
         """This set; one that names `asif` without options, with the coupling `auto` chooses.
 
         What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
-        words apart. The image encoder's own classifier joins it where that helps
-        (docs/captioning.md).
+        words apart. The image encoder's own classifier joins it if its classes
+        have names that fit (docs/captioning.md).
         """
         coupling = self.spec.coupling
         is_open = coupling is not None and coupling.method == "asif" and not coupling.options

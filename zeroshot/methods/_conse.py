@@ -80,13 +80,16 @@ class ConSE(Dense):
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """See `methods.Coupling`."""
-        own = self.coupling.map_images(images)
-        named = self._named(images) - self._usual.to(own.dtype)
-        return normalize(own) + self.weight * normalize(named)
+        return normalize(self.coupling.map_images(images)) + self.weight * self.named(images)
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n m"]:
         """Those of the coupling."""
         return self.coupling.map_texts(texts)  # type: ignore[no-any-return]
+
+    def named(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """What the classifier says alone: `b`, at unit length."""
+        named = self._named(images)
+        return normalize(named - self._usual.to(named.dtype))
 
     def _named(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """`B e`."""
