@@ -22,7 +22,7 @@ LAYERS = [
     {"label_maps"},
     {"inputs"},
     {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
-    {"decoding", "trace", "clips"},
+    {"decoding", "trace", "animations", "clips"},
     {"methods"},
     {
         *{"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},

@@ -9,43 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from zeroshot import cli, clips, framewise
-from zeroshot.errors import UnreadableImageError
+from tests.moving import HEART, LABELS, plain, read, scene, write
+from zeroshot import cli, framewise
 from zeroshot.images import Source
 from zeroshot.model_set import resolve
-
-av = pytest.importorskip("av")
-
-SCENES = Path(__file__).parent.parent / "examples" / "scenes"
-HEART = SCENES / "1-red-heart.png"
-LABELS = "red heart,blue star,green tree"
-
-
-def write(path, pictures, each=10, codec="mpeg4", rate=10):
-    """A clip that shows each picture for `each` frames."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        size = pictures[0].size
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p" if codec != "mjpeg" else "yuvj420p"
-        stream.bit_rate = 4_000_000
-        for picture in pictures:
-            for _ in range(each):
-                frame = av.VideoFrame.from_image(picture.convert("RGB"))
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def plain(*colours, size=(64, 48)):
-    return [Image.new("RGB", size, colour) for colour in colours]
-
-
-def scene(name):
-    (path,) = SCENES.glob(f"*{name}*.png")
-    return Image.open(path).convert("RGB")
 
 
 @pytest.fixture
@@ -61,30 +29,6 @@ def zeroshot(capsys):
     return run
 
 
-def read(path, count=8, **more):
-    with clips.open_clip(Source(str(path))) as clip:
-        return clips.frames_of(clip.file, count, **more)
-
-
-def colours(frames):
-    return [tuple(np.asarray(f).reshape(-1, 3).mean(0).round(-1).astype(int)) for f in frames]
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "ts"])
-def test_frames_are_those_in_the_middle_of_equal_parts(tmp_path, suffix):
-    """Each colour is shown for a second: as many frames as colours are one of each, in order."""
-    shades = [(10 + 30 * i,) * 3 for i in range(8)]
-    path = write(tmp_path / f"a.{suffix}", plain(*shades))
-    seen = [np.asarray(frame).mean() for frame in read(path)]
-    np.testing.assert_allclose(seen, [s[0] for s in shades], atol=8)
-    (middle,) = read(path, 1)
-    assert abs(np.asarray(middle).mean() - shades[4][0]) < 8
-
-
-def test_a_short_clip_shows_frames_again(tmp_path):
-    assert len(read(write(tmp_path / "a.mp4", plain("red"), each=1))) == 8
-
-
 def test_a_clip_of_one_scene_gets_its_label(zeroshot, tmp_path):
     write(tmp_path / "heart.mp4", [scene("red-heart")])
     write(tmp_path / "star.mp4", [scene("blue-star")])
@@ -94,7 +38,7 @@ def test_a_clip_of_one_scene_gets_its_label(zeroshot, tmp_path):
     assert [Path(row["path"]).name for row in rows] == ["heart.mp4", "star.mp4"]
     assert [row["labels"][0]["label"] for row in rows] == ["red heart", "blue star"]
     assert {row["schema"] for row in rows} == {"zeroshot.classify/1"}
-    assert rows[0]["models"]["clips"].startswith("clip-1/8-middles/mean")
+    assert rows[0]["models"]["clips"].startswith("clip-2/8-middles/mean")
     _, again, said = zeroshot(*command[:-1], "-v", "--json")
     assert again == rows
     assert "0 images encoded, 2 from the cache" in said
@@ -173,56 +117,6 @@ def test_what_is_no_clip_is_a_row_with_a_reason(zeroshot, tmp_path):
     assert "empty" in rows[0]["error"]["message"]
     assert "damaged" in rows[1]["error"]["message"]
     assert all("no clip" in row["error"]["message"] for row in rows[2:5])
-
-
-def test_a_clip_that_breaks_off_says_so(tmp_path):
-    path = write(tmp_path / "a.mkv", plain(*[(9 * i,) * 3 for i in range(20)]), codec="mjpeg")
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UnreadableImageError, match=r"breaks off|no frame|damaged"):
-        read(path)
-
-
-def test_limits(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mp4", plain("red"), each=40)
-    with pytest.raises(UnreadableImageError, match="megapixels"):
-        read(path, max_pixels=1000)
-    for name, value, reason in (
-        ("MAX_DECODED", 3, "no key frame"),
-        ("MAX_SECONDS", 3, "longer than"),
-        ("DEADLINE", -1, "longer than"),
-        ("MAX_BYTES", 10, "larger than"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(clips, name, value)
-            with pytest.raises(UnreadableImageError, match=reason):
-                read(path)
-
-
-def test_a_folder_and_nothing_are_no_clips(tmp_path):
-    with pytest.raises(UnreadableImageError, match="a folder"):
-        read(tmp_path)
-    with pytest.raises(UnreadableImageError, match="no such file"):
-        read(tmp_path / "none.mp4")
-
-
-def test_rotation_is_undone(tmp_path):
-    """A quarter turn in the track header, as telephones write it: what was left comes on top."""
-    picture = Image.new("RGB", (64, 48), "red")
-    picture.paste("blue", (32, 0, 64, 48))
-    path = write(tmp_path / "a.mp4", [picture])
-    data = path.read_bytes()
-    unit = (1 << 16).to_bytes(4, "big")
-    zero, minus = bytes(4), (0x100000000 - (1 << 16)).to_bytes(4, "big")
-    plain_matrix = unit + zero * 3 + unit
-    turned = zero + unit + zero + minus + zero
-    place = data.index(plain_matrix, data.index(b"tkhd"))
-    path.write_bytes(data[:place] + turned + data[place + len(turned) :])
-    (frame,) = read(path, 1)
-    assert frame.size == (48, 64)
-    top, bottom = frame.getpixel((24, 8)), frame.getpixel((24, 56))
-    assert top[0] > 150 > top[2]
-    assert bottom[2] > 150 > bottom[0]
 
 
 def test_without_pyav(zeroshot, tmp_path, monkeypatch):
