@@ -37,6 +37,7 @@ LAYERS = [
     {"terminal"},
     {"cli_run", "cli_anchors", "cli_cache"},
     {"cli_rows"},
+    {"cli_labels"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
     {"cli_ask", "cli_detect", "cli_filter", "cli_match", "cli_search", "cli_segment"},
     {"cli_video"},

@@ -160,7 +160,7 @@ def find_in(
 
     meter, sources = Meter(), run.sources(names)
     with run.open_cache() as cache:
-        with terminal.Screen("nothing", len(sources), run.quiet) as screen:
+        with terminal.Screen("nothing", len(sources), run.quiet, run.things) as screen:
             found = task.search(
                 asked,
                 sources,
@@ -235,18 +235,18 @@ def _show(
 ) -> None:
     from zeroshot import terminal
 
-    shown = run.shown()
+    shown, thing = run.shown(), run.things.removesuffix("s")
     for result in found.results:
         if shown == "json":
             terminal.print_json(result.row())
         elif result.error is not None:
             terminal.say(f"'{result.path}': {result.error.message}")
     if shown == "table":
-        terminal.show_hits([r for r in found.results if r.error is None])
+        terminal.show_hits([r for r in found.results if r.error is None], thing)
     for query, count, best in zip(asked, found.counts, found.best, strict=True):
         if not count:
             scored = "" if best is None else f"; the best has {best:.3f}, --min-score is {least}"
-            terminal.say(f"no picture for '{query.label}'{scored}")
+            terminal.say(f"no {thing} for '{query.label}'{scored}")
     if not run.quiet:
-        for line in terminal.summary(meter, 0, run.verbose):
+        for line in terminal.summary(meter, 0, run.verbose, things=run.things):
             terminal.say(line)

@@ -37,6 +37,8 @@ __all__ = [
     "mean_of_frames",
 ]
 
+FRAMES = 8
+"""Of a clip, where nobody says how many."""
 AT_ONCE = 32
 """Frames that are encoded together."""
 
@@ -69,7 +71,7 @@ class FrameEncoder:
     """An image encoder that reads clips (`models.base.ClipEncoder`), frame by frame."""
 
     encoder: ImageEncoder
-    frames: int = 8
+    frames: int = FRAMES
 
     @property
     def name(self) -> str:
@@ -149,7 +151,7 @@ class AttendedFrames:
     """A dual encoder as `models.base.ClipScorer`: each text attends to the frames that fit it."""
 
     encoder: "DualEncoder | CoupledEncoder"
-    frames: int = 8
+    frames: int = FRAMES
     method: str = "attention"
 
     @property
@@ -162,6 +164,11 @@ class AttendedFrames:
     def logit_scale(self) -> float:
         """The encoder's."""
         return self.encoder.logit_scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The encoder's."""
+        return self.encoder.logit_bias
 
     def pixels(self, frames: Sequence[Image]) -> Pixels:
         """See `models.base.ClipScorer`."""
@@ -198,7 +205,7 @@ class AttendedFrames:
 class ClipModels(ModelSet):
     """A model set whose image encoder reads clips, so that tasks on pictures work on clips."""
 
-    frames: int = 8
+    frames: int = FRAMES
 
     @classmethod
     def of(cls, models: ModelSet, frames: int) -> "ClipModels":

@@ -462,6 +462,10 @@ class ClipScorer(Protocol):
     def logit_scale(self) -> float:
         """As `DualEncoder.logit_scale`."""
 
+    @property
+    def logit_bias(self) -> float | None:
+        """As `DualEncoder.logit_bias`."""
+
     def pixels(self, frames: Sequence[Image]) -> Pixels:
         """The frames of one clip as the network reads them, small and on the CPU."""
 

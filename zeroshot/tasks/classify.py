@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,8 @@ from zeroshot.tasks.labelled import Labelled
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.pipeline import Embedded
 
-Head = Literal["softmax", "sigmoid", "cosine"]
+Head = Literal["softmax", "sigmoid", "cosine", "against"]
+"""What a score is. `against` is a label's share of a softmax with what it is weighed against."""
 Believe = Callable[[Tensor], Sequence[bool]]
 """Of scores `[n c]`: whether each row's best label stands."""
 
@@ -73,6 +74,38 @@ class Learn:
         return {name: flag for name, flag in OPTIONS.items() if getattr(self, name)}
 
 
+class Labeller(Protocol):
+    """What gives rows their scores: a method, or a model of clips."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """One name per class."""
+
+    @property
+    def head(self) -> Head:
+        """What a score is."""
+
+    @property
+    def explained(self) -> int:
+        """Anchors named for the best label."""
+
+    @property
+    def used(self) -> dict[str, str]:
+        """Canonical names, for rows."""
+
+    @property
+    def name(self) -> str:
+        """What rows call the method."""
+
+    def __call__(
+        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        """Scores as the head defines them, and raw cosines."""
+
+    def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
+        """The anchors that carried a label."""
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A method with the encoder it runs on and the prompts of every class, encoded."""
@@ -93,14 +126,16 @@ class Classifier:
     """Anchors named for each picture's best label."""
     anchors: Anchors | None = None
     """Those that the method knows, where they are to be named."""
+    against: int = 0
+    """Classes that follow the labels in `texts`: what each label is weighed against."""
 
     def __call__(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines, of rows of the image encoder."""
         given, cosine = self._scored(rows, views)
-        as_they_are = self._output == "probability" and self.temperature == 1
-        if as_they_are or self.head == "cosine":
+        own = self.head in ("softmax", "sigmoid") and self._output == "probability"
+        if (own and self.temperature == 1) or self.head == "cosine":
             return given, cosine
         return self.headed(as_logits(given, self._output, self.encoder.logit_scale)), cosine
 
@@ -119,10 +154,11 @@ class Classifier:
     def _scored(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """What the method says, and raw cosines."""
+        """What the method says of labels and of what is against them, and the labels' cosines."""
+        labels, told = len(self.labels), len(self.labels) + self.against
         if isinstance(self.method, Coupling):
             cosine = self.method.cosines(rows, self.texts, self.text_mask)
-            return cosine, cosine
+            return cosine, cosine[:, :labels]
         images, scale = join_images(self.encoder, rows), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
         if views is not None:
@@ -133,14 +169,22 @@ class Classifier:
         given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
         plain = type(self.method) is Ensemble and self.method.output == "similarity"
         cosine = given if plain else Ensemble().scores(images, self.texts, self.text_mask)
-        return given[:, : len(self.labels)], cosine[:, : len(self.labels)]
+        return given[:, :told], cosine[:, :labels]
 
-    def headed(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Softmax or sigmoid at the temperature."""
-        logits = logits / self.temperature
-        if self.head == "sigmoid":
-            return (logits + (self.encoder.logit_bias or 0.0)).sigmoid()
-        return logits.softmax(1)
+    def headed(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:
+        """Scores of logits, at the temperature."""
+        bias = self.encoder.logit_bias
+        return headed(logits / self.temperature, self.head, bias, len(self.labels))
+
+    @property
+    def used(self) -> dict[str, str]:
+        """Canonical names, for rows."""
+        return canonical_names(self.encoder)
+
+    @property
+    def name(self) -> str:
+        """The method's, for rows."""
+        return methods.name_of(self.method)
 
     def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
         """The anchors that carried a label of a picture, their shares scaled to its cosine."""
@@ -170,6 +214,8 @@ def classifier(
     learn: Learn | None = None,
     temperature: float = 1.0,
     explained: int = 0,
+    multi: bool = False,
+    against: Sequence[str] = (),
 ) -> Classifier:
     """Encode the prompts and make the method ready.
 
@@ -179,11 +225,14 @@ def classifier(
             of the kinds follow.
         method: a scorer's name, or a pipeline; without one the set's own, else its coupling, else
             `ensemble`.
-        head: without one, sigmoid for a model with a bias (SigLIP), else softmax.
+        head: without one, sigmoid for a model with a bias (SigLIP), else softmax; with `multi`,
+            `against` where something is, else sigmoid or cosine.
         truncate: cut prompts that are longer than the text encoder reads instead of refusing them.
         learn: shots, unlabelled pictures, a prior, views.
         temperature: divides the logits before the head.
         explained: how many anchors to name for each picture's best label; couplings alone can.
+        multi: several labels may hold: each has a score of its own.
+        against: sentences that each label is weighed against then.
 
     Raises:
         UserError: a method that does not classify, that lacks what it learns from or has no use
@@ -191,6 +240,7 @@ def classifier(
     """
     models.require(language_model=False)
     learn = learn or Learn()
+    see_to_multi(multi, head, against, learn)
     scorer = _scorer(models, method, options or {})
     _see_to_arrays(scorer, learn)
     if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
@@ -199,6 +249,7 @@ def classifier(
             "csa and csa_asif explain themselves"
         )
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
+    prompts = [*prompts, *([other] for other in against)]
     flat = [sentence for sentences in prompts for sentence in sentences]
     if not truncate:
         refuse_long(flat, text_side(encoder))
@@ -206,7 +257,6 @@ def classifier(
     if not isinstance(scorer, Coupling):
         rows = join_texts(encoder, rows)
     texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
-    own: Head = "softmax" if encoder.logit_bias is None else "sigmoid"
     fitted = _fitted(scorer, encoder, learn, cache, meter)
     return Classifier(
         fitted,
@@ -214,13 +264,57 @@ def classifier(
         labels,
         texts,
         mask,
-        head or own,
+        head or own_head(encoder.logit_bias, multi, bool(against)),
         learn.views,
         temperature,
         torch.tensor(learn.parents) if learn.parents else None,
         explained,
         models.anchors if explained else None,
+        len(against),
     )
+
+
+def own_head(bias: float | None, multi: bool, against: bool) -> Head:
+    """What scores are where nobody says: see `classifier`."""
+    if against:
+        return "against"
+    if bias is not None:
+        return "sigmoid"
+    return "cosine" if multi else "softmax"
+
+
+def headed(
+    logits: Float[Tensor, "n a"], head: Head, bias: float | None, labels: int
+) -> Float[Tensor, "n c"]:
+    """Softmax or sigmoid, or each of the `labels` against all that follows them."""
+    if head == "against":
+        others = logits[:, labels:].logsumexp(1, keepdim=True)
+        return (logits[:, :labels] - others).sigmoid()
+    if head == "sigmoid":
+        return (logits + (bias or 0.0)).sigmoid()
+    return logits.softmax(1)
+
+
+def see_to_multi(
+    multi: bool, head: Head | None, against: Sequence[str], learn: Learn | None = None
+) -> None:
+    """Labels that may all hold have no scores that sum to one.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if multi and head == "softmax":
+        raise UserError(
+            "--score softmax shares one among the labels, and with --multi several may hold: take "
+            "sigmoid or cosine, or weigh each label with --against"
+        )
+    if not against:
+        return
+    if not multi or head is not None:
+        raise UserError("--against weighs each label by itself: give --multi and no --score")
+    if learn and (more := learn.given.keys() & {"shots", "prior", "parents"}):
+        flags = " and ".join(sorted(OPTIONS[name] for name in more))
+        raise UserError(f"--against is no label: leave {flags}, which say something of each label")
 
 
 def classify(
@@ -232,25 +326,30 @@ def classify(
     batch_size: int = AUTO_BATCH,
     top_k: int = 5,
     believe: Believe | None = None,
+    least: float | None = None,
 ) -> Iterator[ClassifyResult]:
-    """One result per picture, in order, with the `top_k` best labels.
+    """One result per picture, in order, with the `top_k` best labels, of those from `least` on.
 
     A transductive method sees all pictures at once, so nothing comes out before the last one.
     `believe` says of scores whether the best label stands; where not, the result abstains.
     """
     for batch in embedded(sources, classifier, cache, meter, batch_size):
-        yield from label(batch, classifier, meter, top_k, believe)
+        yield from label(batch, classifier, meter, top_k, believe, least)
 
 
 def label(
     batch: Embedded,
-    classifier: Classifier,
+    classifier: Labeller,
     meter: Meter,
     top_k: int = 5,
     believe: Believe | None = None,
+    least: float | None = None,
 ) -> Iterator[ClassifyResult]:
-    """The results of one batch; of a transductive method, of all pictures there are."""
-    used, good = canonical_names(classifier.encoder), batch.readable
+    """The results of one batch; of a transductive method, of all pictures there are.
+
+    With `least`, a picture without a label that scores so much abstains.
+    """
+    used, good = classifier.used, batch.readable
     labels: dict[int, tuple[Label, ...]] = {}
     abstained: dict[int, bool] = {}
     because: dict[int, tuple[Reason, ...]] = {}
@@ -258,14 +357,19 @@ def label(
         if good:
             views = None if batch.views is None else batch.views[good]
             scores, cosines = classifier(batch.rows[good], views)
-            best = _best(classifier.labels, scores, cosines, top_k)
+            best = best_labels(classifier.labels, scores, cosines, top_k)
             labels = dict(zip(good, best, strict=True))
+            if least is not None:
+                kept = {i: tuple(x for x in own if x.score >= least) for i, own in labels.items()}
+                abstained = {i: not own for i, own in kept.items()}
+                labels = kept
             if believe is not None:
                 abstained = {i: not s for i, s in zip(good, believe(scores), strict=True)}
             if classifier.explained:
                 because = {
                     i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
                     for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
+                    if labels[i]
                 }
     for i, source in enumerate(batch.sources):
         yield ClassifyResult(
@@ -273,7 +377,7 @@ def label(
             id=batch.ids[i],
             error=batch.failures[i],
             models=used,
-            method=methods.name_of(classifier.method),
+            method=classifier.name,
             labels=labels.get(i, ()),
             abstained=abstained.get(i, False),
             scored=classifier.head,
@@ -407,12 +511,13 @@ def _fitted(
     return fitted
 
 
-def _best(
+def best_labels(
     labels: Sequence[str],
     scores: Float[Tensor, "n c"],
     cosines: Float[Tensor, "n c"],
     top_k: int,
 ) -> list[tuple[Label, ...]]:
+    """The `top_k` best labels of each row, best first."""
     values, index = scores.topk(min(top_k, len(labels)), dim=1)
     return [
         tuple(Label(labels[i], s, c) for i, s, c in zip(*columns, strict=True))
