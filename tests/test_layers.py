@@ -33,7 +33,7 @@ LAYERS = [
     {"tasks"},
     {"jobs"},
     {"report", "scale", "api"},
-    {"api_texts", "api_located"},
+    {"api_texts", "api_located", "video"},
     {"terminal"},
     {"cli_run", "cli_anchors", "cli_cache"},
     {"cli_rows"},

@@ -9,12 +9,12 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import BinaryIO
 
 from PIL.Image import Image
 from PIL.ImageFile import ImageFile
 
 from zeroshot.errors import UnreadableImageError
+from zeroshot.models.base import VideoFile
 from zeroshot.pixels import OPENERS, upright
 
 __all__ = ["ANIMATED", "animated_frames", "kind_of"]
@@ -31,7 +31,7 @@ def kind_of(head: bytes) -> str | None:
 
 
 def animated_frames(
-    file: BinaryIO, kind: str, count: int, max_pixels: int, deadline: float
+    file: VideoFile, kind: str, count: int, max_pixels: int, deadline: float
 ) -> list[Image]:
     """The frames shown in the middle of `count` equal parts of the time: upright, RGB.
 

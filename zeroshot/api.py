@@ -102,28 +102,36 @@ def classify(
     *,
     templates: str = "simple",
     score: Head | None = None,
-    top_k: int = 5,
+    top_k: int | None = None,
     shots: str | Path | None = None,
     bank: Input | Iterable[Input] = (),
     prior: Sequence[float] = (),
     views: int = 0,
     explain: int = 0,
+    multi: bool = False,
+    against: str | Sequence[str] = (),
+    threshold: float | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[ClassifyResult]:
-    """One result per picture, in order, with the `top_k` best labels.
+    """One result per picture, in order, with the best labels.
 
     Args:
         images, models, method, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
         templates: `simple` (7), `openai` (80), `none`, `waffle`, a sentence with `{}`, or a file.
         score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
+        top_k: labels in a result; 5 without it, and all with `multi`.
         shots: labelled pictures to learn from: a folder per class, or a CSV file with path,label.
         bank: unlabelled pictures to learn from.
         prior: how frequent each label is, in their order.
         views: random parts of each picture, itself included.
         explain: how many anchors to name that carried the best label (couplings only).
+        multi: several labels may hold, and each is scored by itself: by sigmoid where the model
+            was trained with it, else by the cosine.
+        against: with `multi`, texts that each label is weighed against.
+        threshold: with `multi`, the least score of a label in a result.
 
     Raises:
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
@@ -145,6 +153,9 @@ def classify(
         ),
         explain=explain,
         top_k=top_k,
+        multi=multi,
+        against=(against,) if isinstance(against, str) else tuple(against),
+        threshold=threshold,
     )
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 

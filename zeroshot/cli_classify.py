@@ -49,7 +49,7 @@ def classify(
         raise UserError(
             "classify needs pictures and --labels (or --hierarchy), or --embeddings FILE.npz"
         )
-    asked.refuse_without_labels("classify")
+    asked.refuse_without_labels("classify needs pictures")
     asked.show(run, asked.job(run, run.model_set(), views), run.sources(images))
 
 

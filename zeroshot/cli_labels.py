@@ -133,12 +133,11 @@ class Labelling:
         ),
     ] = 0
 
-    def refuse_without_labels(self, command: str) -> None:
-        """UserError unless there are either labels or a hierarchy."""
+    def refuse_without_labels(self, needs: str) -> None:
+        """UserError, which begins with what the command `needs`, without labels or hierarchy."""
         if bool(self.labels) == (self.hierarchy is not None):
             raise UserError(
-                f"{command} needs --labels, as in --labels cat,dog, a .txt or a .json file; or "
-                "--hierarchy"
+                f"{needs} and --labels (or --hierarchy): cat,dog, a .txt or a .json file"
             )
 
     @property

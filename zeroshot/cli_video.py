@@ -4,7 +4,6 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
@@ -22,7 +21,7 @@ from zeroshot.cli_run import (
     option,
     read_options,
 )
-from zeroshot.cli_search import find_in, refuse_to_overwrite
+from zeroshot.cli_search import Html, Searching
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def classify(
     frames: Frames = None,
 ) -> None:
     """Label clips, by the methods that label pictures or by a model of clips."""
-    asked.refuse_without_labels("video classify")
+    asked.refuse_without_labels("video classify needs clips")
     if model is None and pooling == "mean":
         asked.show(run, asked.job(run, _models(run, frames)), run.sources(clips))
         return
@@ -149,40 +148,25 @@ def _refuse_methods(asked: Labelling) -> None:
 @on_pictures
 def search(
     run: ClipRun,
+    asked: Searching,
     words: Annotated[
         list[str],
         typer.Argument(
             metavar="[QUERY] CLIPS...",
-            help="What to look for (not with --queries), then files, folders, globs or -.",
+            help="What to look for (not with --clip or --queries), then files, folders, globs or "
+            "-.",
         ),
     ],
-    queries: Annotated[
-        Path | None, option("--queries", env="QUERIES", help="Many queries, one a line.")
+    clip: Annotated[
+        str | None, option("--clip", env="SEARCH_CLIP", help="A clip as the query.")
     ] = None,
-    top_k: Annotated[
-        int, option("--top-k", "-k", env="TOP_K", help="Clips for each query.", min=1)
-    ] = 10,
-    min_score: Annotated[
-        float | None, option("--min-score", env="MIN_SCORE", help="Leave out what scores less.")
-    ] = None,
+    html: Html = None,
     frames: Frames = None,
     model: NoModel = None,
 ) -> None:
-    """Find clips by words."""
+    """Find clips by words, by a clip, or by sums and differences of both."""
     _refuse_model(model, "search ranks clips by one row for each")
-    from zeroshot.tasks import search as task
-
-    if queries is None:
-        first, *clips = words
-        if not clips:
-            raise UserError(f"search needs clips: zeroshot video search '{first}' DIR")
-        asked = [task.query(task.term(f"text:{first}"))]
-    else:
-        asked, clips = task.read_queries(queries), words
-        if any(term.picture is not None for query in asked for term in query.terms):
-            raise UserError(f"'{queries}': clips are searched by words, not by pictures")
-    refuse_to_overwrite(run, run.out)
-    find_in(run, asked, clips, _models(run, frames), top_k=top_k, min_score=min_score)
+    asked.find(run, words, _models(run, frames), ("--clip", clip), html)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL.Image import Image, Transpose
 
@@ -26,6 +26,7 @@ from zeroshot.animations import animated_frames, kind_of
 from zeroshot.errors import NotAvailableError, UnreadableImageError
 from zeroshot.images import MAX_PIXELS
 from zeroshot.inputs import Source
+from zeroshot.models.base import VideoFile
 
 __all__ = ["VERSION", "Clip", "frames_of", "open_clip"]
 
@@ -76,7 +77,7 @@ class Clip:
     """An open clip, and the sha256 of its bytes."""
 
     id: str
-    file: BinaryIO
+    file: VideoFile
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def open_clip(source: Source) -> Iterator[Clip]:
     """
     content = source.content
     if content is None:
-        file: BinaryIO = _opened(Path(source.path or ""))
+        file: VideoFile = _opened(Path(source.path or ""))
     elif isinstance(content, bytes):
         file = io.BytesIO(content)
     elif hasattr(content, "read"):
@@ -100,7 +101,7 @@ def open_clip(source: Source) -> Iterator[Clip]:
         yield Clip(digest.hexdigest(), file)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> VideoFile:
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -116,7 +117,7 @@ def _opened(path: Path) -> BinaryIO:
         raise UnreadableImageError(f"cannot be read: {error}") from error
 
 
-def frames_of(file: BinaryIO, count: int, max_pixels: int = MAX_PIXELS) -> list[Image]:
+def frames_of(file: VideoFile, count: int, max_pixels: int = MAX_PIXELS) -> list[Image]:
     """The frames shown in the middle of `count` equal parts of a clip: upright, RGB.
 
     Where frames come evenly, these are `floor((i + 1/2) n / count)` of n: those on which TSN and

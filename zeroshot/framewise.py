@@ -7,7 +7,7 @@ The mean of unit frame rows, itself brought to unit length, is CLIP4Clip's param
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from zeroshot.models.base import (
     PixelEncoder,
     Pixels,
     TextSession,
+    VideoFile,
 )
 from zeroshot.ops import normalize
 
@@ -85,7 +86,7 @@ class FrameEncoder:
         shortcuts = self.encoder.shortcuts if isinstance(self.encoder, PixelEncoder) else ""
         return f"{kind}/{shortcuts}" if shortcuts else kind
 
-    def read_clip(self, file: BinaryIO) -> list[Pixels]:
+    def read_clip(self, file: VideoFile) -> list[Pixels]:
         """See `models.base.ClipEncoder`."""
         frames = frames_of(file, self.frames)
         if isinstance(self.encoder, PixelEncoder):

@@ -6,6 +6,7 @@ arrive as RGB PIL pictures, upright; a language model meets token ids and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import torch
@@ -110,6 +111,10 @@ class PixelEncoder(ImageEncoder, Protocol):
         """Rows as `encode_images` gives them, in the order of `pixels`."""
 
 
+VideoFile = BinaryIO | BytesIO
+"""An open file of video, or one in memory."""
+
+
 @runtime_checkable
 class ClipEncoder(ImageEncoder, Protocol):
     """An image encoder that stands for one of clips: what it is given are files of video."""
@@ -118,7 +123,7 @@ class ClipEncoder(ImageEncoder, Protocol):
     def clip_kind(self) -> str:
         """Names how a clip becomes a row: frames, sampling, pooling. Part of a row's cache key."""
 
-    def read_clip(self, file: BinaryIO) -> Pixels:
+    def read_clip(self, file: VideoFile) -> Pixels:
         """What the network reads of a clip, small and on the CPU.
 
         UnreadableImageError with the reason, without the path.

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -74,6 +75,7 @@ class Learn:
         return {name: flag for name, flag in OPTIONS.items() if getattr(self, name)}
 
 
+@runtime_checkable
 class Labeller(Protocol):
     """What gives rows their scores: a method, or a model of clips."""
 
@@ -141,8 +143,8 @@ class Classifier:
 
     def logits(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
-    ) -> Float[Tensor, "n c"]:
-        """Scores before the head and before the temperature."""
+    ) -> Float[Tensor, "n a"]:
+        """Scores before the head and before the temperature, also of what labels are against."""
         given, _ = self._scored(rows, views)
         return as_logits(given, self._output, self.encoder.logit_scale)
 
@@ -153,7 +155,7 @@ class Classifier:
 
     def _scored(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+    ) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n c"]]:
         """What the method says of labels and of what is against them, and the labels' cosines."""
         labels, told = len(self.labels), len(self.labels) + self.against
         if isinstance(self.method, Coupling):
@@ -360,7 +362,8 @@ def label(
             best = best_labels(classifier.labels, scores, cosines, top_k)
             labels = dict(zip(good, best, strict=True))
             if least is not None:
-                kept = {i: tuple(x for x in own if x.score >= least) for i, own in labels.items()}
+                lowest = float(np.float32(least))  # as scores are, so that one can be named
+                kept = {i: tuple(x for x in own if x.score >= lowest) for i, own in labels.items()}
                 abstained = {i: not own for i, own in kept.items()}
                 labels = kept
             if believe is not None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zeroshot.clips import VERSION, frames_of
 from zeroshot.images import Source
-from zeroshot.models.base import ClipScorer, Image, Pixels
+from zeroshot.models.base import ClipScorer, Image, Pixels, VideoFile
 from zeroshot.results import ClassifyResult, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.classify import Head, headed, label, own_head, see_to_multi
@@ -35,7 +35,7 @@ class ScoredClips:
         """See `models.base.ClipEncoder`."""
         return f"{VERSION}/{self.scorer.frames}-middles/own"
 
-    def read_clip(self, file: BinaryIO) -> Pixels:
+    def read_clip(self, file: VideoFile) -> Pixels:
         """See `models.base.ClipEncoder`."""
         return self.scorer.pixels(frames_of(file, self.scorer.frames))
 
