@@ -18,6 +18,7 @@ LAYERS = [
     },
     {"caption_metrics"},
     {"alignment", "measures"},
+    {"multilabel"},
     {"models.base"},
     {"label_maps"},
     {"inputs"},

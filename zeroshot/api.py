@@ -28,6 +28,7 @@ from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.classify import Head, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.evaluate import Choice
 from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.tasks.labelled import read_labelled
 from zeroshot.tasks.meter import Meter
@@ -128,8 +129,7 @@ def classify(
         prior: how frequent each label is, in their order.
         views: random parts of each picture, itself included.
         explain: how many anchors to name that carried the best label (couplings only).
-        multi: several labels may hold, and each is scored by itself: by sigmoid where the model
-            was trained with it, else by the cosine.
+        multi: several labels may hold, each scored by itself: by sigmoid (SigLIP) or cosine.
         against: with `multi`, texts that each label is weighed against.
         threshold: with `multi`, the least score of a label in a result.
 
@@ -249,6 +249,9 @@ def evaluate(
     labels: str | None = None,
     templates: str | None = None,
     score: Head | None = None,
+    against: str | Sequence[str] = (),
+    threshold: float | None = None,
+    held_out: float | None = None,
     judge: DualEncoder | None = None,
     coupling: str | None = None,
     draws: int = DRAWS,
@@ -262,13 +265,15 @@ def evaluate(
 
     Args:
         data: a folder of pictures, a CLIP_benchmark webdataset, or a file of labels.
-        task: `classify`, `caption` or `retrieve`; a protocol knows.
+        task: `classify`, `multilabel`, `caption` or `retrieve`; a protocol knows.
         models, batch_size, cache: as for `caption`.
         methods: one or several, each tested against the first; the set's own without.
         protocol: class names, templates and split by one name (docs/evaluation.md).
         truth: labels or captions of the pictures, in a file.
         split, labels, templates: of the data; `labels` and `templates` as for `classify`.
-        score: as for `classify`.
+        score, against: as for `classify`; `against` of several labels.
+        threshold: of several labels, from which one holds; without, F1 is not told.
+        held_out: the share of the pictures that a threshold is chosen on instead.
         judge, coupling: of captions: an encoder for CLIPScore, and as for `caption`.
         draws, confidence, seed: of the intervals.
         options: of the method, where it is one.
@@ -296,6 +301,8 @@ def evaluate(
             judge=judge,
             coupling=coupling,
             batch_size=batch_size,
+            choice=Choice(threshold, held_out, seed),
+            against=[against] if isinstance(against, str) else against,
         )
         return evaluation(asked, [asked.answers(name, options) for name in names], sampling)
 

@@ -103,6 +103,19 @@ def show_figures(result: Mapping[str, Any]) -> None:
         told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
         table.add_row(name, f"{usual(name, value):.2f}", told)
     Console().print(table)
+    if "labels" in result:
+        _show_labels(result["labels"], share)
+
+
+def _show_labels(labels: Mapping[str, Any], share: str) -> None:
+    """The average precision of each label, the best first."""
+    table = Table("label", "pictures", "average precision", f"{share} interval")
+    for name, own in sorted(labels.items(), key=lambda one: -one[1]["average_precision"]):
+        ends = own["interval"] or ()
+        told = " to ".join(f"{100 * end:.2f}" for end in ends)
+        value = f"{100 * own['average_precision']:.2f}"
+        table.add_row(escape(plain(name)), str(own["pictures"]), value, told)
+    Console().print(table)
 
 
 def show_differences(comparison: Mapping[str, Any]) -> None:
