@@ -90,6 +90,12 @@ def test_the_threshold_has_the_largest_f1_of_all(seed):
     assert np.isnan(multilabel.best_threshold(scores, np.zeros_like(truth)))
 
 
+def test_the_threshold_by_hand():
+    """Hit, miss, hit: F1 is 2/3, 2/4 and 4/5 from the first, the second and the third score on."""
+    scores, truth = np.array([[0.9], [0.8], [0.7]]), np.array([[True], [False], [True]])
+    assert multilabel.best_threshold(scores, truth) == 0.7
+
+
 def test_no_label_at_all_has_no_figure():
     scores, truth = drawn(0)
     found = multilabel.of_multilabel(scores, np.zeros_like(truth), 0.25)
