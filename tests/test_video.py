@@ -237,6 +237,7 @@ def test_clips_teach_a_method(zeroshot, folder, tmp_path):
     assert code == 0, said
     code, _, said = zeroshot(*command, "--method", "mta")
     assert code == 2
+    assert "random parts of a picture" in said
     code, found, _ = zeroshot(*command, "--compare", "ensemble,center")
     assert code == 0
     assert [row["method"] for row in found] == ["ensemble", "center"]

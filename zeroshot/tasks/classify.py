@@ -12,6 +12,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.anchors import Anchors
 from zeroshot.errors import UserError
+from zeroshot.framewise import ClipModels
 from zeroshot.images import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import explain
@@ -244,6 +245,11 @@ def classifier(
     learn = learn or Learn()
     see_to_multi(multi, head, against, learn)
     scorer = _scorer(models, method, options or {})
+    if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
+        raise UserError(
+            f"method '{methods.name_of(scorer)}' compares random parts of a picture (--views), "
+            "which clips have none of; label clips by another"
+        )
     _see_to_arrays(scorer, learn)
     if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
         raise UserError(
