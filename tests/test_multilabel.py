@@ -1,6 +1,8 @@
 """Several labels per picture: figures against scikit-learn, and `eval` as a person uses it."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +182,60 @@ def test_no_file_of_labels_is_said(tmp_path):
         read_multilabelled(tmp_path / "none")
 
 
+def npy(*values, dtype="float32"):
+    file = io.BytesIO()
+    np.save(file, np.array(values, dtype), allow_pickle=True)
+    return file.getvalue()
+
+
+def shard(folder, *members, names="cat\ndog\n"):
+    """A CLIP_benchmark set of several labels, in one tar file."""
+    (folder / "test").mkdir(exist_ok=True)
+    (folder / "classnames.txt").write_text(names)
+    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    (folder / "dataset_type.txt").write_text("multilabel\n")
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    with tarfile.open(folder / "test" / "0.tar", "w") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def test_a_webdataset_of_several_labels(tmp_path):
+    whole = (SCENES / "1-red-heart.png").read_bytes()
+    members = [("s1.png", whole), ("s1.npy", npy(1, 1)), ("s2.npy", npy(0, 0, dtype="int64"))]
+    held = read_multilabelled(shard(tmp_path, *members, ("s2.png", whole)))
+    assert held.labels == ("cat", "dog")
+    assert held.truth == ((0, 1), ())
+    assert held.sentences == [["a photo of a cat."], ["a photo of a dog."]]
+    assert [Path(s.path).name for s in held.sources] == ["s1.png", "s2.png"]
+    assert read_multilabelled(tmp_path, labels="a,b", templates="none").sentences == [["a"], ["b"]]
+    for how, message in (({"labels": "a"}, "1 labels for the 2"), ({"split": "val"}, "--split")):
+        with pytest.raises(UserError, match=message):
+            read_multilabelled(tmp_path, **how)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", b"x")], "has no .npy"),
+        ([("a.npy", npy(1, 0))], "has no picture"),
+        ([("a.png", b"x"), ("a.npy", npy(1, 0, 1))], "not 2 zeros and ones"),
+        ([("a.png", b"x"), ("a.npy", npy(1, 2))], "other numbers"),
+        ([("a.png", b"x"), ("a.npy", npy(1, float("nan")))], "other numbers"),
+        ([("a.png", b"x"), ("a.npy", npy(1, None, dtype=object))], "not 2 zeros and ones"),
+        ([("a.png", b"x"), ("a.npy", npy(1, 0)[:-1])], "buffer"),
+        ([("a.png", b"x"), ("a.npy", b"")], "0.tar"),
+        ([("a.png", b"x"), ("a.npy", b"1" * (2 << 20))], "larger than"),
+    ],
+)
+def test_arrays_that_are_not_what_they_should_be(tmp_path, members, message):
+    with pytest.raises(UserError, match=message):
+        read_multilabelled(shard(tmp_path, *members))
+
+
 # The command
 
 
@@ -305,7 +361,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(zeroshot, tmp_path):
     ("more", "message"),
     [
         (("--threshold", 0.1, "--held-out", 0.5), "give one of them"),
-        (("--split", "val"), "--split is no part"),
+        (("--split", "val"), "--split is of a webdataset"),
         (("--held-out", 0.01), "leaves none"),
         (("--score", "softmax"), "softmax shares one"),
         (("--against", "a", "--score", "cosine"), "no --score"),
@@ -315,6 +371,20 @@ def test_what_does_not_fit_is_said(zeroshot, more, message):
     code, _, said = zeroshot(*LINE, *more)
     assert code == 2
     assert message in said
+
+
+def test_a_webdataset_by_its_protocol(zeroshot, tmp_path):
+    members = []
+    names = sorted({label for own in truth().values() for label in own})
+    for number, (path, own) in enumerate(truth().items()):
+        members.append((f"{number}.png", (SCENES / path).read_bytes()))
+        members.append((f"{number}.npy", npy(*(name in own for name in names))))
+    folder = shard(tmp_path, *members, names="\n".join(names))
+    line = ("eval", folder, "--protocol", "clip_benchmark/multilabel", "--draws", 5)
+    code, [found], said = zeroshot(*line)
+    assert code == 0, said
+    assert found["protocol"] == "clip_benchmark/multilabel"
+    assert found["metrics"]["mean_average_precision"] > 0.9
 
 
 def test_other_tasks_have_no_threshold(zeroshot):

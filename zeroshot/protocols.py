@@ -80,6 +80,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
             split="test",
         ),
         Protocol(
+            "clip_benchmark/multilabel",
+            "multilabel",
+            "a CLIP_benchmark webdataset of several labels per picture, with its own class names "
+            "and templates",
+            _LAION,
+            split="test",
+        ),
+        Protocol(
             "clip_benchmark/retrieval",
             "retrieve",
             "a CLIP_benchmark webdataset with captions",

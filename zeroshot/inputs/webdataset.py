@@ -83,12 +83,30 @@ def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
         yield Source(name, Refused(f"cannot be read: {storage.why(error)}"))
 
 
+def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """The key (`key_of` the path of its picture) and the bytes of all members named so.
+
+    Raises:
+        ValueError: damage, a member that is no file, or one larger than `MAX_PART`.
+    """
+    try:
+        with storage.open_file(name) as file:
+            for member in tar.members(file):
+                if not member.name.lower().endswith(suffix):
+                    continue
+                if (bad := _fault(member)) is not None:
+                    raise ValueError(bad)
+                yield key_of(f"{name}/{member.name.removeprefix('./')}"), _bytes(file, member)
+    except storage.failures(name) as error:
+        raise ValueError(storage.why(error)) from error
+
+
 def _samples(file: File) -> Iterator[list[tar.Member]]:
     """Members that follow one another and share a key."""
     sample: list[tar.Member] = []
     try:
         for member in tar.members(file):
-            if sample and _key(sample[0].name) != _key(member.name):
+            if sample and key_of(sample[0].name) != key_of(member.name):
                 yield sample
                 sample = []
             sample.append(member)
@@ -100,7 +118,7 @@ def _samples(file: File) -> Iterator[list[tar.Member]]:
         yield sample
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """All of a name up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}{base.partition('.')[0]}"
@@ -183,12 +201,16 @@ def _fields(file: File, parts: Sequence[tar.Member]) -> Fields:
     return Fields(**found)
 
 
-def _text(file: File, member: tar.Member) -> str:
+def _bytes(file: File, member: tar.Member) -> bytes:
     if member.size > MAX_PART:
         raise ValueError(f"{member.name!r} beside it is larger than {MAX_PART >> 20} MiB")
     file.seek(member.start)
+    return file.read(member.size)
+
+
+def _text(file: File, member: tar.Member) -> str:
     try:
-        return file.read(member.size).decode("utf-8")
+        return _bytes(file, member).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{member.name!r} beside it is no UTF-8: {error}") from error
 

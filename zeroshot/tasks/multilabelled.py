@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from zeroshot import prompts
 from zeroshot.errors import UserError
 from zeroshot.images import Source
+from zeroshot.tasks import wds
 from zeroshot.tasks.reading import below, read_json, read_rows, read_table
 
 TRUTH = ("truth.json", "truth.jsonl", "truth.csv")
@@ -48,10 +49,13 @@ def read_multilabelled(
     data: Path,
     *,
     truth: Path | None = None,
+    split: str | None = None,
     labels: str | None = None,
     templates: str | None = None,
 ) -> MultiLabelled:
     """Pictures in the folder `data` with the labels of `truth`, or of a file in it; or that file.
+
+    The folder may also be a CLIP_benchmark webdataset of several labels, of which `split` is one.
 
     Args:
         data, truth: `.json` is COCO's instances; `.csv` and `.jsonl` have `path` and `labels`, or
@@ -66,6 +70,10 @@ def read_multilabelled(
     """
     if not data.exists():
         raise UserError(f"no such data: '{data}'")
+    if truth is None and data.is_dir() and wds.is_wds(data, split or "test"):
+        return _of_shards(data, split or "test", labels, templates)
+    if split is not None:
+        raise UserError("--split is of a webdataset; --truth names the pictures itself")
     file = truth or (_beside(data) if data.is_dir() else data)
     folder = data if data.is_dir() else data.parent
     named, categories = _read(file)
@@ -91,6 +99,15 @@ def read_multilabelled(
         names,
         prompts.load_templates(templates or "simple", names),
     )
+
+
+def _of_shards(data: Path, split: str, labels: str | None, templates: str | None) -> MultiLabelled:
+    held = wds.read_labels(data, split)
+    names = held.labels if labels is None else prompts.load_labels(labels)
+    if len(names) != len(held.labels):
+        raise UserError(f"{len(names)} labels for the {len(held.labels)} classes of '{data}'")
+    written = held.templates if templates is None else prompts.load_templates(templates, names)
+    return MultiLabelled(held.sources, held.truth, names, written)
 
 
 def _beside(folder: Path) -> Path:

@@ -278,7 +278,7 @@ def question(
     if task != "caption" and (judge is not None or coupling is not None):
         raise UserError("--judge and --coupling are for captions")
     choice = choice or Choice()
-    _see_to_choice(task, choice, against, split)
+    _see_to_choice(task, choice, against)
     held: Classes | MultiLabelled | Captioned
     if data is None:
         if task != "caption" or rows is None or truth is not None or asked is not None:
@@ -289,7 +289,13 @@ def question(
             data, truth=truth, split=split, labels=labels, templates=templates, protocol=asked
         )
     elif task == "multilabel":
-        held = read_multilabelled(data, truth=truth, labels=labels, templates=templates)
+        held = read_multilabelled(
+            data,
+            truth=truth,
+            split=asked.split if asked else split,
+            labels=labels,
+            templates=templates,
+        )
     else:
         held = datasets.read_captions(data, truth=truth, split=split, protocol=asked)
     judging = Judge(judge, cache, meter) if judge is not None else None
@@ -312,14 +318,12 @@ def question(
     )
 
 
-def _see_to_choice(task: Task, choice: Choice, against: Sequence[str], split: str | None) -> None:
+def _see_to_choice(task: Task, choice: Choice, against: Sequence[str]) -> None:
     chosen = choice.threshold is not None or choice.held_out is not None
     if task != "multilabel" and (chosen or against):
         raise UserError("--threshold, --held-out and --against are for --task multilabel")
     if choice.threshold is not None and choice.held_out is not None:
         raise UserError("--threshold is given, or chosen on pictures held out: give one of them")
-    if task == "multilabel" and split is not None:
-        raise UserError("--split is no part of --task multilabel: --truth names the pictures")
 
 
 def _named(models: ModelSet, answers: Answers) -> tuple[str, str]:
