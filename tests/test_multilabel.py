@@ -212,7 +212,10 @@ def test_a_webdataset_of_several_labels(tmp_path):
     assert held.sentences == [["a photo of a cat."], ["a photo of a dog."]]
     assert [Path(s.path).name for s in held.sources] == ["s1.png", "s2.png"]
     assert read_multilabelled(tmp_path, labels="a,b", templates="none").sentences == [["a"], ["b"]]
-    for how, message in (({"labels": "a"}, "1 labels for the 2"), ({"split": "val"}, "--split")):
+    for how, message in (
+        ({"labels": "a"}, "1 labels for the 2"),
+        ({"split": "val"}, "only a webdataset"),
+    ):
         with pytest.raises(UserError, match=message):
             read_multilabelled(tmp_path, **how)
 
@@ -361,7 +364,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(zeroshot, tmp_path):
     ("more", "message"),
     [
         (("--threshold", 0.1, "--held-out", 0.5), "give one of them"),
-        (("--split", "val"), "--split is of a webdataset"),
+        (("--split", "val"), "only a webdataset has splits"),
         (("--held-out", 0.01), "leaves none"),
         (("--score", "softmax"), "softmax shares one"),
         (("--against", "a", "--score", "cosine"), "no --score"),

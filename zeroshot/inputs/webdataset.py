@@ -72,7 +72,7 @@ def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
     seen: set[str] = set()
     try:
         with storage.open_file(name) as file:
-            for sample in _samples(file):
+            for sample in samples(file):
                 yield from _sources(name, file, sample, count, seen, beside)
                 count += len(sample)
     except tar.DamagedError as error:
@@ -101,8 +101,8 @@ def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
         raise ValueError(storage.why(error)) from error
 
 
-def _samples(file: File) -> Iterator[list[tar.Member]]:
-    """Members that follow one another and share a key."""
+def samples(file: File) -> Iterator[list[tar.Member]]:
+    """Members that follow one another and share a key; DamagedError after all that is whole."""
     sample: list[tar.Member] = []
     try:
         for member in tar.members(file):

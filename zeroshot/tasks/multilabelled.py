@@ -73,7 +73,10 @@ def read_multilabelled(
     if truth is None and data.is_dir() and wds.is_wds(data, split or "test"):
         return _of_shards(data, split or "test", labels, templates)
     if split is not None:
-        raise UserError("--split is of a webdataset; --truth names the pictures itself")
+        raise UserError(
+            f"'{data}' has no {split}/nshards.txt, and only a webdataset has splits (--split, "
+            "--protocol): --truth names the pictures itself"
+        )
     file = truth or (_beside(data) if data.is_dir() else data)
     folder = data if data.is_dir() else data.parent
     named, categories = _read(file)
