@@ -1,5 +1,6 @@
 """Frames of clips: which ones, upright, and of what is damaged or no clip a reason."""
 
+import contextlib
 import struct
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ from PIL import Image
 from tests.moving import av, numbered, numbers, plain, read, silence, write
 from zeroshot import animations, clips
 from zeroshot.errors import UnreadableImageError
+from zeroshot.images import Source
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "ts"])
@@ -146,6 +148,40 @@ def test_a_clip_that_says_it_never_ends(tmp_path):
     path.write_bytes(data.replace(tag, b"00:10:01.000000000"))
     with pytest.raises(UnreadableImageError, match=r"breaks off at second 1\.0"):
         read(path)
+
+
+def test_a_track_of_an_unknown_kind(tmp_path):
+    path = write(tmp_path / "a.avi", plain("red"))
+    data = path.read_bytes()
+    assert b"FMP4" in data
+    path.write_bytes(data.replace(b"FMP4", b"zzzz"))
+    with pytest.raises(UnreadableImageError, match="does not know"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts", "flv", "gif", "webp", "png"])
+def test_damage_gives_frames_or_a_reason(tmp_path, suffix):
+    """Flipped bytes, of the head above all, and cuts; never another exception."""
+    path = tmp_path / f"a.{suffix}"
+    if suffix in ("gif", "webp", "png"):
+        first, *others = numbered(6)
+        first.save(path, save_all=True, append_images=others, duration=100)
+    else:
+        write(path, numbered(12), 1, "flv1" if suffix == "flv" else "mpeg4")
+    whole = path.read_bytes()
+    source = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(source.integers(1, 8)):
+            place = source.integers(4, source.choice([200, len(data)]))
+            data[place] = source.integers(256)
+        if source.random() < 0.2:
+            data = data[: source.integers(len(data))]
+        with (
+            contextlib.suppress(UnreadableImageError),
+            clips.open_clip(Source("a", bytes(data))) as clip,
+        ):
+            assert len(clips.frames_of(clip.file, 3)) == 3
 
 
 def test_a_pipe_is_no_clip(tmp_path):

@@ -140,7 +140,7 @@ def frames_of(file: VideoFile, count: int, max_pixels: int = MAX_PIXELS) -> list
     try:
         with av.open(file, format=kind, options=options, metadata_errors="ignore") as container:
             return _sampled(container, count, max_pixels)
-    except (av.FFmpegError, ValueError, OverflowError) as error:
+    except (av.FFmpegError, ValueError, ArithmeticError) as error:
         raise UnreadableImageError(f"a damaged clip ({error})") from error
 
 
@@ -168,6 +168,8 @@ def _format(head: bytes) -> str:
 def _sampled(container: Any, count: int, max_pixels: int) -> list[Image]:
     stream = _track(container)
     codec = stream.codec_context
+    if codec is None:
+        raise UnreadableImageError("a video track of a kind that FFmpeg does not know")
     _check_size(codec.width, codec.height, max_pixels)
     codec.thread_count = 1  # clips are decoded beside each other already
     codec.options = {"max_pixels": str(max_pixels)}
