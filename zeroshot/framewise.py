@@ -69,7 +69,7 @@ def attended_cosines(
 
 @dataclass(frozen=True)
 class FrameEncoder:
-    """An image encoder that reads clips (`models.base.ClipEncoder`), frame by frame."""
+    """An image encoder that reads clips, frame by frame: `models.base.FramewiseEncoder`."""
 
     encoder: ImageEncoder
     frames: int = FRAMES
@@ -95,9 +95,13 @@ class FrameEncoder:
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """See `models.base.ClipEncoder`."""
+        return mean_of_frames(self.encode_frames(clips))
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
+        """See `models.base.FramewiseEncoder`."""
         flat = [frame for clip in clips for frame in clip]
         rows = [self._encode(flat[i : i + AT_ONCE]) for i in range(0, len(flat), AT_ONCE)]
-        return mean_of_frames(torch.cat(rows).view(len(clips), self.frames, -1))
+        return torch.cat(rows).view(len(clips), self.frames, -1)
 
     def _encode(self, frames: Sequence[Any]) -> Float[Tensor, "n d"]:
         if isinstance(self.encoder, PixelEncoder):

@@ -27,6 +27,7 @@ __all__ = [
     "Detections",
     "Detector",
     "DualEncoder",
+    "FramewiseEncoder",
     "Grounder",
     "Image",
     "ImageEncoder",
@@ -131,6 +132,18 @@ class ClipEncoder(ImageEncoder, Protocol):
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """Rows, float32, on the CPU, in the order of `clips`."""
+
+
+@runtime_checkable
+class FramewiseEncoder(ClipEncoder, Protocol):
+    """A `ClipEncoder` that sees each frame by itself."""
+
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
+        """Unit rows of every frame, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable

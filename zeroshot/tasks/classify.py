@@ -66,7 +66,7 @@ class Learn:
     prior: Sequence[float] = ()
     """How frequent each label is."""
     views: int = 0
-    """Views of each picture, itself included."""
+    """Views of each picture, itself included; those of a clip are its frames, and not asked for."""
     parents: Sequence[int] = ()
     """Of the labels, which come first, and of their kinds: the number of the label."""
 
@@ -246,10 +246,7 @@ def classifier(
     see_to_multi(multi, head, against, learn)
     scorer = _scorer(models, method, options or {})
     if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
-        raise UserError(
-            f"method '{methods.name_of(scorer)}' compares random parts of a picture (--views), "
-            "which clips have none of; label clips by another"
-        )
+        learn = replace(learn, views=1 + models.frames)
     _see_to_arrays(scorer, learn)
     if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
         raise UserError(
