@@ -397,6 +397,29 @@ def test_a_clip_is_a_query_and_words_are_added(zeroshot, folder, tmp_path):
     assert Path(rows[0]["path"]).name == "turning.mp4"
 
 
+def test_clips_in_tar_files_and_captions_beside_clips(zeroshot, folder, tmp_path):
+    """As pictures: members of a tar file are clips, and `a.txt` beside `a.mp4` is none."""
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for clip in sorted(folder.iterdir()):
+            file.add(clip, clip.name)
+        file.add(HEART, "heart.jpg")
+    command = ("--labels", LABELS, "--models", "pocket", "--json")
+    code, rows, said = zeroshot("video", "classify", tmp_path / "a.tar", *command)
+    assert code == 0, said
+    assert [row["labels"][0]["label"] for row in rows[:2]] == ["blue star", "red heart"]
+    assert len(rows) == 3
+    assert "left out 1 file that holds no clip" in said
+    (folder / "red-heart.txt").write_text("a red heart")
+    code, rows, said = zeroshot("video", "classify", folder, *command)
+    assert (code, len(rows)) == (0, 3)
+    assert "no clip: red-heart.txt" in said
+    import zeroshot as zs
+
+    assert len(zs.video.embed(tmp_path / "a.tar", "pocket")) == 3
+
+
 @pytest.mark.parametrize("verb", [["search", "a star"], ["caption"]])
 def test_a_model_of_clips_only_labels(zeroshot, folder, verb):
     code, _, said = zeroshot("video", *verb, folder, "--model", "hf:microsoft/xclip-base-patch32")

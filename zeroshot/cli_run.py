@@ -264,6 +264,7 @@ class Run:
         return list(found.sources[: self.limit])
 
     def _options(self) -> "Options":
+        from zeroshot.images import CLIPS, PICTURES
         from zeroshot.inputs import Columns, Fetch, Options
 
         return Options(
@@ -275,6 +276,7 @@ class Run:
                 allow_private=self.allow_private_urls,
                 offline=self.offline,
             ),
+            CLIPS if self.things == "clips" else PICTURES,
         )
 
     def shown(self) -> Literal["json", "table", "nothing"]:

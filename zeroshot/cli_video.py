@@ -31,7 +31,9 @@ app = typer.Typer(help="Video clips, as means of their frames: labels, search, c
 
 Clips = Annotated[
     list[str],
-    typer.Argument(help="Files, folders (with all below), globs, tables, or - for names."),
+    typer.Argument(
+        help="Files, folders (with all below), globs, URLs, .tar files, tables, or - for names."
+    ),
 ]
 Frames = Annotated[
     int | None,

@@ -12,7 +12,7 @@ from zeroshot import images as pictures
 from zeroshot.api import Asked
 from zeroshot.errors import UserError
 from zeroshot.framewise import FRAMES, ClipModels
-from zeroshot.images import Input
+from zeroshot.images import CLIPS, Input, Options, Source
 from zeroshot.jobs.clips import ClipClassifyJob
 from zeroshot.model_set import ModelSet
 from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
@@ -64,7 +64,7 @@ def classify(
     """
     if model is None and pooling == "mean":
         return api.classify(
-            clips,
+            _sources(clips),
             labels,
             _models(models, frames),
             method,
@@ -72,7 +72,7 @@ def classify(
             score=score,
             top_k=top_k,
             shots=shots,
-            bank=bank,
+            bank=_sources(bank),
             prior=prior,
             explain=explain,
             multi=multi,
@@ -103,7 +103,7 @@ def classify(
         (against,) if isinstance(against, str) else tuple(against),
         threshold,
     )
-    return Results(api._run(job, pictures.find(clips).sources, cache, batch_size))
+    return Results(api._run(job, _sources(clips), cache, batch_size))
 
 
 def search(
@@ -122,7 +122,7 @@ def search(
         clips, frames: as for `classify`.
         models, method, more: as for `zeroshot.search`.
     """
-    return api.search(query, clips, _models(models, frames), method, **more)
+    return api.search(query, _sources(clips), _models(models, frames), method, **more)
 
 
 def caption(
@@ -142,7 +142,7 @@ def caption(
     """
     if method == "native" or more.get("model") is not None:
         raise UserError("a trained captioner writes about one picture: no model, for clips")
-    return api.caption(clips, _models(models, frames), method, **more)
+    return api.caption(_sources(clips), _models(models, frames), method, **more)
 
 
 def embed(
@@ -154,7 +154,11 @@ def embed(
     cache: EmbeddingCache | None = None,
 ) -> Results[EmbedResult]:
     """Unit rows, the means of the frames' own, one result per clip, in order."""
-    return api.embed(clips, _models(models, frames), batch_size=batch_size, cache=cache)
+    return api.embed(_sources(clips), _models(models, frames), batch_size=batch_size, cache=cache)
+
+
+def _sources(clips: Input | Iterable[Input]) -> tuple[Source, ...]:
+    return pictures.find(clips, options=Options(suffixes=CLIPS)).sources
 
 
 def _models(models: str | ModelSet, frames: int | None) -> ClipModels:
