@@ -49,7 +49,7 @@ def table(group: Group) -> LabelTable | None:
     for name in names:
         own = [labels.get(name) for _, labels in measured]
         values = [x["average_precision"] for x in own if x is not None]
-        best = max(values) if len(measured) > 1 else None
+        best = max(values) if min(values) < max(values) else None
         pictures = max(x["pictures"] for x in own if x is not None)
         cells = [None if x is None else _cell(x, best) for x in own]
         rows.append((float(np.mean(values)), LabelRow(name, pictures, cells)))
