@@ -26,11 +26,12 @@ from zeroshot.ranking import correction
 from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import search as searching
-from zeroshot.tasks.classify import Head, Learn
+from zeroshot.tasks.classify import Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.evaluate import Choice
 from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.tasks.labelled import read_labelled
+from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.question import question
 

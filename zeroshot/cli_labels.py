@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from zeroshot.images import Source
     from zeroshot.jobs.classify import ClassifyJob
     from zeroshot.model_set import ModelSet
-    from zeroshot.tasks.classify import Classifier, Head
+    from zeroshot.tasks.classify import Classifier
+    from zeroshot.tasks.labels import Head
 
 Against = Annotated[
     list[str] | None,

@@ -17,8 +17,8 @@ from zeroshot.jobs.clips import ClipClassifyJob
 from zeroshot.model_set import ModelSet
 from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.classify import Head
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labels import Head
 
 __all__ = ["caption", "classify", "embed", "search"]
 

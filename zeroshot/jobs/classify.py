@@ -12,8 +12,9 @@ from zeroshot.results import ClassifyResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import classify as task
 from zeroshot.tasks.calibrate import Calibration, belief
-from zeroshot.tasks.classify import Believe, Classifier, Head, Learn
+from zeroshot.tasks.classify import Classifier, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labels import Believe, Head, label
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.pipeline import Embedded
 
@@ -157,6 +158,4 @@ class ClassifyWorker:
     def score(self, everything: Embedded, meter: Meter) -> Iterator[ClassifyResult]:
         """One result per picture of a batch."""
         job = self.job
-        return task.label(
-            everything, self.classifier, meter, self.shown, self.believe, job.threshold
-        )
+        return label(everything, self.classifier, meter, self.shown, self.believe, job.threshold)

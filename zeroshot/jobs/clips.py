@@ -13,8 +13,8 @@ from zeroshot.models.base import ClipScorer
 from zeroshot.results import ClassifyResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import clips as task
-from zeroshot.tasks.classify import Head
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
 
 

@@ -1,10 +1,9 @@
 """Pictures and labels to scores."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,7 +18,7 @@ from zeroshot.methods.auto import explain
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
-from zeroshot.results import ClassifyResult, Label, Reason
+from zeroshot.results import ClassifyResult, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
@@ -36,14 +35,9 @@ from zeroshot.tasks.embedding import (
     with_views,
 )
 from zeroshot.tasks.labelled import Labelled
+from zeroshot.tasks.labels import Believe, Head, headed, label, own_head, see_to_multi
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.pipeline import Embedded
-
-Head = Literal["softmax", "sigmoid", "cosine", "against"]
-"""What a score is. `against` is a label's share of a softmax with what it is weighed against."""
-Believe = Callable[[Tensor], Sequence[bool]]
-"""Of scores `[n c]`: whether each row's best label stands."""
-
 
 OPTIONS = {
     "shots": "--shots",
@@ -74,39 +68,6 @@ class Learn:
     def given(self) -> dict[str, str]:
         """The arrays this stands for, and the option each came by."""
         return {name: flag for name, flag in OPTIONS.items() if getattr(self, name)}
-
-
-@runtime_checkable
-class Labeller(Protocol):
-    """What gives rows their scores: a method, or a model of clips."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """One name per class."""
-
-    @property
-    def head(self) -> Head:
-        """What a score is."""
-
-    @property
-    def explained(self) -> int:
-        """Anchors named for the best label."""
-
-    @property
-    def used(self) -> dict[str, str]:
-        """Canonical names, for rows."""
-
-    @property
-    def name(self) -> str:
-        """What rows call the method."""
-
-    def __call__(
-        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """Scores as the head defines them, and raw cosines."""
-
-    def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
-        """The anchors that carried a label."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +204,7 @@ def classifier(
     """
     models.require(language_model=False)
     learn = learn or Learn()
-    see_to_multi(multi, head, against, learn)
+    see_to_multi(multi, head, against, learn.given)
     scorer = _scorer(models, method, options or {})
     if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
         learn = replace(learn, views=1 + models.frames)
@@ -279,49 +240,6 @@ def classifier(
     )
 
 
-def own_head(bias: float | None, multi: bool, against: bool) -> Head:
-    """What scores are where nobody says: see `classifier`."""
-    if against:
-        return "against"
-    if bias is not None:
-        return "sigmoid"
-    return "cosine" if multi else "softmax"
-
-
-def headed(
-    logits: Float[Tensor, "n a"], head: Head, bias: float | None, labels: int
-) -> Float[Tensor, "n c"]:
-    """Softmax or sigmoid, or each of the `labels` against all that follows them."""
-    if head == "against":
-        others = logits[:, labels:].logsumexp(1, keepdim=True)
-        return (logits[:, :labels] - others).sigmoid()
-    if head == "sigmoid":
-        return (logits + (bias or 0.0)).sigmoid()
-    return logits.softmax(1)
-
-
-def see_to_multi(
-    multi: bool, head: Head | None, against: Sequence[str], learn: Learn | None = None
-) -> None:
-    """Labels that may all hold have no scores that sum to one.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if multi and head == "softmax":
-        raise UserError(
-            "--score softmax shares one among the labels, and with --multi several may hold: take "
-            "sigmoid or cosine, or weigh each label with --against"
-        )
-    if not against:
-        return
-    if not multi or head is not None:
-        raise UserError("--against weighs each label by itself: give --multi and no --score")
-    if learn and (more := learn.given.keys() & {"shots", "prior", "parents"}):
-        flags = " and ".join(sorted(OPTIONS[name] for name in more))
-        raise UserError(f"--against is no label: leave {flags}, which say something of each label")
-
-
 def classify(
     sources: Iterable[Source],
     classifier: Classifier,
@@ -340,55 +258,6 @@ def classify(
     """
     for batch in embedded(sources, classifier, cache, meter, batch_size):
         yield from label(batch, classifier, meter, top_k, believe, least)
-
-
-def label(
-    batch: Embedded,
-    classifier: Labeller,
-    meter: Meter,
-    top_k: int = 5,
-    believe: Believe | None = None,
-    least: float | None = None,
-) -> Iterator[ClassifyResult]:
-    """The results of one batch; of a transductive method, of all pictures there are.
-
-    With `least`, a picture without a label that scores so much abstains.
-    """
-    used, good = classifier.used, batch.readable
-    labels: dict[int, tuple[Label, ...]] = {}
-    abstained: dict[int, bool] = {}
-    because: dict[int, tuple[Reason, ...]] = {}
-    with meter.stage("scoring"):
-        if good:
-            views = None if batch.views is None else batch.views[good]
-            scores, cosines = classifier(batch.rows[good], views)
-            best = best_labels(classifier.labels, scores, cosines, top_k)
-            labels = dict(zip(good, best, strict=True))
-            if least is not None:
-                lowest = float(np.float32(least))  # as scores are, so that one can be named
-                kept = {i: tuple(x for x in own if x.score >= lowest) for i, own in labels.items()}
-                abstained = {i: not own for i, own in kept.items()}
-                labels = kept
-            if believe is not None:
-                abstained = {i: not s for i, s in zip(good, believe(scores), strict=True)}
-            if classifier.explained:
-                because = {
-                    i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
-                    for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
-                    if labels[i]
-                }
-    for i, source in enumerate(batch.sources):
-        yield ClassifyResult(
-            source=source,
-            id=batch.ids[i],
-            error=batch.failures[i],
-            models=used,
-            method=classifier.name,
-            labels=labels.get(i, ()),
-            abstained=abstained.get(i, False),
-            scored=classifier.head,
-            because=because.get(i, ()),
-        )
 
 
 def embedded(
@@ -515,22 +384,6 @@ def _fitted(
     method: Any = scorer
     fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
-
-
-def best_labels(
-    labels: Sequence[str],
-    scores: Float[Tensor, "n c"],
-    cosines: Float[Tensor, "n c"],
-    top_k: int,
-) -> list[tuple[Label, ...]]:
-    """The `top_k` best labels of each row, best first."""
-    values, index = scores.topk(min(top_k, len(labels)), dim=1)
-    return [
-        tuple(Label(labels[i], s, c) for i, s, c in zip(*columns, strict=True))
-        for columns in zip(
-            index.tolist(), values.tolist(), cosines.gather(1, index).tolist(), strict=True
-        )
-    ]
 
 
 def gather(batches: Iterable[Embedded]) -> Embedded:

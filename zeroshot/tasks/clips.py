@@ -14,8 +14,8 @@ from zeroshot.images import Source
 from zeroshot.models.base import ClipScorer, Image, Pixels, VideoFile
 from zeroshot.results import ClassifyResult, Reason
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.classify import Head, headed, label, own_head, see_to_multi
 from zeroshot.tasks.embedding import AUTO_BATCH, TEXT_KIND, embed_pictures
+from zeroshot.tasks.labels import Head, headed, label, own_head, see_to_multi
 from zeroshot.tasks.meter import Meter
 
 
@@ -52,7 +52,7 @@ class ScoredClips:
 
 @dataclass(frozen=True)
 class ClipClassifier:
-    """A model of clips with the prompts of every label, encoded: `tasks.classify.Labeller`."""
+    """A model of clips with the prompts of every label, encoded: `tasks.labels.Labeller`."""
 
     scorer: ClipScorer
     labels: Sequence[str]

@@ -27,13 +27,14 @@ from zeroshot.multilabel import best_threshold, of_each_label, of_multilabel
 from zeroshot.results import ClassifyResult, Label
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.captioned import Captioned
-from zeroshot.tasks.classify import Classifier, best_labels, embedded, settings
+from zeroshot.tasks.classify import Classifier, embedded, settings
 from zeroshot.tasks.datasets import Classes
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
     canonical_names,
 )
 from zeroshot.tasks.judge import Judge
+from zeroshot.tasks.labels import best_labels
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.multilabelled import MultiLabelled
 

@@ -21,11 +21,11 @@ from zeroshot.tasks import caption as captioning
 from zeroshot.tasks import classify as classification
 from zeroshot.tasks import datasets, evaluate, predictions
 from zeroshot.tasks.captioned import Captioned
-from zeroshot.tasks.classify import Head
 from zeroshot.tasks.datasets import Classes
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.evaluate import Answers, Choice
 from zeroshot.tasks.judge import Judge
+from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.multilabelled import MultiLabelled, read_multilabelled
 
