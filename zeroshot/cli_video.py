@@ -1,4 +1,4 @@
-"""`zeroshot video`: classify, search and caption clips.
+"""`zeroshot video`: classify, search, caption and embed clips, and calibrate on them.
 
 As `cli`, nothing heavy is imported here.
 """
@@ -45,8 +45,6 @@ Frames = Annotated[
         max=256,
     ),
 ]
-
-
 Model = Annotated[
     str | None,
     option(

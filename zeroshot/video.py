@@ -55,7 +55,8 @@ def classify(
             the latter has no method.
         frames: of each clip, in the middle of as many equal parts: 8.
         templates: as for `zeroshot.classify`; without, `simple`, and `none` for a `model`.
-        others: as for `zeroshot.classify`; `shots` and `bank` are of clips.
+        models, method, score, top_k, shots, bank, prior, explain, multi, against, threshold,
+            batch_size, cache, options: as for `zeroshot.classify`; `shots` and `bank` are of clips.
 
     Raises:
         UserError: an unknown name or option, options that do not fit each other, a prompt longer
