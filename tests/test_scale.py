@@ -184,7 +184,7 @@ def test_processes_share_the_shards(tmp_path):
 def test_a_shard_that_another_has_is_left_and_then_waited_for(tmp_path):
     toy = Toy()
     folder = join(tmp_path / "o", toy)
-    other = leases.claim(folder.work, "00001")
+    other = leases.claim(folder.claims, "00001")
     assert process_shard(toy, folder, 1, Meter()) is None
     threading.Timer(0.5, other.release).start()
     meter = Meter()
@@ -276,7 +276,7 @@ def test_beginning_anew_takes_what_is_ours_alone(tmp_path):
     folder = join(tmp_path / "o", toy)
     work(toy, folder, Meter())
     (tmp_path / "o" / "notes.md").write_text("mine")
-    held = leases.claim(folder.work, "00000")
+    held = leases.claim(folder.claims, "00000")
     with pytest.raises(UserError, match="is being written by process"):
         Place(tmp_path / "o").begin_anew()
     held.release()
