@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zeroshot.errors import OutputError, UserError
+from zeroshot.errors import OutputError, UserError, ZeroshotError
 from zeroshot.inputs import storage
 from zeroshot.inputs.source import URL
 from zeroshot.locations import WORK
@@ -90,11 +90,7 @@ class Bucket:
             raise UserError(
                 f"cannot write to '{self}': {storage.why(error)}; is there such a bucket?"
             ) from error
-        except OutputError:
-            raise
-        except OSError as error:
-            raise self._stopped("write to", error) from error
-        except (UserError, RuntimeError):
+        except ZeroshotError:
             raise
         except Exception as error:  # drivers raise whatever their libraries do
             raise self._stopped("write to", error) from error

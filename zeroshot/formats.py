@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from zeroshot.errors import NotAvailableError, unknown
 
@@ -235,7 +235,7 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     return sink.getvalue()
 
 
-def from_parquet(file: Path | BinaryIO) -> bytes:
+def from_parquet(file: Path | io.BytesIO) -> bytes:
     """The `FlatLines` of a table."""
     table = pyarrow().parquet.read_table(file)
     return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())

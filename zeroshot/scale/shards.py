@@ -134,6 +134,7 @@ def _retried(
     old = folder.content(shard)
     places = [i for i, record in enumerate(old.records) if record.failed]
     sources = folder.plan.shard(shard)
+    part.adopt((), worker.batch_size)  # nothing but the header: what is left is of other places
     for result in worker(how.read([sources[i] for i in places]), meter):
         part.append([result])
         how.seen(result)
