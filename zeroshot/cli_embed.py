@@ -8,24 +8,22 @@ from typing import Annotated, Literal
 from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import Images, on_pictures, option
 
+Layout = Annotated[
+    Literal["rows", "safetensors", "clip-retrieval"] | None,
+    option(
+        "--layout",
+        env="LAYOUT",
+        help="Of a folder: rows, rows with a matrix in safetensors, or what clip-retrieval "
+        "writes; safetensors without it.",
+    ),
+]
+Half = Annotated[
+    bool, option("--half", env="HALF", help="Matrices in float16; clip-retrieval's always are.")
+]
+
 
 @on_pictures
-def embed(
-    run: Rows,
-    images: Images,
-    layout: Annotated[
-        Literal["rows", "safetensors", "clip-retrieval"] | None,
-        option(
-            "--layout",
-            env="LAYOUT",
-            help="Of a folder: rows, rows with a matrix in safetensors, or what clip-retrieval "
-            "writes; safetensors without it.",
-        ),
-    ] = None,
-    half: Annotated[
-        bool, option("--half", env="HALF", help="Matrices in float16; clip-retrieval's always are.")
-    ] = False,
-) -> None:
+def embed(run: Rows, images: Images, layout: Layout = None, half: Half = False) -> None:
     """Embed pictures: fill the cache, and give the rows out with --json or --out."""
     from zeroshot.jobs.embed import EmbedJob
 

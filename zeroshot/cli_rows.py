@@ -36,7 +36,7 @@ class Rows(Run):
     ] = None
     shard_size: Annotated[
         int | None,
-        option("--shard-size", env="SHARD_SIZE", help="Pictures in a shard: 10000.", min=1),
+        option("--shard-size", env="SHARD_SIZE", help="Rows in a shard: 10000.", min=1),
     ] = None
     shards: Annotated[
         str | None,
@@ -138,7 +138,7 @@ class Rows(Run):
         meter, output = Meter(), None
         with self.open_cache() as cache:
             try:
-                with terminal.Screen(self.shown(), len(sources), self.quiet) as screen:
+                with terminal.Screen(self.shown(), len(sources), self.quiet, self.things) as screen:
                     worker = job.open(cache, meter, self.at_once)
                     if self.out is not None:
                         output = self._output(self.out, job.schema, worker.settings())
@@ -155,7 +155,8 @@ class Rows(Run):
                 if output is not None:
                     output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
             if not self.quiet:
-                for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
+                done = output.resumed if output else 0
+                for line in terminal.summary(meter, done, self.verbose, things=self.things):
                     terminal.say(line)
             if cache.trouble is not None:
                 terminal.say(cache.trouble)
@@ -183,14 +184,19 @@ class Rows(Run):
 
         how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
         before = state(order, how)
-        with terminal.Screen(self.shown(), before.total, self.quiet) as screen:
+        with terminal.Screen(self.shown(), before.total, self.quiet, self.things) as screen:
             screen.expect(before.total - before.resumed)
             meter, trouble = self._engine(order, how, screen)
         after = state(order, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
             for line in terminal.summary(
-                meter, before.resumed, self.verbose, total=before.total, several=several
+                meter,
+                before.resumed,
+                self.verbose,
+                total=before.total,
+                several=several,
+                things=self.things,
             ):
                 terminal.say(line)
             terminal.say(terminal.how_far(after, str(self.folder)))

@@ -103,6 +103,19 @@ def show_figures(result: Mapping[str, Any]) -> None:
         told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
         table.add_row(name, f"{usual(name, value):.2f}", told)
     Console().print(table)
+    if "labels" in result:
+        _show_labels(result["labels"], share)
+
+
+def _show_labels(labels: Mapping[str, Any], share: str) -> None:
+    """The average precision of each label, the best first."""
+    table = Table("label", "pictures", "average precision", f"{share} interval")
+    for name, own in sorted(labels.items(), key=lambda one: -one[1]["average_precision"]):
+        ends = own["interval"] or ()
+        told = " to ".join(f"{100 * end:.2f}" for end in ends)
+        value = f"{100 * own['average_precision']:.2f}"
+        table.add_row(escape(plain(name)), str(own["pictures"]), value, told)
+    Console().print(table)
 
 
 def show_differences(comparison: Mapping[str, Any]) -> None:
@@ -122,12 +135,12 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
         Console().print(table)
 
 
-def show_hits(hits: "Sequence[SearchResult]") -> None:
+def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
     """A table for each query: rank, score, path, and the anchors that carried a hit."""
     console = Console(highlight=False)
     for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
         of_query = list(group)
-        table = Table("", "score", "picture", title=escape(of_query[0].query), title_justify="left")
+        table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
             said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
             shown = Text(plain(said), overflow="fold")
@@ -150,8 +163,9 @@ def show_method(method: "Description") -> None:
 class Screen:
     """Shows results as they come: a progress bar on a terminal, rows as `show` asks."""
 
-    def __init__(self, show: Show, total: int, quiet: bool) -> None:
+    def __init__(self, show: Show, total: int, quiet: bool, things: str = "pictures") -> None:
         self.show = show
+        self.things = things
         self.out = Console(highlight=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -184,13 +198,14 @@ class Screen:
     def advance(self, count: int, meter: "Meter") -> None:
         """So many more pictures are done."""
         self.progress.update(
-            self.task, advance=count, description="pictures", rate=f"{meter.rate:.1f}/s"
+            self.task, advance=count, description=self.things, rate=f"{meter.rate:.1f}/s"
         )
 
     def count(self, meter: "Meter") -> None:
         """Show how many results others have made."""
         rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
-        self.progress.update(self.task, completed=meter.pictures, description="pictures", rate=rate)
+        done = meter.pictures
+        self.progress.update(self.task, completed=done, description=self.things, rate=rate)
 
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
@@ -214,13 +229,20 @@ def _line(result: "Result") -> Table:
 
 
 def summary(
-    meter: "Meter", resumed: int, verbose: bool, *, total: int | None = None, several: bool = False
+    meter: "Meter",
+    resumed: int,
+    verbose: bool,
+    *,
+    total: int | None = None,
+    several: bool = False,
+    things: str = "pictures",
 ) -> list[str]:
-    """The last lines of a run: how many, how fast, what bound it.
+    """The last lines of a run: how many `things`, how fast, what bound it.
 
     `several` processes share the meter: then the rate is that of the clock on the wall.
     """
     lines = []
+    unit = "images" if things == "pictures" else things
     if resumed:
         asked = resumed + meter.pictures if total is None else total
         lines.append(f"resumed: {resumed} of {asked} were done already")
@@ -228,9 +250,9 @@ def summary(
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
         lines.append(
-            f"{meter.pictures} pictures{failed} in {seconds:.1f} s "
-            f"({meter.pictures / max(seconds, 1e-9):.2f} images/s; {_cached(meter)}"
-            f"most of it {meter.bound_by()})"
+            f"{meter.pictures} {things}{failed} in {seconds:.1f} s "
+            f"({meter.pictures / max(seconds, 1e-9):.2f} {unit}/s; {_cached(meter)}"
+            f"most of it {meter.bound_by(things)})"
         )
     if meter.left_alone:
         lines.append(
@@ -239,7 +261,7 @@ def summary(
         )
     if verbose:
         lines.append(
-            f"encoder: {meter.images_encoded} images encoded, {meter.images_cached} from the "
+            f"encoder: {meter.images_encoded} {unit} encoded, {meter.images_cached} from the "
             f"cache; {meter.texts_encoded} texts encoded, {meter.texts_cached} from the cache"
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())

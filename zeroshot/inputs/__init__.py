@@ -70,13 +70,14 @@ class _Finder:
     def _remote(self, name: str) -> None:
         if self.options.fetch.offline and storage.asks_the_network(name):
             raise NotAvailableError(f"'{name}': the network is not to be asked (--offline)")
-        states, left_out = storage.listed(name, _table_suffix(name))
+        states, left_out = storage.listed(name, _table_suffix(name), self.options.suffixes)
         self.left_out.extend(left_out)
         for file, state in states.items():
             self._file(file, Source(file, storage.Remote(file, state)))
 
     def _scan(self, name: str) -> None:
-        kept, left_out = files.scan(name, "" if files.is_folder(name) else _table_suffix(name))
+        table = "" if files.is_folder(name) else _table_suffix(name)
+        kept, left_out = files.scan(name, table, self.options.suffixes)
         self.left_out.extend(left_out)
         shards = [file for file in left_out if os.path.basename(file) == "nshards.txt"]
         missing = [tar for file in shards for tar in webdataset.missing_shards(file, kept)]
@@ -87,7 +88,7 @@ class _Finder:
         """What is in one file: a tar file's or a table's pictures, or it is one."""
         suffix = _table_suffix(name)
         if webdataset.is_tar(name):
-            self.sources.extend(webdataset.pictures(name, self.left_out))
+            self.sources.extend(webdataset.pictures(name, self.left_out, self.options.suffixes))
         elif suffix == ".parquet":
             self.sources.extend(parquet.rows(name, self.options))
         elif suffix:

@@ -5,6 +5,7 @@ takes from its own environment variables and from fsspec's configuration.
 """
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs import files
-from zeroshot.inputs.source import MAX_BYTES, SCHEME, URL, File
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, SCHEME, URL, File
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
 """Object stores: what a manifest may name as well. Other file systems only a person names."""
@@ -155,7 +156,9 @@ class Remote:
         return data
 
 
-def listed(name: str, also: str = "") -> tuple[dict[str, str | None], list[str]]:
+def listed(
+    name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
+) -> tuple[dict[str, str | None], list[str]]:
     """Files that a remote folder, pattern or file stands for with their states, and those left out.
 
     Raises:
@@ -178,7 +181,7 @@ def listed(name: str, also: str = "") -> tuple[dict[str, str | None], list[str]]
         for there, info in found.items()
         if info.get("type") != "directory" and not _hidden(there, path)
     }
-    kept, left_out = files.without_data(files.in_order(states), also)
+    kept, left_out = files.without_data(files.in_order(states), also, suffixes)
     if not kept:
         raise files.nothing_in(name, "pattern" if pattern else "folder", left_out)
     return {file: states[file] for file in kept}, left_out

@@ -6,6 +6,7 @@ arrive as RGB PIL pictures, upright; a language model meets token ids and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "Detections",
     "Detector",
     "DualEncoder",
+    "FramewiseEncoder",
     "Grounder",
     "Image",
     "ImageEncoder",
@@ -110,6 +112,10 @@ class PixelEncoder(ImageEncoder, Protocol):
         """Rows as `encode_images` gives them, in the order of `pixels`."""
 
 
+VideoFile = BinaryIO | BytesIO
+"""An open file of video, or one in memory."""
+
+
 @runtime_checkable
 class ClipEncoder(ImageEncoder, Protocol):
     """An image encoder that stands for one of clips: what it is given are files of video."""
@@ -118,7 +124,7 @@ class ClipEncoder(ImageEncoder, Protocol):
     def clip_kind(self) -> str:
         """Names how a clip becomes a row: frames, sampling, pooling. Part of a row's cache key."""
 
-    def read_clip(self, file: BinaryIO) -> Pixels:
+    def read_clip(self, file: VideoFile) -> Pixels:
         """What the network reads of a clip, small and on the CPU.
 
         UnreadableImageError with the reason, without the path.
@@ -126,6 +132,18 @@ class ClipEncoder(ImageEncoder, Protocol):
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """Rows, float32, on the CPU, in the order of `clips`."""
+
+
+@runtime_checkable
+class FramewiseEncoder(ClipEncoder, Protocol):
+    """A `ClipEncoder` that sees each frame by itself."""
+
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
+        """Unit rows of every frame, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
@@ -461,6 +479,10 @@ class ClipScorer(Protocol):
     @property
     def logit_scale(self) -> float:
         """As `DualEncoder.logit_scale`."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """As `DualEncoder.logit_bias`."""
 
     def pixels(self, frames: Sequence[Image]) -> Pixels:
         """The frames of one clip as the network reads them, small and on the CPU."""
