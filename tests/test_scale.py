@@ -181,6 +181,19 @@ def test_processes_share_the_shards(tmp_path):
     assert sum(meter.pictures for meter in meters) == 200  # nothing was done twice
 
 
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_failed_rows_are_made_anew_in_any_format(tmp_path, format):
+    toy = Toy(bad=("p1",))
+    for name, first in (("o", toy), ("whole", replace(toy, bad=()))):
+        work(first, join(tmp_path / name, toy, format=format), Meter())
+    again = Meter()
+    work(replace(toy, bad=()), join(tmp_path / "o", toy, format=format), again, How(None, True))
+    assert again.pictures == 1
+    for shard in range(3):
+        made, whole = (tmp_path / name / f"{shard:05d}.{format}" for name in ("o", "whole"))
+        assert made.read_bytes() == whole.read_bytes()
+
+
 def test_a_shard_that_another_has_is_left_and_then_waited_for(tmp_path):
     toy = Toy()
     folder = join(tmp_path / "o", toy)

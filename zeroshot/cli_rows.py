@@ -63,7 +63,7 @@ class Rows(Run):
     def folder(self) -> Path | None:
         """The folder --out names: one that is there, a name without a suffix or with a slash."""
         out = self.out
-        if out is None or (out.suffix and not out.is_dir() and not isinstance(out, FolderPath)):
+        if out is None or (out.suffix and not isinstance(out, FolderPath) and not out.is_dir()):
             return None
         return out
 
