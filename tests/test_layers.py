@@ -22,7 +22,10 @@ LAYERS = [
     {"models.base"},
     {"label_maps"},
     {"inputs"},
-    {"images", "pixels", "durable", "leases", "formats", "records", "store", "models"},
+    {
+        *{"images", "pixels", "formats", "records", "store", "models"},
+        *{"durable", "locations", "buckets", "leases"},
+    },
     {"decoding", "trace", "animations", "clips"},
     {"methods"},
     {

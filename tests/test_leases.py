@@ -14,12 +14,14 @@ import pytest
 from zeroshot import durable, leases
 from zeroshot.errors import OutputError
 from zeroshot.leases import Lease, claim, live
+from zeroshot.locations import Disk
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from zeroshot.leases import claim
-claim(Path(sys.argv[1]), "a")
+from zeroshot.locations import Disk
+claim(Disk(Path(sys.argv[1])), "a")
 print("held", flush=True)
 time.sleep(600)
 """
@@ -36,14 +38,14 @@ def elsewhere(folder, name="a", generation=0, age=0.0):
 
 
 def test_one_holder_until_it_lets_go(tmp_path):
-    first = claim(tmp_path, "a")
+    first = claim(Disk(tmp_path), "a")
     assert isinstance(first, Lease)
-    holder = claim(tmp_path, "a")
+    holder = claim(Disk(tmp_path), "a")
     assert (holder.pid, holder.host) == (os.getpid(), platform.node())
-    assert isinstance(claim(tmp_path, "a.0"), Lease)  # names that look alike are others
-    assert len(live(tmp_path)) == 2
+    assert isinstance(claim(Disk(tmp_path), "a.0"), Lease)  # names that look alike are others
+    assert len(live(Disk(tmp_path))) == 2
     first.release()
-    again = claim(tmp_path, "a")
+    again = claim(Disk(tmp_path), "a")
     assert isinstance(again, Lease)
     again.release()
     assert not list(tmp_path.glob(".a.[0-9].lease"))
@@ -54,7 +56,7 @@ def test_of_many_at_once_one_wins(tmp_path):
 
     def run():
         start.wait()
-        if isinstance(claim(tmp_path, "a"), Lease):
+        if isinstance(claim(Disk(tmp_path), "a"), Lease):
             won.append(1)
 
     threads = [threading.Thread(target=run) for _ in range(16)]
@@ -74,13 +76,13 @@ def test_a_killed_holder_is_outbid_at_once(tmp_path):
     )
     with held:
         held.stdout.readline()
-        assert claim(tmp_path, "a").pid == held.pid
+        assert claim(Disk(tmp_path), "a").pid == held.pid
         held.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet reaped
-        taken = claim(tmp_path, "a")
+        taken = claim(Disk(tmp_path), "a")
         assert isinstance(taken, Lease)
         assert taken.generation == 1
-    assert isinstance(claim(tmp_path, "a"), leases.Holder)
+    assert isinstance(claim(Disk(tmp_path), "a"), leases.Holder)
     taken.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -89,14 +91,14 @@ def test_a_process_id_given_anew_is_another_process(tmp_path):
     ours = leases._ourselves()
     (tmp_path / ".a.0.lease").write_text(json.dumps(vars(ours) | {"born": "1"}))
     if ours.born:
-        assert isinstance(claim(tmp_path, "a"), Lease)
+        assert isinstance(claim(Disk(tmp_path), "a"), Lease)
 
 
 def test_another_machines_claim_lasts_as_long_as_its_signs_of_life(tmp_path):
     path = elsewhere(tmp_path, age=leases.STALE / 2)
-    assert claim(tmp_path, "a").host == "far"
+    assert claim(Disk(tmp_path), "a").host == "far"
     os.utime(path, (0, 0))
-    taken = claim(tmp_path, "a")
+    taken = claim(Disk(tmp_path), "a")
     assert isinstance(taken, Lease)
     assert taken.held()
     path.write_text(path.read_text())  # it was only asleep and wakes
@@ -104,31 +106,33 @@ def test_another_machines_claim_lasts_as_long_as_its_signs_of_life(tmp_path):
 
 
 def test_an_outbid_holder_can_tell(tmp_path):
-    mine = claim(tmp_path, "a")
+    mine = claim(Disk(tmp_path), "a")
     elsewhere(tmp_path, generation=1)
     assert not mine.held()
     mine.release()
-    assert claim(tmp_path, "a").host == "far"  # the other's claim stays
+    assert claim(Disk(tmp_path), "a").host == "far"  # the other's claim stays
 
 
 def test_a_torn_claim_is_somebodys_until_it_is_old(tmp_path):
     path = tmp_path / ".a.0.lease"
     path.write_text("{")
-    assert claim(tmp_path, "a") is None
+    assert claim(Disk(tmp_path), "a") is None
     os.utime(path, (0, 0))
-    assert isinstance(claim(tmp_path, "a"), Lease)
+    assert isinstance(claim(Disk(tmp_path), "a"), Lease)
 
 
 def test_signs_of_life(tmp_path, monkeypatch):
     heart = leases._Heart()
     monkeypatch.setattr(leases, "HEARTBEAT", 0.01)
     path = elsewhere(tmp_path, age=1000)
-    heart.add(path)
+    lease = Lease(Disk(tmp_path), "a", 0)
+    heart.add(lease)
     deadline = time.monotonic() + 20
     while time.time() - path.stat().st_mtime > 500 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert time.time() - path.stat().st_mtime < 500
-    heart.remove(path)
+    heart.remove(lease)
+    lease.release()
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from zeroshot import cli, leases
+from zeroshot.locations import Disk
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 COMMON = ["--models", "pocket", "--no-cache", "--batch-size", "2"]
@@ -124,7 +125,7 @@ def test_traces_go_with_one_file(zeroshot, tmp_path):
 
 
 def test_a_file_that_another_process_writes_is_refused(zeroshot, tmp_path):
-    held = leases.claim(tmp_path, "rows.jsonl")
+    held = leases.claim(Disk(tmp_path), "rows.jsonl")
     out = ["--out", tmp_path / "rows.jsonl"]
     code, _, err = zeroshot("embed", SCENES, *COMMON, *out)
     assert code == 2

@@ -181,10 +181,23 @@ def test_processes_share_the_shards(tmp_path):
     assert sum(meter.pictures for meter in meters) == 200  # nothing was done twice
 
 
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_failed_rows_are_made_anew_in_any_format(tmp_path, format):
+    toy = Toy(bad=("p1",))
+    for name, first in (("o", toy), ("whole", replace(toy, bad=()))):
+        work(first, join(tmp_path / name, toy, format=format), Meter())
+    again = Meter()
+    work(replace(toy, bad=()), join(tmp_path / "o", toy, format=format), again, How(None, True))
+    assert again.pictures == 1
+    for shard in range(3):
+        made, whole = (tmp_path / name / f"{shard:05d}.{format}" for name in ("o", "whole"))
+        assert made.read_bytes() == whole.read_bytes()
+
+
 def test_a_shard_that_another_has_is_left_and_then_waited_for(tmp_path):
     toy = Toy()
     folder = join(tmp_path / "o", toy)
-    other = leases.claim(folder.work, "00001")
+    other = leases.claim(folder.claims, "00001")
     assert process_shard(toy, folder, 1, Meter()) is None
     threading.Timer(0.5, other.release).start()
     meter = Meter()
@@ -276,7 +289,7 @@ def test_beginning_anew_takes_what_is_ours_alone(tmp_path):
     folder = join(tmp_path / "o", toy)
     work(toy, folder, Meter())
     (tmp_path / "o" / "notes.md").write_text("mine")
-    held = leases.claim(folder.work, "00000")
+    held = leases.claim(folder.claims, "00000")
     with pytest.raises(UserError, match="is being written by process"):
         Place(tmp_path / "o").begin_anew()
     held.release()

@@ -7,14 +7,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from zeroshot.cli_run import FolderPath, Run, file_id, option
+from zeroshot.cli_run import FolderPath, RemotePath, Run, file_id, option
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
+    from zeroshot.buckets import Bucket
     from zeroshot.images import Source
     from zeroshot.jobs import Job
     from zeroshot.records import Output
@@ -56,11 +57,13 @@ class Rows(Run):
         option("--engine", env="ENGINE", help="Who works on the shards: this machine or Ray."),
     ] = "here"
 
+    remote_out: ClassVar[bool] = True
+
     @property
     def folder(self) -> Path | None:
         """The folder --out names: one that is there, a name without a suffix or with a slash."""
         out = self.out
-        if out is None or (out.suffix and not out.is_dir() and not isinstance(out, FolderPath)):
+        if out is None or (out.suffix and not isinstance(out, FolderPath) and not out.is_dir()):
             return None
         return out
 
@@ -87,12 +90,27 @@ class Rows(Run):
         from zeroshot.scale.folder import Place
         from zeroshot.scale.here import Order
 
-        place = Place(self.folder, self.shard_size, self.format, layout, half, default_layout)
+        where = self._where(self.folder)
+        place = Place(where, self.shard_size, self.format, layout, half, default_layout)
         if self.overwrite:
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
             place.begin_anew()
         self._fill(Order(job, sources, place, self.at_once, self.cache))
+
+    def _where(self, folder: Path) -> "Path | Bucket":
+        if not isinstance(folder, RemotePath):
+            return folder
+        from zeroshot.buckets import Bucket
+
+        bucket = Bucket(folder.address)
+        if not bucket.shared and (self.devices or self.engine == "ray"):
+            raise UserError(
+                f"--out {bucket}: what is in the memory of this process is not seen by those of "
+                "--devices and --engine ray"
+            )
+        bucket.begin()  # before models are loaded and anything is removed
+        return bucket
 
     def _refuse_without_folder(self, layout: str | None, half: bool) -> None:
         given = {

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,13 +72,35 @@ LongText = Annotated[
 Json = Annotated[bool, option("--json", env="JSON", help="JSON lines on standard output.")]
 
 
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""As `inputs.source.SCHEME`, which is not imported for this."""
+FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|npz|npy|safetensors|toml|html?)", re.IGNORECASE)
+"""Suffixes of a single file."""
+
+
 class FolderPath(type(Path())):  # type: ignore[misc]
     """A path that was given with a slash at its end."""
 
 
+class RemotePath(FolderPath):
+    """What --out names with a scheme: no path of this machine, and nobody may take it for one."""
+
+    address = ""
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __fspath__(self) -> str:
+        raise UserError(f"--out {self.address}: this is written on this machine only")
+
+
 def out_path(given: str) -> Path:
-    """The path; a `FolderPath` where a slash says so."""
-    return FolderPath(given) if given.endswith(("/", os.sep)) else Path(given)
+    """The path; a `FolderPath` where a slash says so, a `RemotePath` where a scheme does."""
+    if not SCHEME.match(given):
+        return FolderPath(given) if given.endswith(("/", os.sep)) else Path(given)
+    remote = RemotePath(given)
+    remote.address = given
+    return remote
 
 
 PANELS = {
@@ -136,7 +159,8 @@ class Run:
         option(
             "--out",
             env="OUT",
-            help="Write rows to a file: .jsonl, .csv, .parquet or .txt; or to a folder, in shards.",
+            help="Write rows to a file: .jsonl, .csv, .parquet or .txt; or to a folder, in shards, "
+            "which may be s3://bucket/folder/ and the like.",
             metavar="PATH",
             parser=out_path,
         ),
@@ -220,6 +244,27 @@ class Run:
         bool,
         option("--verbose", "-v", env="VERBOSE", help="Say what was encoded, cached and timed."),
     ] = False
+
+    remote_out: ClassVar[bool] = False
+    """Whether --out may be a folder in an object store."""
+
+    def __post_init__(self) -> None:
+        """UserError: an --out with a scheme that cannot be."""
+        if not isinstance(self.out, RemotePath):
+            return
+        given, suffix = self.out.address, self.out.suffix
+        if not self.remote_out:
+            raise UserError(f"--out {given}: this command writes on this machine only")
+        if FILE.fullmatch(suffix) and not given.endswith("/"):
+            raise UserError(
+                f"--out {given}: an object store takes a folder of shards, since nothing can be "
+                f"added to a file there; --out {given.removesuffix(suffix)}/"
+            )
+        from zeroshot.buckets import Bucket
+
+        bucket = Bucket(given)
+        if self.offline and bucket.shared:
+            raise UserError(f"--out {given}: the network is not to be asked (--offline)")
 
     def model_set(self, language_model: str | None = None) -> "ModelSet":
         """The models asked for; nothing is loaded yet."""

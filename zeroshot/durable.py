@@ -96,7 +96,7 @@ def sync(what: int | Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
+def writing(place: object) -> Iterator[None]:
     """A block that writes to `place`: what the system refuses is an OutputError."""
     try:
         yield
@@ -106,14 +106,14 @@ def writing(place: Path) -> Iterator[None]:
         raise _stopped(place, error) from error
 
 
-def refusal(place: Path, error: OSError) -> UserError | OutputError:
+def refusal(place: object, error: OSError) -> UserError | OutputError:
     """What to raise when an output cannot be begun: there is no room, or the place is wrong."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return _stopped(place, error)
     return UserError(f"cannot write '{place}': {error.strerror}")
 
 
-def _stopped(place: Path, error: OSError) -> OutputError:
+def _stopped(place: object, error: OSError) -> OutputError:
     return OutputError(
         f"cannot write to '{place}': {error.strerror or error}; what is complete there stays: "
         "see to it and run the same command again"

@@ -235,9 +235,9 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     return sink.getvalue()
 
 
-def from_parquet(path: Path) -> bytes:
+def from_parquet(file: Path | io.BytesIO) -> bytes:
     """The `FlatLines` of a table."""
-    table = pyarrow().parquet.read_table(path)
+    table = pyarrow().parquet.read_table(file)
     return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())
 
 

@@ -3,7 +3,9 @@
 A claim on `00007` is the file `00007.0.lease`, which only one process can create. It names its
 holder, who touches it while it lives. The claim of a dead holder is not removed but outbid:
 whoever creates `00007.1.lease` has the work, and again only one can. A holder is dead when its
-process is gone (seen on the same machine), or when the file was not touched for `STALE` seconds.
+process is gone (seen on the same machine), or when the file was not touched for `STALE` seconds by
+the clock of where it is: that of a file server, or of an object store, where touching is putting
+the same object again.
 
 A holder that was only asleep may wake and find itself outbid. So whoever commits asks `held`
 first; the moment between remains, and what is committed must be the same whoever does it.
@@ -17,11 +19,11 @@ import secrets
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from zeroshot import durable
+from zeroshot.locations import Location
 
 HEARTBEAT = 10.0
 """Seconds between signs of life."""
@@ -63,10 +65,11 @@ class Holder:
 class Lease:
     """A claim that is held; it is kept alive until it is released or the process ends."""
 
-    def __init__(self, folder: Path, name: str, generation: int) -> None:
+    def __init__(self, folder: Location, name: str, generation: int) -> None:
         self.folder, self.name, self.generation = folder, name, generation
-        self.path = _file(folder, name, generation)
-        _heart.add(self.path)
+        self._let_go = False
+        self._lock = threading.Lock()
+        _heart.add(self)
 
     def held(self) -> bool:
         """Whether nobody has outbid it."""
@@ -75,12 +78,20 @@ class Lease:
 
     def release(self) -> None:
         """Let others claim it; the claims it outbid go first."""
-        _heart.remove(self.path)
+        _heart.remove(self)
+        with self._lock:  # a sign of life that came later would bring it back
+            self._let_go = True
         for generation in range(self.generation + 1):
-            _file(self.folder, self.name, generation).unlink(missing_ok=True)
+            self.folder.remove(_file(self.name, generation))
+
+    def beat(self) -> None:
+        """Give a sign of life, unless it was outbid: what is cleared away is not to come back."""
+        with self._lock:
+            if not self._let_go and self.held():
+                self.folder.touch(_file(self.name, self.generation))
 
 
-def claim(folder: Path, name: str) -> Lease | Holder | None:
+def claim(folder: Location, name: str) -> Lease | Holder | None:
     """The claim, or who has it; None if that changed while we looked.
 
     Raises:
@@ -88,66 +99,58 @@ def claim(folder: Path, name: str) -> Lease | Holder | None:
     """
     newest = _newest(folder, name)
     if newest is not None:
-        path = _file(folder, name, newest)
-        holder = _read(path)
-        if not _dead(holder, path):
+        file = _file(name, newest)
+        holder = _read(folder, file)
+        if not _dead(holder, folder, file):
             return holder
     generation = 0 if newest is None else newest + 1
-    path = _file(folder, name, generation)
-    if durable.publish(path, json.dumps(asdict(_ourselves())).encode()):
+    file = _file(name, generation)
+    ours = {**asdict(_ourselves()), "token": secrets.token_hex(8)}
+    if folder.publish(file, json.dumps(ours).encode()):
         return Lease(folder, name, generation)
-    return _read(path)
+    return _read(folder, file)
 
 
-def live(folder: Path) -> list[Holder]:
+def live(folder: Location) -> list[Holder]:
     """Whoever holds a claim in this folder now."""
     names = {match[1] for match in _leases(folder)}
     found = []
     for name in sorted(names):
-        path = _file(folder, name, _newest(folder, name) or 0)
-        holder = _read(path)
-        if holder is not None and not _dead(holder, path):
+        file = _file(name, _newest(folder, name) or 0)
+        holder = _read(folder, file)
+        if holder is not None and not _dead(holder, folder, file):
             found.append(holder)
     return found
 
 
-def _file(folder: Path, name: str, generation: int) -> Path:
-    return folder / f".{name}.{generation}.lease"
+def _file(name: str, generation: int) -> str:
+    return f".{name}.{generation}.lease"
 
 
-def _leases(folder: Path) -> list[re.Match[str]]:
-    matches = (re.fullmatch(r"\.(.+)\.(\d+)\.lease", name) for name in os.listdir(folder))
+def _leases(folder: Location) -> list[re.Match[str]]:
+    matches = (re.fullmatch(r"\.(.+)\.(\d+)\.lease", name) for name in folder.names())
     return [match for match in matches if match]
 
 
-def _newest(folder: Path, name: str) -> int | None:
+def _newest(folder: Location, name: str) -> int | None:
     return max((int(m[2]) for m in _leases(folder) if m[1] == name), default=None)
 
 
-def _read(path: Path) -> Holder | None:
+def _read(folder: Location, file: str) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        said = json.loads(folder.read(file))
+        return Holder(**{field.name: said[field.name] for field in fields(Holder)})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _dead(holder: Holder | None, path: Path) -> bool:
+def _dead(holder: Holder | None, folder: Location, file: str) -> bool:
     if holder is not None and holder.here:
         return holder.gone
     try:
-        return _clock(path.parent) - path.stat().st_mtime > STALE
+        return folder.age(file) > STALE
     except FileNotFoundError:
         return False
-
-
-def _clock(folder: Path) -> float:
-    """The time as the file system tells it, which on a network is not this machine's."""
-    probe = folder / f".{secrets.token_hex(8)}.clock"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 @cache
@@ -175,30 +178,30 @@ class _Heart:
     """Touches the claims of this process."""
 
     def __init__(self) -> None:
-        self._paths: set[Path] = set()
+        self._leases: set[Lease] = set()
         self._lock = threading.Lock()
         self._beating = False
 
-    def add(self, path: Path) -> None:
+    def add(self, lease: Lease) -> None:
         with self._lock:
-            self._paths.add(path)
+            self._leases.add(lease)
             if not self._beating:
                 self._beating = True
                 threading.Thread(target=self._beat, name="leases", daemon=True).start()
 
-    def remove(self, path: Path) -> None:
+    def remove(self, lease: Lease) -> None:
         with self._lock:
-            self._paths.discard(path)
+            self._leases.discard(lease)
 
     def _beat(self) -> None:
         while True:
             time.sleep(HEARTBEAT)
             with self._lock:
-                paths = list(self._paths)
-            for path in paths:
+                leases = list(self._leases)
+            for lease in leases:
                 try:
-                    os.utime(path)
-                except OSError:  # outbid and cleared away: `held` will tell
+                    lease.beat()
+                except OSError:  # outbid and cleared away, or out of reach: `held` will tell
                     continue
 
 

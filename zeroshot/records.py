@@ -21,6 +21,7 @@ from typing import Any
 from zeroshot import durable, leases
 from zeroshot.errors import UserError
 from zeroshot.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
+from zeroshot.locations import Disk
 
 ANY_ID = "*"
 """For the id of what only fetching would tell: any earlier row of its path answers for it."""
@@ -100,7 +101,7 @@ class Output:
             raise
 
     def _claim(self) -> leases.Lease:
-        found = leases.claim(self.path.parent, self.path.name)
+        found = leases.claim(Disk(self.path.parent), self.path.name)
         if isinstance(found, leases.Lease):
             return found
         raise UserError(

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
@@ -22,6 +23,8 @@ STATES = (
     *("mtime", "updated", "LastModified", "last_modified", "modified"),
 )
 """What drivers say of a file that changes when its bytes do."""
+TIMES = ("LastModified", "last_modified", "modified", "updated", "mtime", "created")
+"""Under what name drivers say when a file was written; the first that there is."""
 
 
 def is_remote(name: str) -> bool:
@@ -39,8 +42,8 @@ def scheme_of(name: str) -> str:
     return name.partition("://")[0].lower()
 
 
-def connect(name: str) -> tuple[Any, str]:
-    """The file system of a name, and the path in it.
+def connect(name: str, **options: Any) -> tuple[Any, str]:
+    """The file system of a name, and the path in it; `options` are for its driver.
 
     Raises:
         NotAvailableError: its driver is not installed. UserError: there is no such file system.
@@ -55,7 +58,7 @@ def connect(name: str) -> tuple[Any, str]:
             f"'{scheme}://' needs fsspec: pip install 'zeroshot[data]'"
         ) from error
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(name)
+        found: tuple[Any, str] = fsspec.core.url_to_fs(name, **options)
         return found
     except ImportError as error:
         raise NotAvailableError(
@@ -100,6 +103,20 @@ def remote_state(info: Mapping[str, Any]) -> str | None:
     """As `state_of`, of what a driver said of a file."""
     known = [f"{key} {info[key]}" for key in STATES if info.get(key) is not None]
     return " ".join([str(info.get("size")), *known]) if known else None
+
+
+def modified(info: Mapping[str, Any]) -> float | None:
+    """When a file was written, in seconds since 1970, of what a driver said of it."""
+    said = next((info[key] for key in TIMES if info.get(key) is not None), None)
+    if isinstance(said, int | float):
+        return float(said)
+    try:
+        when = datetime.fromisoformat(said) if isinstance(said, str) else said
+    except ValueError:
+        return None
+    if not isinstance(when, datetime):
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def failures(name: str) -> tuple[type[Exception], ...]:

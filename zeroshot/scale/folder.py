@@ -5,29 +5,31 @@ inputs-SHA.jsonl     the inputs in order
 00000.jsonl          the files of a shard (`layouts`)
 00000.json           its done-mark, written last
 .work/               claims, and the rows so far of shards that are being worked on
+
+In an object store the rows so far are not in `.work/` but on the machine that works on them.
 """
 
 import hashlib
 import json
 import platform
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from zeroshot import durable, leases
-from zeroshot.errors import UserError
+from zeroshot import durable, leases, locations
+from zeroshot.errors import OutputError, UserError
 from zeroshot.formats import to_json
 from zeroshot.images import Source
+from zeroshot.locations import WORK, Location
 from zeroshot.records import differences, versions
 from zeroshot.scale.layouts import Content, Layout, layout_for
 from zeroshot.scale.plan import SHARD_SIZE, Plan, difference
 from zeroshot.tasks.meter import Meter
 
-RUN, WORK, MARK = "run.json", ".work", "zeroshot.shard/1"
+RUN, MARK = "run.json", "zeroshot.shard/1"
 SCHEMA = "zeroshot.shards/1"
 DECIDES = ("rows", "settings", "inputs", "shard_size", "format", "layout", "half")
 """What of run.json decides the files."""
@@ -56,7 +58,7 @@ class Mark:
 class Place:
     """The folder that was asked for; what is None is as it was when the folder was begun."""
 
-    path: Path
+    path: Path | Location
     shard_size: int | None = None
     format: str | None = None
     layout: str | None = None
@@ -69,18 +71,16 @@ class Place:
         Raises:
             UserError: somebody is at work here, or the folder is none of ours.
         """
-        if not (self.path / RUN).exists():
+        files = locations.at(self.path)
+        if _read_run(files) is None:
             return
-        _read_run(self.path)
-        if holders := leases.live(self.path / WORK) if (self.path / WORK).is_dir() else []:
-            raise UserError(f"'{self.path}' is being written by {holders[0]}")
-        (self.path / RUN).unlink()
-        for name in OUR_FOLDERS:
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name)
-        for file in self.path.iterdir():
-            if OURS.fullmatch(file.name):
-                file.unlink()
+        if holders := leases.live(files.below(WORK)):
+            raise UserError(f"'{files}' is being written by {holders[0]}")
+        with durable.writing(files):
+            for name in OUR_FOLDERS:
+                files.remove_below(name)
+            files.remove(*(name for name in files.names() if OURS.fullmatch(name)))
+            files.remove(RUN)  # last, so that this can be gone on with
 
     def join(self, sources: Sequence[Source], schema: str, settings: Mapping[str, Any]) -> "Folder":
         """Begin the folder, or go on in it together with whoever else does.
@@ -88,11 +88,14 @@ class Place:
         Raises:
             UserError: it was begun with other inputs, models or options, or is not ours.
         """
+        files = locations.at(self.path)
         try:
-            (self.path / WORK).mkdir(parents=True, exist_ok=True)
+            files.begin()
+        except OutputError:
+            raise
         except OSError as error:
-            raise durable.refusal(self.path, error) from error
-        begun = _read_run(self.path)
+            raise durable.refusal(files, error) from error
+        begun = _read_run(files)
         was = begun if begun is not None and begun.get("rows") == schema else {}
         suffix = self.format or was.get("format") or "jsonl"
         name = self.layout or was.get("layout") or self.default_layout
@@ -104,61 +107,77 @@ class Place:
         made_with = {"rows": schema, "settings": settings, "inputs": inputs} | options
         made_with = json.loads(to_json(made_with))
         if begun is None:
-            begun = self._begin(plan, made_with)
-        self._refuse(begun, plan, made_with)
-        return Folder(self.path, plan, layout, _fingerprint(made_with))
+            begun = self._begin(files, plan, made_with)
+        self._refuse(files, begun, plan, made_with)
+        return Folder(self.path, plan, layout, _fingerprint(made_with), str(begun.get("started")))
 
     def glance(self, sources: Sequence[Source], schema: str) -> "Folder | None":
         """The folder as it was begun, if it was, to see how far it is."""
-        run = _read_run(self.path)
+        run = _read_run(locations.at(self.path))
         if run is None or run.get("rows") != schema:
             return None
         layout = layout_for(run["layout"], schema, run["format"], run["half"])
-        return Folder(self.path, Plan(sources, run["shard_size"]), layout, _fingerprint(run))
+        plan = Plan(sources, run["shard_size"])
+        return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
 
-    def _begin(self, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, files: Location, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
         """What the folder is from now on; another process may have been first."""
-        if strange := sorted(f.name for f in self.path.iterdir() if OURS.fullmatch(f.name)):
-            strange = [] if (self.path / RUN).exists() else strange
+        if strange := sorted(name for name in files.names() if OURS.fullmatch(name)):
+            strange = [] if _read_run(files) is not None else strange
         strange = [name for name in strange if not name.startswith("inputs-")]
         if strange:
             raise UserError(
-                f"'{self.path}' has {strange[0]}, but no {RUN}: it is no output of zeroshot; "
+                f"'{files}' has {strange[0]}, but no {RUN}: it is no output of zeroshot; "
                 "choose another folder"
             )
-        with durable.writing(self.path):
-            durable.replace(self.path / _inputs(plan.sha256), plan.lines)
+        with durable.writing(files):
+            files.replace(_inputs(plan.sha256), plan.lines)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             run = {"schema": SCHEMA} | made_with | {"versions": versions(), "started": started}
             text = json.dumps(run, ensure_ascii=False, indent=2) + "\n"
-            durable.publish(self.path / RUN, text.encode("utf-8", "backslashreplace"))
-        return _read_run(self.path) or run
+            files.publish(RUN, text.encode("utf-8", "backslashreplace"))
+        return _read_run(files) or run
 
-    def _refuse(self, was: dict[str, Any], plan: Plan, made_with: dict[str, Any]) -> None:
+    def _refuse(
+        self, files: Location, was: dict[str, Any], plan: Plan, made_with: dict[str, Any]
+    ) -> None:
         advice = "begin it anew with --overwrite, or choose another --out"
         if was.get("inputs") != made_with["inputs"] and was.get("shard_size") == plan.size:
-            old = self.path / _inputs(str(dict(was.get("inputs", {})).get("sha256")))
+            file = _inputs(str(dict(was.get("inputs", {})).get("sha256")))
+            old = files.read_all([file]).get(file)
             raise UserError(
-                f"'{self.path}' was begun with other inputs: {difference(old, plan)}; finish it "
+                f"'{files}' was begun with other inputs: {difference(old, plan)}; finish it "
                 f"with those it was begun with, {advice}"
             )
         if differ := differences({key: was.get(key) for key in made_with}, made_with):
-            raise UserError(f"'{self.path}' was made otherwise ({'; '.join(differ)}); {advice}")
+            raise UserError(f"'{files}' was made otherwise ({'; '.join(differ)}); {advice}")
 
 
 @dataclass(frozen=True)
 class Folder:
     """A folder that was joined."""
 
-    path: Path
+    path: Path | Location
     plan: Plan
     layout: Layout
     fingerprint: str
+    started: str = ""
+    """With the fingerprint, which run this is: begun anew, it is another."""
+
+    @property
+    def files(self) -> Location:
+        """Where they are."""
+        return locations.at(self.path)
+
+    @property
+    def claims(self) -> Location:
+        """Where claims are."""
+        return self.files.below(WORK)
 
     @property
     def work(self) -> Path:
-        """Where claims and unfinished rows are."""
-        return self.path / WORK
+        """Where, on this machine, unfinished rows are."""
+        return self.files.scratch(f"{self.started} {self.fingerprint}")
 
     def name(self, shard: int) -> str:
         """`00007`."""
@@ -170,22 +189,27 @@ class Folder:
         Raises:
             UserError: it belongs to another run.
         """
-        file = self.path / f"{self.name(shard)}.json"
+        return self.marks([shard]).get(shard)
+
+    def marks(self, shards: Iterable[int] | None = None) -> dict[int, Mark]:
+        """Of those of `shards`, or of all, that are finished."""
+        files = self.files
+        asked = range(self.plan.count) if shards is None else shards
+        of = {f"{self.name(n)}.json": n for n in asked}
+        if len(of) > 1:  # one look tells which there are
+            there = set(files.names())
+            of = {name: n for name, n in of.items() if name in there}
+        held = files.read_all(list(of))
+        return {of[name]: self._mark(files.full(name), data) for name, data in held.items()}
+
+    def _mark(self, file: str, data: bytes) -> Mark:
         try:
-            held = json.loads(file.read_bytes())
-            mark = Mark(**{k: v for k, v in held.items() if k != "schema"})
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
+            mark = Mark(**{k: v for k, v in json.loads(data).items() if k != "schema"})
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"'{file}' is no done-mark of zeroshot: {error}") from error
         if mark.run != self.fingerprint:
             raise UserError(f"'{file}' belongs to another run: remove it, and it is done again")
         return mark
-
-    def marks(self) -> dict[int, Mark]:
-        """Of all finished shards."""
-        found = {shard: self.mark(shard) for shard in range(self.plan.count)}
-        return {shard: mark for shard, mark in found.items() if mark is not None}
 
     def commit(self, shard: int, content: Content, meter: Meter) -> Mark:
         """Write a shard's files, and then its mark."""
@@ -198,27 +222,27 @@ class Folder:
             {kind: failures.count(kind) for kind in sorted(set(failures))},
             meter.counts(),
         )
-        with durable.writing(self.path):
-            self.layout.write(self.path, shard, self.plan.count, content)
+        with durable.writing(self.files):
+            self.layout.write(self.files, shard, self.plan.count, content)
             text = json.dumps({"schema": MARK} | asdict(mark), indent=2) + "\n"
-            durable.replace(self.path / f"{self.name(shard)}.json", text.encode())
+            self.files.replace(f"{self.name(shard)}.json", text.encode())
         return mark
 
     def content(self, shard: int) -> Content:
         """The rows and vectors of a finished shard."""
-        return self.layout.read(self.path, shard, self.plan.count)
+        return self.layout.read(self.files, shard, self.plan.count)
 
     @property
     def has_embedded(self) -> bool:
         """Whether a transductive method gathers its rows here."""
-        return (self.path / "embedded").is_dir()
+        return self.files.has_below("embedded")
 
     def below(self, name: str, layout: Layout) -> "Folder":
         """A folder in this one for something else of the same inputs."""
-        inner = replace(self, path=self.path / name, layout=layout)
-        with durable.writing(inner.path):
-            inner.work.mkdir(parents=True, exist_ok=True)
-        return inner
+        files = self.files.below(name)
+        with durable.writing(files):
+            files.begin()
+        return replace(self, path=files, layout=layout)
 
 
 def _fingerprint(run: Mapping[str, Any]) -> str:
@@ -230,10 +254,10 @@ def _inputs(sha256: str) -> str:
     return f"inputs-{sha256[:12]}.jsonl"
 
 
-def _read_run(path: Path) -> dict[str, Any] | None:
-    file = path / RUN
+def _read_run(files: Location) -> dict[str, Any] | None:
+    file = files.full(RUN)
     try:
-        held = json.loads(file.read_bytes())
+        held = json.loads(files.read(RUN))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -69,9 +69,12 @@ def state(order: Order, how: How | None = None) -> State:
     if folder is None:
         return State(len(order.sources))
     own = [n for n in range(folder.plan.count) if share is None or share.has(n)]
-    marks = [mark for n in own if (mark := folder.mark(n)) is not None]
+    found = folder.marks(own) if own else {}
+    marks = list(found.values())
     gathered = embedded(folder) if folder.has_embedded and not marks else None
-    begun = [rows_kept(gathered or folder, n) for n in own if folder.mark(n) is None]
+    held = gathered.marks() if gathered else {}
+    to_do = [n for n in own if n not in found]
+    begun = [held[n].rows if n in held else rows_kept(gathered or folder, n) for n in to_do]
     return State(
         sum(len(folder.plan.shard(n)) for n in own),
         sum(mark.rows for mark in marks),

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
-from zeroshot import durable
 from zeroshot.errors import UserError, unknown
 from zeroshot.formats import Format, Record, format_for, from_parquet, pyarrow, to_parquet
+from zeroshot.locations import Location
 from zeroshot.results import EmbedResult, Result
 
 Matrix = npt.NDArray[np.float32]
@@ -48,10 +48,10 @@ class Layout(Protocol):
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
         """A result's row, and its vectors, a channel each; none if it failed."""
 
-    def write(self, folder: Path, shard: int, of: int, content: Content) -> None:
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
         """Each file whole or not at all; the same again over what is there."""
 
-    def read(self, folder: Path, shard: int, of: int) -> Content:
+    def read(self, folder: Location, shard: int, of: int) -> Content:
         """What `write` wrote, in float32."""
 
 
@@ -74,21 +74,22 @@ class RowFiles:
         """The whole row."""
         return result.row(), []
 
-    def write(self, folder: Path, shard: int, of: int, content: Content) -> None:
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
         """One file."""
         rows = b"".join(record.raw for record in content.records)
         table = self.suffix == "parquet"
         data = to_parquet(rows, self.schema) if table else self.format.header + rows
-        durable.replace(self._file(folder, shard), data)
+        folder.replace(self._file(shard), data)
 
-    def read(self, folder: Path, shard: int, of: int) -> Content:
+    def read(self, folder: Location, shard: int, of: int) -> Content:
         """The file's rows."""
-        file = self._file(folder, shard)
-        data = from_parquet(file) if self.suffix == "parquet" else file.read_bytes()
+        data = folder.read(self._file(shard))
+        if self.suffix == "parquet":
+            data = from_parquet(io.BytesIO(data))
         return Content(self.format.records(data))
 
-    def _file(self, folder: Path, shard: int) -> Path:
-        return folder / f"{shard:05d}.{self.suffix}"
+    def _file(self, shard: int) -> str:
+        return f"{shard:05d}.{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Safetensors:
         row = {k: v for k, v in result.row().items() if k != "embedding"}
         return row, [result.embedding] if result.error is None else []
 
-    def write(self, folder: Path, shard: int, of: int, content: Content) -> None:
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
         """The matrix, then the rows."""
         good = [i for i, record in enumerate(content.records) if not record.failed]
         width = content.vectors[0].shape[1] if content.vectors else 0
@@ -120,18 +121,18 @@ class Safetensors:
             matrix[good] = content.vectors[0]
         kept = matrix.astype(np.float16) if self.half else matrix
         about = {"rows": f"{shard:05d}.{self.rows.suffix}"}  # one: several come in any order
-        durable.replace(self._file(folder, shard), save({"embeddings": kept}, about))
+        folder.replace(self._file(shard), save({"embeddings": kept}, about))
         self.rows.write(folder, shard, of, content)
 
-    def read(self, folder: Path, shard: int, of: int) -> Content:
+    def read(self, folder: Location, shard: int, of: int) -> Content:
         """Rows and matrix."""
         records = self.rows.read(folder, shard, of).records
-        matrix = load_file(self._file(folder, shard))["embeddings"].astype(np.float32)
+        matrix = load(folder.read(self._file(shard)))["embeddings"].astype(np.float32)
         good = matrix[[not record.failed for record in records]]
         return Content(records, [good] if len(good) else [])
 
-    def _file(self, folder: Path, shard: int) -> Path:
-        return folder / f"{shard:05d}.safetensors"
+    def _file(self, shard: int) -> str:
+        return f"{shard:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -161,20 +162,19 @@ class ClipRetrieval:
             return row, []
         return row, [v for v in (result.embedding, result.text_embedding) if v]
 
-    def write(self, folder: Path, shard: int, of: int, content: Content) -> None:
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
         """Matrices and metadata of what did not fail, then all rows."""
         good = [json.loads(record.raw) for record in content.records if not record.failed]
         if good:
-            for file, matrix in zip(self._files(folder, shard, of), content.vectors, strict=False):
+            for file, matrix in zip(self._files(shard, of), content.vectors, strict=False):
                 data = io.BytesIO()
                 np.save(data, matrix.astype(np.float16))
-                file.parent.mkdir(exist_ok=True)
-                durable.replace(file, data.getvalue())
+                folder.replace(file, data.getvalue())
             self._write_metadata(folder, shard, of, good)
         self.rows.write(folder, shard, of, content)
 
     def _write_metadata(
-        self, folder: Path, shard: int, of: int, good: Sequence[dict[str, Any]]
+        self, folder: Location, shard: int, of: int, good: Sequence[dict[str, Any]]
     ) -> None:
         arrow, sink = pyarrow(), io.BytesIO()
         columns = {"image_path": [row["path"] for row in good]}
@@ -182,19 +182,18 @@ class ClipRetrieval:
             columns["caption"] = [row["caption"] for row in good]
         text = {name: arrow.array(values, arrow.string()) for name, values in columns.items()}
         arrow.parquet.write_table(arrow.table(text), sink)
-        file = folder / "metadata" / f"metadata_{_number(shard, of)}.parquet"
-        file.parent.mkdir(exist_ok=True)
-        durable.replace(file, sink.getvalue())
+        folder.replace(f"metadata/metadata_{_number(shard, of)}.parquet", sink.getvalue())
 
-    def read(self, folder: Path, shard: int, of: int) -> Content:
+    def read(self, folder: Location, shard: int, of: int) -> Content:
         """Rows and matrices."""
-        files = [file for file in self._files(folder, shard, of) if file.exists()]
-        vectors = [np.load(file, allow_pickle=False).astype(np.float32) for file in files]
+        held = folder.read_all(self._files(shard, of)).values()
+        matrices = [np.load(io.BytesIO(data), allow_pickle=False) for data in held]
+        vectors = [matrix.astype(np.float32) for matrix in matrices]
         return Content(self.rows.read(folder, shard, of).records, vectors)
 
-    def _files(self, folder: Path, shard: int, of: int) -> list[Path]:
+    def _files(self, shard: int, of: int) -> list[str]:
         number = _number(shard, of)
-        return [folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy" for kind in ("img", "text")]
+        return [f"{kind}_emb/{kind}_emb_{number}.npy" for kind in ("img", "text")]
 
 
 def _number(shard: int, of: int) -> str:

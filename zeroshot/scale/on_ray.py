@@ -154,13 +154,12 @@ def _pending(order: Order, how: How) -> list[int]:
     folder = order.place.glance(order.sources, order.job.schema)
     size = folder.plan.size if folder else order.place.shard_size or SHARD_SIZE
     shards = range(-(-len(order.sources) // size))
+    marks = folder.marks() if folder else {}
     return [
         n
         for n in shards
         if (how.share is None or how.share.has(n))
-        and (
-            folder is None or (mark := folder.mark(n)) is None or (how.retry_failed and mark.failed)
-        )
+        and (n not in marks or (how.retry_failed and marks[n].failed))
     ]
 
 

@@ -96,9 +96,7 @@ class Part:
 
 
 def rows_kept(folder: Folder, shard: int) -> int:
-    """Rows of a shard that are there: all, or what a part has."""
-    if (mark := folder.mark(shard)) is not None:
-        return mark.rows
+    """Rows of an unfinished shard that are there."""
     part, name = Part(folder.work, folder.name(shard), folder.layout), folder.name(shard)
     tokens = (file.name.split(".")[1] for file in folder.work.glob(f"{name}.*.rows"))
     return max((len(part.read(token).records) for token in tokens), default=0)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from zeroshot.errors import UserError
 from zeroshot.images import Blob, Source
@@ -83,12 +82,11 @@ def _identity(source: Source) -> list[object]:
     return [source.path, stamp, *([dict(source.fields)] if source.fields else [])]
 
 
-def difference(old: Path, new: Plan) -> str:
-    """In words, how the inputs of a run differ from those written to `old` by an earlier one."""
-    try:
-        before = Counter(old.read_bytes().splitlines())
-    except OSError:
+def difference(old: bytes | None, new: Plan) -> str:
+    """In words, how the inputs of a run differ from those an earlier one wrote, if still known."""
+    if old is None:
         return "what they were is not known any more"
+    before = Counter(old.splitlines())
     after = Counter(new.lines.splitlines())
     parts = [
         f"{_named(lines)} {what}"

@@ -50,8 +50,8 @@ def process_shard(
     how = how or How()
     if (mark := _finished(folder, shard, how)) is not None:
         return mark
-    with durable.writing(folder.path):
-        lease = leases.claim(folder.work, folder.name(shard))
+    with durable.writing(folder.files):
+        lease = leases.claim(folder.claims, folder.name(shard))
     if not isinstance(lease, leases.Lease):
         return None
     try:
@@ -82,6 +82,8 @@ def work(worker: Worker, folder: Folder, meter: Meter, how: How | None = None) -
     )
     pause = PATIENCE[0]
     while pending:
+        marks = folder.marks(pending)
+        pending = [n for n in pending if n not in marks or _again(marks[n], how)]
         left = [n for n in pending if process_shard(worker, folder, n, meter, how) is None]
         if len(left) == len(pending):
             time.sleep(pause)
@@ -100,7 +102,11 @@ def _in_own_order(shards: list[int]) -> list[int]:
 
 def _finished(folder: Folder, shard: int, how: How) -> Mark | None:
     mark = folder.mark(shard)
-    return None if mark is not None and mark.failed and how.retry_failed else mark
+    return None if mark is not None and _again(mark, how) else mark
+
+
+def _again(mark: Mark, how: How) -> bool:
+    return how.retry_failed and mark.failed > 0
 
 
 def _fresh(
@@ -128,6 +134,7 @@ def _retried(
     old = folder.content(shard)
     places = [i for i, record in enumerate(old.records) if record.failed]
     sources = folder.plan.shard(shard)
+    part.adopt((), worker.batch_size)  # nothing but the header: what is left is of other places
     for result in worker(how.read([sources[i] for i in places]), meter):
         part.append([result])
         how.seen(result)

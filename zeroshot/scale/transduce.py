@@ -76,8 +76,8 @@ def transduce(worker: Transductive, folder: Folder, meter: Meter, how: How | Non
     again = how.retry_failed and _failed(rows) != before
     pause = PATIENCE[0]
     while again or len(folder.marks()) < folder.plan.count:
-        with durable.writing(folder.path):
-            lease = leases.claim(folder.work, SCORING)
+        with durable.writing(folder.files):
+            lease = leases.claim(folder.claims, SCORING)
         if isinstance(lease, leases.Lease):
             try:
                 _score(worker, folder, rows, meter, how, again)
