@@ -545,12 +545,13 @@ def test_files_elsewhere_that_are_too_large(bucket, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("s3://bucket/x.png", NotAvailableError, "s3fs.*'pip install' the driver of 's3://'"),
+        ("gs://bucket/x.png", NotAvailableError, "gcsfs.*'pip install' the driver of 'gs://'"),
         ("nonsense://x", UserError, "Protocol not known: nonsense; known: .*memory"),
         ("zip://a.png::memory://x.zip", UserError, "not a chain of them"),
     ],
 )
-def test_file_systems_that_are_not_there(name, error, message):
+def test_file_systems_that_are_not_there(name, error, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(error, match=message):
         find(name)
 
