@@ -256,6 +256,49 @@ def test_shards_in_shards_out(zeroshot, pairs, tmp_path, monkeypatch):
     assert not (tmp_path / "x.csv").exists()
 
 
+def members(tar):
+    with tarfile.open(tar) as file:
+        return {m.name: file.extractfile(m).read() for m in file.getmembers()}
+
+
+@pytest.mark.parametrize("rule", [("--min-score", 0.2), ("--keep", 0.5)], ids=["score", "share"])
+@pytest.mark.parametrize("place", ["here", "store"])
+def test_each_shard_keeps_its_own_pairs(zeroshot, pairs, tmp_path, rule, place):
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, *rule]
+    _, rows, _ = zeroshot(*arguments, "--kept", tmp_path / "whole")
+    out = tmp_path / "out"
+    if place == "store":
+        system = pytest.importorskip("fsspec").filesystem("memory")
+        out = f"memory://kept/{tmp_path.name}"
+    more = ["--out", f"{out}/", "--shard-size", 2, "--layout", "webdataset"]
+    assert [zeroshot(*arguments, *more)[0] for _ in range(2)] == [3, 0]
+    if place == "store":
+        system.get(out, str(tmp_path / "out"), recursive=True)
+    made = sorted((tmp_path / "out" / "kept").iterdir())
+    found = {name: data for tar in made for name, data in members(tar).items()}
+    names = [f"{n // 2:05}{n % 2:05}" for n, row in enumerate(rows) if row.get("kept")]
+    assert sorted({name.partition(".")[0] for name in found}) == names
+    assert {int(tar.stem) for tar in made} == {int(name[:5]) for name in names}
+    whole = members(tmp_path / "whole" / "00000.tar")
+    renamed = {int(name): new for name, new in enumerate(names)}
+    assert found == {f"{renamed[int(name[:9])]}{name[9:]}": data for name, data in whole.items()}
+
+
+def test_pairs_kept_by_shard_are_begun_anew_and_refused_elsewhere(zeroshot, pairs, tmp_path):
+    arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, "--layout", "webdataset"]
+    out = tmp_path / "out"
+    zeroshot(*arguments, "--min-score", -1, "--out", out)
+    assert (out / "kept" / "00000.tar").exists()
+    zeroshot(*arguments, "--min-score", 2, "--out", out, "--overwrite")
+    assert not (out / "kept").exists() or not list((out / "kept").iterdir())
+    code, _, err = zeroshot(*arguments, "--min-score", 0, "--out", tmp_path / "rows.jsonl")
+    assert (code, "--layout needs a folder" in err) == (2, True)
+    code, _, err = zeroshot(
+        *arguments, "--min-score", 0, "--out", tmp_path / "o", "--format", "csv"
+    )
+    assert (code, "keeps its rows as jsonl" in err) == (2, True)
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     good = FilterResult(Source("x.png", b"\xff\xd8"), "i", caption="a", kept=True)
     gone = FilterResult(Source(str(tmp_path / "gone.png")), "i", caption="a", kept=True)

@@ -6,6 +6,7 @@ claims need. Drivers that do not put that condition are refused: most of fsspec'
 write then, between which two workers fit.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -14,10 +15,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from zeroshot.errors import OutputError, UserError, ZeroshotError
 from zeroshot.inputs import storage
@@ -162,6 +163,18 @@ class Bucket:
             self._ask("write to", lambda system, path: system.pipe_file(path, data), name)
         except FileNotFoundError as error:  # the bucket
             raise self._stopped("write to", error) from error
+
+    @contextlib.contextmanager
+    def whole(self, name: str) -> Iterator[BinaryIO]:
+        """A temporary file of this machine, put once the block is done."""
+        with tempfile.TemporaryDirectory(prefix="zeroshot-") as folder:
+            made = os.path.join(folder, "made")
+            with open(made, "xb") as file:
+                yield file
+            try:
+                self._ask("write to", lambda system, path: system.put_file(made, path), name)
+            except FileNotFoundError as error:  # the bucket
+                raise self._stopped("write to", error) from error
 
     def publish(self, name: str, data: bytes) -> bool:
         """Put it on condition that there is none.

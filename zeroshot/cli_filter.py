@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -49,6 +49,14 @@ def filter(
             "webdataset tar files.",
         ),
     ] = None,
+    layout: Annotated[
+        Literal["rows", "webdataset"] | None,
+        option(
+            "--layout",
+            env="FILTER_LAYOUT",
+            help="Of a folder: rows, or rows and a tar file of the kept pairs of each shard.",
+        ),
+    ] = None,
 ) -> None:
     """Keep image-text pairs whose picture and caption agree, by a threshold or by a share."""
     from zeroshot import terminal
@@ -59,7 +67,10 @@ def filter(
         raise UserError(f"--long-text {long_text}: truncate or error")
     job = FilterJob(run.model_set(), min_score, keep, long_text == "truncate")
     if kept is not None and run.folder is not None:
-        raise UserError("--kept needs all rows at once: leave --out DIR/, or filter without --kept")
+        raise UserError(
+            "--kept needs all rows at once: leave --out DIR/, or have each shard keep its own "
+            "pairs there with --layout webdataset"
+        )
     whole = (keep is not None or kept is not None) and run.folder is None
     for path in (run.out if whole else None, kept):
         if path is not None and path.exists() and not run.overwrite:
@@ -79,7 +90,7 @@ def filter(
 
     failed = False
     try:
-        run.show(job, run.sources(pairs), watched)
+        run.show(job, run.sources(pairs), watched, layout)
     except typer.Exit:
         failed = True
     if kept is not None:

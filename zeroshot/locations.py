@@ -9,9 +9,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from zeroshot import durable
 
@@ -49,6 +50,9 @@ class Location(Protocol):
 
     def replace(self, name: str, data: bytes) -> None:
         """Give a file new content: all of it, or none."""
+
+    def whole(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write to, however large, which is there once the block is done."""
 
     def publish(self, name: str, data: bytes) -> bool:
         """Make a file; False when somebody was first. Only one process ever hears True.
@@ -122,6 +126,10 @@ class Disk:
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         durable.replace(path, data)
+
+    def whole(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """As `durable.whole`."""
+        return durable.whole(self.path / name)
 
     def publish(self, name: str, data: bytes) -> bool:
         """As `durable.publish`."""

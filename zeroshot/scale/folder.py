@@ -34,7 +34,7 @@ SCHEMA = "zeroshot.shards/1"
 DECIDES = ("rows", "settings", "inputs", "shard_size", "format", "layout", "half")
 """What of run.json decides the files."""
 OURS = re.compile(r"\d{5,}\.(json|jsonl|csv|parquet|safetensors)|inputs-[0-9a-f]+\.jsonl")
-OUR_FOLDERS = ("img_emb", "text_emb", "metadata", "embedded", WORK)
+OUR_FOLDERS = ("img_emb", "text_emb", "metadata", "embedded", "kept", WORK)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,14 @@ from safetensors.numpy import load, save
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.formats import Format, Record, format_for, from_parquet, pyarrow, to_parquet
+from zeroshot.images import Source
+from zeroshot.kept import write_tar
 from zeroshot.locations import Location
-from zeroshot.results import EmbedResult, Result
+from zeroshot.results import EmbedResult, FilterResult, Result
 
 Matrix = npt.NDArray[np.float32]
 FORMATS = ("jsonl", "csv", "parquet")
-LAYOUTS = ("rows", "safetensors", "clip-retrieval")
-LayoutName = Literal["rows", "safetensors", "clip-retrieval"]
+LAYOUTS = ("rows", "safetensors", "clip-retrieval", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Content:
 
     records: Sequence[Record] = ()
     vectors: Sequence[Matrix] = ()
+    sources: Sequence[Source] = ()
+    """What the rows are of, while they are written."""
 
 
 @runtime_checkable
@@ -196,6 +199,48 @@ class ClipRetrieval:
         return [f"{kind}_emb/{kind}_emb_{number}.npy" for kind in ("img", "text")]
 
 
+@dataclass(frozen=True)
+class KeptPairs:
+    """Rows of a filter, and `kept/00000.tar`: a webdataset of the pairs that it keeps.
+
+    A pair is named by its shard and its place there, five digits each: `0000100042` is the row
+    behind 42 others of `00001.jsonl`. A shard of which nothing is kept has no tar file.
+    """
+
+    rows: RowFiles
+
+    has_vectors: ClassVar[bool] = False
+
+    @property
+    def format(self) -> Format:
+        """Of the rows."""
+        return self.rows.format
+
+    def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
+        """The whole row."""
+        return self.rows.split(result)
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+        """The tar file, then all rows."""
+        pairs = []
+        told = zip(content.records, content.sources, strict=True)
+        for place, (record, source) in enumerate(told):
+            row = json.loads(record.raw)
+            if row.get("kept"):
+                pairs.append((f"{shard:05d}{place:05d}", source, row))
+        file = f"kept/{shard:05d}.tar"
+        if pairs:
+            with folder.whole(file) as tar:
+                write_tar(tar, pairs)
+        else:
+            folder.remove(file)
+        self.rows.write(folder, shard, of, content)
+
+    def read(self, folder: Location, shard: int, of: int) -> Content:
+        """The rows."""
+        return self.rows.read(folder, shard, of)
+
+
 def _number(shard: int, of: int) -> str:
     return str(shard).zfill(int(math.log10(of)) + 1)
 
@@ -212,11 +257,14 @@ def layout_for(name: str, schema: str, suffix: str, half: bool = False) -> Layou
         raise UserError("--half goes with --layout safetensors; rows of text hold float32")
     if name == "rows":
         return RowFiles(schema, suffix)
-    if schema != EmbedResult.schema:
-        raise UserError(f"--layout {name} is for embeddings")
+    pairs = name == "webdataset"
+    if schema != (FilterResult if pairs else EmbedResult).schema:
+        raise UserError(f"--layout {name} is for {'filtered pairs' if pairs else 'embeddings'}")
     if name == "safetensors":
         return Safetensors(RowFiles(schema, suffix), half)
-    pyarrow()
     if suffix != "jsonl":
-        raise UserError("--layout clip-retrieval keeps its rows as jsonl: leave --format out")
+        raise UserError(f"--layout {name} keeps its rows as jsonl: leave --format out")
+    if pairs:
+        return KeptPairs(RowFiles(schema, suffix))
+    pyarrow()
     return ClipRetrieval(RowFiles(schema, suffix))

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -64,7 +64,8 @@ def process_shard(
         content = work(worker, folder, shard, part, meter, how)
         if not lease.held():
             return None
-        mark = folder.commit(shard, content, meter.since(before))
+        made = replace(content, sources=folder.plan.shard(shard))
+        mark = folder.commit(shard, made, meter.since(before))
         part.remove()
         return mark
     finally:

@@ -102,7 +102,8 @@ def _score(
         if again or folder.mark(shard) is None:
             encoded = b"".join(folder.layout.format.encode(r.row()) for r in batch)
             records = folder.layout.format.records(folder.layout.format.header + encoded)
-            folder.commit(shard, Content(records), Meter())
+            made = Content(records, sources=[r.source for r in batch])
+            folder.commit(shard, made, Meter())
         for result in batch:
             how.seen(result)
 
