@@ -145,13 +145,12 @@ def classify(
         None if calibration is None else read_calibration(calibration),
         abstain,
     )
-    sources = run.sources(images)
     if not compare:
-        run.show(job, sources)
+        run.show(job, run.inputs(images))
     elif method or calibration or run.out:
         raise UserError("--compare takes no --method, --calibration or --out")
     else:
-        _compare_pictures(run, job, compare, sources)
+        _compare_pictures(run, job, compare, run.sources(images))
 
 
 def prompted(

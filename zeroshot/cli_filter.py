@@ -79,7 +79,7 @@ def filter(
 
     failed = False
     try:
-        run.show(job, run.sources(pairs), watched)
+        run.show(job, run.inputs(pairs), watched)
     except typer.Exit:
         failed = True
     if kept is not None:

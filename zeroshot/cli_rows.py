@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,10 +16,12 @@ from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
     from zeroshot.images import Source
+    from zeroshot.inputs import Named
     from zeroshot.jobs import Job
     from zeroshot.records import Output
     from zeroshot.results import Result
     from zeroshot.scale.here import Order
+    from zeroshot.scale.plan import Inputs, Size
     from zeroshot.scale.shards import How
     from zeroshot.tasks.meter import Meter
     from zeroshot.terminal import Screen
@@ -34,8 +36,14 @@ class Rows(Run):
         option("--format", env="FORMAT", help="Of the shards when --out is a folder: jsonl."),
     ] = None
     shard_size: Annotated[
-        int | None,
-        option("--shard-size", env="SHARD_SIZE", help="Pictures in a shard: 10000.", min=1),
+        str | None,
+        option(
+            "--shard-size",
+            env="SHARD_SIZE",
+            metavar="N|file",
+            help="Pictures in a shard: 10000; or file, a shard for each tar, table or Parquet "
+            "file, listed when its turn comes, which is so where all are tar or Parquet files.",
+        ),
     ] = None
     shards: Annotated[
         str | None,
@@ -64,10 +72,74 @@ class Rows(Run):
             return None
         return out
 
+    @property
+    def size(self) -> "Size | None":
+        """What a shard is, if that was said."""
+        given = self.shard_size
+        if given is None:
+            return None
+        if given == "file":
+            return "file"
+        if not given.isdecimal() or int(given) == 0:
+            raise UserError(f"--shard-size {given}: file, or a number of at least 1")
+        return int(given)
+
+    def inputs(self, images: Sequence[str]) -> "Inputs":
+        """What `images` name: pictures, or the files of them that are to be a shard each."""
+        if self.folder is None:
+            return self.sources(images)
+        from zeroshot import terminal
+        from zeroshot.inputs import Bundles
+
+        found = self.named(images)
+        if self._by_file(found):
+            if not self.quiet:
+                terminal.say(f"a shard for each of {len(found.files)} files")
+                self.say_left_out(found.left_out)
+            return Bundles(found.files)
+        return self.listed(found)
+
+    def _by_file(self, found: "Named") -> bool:
+        """Whether each file is a shard: as asked for, as the folder was begun, or as fits it."""
+        from zeroshot import terminal
+        from zeroshot.inputs.bundles import is_shard
+
+        size = self.size
+        assert self.folder is not None
+        if size is None and not self.overwrite:
+            from zeroshot.scale.folder import Place
+
+            size = Place(self.folder).begun_with()
+        if size == "file":
+            if self.limit is not None:
+                raise UserError(
+                    "--limit counts pictures, and shards that are a file each (--shard-size file) "
+                    "are not counted beforehand: name fewer files, or choose another --out"
+                )
+            if found.loose is not None:
+                raise UserError(
+                    "a shard for each file (--shard-size file) needs tar files, tables or Parquet "
+                    f"files alone, and '{found.loose}' is none: leave it out, or give all pictures "
+                    "another --out with --shard-size 10000"
+                )
+            return True
+        shards = [file for file in found.files if is_shard(file.name)]
+        if size is not None or self.limit is not None or len(shards) < 2:
+            return False
+        if len(shards) == len(found.items):
+            return True
+        if not self.quiet:
+            other = found.loose or next(f.name for f in found.files if not is_shard(f.name))
+            terminal.say(
+                f"listing {len(shards)} tar or Parquet files before the first row, since '{other}' "
+                "is none; alone, each would be a shard of its own"
+            )
+        return False
+
     def show(
         self,
         job: "Job",
-        sources: "list[Source]",
+        sources: "Inputs",
         through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
         layout: str | None = None,
         half: bool = False,
@@ -78,16 +150,19 @@ class Rows(Run):
         Raises:
             typer.Exit: with code 3, when a picture failed.
         """
+        from zeroshot.inputs import Bundles
+
         if self.folder is None:
             self._refuse_without_folder(layout, half)
-            self._show_rows(job, sources, through)
+            assert not isinstance(sources, Bundles)
+            self._show_rows(job, list(sources), through)
             return
         if self.json and (self.devices or self.engine == "ray"):
             raise UserError("--json shows the rows of this process: leave --devices and --engine")
         from zeroshot.scale.folder import Place
         from zeroshot.scale.here import Order
 
-        place = Place(self.folder, self.shard_size, self.format, layout, half, default_layout)
+        place = Place(self.folder, self.size, self.format, layout, half, default_layout)
         if self.overwrite:
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
@@ -160,24 +235,27 @@ class Rows(Run):
         """Fill a folder of shards, by whatever engine."""
         from zeroshot import terminal
         from zeroshot.scale.here import state
-        from zeroshot.scale.plan import Share
+        from zeroshot.scale.plan import ChangedError, Share
         from zeroshot.scale.shards import How
 
         how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
         before = state(order, how)
-        with terminal.Screen(self.shown(), before.total, self.quiet) as screen:
-            screen.expect(before.total - before.resumed)
+        shards = (before.finished, before.shards) if before.total is None else None
+        with terminal.Screen(self.shown(), before.total, self.quiet, shards) as screen:
+            screen.expect(before.to_do)
             meter, trouble = self._engine(order, how, screen)
         after = state(order, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
             for line in terminal.summary(
-                meter, before.resumed, self.verbose, total=before.total, several=several
+                meter, before.resumed, self.verbose, before=before, several=several
             ):
                 terminal.say(line)
             terminal.say(terminal.how_far(after, str(self.folder)))
         if trouble is not None:
             terminal.say(trouble)
+        if after.changed:
+            raise ChangedError(*after.changed)
         if meter.failed:
             raise typer.Exit(3)
 

@@ -96,7 +96,7 @@ def classify(
     from zeroshot.jobs.clips import ClipClassifyJob
 
     names, _, sentences = prompted(labels, None, templates or ("none" if model else "simple"))
-    sources = run.sources(clips)
+    sources = run.inputs(clips)
     if model is not None or pooling == "attention":
         if model is not None and (frames is not None or pooling == "attention"):
             raise UserError("a model of clips (--model) takes no --frames and no --pooling")
@@ -196,4 +196,4 @@ def caption(
         prompt,
         coupling=coupling,
     )
-    run.show(job, run.sources(clips))
+    run.show(job, run.inputs(clips))

@@ -4,14 +4,19 @@
 takes from its own environment variables and from fsspec's configuration.
 """
 
+import io
 import os
+import shutil
 import stat
+import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
-from zeroshot.inputs import files
+from zeroshot.inputs import files, held
 from zeroshot.inputs.source import MAX_BYTES, SCHEME, URL, File
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
@@ -21,6 +26,8 @@ STATES = (
     *("mtime", "updated", "LastModified", "last_modified", "modified"),
 )
 """What drivers say of a file that changes when its bytes do."""
+OPEN = 2
+"""Remote files that are held at a time."""
 
 
 def is_remote(name: str) -> bool:
@@ -67,6 +74,8 @@ def connect(name: str) -> tuple[Any, str]:
 
 def open_file(name: str) -> File:
     """A file, to be read and sought in; OSError, or what the driver raises."""
+    if (copy := _held.get(name)) is not None:
+        return io.BufferedReader(held.Reader(copy))
     if is_remote(name):
         system, path = connect(name)
         remote: File = system.open(path, "rb")
@@ -78,6 +87,8 @@ def open_file(name: str) -> File:
 
 def read_range(name: str, start: int, size: int) -> bytes:
     """`size` bytes from `start` on, or what there is of them."""
+    if (copy := _held.get(name)) is not None:
+        return copy.read(start, size)
     if is_remote(name):
         system, path = connect(name)
         return bytes(system.cat_file(path, start=start, end=start + size))
@@ -88,6 +99,8 @@ def read_range(name: str, start: int, size: int) -> bytes:
 
 def state_of(name: str) -> str | None:
     """Changes when the file does; None where nothing says so, or where it changed just now."""
+    if (copy := _held.get(name)) is not None:
+        return copy.state
     if is_remote(name):
         system, path = connect(name)
         return remote_state(system.info(path))
@@ -99,6 +112,74 @@ def remote_state(info: Mapping[str, Any]) -> str | None:
     """As `state_of`, of what a driver said of a file."""
     known = [f"{key} {info[key]}" for key in STATES if info.get(key) is not None]
     return " ".join([str(info.get("size")), *known]) if known else None
+
+
+def version_of(name: str) -> str:
+    """Size and state of a file that is there, to tell whether it is the one of an earlier run.
+
+    Of a local file, size and time of change: other machines may see other inodes.
+    """
+    if is_remote(name):
+        return version(_info(*connect(name)))
+    found = os.stat(name)
+    return f"{found.st_size} mtime {found.st_mtime_ns}"
+
+
+def version(info: Mapping[str, Any]) -> str:
+    """As `version_of`, of what a driver said of a file."""
+    return remote_state(info) or str(info.get("size"))
+
+
+def _info(system: Any, path: str) -> Mapping[str, Any]:
+    """What a driver says of a file now, whatever it remembers of a listing."""
+    system.invalidate_cache(path)
+    info: Mapping[str, Any] = system.info(path)
+    return info
+
+
+_held: OrderedDict[str, held.Held] = OrderedDict()
+_held_lock = threading.Lock()
+
+
+def hold(name: str) -> str:
+    """Have each part of a remote file fetched once, whoever reads it here; its `version_of`.
+
+    As long as it is one of the last few that were held, and there is room for it.
+    """
+    if not is_remote(name):
+        return version_of(name)
+    system, path = connect(name)
+    info = _info(system, path)
+    now, size = version(info), info.get("size")
+    with _held_lock:
+        before = _held.pop(name, None)
+        if before is not None and before.version == now:
+            _held[name] = before
+        elif isinstance(size, int) and size <= min(held.LARGEST, _room()):
+            _held[name] = held.Held(system, path, size, remote_state(info), now)
+        while len(_held) > OPEN:
+            _held.popitem(last=False)
+    return now
+
+
+def is_held(name: str) -> bool:
+    """Whether a remote file's bytes are here, or will be."""
+    return name in _held
+
+
+def _room() -> int:
+    return shutil.disk_usage(tempfile.gettempdir()).free // 2
+
+
+def _after_fork() -> None:
+    """A child's file would share its place with its parent's."""
+    global _held_lock
+    _held_lock = threading.Lock()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def failures(name: str) -> tuple[type[Exception], ...]:
@@ -138,8 +219,10 @@ class Remote:
         return data
 
 
-def listed(name: str, also: str = "") -> tuple[dict[str, str | None], list[str]]:
-    """Files that a remote folder, pattern or file stands for with their states, and those left out.
+def listed(name: str, also: str = "") -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Files that a remote folder, pattern or file stands for, and those left out.
+
+    With what the driver says of each; of a file that is not there, nothing.
 
     Raises:
         UserError: none are there. NotAvailableError: the driver is absent or its service fails.
@@ -152,27 +235,28 @@ def listed(name: str, also: str = "") -> tuple[dict[str, str | None], list[str]]
         elif system.isdir(path):
             found = system.find(path, detail=True)
         else:
-            return {name: _state(system, path)}, []
+            return {name: _said(system, path)}, []
     except Exception as error:  # as above
         raise NotAvailableError(f"cannot list '{name}': {why(error)}") from error
     scheme = scheme_of(name)
-    states = {
-        f"{scheme}://{there.lstrip('/')}": remote_state(info)
+    infos = {
+        f"{scheme}://{there.lstrip('/')}": info
         for there, info in found.items()
         if info.get("type") != "directory" and not _hidden(there, path)
     }
-    kept, left_out = files.without_data(files.in_order(states), also)
+    kept, left_out = files.without_data(files.in_order(infos), also)
     if not kept:
         raise files.nothing_in(name, "pattern" if pattern else "folder", left_out)
-    return {file: states[file] for file in kept}, left_out
+    return {file: infos[file] for file in kept}, left_out
 
 
-def _state(system: Any, path: str) -> str | None:
-    """Of one file; None where it is not there either: reading it will say so."""
+def _said(system: Any, path: str) -> Mapping[str, Any]:
+    """Of one file; nothing where it is not there either: reading it will say so."""
     try:
-        return remote_state(system.info(path))
+        info: Mapping[str, Any] = system.info(path)
     except FileNotFoundError:
-        return None
+        return {}
+    return info
 
 
 def _hidden(path: str, folder: str) -> bool:

@@ -12,7 +12,7 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,9 @@ from typing import Any
 from zeroshot import durable, leases
 from zeroshot.errors import UserError
 from zeroshot.formats import to_json
-from zeroshot.images import Source
 from zeroshot.records import differences, versions
 from zeroshot.scale.layouts import Content, Layout, layout_for
-from zeroshot.scale.plan import SHARD_SIZE, Plan, difference
+from zeroshot.scale.plan import Inputs, Plan, Size, difference, planned
 from zeroshot.tasks.meter import Meter
 
 RUN, WORK, MARK = "run.json", ".work", "zeroshot.shard/1"
@@ -57,7 +56,7 @@ class Place:
     """The folder that was asked for; what is None is as it was when the folder was begun."""
 
     path: Path
-    shard_size: int | None = None
+    shard_size: Size | None = None
     format: str | None = None
     layout: str | None = None
     half: bool = False
@@ -82,7 +81,11 @@ class Place:
             if OURS.fullmatch(file.name):
                 file.unlink()
 
-    def join(self, sources: Sequence[Source], schema: str, settings: Mapping[str, Any]) -> "Folder":
+    def begun_with(self) -> Size | None:
+        """What a shard of the folder is, if it was begun."""
+        return (_read_run(self.path) or {}).get("shard_size")
+
+    def join(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
         """Begin the folder, or go on in it together with whoever else does.
 
         Raises:
@@ -96,25 +99,28 @@ class Place:
         was = begun if begun is not None and begun.get("rows") == schema else {}
         suffix = self.format or was.get("format") or "jsonl"
         name = self.layout or was.get("layout") or self.default_layout
-        plan = Plan(sources, self.shard_size or was.get("shard_size") or SHARD_SIZE)
-        inputs = {"count": len(sources), "shards": plan.count, "sha256": plan.sha256}
+        plan = planned(sources, self.shard_size or was.get("shard_size"))
         half = self.half or bool(was.get("half"))
         layout = layout_for(name, schema, suffix, half)
         options = {"shard_size": plan.size, "format": suffix, "layout": name, "half": half}
-        made_with = {"rows": schema, "settings": settings, "inputs": inputs} | options
+        made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
         made_with = json.loads(to_json(made_with))
         if begun is None:
             begun = self._begin(plan, made_with)
         self._refuse(begun, plan, made_with)
+        plan = plan.begun(self.path / _inputs(plan.sha256))
         return Folder(self.path, plan, layout, _fingerprint(made_with))
 
-    def glance(self, sources: Sequence[Source], schema: str) -> "Folder | None":
+    def glance(self, sources: Inputs, schema: str) -> "Folder | None":
         """The folder as it was begun, if it was, to see how far it is."""
         run = _read_run(self.path)
         if run is None or run.get("rows") != schema:
             return None
         layout = layout_for(run["layout"], schema, run["format"], run["half"])
-        return Folder(self.path, Plan(sources, run["shard_size"]), layout, _fingerprint(run))
+        plan = planned(sources, run["shard_size"])
+        if plan.inputs == run["inputs"]:
+            plan = plan.begun(self.path / _inputs(plan.sha256))
+        return Folder(self.path, plan, layout, _fingerprint(run))
 
     def _begin(self, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
         """What the folder is from now on; another process may have been first."""
@@ -142,6 +148,8 @@ class Place:
                 f"'{self.path}' was begun with other inputs: {difference(old, plan)}; finish it "
                 f"with those it was begun with, {advice}"
             )
+        if was.get("shard_size") != plan.size:  # then the shards of the inputs differ as well
+            made_with = {key: value for key, value in made_with.items() if key != "inputs"}
         if differ := differences({key: was.get(key) for key in made_with}, made_with):
             raise UserError(f"'{self.path}' was made otherwise ({'; '.join(differ)}); {advice}")
 

@@ -1,18 +1,26 @@
-"""The inputs of a run in their order, fixed once, and cut into shards."""
+"""The inputs of a run in their order, fixed once, and cut into shards.
+
+By number: all pictures are listed, and every `size` of them are a shard. By file: a tar file, a
+table or a Parquet file is a shard, which is listed by who works on it; what is fixed are the files.
+"""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from zeroshot.errors import UserError
 from zeroshot.images import Blob, Source
+from zeroshot.inputs import Bundle, Bundles, bundles, storage
 
 SHARD_SIZE = 10_000
 """As img2dataset."""
+
+Size = int | Literal["file"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,22 @@ class Share:
         return shard % self.of == self.number - 1
 
 
+class ChangedError(UserError):
+    """Files are not as they were when the output was begun; made with their names."""
+
+    def __str__(self) -> str:
+        """How many, the first, and what to do."""
+        files = f"{len(self.args)} of the files have" if self.args[1:] else "a file has"
+        return (
+            f"{files} changed since the output was begun, and so there is nothing of them as they "
+            f"are now (all else is done): '{self.args[0]}'{', ...' if self.args[1:] else ''}; put "
+            "back what was there, begin the output anew with --overwrite, or choose another --out"
+        )
+
+
 @dataclass(frozen=True)
-class Plan:
-    """Inputs in order, in shards of `size`."""
+class ByNumber:
+    """Pictures in order, in shards of `size`."""
 
     sources: Sequence[Source]
     size: int
@@ -54,9 +75,18 @@ class Plan:
         """Of shards."""
         return -(-len(self.sources) // self.size)
 
-    def shard(self, number: int) -> Sequence[Source]:
+    def shard(self, number: int, left_out: list[str] | None = None) -> Sequence[Source]:
         """The inputs of one shard."""
         return self.sources[number * self.size : (number + 1) * self.size]
+
+    def rows(self, number: int) -> int:
+        """How many a shard has."""
+        return min(self.size, len(self.sources) - number * self.size)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What identifies them all, for `run.json`."""
+        return {"count": len(self.sources), "shards": self.count, "sha256": self.sha256}
 
     @cached_property
     def lines(self) -> bytes:
@@ -72,6 +102,143 @@ class Plan:
         """Changes with any input, their order or the size of shards."""
         return hashlib.sha256(f"{self.size}\n".encode() + self.lines).hexdigest()
 
+    def names(self, lines: bytes) -> Sequence[bytes]:
+        """What of such lines has to be equal: all."""
+        return lines.splitlines()
+
+    def begun(self, lines: Path) -> "ByNumber":
+        """The plan as an output was begun with it: no other is gone on with."""
+        return self
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """None: with another file, these are other inputs."""
+        return ()
+
+
+@dataclass(frozen=True)
+class ByFile:
+    """Files of pictures in order, a shard each: listed by who works on it, and then only.
+
+    A file that has changed since the output was begun is refused by itself, the others are not.
+    """
+
+    files: Sequence[Bundle]
+    known: Sequence[str | None] | None = None
+    """Their versions when the output was begun; None of what was not there or not to be had."""
+
+    size: Literal["file"] = "file"
+
+    @property
+    def count(self) -> int:
+        """Of shards."""
+        return len(self.files)
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """All inputs: this lists every file."""
+        return [source for file in self.files for source in file.pictures()]
+
+    def shard(self, number: int, left_out: list[str] | None = None) -> Sequence[Source]:
+        """The pictures of one file, to be read here; what is none is named in `left_out`.
+
+        Raises:
+            ChangedError: it is not what it was when the output was begun.
+        """
+        file = self.files[number]
+        before = file.version if self.known is None else self.known[number]
+        try:
+            now: str | None = storage.hold(file.name)
+        except FileNotFoundError:
+            now = None
+        except storage.failures(file.name):  # listing meets the same, and says so in a row
+            now = before
+        if before not in (None, now):
+            raise ChangedError(file.name)
+        return list(file.pictures(left_out))
+
+    def rows(self, number: int) -> None:
+        """Only listing would tell."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What identifies them all, for `run.json`."""
+        return {"files": self.count, "shards": self.count, "sha256": self.sha256}
+
+    @cached_property
+    def lines(self) -> bytes:
+        """What is known of each file, a JSON line each: name, how it is read, version."""
+        told = zip(self._names, bundles.versions(self.files), strict=True)
+        return b"".join(json.dumps([*name, version]).encode() + b"\n" for name, version in told)
+
+    @property
+    def _names(self) -> list[list[Any]]:
+        return [[file.name, file.reading] for file in self.files]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Changes with the name of any file, their order, or the options that tables are read by.
+
+        Not with a version: that of one in thousands concerns its own shard alone.
+        """
+        text = "".join(json.dumps(name) + "\n" for name in self._names)
+        return hashlib.sha256(f"{self.size}\n{text}".encode()).hexdigest()
+
+    def names(self, lines: bytes) -> Sequence[bytes]:
+        """What of such lines has to be equal: all but the versions."""
+        return [json.dumps(json.loads(line)[:2]).encode() for line in lines.splitlines()]
+
+    def begun(self, lines: Path) -> "ByFile":
+        """The plan as an output was begun with it: with the versions of then.
+
+        Raises:
+            UserError: they are not known any more.
+        """
+        try:
+            known = [json.loads(line)[2] for line in lines.read_bytes().splitlines()]
+            if len(known) != self.count:
+                raise ValueError(f"{len(known)} lines for {self.count} files")
+        except (OSError, ValueError, IndexError) as error:
+            raise UserError(
+                f"'{lines}' says what the output was begun with, and cannot be read ({error}); "
+                "bring it back, begin the output anew with --overwrite, or choose another --out"
+            ) from error
+        return replace(self, known=known)
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """Files that are others than when the output was begun, as far as naming them told."""
+        known = [None] * self.count if self.known is None else self.known
+        return [
+            file.name
+            for file, before in zip(self.files, known, strict=True)
+            if None not in (before, file.version) and before != file.version
+        ]
+
+
+Plan = ByNumber | ByFile
+Inputs = Sequence[Source] | Bundles
+"""Pictures, or files of them that are not listed yet."""
+
+
+def planned(inputs: Inputs, size: Size | None) -> Plan:
+    """The inputs in shards of `size`; where nobody says, of `SHARD_SIZE` or a file each.
+
+    Raises:
+        UserError: a shard for each file, and pictures that are none.
+    """
+    if isinstance(inputs, Bundles):
+        if size is None or size == "file":
+            return ByFile(inputs.files)
+        inputs = [source for file in inputs.files for source in file.pictures()]
+    if size == "file":
+        raise UserError(
+            "a shard for each file (--shard-size file) needs tar files, tables or Parquet files "
+            "that nobody has to list beforehand: no other pictures beside them, no --limit, and no "
+            "option that goes by all pictures"
+        )
+    return ByNumber(inputs, size or SHARD_SIZE)
+
 
 def _identity(source: Source) -> list[object]:
     if source.content is not None and not isinstance(source.content, Blob):
@@ -86,10 +253,10 @@ def _identity(source: Source) -> list[object]:
 def difference(old: Path, new: Plan) -> str:
     """In words, how the inputs of a run differ from those written to `old` by an earlier one."""
     try:
-        before = Counter(old.read_bytes().splitlines())
+        before = Counter(new.names(old.read_bytes()))
     except OSError:
         return "what they were is not known any more"
-    after = Counter(new.lines.splitlines())
+    after = Counter(new.names(new.lines))
     parts = [
         f"{_named(lines)} {what}"
         for lines, what in ((after - before, "new"), (before - after, "gone"))
