@@ -23,8 +23,8 @@ LARGEST = 16 << 30
 class Held:
     """The copy of one file; any number of threads may read it."""
 
-    def __init__(self, system: Any, path: str, size: int, state: str | None, version: str) -> None:
-        self.size, self.state, self.version = size, state, version
+    def __init__(self, system: Any, path: str, size: int, state: str | None) -> None:
+        self.size, self.state = size, state
         self._system, self._path = system, path
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read-ahead-blocks")

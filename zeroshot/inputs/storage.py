@@ -9,8 +9,6 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +24,6 @@ STATES = (
     *("mtime", "updated", "LastModified", "last_modified", "modified"),
 )
 """What drivers say of a file that changes when its bytes do."""
-OPEN = 2
-"""Remote files that are held at a time."""
 
 
 def is_remote(name: str) -> bool:
@@ -137,29 +133,27 @@ def _info(system: Any, path: str) -> Mapping[str, Any]:
     return info
 
 
-_held: OrderedDict[str, held.Held] = OrderedDict()
-_held_lock = threading.Lock()
+_held: dict[str, held.Held] = {}
 
 
 def hold(name: str) -> str:
-    """Have each part of a remote file fetched once, whoever reads it here; its `version_of`.
+    """Have each part of a remote file fetched once, until it is let go; its `version_of`.
 
-    As long as it is one of the last few that were held, and there is room for it.
+    Where there is no room for it, it is read as it would be.
     """
     if not is_remote(name):
         return version_of(name)
     system, path = connect(name)
     info = _info(system, path)
-    now, size = version(info), info.get("size")
-    with _held_lock:
-        before = _held.pop(name, None)
-        if before is not None and before.version == now:
-            _held[name] = before
-        elif isinstance(size, int) and size <= min(held.LARGEST, _room()):
-            _held[name] = held.Held(system, path, size, remote_state(info), now)
-        while len(_held) > OPEN:
-            _held.popitem(last=False)
-    return now
+    size = info.get("size")
+    if isinstance(size, int) and size <= min(held.LARGEST, _room()):
+        _held[name] = held.Held(system, path, size, remote_state(info))
+    return version(info)
+
+
+def let_go(name: str) -> None:
+    """Forget what is held of a file."""
+    _held.pop(name, None)
 
 
 def is_held(name: str) -> bool:
@@ -171,15 +165,8 @@ def _room() -> int:
     return shutil.disk_usage(tempfile.gettempdir()).free // 2
 
 
-def _after_fork() -> None:
-    """A child's file would share its place with its parent's."""
-    global _held_lock
-    _held_lock = threading.Lock()
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # a child's file would share its place with its parent's
+    os.register_at_fork(after_in_child=_held.clear)
 
 
 def failures(name: str) -> tuple[type[Exception], ...]:

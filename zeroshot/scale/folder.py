@@ -116,6 +116,8 @@ class Place:
         run = _read_run(self.path)
         if run is None or run.get("rows") != schema:
             return None
+        if self.shard_size not in (None, run["shard_size"]):  # `join` refuses it
+            return None
         layout = layout_for(run["layout"], schema, run["format"], run["half"])
         plan = planned(sources, run["shard_size"])
         if plan.inputs == run["inputs"]:

@@ -79,6 +79,9 @@ class ByNumber:
         """The inputs of one shard."""
         return self.sources[number * self.size : (number + 1) * self.size]
 
+    def let_go(self, number: int) -> None:
+        """Nothing of it is held."""
+
     def rows(self, number: int) -> int:
         """How many a shard has."""
         return min(self.size, len(self.sources) - number * self.size)
@@ -140,7 +143,7 @@ class ByFile:
         return [source for file in self.files for source in file.pictures()]
 
     def shard(self, number: int, left_out: list[str] | None = None) -> Sequence[Source]:
-        """The pictures of one file, to be read here; what is none is named in `left_out`.
+        """The pictures of one file, to be read here until it is let go; others in `left_out`.
 
         Raises:
             ChangedError: it is not what it was when the output was begun.
@@ -156,6 +159,10 @@ class ByFile:
         if before not in (None, now):
             raise ChangedError(file.name)
         return list(file.pictures(left_out))
+
+    def let_go(self, number: int) -> None:
+        """The shard is not read any more."""
+        storage.let_go(self.files[number].name)
 
     def rows(self, number: int) -> None:
         """Only listing would tell."""

@@ -75,6 +75,7 @@ def process_shard(
         part.remove()
         return mark
     finally:
+        folder.plan.let_go(shard)
         lease.release()
 
 
