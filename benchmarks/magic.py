@@ -7,7 +7,8 @@
     python benchmarks/magic.py --device cuda --precision bf16 --batches 1 32 128
 
 Random weights of the real shapes (`random_models.py`), so nothing is downloaded. Reference
-(`plain_magic.py`) and ours run in one process on the same pictures, and their tokens are compared.
+(`plain_magic.py`, on models as their libraries make them) and ours (on models as this package
+loads them) run in one process on the same pictures, and their tokens are compared.
 CPU-seconds are those of the process; run it with one thread to compare work and not scheduling.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from plain_magic import plain_magic
-from random_models import clip, language_model, pictures
+from random_models import as_loaded, clip, language_model, pictures
 from torch import Tensor
 
 from zeroshot.decoding import generate
@@ -34,6 +35,8 @@ from zeroshot.images import find, open_image
 from zeroshot.methods.magic import MagicGuide
 from zeroshot.model_set import resolve
 from zeroshot.models.devices import PRECISIONS
+from zeroshot.models.hf_dual import TransformersDualEncoder
+from zeroshot.models.hf_lm import TransformersLanguageModel
 from zeroshot.models.text_tower import TokenTree
 from zeroshot.tasks.caption import captioner
 from zeroshot.tasks.embedding import text_side
@@ -93,43 +96,49 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.lm = language_model(options.small, options.end_after if options.early_end else None)
-        self.clip = clip(options.small)
         device, dtype = torch.device(options.device), PRECISIONS[options.precision]
-        self.lm.model.to(device, dtype)
-        self.clip.model.to(device, dtype)
+
+        def both() -> tuple[TransformersLanguageModel, TransformersDualEncoder]:
+            end_after = options.end_after if options.early_end else None
+            lm, encoder = language_model(options.small, end_after), clip(options.small)
+            lm.model.to(device, dtype)
+            encoder.model.to(device, dtype)
+            return lm, encoder
+
+        self.plain_lm, self.plain_clip = both()
+        self.lm, self.clip = map(as_loaded, both())
         self.settings = {"k": options.k, "alpha": options.alpha}
 
     def reference(self, images: list[Any], clock: Clock, steps: int) -> list[list[int]]:
         """The plain algorithm, picture by picture."""
 
         def encode(texts: list[str]) -> Tensor:
-            tokens = self.clip.tokenizer(
-                self.clip._prepared(texts),
+            tokens = self.plain_clip.tokenizer(
+                self.plain_clip._prepared(texts),
                 padding=True,
                 truncation=True,
                 max_length=77,
                 return_tensors="pt",
-            ).to(self.clip.model.device)
-            rows: Tensor = self.clip.model.get_text_features(**tokens).pooler_output
+            ).to(self.plain_clip.model.device)
+            rows: Tensor = self.plain_clip.model.get_text_features(**tokens).pooler_output
             return rows
 
         text = clock.part("text tower", encode)
-        model = clock.part("language model", self.lm.model)
+        model = clock.part("language model", self.plain_lm.model)
         out = []
         with clock.running():
             for image in images:
-                row = clock.part("image tower", self.clip.encode_images)([image])[0]
-                row = row.to(self.clip.model.device)
+                row = clock.part("image tower", self.plain_clip.encode_images)([image])[0]
+                row = row.to(self.plain_clip.model.device)
                 out.append(
                     plain_magic(
                         model,
-                        self.lm.decode,
+                        self.plain_lm.decode,
                         text,
                         row,
-                        prefix=[self.lm.start],
-                        end=self.lm.end,
-                        logit_scale=self.clip.logit_scale,
+                        prefix=[self.plain_lm.start],
+                        end=self.plain_lm.end,
+                        logit_scale=self.plain_clip.logit_scale,
                         beta=self.options.beta,
                         steps=steps,
                         **self.settings,
@@ -237,7 +246,7 @@ def compare(bench: Bench) -> None:
     steps = options.steps - 1  # the start token is the first of them
     images = pictures(options.images)
     peaks = {}
-    bench.ours(images[:1], Clock(), 2, 1)  # what is set up once
+    bench.ours(images[:1], Clock(), steps, 1)  # what is set up once
     for batch in options.batches:  # before the reference leaves memory behind
         with Peak() as peak:
             bench.ours(images[:batch], Clock(), steps, batch)

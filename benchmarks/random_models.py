@@ -9,7 +9,7 @@ that differ by some hundredths.
 
 import math
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,9 +24,13 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Tokenizer,
 )
+from transformers.pytorch_utils import Conv1D
 
 from zeroshot.models.hf_dual import FAMILIES, TransformersDualEncoder, repaired
 from zeroshot.models.hf_lm import TransformersLanguageModel
+from zeroshot.models.packed import pack
+
+Model = TypeVar("Model", TransformersDualEncoder, TransformersLanguageModel)
 
 START, END = "<-start_of_text->", "<|endoftext|>"
 SYLLABLES = ["".join(pair) for pair in product("bdfgklmnprstvz", "aeiou")]
@@ -158,6 +162,12 @@ def clip(small: bool, seed: int = 0) -> TransformersDualEncoder:
         logit_scale=100.0,
         logit_bias=None,
     )
+
+
+def as_loaded(given: Model) -> Model:
+    """The model, its layers as `zeroshot.models` loads them and not as transformers does."""
+    pack(given.model, transposed=(Conv1D,))
+    return given
 
 
 def pictures(count: int, seed: int = 0) -> list[Image.Image]:

@@ -81,11 +81,11 @@ def known_files(folder: Path, count: int, rounds: int) -> None:
     print(f"{count} files: hashed {first:.3f} s, known {again:.3f} s, os.stat alone {stats:.3f} s")
 
 
-def opening(folder: Path, count: int) -> None:
+def opening(folder: Path, count: int, at_once: int) -> None:
     with EmbeddingCache(folder / "large") as cache:
-        for start in range(0, count, 100_000):
-            ids = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(start, start + 100_000)]
-            cache.put("e", "image", ids, torch.ones(100_000, 1))
+        for start in range(0, count, at_once):
+            ids = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(start, start + at_once)]
+            cache.put("e", "image", ids, torch.ones(at_once, 1))
     with EmbeddingCache(folder / "large") as cache:
         first = seconds(lambda: cache.get("e", "image", [hashlib.sha256(b"7").hexdigest()]))
         again = seconds(lambda: cache.get("e", "image", [hashlib.sha256(b"8").hexdigest()]))
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--open", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=100_000, help="rows put at once for --open")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
@@ -107,7 +108,7 @@ def main() -> None:
         if given.files:
             known_files(Path(name), given.files, given.rounds)
         if given.open:
-            opening(Path(name), given.open)
+            opening(Path(name), given.open, given.at_once)
 
 
 if __name__ == "__main__":

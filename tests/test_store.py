@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from zeroshot import store
 from zeroshot.errors import UserError
 from zeroshot.store import EmbeddingCache, NullCache, erase
+from zeroshot.store.places import MANY, Places, Run
 
 ENCODER = "toy@1"
 
@@ -842,3 +843,33 @@ def test_known_files_are_looked_up_together(tmp_path, clock):
         assert clock.hashed == 6
         assert again[2] == id_of("other")
         assert again[:2] + again[3:] == first[:2] + first[3:5]
+
+
+def some_runs(rng, count):
+    """Runs of few keys, most of which come again in others."""
+    for number in range(count):
+        keys = rng.choice(np.uint64(1 << 40) + np.arange(3 * MANY, dtype=np.uint64), 40, False)
+        yield Run(number, 1000 * number, keys, rng.integers(0, 99, 40).astype(np.uint32))
+
+
+def where(places, keys):
+    found = places.find(keys)
+    return [array.tolist() for array in (found.segments, found.places, found.checksums)]
+
+
+@pytest.mark.parametrize("at_once", [1, 30, 400])
+def test_of_equal_keys_the_newest_counts_however_they_are_read(at_once):
+    runs = list(some_runs(np.random.default_rng(0), 400))
+    newest = {
+        key: (run.segment, run.first + i, int(run.checksums[i]))
+        for run in runs
+        for i, key in enumerate(run.keys.tolist())
+    }
+    places = Places()
+    for start in range(0, len(runs), at_once):
+        places.add(runs[start : start + at_once])
+    keys = np.array([*newest, 5], np.uint64)
+    expected = [*newest.values(), (-1, 0, 0)]
+    assert where(places, keys) == [list(column) for column in zip(*expected, strict=True)]
+    assert len(places) == len(newest)
+    assert where(places, keys) == [list(column) for column in zip(*expected, strict=True)]

@@ -10,8 +10,9 @@ import csv
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 from PIL.Image import Image
 
@@ -97,21 +98,28 @@ def _row(result: FilterResult, folder: Path) -> dict[str, str | float | None]:
 
 
 def _write_shard(folder: Path, first: int, results: Sequence[FilterResult]) -> None:
-    with (
-        whole(folder / f"{first // PAIRS_IN_A_SHARD:05}.tar") as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for number, result in enumerate(results, first):
-            data = _bytes(result.source)
-            told = {"path": result.path, "id": result.id, "score": result.row()["score"]}
-            label = result.source.fields.get("label")
+    with whole(folder / f"{first // PAIRS_IN_A_SHARD:05}.tar") as file:
+        write_tar(file, ((f"{n:09}", r.source, r.row()) for n, r in enumerate(results, first)))
+
+
+def write_tar(file: BinaryIO, pairs: Iterable[tuple[str, Source, Mapping[str, Any]]]) -> None:
+    """Write a webdataset tar file of pairs: the name of each, its source, its row.
+
+    Raises:
+        UserError: a picture that cannot be read any more.
+    """
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, source, row in pairs:
+            data = _bytes(source)
+            told = {key: row[key] for key in ("path", "id", "score")}
+            label = source.fields.get("label")
             members = {
-                _suffix(result.path, data): data,
-                ".txt": utf8(result.caption),
+                _suffix(source.path, data): data,
+                ".txt": utf8(row["caption"]),
                 ".json": utf8(to_json(told)),
             } | ({} if label is None else {".cls": utf8(label)})
             for suffix, content in members.items():
-                member = tarfile.TarInfo(f"{number:09}{suffix}")
+                member = tarfile.TarInfo(f"{name}{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 

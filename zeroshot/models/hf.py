@@ -36,10 +36,12 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from zeroshot.errors import UserError
 from zeroshot.models.files import Files
+from zeroshot.models.packed import pack
 
 __all__ = [
     "AutoModel",
@@ -146,7 +148,7 @@ def load_model(
             f"{files.name}: {len(lost)} weights of {type(model).__name__} are not in its files: "
             f"{', '.join(lost[:3])}"
         )
-    return model.eval().requires_grad_(False).to(device), missing
+    return pack(model.eval().requires_grad_(False).to(device), transposed=(Conv1D,)), missing
 
 
 def has_tokenizer(files: Files) -> bool:

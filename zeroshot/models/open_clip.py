@@ -22,6 +22,7 @@ from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
 from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
+from zeroshot.models.packed import pack
 from zeroshot.models.preprocessing import of_transform
 from zeroshot.models.text_tower import Block, Tokens, Tower
 from zeroshot.models.vision_tower import DensePatches, VisionTower, interpolated_positions
@@ -278,7 +279,7 @@ def load_dual_encoder(
     bias = None if bias is None else float(bias)
     return OpenClipDualEncoder(
         f"{parts.identity}/{PREPROCESSING}/{precision_name(dtype)}",
-        model.to(device, dtype),
+        pack(model.to(device, dtype)),
         preprocess,
         _tokenizer(parts.architecture, str(name), offline),
         logit_scale=scale,

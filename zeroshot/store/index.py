@@ -22,7 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from zeroshot.errors import UserError
-from zeroshot.store.places import Checksums, Digests, Found, Keys, Numbers, Places, packed, unpacked
+from zeroshot.store.places import (
+    Checksums,
+    Digests,
+    Found,
+    Keys,
+    Numbers,
+    Places,
+    Run,
+    packed,
+    unpacked,
+)
 
 USED_SECONDS = 3600
 """How exactly the time of last use is kept."""
@@ -272,19 +282,19 @@ class Index:
         if forgotten != self._forgotten:
             self._known, self._forgotten = {}, forgotten
         places = self._known.setdefault(space, Places())
+        runs, last = [], places.last
         for id, segment, place, keys, checksums in db.execute(
             "SELECT id, segment, place, keys, checksums FROM batches "
             "WHERE space = ? AND id > ? ORDER BY id",
-            (space, places.last),
+            (space, last),
         ):
             if _fits(segment, place, keys, checksums):
-                places.add(
-                    np.frombuffer(keys, "<u8").astype(np.uint64),
-                    segment,
-                    place,
-                    np.frombuffer(checksums, "<u4").astype(np.uint32),
-                )
-            places.last = id
+                known = np.frombuffer(keys, "<u8").astype(np.uint64)
+                seeds = np.frombuffer(checksums, "<u4").astype(np.uint32)
+                runs.append(Run(segment, place, known, seeds))
+            last = id
+        places.add(runs)
+        places.last = last
         return places
 
     def spaces(self) -> list[tuple[int, str, str, int]]:

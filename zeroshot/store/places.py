@@ -64,6 +64,21 @@ def _digest(id: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Rows that lie one after another in a segment, from `first` on."""
+
+    segment: int
+    first: int
+    keys: Keys
+    checksums: Checksums
+
+    @property
+    def places(self) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+        """Where in the segment."""
+        return np.arange(self.first, self.first + len(self.keys), dtype=np.uint32)
+
+
+@dataclass(frozen=True)
 class Found:
     """For each key that was asked for, where its row lies; `-1` in `segments` for none."""
 
@@ -92,24 +107,25 @@ class Places:
         self._settle()
         return len(self.keys)
 
-    def add(self, keys: Keys, segment: int, place: int, checksums: Checksums) -> None:
-        """A batch: rows one after another from `place` on."""
-        if len(keys) < MANY:
-            told = zip(
-                keys.tolist(), range(place, place + len(keys)), checksums.tolist(), strict=True
+    def add(self, runs: Sequence[Run]) -> None:
+        """More rows, the oldest first."""
+        if sum(len(run.keys) for run in runs) >= MANY:
+            self._settle()
+            self._merge(
+                np.concatenate([run.keys for run in runs]),
+                np.repeat(
+                    np.array([run.segment for run in runs], np.int32),
+                    [len(run.keys) for run in runs],
+                ),
+                np.concatenate([run.places for run in runs]),
+                np.concatenate([run.checksums for run in runs]),
             )
-            self.newest |= {key: (segment, at, checksum) for key, at, checksum in told}
-            if len(self.newest) > max(MANY, len(self.keys) // 8):
-                self._settle()
             return
-        self._settle()
-        count = len(keys)
-        self._merge(
-            keys,
-            np.full(count, segment, np.int32),
-            np.arange(place, place + count, dtype=np.uint32),
-            checksums,
-        )
+        for run in runs:
+            told = zip(run.keys.tolist(), run.places.tolist(), run.checksums.tolist(), strict=True)
+            self.newest |= {key: (run.segment, at, checksum) for key, at, checksum in told}
+        if len(self.newest) > max(MANY, len(self.keys) // 8):
+            self._settle()
 
     def find(self, keys: Keys) -> Found:
         """Where the rows of these keys lie."""
