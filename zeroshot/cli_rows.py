@@ -41,8 +41,8 @@ class Rows(Run):
             "--shard-size",
             env="SHARD_SIZE",
             metavar="N|file",
-            help="Pictures in a shard: 10000; or file, a shard for each tar, table or Parquet "
-            "file, listed when its turn comes, which is so where all are tar or Parquet files.",
+            help="Pictures in a shard: 10000; or file: each tar, table or Parquet file is one, "
+            "listed in its turn. So it is where several inputs are all tar or Parquet files.",
         ),
     ] = None
     shards: Annotated[
