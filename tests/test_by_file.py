@@ -22,7 +22,7 @@ from zeroshot.jobs.classify import ClassifyJob
 from zeroshot.model_set import resolve
 from zeroshot.scale.folder import Place
 from zeroshot.scale.here import Order, run, state
-from zeroshot.scale.plan import ByFile, ByNumber, ChangedError, planned
+from zeroshot.scale.plan import ByFile, ByNumber, FileRefusedError, planned
 from zeroshot.scale.shards import How, Share, work
 from zeroshot.store import NullCache
 from zeroshot.tasks.meter import Meter
@@ -173,6 +173,21 @@ def test_tables_and_parquet_files(tars, zeroshot):
         2,
         True,
     )
+
+
+def test_a_table_that_names_no_pictures_costs_its_own_shard(tars, zeroshot):
+    for number in range(3):
+        Path(f"{number}.png").write_bytes(scene(number))
+        Path(f"{number}.csv").write_text(f"path\n{number}.png\n")
+    Path("1.csv").write_text("what\n1.png\n")
+    run = ["embed", *(f"{n}.csv" for n in range(3)), "--out", "o/", "--shard-size", "file"]
+    code, _, err = zeroshot(*run)
+    assert (code, sorted(p.name for p in Path("o").glob("0*.jsonl"))) == (
+        2,
+        ["00000.jsonl", "00002.jsonl"],
+    )
+    assert "'1.csv' has the columns 'what', none of them known to hold pictures" in err
+    assert "(all other shards are done)" in err
 
 
 def test_nothing_in_a_file_is_an_empty_shard(tars, zeroshot):
@@ -331,7 +346,7 @@ def test_a_file_that_changed_is_refused_and_the_others_are_not(tars):
     join("o")
     archive("in/3.tar", [7])
     meter = Meter()
-    with pytest.raises(ChangedError, match=r"a file has changed .* 'in/3.tar'; put back") as caught:
+    with pytest.raises(FileRefusedError, match=r"'in/3.tar' has changed since .*: put") as caught:
         work(toy, join("o"), meter)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert (meter.shards, sorted(join("o").marks())) == (4, [0, 1, 2, 4])
@@ -348,7 +363,7 @@ def test_a_file_that_changes_while_the_others_are_worked_on(tars):
         archive("in/4.tar", [1, 2])
         archive("in/0.tar", [1])
 
-    with pytest.raises(ChangedError, match=r"(files have|file has) changed"):
+    with pytest.raises(FileRefusedError, match=r"tar' has changed .*"):
         work(toy, folder, meter, How(Share(1, 1), seen=change))
     assert not {0, 4} <= set(folder.marks())
     assert {1, 2, 3} <= set(folder.marks())
@@ -362,7 +377,8 @@ def test_a_file_that_changed_behind_its_shard_is_said(tars, zeroshot):
     archive("in/1.tar", [9])
     code, _, err = zeroshot(*run)
     assert (code, text("o")) == (2, before)
-    assert "2 of the files have changed since the output was begun" in err
+    assert "'in/0.tar' has changed since the output was begun" in err
+    assert "; and 1 more such files (all other shards are done)" in err
     assert zeroshot(*run, "--overwrite")[0] == 0
     assert [len(Path(f"o/0000{n}.jsonl").read_text().splitlines()) for n in range(2)] == [1, 1]
 

@@ -21,7 +21,7 @@ from zeroshot.jobs.embed import EmbedJob
 from zeroshot.model_set import resolve
 from zeroshot.scale.folder import Place
 from zeroshot.scale.here import Order, run
-from zeroshot.scale.plan import ChangedError
+from zeroshot.scale.plan import FileRefusedError
 from zeroshot.scale.shards import How
 from zeroshot.store import NullCache
 from zeroshot.tasks.meter import Meter
@@ -154,6 +154,6 @@ def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
     expected = files(tmp_path / "alone")
     given.place.join(tars, given.job.schema, given.job.open(NullCache(), Meter()).settings())
     (tmp_path / "in" / "2.tar").write_bytes(b"changed")
-    with pytest.raises(ChangedError, match=r"2\.tar'; put back"):
+    with pytest.raises(FileRefusedError, match=r"2\.tar' has changed since"):
         run_on_ray(given, How())
     assert files(tmp_path / "ray") == {k: v for k, v in expected.items() if "00002" not in k}

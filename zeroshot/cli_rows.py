@@ -101,40 +101,46 @@ class Rows(Run):
 
     def _by_file(self, found: "Named") -> bool:
         """Whether each file is a shard: as asked for, as the folder was begun, or as fits it."""
-        from zeroshot import terminal
-        from zeroshot.inputs.bundles import is_shard
+        from zeroshot.scale.folder import Place
 
         size = self.size
         assert self.folder is not None
         if size is None and not self.overwrite:
-            from zeroshot.scale.folder import Place
-
             size = Place(self.folder).begun_with()
         if size == "file":
-            if self.limit is not None:
-                raise UserError(
-                    "--limit counts pictures, and shards that are a file each (--shard-size file) "
-                    "are not counted beforehand: name fewer files, or choose another --out"
-                )
-            if found.loose is not None:
-                raise UserError(
-                    "a shard for each file (--shard-size file) needs tar files, tables or Parquet "
-                    f"files alone, and '{found.loose}' is none: leave it out, or give all pictures "
-                    "another --out with --shard-size 10000"
-                )
+            self._refuse_to_list(found)
             return True
+        return size is None and self.limit is None and self._are_shards(found)
+
+    def _refuse_to_list(self, found: "Named") -> None:
+        """What cannot be a shard, or would have all shards counted."""
+        if self.limit is not None:
+            raise UserError(
+                "--limit counts pictures, and shards that are a file each (--shard-size file) are "
+                "not counted beforehand: name fewer files, or choose another --out"
+            )
+        if found.loose is not None:
+            raise UserError(
+                "a shard for each file (--shard-size file) needs tar files, tables or Parquet "
+                f"files alone, and '{found.loose}' is none: leave it out, or give all pictures "
+                "another --out with --shard-size 10000"
+            )
+
+    def _are_shards(self, found: "Named") -> bool:
+        """Whether there are several files and all are shards by nature; what is not, is said."""
+        from zeroshot import terminal
+        from zeroshot.inputs.bundles import is_shard
+
         shards = [file for file in found.files if is_shard(file.name)]
-        if size is not None or self.limit is not None or len(shards) < 2:
+        if len(shards) < 2:
             return False
-        if len(shards) == len(found.items):
-            return True
-        if not self.quiet:
+        if len(shards) < len(found.items) and not self.quiet:
             other = found.loose or next(f.name for f in found.files if not is_shard(f.name))
             terminal.say(
                 f"listing {len(shards)} tar or Parquet files before the first row, since '{other}' "
                 "is none; alone, each would be a shard of its own"
             )
-        return False
+        return len(shards) == len(found.items)
 
     def show(
         self,
@@ -235,7 +241,7 @@ class Rows(Run):
         """Fill a folder of shards, by whatever engine."""
         from zeroshot import terminal
         from zeroshot.scale.here import state
-        from zeroshot.scale.plan import ChangedError, Share
+        from zeroshot.scale.plan import FileRefusedError, Share, changed
         from zeroshot.scale.shards import How
 
         how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
@@ -255,7 +261,7 @@ class Rows(Run):
         if trouble is not None:
             terminal.say(trouble)
         if after.changed:
-            raise ChangedError(*after.changed)
+            raise FileRefusedError(*map(changed, after.changed))
         if meter.failed:
             raise typer.Exit(3)
 

@@ -30,7 +30,7 @@ from zeroshot.inputs import bundles
 from zeroshot.jobs import Transductive, Worker, is_transductive
 from zeroshot.scale.folder import Folder
 from zeroshot.scale.here import Order
-from zeroshot.scale.plan import ChangedError, planned
+from zeroshot.scale.plan import FileRefusedError, planned
 from zeroshot.scale.shards import How, process_shard
 from zeroshot.scale.transduce import Gatherer, embedded, transduce
 from zeroshot.tasks.meter import Meter
@@ -123,10 +123,10 @@ class _Driver:
     def _finish(self, shards: Sequence[int]) -> bool:
         """Have shards finished; whether that means embedded."""
         transductive = False
-        changed: list[str] = []
+        refused: list[str] = []
         for said in self._said(shards) if shards else ():
-            if isinstance(said, ChangedError):
-                changed += said.args
+            if isinstance(said, FileRefusedError):
+                refused += said.args
                 continue
             if isinstance(said, BaseException):
                 raise said
@@ -134,8 +134,8 @@ class _Driver:
             transductive |= embedded_only
             self.meter.add(counts)
             self.tell(self.meter)
-        if changed:
-            raise ChangedError(*changed)
+        if refused:
+            raise FileRefusedError(*refused)
         return transductive
 
     def _said(self, shards: Sequence[int]) -> Iterator[Any]:

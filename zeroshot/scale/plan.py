@@ -50,17 +50,21 @@ class Share:
         return shard % self.of == self.number - 1
 
 
-class ChangedError(UserError):
-    """Files are not as they were when the output was begun; made with their names."""
+class FileRefusedError(UserError):
+    """Files that cannot be made shards; made with a sentence for each."""
 
     def __str__(self) -> str:
-        """How many, the first, and what to do."""
-        files = f"{len(self.args)} of the files have" if self.args[1:] else "a file has"
-        return (
-            f"{files} changed since the output was begun, and so there is nothing of them as they "
-            f"are now (all else is done): '{self.args[0]}'{', ...' if self.args[1:] else ''}; put "
-            "back what was there, begin the output anew with --overwrite, or choose another --out"
-        )
+        """The first sentence, how many more there are, and that the others are done."""
+        more = f"; and {len(self.args) - 1} more such files" if self.args[1:] else ""
+        return f"{self.args[0]}{more} (all other shards are done)"
+
+
+def changed(name: str) -> str:
+    """The sentence of a file that is not what it was."""
+    return (
+        f"'{name}' has changed since the output was begun, and nothing is made of it as it is now: "
+        "put back what was there, begin the output anew with --overwrite, or choose another --out"
+    )
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ class ByFile:
         """The pictures of one file, to be read here until it is let go; others in `left_out`.
 
         Raises:
-            ChangedError: it is not what it was when the output was begun.
+            FileRefusedError: it is not what it was when the output was begun, or a table without a
+                column of pictures.
         """
         file = self.files[number]
         before = file.version if self.known is None else self.known[number]
@@ -157,8 +162,11 @@ class ByFile:
         except storage.failures(file.name):  # listing meets the same, and says so in a row
             now = before
         if before not in (None, now):
-            raise ChangedError(file.name)
-        return list(file.pictures(left_out))
+            raise FileRefusedError(changed(file.name))
+        try:
+            return list(file.pictures(left_out))
+        except UserError as error:
+            raise FileRefusedError(str(error)) from error
 
     def let_go(self, number: int) -> None:
         """The shard is not read any more."""

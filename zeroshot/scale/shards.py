@@ -19,7 +19,7 @@ from zeroshot.results import Result
 from zeroshot.scale.folder import Folder, Mark
 from zeroshot.scale.layouts import Content, Matrix
 from zeroshot.scale.part import Part
-from zeroshot.scale.plan import ChangedError, Share
+from zeroshot.scale.plan import FileRefusedError, Share
 from zeroshot.tasks.meter import Meter
 
 PATIENCE = (0.2, 5.0)
@@ -85,30 +85,30 @@ def work(worker: Worker, folder: Folder, meter: Meter, how: How | None = None) -
     A shard that another process has is waited for, and taken over should that process die.
 
     Raises:
-        ChangedError: a file is not what it was when the folder was begun; the others are done.
+        FileRefusedError: of files that cannot be made shards; the others are done.
     """
     how = how or How()
     pending = _in_own_order(
         [n for n in range(folder.plan.count) if how.share is None or how.share.has(n)]
     )
     pause = PATIENCE[0]
-    changed: list[str] = []
+    refused: list[str] = []
     while pending:
         left = []
         for shard in pending:
             try:
                 if process_shard(worker, folder, shard, meter, how) is None:
                     left.append(shard)
-            except ChangedError as error:
-                changed += error.args
+            except FileRefusedError as error:
+                refused += error.args
         if len(left) == len(pending):
             time.sleep(pause)
             pause = min(2 * pause, PATIENCE[1])
         else:
             pause = PATIENCE[0]
         pending = left
-    if changed:
-        raise ChangedError(*changed)
+    if refused:
+        raise FileRefusedError(*refused)
 
 
 def _in_own_order(shards: list[int]) -> list[int]:
