@@ -65,9 +65,9 @@ def listed(monkeypatch):
     """Names of the tar files that were listed, each time."""
     names, pictures = [], webdataset.pictures
 
-    def counted(name, left_out=None):
+    def counted(name, *more):
         names.append(Path(name).name)
-        return pictures(name, left_out)
+        return pictures(name, *more)
 
     monkeypatch.setattr(webdataset, "pictures", counted)
     return names
@@ -235,7 +235,7 @@ def test_how_far_a_folder_is(tars):
     meter = Meter()
     work(toy, join("o"), meter)
     assert (meter.shards, meter.pictures) == (4, 7)
-    screen = Screen("nothing", None, True, (1, 5))
+    screen = Screen("nothing", None, True, shards=(1, 5))
     screen.count(meter)
     [task] = screen.progress.tasks
     assert (task.description, task.total) == ("5 of 5 shards, pictures", None)
@@ -451,11 +451,11 @@ def test_pictures_that_are_gone_when_all_are_scored(tars, monkeypatch):
     pictures = webdataset.pictures
     seen = Counter()
 
-    def fails_later(name, left_out=None):
+    def fails_later(name, *more):
         seen[name] += 1
         if name == "in/1.tar" and seen[name] == 2:
             return iter([Source(name, webdataset.Refused("cannot be read: busy"))])
-        return pictures(name, left_out)
+        return pictures(name, *more)
 
     monkeypatch.setattr(webdataset, "pictures", fails_later)
     with pytest.raises(UserError, match="not all pictures that were embedded are found again"):

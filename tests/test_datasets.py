@@ -403,7 +403,7 @@ def test_rows_that_are_no_predictions(read, row, message, tmp_path):
 
 def test_every_protocol_can_be_kept():
     for one in PROTOCOLS.values():
-        assert one.task in ("classify", "caption", "retrieve")
+        assert one.task in ("classify", "multilabel", "caption", "retrieve")
         assert (one.labels is None) == (one.templates is None)
     with pytest.raises(UserError, match="did you mean 'clip/imagenet'"):
         protocol("clip/imagnet")

@@ -11,41 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from zeroshot import cli, clips, framewise
-from zeroshot.errors import UnreadableImageError
+from tests.moving import HEART, LABELS, plain, read, scene, write
+from zeroshot import cli, framewise
 from zeroshot.images import Source
 from zeroshot.model_set import resolve
-
-av = pytest.importorskip("av")
-
-SCENES = Path(__file__).parent.parent / "examples" / "scenes"
-HEART = SCENES / "1-red-heart.png"
-LABELS = "red heart,blue star,green tree"
-
-
-def write(path, pictures, each=10, codec="mpeg4", rate=10):
-    """A clip that shows each picture for `each` frames."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        size = pictures[0].size
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p" if codec != "mjpeg" else "yuvj420p"
-        stream.bit_rate = 4_000_000
-        for picture in pictures:
-            for _ in range(each):
-                frame = av.VideoFrame.from_image(picture.convert("RGB"))
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def plain(*colours, size=(64, 48)):
-    return [Image.new("RGB", size, colour) for colour in colours]
-
-
-def scene(name):
-    (path,) = SCENES.glob(f"*{name}*.png")
-    return Image.open(path).convert("RGB")
 
 
 @pytest.fixture
@@ -61,30 +30,6 @@ def zeroshot(capsys):
     return run
 
 
-def read(path, count=8, **more):
-    with clips.open_clip(Source(str(path))) as clip:
-        return clips.frames_of(clip.file, count, **more)
-
-
-def colours(frames):
-    return [tuple(np.asarray(f).reshape(-1, 3).mean(0).round(-1).astype(int)) for f in frames]
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "ts"])
-def test_frames_are_those_in_the_middle_of_equal_parts(tmp_path, suffix):
-    """Each colour is shown for a second: as many frames as colours are one of each, in order."""
-    shades = [(10 + 30 * i,) * 3 for i in range(8)]
-    path = write(tmp_path / f"a.{suffix}", plain(*shades))
-    seen = [np.asarray(frame).mean() for frame in read(path)]
-    np.testing.assert_allclose(seen, [s[0] for s in shades], atol=8)
-    (middle,) = read(path, 1)
-    assert abs(np.asarray(middle).mean() - shades[4][0]) < 8
-
-
-def test_a_short_clip_shows_frames_again(tmp_path):
-    assert len(read(write(tmp_path / "a.mp4", plain("red"), each=1))) == 8
-
-
 def test_a_clip_of_one_scene_gets_its_label(zeroshot, tmp_path):
     write(tmp_path / "heart.mp4", [scene("red-heart")])
     write(tmp_path / "star.mp4", [scene("blue-star")])
@@ -94,10 +39,10 @@ def test_a_clip_of_one_scene_gets_its_label(zeroshot, tmp_path):
     assert [Path(row["path"]).name for row in rows] == ["heart.mp4", "star.mp4"]
     assert [row["labels"][0]["label"] for row in rows] == ["red heart", "blue star"]
     assert {row["schema"] for row in rows} == {"zeroshot.classify/1"}
-    assert rows[0]["models"]["clips"].startswith("clip-1/8-middles/mean")
+    assert rows[0]["models"]["clips"].startswith("clip-2/8-middles/mean")
     _, again, said = zeroshot(*command[:-1], "-v", "--json")
     assert again == rows
-    assert "0 images encoded, 2 from the cache" in said
+    assert "0 clips encoded, 2 from the cache" in said
 
 
 def test_a_clip_is_the_mean_of_its_frames(tmp_path):
@@ -175,56 +120,6 @@ def test_what_is_no_clip_is_a_row_with_a_reason(zeroshot, tmp_path):
     assert all("no clip" in row["error"]["message"] for row in rows[2:5])
 
 
-def test_a_clip_that_breaks_off_says_so(tmp_path):
-    path = write(tmp_path / "a.mkv", plain(*[(9 * i,) * 3 for i in range(20)]), codec="mjpeg")
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UnreadableImageError, match=r"breaks off|no frame|damaged"):
-        read(path)
-
-
-def test_limits(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mp4", plain("red"), each=40)
-    with pytest.raises(UnreadableImageError, match="megapixels"):
-        read(path, max_pixels=1000)
-    for name, value, reason in (
-        ("MAX_DECODED", 3, "no key frame"),
-        ("MAX_SECONDS", 3, "longer than"),
-        ("DEADLINE", -1, "longer than"),
-        ("MAX_BYTES", 10, "larger than"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(clips, name, value)
-            with pytest.raises(UnreadableImageError, match=reason):
-                read(path)
-
-
-def test_a_folder_and_nothing_are_no_clips(tmp_path):
-    with pytest.raises(UnreadableImageError, match="a folder"):
-        read(tmp_path)
-    with pytest.raises(UnreadableImageError, match="no such file"):
-        read(tmp_path / "none.mp4")
-
-
-def test_rotation_is_undone(tmp_path):
-    """A quarter turn in the track header, as telephones write it: what was left comes on top."""
-    picture = Image.new("RGB", (64, 48), "red")
-    picture.paste("blue", (32, 0, 64, 48))
-    path = write(tmp_path / "a.mp4", [picture])
-    data = path.read_bytes()
-    unit = (1 << 16).to_bytes(4, "big")
-    zero, minus = bytes(4), (0x100000000 - (1 << 16)).to_bytes(4, "big")
-    plain_matrix = unit + zero * 3 + unit
-    turned = zero + unit + zero + minus + zero
-    place = data.index(plain_matrix, data.index(b"tkhd"))
-    path.write_bytes(data[:place] + turned + data[place + len(turned) :])
-    (frame,) = read(path, 1)
-    assert frame.size == (48, 64)
-    top, bottom = frame.getpixel((24, 8)), frame.getpixel((24, 56))
-    assert top[0] > 150 > top[2]
-    assert bottom[2] > 150 > bottom[0]
-
-
 def test_without_pyav(zeroshot, tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", plain("red"))
     monkeypatch.setitem(sys.modules, "av", None)
@@ -277,7 +172,7 @@ def test_a_model_of_clips(zeroshot, tmp_path):
     assert sum(label["score"] for label in rows[0]["labels"]) == pytest.approx(1, abs=1e-4)
     _, again, said = zeroshot(*command, "-v")
     assert again == rows
-    assert "0 images encoded, 2 from the cache" in said
+    assert "0 clips encoded, 2 from the cache" in said
     _, alone, _ = zeroshot(*command, "--no-cache", "--batch-size", 1)
     for one, other in zip(rows[:2], alone[:2], strict=True):
         assert [x["label"] for x in one["labels"]] == [x["label"] for x in other["labels"]]
@@ -286,3 +181,301 @@ def test_a_model_of_clips(zeroshot, tmp_path):
     code, _, said = zeroshot(*command, "--frames", 3)
     assert code == 2
     assert "--frames" in said
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three clips of scenes."""
+    place = tmp_path / "clips"
+    place.mkdir()
+    for name in ("blue-star", "red-heart"):
+        write(place / f"{name}.mp4", [scene(name)])
+    write(place / "turning.mp4", [scene("red-heart"), scene("blue-star")])
+    return place
+
+
+def test_methods_work_on_clips_as_on_the_arrays_of_their_rows(zeroshot, folder):
+    """Rows by `video embed`, scored by the method on arrays: no clip is met there."""
+    from zeroshot import prompts
+    from zeroshot.tasks.arrays import score_arrays
+
+    _, embedded, _ = zeroshot("video", "embed", folder, "--models", "pocket", "--json")
+    images = np.array([row["embedding"] for row in embedded], np.float32)
+    encoder = resolve("pocket").encoder
+    names = LABELS.split(",")
+    sentences = prompts.expand(names, prompts.load_templates("simple", names))
+    texts = np.stack([encoder.encode_texts(own).numpy() for own in sentences])
+    arrays = {"images": images, "texts": texts, "logit_scale": np.array(encoder.logit_scale)}
+    for method in ("center", "zpe"):
+        scores = score_arrays(arrays, method, {})["scores"]
+        code, rows, said = zeroshot(
+            *("video", "classify", folder, "--labels", LABELS, "--models", "pocket", "--json"),
+            *("--method", method, "--score", "cosine"),
+        )
+        assert code == 0, said
+        for row, own in zip(rows, scores, strict=True):
+            found = {x["label"]: x["score"] for x in row["labels"]}
+            assert [found[name] for name in names] == pytest.approx(own.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["mta", "zero"])
+def test_frames_are_the_views_of_a_clip(zeroshot, folder, method):
+    """As the method scores arrays of the mean and the frames; the second run is from the cache."""
+    from zeroshot.tasks.arrays import score_arrays
+
+    encoder = resolve("pocket").encoder
+    frames = np.stack(
+        [encoder.encode_images(read(clip, 4)).numpy() for clip in sorted(folder.iterdir())]
+    )
+    mean = frames.mean(1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    names = LABELS.split(",")
+    arrays = {
+        "images": mean,
+        "views": np.concatenate([mean[:, None], frames], axis=1),
+        "texts": encoder.encode_texts(names).numpy()[:, None],
+        "logit_scale": np.array(encoder.logit_scale),
+    }
+    scores = score_arrays(arrays, method, {})["scores"]
+    command = ("video", "classify", folder, "--labels", LABELS, "--models", "pocket", "--json")
+    command = (*command, "--method", method, "--templates", "none", "--frames", 4)
+    code, rows, said = zeroshot(*command, "--score", "cosine")
+    assert code == 0, said
+    for row, own in zip(rows, scores, strict=True):
+        found = {x["label"]: x["score"] for x in row["labels"]}
+        assert [found[name] for name in names] == pytest.approx(own.tolist(), abs=1e-3)
+    _, again, said = zeroshot(*command, "--score", "cosine", "-v")
+    assert again == rows
+    assert "no encoder call was made" in said
+
+
+def test_clips_teach_a_method(zeroshot, folder, tmp_path):
+    """Shots are clips, in a folder per class or named in a table; the prior is of the labels."""
+    shots = tmp_path / "shots"
+    for name in ("red heart", "blue star"):
+        (shots / name).mkdir(parents=True)
+        write(shots / name / "a.mp4", [scene(name.replace(" ", "-"))])
+    command = ("video", "classify", folder, "--labels", "red heart,blue star", "--models", "pocket")
+    code, rows, said = zeroshot(*command, "--method", "tip_adapter", "--shots", shots, "--json")
+    assert code == 0, said
+    assert [row["labels"][0]["label"] for row in rows[:2]] == ["blue star", "red heart"]
+    assert rows[0]["method"] == "tip_adapter"
+    shutil.copy(HEART, shots / "red heart" / "b.png")
+    code, _, said = zeroshot(*command, "--method", "tip_adapter", "--shots", shots)
+    assert code == 2
+    assert "stands still" in said
+    code, _, said = zeroshot(*command, "--method", "otter", "--prior", "0.5,0.5", "--json")
+    assert code == 0, said
+    code, found, _ = zeroshot(*command, "--compare", "ensemble,center")
+    assert code == 0
+    assert [row["method"] for row in found] == ["ensemble", "center"]
+
+
+def test_clips_are_abstained_from(zeroshot, folder, tmp_path):
+    """What is calibrated on clips judges clips, and what on pictures does not."""
+    how = ("--labels", LABELS, "--models", "pocket")
+    made = tmp_path / "made.json"
+    code, _, said = zeroshot("video", "calibrate", folder, *how, "--out", made)
+    assert code == 0
+    assert said.endswith("3 clips")
+    noise = tmp_path / "noise.mp4"
+    shades = [Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)) for i in range(4)]
+    write(noise, shades)
+    command = ("video", "classify", folder, noise, *how, "--calibration", made, "--json")
+    code, rows, said = zeroshot(*command, "--abstain", 0.9)
+    assert code == 0, said
+    assert rows[-1]["abstained"]
+    assert not all(row["abstained"] for row in rows)
+    assert zeroshot("calibrate", HEART, *how, "--out", tmp_path / "b.json")[0] == 0
+    code, _, said = zeroshot(
+        *("video", "classify", folder, *how, "--calibration", tmp_path / "b.json")
+    )
+    assert code == 2
+    assert "calibration was made with models" in said
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_several_labels_of_a_clip(zeroshot, folder, pooling):
+    command = ("video", "classify", folder / "turning.mp4", "--labels", LABELS)
+    command = (*command, "--models", "pocket", "--json", "--pooling", pooling, "--multi")
+    _, [row], _ = zeroshot(*command)
+    assert row["scored"] == "cosine"
+    assert [x["score"] for x in row["labels"]] == [x["cosine"] for x in row["labels"]]
+    least = row["labels"][1]["score"]
+    _, [chosen], _ = zeroshot(*command, "--threshold", least)
+    assert {x["label"] for x in chosen["labels"]} == {"red heart", "blue star"}
+    names = ("--labels", f"{LABELS},a green tree,a ring", "--templates", "none", "--top-k", 5)
+    _, [bare], _ = zeroshot(*command, *names)
+    logits = {
+        x["label"]: x["cosine"] * resolve("pocket").encoder.logit_scale for x in bare["labels"]
+    }
+    _, [against], _ = zeroshot(
+        *(*command, "--against", "a green tree", "--against", "a ring", "--templates", "none")
+    )
+    assert against["scored"] == "against"
+    others = math.exp(logits["a green tree"]) + math.exp(logits["a ring"])
+    for label in against["labels"]:
+        own = math.exp(logits[label["label"]])
+        assert label["score"] == pytest.approx(own / (own + others), rel=1e-3)
+
+
+def test_a_folder_of_shards_is_filled_as_for_pictures(zeroshot, folder, tmp_path):
+    """By shares, by processes, and on where it stopped; a failed clip is tried again."""
+    broken = folder / "broken.mp4"
+    broken.write_bytes(b"")
+    command = ("video", "classify", folder, "--labels", LABELS, "--models", "pocket")
+    command = (*command, "--batch-size", 1)  # on which the last digit may depend
+    plain_rows = zeroshot(*command, "--json")[1]
+    out = f"{tmp_path / 'out'}/"
+    shards = (*command, "--out", out, "--shard-size", 1)
+    codes = [zeroshot(*shards, "--shards", share)[0] for share in ("1/2", "2/2")]
+    assert sorted(codes) == [0, 3]
+    code, _, said = zeroshot(*shards)
+    assert "resumed: 4 of 4" in said
+    assert "pictures" not in said
+    rows = [
+        json.loads(line)
+        for file in sorted((tmp_path / "out").glob("0*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    assert rows == plain_rows
+    write(broken, [scene("red-heart")])
+    code, _, said = zeroshot(*shards, "--retry-failed")
+    assert code == 0
+    assert "1 clips in" in said
+    code, _, said = zeroshot(*shards, "--frames", 4)
+    assert code == 2
+    assert "clips" in said
+    code, _, said = zeroshot(*command, "--out", f"{tmp_path / 'two'}/", "--devices", "cpu,cpu")
+    assert code == 0, said
+    assert "4 clips in" in said
+
+
+def test_a_file_of_rows_goes_on_and_tries_failed_clips_again(zeroshot, folder, tmp_path):
+    broken = folder / "broken.mp4"
+    broken.write_bytes(b"")
+    out = tmp_path / "rows.jsonl"
+    command = ("video", "caption", folder, "--models", "pocket", "--out", out)
+    code, _, said = zeroshot(*command)
+    assert code == 3
+    assert "4 clips, 1 failed" in said
+    assert "waiting for clips" in said or "most of it" in said
+    write(broken, [scene("red-heart")])
+    code, _, said = zeroshot(*command, "--retry-failed")
+    assert code == 0
+    assert "resumed: 3 of 4" in said
+    assert all("caption" in json.loads(line) for line in out.read_text().splitlines())
+
+
+def test_what_is_said_is_of_clips(zeroshot, folder, tmp_path):
+    (folder / "captions.jsonl").write_text("{}")
+    command = ("--models", "pocket")
+    _, _, said = zeroshot("video", "classify", folder, "--labels", LABELS, *command, "-v")
+    assert "left out 1 file that holds no clip" in said
+    assert "3 clips in" in said
+    assert "clips/s" in said
+    assert "3 clips encoded" in said
+    _, _, said = zeroshot("video", "search", "x", folder, *command, "--min-score", 1)
+    assert "no clip for 'x'" in said
+    code, _, said = zeroshot("video", "search", "a star")
+    assert code == 2
+    assert "search needs clips: zeroshot video search 'a star' DIR" in said
+    code, _, said = zeroshot("video", "classify", folder)
+    assert code == 2
+    assert "needs clips and --labels" in said
+
+
+def test_a_clip_is_a_query_and_words_are_added(zeroshot, folder, tmp_path):
+    star = folder / "blue-star.mp4"
+    page = tmp_path / "page.html"
+    command = ("video", "search", folder, "--models", "pocket", "--json")
+    code, rows, said = zeroshot(*command, "--clip", star, "--html", page)
+    assert code == 0, said
+    assert (rows[0]["path"], rows[0]["score"]) == (str(star), pytest.approx(1, abs=1e-5))
+    assert page.read_text().count("data:image/png") == 3
+    _, rows, _ = zeroshot(*command, "--clip", star, "--plus", folder / "red-heart.mp4")
+    assert Path(rows[0]["path"]).name == "turning.mp4"
+
+
+def test_clips_in_tar_files_and_captions_beside_clips(zeroshot, folder, tmp_path):
+    """As pictures: members of a tar file are clips, and `a.txt` beside `a.mp4` is none."""
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for clip in sorted(folder.iterdir()):
+            file.add(clip, clip.name)
+        file.add(HEART, "heart.jpg")
+    command = ("--labels", LABELS, "--models", "pocket", "--json")
+    code, rows, said = zeroshot("video", "classify", tmp_path / "a.tar", *command)
+    assert code == 0, said
+    assert [row["labels"][0]["label"] for row in rows[:2]] == ["blue star", "red heart"]
+    assert len(rows) == 3
+    assert "left out 1 file that holds no clip" in said
+    (folder / "red-heart.txt").write_text("a red heart")
+    code, rows, said = zeroshot("video", "classify", folder, *command)
+    assert (code, len(rows)) == (0, 3)
+    assert "no clip: red-heart.txt" in said
+    import zeroshot as zs
+
+    assert len(zs.video.embed(tmp_path / "a.tar", "pocket")) == 3
+
+
+@pytest.mark.parametrize("verb", [["search", "a star"], ["caption"]])
+def test_a_model_of_clips_only_labels(zeroshot, folder, verb):
+    code, _, said = zeroshot("video", *verb, folder, "--model", "hf:microsoft/xclip-base-patch32")
+    assert code == 2
+    assert "video classify --model" in said
+    assert "--encoder" in said
+
+
+def test_a_model_of_clips_as_the_encoder_says_what_to_do(zeroshot, folder, tmp_path):
+    from tests.models import tiny
+
+    directory = tiny.xclip(tmp_path / "xclip")
+    code, _, said = zeroshot("video", "search", "a star", folder, "--encoder", f"hf:{directory}")
+    assert code == 2
+    assert "video classify --model" in said
+
+
+def test_from_python(folder):
+    """The rows of the command line, and models of clips."""
+    import zeroshot as zs
+
+    [star, heart, turning] = zs.video.classify(folder, LABELS, "pocket", frames=4)
+    assert (star.labels[0].label, heart.labels[0].label) == ("blue star", "red heart")
+    assert star.models["clips"] == "clip-2/4-middles/mean"
+    assert {x.label for x in turning.labels[:2]} == {"red heart", "blue star"}
+    [attended] = zs.video.classify(
+        folder / "turning.mp4", LABELS, "pocket", pooling="attention", multi=True, top_k=2
+    )
+    assert attended.method == "attention"
+    assert len(attended.labels) == 2
+    hits = zs.video.search(folder / "red-heart.mp4", folder, "pocket", top_k=1)
+    assert (Path(hits[0].path).name, len(hits)) == ("red-heart.mp4", 1)
+    captions = zs.video.caption(folder / "red-heart.mp4", "pocket", "magic", max_tokens=8)
+    assert "heart" in captions[0].caption
+    rows = zs.video.embed(folder, "pocket")
+    assert all(math.hypot(*row.embedding) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert "data:image/png" in rows._repr_html_()
+    in_memory = zs.video.classify((folder / "red-heart.mp4").read_bytes(), LABELS, "pocket")
+    assert in_memory[0].labels[0].label == "red heart"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"model": "x", "frames": 4}, "no frames"),
+        ({"pooling": "attention", "method": "center"}, "one row for a clip"),
+        ({"threshold": 0.1}, "--multi"),
+        ({"multi": True, "score": "softmax"}, "softmax shares one"),
+        ({"against": "a cat"}, "--multi"),
+    ],
+)
+def test_what_does_not_fit_is_said(folder, how, message):
+    import zeroshot as zs
+    from zeroshot.errors import UserError
+
+    with pytest.raises(UserError, match=message):
+        zs.video.classify(folder, LABELS, "pocket", **how)
+    with pytest.raises(UserError, match="one picture"):
+        zs.video.caption(folder, "pocket", "native", model="x")

@@ -39,6 +39,8 @@ def parameters(command: Any) -> Iterator[tuple[list[str], str, str, str]]:
     for name, parameter in inspect.signature(command).parameters.items():
         kind, info = get_args(hints[name])
         assert isinstance(info, OptionInfo | ArgumentInfo)
+        if info.hidden:
+            continue
         said = (info.help or "") + _range(info) + _choices(kind)
         names = _names(name, info)
         yield names, said, _default(parameter.default, names), str(info.envvar or "")

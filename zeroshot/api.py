@@ -26,10 +26,12 @@ from zeroshot.ranking import correction
 from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import search as searching
-from zeroshot.tasks.classify import Head, Learn
+from zeroshot.tasks.classify import Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.evaluate import Choice
 from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.tasks.labelled import read_labelled
+from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.question import question
 
@@ -102,28 +104,35 @@ def classify(
     *,
     templates: str = "simple",
     score: Head | None = None,
-    top_k: int = 5,
+    top_k: int | None = None,
     shots: str | Path | None = None,
     bank: Input | Iterable[Input] = (),
     prior: Sequence[float] = (),
     views: int = 0,
     explain: int = 0,
+    multi: bool = False,
+    against: str | Sequence[str] = (),
+    threshold: float | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[ClassifyResult]:
-    """One result per picture, in order, with the `top_k` best labels.
+    """One result per picture, in order, with the best labels.
 
     Args:
         images, models, method, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
         templates: `simple` (7), `openai` (80), `none`, `waffle`, a sentence with `{}`, or a file.
         score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
+        top_k: labels in a result; 5 without it, and all with `multi`.
         shots: labelled pictures to learn from: a folder per class, or a CSV file with path,label.
         bank: unlabelled pictures to learn from.
         prior: how frequent each label is, in their order.
         views: random parts of each picture, itself included.
         explain: how many anchors to name that carried the best label (couplings only).
+        multi: several labels may hold, each scored by itself: by sigmoid (SigLIP) or cosine.
+        against: with `multi`, texts that each label is weighed against.
+        threshold: with `multi`, the least score of a label in a result.
 
     Raises:
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
@@ -145,6 +154,9 @@ def classify(
         ),
         explain=explain,
         top_k=top_k,
+        multi=multi,
+        against=(against,) if isinstance(against, str) else tuple(against),
+        threshold=threshold,
     )
     return Results(_run(job, pictures.find(images).sources, cache, batch_size))
 
@@ -238,6 +250,9 @@ def evaluate(
     labels: str | None = None,
     templates: str | None = None,
     score: Head | None = None,
+    against: str | Sequence[str] = (),
+    threshold: float | None = None,
+    held_out: float | None = None,
     judge: DualEncoder | None = None,
     coupling: str | None = None,
     draws: int = DRAWS,
@@ -251,13 +266,15 @@ def evaluate(
 
     Args:
         data: a folder of pictures, a CLIP_benchmark webdataset, or a file of labels.
-        task: `classify`, `caption` or `retrieve`; a protocol knows.
+        task: `classify`, `multilabel`, `caption` or `retrieve`; a protocol knows.
         models, batch_size, cache: as for `caption`.
         methods: one or several, each tested against the first; the set's own without.
         protocol: class names, templates and split by one name (docs/evaluation.md).
         truth: labels or captions of the pictures, in a file.
         split, labels, templates: of the data; `labels` and `templates` as for `classify`.
-        score: as for `classify`.
+        score, against: as for `classify`; `against` of several labels.
+        threshold: of several labels, from which one holds; without, F1 is not told.
+        held_out: the share of the pictures that a threshold is chosen on instead.
         judge, coupling: of captions: an encoder for CLIPScore, and as for `caption`.
         draws, confidence, seed: of the intervals.
         options: of the method, where it is one.
@@ -285,6 +302,8 @@ def evaluate(
             judge=judge,
             coupling=coupling,
             batch_size=batch_size,
+            choice=Choice(threshold, held_out, seed),
+            against=[against] if isinstance(against, str) else against,
         )
         return evaluation(asked, [asked.answers(name, options) for name in names], sampling)
 

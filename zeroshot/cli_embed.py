@@ -11,34 +11,32 @@ from zeroshot.cli_run import Images, on_pictures, option
 if TYPE_CHECKING:
     from zeroshot.scale.plan import Inputs
 
+Layout = Annotated[
+    Literal["rows", "safetensors", "clip-retrieval"] | None,
+    option(
+        "--layout",
+        env="LAYOUT",
+        help="Of a folder: rows, rows with a matrix in safetensors, or what clip-retrieval "
+        "writes; safetensors without it.",
+    ),
+]
+Half = Annotated[
+    bool, option("--half", env="HALF", help="Matrices in float16; clip-retrieval's always are.")
+]
+
 
 @on_pictures
-def embed(
-    run: Rows,
-    images: Images,
-    layout: Annotated[
-        Literal["rows", "safetensors", "clip-retrieval"] | None,
-        option(
-            "--layout",
-            env="LAYOUT",
-            help="Of a folder: rows, rows with a matrix in safetensors, or what clip-retrieval "
-            "writes; safetensors without it.",
-        ),
-    ] = None,
-    half: Annotated[
-        bool, option("--half", env="HALF", help="Matrices in float16; clip-retrieval's always are.")
-    ] = False,
-) -> None:
+def embed(run: Rows, images: Images, layout: Layout = None, half: Half = False) -> None:
     """Embed pictures: fill the cache, and give the rows out with --json or --out."""
     from zeroshot.jobs.embed import EmbedJob
 
     sources = run.inputs(images)
-    captions = layout == "clip-retrieval" and _have_captions(sources)
+    captions = layout == "clip-retrieval" and have_captions(sources)
     job = EmbedJob(run.model_set(), captions)
     run.show(job, sources, layout=layout, half=half, default_layout="safetensors")
 
 
-def _have_captions(sources: "Inputs") -> bool:
+def have_captions(sources: "Inputs") -> bool:
     """Whether pictures come with captions; of files that are a shard each, those of the first."""
     from zeroshot.inputs import Bundles
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zeroshot.tasks.evaluate import Answers
     from zeroshot.tasks.question import Question
 
-Task = Literal["classify", "caption", "retrieve"]
+Task = Literal["classify", "multilabel", "caption", "retrieve"]
 
 
 @on_pictures
@@ -54,8 +54,8 @@ def evaluate(
         option(
             "--truth",
             env="TRUTH",
-            help="Labels (.csv, .jsonl) or captions (COCO's or Karpathy's .json, .jsonl, Flickr's "
-            ".token) of the pictures in DATA.",
+            help="Labels (.csv, .jsonl; several also COCO's instances .json) or captions (COCO's "
+            "or Karpathy's .json, .jsonl, Flickr's .token) of the pictures in DATA.",
         ),
     ] = None,
     split: Annotated[
@@ -97,6 +97,33 @@ def evaluate(
         option("--coupling", env="COUPLING", help="Of captions, in place of the set's."),
     ] = None,
     score: Score = "auto",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            help="With --task multilabel: a label's score is its share of a softmax with these "
+            "texts; may be repeated.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        option(
+            "--threshold",
+            env="LABEL_THRESHOLD",
+            help="With --task multilabel: the score from which a label holds, for F1.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        option(
+            "--held-out",
+            env="HELD_OUT",
+            help="With --task multilabel: choose that threshold on this share of the pictures, "
+            "drawn by --seed, and measure on the others.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     long_text: LongText = "error",
     draws: Annotated[
         int, option("--draws", env="DRAWS", help="Of pictures, for the intervals.", min=2)
@@ -120,6 +147,7 @@ def evaluate(
     if run.out is not None and run.out.exists() and not run.out.is_dir():
         raise UserError(f"--out '{run.out}' is a file; eval writes a folder")
     from zeroshot import terminal
+    from zeroshot.tasks.evaluate import Choice
     from zeroshot.tasks.evaluation import Sampling, compared, figures, result
     from zeroshot.tasks.meter import Meter
     from zeroshot.tasks.question import question
@@ -145,6 +173,8 @@ def evaluate(
             coupling=coupling,
             batch_size=run.at_once,
             rows=predictions[0] if predictions else None,
+            choice=Choice(threshold, held_out, seed),
+            against=against or (),
         )
         asked = asked if run.limit is None else asked.limited(run.limit)
         each: Iterator[Answers]

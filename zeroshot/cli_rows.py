@@ -41,7 +41,7 @@ class Rows(Run):
             "--shard-size",
             env="SHARD_SIZE",
             metavar="N|file",
-            help="Pictures in a shard: 10000; or file: each tar, table or Parquet file is one, "
+            help="Rows in a shard: 10000; or file: each tar, table or Parquet file is one, "
             "listed in its turn. So it is where several inputs are all tar or Parquet files.",
         ),
     ] = None
@@ -201,7 +201,7 @@ class Rows(Run):
         meter, output = Meter(), None
         with self.open_cache() as cache:
             try:
-                with terminal.Screen(self.shown(), len(sources), self.quiet) as screen:
+                with terminal.Screen(self.shown(), len(sources), self.quiet, self.things) as screen:
                     worker = job.open(cache, meter, self.at_once)
                     if self.out is not None:
                         output = self._output(self.out, job.schema, worker.settings())
@@ -218,7 +218,8 @@ class Rows(Run):
                 if output is not None:
                     output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
             if not self.quiet:
-                for line in terminal.summary(meter, output.resumed if output else 0, self.verbose):
+                done = output.resumed if output else 0
+                for line in terminal.summary(meter, done, self.verbose, things=self.things):
                     terminal.say(line)
             if cache.trouble is not None:
                 terminal.say(cache.trouble)
@@ -247,14 +248,19 @@ class Rows(Run):
         how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
         before = state(order, how)
         shards = (before.finished, before.shards) if before.total is None else None
-        with terminal.Screen(self.shown(), before.total, self.quiet, shards) as screen:
+        with terminal.Screen(self.shown(), before.total, self.quiet, self.things, shards) as screen:
             screen.expect(before.to_do)
             meter, trouble = self._engine(order, how, screen)
         after = state(order, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
             for line in terminal.summary(
-                meter, before.resumed, self.verbose, before=before, several=several
+                meter,
+                before.resumed,
+                self.verbose,
+                before=before,
+                several=several,
+                things=self.things,
             ):
                 terminal.say(line)
             terminal.say(terminal.how_far(after, str(self.folder)))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
 
@@ -84,7 +84,7 @@ def out_path(given: str) -> Path:
 PANELS = {
     "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
     "engine",
-    "Pictures": "limit image_column caption_column label_column image_root allow_private_urls "
+    "Inputs": "limit image_column caption_column label_column image_root allow_private_urls "
     "url_timeout url_max_mb",
     "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
 }
@@ -94,6 +94,9 @@ PANELS = {
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The options that all commands on pictures share: models, output, how loud to be."""
+
+    things: ClassVar[str] = "pictures"
+    """What the command is about, for what it says."""
 
     models: Annotated[
         str,
@@ -119,7 +122,7 @@ class Run:
     ] = "auto"
     batch_size: Annotated[
         str,
-        option(env="BATCH_SIZE", help="Pictures at a time; halved when memory runs out."),
+        option(env="BATCH_SIZE", help="How many at a time; halved when memory runs out."),
     ] = "auto"
     exact: Annotated[
         bool,
@@ -151,9 +154,7 @@ class Run:
     retry_failed: Annotated[
         bool, option("--retry-failed", env="RETRY_FAILED", help="Try failed rows of --out again.")
     ] = False
-    limit: Annotated[
-        int | None, option(env="LIMIT", help="Stop after this many pictures.", min=1)
-    ] = None
+    limit: Annotated[int | None, option(env="LIMIT", help="Stop after this many.", min=1)] = None
     cache: Annotated[
         bool, option("--cache/--no-cache", env="USE_CACHE", help="Keep and reuse embeddings.")
     ] = True
@@ -275,9 +276,10 @@ class Run:
         from zeroshot import terminal
 
         if files and not self.quiet:
-            terminal.say(_left_out(files))
+            terminal.say(_left_out(files, self.things.removesuffix("s")))
 
     def _options(self) -> "Options":
+        from zeroshot.images import CLIPS, PICTURES
         from zeroshot.inputs import Columns, Fetch, Options
 
         return Options(
@@ -289,6 +291,7 @@ class Run:
                 allow_private=self.allow_private_urls,
                 offline=self.offline,
             ),
+            CLIPS if self.things == "clips" else PICTURES,
         )
 
     def shown(self) -> Literal["json", "table", "nothing"]:
@@ -301,32 +304,46 @@ class Run:
 
 
 def on_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `run`, a `Run`, becomes the options of its class."""
-    given = inspect.signature(command).parameters
-    own = {n: p for n, p in given.items() if n != "run"}
-    kind = given["run"].annotation
+    """A command whose parameters that are dataclasses become the options of their fields.
+
+    One is `run`, a `Run`, whose options come last.
+    """
+    own: list[inspect.Parameter] = []
+    last: list[inspect.Parameter] = []
+    made: dict[str, tuple[type, list[str]]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kind: Any = parameter.annotation
+        options = _options_of(kind)
+        made[name] = kind, [o.name for o in options]
+        (last if issubclass(kind, Run) else own).extend(options)
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        for name, (kind, fields) in made.items():
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+        command(**values)
+
+    call.__signature__ = inspect.Signature([*own, *last])  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (*own, *last)}
+    return call
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """A parameter for each field of a dataclass, those of `PANELS` under their heading."""
     hints = get_type_hints(kind, include_extras=True)
     for panel, names in PANELS.items():
         for name in names.split():
             if name in hints:
                 hints[name].__metadata__[0].rich_help_panel = panel
-    shared = {
-        f.name: inspect.Parameter(
+    return [
+        inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
         )
         for f in dataclasses.fields(kind)
-    }
-
-    @functools.wraps(command)
-    def call(**values: Any) -> None:
-        run = kind(**{name: values.pop(name) for name in shared})
-        command(run=run, **values)
-
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
-    parameters += shared.values()
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    return call
+    ]
 
 
 def file_id(source: "Source", cache: "EmbeddingCache") -> str | None:
@@ -352,11 +369,11 @@ def _blob_id(blob: "Blob", cache: "EmbeddingCache") -> str | None:
     return id
 
 
-def _left_out(files: Sequence[str]) -> str:
+def _left_out(files: Sequence[str], thing: str) -> str:
     named = ", ".join(Path(file).name for file in files[:3])
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     holds = "file that holds" if len(files) == 1 else "files that hold"
-    return f"left out {len(files)} {holds} no picture: {named}{more}"
+    return f"left out {len(files)} {holds} no {thing}: {named}{more}"
 
 
 def read_options(given: list[str] | None) -> dict[str, str]:

@@ -1,39 +1,39 @@
-"""`zeroshot video`: classify, search and caption clips.
+"""`zeroshot video`: classify, search, caption and embed clips, and calibrate on them.
 
 As `cli`, nothing heavy is imported here.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from zeroshot.cli_classify import prompted
+from zeroshot.cli_calibrate import Calibrating
+from zeroshot.cli_embed import Half, Layout, have_captions
+from zeroshot.cli_labels import Labelling
 from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import (
-    Labels,
     LanguageModel,
-    LongText,
     Method,
     MethodOptions,
     Run,
-    Score,
     on_pictures,
     option,
     read_options,
 )
-from zeroshot.cli_search import find_in, refuse_to_overwrite
+from zeroshot.cli_search import Html, Searching
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
     from zeroshot.model_set import ModelSet
 
-app = typer.Typer(help="Video clips, as means of their frames: labels, search, captions.")
+app = typer.Typer(help="Video clips, as means of their frames: labels, search, captions, rows.")
 
 Clips = Annotated[
     list[str],
-    typer.Argument(help="Files, folders (with all below), globs, tables, or - for names."),
+    typer.Argument(
+        help="Files, folders (with all below), globs, URLs, .tar files, tables, or - for names."
+    ),
 ]
 Frames = Annotated[
     int | None,
@@ -45,40 +45,46 @@ Frames = Annotated[
         max=256,
     ),
 ]
+Model = Annotated[
+    str | None,
+    option(
+        "--model",
+        env="VIDEO_MODEL",
+        help="A model of clips (X-CLIP): hf:microsoft/xclip-base-patch32. Without one, the "
+        "set's dual encoder, frame by frame.",
+    ),
+]
+NoModel = Annotated[str | None, typer.Option("--model", hidden=True)]
+"""Where a model of clips is asked for in vain, to say why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRows(Rows):
+    """The options of `Rows`, for clips."""
+
+    things: ClassVar[str] = "clips"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRun(Run):
+    """The options of `Run`, for clips."""
+
+    things: ClassVar[str] = "clips"
 
 
 def _models(run: Run, frames: int | None, lm: str | None = None) -> "ModelSet":
-    from zeroshot.framewise import ClipModels
+    from zeroshot.framewise import FRAMES, ClipModels
 
-    return ClipModels.of(run.model_set(lm), frames or 8)
+    return ClipModels.of(run.model_set(lm), frames or FRAMES)
 
 
 @app.command()
 @on_pictures
 def classify(
-    run: Rows,
+    run: ClipRows,
+    asked: Labelling,
     clips: Clips,
-    labels: Labels = None,
-    model: Annotated[
-        str | None,
-        option(
-            "--model",
-            env="VIDEO_MODEL",
-            help="A model of clips (X-CLIP): hf:microsoft/xclip-base-patch32. Without one, the "
-            "set's dual encoder, frame by frame.",
-        ),
-    ] = None,
-    templates: Annotated[
-        str | None,
-        typer.Option("--templates", help="As of classify: simple; with --model, none."),
-    ] = None,
-    method: Method = None,
-    option: MethodOptions = None,
-    score: Score = "auto",
-    top_k: Annotated[
-        int, option("--top-k", "-k", env="TOP_K", help="Labels in a row, best first.", min=1)
-    ] = 5,
-    long_text: LongText = "error",
+    model: Model = None,
     pooling: Annotated[
         Literal["mean", "attention"],
         option(
@@ -89,84 +95,84 @@ def classify(
     ] = "mean",
     frames: Frames = None,
 ) -> None:
-    """Label clips."""
-    if not labels:
-        raise UserError("video classify needs --labels: cooking,running, or a .txt or .json file")
-    from zeroshot.jobs.classify import ClassifyJob
+    """Label clips, by the methods that label pictures or by a model of clips."""
+    asked.refuse_without_labels("video classify needs clips")
+    if model is None and pooling == "mean":
+        asked.show(run, asked.job(run, _models(run, frames)), run.inputs(clips))
+        return
+    if model is not None and (frames is not None or pooling == "attention"):
+        raise UserError("a model of clips (--model) takes no --frames and no --pooling")
+    _refuse_methods(asked)
+    from zeroshot.framewise import FRAMES
     from zeroshot.jobs.clips import ClipClassifyJob
 
-    names, _, sentences = prompted(labels, None, templates or ("none" if model else "simple"))
-    sources = run.inputs(clips)
-    if model is not None or pooling == "attention":
-        if model is not None and (frames is not None or pooling == "attention"):
-            raise UserError("a model of clips (--model) takes no --frames and no --pooling")
-        _refuse_methods([method, option, score != "auto", long_text != "error"])
-        own = ClipClassifyJob(run.model_set(), names, sentences, model, frames or 8, top_k)
-        run.show(own, sources)
-        return
-    job = ClassifyJob(
-        _models(run, frames),
+    names, _, sentences = asked.prompted("none" if model else "simple")
+    job = ClipClassifyJob(
+        run.model_set(),
         names,
         sentences,
-        method,
-        read_options(option),
-        None if score == "auto" else score,
-        long_text == "truncate",
-        top_k=top_k,
+        model,
+        frames or FRAMES,
+        asked.top_k,
+        asked.head,
+        asked.multi,
+        tuple(asked.against or ()),
+        asked.threshold,
     )
-    run.show(job, sources)
+    run.show(job, run.inputs(clips))
 
 
-def _refuse_methods(given: Sequence[object]) -> None:
-    if any(given):
+def _refuse_methods(asked: Labelling) -> None:
+    """UserError for options that need one row for a clip, whatever the text."""
+    given = {
+        "--method": asked.method,
+        "-o": asked.method_option,
+        "--long-text": asked.long_text != "error",
+        "--shots": asked.shots,
+        "--bank": asked.bank,
+        "--prior": asked.prior,
+        "--hierarchy": asked.hierarchy,
+        "--calibration": asked.calibration,
+        "--abstain": asked.abstain is not None,
+        "--compare": asked.compare,
+        "--explain": asked.explain,
+    }
+    if named := [name for name, value in given.items() if value]:
         raise UserError(
-            "--method, -o, --score and --long-text need one row for a clip, whatever the text: "
-            "leave them, or --model and --pooling attention"
+            f"{', '.join(named)}: needs one row for a clip, whatever the text, and with --model or "
+            "--pooling attention a clip has one for each text; leave the one or the other"
         )
 
 
 @app.command()
 @on_pictures
 def search(
-    run: Run,
+    run: ClipRun,
+    asked: Searching,
     words: Annotated[
         list[str],
         typer.Argument(
             metavar="[QUERY] CLIPS...",
-            help="What to look for (not with --queries), then files, folders, globs or -.",
+            help="What to look for (not with --clip or --queries), then files, folders, globs or "
+            "-.",
         ),
     ],
-    queries: Annotated[
-        Path | None, option("--queries", env="QUERIES", help="Many queries, one a line.")
+    clip: Annotated[
+        str | None, option("--clip", env="SEARCH_CLIP", help="A clip as the query.")
     ] = None,
-    top_k: Annotated[
-        int, option("--top-k", "-k", env="TOP_K", help="Clips for each query.", min=1)
-    ] = 10,
-    min_score: Annotated[
-        float | None, option("--min-score", env="MIN_SCORE", help="Leave out what scores less.")
-    ] = None,
+    html: Html = None,
     frames: Frames = None,
+    model: NoModel = None,
 ) -> None:
-    """Find clips by words."""
-    from zeroshot.tasks import search as task
-
-    if queries is None:
-        first, *clips = words
-        if not clips:
-            raise UserError(f"search needs clips: zeroshot video search '{first}' DIR")
-        asked = [task.query(task.term(f"text:{first}"))]
-    else:
-        asked, clips = task.read_queries(queries), words
-        if any(term.picture is not None for query in asked for term in query.terms):
-            raise UserError(f"'{queries}': clips are searched by words, not by pictures")
-    refuse_to_overwrite(run, run.out)
-    find_in(run, asked, clips, _models(run, frames), top_k=top_k, min_score=min_score)
+    """Find clips by words, by a clip, or by sums and differences of both."""
+    _refuse_model(model, "search ranks clips by one row for each")
+    asked.find(run, words, _models(run, frames), ("--clip", clip), html)
 
 
 @app.command()
 @on_pictures
 def caption(
-    run: Rows,
+    run: ClipRows,
     clips: Clips,
     method: Method = None,
     option: MethodOptions = None,
@@ -184,8 +190,10 @@ def caption(
         option("--prompt", env="PROMPT", help="What every text begins with; a story's title."),
     ] = None,
     frames: Frames = None,
+    model: NoModel = None,
 ) -> None:
     """Caption clips, by the methods that caption pictures."""
+    _refuse_model(model, "captions are guided by one row for each clip")
     from zeroshot.jobs.caption import CaptionJob
 
     job = CaptionJob(
@@ -197,3 +205,45 @@ def caption(
         coupling=coupling,
     )
     run.show(job, run.inputs(clips))
+
+
+def _refuse_model(model: str | None, why: str) -> None:
+    if model is not None:
+        raise UserError(
+            f"{why}, and a model of clips (X-CLIP) changes each text's row by what a clip shows: "
+            "label clips with it (video classify --model), or leave --model and take a dual "
+            "encoder, frame by frame (--models, --encoder)"
+        )
+
+
+@app.command()
+@on_pictures
+def embed(
+    run: ClipRows,
+    clips: Clips,
+    layout: Layout = None,
+    half: Half = False,
+    frames: Frames = None,
+) -> None:
+    """Embed clips: fill the cache, and give the rows out with --json or --out."""
+    from zeroshot.jobs.embed import EmbedJob
+
+    sources = run.inputs(clips)
+    captions = layout == "clip-retrieval" and have_captions(sources)
+    job = EmbedJob(_models(run, frames), captions)
+    run.show(job, sources, layout=layout, half=half, default_layout="safetensors")
+
+
+@app.command()
+@on_pictures
+def calibrate(
+    run: ClipRun,
+    asked: Calibrating,
+    clips: Annotated[
+        list[str] | None,
+        typer.Argument(help="Unlabelled clips of the kind one expects; none with --truth."),
+    ] = None,
+    frames: Frames = None,
+) -> None:
+    """Fit what 'video classify --calibration' takes; --out names a .json file."""
+    asked.fit(run, _models(run, frames), clips)

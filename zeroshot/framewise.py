@@ -7,7 +7,7 @@ The mean of unit frame rows, itself brought to unit length, is CLIP4Clip's param
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from zeroshot.models.base import (
     PixelEncoder,
     Pixels,
     TextSession,
+    VideoFile,
 )
 from zeroshot.ops import normalize
 
@@ -37,6 +38,8 @@ __all__ = [
     "mean_of_frames",
 ]
 
+FRAMES = 8
+"""Of a clip, where nobody says how many."""
 AT_ONCE = 32
 """Frames that are encoded together."""
 
@@ -66,10 +69,10 @@ def attended_cosines(
 
 @dataclass(frozen=True)
 class FrameEncoder:
-    """An image encoder that reads clips (`models.base.ClipEncoder`), frame by frame."""
+    """An image encoder that reads clips, frame by frame: `models.base.FramewiseEncoder`."""
 
     encoder: ImageEncoder
-    frames: int = 8
+    frames: int = FRAMES
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ class FrameEncoder:
         shortcuts = self.encoder.shortcuts if isinstance(self.encoder, PixelEncoder) else ""
         return f"{kind}/{shortcuts}" if shortcuts else kind
 
-    def read_clip(self, file: BinaryIO) -> list[Pixels]:
+    def read_clip(self, file: VideoFile) -> list[Pixels]:
         """See `models.base.ClipEncoder`."""
         frames = frames_of(file, self.frames)
         if isinstance(self.encoder, PixelEncoder):
@@ -92,9 +95,13 @@ class FrameEncoder:
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """See `models.base.ClipEncoder`."""
+        return mean_of_frames(self.encode_frames(clips))
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
+        """See `models.base.FramewiseEncoder`."""
         flat = [frame for clip in clips for frame in clip]
         rows = [self._encode(flat[i : i + AT_ONCE]) for i in range(0, len(flat), AT_ONCE)]
-        return mean_of_frames(torch.cat(rows).view(len(clips), self.frames, -1))
+        return torch.cat(rows).view(len(clips), self.frames, -1)
 
     def _encode(self, frames: Sequence[Any]) -> Float[Tensor, "n d"]:
         if isinstance(self.encoder, PixelEncoder):
@@ -149,7 +156,7 @@ class AttendedFrames:
     """A dual encoder as `models.base.ClipScorer`: each text attends to the frames that fit it."""
 
     encoder: "DualEncoder | CoupledEncoder"
-    frames: int = 8
+    frames: int = FRAMES
     method: str = "attention"
 
     @property
@@ -162,6 +169,11 @@ class AttendedFrames:
     def logit_scale(self) -> float:
         """The encoder's."""
         return self.encoder.logit_scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The encoder's."""
+        return self.encoder.logit_bias
 
     def pixels(self, frames: Sequence[Image]) -> Pixels:
         """See `models.base.ClipScorer`."""
@@ -198,18 +210,18 @@ class AttendedFrames:
 class ClipModels(ModelSet):
     """A model set whose image encoder reads clips, so that tasks on pictures work on clips."""
 
-    frames: int = 8
+    frames: int = FRAMES
 
     @classmethod
     def of(cls, models: ModelSet, frames: int) -> "ClipModels":
         """The same models, reading `frames` frames of a clip."""
         how = (models.device, models.precision, models.offline, models.trust_remote_code)
-        return cls(models.spec, *how, models.fast, frames)
+        return cls(models.spec, *how, models.fast, models.classes, frames)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As a model set travels."""
         how = (self.device, self.precision, self.offline, self.trust_remote_code, self.fast)
-        return ClipModels, (self.spec, *how, self.frames)
+        return ClipModels, (self.spec, *how, self.classes, self.frames)
 
     @cached_property
     def encoder(self) -> "DualEncoder | CoupledEncoder":

@@ -18,9 +18,10 @@ from zeroshot import pixels
 from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import Blob, Found, Input, Options, Source, find
 from zeroshot.inputs.files import read_file
-from zeroshot.inputs.source import MAX_BYTES, PICTURES, Picture
+from zeroshot.inputs.source import CLIPS, MAX_BYTES, PICTURES, Picture
 
 __all__ = [
+    "CLIPS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "PICTURES",

@@ -7,7 +7,7 @@ from typing import Any
 
 from zeroshot import methods, models
 from zeroshot.anchors import Anchors, read_anchors
-from zeroshot.coupled import CoupledEncoder, calibrate
+from zeroshot.coupled import CoupledEncoder, calibrate, with_classes
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
 from zeroshot.models.base import (
@@ -39,6 +39,8 @@ class ModelSet:
     offline: bool = False
     trust_remote_code: bool = False
     fast: bool = False
+    classes: bool = False
+    """Whether the image encoder's own classifier stands beside the coupling (`with_classes`)."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
@@ -68,12 +70,15 @@ class ModelSet:
         image_encoder = models.load_image_encoder(spec.image_encoder, **self._how)
         text_encoder = models.load_text_encoder(spec.text_encoder, **self._how)
         self.anchors.check_encoders(image_encoder.name, text_encoder.name)
-        fitted = self.coupling.fit(self.anchors.images, self.anchors.texts)
+        anchors = self.anchors.images, self.anchors.texts
+        fitted = self.coupling.fit(*anchors)
+        if self.classes:
+            fitted = with_classes(fitted, (image_encoder, text_encoder), *anchors)
         return CoupledEncoder(
             image_encoder=image_encoder,
             text_encoder=text_encoder,
             coupling=fitted,
-            logit_scale=calibrate(fitted, self.anchors.images, self.anchors.texts),
+            logit_scale=calibrate(fitted, *anchors),
             anchors=self.anchors.fingerprint,
         )
 
@@ -107,12 +112,13 @@ class ModelSet:
         """This set; one that names `asif` without options, with the coupling `auto` chooses.
 
         What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
-        words apart (docs/captioning.md).
+        words apart. The image encoder's own classifier joins it if its classes
+        have names that fit (docs/captioning.md).
         """
         coupling = self.spec.coupling
         is_open = coupling is not None and coupling.method == "asif" and not coupling.options
         if self.spec.encoder is None and is_open:
-            return self.coupled_by("auto", splits=1)
+            return replace(self.coupled_by("auto", splits=1), classes=True)
         return self
 
     @cached_property

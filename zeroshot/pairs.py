@@ -15,14 +15,14 @@ pickles, and nothing of a tar file is unpacked onto the disk.
 import csv
 import json
 import sys
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.images import MAX_BYTES, PICTURES, Source
+from zeroshot.inputs import tar, webdataset
 
 PICTURE = ("image", "path", "file", "filepath", "file_name", "filename", "image_path", "image_file")
 CAPTION = ("caption", "captions", "text", "texts", "sentence", "title", "comment")
@@ -175,36 +175,30 @@ def _json(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _tar(path: Path) -> Iterator[Pair]:
-    """A webdataset's pairs: files of one name follow one another."""
-    key: str | None = None
-    held: dict[str, bytes] = {}
+    """A webdataset's pairs."""
     count = 0
     try:
-        with tarfile.open(path, "r|*") as tar:
-            for member in tar:
-                stem, dot, suffix = PurePosixPath(member.name).name.partition(".")
-                wanted = PICTURES.fullmatch(f".{suffix}") or suffix.lower() in ("txt", "json")
-                if not (member.isreg() and dot and wanted) or member.size > MAX_BYTES:
-                    continue
-                here = str(PurePosixPath(member.name).parent / stem)
-                if here != key:
-                    for pair in _sample(path, key, held):
-                        count += 1
-                        yield pair
-                    key, held = here, {}
-                file = tar.extractfile(member)
-                assert file is not None
-                held[suffix.lower()] = file.read()
-            for pair in _sample(path, key, held):
-                count += 1
-                yield pair
-    except (tarfile.TarError, EOFError, OSError) as error:
+        with path.open("rb") as file:
+            for sample in webdataset.samples(file):
+                for pair in _sample(path, file, sample):
+                    count += 1
+                    yield pair
+    except (tar.DamagedError, OSError) as error:
         raise UserError(f"'{path}' is no whole tar file: {error}") from error
     if not count:
         raise UserError(f"'{path}' has no pairs: key.jpg beside key.txt or key.json")
 
 
-def _sample(path: Path, key: str | None, held: Mapping[str, bytes]) -> Iterator[Pair]:
+def _sample(path: Path, file: BinaryIO, sample: Sequence[tar.Member]) -> Iterator[Pair]:
+    """The pair of one sample, whose members share a key; none where a part is missing."""
+    held: dict[str, bytes] = {}
+    for member in sample:
+        suffix = PurePosixPath(member.name).name.partition(".")[2].lower()
+        wanted = PICTURES.fullmatch(f".{suffix}") or suffix in ("txt", "json")
+        if wanted and member.fault is None and member.size <= MAX_BYTES:
+            file.seek(member.start)
+            held[suffix] = file.read(member.size)
+    key = str(PurePosixPath(webdataset.key_of(sample[0].name)))
     picture = next((data for name, data in held.items() if PICTURES.fullmatch(f".{name}")), None)
     try:
         if "txt" in held:
@@ -221,7 +215,7 @@ def _sample(path: Path, key: str | None, held: Mapping[str, bytes]) -> Iterator[
             raise
         raise UserError(f"'{path}': the caption of {key} cannot be read: {error}") from error
     texts = tuple(dict.fromkeys(text.strip() for text in captions if text.strip()))
-    if picture is not None and texts and key is not None:
+    if picture is not None and texts:
         yield Pair(key, Source(f"{path}/{key}", picture), texts)
 
 

@@ -10,15 +10,18 @@ from typing import Literal
 
 from zeroshot.errors import unknown
 
-Task = Literal["classify", "caption", "retrieve"]
+Task = Literal["classify", "multilabel", "caption", "retrieve"]
 TASKS: dict[Task, str] = {
     "classify": "zeroshot_classification",
+    "multilabel": "zeroshot_multilabel_classification",
     "caption": "captioning",
     "retrieve": "zeroshot_retrieval",
 }
-"""The tasks, and what CLIP_benchmark calls them."""
+"""The tasks, and what results call them: as CLIP_benchmark does, which has no own name for several
+labels."""
 HEADLINE: dict[Task, str] = {
     "classify": "acc1",
+    "multilabel": "mean_average_precision",
     "caption": "CIDEr",
     "retrieve": "text_retrieval_recall@1",
 }
@@ -73,6 +76,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
             "clip_benchmark/classification",
             "classify",
             "a CLIP_benchmark webdataset with its own class names and templates",
+            _LAION,
+            split="test",
+        ),
+        Protocol(
+            "clip_benchmark/multilabel",
+            "multilabel",
+            "a CLIP_benchmark webdataset of several labels per picture, with its own class names "
+            "and templates",
             _LAION,
             split="test",
         ),

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+from PIL.Image import Image
 
-from zeroshot.errors import UnreadableImageError
+from zeroshot.clips import frames_of, open_clip
+from zeroshot.errors import NotAvailableError, UnreadableImageError
 from zeroshot.images import Source, open_image
 from zeroshot.trace import Trace
 
@@ -294,15 +296,29 @@ def _html_reason(reason: Reason) -> str:
 
 
 def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
-    """A PNG of at most `size` pixels as a data address; empty if the file is gone by now."""
-    try:
-        picture = open_image(source)
-    except UnreadableImageError:
+    """A PNG of at most `size` pixels as a data address, of a clip its middle.
+
+    Empty if the file is gone by now.
+    """
+    picture = _shown(source)
+    if picture is None:
         return ""
     picture.thumbnail((size, size))
     data = io.BytesIO()
     picture.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _shown(source: Source) -> Image | None:
+    try:
+        return open_image(source)
+    except UnreadableImageError:
+        pass
+    try:
+        with open_clip(source) as clip:
+            return frames_of(clip.file, 1)[0]
+    except (UnreadableImageError, NotAvailableError):
+        return None
 
 
 def shortest(number: float) -> float:

@@ -103,6 +103,19 @@ def show_figures(result: Mapping[str, Any]) -> None:
         told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
         table.add_row(name, f"{usual(name, value):.2f}", told)
     Console().print(table)
+    if "labels" in result:
+        _show_labels(result["labels"], share)
+
+
+def _show_labels(labels: Mapping[str, Any], share: str) -> None:
+    """The average precision of each label, the best first."""
+    table = Table("label", "pictures", "average precision", f"{share} interval")
+    for name, own in sorted(labels.items(), key=lambda one: -one[1]["average_precision"]):
+        ends = own["interval"] or ()
+        told = " to ".join(f"{100 * end:.2f}" for end in ends)
+        value = f"{100 * own['average_precision']:.2f}"
+        table.add_row(escape(plain(name)), str(own["pictures"]), value, told)
+    Console().print(table)
 
 
 def show_differences(comparison: Mapping[str, Any]) -> None:
@@ -122,12 +135,12 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
         Console().print(table)
 
 
-def show_hits(hits: "Sequence[SearchResult]") -> None:
+def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
     """A table for each query: rank, score, path, and the anchors that carried a hit."""
     console = Console(highlight=False)
     for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
         of_query = list(group)
-        table = Table("", "score", "picture", title=escape(of_query[0].query), title_justify="left")
+        table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
             said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
             shown = Text(plain(said), overflow="fold")
@@ -151,10 +164,16 @@ class Screen:
     """Shows results as they come: a progress bar on a terminal, rows as `show` asks."""
 
     def __init__(
-        self, show: Show, total: int | None, quiet: bool, shards: tuple[int, int] | None = None
+        self,
+        show: Show,
+        total: int | None,
+        quiet: bool,
+        things: str = "pictures",
+        shards: tuple[int, int] | None = None,
     ) -> None:
-        """`total` pictures, or None and `shards`: how many are done, and how many there are."""
+        """`total` `things`, or None and `shards`: how many are done, and how many there are."""
         self.show = show
+        self.things = things
         self.shards = shards
         self.out = Console(highlight=False)
         self.progress = Progress(
@@ -194,9 +213,9 @@ class Screen:
     def _done(self, meter: "Meter") -> str:
         """What is counted: pictures; in shards, where only of these a total is known."""
         if self.shards is None:
-            return "pictures"
+            return self.things
         done, of = self.shards
-        return f"{done + meter.shards} of {of} shards, pictures"
+        return f"{done + meter.shards} of {of} shards, {self.things}"
 
     def count(self, meter: "Meter") -> None:
         """Show how many results others have made."""
@@ -233,25 +252,27 @@ def summary(
     *,
     before: "State | None" = None,
     several: bool = False,
+    things: str = "pictures",
 ) -> list[str]:
-    """The last lines of a run: how many, how fast, what bound it.
+    """The last lines of a run: how many `things`, how fast, what bound it.
 
     `before` is how far a folder was when it began; `several` processes share the meter: then the
     rate is that of the clock on the wall.
     """
     lines = []
+    unit = "images" if things == "pictures" else things
     if resumed:
         lines.append(_resumed(meter, resumed, before))
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
         lines.append(
-            f"{meter.pictures} pictures{failed} in {seconds:.1f} s "
-            f"({meter.pictures / max(seconds, 1e-9):.2f} images/s; {_cached(meter)}"
-            f"most of it {meter.bound_by()})"
+            f"{meter.pictures} {things}{failed} in {seconds:.1f} s "
+            f"({meter.pictures / max(seconds, 1e-9):.2f} {unit}/s; {_cached(meter)}"
+            f"most of it {meter.bound_by(things)})"
         )
     if meter.left_out:
-        lines.append(f"left out {meter.left_out} members of tar files that hold no picture")
+        lines.append(f"left out {meter.left_out} members of tar files that hold no {things[:-1]}")
     if meter.left_alone:
         lines.append(
             f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
@@ -259,7 +280,7 @@ def summary(
         )
     if verbose:
         lines.append(
-            f"encoder: {meter.images_encoded} images encoded, {meter.images_cached} from the "
+            f"encoder: {meter.images_encoded} {unit} encoded, {meter.images_cached} from the "
             f"cache; {meter.texts_encoded} texts encoded, {meter.texts_cached} from the cache"
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())

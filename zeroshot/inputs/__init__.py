@@ -115,7 +115,7 @@ class _Namer:
             self.items.append(Bundle(name, self.options))  # one of thousands
             return
         self.asked.add(folder)
-        infos, left_out = storage.listed(name, table_suffix(name))
+        infos, left_out = storage.listed(name, table_suffix(name), self.options.suffixes)
         self.left_out.extend(left_out)
         for file, info in infos.items():
             if is_bundle(file):
@@ -126,7 +126,8 @@ class _Namer:
                 self.items.append(Source(file, remote))
 
     def _scan(self, name: str) -> None:
-        kept, left_out = files.scan(name, "" if files.is_folder(name) else table_suffix(name))
+        table = "" if files.is_folder(name) else table_suffix(name)
+        kept, left_out = files.scan(name, table, self.options.suffixes)
         self.left_out.extend(left_out)
         shards = [file for file in left_out if os.path.basename(file) == "nshards.txt"]
         missing = [tar for file in shards for tar in webdataset.missing_shards(file, kept)]

@@ -45,7 +45,7 @@ class Bundle:
         if not self.is_file:
             return hub.rows(self.name, self.options)
         if webdataset.is_tar(self.name):
-            return webdataset.pictures(self.name, left_out)
+            return webdataset.pictures(self.name, left_out, self.options.suffixes)
         if table_suffix(self.name) == ".parquet":
             return parquet.rows(self.name, self.options)
         return manifests.rows(self.name, self.options)

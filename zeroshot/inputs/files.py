@@ -65,13 +65,15 @@ def _walk(folder: str) -> list[str]:
     return files
 
 
-def without_data(files: Iterable[str], also: str = "") -> tuple[list[str], list[str]]:
+def without_data(
+    files: Iterable[str], also: str = "", suffixes: re.Pattern[str] = PICTURES
+) -> tuple[list[str], list[str]]:
     """Split into what may be a picture and what is plainly a manifest or a caption beside one.
 
     Files with the suffix `also` stay: somebody named them.
     """
     paths = [PurePath(file) for file in files]
-    pictures = {path for path in paths if PICTURES.fullmatch(path.suffix)}
+    pictures = {path for path in paths if suffixes.fullmatch(path.suffix)}
     pictures |= {path.with_suffix("") for path in pictures}
     tars = any(path.suffix.lower() == ".tar" for path in paths)
     kept: list[str] = []
@@ -85,7 +87,9 @@ def without_data(files: Iterable[str], also: str = "") -> tuple[list[str], list[
     return kept, left_out
 
 
-def scan(name: str, also: str = "") -> tuple[list[str], list[str]]:
+def scan(
+    name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
+) -> tuple[list[str], list[str]]:
     """Files that a folder or a glob stands for, each once and sorted, and those left out.
 
     Raises:
@@ -93,7 +97,7 @@ def scan(name: str, also: str = "") -> tuple[list[str], list[str]]:
     """
     matches = [name] if is_folder(name) else glob.glob(name, recursive=True)
     files = {file for match in matches for file in (_walk(match) if is_folder(match) else [match])}
-    kept, left_out = without_data(in_order(files), also)
+    kept, left_out = without_data(in_order(files), also, suffixes)
     if not kept:
         raise nothing_in(name, "folder" if is_folder(name) else "pattern", left_out)
     return kept, left_out

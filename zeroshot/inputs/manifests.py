@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import BinaryIO, cast
 from zeroshot.errors import UserError
 from zeroshot.inputs import storage
 from zeroshot.inputs.columns import Columns, fields_of, resolve
-from zeroshot.inputs.source import SCHEME, URL, File, Refused, Source
+from zeroshot.inputs.source import PICTURES, SCHEME, URL, File, Refused, Source
 from zeroshot.inputs.urls import Fetch, Url
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -26,12 +27,14 @@ MAX_LINE = 1 << 24
 
 @dataclass(frozen=True)
 class Options:
-    """How tables and URLs are read."""
+    """How tables and URLs are read, and what is looked for among other files."""
 
     columns: Columns = field(default_factory=Columns)
     root: str | None = None
     """The folder that a table's paths are relative to and lie in; the table's own without one."""
     fetch: Fetch = field(default_factory=Fetch)
+    suffixes: re.Pattern[str] = PICTURES
+    """Of files in a tar file that are what is asked for, and that captions may lie beside."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ DATA = re.compile(
     r"\.(jsonl?|csv|tsv|parquet|toml|ya?ml|md|html?|npz|npy|safetensors)", re.IGNORECASE
 )
 """Suffixes of pictures; and of manifests and data, which live beside pictures and are none."""
+CLIPS = re.compile(
+    r"\.(mp4|m4v|mov|3gp|mkv|webm|avi|og[gv]|flv|wmv|asf|mpe?g|vob|m?ts|m2ts|gif|webp|a?png)",
+    re.IGNORECASE,
+)
+"""Of what may be a clip; animations are files of pictures."""
 URL = re.compile(r"https?://", re.IGNORECASE)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """How a web address begins, and anything that is no path (a drive letter is one letter)."""

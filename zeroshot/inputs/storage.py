@@ -6,6 +6,7 @@ takes from its own environment variables and from fsspec's configuration.
 
 import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs import files, held
-from zeroshot.inputs.source import MAX_BYTES, SCHEME, URL, File
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, SCHEME, URL, File
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
 """Object stores: what a manifest may name as well. Other file systems only a person names."""
@@ -206,7 +207,9 @@ class Remote:
         return data
 
 
-def listed(name: str, also: str = "") -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+def listed(
+    name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
     """Files that a remote folder, pattern or file stands for, and those left out.
 
     With what the driver says of each; of a file that is not there, nothing.
@@ -231,7 +234,7 @@ def listed(name: str, also: str = "") -> tuple[dict[str, Mapping[str, Any]], lis
         for there, info in found.items()
         if info.get("type") != "directory" and not _hidden(there, path)
     }
-    kept, left_out = files.without_data(files.in_order(infos), also)
+    kept, left_out = files.without_data(files.in_order(infos), also, suffixes)
     if not kept:
         raise files.nothing_in(name, "pattern" if pattern else "folder", left_out)
     return {file: infos[file] for file in kept}, left_out

@@ -9,6 +9,7 @@ their name up to the first dot of the last part: `000/17.jpg`, `000/17.txt`, `00
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,9 +61,12 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
+def pictures(
+    name: str, left_out: list[str] | None = None, suffixes: re.Pattern[str] = PICTURES
+) -> Iterator[Source]:
     """The pictures of a tar file, in order, with what their samples say of them in `fields`.
 
+    Pictures are members with one of the `suffixes`.
     A member that cannot be a picture's file (a link, a device, a name that leaves the archive, one
     that came before) is a source that fails, and so is damage: it stands for all behind it. Other
     members are named in `left_out`.
@@ -72,8 +76,8 @@ def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
     seen: set[str] = set()
     try:
         with storage.open_file(name) as file:
-            for sample in _samples(file):
-                yield from _sources(name, file, sample, count, seen, beside)
+            for sample in samples(file):
+                yield from _sources(name, file, sample, count, seen, beside, suffixes)
                 count += len(sample)
     except tar.DamagedError as error:
         yield Source(f"{name}#{count}" if count else name, Refused(f"tar file: {error}"))
@@ -83,12 +87,30 @@ def pictures(name: str, left_out: list[str] | None = None) -> Iterator[Source]:
         yield Source(name, Refused(f"cannot be read: {storage.why(error)}"))
 
 
-def _samples(file: File) -> Iterator[list[tar.Member]]:
-    """Members that follow one another and share a key."""
+def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """The key (`key_of` the path of its picture) and the bytes of all members named so.
+
+    Raises:
+        ValueError: damage, a member that is no file, or one larger than `MAX_PART`.
+    """
+    try:
+        with storage.open_file(name) as file:
+            for member in tar.members(file):
+                if not member.name.lower().endswith(suffix):
+                    continue
+                if (bad := _fault(member)) is not None:
+                    raise ValueError(bad)
+                yield key_of(f"{name}/{member.name.removeprefix('./')}"), _bytes(file, member)
+    except storage.failures(name) as error:
+        raise ValueError(storage.why(error)) from error
+
+
+def samples(file: File) -> Iterator[list[tar.Member]]:
+    """Members that follow one another and share a key; DamagedError after all that is whole."""
     sample: list[tar.Member] = []
     try:
         for member in tar.members(file):
-            if sample and _key(sample[0].name) != _key(member.name):
+            if sample and key_of(sample[0].name) != key_of(member.name):
                 yield sample
                 sample = []
             sample.append(member)
@@ -100,7 +122,7 @@ def _samples(file: File) -> Iterator[list[tar.Member]]:
         yield sample
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """All of a name up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}{base.partition('.')[0]}"
@@ -113,10 +135,11 @@ def _sources(
     first: int,
     seen: set[str],
     beside: list[str],
+    suffixes: re.Pattern[str],
 ) -> Iterator[Source]:
     """The pictures of one sample, whose first member is the tar file's `first`-th."""
-    whole = [member for member in sample if _fault(member) is None]
-    parts = [member for member in whole if not _is_picture(member.name)]
+    whole = [member for member in sample if _fault(member, suffixes) is None]
+    parts = [member for member in whole if not _is_picture(member.name, suffixes)]
     fields, fault = Fields(), None
     if len(parts) < len(whole):
         try:
@@ -125,10 +148,10 @@ def _sources(
             fault = Refused(str(error))
     for number, member in enumerate(sample, first):
         label = f"{name}/{member.name.removeprefix('./')}"
-        bad = _fault(member)
+        bad = _fault(member, suffixes)
         if bad is not None:
             yield Source(f"{name}#{number}", Refused(bad))
-        elif not _is_picture(member.name):
+        elif not _is_picture(member.name, suffixes):
             if len(parts) == len(whole) or not _is_field(member.name):
                 beside.append(label)
         elif label in seen:
@@ -139,26 +162,26 @@ def _sources(
             yield Source(label, fault or InTar(name, member.start, member.size), fields)
 
 
-def _is_picture(name: str) -> bool:
+def _is_picture(name: str, suffixes: re.Pattern[str]) -> bool:
     """By its suffix; hidden files are none."""
     parts = name.removeprefix("./").split("/")
     stem, dot, suffix = parts[-1].rpartition(".")
     hidden = any(part.startswith(".") for part in parts)
-    return not hidden and bool(stem) and PICTURES.fullmatch(dot + suffix) is not None
+    return not hidden and bool(stem) and suffixes.fullmatch(dot + suffix) is not None
 
 
 def _is_field(name: str) -> bool:
     return name.lower().endswith((".txt", ".cls", ".json"))
 
 
-def _fault(member: tar.Member) -> str | None:
+def _fault(member: tar.Member, suffixes: re.Pattern[str] = PICTURES) -> str | None:
     """Why a member is no picture's file, whatever its bytes are."""
     parts = member.name.replace("\\", "/").split("/")
     if member.fault is not None:
         return f"{member.name!r} is {member.fault}, not a file"
     if ".." in parts or not parts[0] or parts[0][1:2] == ":":
         return f"{member.name!r} is a name that leads out of the tar file"
-    if member.size > MAX_BYTES and _is_picture(member.name):
+    if member.size > MAX_BYTES and _is_picture(member.name, suffixes):
         return f"{member.name!r} is larger than {MAX_BYTES >> 20} MiB"
     return None
 
@@ -183,12 +206,16 @@ def _fields(file: File, parts: Sequence[tar.Member]) -> Fields:
     return Fields(**found)
 
 
-def _text(file: File, member: tar.Member) -> str:
+def _bytes(file: File, member: tar.Member) -> bytes:
     if member.size > MAX_PART:
         raise ValueError(f"{member.name!r} beside it is larger than {MAX_PART >> 20} MiB")
     file.seek(member.start)
+    return file.read(member.size)
+
+
+def _text(file: File, member: tar.Member) -> str:
     try:
-        return file.read(member.size).decode("utf-8")
+        return _bytes(file, member).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{member.name!r} beside it is no UTF-8: {error}") from error
 

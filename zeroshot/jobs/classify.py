@@ -5,16 +5,39 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts
+from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.model_set import ModelSet
 from zeroshot.results import ClassifyResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import classify as task
 from zeroshot.tasks.calibrate import Calibration, belief
-from zeroshot.tasks.classify import Believe, Classifier, Head, Learn
+from zeroshot.tasks.classify import Classifier, Learn
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labels import Believe, Head, label
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.pipeline import Embedded
+
+TOP = 5
+"""Labels in a row."""
+
+
+def labels_shown(top_k: int | None, multi: bool, labels: int) -> int:
+    """How many labels a row has."""
+    return top_k or (labels if multi else TOP)
+
+
+def see_to_threshold(threshold: float | None, multi: bool) -> None:
+    """UserError for a threshold where only one label can hold."""
+    if threshold is not None and not multi:
+        raise UserError("--threshold chooses among labels that may all hold: give --multi")
+
+
+def told_of_multi(multi: bool, against: Sequence[str], threshold: float | None) -> dict[str, Any]:
+    """For the settings of a run; empty where one label holds."""
+    if not multi:
+        return {}
+    return {"multi": True, "against": list(against), "threshold": threshold}
 
 
 @dataclass(frozen=True)
@@ -35,10 +58,17 @@ class ClassifyJob:
     learn: Learn = field(default_factory=Learn)
     explain: int = 0
     """Anchors named for each picture's best label."""
-    top_k: int = 5
+    top_k: int | None = None
+    """Labels in a row; without it 5, and all where several may hold."""
     calibration: Calibration | None = None
     abstain: float | None = None
     """Share of pictures like those of the calibration that nothing is said of."""
+    multi: bool = False
+    """Several labels may hold: each has a score of its own."""
+    against: Sequence[str] = ()
+    """Sentences that each label is weighed against then."""
+    threshold: float | None = None
+    """Then, the least score of a label in a row."""
 
     schema: ClassVar[str] = ClassifyResult.schema
 
@@ -50,6 +80,12 @@ class ClassifyJob:
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClassifyWorker":
         """Encode the prompts and make the method ready."""
+        see_to_threshold(self.threshold, self.multi)
+        if self.multi and self.calibration is not None:
+            raise UserError(
+                "--calibration is of the one best label: leave it, or --multi (whose labels "
+                "--threshold chooses)"
+            )
         ready = task.classifier(
             self.models,
             self.labels,
@@ -62,6 +98,8 @@ class ClassifyJob:
             truncate=self.truncate,
             learn=self.learn,
             explained=self.explain,
+            multi=self.multi,
+            against=self.against,
         )
         if self.calibration is not None:
             self.calibration.check(ready)
@@ -91,14 +129,20 @@ class ClassifyWorker:
         """Of each picture, itself included; 0 for none."""
         return self.classifier.views
 
+    @property
+    def shown(self) -> int:
+        """Labels in a row."""
+        return labels_shown(self.job.top_k, self.job.multi, len(self.job.labels))
+
     def settings(self) -> dict[str, Any]:
         """What decides the scores and which of them are shown."""
         job, made = self.job, self.job.calibration
         held = task.settings(self.classifier)
-        held |= {"prompts": prompts.fingerprint(job.sentences), "top_k": job.top_k}
+        held |= {"prompts": prompts.fingerprint(job.sentences), "top_k": self.shown}
         held |= task.learned_from(job.learn)
         if made is not None:
             held |= {"calibration": made.fingerprint, "abstain": job.abstain}
+        held |= told_of_multi(job.multi, job.against, job.threshold)
         return held | ({"explain": job.explain} if job.explain else {})
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
@@ -113,4 +157,5 @@ class ClassifyWorker:
 
     def score(self, everything: Embedded, meter: Meter) -> Iterator[ClassifyResult]:
         """One result per picture of a batch."""
-        return task.label(everything, self.classifier, meter, self.job.top_k, self.believe)
+        job = self.job
+        return label(everything, self.classifier, meter, self.shown, self.believe, job.threshold)

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot import prompts
-from zeroshot.framewise import AttendedFrames
+from zeroshot.framewise import FRAMES, AttendedFrames
 from zeroshot.images import Source
+from zeroshot.jobs.classify import labels_shown, see_to_threshold, told_of_multi
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import ClipScorer
 from zeroshot.results import ClassifyResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import clips as task
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
 
 
@@ -26,9 +28,14 @@ class ClipClassifyJob:
     """Of each label."""
     model: str | None = None
     """A model of clips: X-CLIP; without one the set's dual encoder attends to frames."""
-    frames: int = 8
+    frames: int = FRAMES
     """Of each clip; a model of clips has a number of its own."""
-    top_k: int = 5
+    top_k: int | None = None
+    """As of `ClassifyJob`, and so are those below."""
+    score: Head | None = None
+    multi: bool = False
+    against: Sequence[str] = ()
+    threshold: float | None = None
 
     schema: ClassVar[str] = ClassifyResult.schema
 
@@ -40,8 +47,17 @@ class ClipClassifyJob:
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClipClassifyWorker":
         """Load the model and encode the prompts."""
-        scorer = self._scorer()
-        ready = task.clip_classifier(scorer, self.labels, self.sentences, cache, meter)
+        see_to_threshold(self.threshold, self.multi)
+        ready = task.clip_classifier(
+            self._scorer(),
+            self.labels,
+            self.sentences,
+            cache,
+            meter,
+            head=self.score,
+            multi=self.multi,
+            against=self.against,
+        )
         return ClipClassifyWorker(self, ready, cache, batch_size)
 
     def _scorer(self) -> ClipScorer:
@@ -62,11 +78,15 @@ class ClipClassifyWorker:
 
     def settings(self) -> dict[str, Any]:
         """What decides the scores and which of them are shown."""
+        job = self.job
         held = task.settings(self.classifier)
-        return held | {
-            "prompts": prompts.fingerprint(self.job.sentences),
-            "top_k": self.job.top_k,
-        }
+        held |= {"prompts": prompts.fingerprint(job.sentences), "top_k": self.shown}
+        return held | told_of_multi(job.multi, job.against, job.threshold)
+
+    @property
+    def shown(self) -> int:
+        """Labels in a row."""
+        return labels_shown(self.job.top_k, self.job.multi, len(self.job.labels))
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
         """One result per clip, in order."""
@@ -76,5 +96,6 @@ class ClipClassifyWorker:
             self.cache,
             meter,
             batch_size=self.batch_size,
-            top_k=self.job.top_k,
+            top_k=self.shown,
+            least=self.job.threshold,
         )

@@ -49,7 +49,7 @@ class MBR:
     """retrieved captions"""
     sharpness: float = 0.5
     """how much more the better fitting ones count, in units of the encoder's logit scale"""
-    beginnings: int = 12
+    beginnings: int = 24
     """retrieved captions, the most expected first, of which the beginnings are written on from"""
     k: int = 45
     """candidates per word"""

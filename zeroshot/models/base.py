@@ -6,6 +6,7 @@ arrive as RGB PIL pictures, upright; a language model meets token ids and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import torch
@@ -20,12 +21,15 @@ __all__ = [
     "Answerer",
     "Attend",
     "Cache",
+    "Classes",
+    "ClassifyingEncoder",
     "ClipEncoder",
     "ClipScorer",
     "DenseEncoder",
     "Detections",
     "Detector",
     "DualEncoder",
+    "FramewiseEncoder",
     "Grounder",
     "Image",
     "ImageEncoder",
@@ -85,6 +89,23 @@ class ImageEncoder(Protocol):
         """Unit rows, float32, on the CPU, in the order of `images` (RGB, upright)."""
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The last layer of a classifier: what each class looks for in a row, and what it is called."""
+
+    weights: Float[Tensor, "c d"]
+    names: tuple[str, ...]
+
+
+@runtime_checkable
+class ClassifyingEncoder(ImageEncoder, Protocol):
+    """An image encoder that came with a classifier of its rows, or may have."""
+
+    @property
+    def classes(self) -> Classes | None:
+        """None where it has none, or none whose classes have names."""
+
+
 @runtime_checkable
 class PixelEncoder(ImageEncoder, Protocol):
     """An image encoder whose preprocessing is a step of its own, which threads may do ahead.
@@ -110,6 +131,10 @@ class PixelEncoder(ImageEncoder, Protocol):
         """Rows as `encode_images` gives them, in the order of `pixels`."""
 
 
+VideoFile = BinaryIO | BytesIO
+"""An open file of video, or one in memory."""
+
+
 @runtime_checkable
 class ClipEncoder(ImageEncoder, Protocol):
     """An image encoder that stands for one of clips: what it is given are files of video."""
@@ -118,7 +143,7 @@ class ClipEncoder(ImageEncoder, Protocol):
     def clip_kind(self) -> str:
         """Names how a clip becomes a row: frames, sampling, pooling. Part of a row's cache key."""
 
-    def read_clip(self, file: BinaryIO) -> Pixels:
+    def read_clip(self, file: VideoFile) -> Pixels:
         """What the network reads of a clip, small and on the CPU.
 
         UnreadableImageError with the reason, without the path.
@@ -126,6 +151,18 @@ class ClipEncoder(ImageEncoder, Protocol):
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """Rows, float32, on the CPU, in the order of `clips`."""
+
+
+@runtime_checkable
+class FramewiseEncoder(ClipEncoder, Protocol):
+    """A `ClipEncoder` that sees each frame by itself."""
+
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+
+    def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
+        """Unit rows of every frame, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
@@ -461,6 +498,10 @@ class ClipScorer(Protocol):
     @property
     def logit_scale(self) -> float:
         """As `DualEncoder.logit_scale`."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """As `DualEncoder.logit_bias`."""
 
     def pixels(self, frames: Sequence[Image]) -> Pixels:
         """The frames of one clip as the network reads them, small and on the CPU."""

@@ -1,15 +1,18 @@
 """Image encoders of transformers: any vision backbone, its head cut off."""
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from zeroshot.models import hf
-from zeroshot.models.base import Pixels
+from zeroshot.models.base import Classes, Pixels
 from zeroshot.models.devices import precision_name
 from zeroshot.models.encoding import encode_images, encode_pixels
 from zeroshot.models.files import Files
@@ -18,6 +21,9 @@ from zeroshot.models.preprocessing import of_processor
 __all__ = ["TransformersImageEncoder", "load_image_encoder"]
 
 PREPROCESSING = "pil.1"
+
+HEAD = re.compile(r"classifier(\.\d+)?\.weight")
+"""The last layer of a classifier, as most families call it."""
 
 
 class TransformersImageEncoder:
@@ -29,9 +35,12 @@ class TransformersImageEncoder:
     backbone that has none.
     """
 
-    def __init__(self, name: str, model: Any, image_processor: Any, has_pooler: bool) -> None:
+    def __init__(
+        self, name: str, model: Any, image_processor: Any, has_pooler: bool, files: Files
+    ) -> None:
         self.name = name
         self.model = model
+        self.files = files
         self.image_processor = image_processor
         self.preprocessing = of_processor(image_processor)
         self.has_pooler = has_pooler
@@ -63,6 +72,11 @@ class TransformersImageEncoder:
         """As `base.PixelEncoder`."""
         return encode_pixels(pixels, self._features)
 
+    @cached_property
+    def classes(self) -> Classes | None:
+        """As `base.ClassifyingEncoder`; read from the files, for the backbone is without it."""
+        return read_classes(self.files)
+
     def _features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
         inputs = self.preprocessing.batch(pixels, self.model.device, self.model.dtype)
         outputs = self.model(**inputs)
@@ -87,4 +101,20 @@ def load_image_encoder(
         model,
         hf.load_image_processor(files, trust_remote_code),
         has_pooler=not missing,
+        files=files,
     )
+
+
+def read_classes(files: Files) -> Classes | None:
+    """The linear classifier of a model, from safetensors, where its classes have names."""
+    labels = files.read("config.json").get("id2label") or {}
+    names = tuple(str(labels.get(str(i), "")) for i in range(len(labels)))
+    if len(names) < 2 or not all(names) or names[0].startswith("LABEL_") or not files.safe:
+        return None
+    for path in files.weights:
+        with safe_open(path, "pt") as held:
+            for key in filter(HEAD.fullmatch, held.keys()):
+                weights: Tensor = held.get_tensor(key)
+                if weights.ndim == 2 and len(weights) == len(names):
+                    return Classes(weights.float(), names)
+    return None

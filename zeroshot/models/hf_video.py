@@ -32,6 +32,7 @@ class XCLIP:
     """`base.ClipScorer` by `XCLIPModel`."""
 
     method = "x-clip"
+    logit_bias = None
 
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
         self.name = name

@@ -60,6 +60,7 @@ WITH_TEXTS = {
     "ask": (*hf_answers.CLASSIFIERS, *hf_answers.REGION_CLASSIFIERS, *hf_generate.ANSWERERS),
     "match": tuple(hf_pairs.HEADS),
     "caption --method native": hf_generate.WRITERS,
+    "video classify": ("XCLIPModel",),
 }
 """Classes that `vision_language` loads, and a command that asks for them."""
 

@@ -39,7 +39,7 @@ class Group:
     dataset: str
     methods: list[Method] = field(default_factory=list)
     truth: dict[str, Row] = field(default_factory=dict)
-    """by the path of a picture: its `label`, or its `references`"""
+    """by the path of a picture: its `label`, `labels` or `references`"""
     comparison: Mapping[str, Any] | None = None
 
 
@@ -113,6 +113,8 @@ def _add_result(file: Path, groups: dict[object, Group]) -> None:
             pass
         case _:
             raise UserError(f"'{file}' is no result ({SCHEMA}, {COMPARISON}) of zeroshot eval")
+    if task == TASKS["multilabel"] and not _labels(held.get("labels")):
+        raise UserError(f"'{file}' has no average precision of each label")
     kind = next(own for own, called in TASKS.items() if called == task)
     group = groups.setdefault((kind, truth), Group(kind, dataset))
     rows, told = (_beside(file, held[key]) if key in held else [] for key in ("rows", "truth_rows"))
@@ -192,17 +194,29 @@ def _measured(
 
 def _numbers(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> bool:
     """Whether figures are numbers, and intervals pairs of them or nothing."""
-
-    def number(value: object) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value)
-
-    def interval(value: object) -> bool:
-        pair = isinstance(value, list) and len(value) == 2 and all(map(number, value))
-        return value is None or pair
-
-    return all(map(number, metrics.values())) and all(
-        interval(intervals.get(name)) for name in metrics
+    return all(map(_number, metrics.values())) and all(
+        _interval(intervals.get(name)) for name in metrics
     )
+
+
+def _labels(labels: object) -> bool:
+    """Whether there is a figure with its interval and its count of pictures for each label."""
+    return isinstance(labels, dict) and all(
+        isinstance(own, dict)
+        and _number(own.get("average_precision"))
+        and _interval(own.get("interval"))
+        and isinstance(own.get("pictures"), int)
+        for own in labels.values()
+    )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _interval(value: object) -> bool:
+    pair = isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+    return value is None or pair
 
 
 def share(group: Group) -> float:

@@ -6,13 +6,14 @@ from typing import Any
 from zeroshot import __version__
 from zeroshot.errors import NotAvailableError
 from zeroshot.protocols import Task
-from zeroshot.report import captions, choices, figures, labels
+from zeroshot.report import captions, choices, figures, labels, multilabel
 from zeroshot.report.captions import Order
 from zeroshot.report.gathering import Gathered, Group, pretty, share
 
 PICTURES = 30
 HEADINGS: dict[Task, str] = {
     "classify": "Labels",
+    "multilabel": "Several labels",
     "caption": "Captions",
     "retrieve": "Retrieval",
 }
@@ -70,6 +71,8 @@ def _section(group: Group, pictures: int, order: Order) -> dict[str, Any]:
         "differences": figures.differences(group, confidence),
         "captions": captions.captions(group, pictures, order) if group.task == "caption" else [],
         "labels": labels.labels(group) if group.task == "classify" else [],
+        "multilabel": multilabel.table(group) if group.task == "multilabel" else None,
+        "worst": multilabel.worst(group) if group.task == "multilabel" else [],
         "misses": labels.misses(group) if group.task == "retrieve" else [],
         "details": [
             (method.name, pretty(method.result)) for method in group.methods if method.result

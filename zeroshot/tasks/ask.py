@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ from zeroshot.tasks.embedding import (
     text_side,
 )
 from zeroshot.tasks.meter import Meter
-from zeroshot.tasks.pictures import open_pictures
+from zeroshot.tasks.pictures import Opened, open_pictures
 from zeroshot.tasks.pipeline import Embedded
 from zeroshot.tasks.questions import PRESENT, Question, covered, parse, statements
 
@@ -60,29 +60,11 @@ def by_model(
 ) -> Iterator[AskResult]:
     """One result per picture, in order, with the answers to all its questions."""
 
-    def work(pairs: Sequence[tuple[Image, str]]) -> list[tuple[Answer, ...]]:
-        images, asked = zip(*pairs, strict=True)
+    def answer(images: Sequence[Image], asked: Sequence[str]) -> list[tuple[Answer, ...]]:
         return answerer.answer(images, asked, top_k)
 
-    for batch in open_pictures(sources, meter, batch_size):
-        asked = [tuple(questions(source)) for source in batch.sources]
-        failures = [f or _wrong(answerer, q) for f, q in zip(batch.failures, asked, strict=True)]
-        good = [i for i in batch.images if failures[i] is None]
-        meter.failed += len(batch.images) - len(good)
-        pairs = [(batch.images[i], question) for i in good for question in asked[i]]
-        with meter.stage("language model"):
-            answers = iter([a for _, said in in_batches(work, pairs, batch_size) for a in said])
-        said = {i: tuple(Asked(q, next(answers)) for q in asked[i]) for i in good}
-        for i, source in enumerate(batch.sources):
-            yield AskResult(
-                source=source,
-                id=batch.ids[i],
-                error=failures[i],
-                models={"answerer": answerer.name},
-                method="answer",
-                questions=said.get(i, ()),
-                scored=answerer.scored,
-            )
+    look = _Look("answer", "language model", answer, lambda batch, i: batch.images[i])
+    return _each(sources, answerer, questions, meter, batch_size, look)
 
 
 def by_regions(
@@ -97,20 +79,57 @@ def by_regions(
 ) -> Iterator[AskResult]:
     """As `by_model`, from what a detector saw; the pictures are opened for their ids alone."""
 
-    def work(pairs: Sequence[tuple[Regions, str]]) -> list[tuple[Answer, ...]]:
-        seen, asked = zip(*pairs, strict=True)
+    def answer(seen: Sequence[Regions], asked: Sequence[str]) -> list[tuple[Answer, ...]]:
         return answerer.answer_regions(seen, asked, top_k)
+
+    look = _Look(
+        "regions",
+        "encoder",
+        answer,
+        lambda batch, i: regions[_place(batch.sources[i])],
+        lambda source: _unseen(source, regions),
+    )
+    return _each(sources, answerer, questions, meter, batch_size, look)
+
+
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True)
+class _Look(Generic[Seen]):
+    """What an answerer is shown of a picture, and how it is asked."""
+
+    method: str
+    stage: str
+    answer: Callable[[Sequence[Seen], Sequence[str]], list[tuple[Answer, ...]]]
+    seen: Callable[[Opened, int], Seen]
+    """Of the picture at a place of a batch."""
+    unseen: Callable[[Source], Failure | None] = lambda source: None
+    """Why there is nothing to show."""
+
+
+def _each(
+    sources: Iterable[Source],
+    answerer: Answerer | RegionAnswerer,
+    questions: Questions,
+    meter: Meter,
+    batch_size: int,
+    look: _Look[Seen],
+) -> Iterator[AskResult]:
+    def work(pairs: Sequence[tuple[Seen, str]]) -> list[tuple[Answer, ...]]:
+        seen, asked = zip(*pairs, strict=True)
+        return look.answer(seen, asked)
 
     for batch in open_pictures(sources, meter, batch_size):
         asked = [tuple(questions(source)) for source in batch.sources]
         failures = [
-            failure or _wrong(answerer, q) or _unseen(source, regions)
+            failure or _wrong(answerer, q) or look.unseen(source)
             for failure, q, source in zip(batch.failures, asked, batch.sources, strict=True)
         ]
         good = [i for i in batch.images if failures[i] is None]
         meter.failed += len(batch.images) - len(good)
-        pairs = [(regions[_place(batch.sources[i])], q) for i in good for q in asked[i]]
-        with meter.stage("encoder"):
+        pairs = [(look.seen(batch, i), question) for i in good for question in asked[i]]
+        with meter.stage(look.stage):
             answers = iter([a for _, said in in_batches(work, pairs, batch_size) for a in said])
         said = {i: tuple(Asked(q, next(answers)) for q in asked[i]) for i in good}
         for i, source in enumerate(batch.sources):
@@ -119,7 +138,7 @@ def by_regions(
                 id=batch.ids[i],
                 error=failures[i],
                 models={"answerer": answerer.name},
-                method="regions",
+                method=look.method,
                 questions=said.get(i, ()),
                 scored=answerer.scored,
             )

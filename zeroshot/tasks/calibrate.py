@@ -34,8 +34,9 @@ from zeroshot import metrics
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.classify import Believe, Classifier, embedded, settings
+from zeroshot.tasks.classify import Classifier, embedded, settings
 from zeroshot.tasks.embedding import AUTO_BATCH
+from zeroshot.tasks.labels import Believe
 from zeroshot.tasks.meter import Meter
 
 LOG_RANGE = (math.log(1e-4), math.log(1e4))

@@ -1,8 +1,8 @@
 """Pictures and labels to scores."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,13 +11,14 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.anchors import Anchors
 from zeroshot.errors import UserError
+from zeroshot.framewise import ClipModels
 from zeroshot.images import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import explain
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
-from zeroshot.results import ClassifyResult, Label, Reason
+from zeroshot.results import ClassifyResult, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import (
     AUTO_BATCH,
@@ -34,13 +35,9 @@ from zeroshot.tasks.embedding import (
     with_views,
 )
 from zeroshot.tasks.labelled import Labelled
+from zeroshot.tasks.labels import Believe, Head, headed, label, own_head, see_to_multi
 from zeroshot.tasks.meter import Meter
 from zeroshot.tasks.pipeline import Embedded
-
-Head = Literal["softmax", "sigmoid", "cosine"]
-Believe = Callable[[Tensor], Sequence[bool]]
-"""Of scores `[n c]`: whether each row's best label stands."""
-
 
 OPTIONS = {
     "shots": "--shots",
@@ -63,7 +60,7 @@ class Learn:
     prior: Sequence[float] = ()
     """How frequent each label is."""
     views: int = 0
-    """Views of each picture, itself included."""
+    """Views of each picture, itself included; those of a clip are its frames, and not asked for."""
     parents: Sequence[int] = ()
     """Of the labels, which come first, and of their kinds: the number of the label."""
 
@@ -93,21 +90,23 @@ class Classifier:
     """Anchors named for each picture's best label."""
     anchors: Anchors | None = None
     """Those that the method knows, where they are to be named."""
+    against: int = 0
+    """Classes that follow the labels in `texts`: what each label is weighed against."""
 
     def __call__(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines, of rows of the image encoder."""
         given, cosine = self._scored(rows, views)
-        as_they_are = self._output == "probability" and self.temperature == 1
-        if as_they_are or self.head == "cosine":
+        own = self.head in ("softmax", "sigmoid") and self._output == "probability"
+        if (own and self.temperature == 1) or self.head == "cosine":
             return given, cosine
         return self.headed(as_logits(given, self._output, self.encoder.logit_scale)), cosine
 
     def logits(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
-    ) -> Float[Tensor, "n c"]:
-        """Scores before the head and before the temperature."""
+    ) -> Float[Tensor, "n a"]:
+        """Scores before the head and before the temperature, also of what labels are against."""
         given, _ = self._scored(rows, views)
         return as_logits(given, self._output, self.encoder.logit_scale)
 
@@ -118,11 +117,12 @@ class Classifier:
 
     def _scored(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """What the method says, and raw cosines."""
+    ) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n c"]]:
+        """What the method says of labels and of what is against them, and the labels' cosines."""
+        labels, told = len(self.labels), len(self.labels) + self.against
         if isinstance(self.method, Coupling):
             cosine = self.method.cosines(rows, self.texts, self.text_mask)
-            return cosine, cosine
+            return cosine, cosine[:, :labels]
         images, scale = join_images(self.encoder, rows), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
         if views is not None:
@@ -133,14 +133,22 @@ class Classifier:
         given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
         plain = type(self.method) is Ensemble and self.method.output == "similarity"
         cosine = given if plain else Ensemble().scores(images, self.texts, self.text_mask)
-        return given[:, : len(self.labels)], cosine[:, : len(self.labels)]
+        return given[:, :told], cosine[:, :labels]
 
-    def headed(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Softmax or sigmoid at the temperature."""
-        logits = logits / self.temperature
-        if self.head == "sigmoid":
-            return (logits + (self.encoder.logit_bias or 0.0)).sigmoid()
-        return logits.softmax(1)
+    def headed(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:
+        """Scores of logits, at the temperature."""
+        bias = self.encoder.logit_bias
+        return headed(logits / self.temperature, self.head, bias, len(self.labels))
+
+    @property
+    def used(self) -> dict[str, str]:
+        """Canonical names, for rows."""
+        return canonical_names(self.encoder)
+
+    @property
+    def name(self) -> str:
+        """The method's, for rows."""
+        return methods.name_of(self.method)
 
     def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
         """The anchors that carried a label of a picture, their shares scaled to its cosine."""
@@ -170,6 +178,8 @@ def classifier(
     learn: Learn | None = None,
     temperature: float = 1.0,
     explained: int = 0,
+    multi: bool = False,
+    against: Sequence[str] = (),
 ) -> Classifier:
     """Encode the prompts and make the method ready.
 
@@ -179,11 +189,14 @@ def classifier(
             of the kinds follow.
         method: a scorer's name, or a pipeline; without one the set's own, else its coupling, else
             `ensemble`.
-        head: without one, sigmoid for a model with a bias (SigLIP), else softmax.
+        head: without one, sigmoid for a model with a bias (SigLIP), else softmax; with `multi`,
+            `against` where something is, else sigmoid or cosine.
         truncate: cut prompts that are longer than the text encoder reads instead of refusing them.
         learn: shots, unlabelled pictures, a prior, views.
         temperature: divides the logits before the head.
         explained: how many anchors to name for each picture's best label; couplings alone can.
+        multi: several labels may hold: each has a score of its own.
+        against: sentences that each label is weighed against then.
 
     Raises:
         UserError: a method that does not classify, that lacks what it learns from or has no use
@@ -191,7 +204,10 @@ def classifier(
     """
     models.require(language_model=False)
     learn = learn or Learn()
+    see_to_multi(multi, head, against, learn.given)
     scorer = _scorer(models, method, options or {})
+    if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
+        learn = replace(learn, views=1 + models.frames)
     _see_to_arrays(scorer, learn)
     if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
         raise UserError(
@@ -199,6 +215,7 @@ def classifier(
             "csa and csa_asif explain themselves"
         )
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
+    prompts = [*prompts, *([other] for other in against)]
     flat = [sentence for sentences in prompts for sentence in sentences]
     if not truncate:
         refuse_long(flat, text_side(encoder))
@@ -206,7 +223,6 @@ def classifier(
     if not isinstance(scorer, Coupling):
         rows = join_texts(encoder, rows)
     texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
-    own: Head = "softmax" if encoder.logit_bias is None else "sigmoid"
     fitted = _fitted(scorer, encoder, learn, cache, meter)
     return Classifier(
         fitted,
@@ -214,12 +230,13 @@ def classifier(
         labels,
         texts,
         mask,
-        head or own,
+        head or own_head(encoder.logit_bias, multi, bool(against)),
         learn.views,
         temperature,
         torch.tensor(learn.parents) if learn.parents else None,
         explained,
         models.anchors if explained else None,
+        len(against),
     )
 
 
@@ -232,53 +249,15 @@ def classify(
     batch_size: int = AUTO_BATCH,
     top_k: int = 5,
     believe: Believe | None = None,
+    least: float | None = None,
 ) -> Iterator[ClassifyResult]:
-    """One result per picture, in order, with the `top_k` best labels.
+    """One result per picture, in order, with the `top_k` best labels, of those from `least` on.
 
     A transductive method sees all pictures at once, so nothing comes out before the last one.
     `believe` says of scores whether the best label stands; where not, the result abstains.
     """
     for batch in embedded(sources, classifier, cache, meter, batch_size):
-        yield from label(batch, classifier, meter, top_k, believe)
-
-
-def label(
-    batch: Embedded,
-    classifier: Classifier,
-    meter: Meter,
-    top_k: int = 5,
-    believe: Believe | None = None,
-) -> Iterator[ClassifyResult]:
-    """The results of one batch; of a transductive method, of all pictures there are."""
-    used, good = canonical_names(classifier.encoder), batch.readable
-    labels: dict[int, tuple[Label, ...]] = {}
-    abstained: dict[int, bool] = {}
-    because: dict[int, tuple[Reason, ...]] = {}
-    with meter.stage("scoring"):
-        if good:
-            views = None if batch.views is None else batch.views[good]
-            scores, cosines = classifier(batch.rows[good], views)
-            best = _best(classifier.labels, scores, cosines, top_k)
-            labels = dict(zip(good, best, strict=True))
-            if believe is not None:
-                abstained = {i: not s for i, s in zip(good, believe(scores), strict=True)}
-            if classifier.explained:
-                because = {
-                    i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
-                    for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
-                }
-    for i, source in enumerate(batch.sources):
-        yield ClassifyResult(
-            source=source,
-            id=batch.ids[i],
-            error=batch.failures[i],
-            models=used,
-            method=methods.name_of(classifier.method),
-            labels=labels.get(i, ()),
-            abstained=abstained.get(i, False),
-            scored=classifier.head,
-            because=because.get(i, ()),
-        )
+        yield from label(batch, classifier, meter, top_k, believe, least)
 
 
 def embedded(
@@ -405,21 +384,6 @@ def _fitted(
     method: Any = scorer
     fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
-
-
-def _best(
-    labels: Sequence[str],
-    scores: Float[Tensor, "n c"],
-    cosines: Float[Tensor, "n c"],
-    top_k: int,
-) -> list[tuple[Label, ...]]:
-    values, index = scores.topk(min(top_k, len(labels)), dim=1)
-    return [
-        tuple(Label(labels[i], s, c) for i, s, c in zip(*columns, strict=True))
-        for columns in zip(
-            index.tolist(), values.tolist(), cosines.gather(1, index).tolist(), strict=True
-        )
-    ]
 
 
 def gather(batches: Iterable[Embedded]) -> Embedded:

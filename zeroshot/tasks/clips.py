@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from zeroshot.clips import VERSION, frames_of
 from zeroshot.images import Source
-from zeroshot.models.base import ClipScorer, Image, Pixels
-from zeroshot.results import ClassifyResult, Label
+from zeroshot.models.base import ClipScorer, Image, Pixels, VideoFile
+from zeroshot.results import ClassifyResult, Reason
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.embedding import AUTO_BATCH, TEXT_KIND, embed_pictures
+from zeroshot.tasks.labels import Head, headed, label, own_head, see_to_multi
 from zeroshot.tasks.meter import Meter
 
 
@@ -34,7 +35,7 @@ class ScoredClips:
         """See `models.base.ClipEncoder`."""
         return f"{VERSION}/{self.scorer.frames}-middles/own"
 
-    def read_clip(self, file: BinaryIO) -> Pixels:
+    def read_clip(self, file: VideoFile) -> Pixels:
         """See `models.base.ClipEncoder`."""
         return self.scorer.pixels(frames_of(file, self.scorer.frames))
 
@@ -51,25 +52,43 @@ class ScoredClips:
 
 @dataclass(frozen=True)
 class ClipClassifier:
-    """A model of clips with the prompts of every label, encoded."""
+    """A model of clips with the prompts of every label, encoded: `tasks.labels.Labeller`."""
 
     scorer: ClipScorer
     labels: Sequence[str]
     texts: Float[Tensor, "t d"]
     counts: Sequence[int]
-    """Prompts of each label."""
+    """Prompts of each label, and one of each text that labels are weighed against."""
+    head: Head = "softmax"
+    explained: int = 0
 
-    def cosines(self, clips: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """The mean over each label's prompts."""
-        found = self.scorer.cosines(clips, self.texts)
-        return torch.stack(
-            [part.mean(1) for part in torch.split(found, list(self.counts), 1)], dim=1
-        )
+    def __call__(
+        self, rows: Float[Tensor, "n d"], views: Float[Tensor, "n v d"] | None = None
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        """Scores as the head defines them, and cosines: the mean over each label's prompts."""
+        found = self.scorer.cosines(rows, self.texts)
+        parts = torch.split(found, list(self.counts), 1)
+        cosines = torch.stack([part.mean(1) for part in parts], dim=1)
+        labels = len(self.labels)
+        if self.head == "cosine":
+            return cosines, cosines
+        logits = self.scorer.logit_scale * cosines
+        scores = headed(logits, self.head, self.scorer.logit_bias, labels)
+        return scores, cosines[:, :labels]
 
     @property
     def used(self) -> dict[str, str]:
         """Canonical names, for rows."""
         return {"clip_model": self.scorer.name, "clips": ScoredClips(self.scorer).clip_kind}
+
+    @property
+    def name(self) -> str:
+        """What rows call the method."""
+        return self.scorer.method
+
+    def because(self, row: Float[Tensor, " d"], label: int, cosine: float) -> tuple[Reason, ...]:
+        """Nothing: there are no anchors."""
+        return ()
 
 
 def clip_classifier(
@@ -78,13 +97,24 @@ def clip_classifier(
     sentences: Sequence[Sequence[str]],
     cache: EmbeddingCache,
     meter: Meter,
+    *,
+    head: Head | None = None,
+    multi: bool = False,
+    against: Sequence[str] = (),
 ) -> ClipClassifier:
-    """Encode the prompts; UserError for one that is too long."""
-    flat = [sentence for each in sentences for sentence in each]
+    """Encode the prompts; options as of `classify.classifier`.
+
+    Raises:
+        UserError: a prompt that is too long, or options that do not fit each other.
+    """
+    see_to_multi(multi, head, against)
+    each = [*sentences, *([other] for other in against)]
+    flat = [sentence for own in each for sentence in own]
     ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in flat]
     with meter.stage("encoder"):
         rows = cache(scorer.encode_texts, flat, ids=ids, encoder=scorer.name, kind=TEXT_KIND)
-    return ClipClassifier(scorer, labels, rows, [len(each) for each in sentences])
+    head = head or own_head(scorer.logit_bias, multi, bool(against))
+    return ClipClassifier(scorer, labels, rows, [len(own) for own in each], head)
 
 
 def classify_clips(
@@ -95,31 +125,18 @@ def classify_clips(
     *,
     batch_size: int = AUTO_BATCH,
     top_k: int = 5,
+    least: float | None = None,
 ) -> Iterator[ClassifyResult]:
-    """One result per clip, in order, with the `top_k` best labels."""
-    scorer = classifier.scorer
-    for batch in embed_pictures(sources, ScoredClips(scorer), cache, meter, batch_size):
-        labels: dict[int, tuple[Label, ...]] = {}
-        with meter.stage("scoring"):
-            if good := batch.readable:
-                cosines = classifier.cosines(batch.rows[good])
-                scores = (scorer.logit_scale * cosines).softmax(1)
-                for i, score, cosine in zip(good, scores, cosines, strict=True):
-                    best = score.topk(min(top_k, len(score))).indices.tolist()
-                    labels[i] = tuple(
-                        Label(classifier.labels[c], float(score[c]), float(cosine[c])) for c in best
-                    )
-        for i, source in enumerate(batch.sources):
-            yield ClassifyResult(
-                source=source,
-                id=batch.ids[i],
-                error=batch.failures[i],
-                models=classifier.used,
-                method=scorer.method,
-                labels=labels.get(i, ()),
-            )
+    """One result per clip, in order, with the `top_k` best labels, of those from `least` on."""
+    encoder = ScoredClips(classifier.scorer)
+    for batch in embed_pictures(sources, encoder, cache, meter, batch_size):
+        yield from label(batch, classifier, meter, top_k, least=least)
 
 
 def settings(classifier: ClipClassifier) -> dict[str, Any]:
     """What decides the scores, but for the prompts."""
-    return {"models": classifier.used, "method": classifier.scorer.method}
+    return {
+        "models": classifier.used,
+        "method": classifier.scorer.method,
+        "score": classifier.head,
+    }

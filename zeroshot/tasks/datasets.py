@@ -103,7 +103,9 @@ def read_captions(
 
 
 def fingerprint(
-    data: Path, sources: Sequence[Source], truth: Sequence[int] | Sequence[Sequence[str]]
+    data: Path,
+    sources: Sequence[Source],
+    truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]],
 ) -> str:
     """sha256 of which pictures there are, by their place in the data, and what is true of each."""
     lines = [

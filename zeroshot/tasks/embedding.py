@@ -1,19 +1,21 @@
 """Pictures and texts to rows, through the cache: the first half of every task."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.clips import open_clip
 from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images import Source, read_ahead
 from zeroshot.models.base import (
     ClipEncoder,
     DualEncoder,
+    FramewiseEncoder,
     ImageEncoder,
     LanguageModel,
     PixelEncoder,
@@ -28,6 +30,8 @@ from zeroshot.tasks.pipeline import Embedded, Pipeline, image_kind
 TEXT_KIND = "text"
 VIEWS = "crop-1"
 """Random parts of pictures; the id is that of the picture and the number of the part."""
+FRAMES = "frames"
+"""As `VIEWS`, of clips."""
 AUTO_BATCH = 32
 TEXTS_AT_ONCE = 1024
 """Texts that are encoded, and then kept, together."""
@@ -82,9 +86,10 @@ def with_views(
 ) -> Iterator[Embedded]:
     """Batches whose pictures have `count` views: themselves, and random parts of them.
 
-    Which parts follows from a picture's content, so that they too are found in the cache.
+    Which parts follows from a picture's content, so that they too are found in the cache. A clip's
+    views are itself and its frames.
     """
-    kind = f"{image_kind(encoder)}/{VIEWS}"
+    kind = f"{image_kind(encoder)}/{FRAMES if isinstance(encoder, FramewiseEncoder) else VIEWS}"
     for batch in batches:
         views = batch.rows[:, None].repeat(1, count, 1)
         wanted = [(i, number) for i in batch.readable for number in range(1, count)]
@@ -110,6 +115,8 @@ def _encode_views(
     numbers: dict[int, list[int]] = {}
     for i, number in wanted:
         numbers.setdefault(i, []).append(number)
+    if isinstance(encoder, FramewiseEncoder):
+        return _encode_frames(batch, numbers, encoder)
     rows: dict[tuple[int, int], Tensor] = {}
     for i, picture in zip(numbers, read_ahead([batch.sources[i] for i in numbers]), strict=True):
         if isinstance(picture, UnreadableImageError):
@@ -117,6 +124,25 @@ def _encode_views(
         parts = [view(picture.image, _view_id(picture.id, number)) for number in numbers[i]]
         encoded = [rows for _, rows in in_batches(encoder.encode_images, parts, AUTO_BATCH)]
         rows |= {(i, n): row for n, row in zip(numbers[i], torch.cat(encoded), strict=True)}
+    return rows
+
+
+def _encode_frames(
+    batch: Embedded, numbers: Mapping[int, Sequence[int]], encoder: FramewiseEncoder
+) -> dict[tuple[int, int], Tensor]:
+    """Rows of frames, which are numbered from 1, of each clip."""
+    rows: dict[tuple[int, int], Tensor] = {}
+    for i, wanted in numbers.items():
+        try:
+            with open_clip(batch.sources[i]) as clip:
+                if clip.id != batch.ids[i]:
+                    raise UnreadableImageError("other bytes")
+                read = encoder.read_clip(clip.file)
+        except UnreadableImageError as error:
+            path = batch.sources[i].path
+            raise UserError(f"'{path}' changed while it was read: {error}") from error
+        (frames,) = encoder.encode_frames([read])
+        rows |= {(i, number): frames[number - 1] for number in wanted}
     return rows
 
 

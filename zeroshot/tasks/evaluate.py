@@ -5,12 +5,11 @@ figures, intervals and comparisons are made (`evaluation`). Pictures that cannot
 that says so and are left out of every figure; the result says how many.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from zeroshot import methods
@@ -24,6 +23,7 @@ from zeroshot.measures import (
     of_predictions,
     of_ranks,
 )
+from zeroshot.multilabel import best_threshold, of_each_label, of_multilabel
 from zeroshot.results import ClassifyResult, Label
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.captioned import Captioned
@@ -34,7 +34,9 @@ from zeroshot.tasks.embedding import (
     canonical_names,
 )
 from zeroshot.tasks.judge import Judge
+from zeroshot.tasks.labels import best_labels
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.multilabelled import MultiLabelled
 
 TOP = 5
 """Labels in a row."""
@@ -54,6 +56,14 @@ class Answers:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     """for all pictures; None for rows that were made before"""
+    held_out: tuple[int, ...] = ()
+    """places of pictures that something was chosen on, and that no figure is of"""
+    threshold: float | None = None
+    """of scores from which a label holds"""
+    labels: Measure | None = None
+    """figures of each label by itself"""
+    holds: Mapping[str, int] = field(default_factory=dict)
+    """of how many of the scored pictures each label holds"""
 
     @property
     def before(self) -> bool:
@@ -63,7 +73,7 @@ class Answers:
     @property
     def failed(self) -> int:
         """Pictures without an answer."""
-        return len(self.rows) - len(self.scored)
+        return len(self.rows) - len(self.scored) - len(self.held_out)
 
 
 def classified(
@@ -107,6 +117,110 @@ def retrieved(
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Of the threshold from which a label holds: a score, or the share of pictures to choose on."""
+
+    threshold: float | None = None
+    held_out: float | None = None
+    seed: int = 0
+
+    def split(self, scored: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Places among the scored pictures: to choose on, and to measure on.
+
+        Raises:
+            UserError: too few pictures for both.
+        """
+        if self.held_out is None:
+            return [], list(range(len(scored)))
+        drawn = np.random.default_rng(self.seed).permutation(len(scored)).tolist()
+        count = round(self.held_out * len(scored))
+        if not 0 < count < len(scored):
+            raise UserError(
+                f"--held-out {self.held_out:g} of {len(scored)} pictures leaves none to choose a "
+                "threshold on, or none to measure"
+            )
+        return sorted(drawn[:count]), sorted(drawn[count:])
+
+
+def multilabelled(
+    data: MultiLabelled,
+    classifier: Classifier,
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int = AUTO_BATCH,
+    choice: Choice = Choice(),
+) -> Answers:
+    """Scores of every label by one method.
+
+    Raises:
+        UserError: none of the pictures can be read.
+    """
+    seen = _scored(
+        data.sources, data.labels, classifier, cache, meter, batch_size, len(data.labels)
+    )
+    told, name = settings(classifier), methods.name_of(classifier.method)
+    return _multi(name, data, seen.rows, seen.scored, seen.scores, choice, told, seen.seconds)
+
+
+def multilabelled_before(
+    name: str, data: MultiLabelled, given: Sequence[Row], choice: Choice
+) -> Answers:
+    """Scores that an earlier run wrote, a row for each picture.
+
+    Raises:
+        UserError: a row without a score for every label, or with others.
+    """
+    number = {label: i for i, label in enumerate(data.labels)}
+    scored = _with_answer(given)
+    scores = np.full((len(scored), len(data.labels)), np.nan, np.float32)
+    for place, i in enumerate(scored):
+        for label in given[i]["labels"]:
+            if label["label"] not in number:
+                raise UserError(
+                    f"{name}, '{given[i]['path']}': '{label['label']}' is none of the labels"
+                )
+            scores[place, number[label["label"]]] = label["score"]
+        missing = int(np.isnan(scores[place]).sum())
+        if missing:
+            raise UserError(
+                f"{name}, '{given[i]['path']}': no score for {missing} of {len(data.labels)} "
+                "labels; classify --multi without --top-k and --threshold writes all of them"
+            )
+    return _multi(name, data, given, scored, scores, choice, _told(given), None)
+
+
+def _multi(
+    name: str,
+    data: MultiLabelled,
+    rows: Sequence[Row],
+    scored: Sequence[int],
+    scores: Float[np.ndarray, "n c"],
+    choice: Choice,
+    told: Mapping[str, Any],
+    seconds: float | None,
+) -> Answers:
+    chosen_on, measured = choice.split(scored)
+    truth, threshold = data.table(scored), choice.threshold
+    if chosen_on:
+        threshold = best_threshold(scores[chosen_on], truth[chosen_on])
+        if np.isnan(threshold):
+            raise UserError("--held-out: no label holds of the pictures held out; hold out more")
+    scores, truth = scores[measured], truth[measured]
+    return Answers(
+        name,
+        rows,
+        of_multilabel(scores, truth, threshold),
+        tuple(scored[i] for i in measured),
+        told,
+        seconds,
+        held_out=tuple(scored[i] for i in chosen_on),
+        threshold=threshold,
+        labels=of_each_label(scores, truth, data.labels),
+        holds=dict(zip(data.labels, truth.sum(0).tolist(), strict=True)),
+    )
+
+
+@dataclass(frozen=True)
 class _Seen:
     """Rows of all pictures, and the scores of those that could be read."""
 
@@ -128,6 +242,7 @@ def _scored(
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int,
+    top: int = TOP,
 ) -> _Seen:
     before = meter.working
     used, name = canonical_names(classifier.encoder), methods.name_of(classifier.method)
@@ -140,7 +255,8 @@ def _scored(
             with meter.stage("scoring"):
                 views = None if batch.views is None else batch.views[good]
                 found, cosines = classifier(batch.rows[good], views)
-                best = dict(zip(good, _labels(labels, found, cosines), strict=True))
+                own = best_labels(labels, found, cosines, top)
+                best = dict(zip(good, own, strict=True))
                 scores.append(found.numpy())
         for i, source in enumerate(batch.sources):
             answer = ClassifyResult(
@@ -211,19 +327,6 @@ def captioned(
     return Answers(
         name, rows, of_captions(captions, references, more), tuple(scored), told, seconds
     )
-
-
-def _labels(
-    names: Sequence[str], scores: torch.Tensor, cosines: torch.Tensor
-) -> Iterator[tuple[Label, ...]]:
-    """The best of each row."""
-    values, index = scores.topk(min(TOP, scores.shape[1]), dim=1)
-    for columns in zip(
-        index.tolist(), values.tolist(), cosines.gather(1, index).tolist(), strict=True
-    ):
-        yield tuple(
-            Label(names[i], score, cosine) for i, score, cosine in zip(*columns, strict=True)
-        )
 
 
 def _told(rows: Sequence[Row]) -> dict[str, Any]:

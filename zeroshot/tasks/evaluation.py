@@ -72,12 +72,35 @@ def result(
             for name, figure in found.items()
         },
         "sampling": {**vars(sampling), "of": "pictures", "interval": "percentile bootstrap"},
-        "pictures": {"scored": len(answers.scored), "failed": answers.failed},
+        "pictures": {"scored": len(answers.scored), "failed": answers.failed} | _held_out(answers),
+        **_each_label(answers, sampling),
         "settings": dict(answers.settings),
         "seconds": None if answers.seconds is None else round(answers.seconds, 3),
         "versions": versions(),
         "hardware": hardware(),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _held_out(answers: Answers) -> dict[str, int]:
+    return {"held_out": len(answers.held_out)} if answers.held_out else {}
+
+
+def _each_label(answers: Answers, sampling: Sampling) -> dict[str, Any]:
+    """Of several labels per picture: the threshold, and each label's average precision."""
+    if answers.labels is None:
+        return {}
+    found = answers.labels.figures(sampling.generator, **sampling.how)
+    return {
+        "threshold": answers.threshold,
+        "labels": {
+            name: {
+                "average_precision": figure.value,
+                "interval": None if math.isnan(figure.low) else [figure.low, figure.high],
+                "pictures": answers.holds[name],
+            }
+            for name, figure in found.items()
+        },
     }
 
 

@@ -92,7 +92,7 @@ class Meter:
         later.add(counts, -1)
         return later
 
-    def bound_by(self) -> str:
+    def bound_by(self, things: str = "pictures") -> str:
         """Where the task was for longest, in words that follow "most of it"."""
         stage = max(self.seconds, key=self.seconds.__getitem__, default="scoring")
-        return STAGES[stage]
+        return STAGES[stage].replace("pictures", things)

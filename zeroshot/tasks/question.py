@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from zeroshot.tasks import caption as captioning
 from zeroshot.tasks import classify as classification
 from zeroshot.tasks import datasets, evaluate, predictions
 from zeroshot.tasks.captioned import Captioned
-from zeroshot.tasks.classify import Head
 from zeroshot.tasks.datasets import Classes
 from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.evaluate import Answers
+from zeroshot.tasks.evaluate import Answers, Choice
 from zeroshot.tasks.judge import Judge
+from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.multilabelled import MultiLabelled, read_multilabelled
 
 Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
 """Passes captions on as they come, to show that they do."""
@@ -39,7 +40,7 @@ class Question:
     task: Task
     place: Path
     """the data, as they were named"""
-    data: Classes | Captioned
+    data: Classes | MultiLabelled | Captioned
     models: ModelSet
     cache: EmbeddingCache
     meter: Meter
@@ -51,17 +52,21 @@ class Question:
     judge: Judge | None = None
     coupling: str | None = None
     """of captions, in place of the set's; see `ModelSet.for_captions` without one"""
+    choice: Choice = field(default_factory=Choice)
+    """of the threshold from which one of several labels holds"""
+    against: tuple[str, ...] = ()
+    """what each of several labels is weighed against"""
 
     def limited(self, pictures: int) -> "Question":
         """About the first pictures alone; a protocol is no longer kept."""
-        if isinstance(self.data, Classes):
-            first: Classes | Captioned = replace(
-                self.data,
-                sources=self.data.sources[:pictures],
-                classes=self.data.classes[:pictures],
-            )
+        data = self.data
+        first: Classes | MultiLabelled | Captioned
+        if isinstance(data, Classes):
+            first = replace(data, sources=data.sources[:pictures], classes=data.classes[:pictures])
+        elif isinstance(data, MultiLabelled):
+            first = replace(data, sources=data.sources[:pictures], truth=data.truth[:pictures])
         else:
-            first = Captioned(self.data.sources[:pictures], self.data.references[:pictures])
+            first = Captioned(data.sources[:pictures], data.references[:pictures])
         return replace(self, data=first, protocol=None)
 
     def answers(
@@ -87,6 +92,11 @@ class Question:
         if isinstance(self.data, Classes):
             ready = self._classifier(method, options, self.data.labels, self.data.sentences)
             return evaluate.classified(self.data, ready, self.cache, self.meter, self.batch_size)
+        if isinstance(self.data, MultiLabelled):
+            ready = self._classifier(method, options, self.data.labels, self.data.sentences)
+            return evaluate.multilabelled(
+                self.data, ready, self.cache, self.meter, self.batch_size, self.choice
+            )
         if self.task == "retrieve":
             texts = [text for own in self.data.references for text in own]
             ready = self._classifier(method, options, texts, [[text] for text in texts])
@@ -103,6 +113,10 @@ class Question:
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
             return evaluate.classified_before(given.name, self.data, rows)
+        if isinstance(self.data, MultiLabelled):
+            given = predictions.read_labels(file)
+            rows = predictions.in_order(given, self.data.sources)
+            return evaluate.multilabelled_before(given.name, self.data, rows, self.choice)
         if self.task == "retrieve":
             raise UserError("--predictions holds captions or labels, and retrieval needs scores")
         given = predictions.read_captions(file)
@@ -112,8 +126,13 @@ class Question:
     def about(self, answers: Answers) -> dict[str, Any]:
         """The data, the question and the models, for the result."""
         model, pretrained = _named(self.models, answers)
-        truth: Sequence[int] | Sequence[Sequence[str]]
-        truth = self.data.classes if isinstance(self.data, Classes) else self.data.references
+        truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]]
+        if isinstance(self.data, Classes):
+            truth = self.data.classes
+        elif isinstance(self.data, MultiLabelled):
+            truth = self.data.truth
+        else:
+            truth = self.data.references
         told: dict[str, Any] = {
             "dataset": self.place.resolve().name,
             "model": model,
@@ -122,7 +141,7 @@ class Question:
             "split": self.protocol.split if self.protocol else self.split,
             "truth": datasets.fingerprint(self.place, self.data.sources, truth),
         }
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, Classes | MultiLabelled):
             told["prompts"] = {
                 "classes": list(self.data.labels),
                 "templates": self.data.templates,
@@ -136,6 +155,10 @@ class Question:
             labels = [self.data.labels[number] for number in self.data.classes]
             pairs = zip(self.data.sources, labels, strict=True)
             return [{"path": source.path, "label": label} for source, label in pairs]
+        if isinstance(self.data, MultiLabelled):
+            each = zip(self.data.sources, self.data.truth, strict=True)
+            names = self.data.labels
+            return [{"path": s.path, "labels": [names[i] for i in own]} for s, own in each]
         told = zip(self.data.sources, self.data.references, strict=True)
         return [{"path": source.path, "references": list(own)} for source, own in told]
 
@@ -156,6 +179,8 @@ class Question:
             options=dict(options),
             head="cosine" if self.task == "retrieve" else self.head,
             truncate=self.truncate,
+            multi=self.task == "multilabel",
+            against=self.against,
         )
 
     def _captions(
@@ -224,6 +249,8 @@ def question(
     coupling: str | None = None,
     batch_size: int = AUTO_BATCH,
     rows: Path | None = None,
+    choice: Choice | None = None,
+    against: Sequence[str] = (),
 ) -> Question:
     """A question about data that are read and checked.
 
@@ -235,6 +262,7 @@ def question(
         judge: an encoder for CLIPScore of captions.
         coupling: of captions, in place of the set's.
         rows: captions that bring their own references, which stand for data and truth.
+        choice, against: of several labels: the threshold, and what each is weighed against.
 
     Raises:
         UserError: no data, data of another kind, or an option that the task has no use for.
@@ -242,14 +270,16 @@ def question(
     asked = None if protocol is None else named(protocol)
     task = task or (asked.task if asked else None)
     if task is None:
-        raise UserError("say what to measure: --task classify, caption or retrieve")
+        raise UserError("say what to measure: --task classify, multilabel, caption or retrieve")
     if asked is not None and asked.task != task:
         raise UserError(f"protocol '{asked.name}' is for --task {asked.task}, not {task}")
-    if task != "classify" and (labels or templates or head):
+    if task not in ("classify", "multilabel") and (labels or templates or head):
         raise UserError(f"--labels, --templates and --score are no part of --task {task}")
     if task != "caption" and (judge is not None or coupling is not None):
         raise UserError("--judge and --coupling are for captions")
-    held: Classes | Captioned
+    choice = choice or Choice()
+    _see_to_choice(task, choice, against)
+    held: Classes | MultiLabelled | Captioned
     if data is None:
         if task != "caption" or rows is None or truth is not None or asked is not None:
             raise UserError(f"eval --task {task} needs DATA: the pictures and what is true of them")
@@ -257,6 +287,14 @@ def question(
     elif task == "classify":
         held = datasets.read_classes(
             data, truth=truth, split=split, labels=labels, templates=templates, protocol=asked
+        )
+    elif task == "multilabel":
+        held = read_multilabelled(
+            data,
+            truth=truth,
+            split=asked.split if asked else split,
+            labels=labels,
+            templates=templates,
         )
     else:
         held = datasets.read_captions(data, truth=truth, split=split, protocol=asked)
@@ -275,7 +313,17 @@ def question(
         truncate=truncate,
         judge=judging,
         coupling=coupling,
+        choice=choice,
+        against=tuple(against),
     )
+
+
+def _see_to_choice(task: Task, choice: Choice, against: Sequence[str]) -> None:
+    chosen = choice.threshold is not None or choice.held_out is not None
+    if task != "multilabel" and (chosen or against):
+        raise UserError("--threshold, --held-out and --against are for --task multilabel")
+    if choice.threshold is not None and choice.held_out is not None:
+        raise UserError("--threshold is given, or chosen on pictures held out: give one of them")
 
 
 def _named(models: ModelSet, answers: Answers) -> tuple[str, str]:
