@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ import pytest
 from PIL import Image
 
 from zeroshot.images import Source
+from zeroshot.inputs import Bundles, named
 from zeroshot.jobs.caption import CaptionJob
 from zeroshot.jobs.classify import ClassifyJob
 from zeroshot.jobs.embed import EmbedJob
 from zeroshot.model_set import resolve
 from zeroshot.scale.folder import Place
 from zeroshot.scale.here import Order, run
+from zeroshot.scale.plan import FileRefusedError
 from zeroshot.scale.shards import How
 from zeroshot.store import NullCache
 from zeroshot.tasks.meter import Meter
@@ -133,3 +137,23 @@ def test_what_an_actor_refuses_is_said_here(cluster, pictures, tmp_path):
     run(order("embed", pictures[:4], tmp_path / "o"), NullCache(), Meter())
     with pytest.raises(UserError, match="begun with other inputs"):
         run_on_ray(order("embed", pictures, tmp_path / "o"), How())
+
+
+def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
+    """And one that has changed costs its own shard alone."""
+    from zeroshot.scale.on_ray import run_on_ray
+
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        with tarfile.open(tmp_path / "in" / f"{number}.tar", "w") as file:
+            for source in pictures[number * 10 : number * 10 + 10]:
+                file.add(source.path, Path(source.path).name)
+    tars = Bundles(named(str(tmp_path / "in")).files)
+    given = order("embed", tars, tmp_path / "ray", None)
+    run(replace(given, place=replace(given.place, path=tmp_path / "alone")), NullCache(), Meter())
+    expected = files(tmp_path / "alone")
+    given.place.join(tars, given.job.schema, given.job.open(NullCache(), Meter()).settings())
+    (tmp_path / "in" / "2.tar").write_bytes(b"changed")
+    with pytest.raises(FileRefusedError, match=r"2\.tar' has changed since"):
+        run_on_ray(given, How())
+    assert files(tmp_path / "ray") == {k: v for k, v in expected.items() if "00002" not in k}

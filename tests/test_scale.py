@@ -18,7 +18,7 @@ from zeroshot.model_set import ModelSet, resolve
 from zeroshot.results import CaptionResult, EmbedResult, Failure
 from zeroshot.scale.folder import Place
 from zeroshot.scale.part import Part
-from zeroshot.scale.plan import Plan, Share
+from zeroshot.scale.plan import ByNumber, Share
 from zeroshot.scale.shards import How, process_shard, work
 from zeroshot.tasks.meter import Meter
 
@@ -309,7 +309,7 @@ def test_a_mark_of_another_run_is_seen(tmp_path):
 def test_pictures_in_memory_cannot_go_to_shards():
     for content in (b"bytes", Image.new("RGB", (2, 2))):
         with pytest.raises(UserError, match="in memory cannot go to shards"):
-            _ = Plan([Source("a", content)], 4).sha256
+            _ = ByNumber([Source("a", content)], 4).sha256
 
 
 def test_inputs_are_known_by_path_place_and_fields():
@@ -321,13 +321,13 @@ def test_inputs_are_known_by_path_place_and_fields():
             raise AssertionError("a plan reads no picture")
 
     plans = [
-        Plan([Source("a")], 4),
-        Plan([Source("b")], 4),
-        Plan([Source("a", fields={"caption": "x"})], 4),
-        Plan([Source("a", At("1"))], 4),
-        Plan([Source("a", At("2"))], 4),
-        Plan([Source("a")], 5),
-        Plan([Source("\udcff")], 4),
+        ByNumber([Source("a")], 4),
+        ByNumber([Source("b")], 4),
+        ByNumber([Source("a", fields={"caption": "x"})], 4),
+        ByNumber([Source("a", At("1"))], 4),
+        ByNumber([Source("a", At("2"))], 4),
+        ByNumber([Source("a")], 5),
+        ByNumber([Source("\udcff")], 4),
     ]
     assert len({plan.sha256 for plan in plans}) == len(plans)
 

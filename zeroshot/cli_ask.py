@@ -105,7 +105,7 @@ def ask(
         present,
         regions,
     )
-    run.show(job, run.sources(named or list(each)))
+    run.show(job, run.inputs(named or list(each)))
 
 
 @on_pictures
@@ -120,4 +120,4 @@ def read(
     """Read the line of text that each picture shows."""
     from zeroshot.jobs.write import ReadJob
 
-    run.show(ReadJob(run.model_set(), model), run.sources(images))
+    run.show(ReadJob(run.model_set(), model), run.inputs(images))

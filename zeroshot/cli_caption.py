@@ -22,7 +22,7 @@ from zeroshot.cli_run import (
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
-    from zeroshot.images import Source
+    from zeroshot.scale.plan import Inputs
 
 
 @on_pictures
@@ -102,8 +102,7 @@ def caption(
             trace is not None,
             coupling,
         )
-    sources = run.sources(images or list(each))
-    _see_to_prompts(each, sources, prompts)
+    sources = _pictures(run, images or list(each), each, prompts)
     if trace is not None and run.folder is not None:
         raise UserError("--trace goes with one output file; a folder of shards keeps no traces")
     whole = SidecarJob(job, run.overwrite) if sidecar else job
@@ -119,12 +118,17 @@ def _see_to_native(method: str | None, model: str | None, of_methods: Sequence[o
         raise UserError("a trained captioner has no -o, --preset, --lm, --coupling and --trace")
 
 
-def _see_to_prompts(each: Mapping[str, str], sources: "list[Source]", prompts: Path | None) -> None:
+def _pictures(
+    run: Rows, images: Sequence[str], each: Mapping[str, str], prompts: Path | None
+) -> "Inputs":
+    """What `images` name; with a prompt for each, all of them."""
     if not each:
-        return
+        return run.inputs(images)
+    sources = run.sources(images)
     unasked = [source.path for source in sources if source.path not in each]
     if unasked:
         raise UserError(f"'{prompts}' has no prompt for {len(unasked)} pictures: '{unasked[0]}'")
+    return sources
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def classify(
             "classify needs pictures and --labels (or --hierarchy), or --embeddings FILE.npz"
         )
     asked.refuse_without_labels("classify needs pictures")
-    asked.show(run, asked.job(run, run.model_set(), views), run.sources(images))
+    asked.show(run, asked.job(run, run.model_set(), views), run.inputs(images))
 
 
 def _compare_arrays(file: Path, names: str, options: dict[str, str]) -> None:

@@ -142,7 +142,7 @@ def detect(
         None if draw is None else draw.absolute(),
         run.overwrite,
     )
-    run.show(job, run.sources(images), *_gathered(coco, job, run))
+    run.show(job, run.inputs(images), *_gathered(coco, job, run))
 
 
 def _gathered(

@@ -3,10 +3,13 @@
 As `cli`, nothing heavy is imported here.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import Images, on_pictures, option
+
+if TYPE_CHECKING:
+    from zeroshot.scale.plan import Inputs
 
 Layout = Annotated[
     Literal["rows", "safetensors", "clip-retrieval"] | None,
@@ -27,7 +30,17 @@ def embed(run: Rows, images: Images, layout: Layout = None, half: Half = False) 
     """Embed pictures: fill the cache, and give the rows out with --json or --out."""
     from zeroshot.jobs.embed import EmbedJob
 
-    sources = run.sources(images)
-    captions = layout == "clip-retrieval" and any("caption" in s.fields for s in sources)
+    sources = run.inputs(images)
+    captions = layout == "clip-retrieval" and have_captions(sources)
     job = EmbedJob(run.model_set(), captions)
     run.show(job, sources, layout=layout, half=half, default_layout="safetensors")
+
+
+def have_captions(sources: "Inputs") -> bool:
+    """Whether pictures come with captions; of files that are a shard each, those of the first."""
+    from zeroshot.inputs import Bundles
+
+    if isinstance(sources, Bundles):
+        pictures = (list(file.pictures()) for file in sources.files)
+        sources = next(filter(None, pictures), [])
+    return any("caption" in source.fields for source in sources)

@@ -90,7 +90,7 @@ def filter(
 
     failed = False
     try:
-        run.show(job, run.sources(pairs), watched, layout)
+        run.show(job, run.inputs(pairs), watched, layout)
     except typer.Exit:
         failed = True
     if kept is not None:

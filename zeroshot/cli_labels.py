@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zeroshot.images import Source
     from zeroshot.jobs.classify import ClassifyJob
     from zeroshot.model_set import ModelSet
+    from zeroshot.scale.plan import Inputs
     from zeroshot.tasks.classify import Classifier
     from zeroshot.tasks.labels import Head
 
@@ -202,14 +203,17 @@ class Labelling:
             parents=parents,
         )
 
-    def show(self, run: Rows, job: "ClassifyJob", sources: "list[Source]") -> None:
+    def show(self, run: Rows, job: "ClassifyJob", sources: "Inputs") -> None:
         """Run the job, or compare the methods that are named."""
+        from zeroshot.inputs import Bundles
+
         if not self.compare:
             run.show(job, sources)
         elif self.method or self.calibration or run.out:
             raise UserError("--compare takes no --method, --calibration or --out")
         else:
-            _compare(run, job, self.compare, sources)
+            assert not isinstance(sources, Bundles)  # they are for folders
+            _compare(run, job, self.compare, list(sources))
 
 
 def _compare(run: Rows, job: "ClassifyJob", compare: str, sources: "list[Source]") -> None:

@@ -16,6 +16,7 @@ from zeroshot.errors import UserError
 if TYPE_CHECKING:
     from zeroshot.images import Source
     from zeroshot.jobs.match import MatchJob
+    from zeroshot.scale.plan import Inputs
 
 
 @on_pictures
@@ -73,6 +74,7 @@ def match(
     ] = None,
 ) -> None:
     """Say how well texts fit pictures: cosines, or a matching head's probability."""
+    from zeroshot.inputs import Bundles
     from zeroshot.jobs.match import MatchJob
     from zeroshot.tasks.thresholds import read_thresholds
 
@@ -83,11 +85,10 @@ def match(
     if form != "pairs" and text:
         raise UserError(f"--form {form} has texts of its own, --text is for pictures")
     sources = _sources(run, pairs, form)
-    if run.retry_failed and len({s.path for s in sources}) < len(sources):
-        raise UserError(
-            "--retry-failed finds rows by their picture, and some come more than once; begin anew "
-            "with --overwrite (what was scored before is in the cache)"
-        )
+    captions = None
+    if not isinstance(sources, Bundles):  # else their versions answer for them, and shards retry
+        _refuse_to_retry_twins(run, sources)
+        captions = None if text else _captions(sources)
     job = MatchJob(
         run.model_set(),
         model,
@@ -95,24 +96,33 @@ def match(
         tuple(against or ()),
         None if thresholds is None else read_thresholds(thresholds),
         score,
-        None if text else _captions(sources),
+        captions,
     )
     if learn_thresholds is not None:
         _learn(run, job, sources, learn_thresholds, (order or "").split(","))
     elif form == "winoground":
+        assert not isinstance(sources, Bundles)
         _winoground(run, job, sources)
     else:
         run.show(job, sources)
 
 
-def _sources(run: Rows, pairs: Sequence[str], form: str) -> "list[Source]":
+def _sources(run: Rows, pairs: Sequence[str], form: str) -> "Inputs":
     from zeroshot.tasks import forms
 
     if form == "pairs":
-        return run.sources(pairs)
+        return run.inputs(pairs)
     read = forms.winoground if form == "winoground" else forms.nlvr2
     sources = [source for file in pairs for source in read(Path(file))]
     return sources[: run.limit]
+
+
+def _refuse_to_retry_twins(run: Rows, sources: "Sequence[Source]") -> None:
+    if run.retry_failed and len({s.path for s in sources}) < len(sources):
+        raise UserError(
+            "--retry-failed finds rows by their picture, and some come more than once; begin anew "
+            "with --overwrite (what was scored before is in the cache)"
+        )
 
 
 def _captions(sources: "Sequence[Source]") -> str:
@@ -122,7 +132,7 @@ def _captions(sources: "Sequence[Source]") -> str:
 
 
 def _learn(
-    run: Rows, job: "MatchJob", sources: "list[Source]", file: Path, labels: Sequence[str]
+    run: Rows, job: "MatchJob", sources: "Inputs", file: Path, labels: Sequence[str]
 ) -> None:
     """Score the pairs, and write the thresholds that tell their labels apart."""
     from zeroshot import terminal
@@ -157,7 +167,7 @@ def _learn(
     run.show(job, sources, through)
 
 
-def _winoground(run: Rows, job: "MatchJob", sources: "list[Source]") -> None:
+def _winoground(run: Rows, job: "MatchJob", sources: "Sequence[Source]") -> None:
     """Score every example, and say the three figures once all is scored."""
     from zeroshot import terminal
     from zeroshot.tasks.forms import winoground_figures

@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -17,10 +17,12 @@ from zeroshot.errors import UserError
 if TYPE_CHECKING:
     from zeroshot.buckets import Bucket
     from zeroshot.images import Source
+    from zeroshot.inputs import Named
     from zeroshot.jobs import Job
     from zeroshot.records import Output
     from zeroshot.results import Result
     from zeroshot.scale.here import Order
+    from zeroshot.scale.plan import Inputs, Size
     from zeroshot.scale.shards import How
     from zeroshot.tasks.meter import Meter
     from zeroshot.terminal import Screen
@@ -35,8 +37,14 @@ class Rows(Run):
         option("--format", env="FORMAT", help="Of the shards when --out is a folder: jsonl."),
     ] = None
     shard_size: Annotated[
-        int | None,
-        option("--shard-size", env="SHARD_SIZE", help="Rows in a shard: 10000.", min=1),
+        str | None,
+        option(
+            "--shard-size",
+            env="SHARD_SIZE",
+            metavar="N|file",
+            help="Rows in a shard: 10000; or file: each tar, table or Parquet file is one, "
+            "listed in its turn. So it is where several inputs are all tar or Parquet files.",
+        ),
     ] = None
     shards: Annotated[
         str | None,
@@ -67,10 +75,80 @@ class Rows(Run):
             return None
         return out
 
+    @property
+    def size(self) -> "Size | None":
+        """What a shard is, if that was said."""
+        given = self.shard_size
+        if given is None:
+            return None
+        if given == "file":
+            return "file"
+        if not given.isdecimal() or int(given) == 0:
+            raise UserError(f"--shard-size {given}: file, or a number of at least 1")
+        return int(given)
+
+    def inputs(self, images: Sequence[str]) -> "Inputs":
+        """What `images` name: pictures, or the files of them that are to be a shard each."""
+        if self.folder is None:
+            return self.sources(images)
+        from zeroshot import terminal
+        from zeroshot.inputs import Bundles
+
+        found = self.named(images)
+        if self._by_file(found):
+            if not self.quiet:
+                terminal.say(f"a shard for each of {len(found.files)} files")
+                self.say_left_out(found.left_out)
+            return Bundles(found.files)
+        return self.listed(found)
+
+    def _by_file(self, found: "Named") -> bool:
+        """Whether each file is a shard: as asked for, as the folder was begun, or as fits it."""
+        from zeroshot.scale.folder import Place
+
+        size = self.size
+        assert self.folder is not None
+        if size is None and not self.overwrite:
+            size = Place(self._where(self.folder)).begun_with()
+        if size == "file":
+            self._refuse_to_list(found)
+            return True
+        return size is None and self.limit is None and self._are_shards(found)
+
+    def _refuse_to_list(self, found: "Named") -> None:
+        """What cannot be a shard, or would have all shards counted."""
+        if self.limit is not None:
+            raise UserError(
+                "--limit counts pictures, and shards that are a file each (--shard-size file) are "
+                "not counted beforehand: name fewer files, or choose another --out"
+            )
+        if found.loose is not None:
+            raise UserError(
+                "a shard for each file (--shard-size file) needs tar files, tables or Parquet "
+                f"files alone, and '{found.loose}' is none: leave it out, or give all pictures "
+                "another --out with --shard-size 10000"
+            )
+
+    def _are_shards(self, found: "Named") -> bool:
+        """Whether there are several files and all are shards by nature; what is not, is said."""
+        from zeroshot import terminal
+        from zeroshot.inputs.bundles import is_shard
+
+        shards = [file for file in found.files if is_shard(file.name)]
+        if len(shards) < 2:
+            return False
+        if len(shards) < len(found.items) and not self.quiet:
+            other = found.loose or next(f.name for f in found.files if not is_shard(f.name))
+            terminal.say(
+                f"listing {len(shards)} tar or Parquet files before the first row, since '{other}' "
+                "is none; alone, each would be a shard of its own"
+            )
+        return len(shards) == len(found.items)
+
     def show(
         self,
         job: "Job",
-        sources: "list[Source]",
+        sources: "Inputs",
         through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
         layout: str | None = None,
         half: bool = False,
@@ -81,9 +159,12 @@ class Rows(Run):
         Raises:
             typer.Exit: with code 3, when a picture failed.
         """
+        from zeroshot.inputs import Bundles
+
         if self.folder is None:
             self._refuse_without_folder(layout, half)
-            self._show_rows(job, sources, through)
+            assert not isinstance(sources, Bundles)
+            self._show_rows(job, list(sources), through)
             return
         if self.json and (self.devices or self.engine == "ray"):
             raise UserError("--json shows the rows of this process: leave --devices and --engine")
@@ -91,7 +172,9 @@ class Rows(Run):
         from zeroshot.scale.here import Order
 
         where = self._where(self.folder)
-        place = Place(where, self.shard_size, self.format, layout, half, default_layout)
+        if not isinstance(where, Path):
+            where.begin()  # before models are loaded and anything is removed
+        place = Place(where, self.size, self.format, layout, half, default_layout)
         if self.overwrite:
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
@@ -109,7 +192,6 @@ class Rows(Run):
                 f"--out {bucket}: what is in the memory of this process is not seen by those of "
                 "--devices and --engine ray"
             )
-        bucket.begin()  # before models are loaded and anything is removed
         return bucket
 
     def _refuse_without_folder(self, layout: str | None, half: bool) -> None:
@@ -179,13 +261,14 @@ class Rows(Run):
         """Fill a folder of shards, by whatever engine."""
         from zeroshot import terminal
         from zeroshot.scale.here import state
-        from zeroshot.scale.plan import Share
+        from zeroshot.scale.plan import FileRefusedError, Share, changed
         from zeroshot.scale.shards import How
 
         how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
         before = state(order, how)
-        with terminal.Screen(self.shown(), before.total, self.quiet, self.things) as screen:
-            screen.expect(before.total - before.resumed)
+        shards = (before.finished, before.shards) if before.total is None else None
+        with terminal.Screen(self.shown(), before.total, self.quiet, self.things, shards) as screen:
+            screen.expect(before.to_do)
             meter, trouble = self._engine(order, how, screen)
         after = state(order, how)
         if not self.quiet:
@@ -194,7 +277,7 @@ class Rows(Run):
                 meter,
                 before.resumed,
                 self.verbose,
-                total=before.total,
+                before=before,
                 several=several,
                 things=self.things,
             ):
@@ -202,6 +285,8 @@ class Rows(Run):
             terminal.say(terminal.how_far(after, str(self.folder)))
         if trouble is not None:
             terminal.say(trouble)
+        if after.changed:
+            raise FileRefusedError(*map(changed, after.changed))
         if meter.failed:
             raise typer.Exit(3)
 

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -20,7 +21,7 @@ from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
     from zeroshot.images import Blob, Source
-    from zeroshot.inputs import Options
+    from zeroshot.inputs import Named, Options
     from zeroshot.model_set import ModelSet
     from zeroshot.store import EmbeddingCache
 
@@ -300,13 +301,27 @@ class Run:
 
     def sources(self, images: Sequence[str]) -> "list[Source]":
         """The pictures that `images` name; what a folder holds besides is mentioned."""
-        from zeroshot import terminal
-        from zeroshot.images import find
+        return self.listed(self.named(images))
 
-        found = find(images, options=self._options())
-        if found.left_out and not self.quiet:
-            terminal.say(_left_out(found.left_out, self.things.removesuffix("s")))
-        return list(found.sources[: self.limit])
+    def named(self, images: Sequence[str]) -> "Named":
+        """What `images` name; no file of pictures is opened."""
+        from zeroshot import inputs
+
+        return inputs.named(images, options=self._options())
+
+    def listed(self, found: "Named") -> "list[Source]":
+        """The pictures of it, up to the limit; what is none is mentioned."""
+        left_out = list(found.left_out)
+        sources = list(islice(found.pictures(left_out), self.limit))
+        self.say_left_out(left_out)
+        return sources
+
+    def say_left_out(self, files: Sequence[str]) -> None:
+        """Mention files that hold no picture."""
+        from zeroshot import terminal
+
+        if files and not self.quiet:
+            terminal.say(_left_out(files, self.things.removesuffix("s")))
 
     def _options(self) -> "Options":
         from zeroshot.images import CLIPS, PICTURES
@@ -399,7 +414,7 @@ def _blob_id(blob: "Blob", cache: "EmbeddingCache") -> str | None:
     return id
 
 
-def _left_out(files: tuple[str, ...], thing: str) -> str:
+def _left_out(files: Sequence[str], thing: str) -> str:
     named = ", ".join(Path(file).name for file in files[:3])
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     holds = "file that holds" if len(files) == 1 else "files that hold"

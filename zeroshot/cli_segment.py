@@ -136,4 +136,4 @@ def segment(
         None if draw is None else draw.absolute(),
         run.overwrite,
     )
-    run.show(job, run.sources(images))
+    run.show(job, run.inputs(images))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from zeroshot.cli_calibrate import Calibrating
-from zeroshot.cli_embed import Half, Layout
+from zeroshot.cli_embed import Half, Layout, have_captions
 from zeroshot.cli_labels import Labelling
 from zeroshot.cli_rows import Rows
 from zeroshot.cli_run import (
@@ -98,7 +98,7 @@ def classify(
     """Label clips, by the methods that label pictures or by a model of clips."""
     asked.refuse_without_labels("video classify needs clips")
     if model is None and pooling == "mean":
-        asked.show(run, asked.job(run, _models(run, frames)), run.sources(clips))
+        asked.show(run, asked.job(run, _models(run, frames)), run.inputs(clips))
         return
     if model is not None and (frames is not None or pooling == "attention"):
         raise UserError("a model of clips (--model) takes no --frames and no --pooling")
@@ -119,7 +119,7 @@ def classify(
         tuple(asked.against or ()),
         asked.threshold,
     )
-    run.show(job, run.sources(clips))
+    run.show(job, run.inputs(clips))
 
 
 def _refuse_methods(asked: Labelling) -> None:
@@ -204,7 +204,7 @@ def caption(
         prompt,
         coupling=coupling,
     )
-    run.show(job, run.sources(clips))
+    run.show(job, run.inputs(clips))
 
 
 def _refuse_model(model: str | None, why: str) -> None:
@@ -228,8 +228,8 @@ def embed(
     """Embed clips: fill the cache, and give the rows out with --json or --out."""
     from zeroshot.jobs.embed import EmbedJob
 
-    sources = run.sources(clips)
-    captions = layout == "clip-retrieval" and any("caption" in s.fields for s in sources)
+    sources = run.inputs(clips)
+    captions = layout == "clip-retrieval" and have_captions(sources)
     job = EmbedJob(_models(run, frames), captions)
     run.show(job, sources, layout=layout, half=half, default_layout="safetensors")
 

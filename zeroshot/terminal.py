@@ -163,9 +163,18 @@ def show_method(method: "Description") -> None:
 class Screen:
     """Shows results as they come: a progress bar on a terminal, rows as `show` asks."""
 
-    def __init__(self, show: Show, total: int, quiet: bool, things: str = "pictures") -> None:
+    def __init__(
+        self,
+        show: Show,
+        total: int | None,
+        quiet: bool,
+        things: str = "pictures",
+        shards: tuple[int, int] | None = None,
+    ) -> None:
+        """`total` `things`, or None and `shards`: how many are done, and how many there are."""
         self.show = show
         self.things = things
+        self.shards = shards
         self.out = Console(highlight=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -191,21 +200,29 @@ class Screen:
     ) -> None:
         self.progress.stop()
 
-    def expect(self, total: int) -> None:
-        """How many results will come."""
+    def expect(self, total: int | None) -> None:
+        """How many results will come, if that is known."""
         self.progress.update(self.task, total=total)
 
     def advance(self, count: int, meter: "Meter") -> None:
         """So many more pictures are done."""
         self.progress.update(
-            self.task, advance=count, description=self.things, rate=f"{meter.rate:.1f}/s"
+            self.task, advance=count, description=self._done(meter), rate=f"{meter.rate:.1f}/s"
         )
+
+    def _done(self, meter: "Meter") -> str:
+        """What is counted: pictures; in shards, where only of these a total is known."""
+        if self.shards is None:
+            return self.things
+        done, of = self.shards
+        return f"{done + meter.shards} of {of} shards, {self.things}"
 
     def count(self, meter: "Meter") -> None:
         """Show how many results others have made."""
         rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
-        done = meter.pictures
-        self.progress.update(self.task, completed=done, description=self.things, rate=rate)
+        self.progress.update(
+            self.task, completed=meter.pictures, description=self._done(meter), rate=rate
+        )
 
     def add(self, result: "Result", meter: "Meter") -> None:
         """Show one result."""
@@ -233,19 +250,19 @@ def summary(
     resumed: int,
     verbose: bool,
     *,
-    total: int | None = None,
+    before: "State | None" = None,
     several: bool = False,
     things: str = "pictures",
 ) -> list[str]:
     """The last lines of a run: how many `things`, how fast, what bound it.
 
-    `several` processes share the meter: then the rate is that of the clock on the wall.
+    `before` is how far a folder was when it began; `several` processes share the meter: then the
+    rate is that of the clock on the wall.
     """
     lines = []
     unit = "images" if things == "pictures" else things
     if resumed:
-        asked = resumed + meter.pictures if total is None else total
-        lines.append(f"resumed: {resumed} of {asked} were done already")
+        lines.append(_resumed(meter, resumed, before))
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
@@ -254,6 +271,8 @@ def summary(
             f"({meter.pictures / max(seconds, 1e-9):.2f} {unit}/s; {_cached(meter)}"
             f"most of it {meter.bound_by(things)})"
         )
+    if meter.left_out:
+        lines.append(f"left out {meter.left_out} members of tar files that hold no {things[:-1]}")
     if meter.left_alone:
         lines.append(
             f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
@@ -272,6 +291,17 @@ def summary(
     return lines
 
 
+def _resumed(meter: "Meter", resumed: int, before: "State | None") -> str:
+    if before is None:
+        return f"resumed: {resumed} of {resumed + meter.pictures} were done already"
+    if before.total is not None:
+        return f"resumed: {resumed} of {before.total} were done already"
+    return (
+        f"resumed: {resumed} were done already, {before.finished} of {before.shards} shards were "
+        "finished"
+    )
+
+
 def _cached(meter: "Meter") -> str:
     return f"{meter.images_cached} from the cache; " if meter.images_cached else ""
 
@@ -280,7 +310,8 @@ def how_far(state: "State", folder: str) -> str:
     """What of a folder of shards is finished."""
     failed = f", {state.failed} of them failed" if state.failed else ""
     begun = f", {state.kept} more in shards not finished" if state.kept else ""
+    of = "" if state.total is None else f" of {state.total}"
     return (
         f"{folder}: {state.finished} of {state.shards} shards are finished, "
-        f"{state.rows} of {state.total} rows{failed}{begun}"
+        f"{state.rows}{of} rows{failed}{begun}"
     )

@@ -16,13 +16,15 @@ What lies inside a file is listed and not read: a `Source` says where its bytes 
 import glob
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL.Image import Image
 
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.inputs import files, hub, manifests, parquet, storage, webdataset
+from zeroshot.inputs import files, hub, storage, webdataset
+from zeroshot.inputs.bundles import Bundle, Bundles, is_bundle, table_suffix, version_now
 from zeroshot.inputs.columns import Columns
 from zeroshot.inputs.manifests import Options
 from zeroshot.inputs.source import URL, Blob, Found, Input, Refused, Source
@@ -30,31 +32,69 @@ from zeroshot.inputs.urls import Fetch, Url
 
 __all__ = [
     "Blob",
+    "Bundle",
+    "Bundles",
     "Columns",
     "Fetch",
     "Found",
     "Input",
+    "Named",
     "Options",
     "Refused",
     "Source",
     "find",
+    "named",
 ]
 
 
-class _Finder:
-    """Collects the sources of one input after another."""
+@dataclass(frozen=True)
+class Named:
+    """What inputs name, in order, before any file of pictures is opened."""
+
+    items: tuple[Source | Bundle, ...]
+    left_out: tuple[str, ...]
+    """Files that a scan found and that hold no picture."""
+
+    @property
+    def files(self) -> tuple[Bundle, ...]:
+        """Those of them that are files of pictures."""
+        return tuple(item for item in self.items if isinstance(item, Bundle) and item.is_file)
+
+    @property
+    def loose(self) -> str | None:
+        """The first that is none."""
+        for item in self.items:
+            if isinstance(item, Source):
+                return item.path or "a picture in memory"
+            if not item.is_file:
+                return item.name
+        return None
+
+    def pictures(self, left_out: list[str]) -> Iterator[Source]:
+        """All of them, each file opened when its turn comes; `left_out` is added to."""
+        for item in self.items:
+            if isinstance(item, Bundle):
+                yield from item.pictures(left_out)
+            else:
+                yield item
+
+
+class _Namer:
+    """Collects what one input after another stands for."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.sources: list[Source] = []
+        self.items: list[Source | Bundle] = []
         self.left_out: list[str] = []
+        self.asked: set[str] = set()
+        """Remote folders that are known to be reachable."""
 
     def add(self, name: str, *, pattern: bool = True) -> None:
         """All that a name stands for; `pattern` says whether it may be one."""
         if name.lower().startswith(hub.PREFIX):
-            self.sources.extend(hub.rows(name, self.options))
+            self.items.append(Bundle(name, self.options))
         elif URL.match(name):
-            self.sources.append(Source(name, Url(name, self.options.fetch)))
+            self.items.append(Source(name, Url(name, self.options.fetch)))
         elif name.lower().startswith("file://"):
             self.add(name[len("file://") :], pattern=False)
         elif pattern and not os.path.lexists(name) and (names := files.braces(name)) != [name]:
@@ -65,46 +105,73 @@ class _Finder:
         elif files.is_folder(name) or (pattern and _is_glob(name)):
             self._scan(name)
         else:
-            self._file(name, Source(name))
+            self._file(name)
 
     def _remote(self, name: str) -> None:
         if self.options.fetch.offline and storage.asks_the_network(name):
             raise NotAvailableError(f"'{name}': the network is not to be asked (--offline)")
-        states, left_out = storage.listed(name, _table_suffix(name), self.options.suffixes)
+        folder = name.rpartition("/")[0]
+        if is_bundle(name) and not glob.has_magic(name) and folder in self.asked:
+            self.items.append(Bundle(name, self.options))  # one of thousands
+            return
+        self.asked.add(folder)
+        infos, left_out = storage.listed(name, table_suffix(name), self.options.suffixes)
         self.left_out.extend(left_out)
-        for file, state in states.items():
-            self._file(file, Source(file, storage.Remote(file, state)))
+        for file, info in infos.items():
+            if is_bundle(file):
+                told = storage.version(info) if info else None
+                self.items.append(Bundle(file, self.options, told))
+            else:
+                remote = storage.Remote(file, storage.remote_state(info))
+                self.items.append(Source(file, remote))
 
     def _scan(self, name: str) -> None:
-        table = "" if files.is_folder(name) else _table_suffix(name)
+        table = "" if files.is_folder(name) else table_suffix(name)
         kept, left_out = files.scan(name, table, self.options.suffixes)
         self.left_out.extend(left_out)
         shards = [file for file in left_out if os.path.basename(file) == "nshards.txt"]
         missing = [tar for file in shards for tar in webdataset.missing_shards(file, kept)]
         for file in files.in_order([*kept, *missing]):
-            self._file(file, Source(file))
+            self._file(file)
 
-    def _file(self, name: str, itself: Source) -> None:
-        """What is in one file: a tar file's or a table's pictures, or it is one."""
-        suffix = _table_suffix(name)
-        if webdataset.is_tar(name):
-            self.sources.extend(webdataset.pictures(name, self.left_out, self.options.suffixes))
-        elif suffix == ".parquet":
-            self.sources.extend(parquet.rows(name, self.options))
-        elif suffix:
-            self.sources.extend(manifests.rows(name, self.options))
+    def _file(self, name: str) -> None:
+        """A file of this machine: one of pictures, or a picture."""
+        if is_bundle(name):
+            self.items.append(Bundle(name, self.options, version_now(name)))
         else:
-            self.sources.append(itself)
+            self.items.append(Source(name))
 
 
 def _is_glob(name: str) -> bool:
     return glob.has_magic(name) and not os.path.lexists(name)
 
 
-def _table_suffix(name: str) -> str:
-    """`.csv` of a table that was named outright, or by a pattern that ends so; else nothing."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix if suffix in manifests.SUFFIXES else ""
+def named(
+    inputs: Input | Iterable[object],
+    stdin: Iterable[str] | None = None,
+    options: Options | None = None,
+) -> Named:
+    """What the inputs name (see above); no tar file and no table is opened.
+
+    Raises:
+        UserError: nothing is there, or something that is no picture was given.
+        NotAvailableError: a library is not installed, a service not reachable.
+    """
+    namer = _Namer(options or Options())
+    for given in [inputs] if isinstance(inputs, Input) else inputs:
+        if isinstance(given, Source):
+            namer.items.append(given)
+        elif isinstance(given, Image | bytes):
+            namer.items.append(Source(None, given))
+        elif isinstance(given, str) and given == "-":
+            for path in files.paths_on(stdin or sys.stdin):
+                namer.add(path, pattern=False)
+        elif isinstance(given, str | Path):
+            namer.add(str(given))
+        else:
+            kind = type(given).__name__
+            raise UserError(f"a picture is a path, a PIL image or bytes, not {kind}")
+    return Named(tuple(namer.items), tuple(namer.left_out))
 
 
 def find(
@@ -123,18 +190,7 @@ def find(
         UserError: nothing is there, or a table has no column of pictures.
         NotAvailableError: a library is not installed, a service or a data set not reachable.
     """
-    finder = _Finder(options or Options())
-    for given in [inputs] if isinstance(inputs, Input) else inputs:
-        if isinstance(given, Source):
-            finder.sources.append(given)
-        elif isinstance(given, Image | bytes):
-            finder.sources.append(Source(None, given))
-        elif isinstance(given, str) and given == "-":
-            for path in files.paths_on(stdin or sys.stdin):
-                finder.add(path, pattern=False)
-        elif isinstance(given, str | Path):
-            finder.add(str(given))
-        else:
-            kind = type(given).__name__
-            raise UserError(f"a picture is a path, a PIL image or bytes, not {kind}")
-    return Found(tuple(finder.sources), tuple(finder.left_out))
+    found = named(inputs, stdin, options)
+    left_out = list(found.left_out)
+    sources = tuple(found.pictures(left_out))
+    return Found(sources, tuple(left_out))

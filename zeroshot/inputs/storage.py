@@ -4,16 +4,19 @@
 takes from its own environment variables and from fsspec's configuration.
 """
 
+import io
 import os
 import re
+import shutil
 import stat
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
-from zeroshot.inputs import files
+from zeroshot.inputs import files, held
 from zeroshot.inputs.source import MAX_BYTES, PICTURES, SCHEME, URL, File
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
@@ -71,6 +74,8 @@ def connect(name: str, **options: Any) -> tuple[Any, str]:
 
 def open_file(name: str) -> File:
     """A file, to be read and sought in; OSError, or what the driver raises."""
+    if (copy := _held.get(name)) is not None:
+        return io.BufferedReader(held.Reader(copy))
     if is_remote(name):
         system, path = connect(name)
         remote: File = system.open(path, "rb")
@@ -82,6 +87,8 @@ def open_file(name: str) -> File:
 
 def read_range(name: str, start: int, size: int) -> bytes:
     """`size` bytes from `start` on, or what there is of them."""
+    if (copy := _held.get(name)) is not None:
+        return copy.read(start, size)
     if is_remote(name):
         system, path = connect(name)
         return bytes(system.cat_file(path, start=start, end=start + size))
@@ -92,6 +99,8 @@ def read_range(name: str, start: int, size: int) -> bytes:
 
 def state_of(name: str) -> str | None:
     """Changes when the file does; None where nothing says so, or where it changed just now."""
+    if (copy := _held.get(name)) is not None:
+        return copy.state
     if is_remote(name):
         system, path = connect(name)
         return remote_state(system.info(path))
@@ -117,6 +126,65 @@ def modified(info: Mapping[str, Any]) -> float | None:
     if not isinstance(when, datetime):
         return None
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+def version_of(name: str) -> str:
+    """Size and state of a file that is there, to tell whether it is the one of an earlier run.
+
+    Of a local file, size and time of change: other machines may see other inodes.
+    """
+    if is_remote(name):
+        return version(_info(*connect(name)))
+    found = os.stat(name)
+    return f"{found.st_size} mtime {found.st_mtime_ns}"
+
+
+def version(info: Mapping[str, Any]) -> str:
+    """As `version_of`, of what a driver said of a file."""
+    return remote_state(info) or str(info.get("size"))
+
+
+def _info(system: Any, path: str) -> Mapping[str, Any]:
+    """What a driver says of a file now, whatever it remembers of a listing."""
+    system.invalidate_cache(path)
+    info: Mapping[str, Any] = system.info(path)
+    return info
+
+
+_held: dict[str, held.Held] = {}
+
+
+def hold(name: str) -> str:
+    """Have each part of a remote file fetched once, until it is let go; its `version_of`.
+
+    Where there is no room for it, it is read as it would be.
+    """
+    if not is_remote(name):
+        return version_of(name)
+    system, path = connect(name)
+    info = _info(system, path)
+    size = info.get("size")
+    if isinstance(size, int) and size <= min(held.LARGEST, _room()):
+        _held[name] = held.Held(system, path, size, remote_state(info))
+    return version(info)
+
+
+def let_go(name: str) -> None:
+    """Forget what is held of a file."""
+    _held.pop(name, None)
+
+
+def is_held(name: str) -> bool:
+    """Whether a remote file's bytes are here, or will be."""
+    return name in _held
+
+
+def _room() -> int:
+    return shutil.disk_usage(tempfile.gettempdir()).free // 2
+
+
+if hasattr(os, "register_at_fork"):  # a child's file would share its place with its parent's
+    os.register_at_fork(after_in_child=_held.clear)
 
 
 def failures(name: str) -> tuple[type[Exception], ...]:
@@ -158,8 +226,10 @@ class Remote:
 
 def listed(
     name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
-) -> tuple[dict[str, str | None], list[str]]:
-    """Files that a remote folder, pattern or file stands for with their states, and those left out.
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Files that a remote folder, pattern or file stands for, and those left out.
+
+    With what the driver says of each; of a file that is not there, nothing.
 
     Raises:
         UserError: none are there. NotAvailableError: the driver is absent or its service fails.
@@ -172,27 +242,28 @@ def listed(
         elif system.isdir(path):
             found = system.find(path, detail=True)
         else:
-            return {name: _state(system, path)}, []
+            return {name: _said(system, path)}, []
     except Exception as error:  # as above
         raise NotAvailableError(f"cannot list '{name}': {why(error)}") from error
     scheme = scheme_of(name)
-    states = {
-        f"{scheme}://{there.lstrip('/')}": remote_state(info)
+    infos = {
+        f"{scheme}://{there.lstrip('/')}": info
         for there, info in found.items()
         if info.get("type") != "directory" and not _hidden(there, path)
     }
-    kept, left_out = files.without_data(files.in_order(states), also, suffixes)
+    kept, left_out = files.without_data(files.in_order(infos), also, suffixes)
     if not kept:
         raise files.nothing_in(name, "pattern" if pattern else "folder", left_out)
-    return {file: states[file] for file in kept}, left_out
+    return {file: infos[file] for file in kept}, left_out
 
 
-def _state(system: Any, path: str) -> str | None:
-    """Of one file; None where it is not there either: reading it will say so."""
+def _said(system: Any, path: str) -> Mapping[str, Any]:
+    """Of one file; nothing where it is not there either: reading it will say so."""
     try:
-        return remote_state(system.info(path))
+        info: Mapping[str, Any] = system.info(path)
     except FileNotFoundError:
-        return None
+        return {}
+    return info
 
 
 def _hidden(path: str, folder: str) -> bool:

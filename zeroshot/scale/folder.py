@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +22,10 @@ from typing import Any
 from zeroshot import durable, leases, locations
 from zeroshot.errors import OutputError, UserError
 from zeroshot.formats import to_json
-from zeroshot.images import Source
 from zeroshot.locations import WORK, Location
 from zeroshot.records import differences, versions
 from zeroshot.scale.layouts import Content, Layout, layout_for
-from zeroshot.scale.plan import SHARD_SIZE, Plan, difference
+from zeroshot.scale.plan import ByNumber, Inputs, Plan, Size, difference, planned
 from zeroshot.tasks.meter import Meter
 
 RUN, MARK = "run.json", "zeroshot.shard/1"
@@ -59,7 +58,7 @@ class Place:
     """The folder that was asked for; what is None is as it was when the folder was begun."""
 
     path: Path | Location
-    shard_size: int | None = None
+    shard_size: Size | None = None
     format: str | None = None
     layout: str | None = None
     half: bool = False
@@ -82,7 +81,11 @@ class Place:
             files.remove(*(name for name in files.names() if OURS.fullmatch(name)))
             files.remove(RUN)  # last, so that this can be gone on with
 
-    def join(self, sources: Sequence[Source], schema: str, settings: Mapping[str, Any]) -> "Folder":
+    def begun_with(self) -> Size | None:
+        """What a shard of the folder is, if it was begun."""
+        return (_read_run(locations.at(self.path)) or {}).get("shard_size")
+
+    def join(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
         """Begin the folder, or go on in it together with whoever else does.
 
         Raises:
@@ -99,25 +102,30 @@ class Place:
         was = begun if begun is not None and begun.get("rows") == schema else {}
         suffix = self.format or was.get("format") or "jsonl"
         name = self.layout or was.get("layout") or self.default_layout
-        plan = Plan(sources, self.shard_size or was.get("shard_size") or SHARD_SIZE)
-        inputs = {"count": len(sources), "shards": plan.count, "sha256": plan.sha256}
+        plan = planned(sources, self.shard_size or was.get("shard_size"))
         half = self.half or bool(was.get("half"))
         layout = layout_for(name, schema, suffix, half)
         options = {"shard_size": plan.size, "format": suffix, "layout": name, "half": half}
-        made_with = {"rows": schema, "settings": settings, "inputs": inputs} | options
+        made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
         made_with = json.loads(to_json(made_with))
         if begun is None:
             begun = self._begin(files, plan, made_with)
         self._refuse(files, begun, plan, made_with)
+        plan = _as_begun(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(made_with), str(begun.get("started")))
 
-    def glance(self, sources: Sequence[Source], schema: str) -> "Folder | None":
+    def glance(self, sources: Inputs, schema: str) -> "Folder | None":
         """The folder as it was begun, if it was, to see how far it is."""
-        run = _read_run(locations.at(self.path))
+        files = locations.at(self.path)
+        run = _read_run(files)
         if run is None or run.get("rows") != schema:
             return None
+        if self.shard_size not in (None, run["shard_size"]):  # `join` refuses it
+            return None
         layout = layout_for(run["layout"], schema, run["format"], run["half"])
-        plan = Plan(sources, run["shard_size"])
+        plan = planned(sources, run["shard_size"])
+        if plan.inputs == run["inputs"]:
+            plan = _as_begun(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
 
     def _begin(self, files: Location, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +157,8 @@ class Place:
                 f"'{files}' was begun with other inputs: {difference(old, plan)}; finish it "
                 f"with those it was begun with, {advice}"
             )
+        if was.get("shard_size") != plan.size:  # then the shards of the inputs differ as well
+            made_with = {key: value for key, value in made_with.items() if key != "inputs"}
         if differ := differences({key: was.get(key) for key in made_with}, made_with):
             raise UserError(f"'{files}' was made otherwise ({'; '.join(differ)}); {advice}")
 
@@ -248,6 +258,14 @@ class Folder:
 def _fingerprint(run: Mapping[str, Any]) -> str:
     text = json.dumps({key: run[key] for key in DECIDES}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_begun(files: Location, plan: Plan) -> Plan:
+    """The plan with what is known of its files from when the output was begun."""
+    if isinstance(plan, ByNumber):
+        return plan
+    name = _inputs(plan.sha256)
+    return plan.begun(files.read_all([name]).get(name, b""), files.full(name))
 
 
 def _inputs(sha256: str) -> str:

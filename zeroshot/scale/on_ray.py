@@ -26,10 +26,11 @@ from typing import Any
 from zeroshot import images
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.images import Picture, Source
+from zeroshot.inputs import bundles
 from zeroshot.jobs import Transductive, Worker, is_transductive
 from zeroshot.scale.folder import Folder
 from zeroshot.scale.here import Order
-from zeroshot.scale.plan import SHARD_SIZE
+from zeroshot.scale.plan import FileRefusedError, planned
 from zeroshot.scale.shards import How, process_shard
 from zeroshot.scale.transduce import Gatherer, embedded, transduce
 from zeroshot.tasks.meter import Meter
@@ -122,13 +123,19 @@ class _Driver:
     def _finish(self, shards: Sequence[int]) -> bool:
         """Have shards finished; whether that means embedded."""
         transductive = False
+        refused: list[str] = []
         for said in self._said(shards) if shards else ():
+            if isinstance(said, FileRefusedError):
+                refused += said.args
+                continue
             if isinstance(said, BaseException):
                 raise said
             counts, embedded_only = said
             transductive |= embedded_only
             self.meter.add(counts)
             self.tell(self.meter)
+        if refused:
+            raise FileRefusedError(*refused)
         return transductive
 
     def _said(self, shards: Sequence[int]) -> Iterator[Any]:
@@ -152,12 +159,11 @@ class _Driver:
 
 def _pending(order: Order, how: How) -> list[int]:
     folder = order.place.glance(order.sources, order.job.schema)
-    size = folder.plan.size if folder else order.place.shard_size or SHARD_SIZE
-    shards = range(-(-len(order.sources) // size))
+    plan = folder.plan if folder else planned(order.sources, order.place.shard_size)
     marks = folder.marks() if folder else {}
     return [
         n
-        for n in shards
+        for n in range(plan.count)
         if (how.share is None or how.share.has(n))
         and (n not in marks or (how.retry_failed and marks[n].failed))
     ]
@@ -243,7 +249,8 @@ class ReadAhead:
         if not self.decoders:
             return None, None, batch
         decoder = self.decoders[next(self.turn) % len(self.decoders)]
-        return decoder, decoder.decode.remote(batch), batch
+        sent = [bundles.carried(source) for source in batch]
+        return decoder, decoder.decode.remote(sent), batch
 
     def _take(self, decoder: Any, promised: Any, batch: list[Source]) -> list[Source]:
         """The promised pictures. A decoder that breaks its promise is not asked again."""

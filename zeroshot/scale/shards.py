@@ -14,11 +14,12 @@ from zeroshot import durable, leases
 from zeroshot.formats import Record
 from zeroshot.images import Source
 from zeroshot.jobs import Worker
+from zeroshot.records import spelled
 from zeroshot.results import Result
 from zeroshot.scale.folder import Folder, Mark
 from zeroshot.scale.layouts import Content, Matrix
 from zeroshot.scale.part import Part
-from zeroshot.scale.plan import Share
+from zeroshot.scale.plan import FileRefusedError, Share
 from zeroshot.tasks.meter import Meter
 
 PATIENCE = (0.2, 5.0)
@@ -59,16 +60,23 @@ def process_shard(
             return mark
         part = Part(folder.work, folder.name(shard), folder.layout)
         before = meter.counts()
-        again = folder.mark(shard) is not None
-        work = _retried if again else _fresh
-        content = work(worker, folder, shard, part, meter, how)
+        left_out: list[str] = []
+        sources = folder.plan.shard(shard, left_out)
+        meter.left_out += len(left_out)
+        old = folder.content(shard) if folder.mark(shard) is not None else None
+        if old is not None and _is_of(old, sources):
+            content = _retried(worker, sources, part, old, meter, how)
+        else:
+            content = _fresh(worker, sources, part, meter, how)
         if not lease.held():
             return None
-        made = replace(content, sources=folder.plan.shard(shard))
+        meter.shards += 1
+        made = replace(content, sources=sources)
         mark = folder.commit(shard, made, meter.since(before))
         part.remove()
         return mark
     finally:
+        folder.plan.let_go(shard)
         lease.release()
 
 
@@ -76,22 +84,34 @@ def work(worker: Worker, folder: Folder, meter: Meter, how: How | None = None) -
     """Process the shards of a share, or all, until each is finished by somebody.
 
     A shard that another process has is waited for, and taken over should that process die.
+
+    Raises:
+        FileRefusedError: of files that cannot be made shards; the others are done.
     """
     how = how or How()
     pending = _in_own_order(
         [n for n in range(folder.plan.count) if how.share is None or how.share.has(n)]
     )
     pause = PATIENCE[0]
+    refused: list[str] = []
     while pending:
         marks = folder.marks(pending)
         pending = [n for n in pending if n not in marks or _again(marks[n], how)]
-        left = [n for n in pending if process_shard(worker, folder, n, meter, how) is None]
+        left = []
+        for shard in pending:
+            try:
+                if process_shard(worker, folder, shard, meter, how) is None:
+                    left.append(shard)
+            except FileRefusedError as error:
+                refused += error.args
         if len(left) == len(pending):
             time.sleep(pause)
             pause = min(2 * pause, PATIENCE[1])
         else:
             pause = PATIENCE[0]
         pending = left
+    if refused:
+        raise FileRefusedError(*refused)
 
 
 def _in_own_order(shards: list[int]) -> list[int]:
@@ -110,11 +130,16 @@ def _again(mark: Mark, how: How) -> bool:
     return how.retry_failed and mark.failed > 0
 
 
+def _is_of(old: Content, sources: Sequence[Source]) -> bool:
+    """Whether rows are of these pictures: a file that could not be listed may be whole by now."""
+    paths = [spelled(record.path) for record in old.records]
+    return paths == [spelled(source.path) for source in sources]
+
+
 def _fresh(
-    worker: Worker, folder: Folder, shard: int, part: Part, meter: Meter, how: How
+    worker: Worker, sources: Sequence[Source], part: Part, meter: Meter, how: How
 ) -> Content:
     """All rows of a shard, those that an earlier process left included."""
-    sources = folder.plan.shard(shard)
     kept = part.adopt(sources, worker.batch_size)
     if kept < len(sources):
         results = iter(worker(how.read(sources[kept:]), meter))
@@ -129,12 +154,10 @@ def _fresh(
 
 
 def _retried(
-    worker: Worker, folder: Folder, shard: int, part: Part, meter: Meter, how: How
+    worker: Worker, sources: Sequence[Source], part: Part, old: Content, meter: Meter, how: How
 ) -> Content:
     """A finished shard with its failed rows made anew."""
-    old = folder.content(shard)
     places = [i for i, record in enumerate(old.records) if record.failed]
-    sources = folder.plan.shard(shard)
     part.adopt((), worker.batch_size)  # nothing but the header: what is left is of other places
     for result in worker(how.read([sources[i] for i in places]), meter):
         part.append([result])

@@ -6,7 +6,7 @@ of its own; whoever finds them complete, and the claim on scoring free, writes a
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from zeroshot import durable, leases
+from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.jobs import Transductive
+from zeroshot.records import spelled
 from zeroshot.results import EmbedResult, Failure
 from zeroshot.scale.folder import Folder
 from zeroshot.scale.layouts import Content, RowFiles, Safetensors
@@ -96,9 +98,10 @@ def _failed(rows: Folder) -> int:
 def _score(
     worker: Transductive, folder: Folder, rows: Folder, meter: Meter, how: How, again: bool
 ) -> None:
-    results = worker.score(_gathered(worker, rows), meter)
-    for shard in range(folder.plan.count):
-        batch = list(islice(results, len(folder.plan.shard(shard))))
+    contents = [rows.content(shard) for shard in range(rows.plan.count)]
+    results = worker.score(_gathered(worker, contents, rows.plan.sources), meter)
+    for shard, content in enumerate(contents):
+        batch = list(islice(results, len(content.records)))
         if again or folder.mark(shard) is None:
             encoded = b"".join(folder.layout.format.encode(r.row()) for r in batch)
             records = folder.layout.format.records(folder.layout.format.header + encoded)
@@ -108,9 +111,14 @@ def _score(
             how.seen(result)
 
 
-def _gathered(worker: Transductive, rows: Folder) -> Embedded:
-    """All shards as one batch."""
-    contents = [rows.content(shard) for shard in range(rows.plan.count)]
+def _gathered(
+    worker: Transductive, contents: Sequence[Content], sources: Sequence[Source]
+) -> Embedded:
+    """All shards as one batch.
+
+    Raises:
+        UserError: a file of pictures was listed as holding others than now.
+    """
     told = [json.loads(record.raw) for content in contents for record in content.records]
     width = max((c.vectors[0].shape[1] for c in contents if c.vectors), default=0)
     matrix = torch.zeros(len(told), width)
@@ -122,8 +130,15 @@ def _gathered(worker: Transductive, rows: Folder) -> Embedded:
     if worker.views:
         views = matrix.view(len(told), worker.views, width // worker.views)
         matrix = views[:, 0]
+    paths = [spelled(row["path"]) for row in told]
+    if paths != [spelled(source.path) for source in sources]:
+        raise UserError(
+            "not all pictures that were embedded are found again, in their tar files or tables; "
+            "see that these can be read and run the same command again, or begin anew with "
+            "--overwrite"
+        )
     return Embedded(
-        rows.plan.sources,
+        sources,
         [row["id"] for row in told],
         matrix,
         [Failure(**row["error"]) if "error" in row else None for row in told],

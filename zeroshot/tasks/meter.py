@@ -33,6 +33,10 @@ class Meter:
     texts_cached: int = 0
     left_alone: int = 0
     """Files that were there and were not written over."""
+    left_out: int = 0
+    """Members of tar files that hold no picture, of shards that are a file each."""
+    shards: int = 0
+    """That were finished."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
