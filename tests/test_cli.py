@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from zeroshot import cli, methods
+from zeroshot.store import EmbeddingCache
 
 DATA = Path(__file__).parent / "data"
 MAGIC = DATA / "magic"
@@ -424,3 +425,22 @@ def test_an_interrupted_run_keeps_what_it_wrote(tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert 3 <= len(rows) < 400
     assert [Path(row["path"]).name for row in rows] == [f"{i:03}.png" for i in range(len(rows))]
+
+
+def test_ids_are_asked_for_once_for_each_picture(zeroshot, mixed, tmp_path, monkeypatch):
+    """Those of pictures that a file has rows of already, together; the others by who reads them."""
+    asked = []
+    of_many = EmbeddingCache.file_ids
+
+    def counted(self, paths):
+        asked.append(len(paths))
+        return of_many(self, paths)
+
+    monkeypatch.setattr(EmbeddingCache, "file_ids", counted)
+    command = ("embed", mixed, "--models", "pocket", "--out", tmp_path / "rows.jsonl")
+    assert zeroshot(*command)[0] == 3
+    assert [n for n in asked if n] == [5]
+    asked.clear()
+    Image.new("RGB", (30, 30)).save(mixed / "z.png")
+    assert zeroshot(*command)[0] == 0
+    assert [n for n in asked if n] == [5, 1]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from zeroshot.cli_run import FolderPath, RemotePath, Run, file_id, option
+from zeroshot.cli_run import FolderPath, RemotePath, Run, content_ids, option
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -224,8 +224,13 @@ class Rows(Run):
                     worker = job.open(cache, meter, self.at_once)
                     if self.out is not None:
                         output = self._output(self.out, job.schema, worker.settings())
-                        held = [output.holds(s.path, file_id(s, cache)) for s in sources]
-                        sources = [s for s, h in zip(sources, held, strict=True) if not h]
+                        named = [source for source in sources if output.names(source.path)]
+                        ids = iter(content_ids(named, cache))  # the others are read once, later
+                        sources = [
+                            s
+                            for s in sources
+                            if not (output.names(s.path) and output.holds(s.path, next(ids)))
+                        ]
                         screen.expect(len(sources))
                     results = through(worker(sources, meter)) if sources else iter(())
                     while batch := list(islice(results, worker.batch_size if output else 1)):

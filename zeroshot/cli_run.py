@@ -20,7 +20,7 @@ import typer
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
-    from zeroshot.images import Blob, Source
+    from zeroshot.images import Source
     from zeroshot.inputs import Named, Options
     from zeroshot.model_set import ModelSet
     from zeroshot.store import EmbeddingCache
@@ -391,25 +391,35 @@ def _options_of(kind: Any) -> list[inspect.Parameter]:
     ]
 
 
-def file_id(source: "Source", cache: "EmbeddingCache") -> str | None:
-    """The content id of a picture; None for what cannot be read."""
+def content_ids(sources: "Sequence[Source]", cache: "EmbeddingCache") -> list[str | None]:
+    """The content id of each picture; None for what cannot be read."""
+    from zeroshot.images import Blob
+
+    blobs = [isinstance(source.content, Blob) for source in sources]
+    files = [s.path or "" for s, blob in zip(sources, blobs, strict=True) if not blob]
+    of_files = iter(cache.file_ids(files))
+    return [
+        _blob_id(source, cache) if blob else next(of_files)
+        for source, blob in zip(sources, blobs, strict=True)
+    ]
+
+
+def _blob_id(source: "Source", cache: "EmbeddingCache") -> str | None:
+    """As of a file; any will do for what has no stamp, such as a URL."""
     from zeroshot.images import Blob
     from zeroshot.records import ANY_ID
 
+    blob = source.content
+    assert isinstance(blob, Blob)
+    stamp = blob.stamp
+    if stamp is None:
+        return ANY_ID
+    if (known := cache.blob_id(stamp)) is not None:
+        return known
     try:
-        if isinstance(source.content, Blob):
-            return _blob_id(source.content, cache) or ANY_ID
-        return cache.file_id(source.path or "")
+        id = hashlib.sha256(blob.read()).hexdigest()
     except OSError:
         return None
-
-
-def _blob_id(blob: "Blob", cache: "EmbeddingCache") -> str | None:
-    """As of a file; None of what has no stamp, such as a URL."""
-    stamp = blob.stamp
-    if stamp is None or (known := cache.blob_id(stamp)) is not None:
-        return None if stamp is None else known
-    id = hashlib.sha256(blob.read()).hexdigest()
     cache.remember_blob(stamp, id)
     return id
 

@@ -157,6 +157,11 @@ class Output:
         text = json.dumps({"schema": "zeroshot.run/1"} | self._run, ensure_ascii=False, indent=2)
         durable.replace(self._run_file, utf8(text + "\n"))
 
+    def names(self, path: str | None) -> bool:
+        """Whether an earlier run has a row by this name, whatever the picture was then."""
+        name = spelled(path)
+        return name in self._ids or name in self._bad
+
     def holds(self, path: str | None, id: str | None) -> bool:
         """Whether an earlier run's row answers for this picture; each row does so once."""
         name = spelled(path)

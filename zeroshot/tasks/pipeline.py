@@ -219,21 +219,21 @@ class Pipeline:
         return some
 
     def _ids(self, sources: Sequence[Source]) -> list[str | None]:
-        return [self._file_id(source) for source in sources]
+        """The content ids, where they are known without reading what is no file of its own."""
+        files = [s.path for s in sources if s.content is None and s.path is not None]
+        of_files = iter(self._cache.file_ids(files))
+        return [
+            next(of_files) if s.content is None and s.path is not None else self._known_id(s)
+            for s in sources
+        ]
 
-    def _file_id(self, source: Source) -> str | None:
-        """The content id, where it is known without reading what is no file of its own."""
+    def _known_id(self, source: Source) -> str | None:
         if isinstance(source.content, Picture):
             return source.content.id
         if isinstance(source.content, Blob):
             stamp = source.content.stamp
             return None if stamp is None else self._cache.blob_id(stamp)
-        if source.content is not None or source.path is None:
-            return None
-        try:
-            return self._cache.file_id(source.path)
-        except (OSError, ValueError):
-            return None
+        return None
 
     # Reading, in a thread
 
