@@ -27,7 +27,7 @@ class Held:
         self.size, self.state = size, state
         self._system, self._path = system, path
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read-ahead-blocks")
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="remote-blocks")
         self._blocks: dict[int, Future[None]] = {}
         self._last = -1
         self._lock = threading.Lock()
