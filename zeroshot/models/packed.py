@@ -2,7 +2,7 @@
 
 torch multiplies float32 rows with MKL, which reads weights as they are stored. oneDNN, in the same
 torch, lays them out for the processor's registers once; then some eighty rows take five sixths of
-the time, and three to six rows, which only wait for the weights, less than half
+the time, and two or three rows, which only wait for the weights, less than half
 (docs/performance.md). The numbers differ in the last digits, as they do between batch sizes.
 
 Weights are laid out when a layer is first used, in place of the stored ones.
