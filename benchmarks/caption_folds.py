@@ -39,8 +39,13 @@ class Fold:
     pool: Pool
 
 
-def folds(models: ModelSet, chosen: np.ndarray, count: int, rows: torch.Tensor) -> Iterator[Fold]:
-    """Fold by fold; `rows` are those of all captions, one after the other."""
+def folds(
+    models: ModelSet, named: bool, chosen: np.ndarray, count: int, rows: torch.Tensor
+) -> Iterator[Fold]:
+    """Fold by fold; `rows` are those of all captions, one after the other.
+
+    `named`: with the image encoder's own classifier, if it fits.
+    """
     coupled, anchors = models.coupled, models.anchors
     texts = [text for entry in anchors.entries for text in entry.captions]
     owner = np.repeat(np.arange(len(anchors)), [len(e.captions) for e in anchors.entries])
@@ -49,8 +54,9 @@ def folds(models: ModelSet, chosen: np.ndarray, count: int, rows: torch.Tensor) 
         rest = torch.from_numpy(np.setdiff1d(np.arange(len(anchors)), held))
         pairs = anchors.images[rest], anchors.texts[rest]
         coupling = models.coupling.fit(*pairs)
-        if models.classes:
-            coupling = with_classes(coupling, (coupled.image_encoder, coupled.text_encoder), *pairs)
+        if named:
+            read = coupled.text_encoder.encode_texts
+            coupling = with_classes(coupling, coupled.image_encoder, read, *pairs)
         encoder = CoupledEncoder(
             coupled.image_encoder,
             coupled.text_encoder,
@@ -104,23 +110,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     plain = resolve(options.models, device="cpu")
-    sets = {"": plain.for_captions, "auto": plain.coupled_by("auto", splits=1)}
+    models = plain.coupled_by("auto", splits=1)
     entries = plain.anchors.entries
     matching = [i for i, entry in enumerate(entries) if re.search(options.only, entry.id)]
     if len(matching) < 2 * options.folds:
         sys.exit(f"{len(matching)} anchors match '{options.only}': too few for the folds")
     chosen = np.random.default_rng(options.seed).permutation(matching)[: options.most]
     texts = [text for entry in entries for text in entry.captions]
-    rows = sets[""].coupled.text_encoder.encode_texts(texts)
+    rows = models.coupled.text_encoder.encode_texts(texts)
     dealt: dict[str, list[Fold]] = {}
     first = None
     print("| method | CIDEr | over the first | CPU-s a picture | pictures |\n|---|---|---|---|---|")
     for asked in options.method or ["mbr"]:
         what, _, pairs = asked.partition(":")
         name, _, coupling = what.partition("@")
-        models = sets[coupling]
+        if coupling not in ("", "auto"):
+            sys.exit(f"@{coupling}: expected @auto, or nothing for auto with the classifier")
         if coupling not in dealt:
-            dealt[coupling] = list(folds(models, chosen, options.folds, rows))
+            dealt[coupling] = list(folds(models, not coupling, chosen, options.folds, rows))
         given = dict(pair.split("=") for pair in pairs.split(",") if pair)
         each, seconds = measure(models, name, given, dealt[coupling])
         first = each if first is None else first

@@ -2,15 +2,15 @@
 
 import json
 import math
-import pickle
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.toy import ToyEncoder
-from zeroshot.coupled import reciprocal_rank, with_classes
+from zeroshot.coupled import CoupledEncoder, reciprocal_rank, with_classes
 from zeroshot.errors import UserError
 from zeroshot.methods._conse import ConSE, standard_scores
 from zeroshot.methods._pairs import Rows
@@ -24,6 +24,9 @@ from zeroshot.model_set import ModelSet
 from zeroshot.models.base import Classes
 from zeroshot.models.sets import CouplingSpec, SetSpec
 from zeroshot.ops import normalize
+from zeroshot.store import EmbeddingCache, NullCache
+from zeroshot.tasks.caption import models_for_captions
+from zeroshot.tasks.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def beside(classes, pairs, names=None):
     csa = CSA(lam=1.0, weighting="cosine").fit(images, texts)
     names = names or tuple(map(str, range(len(classes)))) if classes is not None else None
     eyes = Eyes(None if classes is None else Classes(classes, names))
-    return with_classes(csa, (eyes, Reader()), images, texts)
+    return with_classes(csa, eyes, Reader().encode_texts, images, texts)
 
 
 def test_a_classifier_stands_beside_the_coupling_where_its_names_fit():
@@ -212,6 +215,35 @@ def test_a_classifier_stands_beside_the_coupling_where_its_names_fit():
         (CLASSES, world(list(range(60)), 40, seed=60), None),  # 8 set aside tell nothing
     ):
         assert isinstance(beside(classes, held, names), CSA)
+
+
+@pytest.fixture
+def made_set(tmp_path):
+    """A set that leaves its coupling open, loaded as far as captions need it."""
+    _, images, texts = world(list(range(60)), 60, seed=60)
+    eyes = Eyes(Classes(CLASSES, tuple(map(str, range(60)))))
+    models = ModelSet(SetSpec("mine", coupling=CouplingSpec("asif", tmp_path / "anchors.st")))
+    csa = CSA(lam=1.0, weighting="cosine").fit(images, texts)
+    vars(models.for_captions).update(
+        anchors=SimpleNamespace(images=images, texts=texts),
+        coupled=CoupledEncoder(eyes, Reader(), csa, 20.0, "abc"),
+    )
+    return models
+
+
+def test_names_are_read_through_the_cache(made_set, tmp_path):
+    for encoded in (60, 0):
+        with EmbeddingCache(tmp_path / "cache") as cache:
+            meter = Meter()
+            models = models_for_captions(made_set, None, cache, meter)
+        assert (meter.texts_encoded, meter.texts_cached) == (encoded, 60 - encoded)
+        assert isinstance(models.coupled.coupling, ConSE)
+        assert models.coupled.logit_scale != 20
+        assert models.anchors is made_set.for_captions.anchors
+    assert isinstance(made_set.for_captions.coupled.coupling, CSA)
+    named = models_for_captions(made_set, "csa", NullCache(), Meter())
+    assert named.spec.coupling.method == "csa"
+    assert "coupled" not in vars(named)
 
 
 def test_reciprocal_rank_by_hand():
@@ -250,9 +282,8 @@ def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
 
 def test_captions_ask_for_it_and_a_named_coupling_does_not(tmp_path):
     models = ModelSet(SetSpec("mine", coupling=CouplingSpec("asif", tmp_path / "anchors.st")))
-    assert not models.classes
-    assert models.for_captions.classes
-    assert pickle.loads(pickle.dumps(models.for_captions)) == models.for_captions
-    assert not models.coupled_by("auto").classes
+    assert models.leaves_coupling_open
+    assert models.for_captions.spec.coupling.method == "auto"
+    assert not models.coupled_by("auto").leaves_coupling_open
     named = CouplingSpec("csa", tmp_path / "anchors.st")
-    assert not replace(models, spec=SetSpec("mine", coupling=named)).for_captions.classes
+    assert not replace(models, spec=SetSpec("mine", coupling=named)).leaves_coupling_open

@@ -1,6 +1,6 @@
 """Two unimodal encoders and a coupling, standing where a dual encoder stands."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int, Real
@@ -94,7 +94,8 @@ class CoupledEncoder:
 
 def with_classes(
     coupling: Coupling,
-    encoders: tuple[ImageEncoder, TextEncoder],
+    image_encoder: ImageEncoder,
+    read: Callable[[Sequence[str]], Float[Tensor, "n e"]],
     anchor_images: Real[Tensor, "a d"],
     anchor_texts: Real[Tensor, "a e"],
 ) -> Coupling:
@@ -104,14 +105,13 @@ def with_classes(
     own texts `BEYOND_CHANCE` times better than by chance, by the mean reciprocal rank. Whether it
     adds to what the anchors taught is not asked: pictures like the anchors need it least. The
     coupling stays as it was for an encoder without a classifier, or too few anchors to tell.
+    `read` gives the names' rows of the text encoder.
     """
-    image_encoder, text_encoder = encoders
     classes = image_encoder.classes if isinstance(image_encoder, ClassifyingEncoder) else None
     held = _held_out(anchor_images, anchor_texts)
     if classes is None or held is None or classes.weights.shape[1] != anchor_images.shape[1]:
         return coupling
-    names = text_encoder.encode_texts(classes.names).cpu()
-    beside = ConSE(coupling, classes.weights, names)
+    beside = ConSE(coupling, classes.weights, read(classes.names))
     test, images, texts = held
     kept = beside.remove(test)
     found = reciprocal_rank(kept.named(images) @ normalize(kept.map_texts(texts)).T)

@@ -5,7 +5,7 @@ The mean of unit frame rows, itself brought to unit length, is CLIP4Clip's param
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,8 @@ from zeroshot.coupled import CoupledEncoder
 from zeroshot.errors import UserError
 from zeroshot.model_set import ModelSet
 from zeroshot.models.base import (
+    Classes,
+    ClassifyingEncoder,
     DualEncoder,
     Image,
     ImageEncoder,
@@ -85,6 +87,11 @@ class FrameEncoder:
         kind = f"{VERSION}/{self.frames}-middles/mean"
         shortcuts = self.encoder.shortcuts if isinstance(self.encoder, PixelEncoder) else ""
         return f"{kind}/{shortcuts}" if shortcuts else kind
+
+    @property
+    def classes(self) -> Classes | None:
+        """The image encoder's: a mean of frames is a row as theirs are."""
+        return self.encoder.classes if isinstance(self.encoder, ClassifyingEncoder) else None
 
     def read_clip(self, file: VideoFile) -> list[Pixels]:
         """See `models.base.ClipEncoder`."""
@@ -215,13 +222,8 @@ class ClipModels(ModelSet):
     @classmethod
     def of(cls, models: ModelSet, frames: int) -> "ClipModels":
         """The same models, reading `frames` frames of a clip."""
-        how = (models.device, models.precision, models.offline, models.trust_remote_code)
-        return cls(models.spec, *how, models.fast, models.classes, frames)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """As a model set travels."""
-        how = (self.device, self.precision, self.offline, self.trust_remote_code, self.fast)
-        return ClipModels, (self.spec, *how, self.classes, self.frames)
+        how: dict[str, Any] = {f.name: getattr(models, f.name) for f in fields(ModelSet)}
+        return cls(**how | {"frames": frames})
 
     @cached_property
     def encoder(self) -> "DualEncoder | CoupledEncoder":

@@ -7,7 +7,7 @@ from typing import Any
 
 from zeroshot import methods, models
 from zeroshot.anchors import Anchors, read_anchors
-from zeroshot.coupled import CoupledEncoder, calibrate, with_classes
+from zeroshot.coupled import CoupledEncoder, calibrate
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
 from zeroshot.models.base import (
@@ -39,12 +39,10 @@ class ModelSet:
     offline: bool = False
     trust_remote_code: bool = False
     fast: bool = False
-    classes: bool = False
-    """Whether the image encoder's own classifier stands beside the coupling (`with_classes`)."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A set travels as what it was made of, and is loaded again where it arrives."""
-        return ModelSet, tuple(getattr(self, field.name) for field in fields(ModelSet))
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def name(self) -> str:
@@ -72,8 +70,6 @@ class ModelSet:
         self.anchors.check_encoders(image_encoder.name, text_encoder.name)
         anchors = self.anchors.images, self.anchors.texts
         fitted = self.coupling.fit(*anchors)
-        if self.classes:
-            fitted = with_classes(fitted, (image_encoder, text_encoder), *anchors)
         return CoupledEncoder(
             image_encoder=image_encoder,
             text_encoder=text_encoder,
@@ -107,19 +103,27 @@ class ModelSet:
         coupling = replace(_coupling(self.spec), method=method, options=options)
         return replace(self, spec=replace(self.spec, coupling=coupling))
 
+    def coupled_as(self, coupled: CoupledEncoder) -> "ModelSet":
+        """This set, what it has loaded included, with another coupled pair."""
+        twin = replace(self)
+        vars(twin).update(vars(self), coupled=coupled)
+        return twin
+
+    @property
+    def leaves_coupling_open(self) -> bool:
+        """Whether it couples by `asif` and gives no options."""
+        coupling = self.spec.coupling
+        named = coupling is not None and coupling.method == "asif" and not coupling.options
+        return named and self.spec.encoder is None
+
     @cached_property
     def for_captions(self) -> "ModelSet":
-        """This set; one that names `asif` without options, with the coupling `auto` chooses.
+        """This set; one that leaves its coupling open, with the one `auto` chooses.
 
         What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
-        words apart. The image encoder's own classifier joins it if its classes
-        have names that fit (docs/captioning.md).
+        words apart.
         """
-        coupling = self.spec.coupling
-        is_open = coupling is not None and coupling.method == "asif" and not coupling.options
-        if self.spec.encoder is None and is_open:
-            return replace(self.coupled_by("auto", splits=1), classes=True)
-        return self
+        return self.coupled_by("auto", splits=1) if self.leaves_coupling_open else self
 
     @cached_property
     def anchors(self) -> Anchors:

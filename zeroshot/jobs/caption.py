@@ -31,7 +31,7 @@ class CaptionJob:
     trace: bool = False
     """Keep every choice."""
     coupling: str | None = None
-    """In place of the set's; see `ModelSet.for_captions` without one."""
+    """In place of the set's; see `tasks.caption.models_for_captions`."""
 
     schema: ClassVar[str] = CaptionResult.schema
 
@@ -43,13 +43,11 @@ class CaptionJob:
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "CaptionWorker":
         """Load the models, and the captions that a method chooses among."""
-        models = self.models.for_captions
-        if self.coupling is not None:
-            models = self.models.coupled_by(self.coupling)
         given = {"prompts": self.prompts is not None, "trace": self.trace}
-        method = task.captioner(models, self.method, dict(self.options), self.preset, given)
+        method = task.captioner(self.models, self.method, dict(self.options), self.preset, given)
         task.refuse(method, given)
-        models.require(language_model="language_model" in method.needs)
+        self.models.require(language_model="language_model" in method.needs)
+        models = task.models_for_captions(self.models, self.coupling, cache, meter)
         pool = task.pool_of(models, cache, meter) if "pool" in method.needs else None
         return CaptionWorker(self, models, method, pool, cache, batch_size)
 

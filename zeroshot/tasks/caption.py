@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zeroshot import methods
+from zeroshot.coupled import calibrate, with_classes
 from zeroshot.errors import UserError, unknown
 from zeroshot.images import Source
 from zeroshot.methods import Caption, Captioner, Pool
@@ -186,6 +187,32 @@ def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
         "method": methods.name_of(method),
         "options": asdict(method),  # type: ignore[call-overload]
     }
+
+
+def models_for_captions(
+    models: ModelSet, coupling: str | None, cache: EmbeddingCache, meter: Meter
+) -> ModelSet:
+    """The set as captions use it: coupled as asked for, else as it says, else as suits captions.
+
+    The last is what `auto` chooses, with the image encoder's own classifier beside it if its
+    classes have names that fit (docs/captioning.md).
+    """
+    if coupling is not None:
+        return models.coupled_by(coupling)
+    chosen = models.for_captions
+    if not models.leaves_coupling_open:
+        return chosen
+    coupled, anchors = chosen.coupled, chosen.anchors
+
+    def read(names: Sequence[str]) -> Tensor:
+        return embed_texts(names, coupled.text_encoder, cache, meter)
+
+    pairs = anchors.images, anchors.texts
+    beside = with_classes(coupled.coupling, coupled.image_encoder, read, *pairs)
+    if beside is coupled.coupling:
+        return chosen
+    scale = calibrate(beside, *pairs)
+    return chosen.coupled_as(replace(coupled, coupling=beside, logit_scale=scale))
 
 
 def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:

@@ -51,7 +51,7 @@ class Question:
     truncate: bool = False
     judge: Judge | None = None
     coupling: str | None = None
-    """of captions, in place of the set's; see `ModelSet.for_captions` without one"""
+    """of captions, in place of the set's; see `tasks.caption.models_for_captions`"""
     choice: Choice = field(default_factory=Choice)
     """of the threshold from which one of several labels holds"""
     against: tuple[str, ...] = ()
@@ -192,10 +192,8 @@ class Question:
         overwrite: bool,
         watch: Watch,
     ) -> Answers:
-        models = self.models.for_captions
-        if self.coupling is not None:
-            models = self.models.coupled_by(self.coupling)
-        chosen = captioning.captioner(models, method, options)
+        chosen = captioning.captioner(self.models, method, options)
+        models = captioning.models_for_captions(self.models, self.coupling, self.cache, self.meter)
         name, used = methods.name_of(chosen), captioning.settings(models, chosen)
         begun = time.perf_counter()
 
