@@ -1,5 +1,7 @@
 """What every test starts from: one thread (the run has two workers) and a cache of its own."""
 
+import json
+
 import pytest
 import torch
 
@@ -11,6 +13,31 @@ def _own_cache(tmp_path_factory, monkeypatch):
     """No test meets the user's cache, settings or network."""
     monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def printed(capsys):
+    """Run a command; its exit code, standard output, and standard error in one line."""
+    from zeroshot import cli
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = cli.run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return code, out, " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def zeroshot(printed):
+    """Run a command; its exit code, the JSON rows of standard output, and standard error."""
+
+    def run(*arguments):
+        code, out, err = printed(*arguments)
+        return code, [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
+
+    return run
 
 
 def pytest_make_parametrize_id(config, val):

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from tests.test_scale import Toy
-from zeroshot import cli
 from zeroshot.errors import UserError
 from zeroshot.images import Source
 from zeroshot.inputs import Bundles, Columns, Options, named, storage, webdataset
@@ -74,17 +73,10 @@ def listed(monkeypatch):
 
 
 @pytest.fixture
-def zeroshot(capsys):
-    """Run a command; its exit code, the JSON rows of standard output, and standard error."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = cli.run([*map(str, arguments), "--models", "pocket"])
-        out, err = capsys.readouterr()
-        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        return code, rows, " ".join(err.split())
-
-    return run
+def zeroshot(zeroshot, monkeypatch):
+    """Its commands with the pocket set."""
+    monkeypatch.setenv("ZEROSHOT_MODELS", "pocket")
+    return zeroshot
 
 
 class ToyJob(Toy):

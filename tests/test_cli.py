@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot import cli, methods
+from zeroshot import methods
 from zeroshot.store import EmbeddingCache
 
 DATA = Path(__file__).parent / "data"
@@ -20,19 +20,6 @@ MAGIC = DATA / "magic"
 GOLDEN = json.loads((MAGIC / "golden.json").read_text())
 MODELS = ["--encoder", f"hf:{MAGIC / 'clip'}", "--lm", f"hf:{MAGIC / 'lm'}"]
 ENCODER = MODELS[:2]
-
-
-@pytest.fixture
-def zeroshot(capsys):
-    """Run a command; its exit code, the JSON rows of standard output, and standard error."""
-
-    def run(*arguments):
-        code = cli.run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        return code, rows, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from tests.test_url_inputs import Handler, server  # noqa: F401
-from zeroshot import cli
 from zeroshot.images import Source
 from zeroshot.inputs import storage
 from zeroshot.results import EmbedResult, Failure
@@ -48,16 +47,10 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def zeroshot(capsys):
-    """Run a command; its exit code, the JSON rows of standard output, and standard error."""
-
-    def run(*arguments):
-        code = cli.run([*map(str, arguments), "--models", "pocket"])
-        out, err = capsys.readouterr()
-        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        return code, rows, " ".join(err.split())
-
-    return run
+def zeroshot(zeroshot, monkeypatch):
+    """Its commands with the pocket set."""
+    monkeypatch.setenv("ZEROSHOT_MODELS", "pocket")
+    return zeroshot
 
 
 def test_a_tar_is_as_its_pictures(zeroshot):

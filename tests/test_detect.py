@@ -13,7 +13,7 @@ from PIL import Image
 import zeroshot as package
 from tests.models import tiny
 from tests.tools import world
-from zeroshot import cli, coco
+from zeroshot import coco
 from zeroshot.errors import UserError
 from zeroshot.jobs.detect import DetectJob
 from zeroshot.located import DetectResult, Found
@@ -23,19 +23,6 @@ from zeroshot.results import Failure
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART = SCENES / "1-red-heart.png"
 BACKGROUND = "background,white background,black background"
-
-
-@pytest.fixture
-def zeroshot(capsys):
-    """Run a command; its exit code, the JSON rows of standard output, and standard error."""
-
-    def run(*arguments):
-        code = cli.run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        return code, rows, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")

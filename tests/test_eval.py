@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zeroshot as zs
-from zeroshot import cli, measures
+from zeroshot import measures
 from zeroshot.errors import UserError
 from zeroshot.protocols import PROTOCOLS
 from zeroshot.report import figures
@@ -18,17 +18,10 @@ BACKGROUND = "something on a {} background"
 
 
 @pytest.fixture
-def zeroshot(capsys, tmp_path, monkeypatch):
-    """Run a command: its exit code, the JSON rows of standard output, and standard error."""
-    monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path / "cache"))
+def zeroshot(zeroshot, monkeypatch):
+    """Its commands with the pocket set."""
     monkeypatch.setenv("ZEROSHOT_MODELS", "pocket")
-
-    def run(*arguments):
-        code = cli.run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], " ".join(err.split())
-
-    return run
+    return zeroshot
 
 
 def read(file):

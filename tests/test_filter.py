@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zeroshot import cli, kept
+from zeroshot import kept
 from zeroshot.errors import UserError
 from zeroshot.filtering import above, best_share, pair_cosines, threshold
 from zeroshot.jobs import Job, Transductive, is_transductive
@@ -24,16 +24,6 @@ from zeroshot.results import FilterResult, Source
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 POCKET = ["--models", "pocket"]
-
-
-@pytest.fixture
-def zeroshot(capsys):
-    def run(*arguments):
-        code = cli.run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], " ".join(err.split())
-
-    return run
 
 
 # The rules

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as reference
 
 import zeroshot as zs
-from zeroshot import cli, multilabel
+from zeroshot import multilabel
 from zeroshot.errors import UserError
 from zeroshot.tasks.multilabelled import read_multilabelled
 
@@ -243,17 +243,10 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path, members, message):
 
 
 @pytest.fixture
-def zeroshot(capsys, tmp_path, monkeypatch):
-    """Run a command: its exit code, the JSON rows of standard output, and standard error."""
-    monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path / "cache"))
+def zeroshot(zeroshot, monkeypatch):
+    """Its commands with the pocket set."""
     monkeypatch.setenv("ZEROSHOT_MODELS", "pocket")
-
-    def run(*arguments):
-        code = cli.run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], " ".join(err.split())
-
-    return run
+    return zeroshot
 
 
 LINE = ("eval", SCENES, "--task", "multilabel", "--truth", OBJECTS, "--draws", 20)
