@@ -87,6 +87,10 @@ def bucket(request):
     fsspec.filesystem("memory").store.clear()
 
 
+in_memory = pytest.mark.parametrize("bucket", ["memory"], indirect=True)
+"""Where the driver itself is tampered with, or its clock asked: there is one such driver."""
+
+
 def files(place):
     """What every file holds, but for the times in marks and run.json."""
     if isinstance(place, Path):
@@ -284,9 +288,8 @@ def test_a_sign_of_life_is_for_a_claim_that_stands(bucket, monkeypatch):
     assert touched == [".a.0.lease"]
 
 
+@in_memory
 def test_touching_makes_young(bucket, monkeypatch):
-    if bucket.shared:
-        pytest.skip("its clock has whole seconds")
     bucket.replace("a", b"kept")
     info = fsspec.filesystem("memory").store[storage.connect(bucket.full("a"))[1]]
     info.created = info.modified = datetime(2020, 1, 1, tzinfo=UTC)
@@ -334,12 +337,11 @@ def test_drivers_without_times_are_refused(monkeypatch):
         _driver(monkeypatch, info=info).begin()
 
 
+@in_memory
 @pytest.mark.parametrize("error", [FileExistsError("x"), OSError(22, "precondition failed")])
 def test_a_success_whose_answer_was_lost_is_one(bucket, monkeypatch, error):
     system = type(storage.connect(bucket.address)[0])
-    put = system.pipe_file if not bucket.shared else None
-    if put is None:
-        pytest.skip("its driver is another one, the code is the same")
+    put = system.pipe_file
 
     def lost(self, path, value, mode="overwrite", **kwargs):
         put(self, path, value, mode=mode)
@@ -352,9 +354,8 @@ def test_a_success_whose_answer_was_lost_is_one(bucket, monkeypatch, error):
     assert bucket.read("x") == b"ours"
 
 
+@in_memory
 def test_a_put_that_fails_leaves_what_is_complete(bucket, monkeypatch):
-    if bucket.shared:
-        pytest.skip("its driver is another one, the code is the same")
     toy = Toy(vectors=True)
     system = type(storage.connect(bucket.address)[0])
     put = system.pipe_file
@@ -379,9 +380,8 @@ def test_a_put_that_fails_leaves_what_is_complete(bucket, monkeypatch):
     assert [row["path"] for row in rows(folder)] == [s.path for s in sources(11)]
 
 
+@in_memory
 def test_nothing_is_there_and_nothing_can_be_put(bucket, monkeypatch):
-    if bucket.shared:
-        pytest.skip("its driver is another one, the code is the same")
     tried = []
 
     def fails(self, path, value, **kwargs):
