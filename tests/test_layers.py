@@ -39,7 +39,7 @@ LAYERS = [
     {"report", "scale", "api"},
     {"api_texts", "api_located", "video"},
     {"terminal"},
-    {"cli_run", "cli_anchors", "cli_cache"},
+    {"cli_out", "cli_run", "cli_anchors", "cli_cache"},
     {"cli_rows"},
     {"cli_labels"},
     {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},

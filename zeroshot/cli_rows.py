@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from zeroshot.cli_run import FolderPath, RemotePath, Run, content_ids, option
+from zeroshot.cli_out import FolderPath, RemotePath
+from zeroshot.cli_run import Run, option
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class Rows(Run):
         through: "Callable[[Iterator[Result]], Iterator[Result]]",
     ) -> None:
         from zeroshot import terminal
+        from zeroshot.tasks.ids import to_do
         from zeroshot.tasks.meter import Meter
 
         meter, output = Meter(), None
@@ -224,13 +226,7 @@ class Rows(Run):
                     worker = job.open(cache, meter, self.at_once)
                     if self.out is not None:
                         output = self._output(self.out, job.schema, worker.settings())
-                        named = [source for source in sources if output.names(source.path)]
-                        ids = iter(content_ids(named, cache))  # the others are read once, later
-                        sources = [
-                            s
-                            for s in sources
-                            if not (output.names(s.path) and output.holds(s.path, next(ids)))
-                        ]
+                        sources = to_do(sources, output, cache)
                         screen.expect(len(sources))
                     results = through(worker(sources, meter)) if sources else iter(())
                     while batch := list(islice(results, worker.batch_size if output else 1)):

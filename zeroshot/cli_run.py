@@ -5,10 +5,7 @@ As `cli`, nothing heavy is imported here.
 
 import dataclasses
 import functools
-import hashlib
 import inspect
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 
 import typer
 
+from zeroshot.cli_out import RemotePath, out_path
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,37 +69,6 @@ LongText = Annotated[
     option("--long-text", env="LONG_TEXT", help="Prompts longer than the encoder reads."),
 ]
 Json = Annotated[bool, option("--json", env="JSON", help="JSON lines on standard output.")]
-
-
-SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-"""As `inputs.source.SCHEME`, which is not imported for this."""
-FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|npz|npy|safetensors|toml|html?)", re.IGNORECASE)
-"""Suffixes of a single file."""
-
-
-class FolderPath(type(Path())):  # type: ignore[misc]
-    """A path that was given with a slash at its end."""
-
-
-class RemotePath(FolderPath):
-    """What --out names with a scheme: no path of this machine, and nobody may take it for one."""
-
-    address = ""
-
-    def __str__(self) -> str:
-        return self.address
-
-    def __fspath__(self) -> str:
-        raise UserError(f"--out {self.address}: this is written on this machine only")
-
-
-def out_path(given: str) -> Path:
-    """The path; a `FolderPath` where a slash says so, a `RemotePath` where a scheme does."""
-    if not SCHEME.match(given):
-        return FolderPath(given) if given.endswith(("/", os.sep)) else Path(given)
-    remote = RemotePath(given)
-    remote.address = given
-    return remote
 
 
 PANELS = {
@@ -251,21 +218,8 @@ class Run:
 
     def __post_init__(self) -> None:
         """UserError: an --out with a scheme that cannot be."""
-        if not isinstance(self.out, RemotePath):
-            return
-        given, suffix = self.out.address, self.out.suffix
-        if not self.remote_out:
-            raise UserError(f"--out {given}: this command writes on this machine only")
-        if FILE.fullmatch(suffix) and not given.endswith("/"):
-            raise UserError(
-                f"--out {given}: an object store takes a folder of shards, since nothing can be "
-                f"added to a file there; --out {given.removesuffix(suffix)}/"
-            )
-        from zeroshot.buckets import Bucket
-
-        bucket = Bucket(given)
-        if self.offline and bucket.shared:
-            raise UserError(f"--out {given}: the network is not to be asked (--offline)")
+        if isinstance(self.out, RemotePath):
+            self.out.see_to(self.remote_out, self.offline)
 
     def model_set(self, language_model: str | None = None) -> "ModelSet":
         """The models asked for; nothing is loaded yet."""
@@ -389,39 +343,6 @@ def _options_of(kind: Any) -> list[inspect.Parameter]:
         )
         for f in dataclasses.fields(kind)
     ]
-
-
-def content_ids(sources: "Sequence[Source]", cache: "EmbeddingCache") -> list[str | None]:
-    """The content id of each picture; None for what cannot be read."""
-    from zeroshot.images import Blob
-
-    blobs = [isinstance(source.content, Blob) for source in sources]
-    files = [s.path or "" for s, blob in zip(sources, blobs, strict=True) if not blob]
-    of_files = iter(cache.file_ids(files))
-    return [
-        _blob_id(source, cache) if blob else next(of_files)
-        for source, blob in zip(sources, blobs, strict=True)
-    ]
-
-
-def _blob_id(source: "Source", cache: "EmbeddingCache") -> str | None:
-    """As of a file; any will do for what has no stamp, such as a URL."""
-    from zeroshot.images import Blob
-    from zeroshot.records import ANY_ID
-
-    blob = source.content
-    assert isinstance(blob, Blob)
-    stamp = blob.stamp
-    if stamp is None:
-        return ANY_ID
-    if (known := cache.blob_id(stamp)) is not None:
-        return known
-    try:
-        id = hashlib.sha256(blob.read()).hexdigest()
-    except OSError:
-        return None
-    cache.remember_blob(stamp, id)
-    return id
 
 
 def _left_out(files: Sequence[str], thing: str) -> str:

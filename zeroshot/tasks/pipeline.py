@@ -25,6 +25,7 @@ from zeroshot.models.base import ClipEncoder, Image, ImageEncoder, PixelEncoder,
 from zeroshot.results import Failure
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks.batching import in_batches
+from zeroshot.tasks.ids import known_ids
 from zeroshot.tasks.meter import Meter
 
 IMAGE_KIND = f"image/{VERSION}"
@@ -205,7 +206,7 @@ class Pipeline:
     def _ask(self) -> None:
         """Keep the ids of some pictures on their way."""
         while len(self._asked) < 4 and (some := self._some()):
-            self._asked.append((some, self._askers.submit(self._ids, some)))
+            self._asked.append((some, self._askers.submit(known_ids, some, self._cache)))
 
     def _some(self) -> list[Source]:
         """The next sources; few of pictures in memory, which a generator may be making."""
@@ -217,23 +218,6 @@ class Pipeline:
             if len(some) == LOOK_UP or in_memory == self._batch_size:
                 break
         return some
-
-    def _ids(self, sources: Sequence[Source]) -> list[str | None]:
-        """The content ids, where they are known without reading what is no file of its own."""
-        files = [s.path for s in sources if s.content is None and s.path is not None]
-        of_files = iter(self._cache.file_ids(files))
-        return [
-            next(of_files) if s.content is None and s.path is not None else self._known_id(s)
-            for s in sources
-        ]
-
-    def _known_id(self, source: Source) -> str | None:
-        if isinstance(source.content, Picture):
-            return source.content.id
-        if isinstance(source.content, Blob):
-            stamp = source.content.stamp
-            return None if stamp is None else self._cache.blob_id(stamp)
-        return None
 
     # Reading, in a thread
 

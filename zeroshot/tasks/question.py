@@ -14,7 +14,7 @@ from zeroshot.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.protocols import Protocol, Task
 from zeroshot.protocols import protocol as named
-from zeroshot.records import ANY_ID, Output
+from zeroshot.records import Output
 from zeroshot.results import CaptionResult
 from zeroshot.store import EmbeddingCache
 from zeroshot.tasks import caption as captioning
@@ -24,6 +24,7 @@ from zeroshot.tasks.captioned import Captioned
 from zeroshot.tasks.datasets import Classes
 from zeroshot.tasks.embedding import AUTO_BATCH
 from zeroshot.tasks.evaluate import Answers, Choice
+from zeroshot.tasks.ids import to_do
 from zeroshot.tasks.judge import Judge
 from zeroshot.tasks.labels import Head
 from zeroshot.tasks.meter import Meter
@@ -210,23 +211,13 @@ class Question:
         else:
             file = keep / f"{name}.rows.jsonl"
             with Output(file, predictions.CAPTION, used, overwrite=overwrite) as output:
-                todo = [s for s in data.sources if not output.holds(s.path, self._id(s))]
-                for result in said(todo):
+                for result in said(to_do(data.sources, output, self.cache)):
                     output.write([result.row()])
             rows = predictions.in_order(predictions.read_captions(file), data.sources)
         seconds = time.perf_counter() - begun
         return evaluate.captioned(
             name, data, rows, settings=used, seconds=seconds, judge=self.judge
         )
-
-    def _id(self, source: Source) -> str | None:
-        """Of a file; a picture inside one is known by its place."""
-        if source.content is not None:
-            return ANY_ID
-        try:
-            return self.cache.file_id(source.path or "")
-        except OSError:
-            return None
 
 
 def question(
