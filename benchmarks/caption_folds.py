@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from zeroshot import methods
-from zeroshot.caption_metrics import cider
-from zeroshot.coupled import CoupledEncoder, calibrate, with_classes
 from zeroshot.methods import Pool
-from zeroshot.model_set import ModelSet, resolve
+from zeroshot.metrics.captioning import cider
+from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate, with_classes
+from zeroshot.model_set.model_set import ModelSet, resolve
 
 AT_ONCE = 8
 

@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from zeroshot.caption_metrics import caption_scores
+from zeroshot.metrics.captioning import caption_scores
 
 
 def main() -> None:

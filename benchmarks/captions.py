@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 import zeroshot
-from zeroshot.caption_metrics import caption_scores
-from zeroshot.images import find
-from zeroshot.store import EmbeddingCache
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.inputs.resolve import find
+from zeroshot.metrics.captioning import caption_scores
 
 COLUMNS = ("B@1", "B@4", "ROUGE-L", "CIDEr")
 

@@ -1,4 +1,4 @@
-"""Linear layers on one processor core: torch's own product beside `zeroshot.models.packed`.
+"""Linear layers on one processor core: the product of torch beside `models.towers.packed_linear`.
 
     python benchmarks/linear.py
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from zeroshot.models.packed import SMALLEST, PackedLinear
+from zeroshot.models.towers.packed_linear import SMALLEST, PackedLinear
 
 GPT2 = [(768, 2304), (768, 768), (768, 3072), (3072, 768)] * 12
 CASES = [

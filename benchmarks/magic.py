@@ -31,15 +31,16 @@ from random_models import as_loaded, clip, language_model, pictures
 from torch import Tensor
 
 from zeroshot.decoding import generate
-from zeroshot.images import find, open_image
+from zeroshot.images.reading import open_image
+from zeroshot.inference.embedding import text_side
+from zeroshot.inputs.resolve import find
 from zeroshot.methods.magic import MagicGuide
-from zeroshot.model_set import resolve
+from zeroshot.model_set.model_set import resolve
 from zeroshot.models.devices import PRECISIONS
-from zeroshot.models.hf_dual import TransformersDualEncoder
-from zeroshot.models.hf_lm import TransformersLanguageModel
-from zeroshot.models.text_tower import TokenTree
-from zeroshot.tasks.caption import captioner
-from zeroshot.tasks.embedding import text_side
+from zeroshot.models.hf.dual_encoder import TransformersDualEncoder
+from zeroshot.models.hf.language_model import TransformersLanguageModel
+from zeroshot.models.towers.text_tower import TokenTree
+from zeroshot.tasks.captioning.captioner import captioner
 
 
 @dataclass

@@ -29,16 +29,17 @@ from magic import Peak
 from PIL import Image
 from random_models import as_loaded, clip, words
 
-from zeroshot.images import Source, fetch, open_image
-from zeroshot.model_set import ModelSet
-from zeroshot.models.sets import SetSpec
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.images.reading import fetch, open_image
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.model_set.spec import SetSpec
 from zeroshot.ops import normalize
 from zeroshot.prompts import expand, load_templates
-from zeroshot.results import ClassifyResult
-from zeroshot.store import EmbeddingCache, NullCache
-from zeroshot.tasks.classify import classifier, classify
+from zeroshot.results.result import ClassifyResult
+from zeroshot.tasks.classification.classifier import classifier, classify
 from zeroshot.tasks.embed import embed
-from zeroshot.tasks.meter import Meter
 
 Timed = tuple[float, float]
 """Wall and CPU seconds."""

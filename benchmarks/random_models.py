@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from zeroshot.models.hf_dual import FAMILIES, TransformersDualEncoder, repaired
-from zeroshot.models.hf_lm import TransformersLanguageModel
-from zeroshot.models.packed import pack
+from zeroshot.models.hf.dual_encoder import FAMILIES, TransformersDualEncoder, repaired
+from zeroshot.models.hf.language_model import TransformersLanguageModel
+from zeroshot.models.towers.packed_linear import pack
 
 Model = TypeVar("Model", TransformersDualEncoder, TransformersLanguageModel)
 

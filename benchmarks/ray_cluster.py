@@ -18,18 +18,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 from many_scenes import draw
 
-from zeroshot.images import Source
-from zeroshot.jobs import Job
-from zeroshot.jobs.caption import CaptionJob
-from zeroshot.jobs.classify import ClassifyJob
-from zeroshot.jobs.embed import EmbedJob
-from zeroshot.model_set import resolve
-from zeroshot.scale.folder import Place
-from zeroshot.scale.here import Order, run
-from zeroshot.scale.on_ray import run_on_ray
-from zeroshot.scale.shards import How
-from zeroshot.store import NullCache
-from zeroshot.tasks.meter import Meter
+from zeroshot.cache.embedding_cache import NullCache
+from zeroshot.distributed.folder import Place
+from zeroshot.distributed.local import Order, run
+from zeroshot.distributed.ray_engine import run_on_ray
+from zeroshot.distributed.worker import How
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import resolve
+from zeroshot.tasks.captioning.caption_task import CaptionJob
+from zeroshot.tasks.classification.classify_task import ClassifyJob
+from zeroshot.tasks.embed_task import EmbedJob
+from zeroshot.tasks.task import Job
 
 BATCH = 32
 SHARD = 4 * BATCH

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zeroshot.ops import BLOCK, normalize
-from zeroshot.ranking import Gallery, nearest
+from zeroshot.ranking.exact import Gallery, nearest
 
 
 def best_of(rounds: int, *works: Callable[[], object]) -> list[float]:

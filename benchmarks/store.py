@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zeroshot.store import EmbeddingCache
+from zeroshot.cache.embedding_cache import EmbeddingCache
 
 
 def seconds(work: Callable[[], object]) -> float:

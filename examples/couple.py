@@ -9,7 +9,7 @@ beside a `models.toml` (docs/models.md).
 from pathlib import Path
 
 import zeroshot
-from zeroshot.images import open_image
+from zeroshot.images.reading import open_image
 from zeroshot.methods.auto import Auto
 
 SCENES = Path(__file__).parent / "scenes"

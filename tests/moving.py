@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot import clips
-from zeroshot.images import Source
+from zeroshot.images import clips
+from zeroshot.inputs.source import Source
 
 av = pytest.importorskip("av")
 

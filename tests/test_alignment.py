@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.test_asif import arrays
-from zeroshot import alignment
 from zeroshot.errors import UserError
+from zeroshot.metrics import alignment
 from zeroshot.ops import normalize
 
 CKA = {k: v.double() for k, v in arrays("cka_a").items()}

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import zeroshot
-from zeroshot import anchors as files
-from zeroshot.anchors import Entry, Writer, read_anchors, write_anchors
 from zeroshot.cli import run
+from zeroshot.datasets.pairs import read_pairs
 from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.model_set import anchor_file as files
+from zeroshot.model_set.anchor_file import Entry, Writer, read_anchors, write_anchors
 from zeroshot.ops import normalize
-from zeroshot.pairs import read_pairs
 from zeroshot.tasks import anchors as task
 
 SCENES = sorted((Path(__file__).parent.parent / "examples" / "scenes").glob("*.png"))[:4]
@@ -217,12 +217,12 @@ def test_a_killed_build_goes_on(folder, monkeypatch):
     done = subprocess.run([sys.executable, "-c", KILLED, *line], check=False)
     assert done.returncode == 9
     assert not Path("anchors.safetensors").exists()
-    from zeroshot.models import hf_image
+    from zeroshot.models.hf import image_encoder
 
     encoded = []
-    encode = hf_image.TransformersImageEncoder.encode_pixels
+    encode = image_encoder.TransformersImageEncoder.encode_pixels
     monkeypatch.setattr(
-        hf_image.TransformersImageEncoder,
+        image_encoder.TransformersImageEncoder,
         "encode_pixels",
         lambda self, pixels: encoded.extend(pixels) or encode(self, pixels),
     )

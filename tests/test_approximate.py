@@ -5,11 +5,10 @@ import re
 import pytest
 import torch
 
-from zeroshot import approximate
 from zeroshot.errors import ApproximateWarning
 from zeroshot.ops import normalize
-from zeroshot.ranking import Gallery
-from zeroshot.ranking import search as exact
+from zeroshot.ranking import faiss_index
+from zeroshot.ranking.exact import Gallery, search as exact
 
 
 def clustered(n, d=32, seed=0):
@@ -19,11 +18,11 @@ def clustered(n, d=32, seed=0):
     return normalize(near + 0.4 * torch.randn(n, d, generator=generator))
 
 
-@pytest.mark.parametrize("kind", approximate.KINDS)
+@pytest.mark.parametrize("kind", faiss_index.KINDS)
 def test_recall_is_what_it_says_and_scores_are_exact(kind):
     gallery, queries = clustered(3000), clustered(40, seed=1)
     with pytest.warns(ApproximateWarning, match="of the 10 best") as said:
-        hits = approximate.search(queries, Gallery.of(gallery), 10, kind)
+        hits = faiss_index.search(queries, Gallery.of(gallery), 10, kind)
     true = exact(queries, Gallery.of(gallery), 10)
     pairs = zip(hits.index.tolist(), true.index.tolist(), strict=True)
     recall = sum(len(set(a) & set(b)) for a, b in pairs) / 400
@@ -35,11 +34,11 @@ def test_recall_is_what_it_says_and_scores_are_exact(kind):
     assert (hits.scores[:, :-1] >= hits.scores[:, 1:]).all()
 
 
-@pytest.mark.parametrize("kind", approximate.KINDS)
+@pytest.mark.parametrize("kind", faiss_index.KINDS)
 @pytest.mark.parametrize("n", [1, 2, 5, 40])
 def test_few_pictures(kind, n):
     with pytest.warns(ApproximateWarning):
-        hits = approximate.search(clustered(3, seed=1), Gallery.of(clustered(n)), 10, kind)
+        hits = faiss_index.search(clustered(3, seed=1), Gallery.of(clustered(n)), 10, kind)
     assert hits.index.shape == (3, min(n, 10))
     for row in hits.index.tolist():
         found = [place for place in row if place >= 0]
@@ -49,12 +48,12 @@ def test_few_pictures(kind, n):
 
 
 def test_nothing_to_search():
-    hits = approximate.search(clustered(2), Gallery.of(torch.zeros(0, 32)), 3, "ivf")
+    hits = faiss_index.search(clustered(2), Gallery.of(torch.zeros(0, 32)), 3, "ivf")
     assert hits.index.shape == (2, 0)
 
 
 def test_a_sample_of_many_queries(monkeypatch):
-    monkeypatch.setattr(approximate, "SAMPLE", 7)
+    monkeypatch.setattr(faiss_index, "SAMPLE", 7)
     with pytest.warns(ApproximateWarning) as said:
-        approximate.search(clustered(50, seed=1), Gallery.of(clustered(500)), 5, "ivf")
+        faiss_index.search(clustered(50, seed=1), Gallery.of(clustered(500)), 5, "ivf")
     assert re.search(r"measured on 7 of", str(said[0].message))

@@ -7,7 +7,7 @@ import pytest
 
 from zeroshot import cli
 from zeroshot.errors import UserError
-from zeroshot.tasks.arrays import read_arrays, score_arrays
+from zeroshot.tasks.classification.arrays import read_arrays, score_arrays
 
 DATA = Path(__file__).parent / "data"
 

@@ -11,15 +11,15 @@ import pytest
 
 import zeroshot
 from tests.models import tiny_pairs
+from zeroshot.cache.embedding_cache import NullCache
 from zeroshot.cli import run
+from zeroshot.datasets.region_features import read_regions
 from zeroshot.errors import UserError
-from zeroshot.jobs import Job
-from zeroshot.jobs.ask import AskJob
-from zeroshot.jobs.write import NativeCaptionJob, ReadJob
-from zeroshot.model_set import resolve
-from zeroshot.store import NullCache
-from zeroshot.tasks.questions import covered, parse, singular, statements
-from zeroshot.tasks.regions import read_regions
+from zeroshot.model_set.model_set import resolve
+from zeroshot.tasks.captioning.trained_task import NativeCaptionJob, ReadJob
+from zeroshot.tasks.task import Job
+from zeroshot.tasks.vqa.ask_task import AskJob
+from zeroshot.tasks.vqa.statements import covered, parse, singular, statements
 
 ROOT = Path(__file__).parent.parent
 SCENES = ROOT / "examples" / "scenes"

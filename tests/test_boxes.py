@@ -2,7 +2,7 @@
 
 import torch
 
-from zeroshot.boxes import area, clipped, iou, shared, suppressed
+from zeroshot.models.boxes import area, clipped, iou, shared, suppressed
 
 
 def test_overlaps_by_hand():

@@ -21,7 +21,7 @@ import pytest
 
 from zeroshot import cli
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import read
+from zeroshot.images.reading import read
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

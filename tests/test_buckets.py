@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from tests.test_scale import KilledError, Toy, expected, join, sources
-from zeroshot import buckets, leases
-from zeroshot.buckets import Bucket
+from zeroshot.distributed.folder import Place
+from zeroshot.distributed.worker import How, process_shard, work
 from zeroshot.errors import NotAvailableError, OutputError, UserError
-from zeroshot.inputs import storage
-from zeroshot.leases import Lease, claim
-from zeroshot.locations import Disk
-from zeroshot.results import EmbedResult
-from zeroshot.scale.folder import Place
-from zeroshot.scale.shards import How, process_shard, work
-from zeroshot.tasks.meter import Meter
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.remote import fsspec_files
+from zeroshot.output import leases, object_store
+from zeroshot.output.filesystem import Disk
+from zeroshot.output.leases import Lease, claim
+from zeroshot.output.object_store import Bucket
+from zeroshot.results.result import EmbedResult
 
 fsspec = pytest.importorskip("fsspec", reason="object stores need the extra [data]")
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
@@ -96,7 +96,7 @@ def files(place):
     if isinstance(place, Path):
         held = {str(p.relative_to(place)): p.read_bytes() for p in place.rglob("*") if p.is_file()}
     else:
-        system, path = storage.connect(place.address, use_listings_cache=False)
+        system, path = fsspec_files.connect(place.address, use_listings_cache=False)
         named = {file.lstrip("/"): file for file in system.find(path)}
         top = path.strip("/") + "/"
         held = {n.removeprefix(top): bytes(system.cat_file(f)) for n, f in named.items()}
@@ -291,7 +291,7 @@ def test_a_sign_of_life_is_for_a_claim_that_stands(bucket, monkeypatch):
 @in_memory
 def test_touching_makes_young(bucket, monkeypatch):
     bucket.replace("a", b"kept")
-    info = fsspec.filesystem("memory").store[storage.connect(bucket.full("a"))[1]]
+    info = fsspec.filesystem("memory").store[fsspec_files.connect(bucket.full("a"))[1]]
     info.created = info.modified = datetime(2020, 1, 1, tzinfo=UTC)
     assert bucket.age("a") > 1e6
     bucket.touch("a")
@@ -324,7 +324,7 @@ def test_drivers_that_drop_the_condition_are_refused(monkeypatch):
         careless.begin()
     with pytest.raises(UserError, match="write to a disk and copy"):
         join(careless, Toy())
-    assert type(storage.connect(careless.address)[0]).store == {}
+    assert type(fsspec_files.connect(careless.address)[0]).store == {}
 
 
 def test_drivers_without_times_are_refused(monkeypatch):
@@ -340,7 +340,7 @@ def test_drivers_without_times_are_refused(monkeypatch):
 @in_memory
 @pytest.mark.parametrize("error", [FileExistsError("x"), OSError(22, "precondition failed")])
 def test_a_success_whose_answer_was_lost_is_one(bucket, monkeypatch, error):
-    system = type(storage.connect(bucket.address)[0])
+    system = type(fsspec_files.connect(bucket.address)[0])
     put = system.pipe_file
 
     def lost(self, path, value, mode="overwrite", **kwargs):
@@ -357,7 +357,7 @@ def test_a_success_whose_answer_was_lost_is_one(bucket, monkeypatch, error):
 @in_memory
 def test_a_put_that_fails_leaves_what_is_complete(bucket, monkeypatch):
     toy = Toy(vectors=True)
-    system = type(storage.connect(bucket.address)[0])
+    system = type(fsspec_files.connect(bucket.address)[0])
     put = system.pipe_file
 
     def fails(self, path, value, **kwargs):
@@ -366,7 +366,7 @@ def test_a_put_that_fails_leaves_what_is_complete(bucket, monkeypatch):
         put(self, path, value, **kwargs)
 
     monkeypatch.setattr(system, "pipe_file", fails)
-    monkeypatch.setattr("zeroshot.scale.shards._in_own_order", lambda shards: shards)
+    monkeypatch.setattr("zeroshot.distributed.worker._in_own_order", lambda shards: shards)
     folder = join(bucket, toy, layout="safetensors")
     with pytest.raises(OutputError, match="reset; what is complete there stays: see to its"):
         work(toy, folder, Meter())
@@ -388,10 +388,10 @@ def test_nothing_is_there_and_nothing_can_be_put(bucket, monkeypatch):
         tried.append(path)
         raise RuntimeError("Unable to locate credentials")
 
-    monkeypatch.setattr(type(storage.connect(bucket.address)[0]), "pipe_file", fails)
+    monkeypatch.setattr(type(fsspec_files.connect(bucket.address)[0]), "pipe_file", fails)
     with pytest.raises(OutputError, match="Unable to locate credentials"):
         bucket.publish("x", b"1")
-    assert len(tried) == buckets.TRIES
+    assert len(tried) == object_store.TRIES
     with pytest.raises(OutputError, match="cannot write to"):
         bucket.begin()
 
@@ -440,12 +440,12 @@ WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
     ids=["s3fs", "adlfs", "gcsfs", "naive", "sftp", "memory"],
 )
 def test_when_a_file_was_written(info):
-    assert storage.modified(info) == WHEN.timestamp()
+    assert fsspec_files.modified(info) == WHEN.timestamp()
 
 
 @pytest.mark.parametrize("info", [{}, {"mtime": None}, {"updated": "yesterday"}, {"modified": ()}])
 def test_when_nobody_knows(info):
-    assert storage.modified(info) is None
+    assert fsspec_files.modified(info) is None
 
 
 @pytest.fixture

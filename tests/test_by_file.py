@@ -14,18 +14,22 @@ import pytest
 from PIL import Image
 
 from tests.test_scale import Toy
+from zeroshot.cache.embedding_cache import NullCache
+from zeroshot.commands.console import Screen
+from zeroshot.distributed.folder import Place
+from zeroshot.distributed.local import Order, run, state
+from zeroshot.distributed.sharding import ByFile, ByNumber, FileRefusedError, planned
+from zeroshot.distributed.worker import How, Share, work
 from zeroshot.errors import UserError
-from zeroshot.images import Source
-from zeroshot.inputs import Bundles, Columns, Options, named, storage, webdataset
-from zeroshot.jobs.classify import ClassifyJob
-from zeroshot.model_set import resolve
-from zeroshot.scale.folder import Place
-from zeroshot.scale.here import Order, run, state
-from zeroshot.scale.plan import ByFile, ByNumber, FileRefusedError, planned
-from zeroshot.scale.shards import How, Share, work
-from zeroshot.store import NullCache
-from zeroshot.tasks.meter import Meter
-from zeroshot.terminal import Screen
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.columns import Columns
+from zeroshot.inputs.containers import Bundles
+from zeroshot.inputs.remote import fsspec_files
+from zeroshot.inputs.resolve import named, webdataset
+from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import Options
+from zeroshot.model_set.model_set import resolve
+from zeroshot.tasks.classification.classify_task import ClassifyJob
 
 COUNTS = (2, 4, 0, 2, 3)
 """Pictures in each tar file: batches of two begin where files do."""
@@ -380,7 +384,7 @@ def test_what_files_were_is_not_forgotten(tars):
     [lines] = lines
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [row[:2] for row in rows] == [[f"in/{n}.tar", {}] for n in range(5)]
-    assert rows[0][2] == storage.version_of("in/0.tar")
+    assert rows[0][2] == fsspec_files.version_of("in/0.tar")
     lines.write_text("")
     with pytest.raises(UserError, match="0 lines for 5 files"):
         join("o")

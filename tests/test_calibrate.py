@@ -9,7 +9,7 @@ import torch
 from tests.golden import recorded, tensors
 from zeroshot import metrics
 from zeroshot.errors import UserError
-from zeroshot.tasks.calibrate import (
+from zeroshot.tasks.classification.calibration import (
     Calibration,
     fit_temperature,
     matching_temperature,

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from zeroshot.caption_metrics import (
+from zeroshot.errors import UserError
+from zeroshot.metrics.captioning import (
     bleu,
     caption_scores,
     cider,
@@ -25,7 +25,6 @@ from zeroshot.caption_metrics import (
     rep_n,
     rouge_l,
 )
-from zeroshot.errors import UserError
 
 CAPTIONS = [
     "A brown dog runs on the wet grass.",

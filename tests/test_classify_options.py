@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from zeroshot import cli, methods
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.labels import read_labelled, read_prior
 from zeroshot.errors import UserError
-from zeroshot.model_set import resolve
-from zeroshot.pixels import view
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks import classify as task
-from zeroshot.tasks.embedding import embed_pictures, with_views
-from zeroshot.tasks.labelled import read_labelled, read_prior
-from zeroshot.tasks.meter import Meter
+from zeroshot.images.pixels import view
+from zeroshot.inference.embedding import embed_pictures, with_views
+from zeroshot.inference.meter import Meter
+from zeroshot.model_set.model_set import resolve
+from zeroshot.tasks.classification import classifier as task
 
 ROOT = Path(__file__).parent.parent
 SCENES = sorted((ROOT / "examples" / "scenes").glob("*.png"))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from zeroshot import methods
-from zeroshot.store import EmbeddingCache
+from zeroshot.cache.embedding_cache import EmbeddingCache
 
 DATA = Path(__file__).parent / "data"
 MAGIC = DATA / "magic"
@@ -219,7 +219,7 @@ def test_a_second_run_makes_no_encoder_call(zeroshot, mixed, monkeypatch):
     _, first, err = zeroshot(*arguments)
     assert "2 images encoded, 0 from the cache; 14 texts encoded" in err
 
-    from zeroshot.models.hf_dual import TransformersDualEncoder
+    from zeroshot.models.hf.dual_encoder import TransformersDualEncoder
 
     def never(*_):
         raise AssertionError("the encoder was called")

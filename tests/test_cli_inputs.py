@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from tests.test_url_inputs import Handler, server  # noqa: F401
-from zeroshot.images import Source
-from zeroshot.inputs import storage
-from zeroshot.results import EmbedResult, Failure
-from zeroshot.store import EmbeddingCache
-from zeroshot.terminal import _line
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.commands.console import _line
+from zeroshot.inputs.remote import fsspec_files
+from zeroshot.inputs.source import Source
+from zeroshot.results.result import EmbedResult, Failure
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -81,12 +81,12 @@ def test_what_was_read_is_not_read_again(zeroshot, monkeypatch):
     now = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now + (10 << 30))
     first = zeroshot("embed", "a.tar")
-    monkeypatch.setattr(storage, "read_range", lambda *place: 1 / 0)
+    monkeypatch.setattr(fsspec_files, "read_range", lambda *place: 1 / 0)
     second = zeroshot("embed", "a.tar", "--verbose")
     assert second[1] == first[1]
     assert "0 images encoded, 4 from the cache" in second[2]
     os.utime("a.tar", (1, 1))
-    monkeypatch.setattr(storage, "read_range", lambda *place: b"")
+    monkeypatch.setattr(fsspec_files, "read_range", lambda *place: b"")
     assert zeroshot("embed", "a.tar")[0] == 3
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.moving import av, numbered, numbers, plain, read, silence, write
-from zeroshot import animations, clips
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import Source
+from zeroshot.images import animation, clips
+from zeroshot.inputs.source import Source
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "ts"])
@@ -281,7 +281,7 @@ def test_a_picture_that_stands_still_and_a_damaged_animation(tmp_path, suffix, m
     path.write_bytes(whole)
     with pytest.raises(UnreadableImageError, match="megapixels"):
         read(path, max_pixels=1000)
-    monkeypatch.setattr(animations, "MAX_FRAMES", 2)
+    monkeypatch.setattr(animation, "MAX_FRAMES", 2)
     with pytest.raises(UnreadableImageError, match="more than 2 frames"):
         read(path)
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.toy import ToyEncoder
-from zeroshot.coupled import CoupledEncoder, reciprocal_rank, with_classes
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
+from zeroshot.inference.meter import Meter
 from zeroshot.methods._conse import ConSE, standard_scores
 from zeroshot.methods._pairs import Rows
 from zeroshot.methods.asif import ASIF
@@ -20,13 +21,12 @@ from zeroshot.methods.csa_asif import CSAASIF
 from zeroshot.methods.procrustes import Procrustes
 from zeroshot.methods.relative import Relative
 from zeroshot.methods.ridge_cca import RidgeCCA
-from zeroshot.model_set import ModelSet
+from zeroshot.model_set.coupled_encoder import CoupledEncoder, reciprocal_rank, with_classes
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.model_set.spec import CouplingSpec, SetSpec
 from zeroshot.models.base import Classes
-from zeroshot.models.sets import CouplingSpec, SetSpec
 from zeroshot.ops import normalize
-from zeroshot.store import EmbeddingCache, NullCache
-from zeroshot.tasks.caption import models_for_captions
-from zeroshot.tasks.meter import Meter
+from zeroshot.tasks.captioning.captioner import models_for_captions
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,8 @@ def test_reciprocal_rank_by_hand():
     ],
 )
 def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
-    from zeroshot.models.files import Files
-    from zeroshot.models.hf_image import read_classes
+    from zeroshot.models.hf.image_encoder import read_classes
+    from zeroshot.models.model_files import Files
     from zeroshot.models.names import parse
 
     weights = draw(classes, 5)

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from zeroshot import images
+from zeroshot.datasets import captions, clip_benchmark, ground_truth
+from zeroshot.datasets.protocols import PROTOCOLS, Protocol, protocol
+from zeroshot.datasets.text_files import below, read_text
 from zeroshot.errors import UserError
-from zeroshot.protocols import PROTOCOLS, Protocol, protocol
-from zeroshot.tasks import captioned, datasets, predictions, wds
-from zeroshot.tasks.reading import below, read_text
+from zeroshot.evaluation import predictions
 
 RNG = np.random.default_rng(2)
 
@@ -83,7 +84,7 @@ def test_captions_of_every_layout(name, tmp_path):
     content, expected = FILES[name]
     truth = write(tmp_path / name, content)
     split = "test" if "dataset" in name else None
-    found = captioned.read_captioned(truth, tmp_path / "photos", split)
+    found = captions.read_captioned(truth, tmp_path / "photos", split)
     assert names(found.sources, tmp_path / "photos") == expected
     assert found.references == (("a cat",), ("one dog", "a dog"))
 
@@ -119,12 +120,12 @@ def test_captions_of_every_layout(name, tmp_path):
 def test_files_that_are_no_captions(name, content, message, tmp_path):
     truth = write(tmp_path / name, content)
     with pytest.raises(UserError, match=message):
-        captioned.read_captioned(truth, tmp_path)
+        captions.read_captioned(truth, tmp_path)
 
 
 def test_a_split_of_a_file_without_splits(tmp_path):
     with pytest.raises(UserError, match="no splits"):
-        captioned.read_captioned(write(tmp_path / "c.json", COCO), tmp_path, "test")
+        captions.read_captioned(write(tmp_path / "c.json", COCO), tmp_path, "test")
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", ""])
@@ -135,7 +136,7 @@ def test_a_name_that_leads_out_of_the_folder(name, tmp_path):
 
 
 def test_a_file_that_grows_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("zeroshot.tasks.reading.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("zeroshot.datasets.text_files.MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="more than 1 MiB"):
         read_text(write(tmp_path / "bomb.jsonl.gz", gzip.compress(b" " * (2 << 20))))
 
@@ -151,7 +152,7 @@ def folders(tmp_path):
 
 
 def test_a_folder_per_class(folders):
-    found = datasets.read_classes(folders, split="val")
+    found = ground_truth.read_classes(folders, split="val")
     assert found.labels == ("cat", "dog")
     assert names(found.sources, folders / "val") == ["cat/1.png", "cat/2.png", "dog/1.png"]
     assert found.classes == (0, 0, 1)
@@ -159,7 +160,9 @@ def test_a_folder_per_class(folders):
 
 
 def test_folders_by_given_names(folders):
-    found = datasets.read_classes(folders, split="val", labels="dog,cat,bird", templates="a {c}")
+    found = ground_truth.read_classes(
+        folders, split="val", labels="dog,cat,bird", templates="a {c}"
+    )
     assert found.classes == (1, 1, 0)
     assert found.sentences == [["a dog"], ["a cat"], ["a bird"]]
 
@@ -167,15 +170,15 @@ def test_folders_by_given_names(folders):
 def test_folders_in_order_by_a_protocol(folders, tmp_path):
     write(tmp_path / "names.json", ["house cat", "big dog"])
     own = Protocol("own", "classify", "", "", str(tmp_path / "names.json"), "none", "val", 3)
-    found = datasets.read_classes(folders, protocol=own)
+    found = ground_truth.read_classes(folders, protocol=own)
     assert found.sentences == [["house cat"], ["big dog"]]
     assert found.classes == (0, 0, 1)
     write(folders / "val" / "cat" / "3.png", picture())
     with pytest.raises(UserError, match="has 3 pictures, and these data 4"):
-        datasets.read_classes(folders, protocol=own)
+        ground_truth.read_classes(folders, protocol=own)
     write(folders / "val" / "eel" / "3.png", picture())
     with pytest.raises(UserError, match="3 folders for 2 classes"):
-        datasets.read_classes(folders, protocol=own)
+        ground_truth.read_classes(folders, protocol=own)
 
 
 @pytest.mark.parametrize("name", ["truth.csv", "truth.jsonl"])
@@ -184,29 +187,29 @@ def test_a_file_of_labels(name, tmp_path):
     table = "path,label\n" + "".join(f"{p},{c}\n" for p, c in rows)
     each = lines(*({"path": p, "label": c} for p, c in rows))
     truth = write(tmp_path / name, table if name.endswith("csv") else each)
-    for found in (datasets.read_classes(tmp_path), datasets.read_classes(truth)):
+    for found in (ground_truth.read_classes(tmp_path), ground_truth.read_classes(truth)):
         assert found.labels == ("cat", "dog")
         assert found.classes == (1, 0, 1)
         assert names(found.sources, tmp_path) == ["b.png", "a.png", "c.png"]
     with pytest.raises(UserError, match="none of the labels"):
-        datasets.read_classes(tmp_path, labels="cat,bird")
+        ground_truth.read_classes(tmp_path, labels="cat,bird")
 
 
 def test_no_data(tmp_path):
     with pytest.raises(UserError, match="no such data"):
-        datasets.read_classes(tmp_path / "x")
+        ground_truth.read_classes(tmp_path / "x")
     with pytest.raises(UserError, match="no folder per class"):
-        datasets.read_classes(tmp_path)
+        ground_truth.read_classes(tmp_path)
     with pytest.raises(UserError, match="no folder 'test'"):
-        datasets.read_classes(tmp_path, split="test")
+        ground_truth.read_classes(tmp_path, split="test")
     with pytest.raises(UserError, match=r"no captions.jsonl or captions.json"):
-        datasets.read_captions(tmp_path)
+        ground_truth.read_captions(tmp_path)
 
 
 def test_fingerprints_follow_the_truth_and_not_the_place(folders, tmp_path):
     def of(place):
-        found = datasets.read_classes(place, split="val")
-        return datasets.fingerprint(place, found.sources, found.classes)
+        found = ground_truth.read_classes(place, split="val")
+        return ground_truth.fingerprint(place, found.sources, found.classes)
 
     first = of(folders)
     moved = folders.rename(tmp_path / "elsewhere")
@@ -251,7 +254,7 @@ def shards(tmp_path):
 
 def test_a_webdataset_as_it_is(shards):
     folder, held = shards
-    found = datasets.read_classes(folder, protocol=protocol("clip_benchmark/classification"))
+    found = ground_truth.read_classes(folder, protocol=protocol("clip_benchmark/classification"))
     assert found.labels == ("missile", "cat, small", "missile")
     assert found.classes == (2, 1, 0)
     assert found.sentences[1] == ["a photo of a cat, small.", "a cat, small"]
@@ -265,10 +268,10 @@ def test_a_webdataset_as_it_is(shards):
 
 
 def test_own_names_for_the_classes_of_a_webdataset(shards):
-    found = datasets.read_classes(shards[0], labels="a,b,c", templates="none")
+    found = ground_truth.read_classes(shards[0], labels="a,b,c", templates="none")
     assert found.sentences == [["a"], ["b"], ["c"]]
     with pytest.raises(UserError, match="2 labels for the 3 classes"):
-        datasets.read_classes(shards[0], labels="a,b")
+        ground_truth.read_classes(shards[0], labels="a,b")
 
 
 def test_a_webdataset_with_captions(shards):
@@ -276,10 +279,10 @@ def test_a_webdataset_with_captions(shards):
     write(folder / "dataset_type.txt", "retrieval\n")
     write(folder / "test" / "nshards.txt", "1")
     tar(folder / "test" / "0.tar", ("s.jpg", held[1]), ("s.txt", b"a cat\na small cat\n"))
-    found = datasets.read_captions(folder, protocol=protocol("clip_benchmark/retrieval"))
+    found = ground_truth.read_captions(folder, protocol=protocol("clip_benchmark/retrieval"))
     assert found.references == (("a cat", "a small cat"),)
     with pytest.raises(UserError, match="retrieval set"):
-        datasets.read_classes(folder)
+        ground_truth.read_classes(folder)
 
 
 LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
@@ -304,28 +307,28 @@ LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
 def test_shards_that_are_not_what_they_should_be(members, message, shards):
     tar(shards[0] / "test" / "0.tar", *members)
     with pytest.raises(UserError, match=message):
-        wds.read_classes(shards[0])
+        clip_benchmark.read_classes(shards[0])
 
 
 @pytest.mark.parametrize("count", ["", "x", "0", "-1", "9" * 5000])
 def test_no_number_of_shards(count, shards):
     write(shards[0] / "test" / "nshards.txt", count)
     with pytest.raises(UserError, match="tar files"):
-        wds.read_classes(shards[0])
+        clip_benchmark.read_classes(shards[0])
 
 
 @pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt"])
 def test_a_webdataset_without_names_or_templates(name, shards):
     (shards[0] / name).unlink()
     with pytest.raises(UserError, match="missing or empty"):
-        wds.read_classes(shards[0])
+        clip_benchmark.read_classes(shards[0])
 
 
 def test_a_picture_of_a_webdataset_without_captions(shards):
     write(shards[0] / "dataset_type.txt", "retrieval")
     tar(shards[0] / "test" / "0.tar", ("s.jpg", b"x"), ("s.txt", b" \n"))
     with pytest.raises(UserError, match="has no captions"):
-        wds.read_captions(shards[0])
+        clip_benchmark.read_captions(shards[0])
 
 
 def test_a_shard_that_is_missing_or_torn(shards):
@@ -333,10 +336,10 @@ def test_a_shard_that_is_missing_or_torn(shards):
     for data in (archive.read_bytes()[:700], b"no archive" * 100):
         archive.write_bytes(data)
         with pytest.raises(UserError, match="tar file"):
-            wds.read_classes(shards[0])
+            clip_benchmark.read_classes(shards[0])
     archive.unlink()
     with pytest.raises(UserError, match="no such file"):
-        wds.read_classes(shards[0])
+        clip_benchmark.read_classes(shards[0])
 
 
 # --- rows of earlier runs -----------------------------------------------------------------------
@@ -412,7 +415,10 @@ def test_every_protocol_can_be_kept():
 def test_a_protocol_takes_the_first_captions(tmp_path):
     own = Protocol("own", "retrieve", "", "", split=None, captions=1)
     write(tmp_path / "captions.jsonl", lines(*ROWS))
-    assert datasets.read_captions(tmp_path, protocol=own).references == (("a cat",), ("one dog",))
+    assert ground_truth.read_captions(tmp_path, protocol=own).references == (
+        ("a cat",),
+        ("one dog",),
+    )
     own = Protocol("own", "retrieve", "", "", split=None, captions=2)
     with pytest.raises(UserError, match="1 have fewer"):
-        datasets.read_captions(tmp_path, protocol=own)
+        ground_truth.read_captions(tmp_path, protocol=own)

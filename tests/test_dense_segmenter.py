@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zeroshot.dense import DenseSegmenter
 from zeroshot.errors import UserError
 from zeroshot.methods.naclip import NACLIP
+from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 
 
 class Colours:

@@ -13,12 +13,12 @@ from PIL import Image
 import zeroshot as package
 from tests.models import tiny
 from tests.tools import world
-from zeroshot import coco
 from zeroshot.errors import UserError
-from zeroshot.jobs.detect import DetectJob
-from zeroshot.located import DetectResult, Found
-from zeroshot.model_set import resolve
-from zeroshot.results import Failure
+from zeroshot.model_set.model_set import resolve
+from zeroshot.results.regions import DetectResult, Found
+from zeroshot.results.result import Failure
+from zeroshot.tasks.localization import coco_results
+from zeroshot.tasks.localization.detect_task import DetectJob
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART = SCENES / "1-red-heart.png"
@@ -258,7 +258,7 @@ def test_coco_by_hand():
         DetectResult(source, None, error=Failure("UnreadableImage", "no such file")),
         DetectResult(source, "x", width=10, height=20, boxes=boxes),
     ]
-    held = coco.document(results, ["cat", "dog"])
+    held = coco_results.document(results, ["cat", "dog"])
     assert held["images"] == [{"id": 1, "file_name": "a.png", "width": 10, "height": 20}]
     assert [c["name"] for c in held["categories"]] == ["cat", "dog", "bird"]
     assert held["annotations"][0] == {
@@ -276,7 +276,7 @@ def test_pycocotools_reads_it(tmp_path, capsys):
     coco_api = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
     source = package.images.Source("a.png")
     results = [DetectResult(source, "x", width=9, height=9, boxes=(Found("a", 0.5, (1, 2, 4, 8)),))]
-    coco.write(tmp_path / "x.json", coco.document(results, ["a"]), False)
+    coco_results.write(tmp_path / "x.json", coco_results.document(results, ["a"]), False)
     read = coco_api.COCO(str(tmp_path / "x.json"))
     capsys.readouterr()
     assert read.loadAnns(read.getAnnIds())[0]["bbox"] == [1, 2, 3, 6]

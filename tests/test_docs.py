@@ -166,7 +166,7 @@ def test_the_commands_of_systems_exist():
 
 
 def test_every_array_is_described():
-    from zeroshot.tasks.arrays import SHAPES
+    from zeroshot.tasks.classification.arrays import SHAPES
 
     text = (ROOT / "docs" / "embeddings.md").read_text("utf-8")
     table = text.split("| array |")[1].split("\n\n")[0]

@@ -11,18 +11,18 @@ from PIL import Image
 
 from tests.toy import ToyEncoder
 from zeroshot import images
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.commands.console import summary
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import Source, open_image
-from zeroshot.model_set import resolve
+from zeroshot.images.reading import open_image
+from zeroshot.inference import prefetch
+from zeroshot.inference.embedding import canonical_names, embed_pictures
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import resolve
 from zeroshot.models.preprocessing import FAST
 from zeroshot.ops import normalize
-from zeroshot.store import EmbeddingCache, NullCache
-from zeroshot.tasks import pipeline
-from zeroshot.tasks.embed import embed
-from zeroshot.tasks.embed import settings as embed_settings
-from zeroshot.tasks.embedding import canonical_names, embed_pictures
-from zeroshot.tasks.meter import Meter
-from zeroshot.terminal import summary
+from zeroshot.tasks.embed import embed, settings as embed_settings
 
 MAGIC = Path(__file__).parent / "data" / "magic"
 
@@ -142,7 +142,7 @@ def test_batches_are_filled_where_the_cache_holds_most(encoder, folder, tmp_path
 
 def test_a_picture_does_not_wait_for_ever_for_a_full_batch(encoder, folder, tmp_path):
     """One to encode, then more known ones than may wait for it."""
-    sources = folder(8 * pipeline.WINDOW * 3)
+    sources = folder(8 * prefetch.WINDOW * 3)
     with EmbeddingCache(tmp_path / "cache") as cache:
         run(sources[1:-1], encoder, cache)
         encoder.batches.clear()
@@ -157,7 +157,7 @@ def test_each_content_is_opened_and_encoded_once(encoder, folder, tmp_path, monk
         copies.append(tmp_path / f"copy{i}.png")
         copies[-1].write_bytes(Path(sources[i % 5].path).read_bytes())
     opened, fetch = [], images.fetch
-    monkeypatch.setattr(pipeline, "fetch", lambda s: opened.append(s) or fetch(s))
+    monkeypatch.setattr(prefetch, "fetch", lambda s: opened.append(s) or fetch(s))
     meter = Meter()
     batches = run([Source(str(c)) for c in copies], encoder, meter=meter)
     assert torch.equal(torch.cat([b.rows for b in batches]), alone(encoder, sources).repeat(12, 1))
@@ -198,7 +198,7 @@ def test_a_file_that_changes_under_way_takes_nobody_with_it(encoder, folder, tmp
             first.write_bytes(Path(sources[1].path).read_bytes())
         return fetch(source)
 
-    monkeypatch.setattr(pipeline, "fetch", changed)
+    monkeypatch.setattr(prefetch, "fetch", changed)
     [batch] = run([Source(str(path)) for path in (first, twin, third)], encoder)
     assert torch.equal(batch.rows, alone(encoder, [sources[1], sources[0], sources[0]]))
     assert batch.ids[1] == batch.ids[2] != batch.ids[0]
@@ -228,7 +228,7 @@ def test_what_waits_is_bounded(folder):
 
 def test_whole_pictures_wait_in_small_numbers(folder, monkeypatch):
     """An encoder that preprocesses by itself gets them in full size."""
-    monkeypatch.setattr(pipeline, "workers", lambda: 2)
+    monkeypatch.setattr(prefetch, "workers", lambda: 2)
     fetch, begun = images.fetch, []
     encoder = Whole()
     encode = encoder.encode_images
@@ -240,7 +240,7 @@ def test_whole_pictures_wait_in_small_numbers(folder, monkeypatch):
         return encode(given)
 
     encoder.encode_images = slow
-    monkeypatch.setattr(pipeline, "fetch", lambda s: begun.append(s) or fetch(s))
+    monkeypatch.setattr(prefetch, "fetch", lambda s: begun.append(s) or fetch(s))
     run(folder(100), encoder, batch_size=20)
 
 
@@ -282,7 +282,7 @@ def test_rows_reach_the_cache_as_they_come(encoder, folder, tmp_path):
             run(sources, encoder, cache)
         assert not threads()
         ids = [cache.file_id(s.path) for s in sources]
-        _, found = cache.get(encoder.name, pipeline.IMAGE_KIND, ids)
+        _, found = cache.get(encoder.name, prefetch.IMAGE_KIND, ids)
         assert found.tolist() == [True] * 24 + [False] * 8
 
 
@@ -303,7 +303,7 @@ def test_a_fault_of_ours_in_a_thread_ends_the_run(encoder, folder, monkeypatch):
     def broken(source):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(pipeline, "fetch", broken)
+    monkeypatch.setattr(prefetch, "fetch", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run(folder(3), encoder)
     assert not threads()
@@ -311,7 +311,7 @@ def test_a_fault_of_ours_in_a_thread_ends_the_run(encoder, folder, monkeypatch):
 
 def test_an_error_keeps_no_bytes_alive(folder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    reading = pipeline.Pipeline([], Whole(), NullCache(), Meter(), 4)
+    reading = prefetch.Pipeline([], Whole(), NullCache(), Meter(), 4)
     error = reading._read(Source(str(tmp_path / "bad.png")), None)
     reading.close()
     assert isinstance(error, UnreadableImageError)

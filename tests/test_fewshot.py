@@ -15,7 +15,7 @@ from zeroshot.methods.proker import ProKeR
 from zeroshot.methods.timo import TIMO
 from zeroshot.methods.tip_adapter import TipAdapter
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 DATA = Path(__file__).parent / "data" / "classify"
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-4)]

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from zeroshot import kept
 from zeroshot.errors import UserError
-from zeroshot.filtering import above, best_share, pair_cosines, threshold
-from zeroshot.jobs import Job, Transductive, is_transductive
-from zeroshot.jobs.filter import FilterJob
-from zeroshot.model_set import resolve
-from zeroshot.results import FilterResult, Source
+from zeroshot.model_set.model_set import resolve
+from zeroshot.output import filtered_pairs as kept
+from zeroshot.results.result import FilterResult, Source
+from zeroshot.tasks.filter_task import FilterJob
+from zeroshot.tasks.filtering import above, best_share, pair_cosines, threshold
+from zeroshot.tasks.task import Job, Transductive, is_transductive
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 POCKET = ["--models", "pocket"]
@@ -145,8 +144,8 @@ def test_the_job_is_one_and_travels(pairs):
     assert isinstance(FilterJob(models, 0.3), Job)
     job = pickle.loads(pickle.dumps(FilterJob(models, keep=0.3)))
     assert job.keep == 0.3
-    from zeroshot.store import NullCache
-    from zeroshot.tasks.meter import Meter
+    from zeroshot.cache.embedding_cache import NullCache
+    from zeroshot.inference.meter import Meter
 
     worker = job.open(NullCache(), Meter(), 2)
     assert isinstance(worker, Transductive)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.golden import close, recorded
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 HUNDRED = np.array(100.0)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot.drawing import draw_boxes, draw_regions, palette_png
 from zeroshot.errors import UserError
-from zeroshot.gallery import Gallery, file_name
+from zeroshot.tasks.localization.drawing import draw_boxes, draw_regions, palette_png
+from zeroshot.tasks.localization.image_folder import Gallery, file_name
 
 ID = "0123456789abcdef" * 4
 

@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from zeroshot import cli
-from zeroshot.images import read
-from zeroshot.inputs import Bundles, bundles, held, named, storage
-from zeroshot.scale.plan import FileRefusedError, planned
+from zeroshot.distributed.sharding import FileRefusedError, planned
+from zeroshot.images.reading import read
+from zeroshot.inputs import containers
+from zeroshot.inputs.containers import Bundles
+from zeroshot.inputs.remote import cached_files, fsspec_files
+from zeroshot.inputs.resolve import named
 
 fsspec = pytest.importorskip("fsspec", reason="remote files need the extra [data]")
 
@@ -109,8 +112,8 @@ def bucket():
     for held_by in (Counted.store, Counted.asked, Counted.broken):
         held_by.clear()
     yield Counted.store
-    for name in list(storage._held):
-        storage.let_go(name)
+    for name in list(fsspec_files._held):
+        fsspec_files.let_go(name)
 
 
 def asked():
@@ -140,7 +143,7 @@ def test_a_tar_file_is_fetched_once(bucket, pictures, size):
     assert sources[-1].fields["caption"] == "a red heart"
     assert all(source.content.read() == noise for source in sources)
     assert all(source.content.stamp.endswith(f" {hash(bucket['b/x.tar']):x}") for source in sources)
-    assert asked() == {"info": (1, 0), "range": (-(-whole // held.BLOCK), whole)}
+    assert asked() == {"info": (1, 0), "range": (-(-whole // cached_files.BLOCK), whole)}
     plan.let_go(0)
     assert sources[0].content.read() == noise
     assert asked()["range"] == (1, size)
@@ -158,30 +161,30 @@ def test_a_parquet_file_is_fetched_once(bucket):
     assert [source.content.read() for source in plan.shard(0)] == cells
     requests, total = asked()["range"]
     assert total == len(data.getvalue())
-    assert requests == -(-total // held.BLOCK)
+    assert requests == -(-total // cached_files.BLOCK)
 
 
 def test_any_part_in_any_order(monkeypatch):
-    monkeypatch.setattr(held, "BLOCK", 100)
+    monkeypatch.setattr(cached_files, "BLOCK", 100)
     data = np.random.default_rng(0).bytes(2345)
     Counted.store["b/x"] = data
-    copy = held.Held(Counted(), "b/x", len(data), None)
+    copy = cached_files.Held(Counted(), "b/x", len(data), None)
     places = np.random.default_rng(1).integers(0, 2400, (500, 2))
     with ThreadPoolExecutor(8) as threads:
         parts = list(threads.map(lambda p: copy.read(int(p[0]), int(p[1])), places))
     assert parts == [data[start : start + size] for start, size in places]
     requests, total = asked()["range"]
     assert (requests, total) == (24, 2345)
-    with io.BufferedReader(held.Reader(copy)) as file:
+    with io.BufferedReader(cached_files.Reader(copy)) as file:
         assert file.seek(-5, 2) == 2340
         assert (file.read(), file.read()) == (data[-5:], b"")
         assert (file.seek(10), file.read(3), file.tell()) == (10, data[10:13], 13)
 
 
 def test_blocks_are_fetched_ahead_only_in_order(monkeypatch):
-    monkeypatch.setattr(held, "BLOCK", 10)
+    monkeypatch.setattr(cached_files, "BLOCK", 10)
     Counted.store["b/x"] = bytes(1000)
-    copy = held.Held(Counted(), "b/x", 1000, None)
+    copy = cached_files.Held(Counted(), "b/x", 1000, None)
     done = threading.Event()
     for place in (500, 300, 900):  # from header to header of large members
         copy.read(place, 5)
@@ -191,20 +194,20 @@ def test_blocks_are_fetched_ahead_only_in_order(monkeypatch):
     for place in range(0, 100, 5):
         copy.read(place, 5)
     copy._pool.shutdown()
-    assert 10 <= len(Counted.asked) - 3 <= 10 + held.AHEAD
+    assert 10 <= len(Counted.asked) - 3 <= 10 + cached_files.AHEAD
 
 
 def test_a_block_that_did_not_come_is_asked_for_again(monkeypatch):
     Counted.store["b/x"] = b"something"
     Counted.broken.add("b/x")
-    copy = held.Held(Counted(), "b/x", 9, None)
+    copy = cached_files.Held(Counted(), "b/x", 9, None)
     with pytest.raises(PermissionError):
         copy.read(0, 9)
     Counted.broken.clear()
     assert copy.read(0, 9) == b"something"
     Counted.store["b/x"] = b"some"
     with pytest.raises(OSError, match="4 bytes came instead of 9: it has changed"):
-        held.Held(Counted(), "b/x", 9, None).read(0, 9)
+        cached_files.Held(Counted(), "b/x", 9, None).read(0, 9)
 
 
 def test_what_is_too_large_is_read_by_ranges(bucket, monkeypatch):
@@ -212,11 +215,15 @@ def test_what_is_too_large_is_read_by_ranges(bucket, monkeypatch):
     for limit in ("LARGEST", "_room"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                *((held, limit, 5) if limit == "LARGEST" else (storage, limit, lambda: 5))
+                *(
+                    (cached_files, limit, 5)
+                    if limit == "LARGEST"
+                    else (fsspec_files, limit, lambda: 5)
+                )
             )
             plan = by_file("counted://b/x.tar")
             sources = plan.shard(0)
-            assert not storage.is_held("counted://b/x.tar")
+            assert not fsspec_files.is_held("counted://b/x.tar")
             asked()
             assert [read(source).id for source in sources] == [read(scene(i)).id for i in (0, 1)]
             assert asked()["range"][0] == 2
@@ -274,7 +281,7 @@ def test_a_run_from_a_bucket(bucket, tmp_path, capsys):
     [rows] = [(tmp_path / "n" / "00000.jsonl").read_text()]
     assert "".join((tmp_path / "o" / f"0000{n}.jsonl").read_text() for n in range(3)) == rows
     assert asked()["range"][1] > whole
-    assert not storage._held
+    assert not fsspec_files._held
 
 
 def test_bytes_go_along_to_who_decodes(bucket):
@@ -283,8 +290,8 @@ def test_bytes_go_along_to_who_decodes(bucket):
     plan = by_file("counted://b/x.tar")
     [source] = plan.shard(0)
     asked()
-    sent = bundles.carried(source)
+    sent = containers.carried(source)
     assert (sent.path, sent.fields, sent.content) == (source.path, source.fields, scene(0))
     assert asked() == {}
     plan.let_go(0)
-    assert bundles.carried(source) is source
+    assert containers.carried(source) is source

@@ -12,7 +12,7 @@ from zeroshot.methods.csls import CSLS, crowding, csls
 from zeroshot.methods.dis import DIS, active, dis
 from zeroshot.methods.inverted_softmax import inverted_softmax
 from zeroshot.methods.nnn import NNN, bias, nnn, with_bias, with_one
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 
 def arrays(name, bank=True):

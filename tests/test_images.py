@@ -13,12 +13,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from zeroshot import images
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import Picture, Source, find, open_image, read, read_ahead
+from zeroshot.images.reading import open_image, read, read_ahead
+from zeroshot.inputs.resolve import find
+from zeroshot.inputs.source import Picture, Source
 
 
 def picture(width=13, height=7, mode="RGB", seed=0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from zeroshot import label_maps
-from zeroshot.label_maps import label_map, upsampled
+from zeroshot.tasks.localization import label_maps
+from zeroshot.tasks.localization.label_maps import label_map, upsampled
 
 
 @pytest.mark.parametrize("size", [(37, 53), (5, 7), (3, 90), (2, 2)])

@@ -1,117 +1,152 @@
-"""Imports point one way: each layer sees those to its left, methods only a few of them."""
+"""Imports point down: each folder of the package sees the floors below it, and no circle is left.
+
+The list has folders, and the ten files that stand beside them; a new file in a folder changes
+nothing here. A folder includes the folders in it.
+"""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
-LAYERS = [
-    {
-        "errors",
-        "ops",
-        "metrics",
-        "matching_metrics",
-        "intervals",
-        "prompts",
-        "protocols",
-        "treebank",
-        *{"boxes", "rle", "drawing", "gallery"},
-    },
-    {"caption_metrics"},
-    {"alignment", "measures"},
-    {"multilabel"},
-    {"models.base"},
-    {"label_maps"},
-    {"inputs"},
-    {
-        *{"images", "pixels", "formats", "records", "store", "models"},
-        *{"durable", "locations", "buckets", "leases"},
-    },
-    {"decoding", "trace", "animations", "clips"},
+FLOORS = [
+    {"errors", "ops", "prompts", "metrics"},
+    {"models", "inputs"},
+    {"trace", "images", "output"},
+    {"decoding", "cache", "results"},
     {"methods"},
-    {
-        *{"coupled", "anchors", "pairs", "model_set", "results", "spoken_results"},
-        *{"ranking", "filtering", "approximate", "dense"},
-    },
-    {"located", "regions", "framewise"},
-    {"page", "kept", "coco"},
+    {"model_set", "ranking"},
+    {"datasets", "inference"},
     {"tasks"},
-    {"jobs"},
-    {"report", "scale", "api"},
-    {"api_texts", "api_located", "video"},
-    {"terminal"},
-    {"cli_out", "cli_run", "cli_anchors", "cli_cache"},
-    {"cli_rows"},
-    {"cli_labels"},
-    {"cli_calibrate", "cli_caption", "cli_classify", "cli_embed", "cli_eval"},
-    {"cli_ask", "cli_detect", "cli_filter", "cli_match", "cli_search", "cli_segment"},
-    {"cli_video"},
-    {"cli", "web", "", "__main__"},
+    {"distributed", "evaluation"},
+    {"report", "api"},
+    {"video", "commands"},
+    {"cli"},
+    {"__main__"},
 ]
-METHODS_SEE = {
-    "errors",
-    "ops",
-    "caption_metrics",
-    "treebank",
-    "decoding",
-    "methods",
-    "models.base",
-    "trace",
-}
+METHODS_SEE = {"errors", "ops", "metrics", "decoding", "methods", "models.base", "trace"}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
+MOST_FILES = 12
+TWICE = {
+    "classification": "metrics of the task, and the task",
+    "captioning": "metrics of the task, and the task",
+    "model_set": "the folder is named after the class that its main file defines",
+    "evaluation": "as model_set",
+}
+"""Names of a module that a folder has too, and why."""
 
 
-def layer_of(module: str) -> str:
-    """`models.sets` -> `models`, `models.base` -> `models.base`, the package itself -> ''."""
-    if module == "models.base":
-        return module
-    return module.split(".")[0]
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
-def rank(layer: str) -> int:
-    found = [i for i, names in enumerate(LAYERS) if layer in names]
-    assert found, f"'{layer}' has no place in the layers; add it to LAYERS"
-    return found[0]
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        module = ".".join(p for p in parts if p != "__init__")
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
+    """Each module with each name it imports: a module of ours, or what another package has."""
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
-                below = [f"{node.module}.{alias.name}" for alias in node.names]
-                is_package = (PACKAGE.parent / node.module.replace(".", "/")).is_dir()
-                names = below if is_package else [node.module]
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    yield module, full if full in MODULES else node.module
             elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                yield module, name
+                for alias in node.names:
+                    yield module, alias.name
+
+
+def room(module):
+    """`zeroshot.models.hf.common` -> `models`; the package itself -> ''."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def floor(name):
+    found = [i for i, names in enumerate(FLOORS) if name in names]
+    assert found, f"'{name}' has no floor; a new folder needs one in FLOORS, a new file does not"
+    return found[0]
+
+
+OURS = [(source, target) for source, target in imports() if target in MODULES]
 
 
 def test_imports_point_down():
-    wrong = []
-    for module, name in imports():
-        if not name.startswith("zeroshot."):
-            continue
-        target = layer_of(name.removeprefix("zeroshot."))
-        source = layer_of(module)
-        if (
-            target == "models.base"
-            or not (PACKAGE / f"{target}.py").exists() | (PACKAGE / target).is_dir()
-        ):
-            target = "models.base" if target == "models.base" else ""
-        if target and rank(target) > rank(source):
-            wrong.append(f"{module} imports {name}")
-        if source == "methods" and target and target not in METHODS_SEE:
-            wrong.append(f"a method meets {name}: {module}")
+    wrong = [
+        f"{source} imports {target}"
+        for source, target in OURS
+        if room(source) != room(target)
+        and room(target)  # the package's own face brings nothing but its version
+        and floor(room(target)) >= floor(room(source))
+    ]
+    assert not wrong
+
+
+def test_no_circle():
+    targets = {module: {t for s, t in OURS if s == module and t != module} for module in MODULES}
+    done, path = set(), []
+
+    def walk(module):
+        assert module not in path, f"a circle: {' > '.join([*path, module])}"
+        if module not in done:
+            path.append(module)
+            for target in targets[module]:
+                walk(target)
+            done.add(path.pop())
+
+    for module in MODULES:
+        walk(module)
+
+
+def test_methods_are_functions_of_tensors():
+    wrong = [
+        f"{source} imports {target}"
+        for source, target in OURS
+        if room(source) == "methods"
+        and room(target) not in METHODS_SEE
+        and target.removeprefix("zeroshot.") not in METHODS_SEE
+    ]
     assert not wrong
 
 
 def test_model_libraries_stay_in_models():
     wrong = [
-        f"{module} imports {name}"
-        for module, name in imports()
-        if name.split(".")[0] in ONLY_IN_MODELS and not module.startswith("models.")
+        f"{source} imports {target}"
+        for source, target in imports()
+        if target.split(".")[0] in ONLY_IN_MODELS and room(source) != "models"
+    ]
+    assert not wrong
+
+
+def test_no_folder_is_a_corridor():
+    files = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in MODULES.values())
+    assert not {f: n for f, n in files.items() if n > MOST_FILES and f != "methods"}
+
+
+def test_a_module_has_a_name_of_its_own():
+    names = Counter(path.stem for path in MODULES.values() if path.stem != "__init__")
+    assert not [name for name, count in names.items() if count > 1]
+    folders = {path.parent.name for path in MODULES.values() if path.parent != PACKAGE}
+    assert names.keys() & folders == TWICE.keys()
+
+
+def test_a_public_type_has_a_name_of_its_own():
+    defined = Counter(
+        node.name
+        for path in MODULES.values()
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name: count for name, count in defined.items() if count > 1}
+
+
+def test_faces_define_nothing():
+    """A package's `__init__` says what the folder is for, and hands names on."""
+    wrong = [
+        module
+        for module, path in MODULES.items()
+        if path.name == "__init__.py"
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
     ]
     assert not wrong

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from zeroshot import durable, leases
 from zeroshot.errors import OutputError
-from zeroshot.leases import Lease, claim, live
-from zeroshot.locations import Disk
+from zeroshot.output import atomic, leases
+from zeroshot.output.filesystem import Disk
+from zeroshot.output.leases import Lease, claim, live
 
 HOLD = """
 import sys, time
@@ -142,18 +142,18 @@ def test_who_publishes_first_stays(tmp_path, monkeypatch, links):
 
     if not links:
         monkeypatch.setattr(os, "link", refuse)
-    assert durable.publish(tmp_path / "a", b"first")
-    assert not durable.publish(tmp_path / "a", b"second")
+    assert atomic.publish(tmp_path / "a", b"first")
+    assert not atomic.publish(tmp_path / "a", b"second")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"first"}
 
 
 def test_a_replacement_that_fails_leaves_the_old(tmp_path, monkeypatch):
-    durable.replace(tmp_path / "a", b"old")
+    atomic.replace(tmp_path / "a", b"old")
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left"), durable.writing(tmp_path):
-        durable.replace(tmp_path / "a", b"new")
+    with pytest.raises(OutputError, match="No space left"), atomic.writing(tmp_path):
+        atomic.replace(tmp_path / "a", b"new")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}

@@ -13,15 +13,15 @@ from PIL import Image
 
 import zeroshot
 from tests.models import tiny, tiny_pairs
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.cli import run
+from zeroshot.datasets.winoground import winoground_figures
 from zeroshot.errors import UserError
-from zeroshot.jobs import Job
-from zeroshot.jobs.match import MatchJob
-from zeroshot.model_set import resolve
-from zeroshot.models.hf_pairs import TransformersPairScorer
-from zeroshot.store import EmbeddingCache, NullCache
-from zeroshot.tasks.forms import winoground_figures
-from zeroshot.tasks.meter import Meter
+from zeroshot.inference.meter import Meter
+from zeroshot.model_set.model_set import resolve
+from zeroshot.models.vlm.image_text_matching import TransformersPairScorer
+from zeroshot.tasks.matching.match_task import MatchJob
+from zeroshot.tasks.task import Job
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR, RING = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zeroshot import matching_metrics as matching
+from zeroshot.metrics import retrieval as matching
 
 RNG = np.random.default_rng(5)
 

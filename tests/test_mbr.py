@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from tests.toy import ToyEncoder, ToyLanguageModel
-from zeroshot.caption_metrics import cider, document_frequency
 from zeroshot.decoding import mean_log_probability
 from zeroshot.errors import UserError
 from zeroshot.methods import Pool
@@ -16,9 +15,10 @@ from zeroshot.methods._continuations import DOUBT, ContinuationGuide, Continuati
 from zeroshot.methods._risk import expected_cider, repeats
 from zeroshot.methods.consensus import Consensus
 from zeroshot.methods.mbr import MBR
-from zeroshot.model_set import ModelSet, resolve
-from zeroshot.models.sets import CouplingSpec, SetSpec
-from zeroshot.tasks.caption import captioner
+from zeroshot.metrics.captioning import cider, document_frequency
+from zeroshot.model_set.model_set import ModelSet, resolve
+from zeroshot.model_set.spec import CouplingSpec, SetSpec
+from zeroshot.tasks.captioning.captioner import captioner
 
 WORDS = ["<start>", "<end>", "a", "the", "dog", "cat", "runs", "sits", "on", "in", "grass", "mat"]
 WORDS += ["red", "old", "by", "and", "small", "tree"]
@@ -397,7 +397,7 @@ def test_a_set_with_captions_is_captioned_by_mbr(make_set, monkeypatch):
     assert captioner(named, None, {}, asked={"prompts": True}).k == 45
     assert chosen(make_set(language_model=None)) == "MaGiC"
     assert chosen(resolve("base")) == chosen(resolve("pocket")) == "MaGiC"
-    monkeypatch.setattr("zeroshot.tasks.caption.POOLED", 1)
+    monkeypatch.setattr("zeroshot.tasks.captioning.captioner.POOLED", 1)
     assert chosen(make_set()) == "MaGiC"
 
 

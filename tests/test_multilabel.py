@@ -10,9 +10,9 @@ import pytest
 from sklearn import metrics as reference
 
 import zeroshot as zs
-from zeroshot import multilabel
+from zeroshot.datasets.multilabel_images import read_multilabelled
 from zeroshot.errors import UserError
-from zeroshot.tasks.multilabelled import read_multilabelled
+from zeroshot.metrics import multilabel
 
 ROOT = Path(__file__).parent.parent
 SCENES = ROOT / "examples" / "scenes"

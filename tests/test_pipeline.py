@@ -15,7 +15,7 @@ from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.sinkhorn import Sinkhorn
 from zeroshot.methods.zpe import ZPE
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 GENERATOR = torch.Generator().manual_seed(0)
 PRIOR = torch.tensor([0.5, 0.3, 0.2])

@@ -12,9 +12,9 @@ from benchmarks.plain_magic import plain_magic
 from tests.models import tiny
 from zeroshot import models
 from zeroshot.decoding import generate
-from zeroshot.images import open_image
+from zeroshot.images.reading import open_image
 from zeroshot.methods.magic import MagicGuide
-from zeroshot.model_set import resolve
+from zeroshot.model_set.model_set import resolve
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"k": 20, "alpha": 0.1}

@@ -16,7 +16,7 @@ from zeroshot.methods.frolic import Frolic, leaning, stationary
 from zeroshot.methods.otter import OTTER
 from zeroshot.methods.sinkhorn import Sinkhorn, biases
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 
 def unit(*shape, seed=0):

@@ -12,7 +12,7 @@ from zeroshot.methods.autoclip import AutoCLIP, entropy, gradients
 from zeroshot.methods.chils import CHiLS
 from zeroshot.methods.zpe import ZPE
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 
 def unit(*shape, seed=0):

@@ -5,8 +5,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from zeroshot import prompts
 from zeroshot.errors import UserError

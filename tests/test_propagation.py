@@ -12,7 +12,7 @@ from zeroshot.errors import FewClassesWarning
 from zeroshot.methods.inmap import InMaP, balance
 from zeroshot.methods.zlap import ZLaP
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 DATA = Path(__file__).parent / "data" / "classify"
 

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from zeroshot import ranking
 from zeroshot.errors import UserError
 from zeroshot.ops import Keys, normalize
-from zeroshot.ranking import CORRECTIONS, Gallery, correction, nearest, search
+from zeroshot.ranking.exact import CORRECTIONS, Gallery, correction, nearest, search
 
 
 def unit(n, d=16, seed=0):

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot.images import Source
-from zeroshot.inputs import Bundles, named
-from zeroshot.jobs.caption import CaptionJob
-from zeroshot.jobs.classify import ClassifyJob
-from zeroshot.jobs.embed import EmbedJob
-from zeroshot.model_set import resolve
-from zeroshot.scale.folder import Place
-from zeroshot.scale.here import Order, run
-from zeroshot.scale.plan import FileRefusedError
-from zeroshot.scale.shards import How
-from zeroshot.store import NullCache
-from zeroshot.tasks.meter import Meter
+from zeroshot.cache.embedding_cache import NullCache
+from zeroshot.distributed.folder import Place
+from zeroshot.distributed.local import Order, run
+from zeroshot.distributed.sharding import FileRefusedError
+from zeroshot.distributed.worker import How
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.containers import Bundles
+from zeroshot.inputs.resolve import named
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import resolve
+from zeroshot.tasks.captioning.caption_task import CaptionJob
+from zeroshot.tasks.classification.classify_task import ClassifyJob
+from zeroshot.tasks.embed_task import EmbedJob
 
 ray = pytest.importorskip("ray", reason="the Ray engine needs the extra [ray]")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
@@ -109,7 +110,7 @@ def alone(request, pictures, tmp_path):
 
 def test_the_rows_of_one_process_whoever_dies(cluster, pictures, alone, tmp_path):
     """Captions lose an actor, and then a node."""
-    from zeroshot.scale.on_ray import run_on_ray
+    from zeroshot.distributed.ray_engine import run_on_ray
 
     name, expected = alone
     given = order(name, pictures, tmp_path / "ray")
@@ -131,8 +132,8 @@ def test_the_rows_of_one_process_whoever_dies(cluster, pictures, alone, tmp_path
 
 
 def test_what_an_actor_refuses_is_said_here(cluster, pictures, tmp_path):
+    from zeroshot.distributed.ray_engine import run_on_ray
     from zeroshot.errors import UserError
-    from zeroshot.scale.on_ray import run_on_ray
 
     run(order("embed", pictures[:4], tmp_path / "o"), NullCache(), Meter())
     with pytest.raises(UserError, match="begun with other inputs"):
@@ -141,7 +142,7 @@ def test_what_an_actor_refuses_is_said_here(cluster, pictures, tmp_path):
 
 def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
     """And one that has changed costs its own shard alone."""
-    from zeroshot.scale.on_ray import run_on_ray
+    from zeroshot.distributed.ray_engine import run_on_ray
 
     (tmp_path / "in").mkdir()
     for number in range(4):

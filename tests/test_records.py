@@ -9,12 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from zeroshot import formats
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.records import Output, merge
+from zeroshot.output import formats
+from zeroshot.output.resumable import Output, merge
 
 SCHEMA = "zeroshot.classify/1"
 SETTINGS = {"method": "ensemble", "options": {"k": 3}, "models": {"encoder": "toy@1"}}

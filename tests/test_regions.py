@@ -6,11 +6,17 @@ import torch
 from PIL import Image
 
 from tests.test_dense_segmenter import Colours
-from zeroshot.dense import DenseSegmenter
 from zeroshot.errors import UserError
 from zeroshot.methods.naclip import NACLIP
 from zeroshot.models.base import Detector
-from zeroshot.regions import Prompts, RegionDetector, cut_out, parts_of, pyramid
+from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
+from zeroshot.tasks.localization.region_detector import (
+    Prompts,
+    RegionDetector,
+    cut_out,
+    parts_of,
+    pyramid,
+)
 
 
 def squares():

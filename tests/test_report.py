@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from zeroshot import cli
-from zeroshot.caption_metrics import cider
-from zeroshot.report import captions, choices, figures, gather, labels, render
+from zeroshot.metrics.captioning import cider
+from zeroshot.report import caption_tables, figures, gather, label_tables, render, traces
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 EVIL = "<script>alert(1)</script><img src=http://evil/x>\"' onload=x"
@@ -129,9 +129,9 @@ def test_figures_of_bare_rows_are_those_of_eval(rows):
     expected = cider(said, references)
     cell = table.rows[0][1][table.columns.index("CIDEr")]
     assert cell.value == f"{100 * expected.corpus:.2f}"
-    shown = captions.captions(group, 30, "data")
+    shown = caption_tables.captions(group, 30, "data")
     assert [one.said[0].cider for one in shown] == [f"{100 * s:.0f}" for s in expected.each]
-    worst = captions.captions(group, 1, "worst")
+    worst = caption_tables.captions(group, 1, "worst")
     assert worst[0].name == "gone.png"
 
 
@@ -150,7 +150,7 @@ def test_the_page_of_labels(run, tmp_path):
     assert run(*line, "--templates", "a {}", "--compare", "ensemble,asif,center")[0] == 0
     [group] = gather([tmp_path / "out"]).groups
     assert [m.name for m in group.methods] == ["ensemble", "asif", "center"]
-    asif = next(own for own in labels.labels(group) if own.method == "asif")
+    asif = next(own for own in label_tables.labels(group) if own.method == "asif")
     lines = (tmp_path / "out" / "asif.rows.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     truth = [group.truth[row["path"]]["label"] for row in rows]
@@ -180,7 +180,7 @@ def test_the_page_of_retrieval(run, tmp_path):
     line = ("eval", SCENES, "--task", "retrieve", "--models", "pocket", "--out", tmp_path / "out")
     assert run(*line, "--method", "relative")[0] == 0
     found = gather([tmp_path / "out"])
-    [(name, shown, wrong)] = labels.misses(found.groups[0])
+    [(name, shown, wrong)] = label_tables.misses(found.groups[0])
     page = needs_nothing(render(found))
     assert name == "relative"
     assert len(shown) == wrong
@@ -190,7 +190,7 @@ def test_the_page_of_retrieval(run, tmp_path):
 def test_choices_word_by_word(run, tmp_path):
     line = ("caption", SCENES / "1-red-heart.png", "--models", "pocket", "-o", "max_tokens=4")
     assert run(*line, "--trace", tmp_path / "trace.jsonl", "--out", tmp_path / "x.jsonl")[0] == 0
-    [trace] = choices.traces(gather([tmp_path / "trace.jsonl"]).traces)
+    [trace] = traces.traces(gather([tmp_path / "trace.jsonl"]).traces)
     assert len(trace.steps) == 4
     for step in trace.steps:
         assert max(c.likely + c.guide for c in step.candidates) == pytest.approx(100, abs=0.2)

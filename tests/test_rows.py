@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from zeroshot import leases
-from zeroshot.locations import Disk
+from zeroshot.output import leases
+from zeroshot.output.filesystem import Disk
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 COMMON = ["--models", "pocket", "--no-cache", "--batch-size", "2"]

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot import leases
+from zeroshot.distributed.folder import Place
+from zeroshot.distributed.sharding import ByNumber, Share
+from zeroshot.distributed.unfinished import Part
+from zeroshot.distributed.worker import How, process_shard, work
 from zeroshot.errors import UserError
-from zeroshot.images import Source
-from zeroshot.model_set import ModelSet, resolve
-from zeroshot.results import CaptionResult, EmbedResult, Failure
-from zeroshot.scale.folder import Place
-from zeroshot.scale.part import Part
-from zeroshot.scale.plan import ByNumber, Share
-from zeroshot.scale.shards import How, process_shard, work
-from zeroshot.tasks.meter import Meter
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import ModelSet, resolve
+from zeroshot.output import leases
+from zeroshot.results.result import CaptionResult, EmbedResult, Failure
 
 POCKET = resolve("pocket")
 

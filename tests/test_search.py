@@ -13,16 +13,16 @@ from PIL import Image
 
 import zeroshot as package
 from zeroshot import cli
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
-from zeroshot.images import find
-from zeroshot.model_set import resolve
+from zeroshot.inference import embedding_matrix as gathering
+from zeroshot.inference.embedding_matrix import gather
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.resolve import find
+from zeroshot.model_set.model_set import resolve
 from zeroshot.ops import normalize
-from zeroshot.page import POLICY, search_page
-from zeroshot.results import Failure, Reason, SearchResult, Source
-from zeroshot.store import EmbeddingCache, NullCache
-from zeroshot.tasks import gather as gathering
-from zeroshot.tasks.gather import gather
-from zeroshot.tasks.meter import Meter
+from zeroshot.report.search_page import POLICY, search_page
+from zeroshot.results.result import Failure, Reason, SearchResult, Source
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR = SCENES / "1-red-heart.png", SCENES / "2-blue-star.png"

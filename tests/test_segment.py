@@ -11,11 +11,12 @@ from PIL import Image
 
 import zeroshot as package
 from tests.tools import world
-from zeroshot import cli, rle
+from zeroshot import cli
 from zeroshot.errors import UserError
-from zeroshot.formats import pyarrow
-from zeroshot.jobs.segment import SegmentJob
-from zeroshot.model_set import resolve
+from zeroshot.model_set.model_set import resolve
+from zeroshot.output.formats import pyarrow
+from zeroshot.results import coco_rle
+from zeroshot.tasks.localization.segment_task import SegmentJob
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART = SCENES / "1-red-heart.png"
@@ -53,7 +54,7 @@ def test_a_heart_is_where_it_is(zeroshot, tmp_path):
     assert (row["width"], row["height"], row["scored"]) == (128, 128, "softmax")
     assert (row["method"], list(row["models"])) == ("naclip", ["segmenter"])
     (heart,) = [r for r in row["regions"] if r["label"] == "red heart"]
-    mask = rle.decode(heart["rle"])
+    mask = coco_rle.decode(heart["rle"])
     assert mask.sum() == heart["pixels"]
     assert heart["share"] == pytest.approx(heart["pixels"] / 128**2, abs=1e-6)
     pixels = np.asarray(Image.open(HEART).convert("RGB")).astype(int)
@@ -81,7 +82,7 @@ def test_batched_as_one_by_one(zeroshot):
     for row, other in zip(together, alone, strict=True):
         assert [r["label"] for r in row["regions"]] == [r["label"] for r in other["regions"]]
         for region, again in zip(row["regions"], other["regions"], strict=True):
-            apart = rle.decode(region["rle"]) != rle.decode(again["rle"])
+            apart = coco_rle.decode(region["rle"]) != coco_rle.decode(again["rle"])
             assert apart.mean() < 1e-3  # ties within rounding
 
 

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
-from zeroshot import store
+from zeroshot import cache as store
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache, erase
+from zeroshot.cache.lookup import MANY, Places, Run
 from zeroshot.errors import UserError
-from zeroshot.store import EmbeddingCache, NullCache, erase
-from zeroshot.store.places import MANY, Places, Run
 
 ENCODER = "toy@1"
 
@@ -809,7 +808,7 @@ def test_exports_that_cannot_be(tmp_path):
 
 def test_many_rows_in_batches_of_any_size(tmp_path, monkeypatch):
     """Large batches are sorted in at once, small ones wait in a dictionary: both find the same."""
-    from zeroshot.store import places
+    from zeroshot.cache import lookup as places
 
     monkeypatch.setattr(places, "MANY", 5)
     known = {}

@@ -14,9 +14,14 @@ import PIL.Image
 import pytest
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
-from zeroshot.images import Source, find, read
-from zeroshot.inputs import Columns, Options, manifests, parquet, storage
-from zeroshot.inputs.urls import Fetch, Url
+from zeroshot.images.reading import read
+from zeroshot.inputs import parquet, tables
+from zeroshot.inputs.columns import Columns
+from zeroshot.inputs.remote import fsspec_files
+from zeroshot.inputs.remote.fetch import Fetch, Url
+from zeroshot.inputs.resolve import find
+from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import Options
 
 datasets = pytest.importorskip("datasets")
 fsspec = pytest.importorskip("fsspec")
@@ -73,7 +78,7 @@ def rows_of(folder, suffix, rows):
     return f"set/{path.name}"
 
 
-ALL = pytest.mark.parametrize("suffix", manifests.SUFFIXES)
+ALL = pytest.mark.parametrize("suffix", tables.SUFFIXES)
 
 
 # Tables of paths
@@ -106,7 +111,7 @@ def test_urls_and_buckets(folder, suffix):
     )
     first, second, third = find(name).sources
     assert (first.path, first.content) == ("https://x.org/a.png", Url(first.path, Options().fetch))
-    assert (second.path, second.content) == ("s3://b/a.png", storage.Remote("s3://b/a.png"))
+    assert (second.path, second.content) == ("s3://b/a.png", fsspec_files.Remote("s3://b/a.png"))
     assert outcome(third) == (f"{name}#2", "'ftp://x': a table names paths, URLs and buckets")
 
 
@@ -211,7 +216,7 @@ def _field_limit():
 
 @pytest.mark.usefixtures("_field_limit")
 def test_csv_that_is_damaged(folder, monkeypatch):
-    monkeypatch.setattr(manifests, "MAX_LINE", 1000)
+    monkeypatch.setattr(tables, "MAX_LINE", 1000)
     (folder / "set/x.csv").write_text('path,caption\na.png,x\n"b.png,' + "y" * 2000)
     good, bad = outcomes("set/x.csv")
     assert good == ("set/a.png", ok(0))
@@ -238,7 +243,7 @@ def test_a_byte_order_mark_and_other_line_ends(folder):
 
 
 def test_json_lines_that_do_not_fit(folder, monkeypatch):
-    monkeypatch.setattr(manifests, "MAX_LINE", 500)
+    monkeypatch.setattr(tables, "MAX_LINE", 500)
     lines = ['{"path": "a.png"}', "{", "[1]", '{"x": 1}', '{"path": 7}', "[" * 400]
     lines += ['{"path": "b.png", "caption": "\\ud800"}', "", '{"path": "b.png"}', "9" * 600]
     (folder / "set/x.jsonl").write_text("\n".join(lines))
@@ -538,7 +543,7 @@ def test_parquet_elsewhere(bucket, folder):
 
 
 def test_files_elsewhere_that_are_too_large(bucket, monkeypatch):
-    monkeypatch.setattr(storage, "MAX_BYTES", 10)
+    monkeypatch.setattr(fsspec_files, "MAX_BYTES", 10)
     assert outcomes("memory://b/in/1.png")[0][1].startswith("larger than ")
 
 
@@ -569,9 +574,9 @@ def test_what_drivers_raise_is_a_reason(bucket, monkeypatch):
 
 
 def test_states_of_files_elsewhere():
-    assert storage.remote_state({"size": 3, "ETag": '"ab"'}) == '3 ETag "ab"'
-    assert storage.remote_state({"size": 3, "name": "x", "created": 1}) is None
-    remote = storage.Remote("s3://b/x.png", '3 ETag "ab"')
+    assert fsspec_files.remote_state({"size": 3, "ETag": '"ab"'}) == '3 ETag "ab"'
+    assert fsspec_files.remote_state({"size": 3, "name": "x", "created": 1}) is None
+    remote = fsspec_files.Remote("s3://b/x.png", '3 ETag "ab"')
     assert remote.stamp == 's3://b/x.png\0\x003 ETag "ab"'
     assert pickle.loads(pickle.dumps(remote)) == remote
 
@@ -582,7 +587,7 @@ def test_file_urls_are_paths(folder):
 
 def test_memory_of_a_source(folder):
     """What ten million of them take, times ten million."""
-    source = Source("x" * 40, storage.Remote("x" * 40))
+    source = Source("x" * 40, fsspec_files.Remote("x" * 40))
     assert sys.getsizeof(source) + sys.getsizeof(source.content) <= 120
     assert not hasattr(source, "__dict__")
 

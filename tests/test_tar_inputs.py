@@ -10,12 +10,12 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import find, read
+from zeroshot.images.reading import read
 from zeroshot.inputs import tar, webdataset
+from zeroshot.inputs.resolve import find
 from zeroshot.inputs.webdataset import InTar, pictures, read_dataset
 
 

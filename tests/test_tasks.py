@@ -12,17 +12,17 @@ from safetensors.torch import save_file
 
 import zeroshot
 from tests.toy import ToyEncoder
-from zeroshot.coupled import calibrate
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.images import Source
+from zeroshot.inference.batching import in_batches
+from zeroshot.inference.embedding import embed_pictures, embed_texts, ragged
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
 from zeroshot.methods.asif import ASIF
-from zeroshot.model_set import read_anchors, resolve
+from zeroshot.model_set.coupled_encoder import calibrate
+from zeroshot.model_set.model_set import read_anchors, resolve
 from zeroshot.ops import matching_scale, normalize
-from zeroshot.results import ClassifyResult, Label, Reason
-from zeroshot.store import EmbeddingCache, NullCache
-from zeroshot.tasks.batching import in_batches
-from zeroshot.tasks.embedding import embed_pictures, embed_texts, ragged
-from zeroshot.tasks.meter import Meter
+from zeroshot.results.result import ClassifyResult, Label, Reason
 
 MAGIC = Path(__file__).parent / "data" / "magic"
 PICTURES = [MAGIC / f"image_{i}.png" for i in range(5)]
@@ -278,7 +278,7 @@ class CountingEncoder(ToyEncoder):
 
 
 def test_each_different_content_is_encoded_once_and_in_order(tmp_path):
-    from zeroshot.images import find
+    from zeroshot.inputs.resolve import find
 
     copies = []
     for i, source in enumerate([0, 1, 0, 2, 1, 0]):

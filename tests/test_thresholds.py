@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from zeroshot.errors import UserError
-from zeroshot.tasks.thresholds import Thresholds, learn, read_thresholds
+from zeroshot.tasks.matching.thresholds import Thresholds, learn, read_thresholds
 
 
 def balanced(scores, found, labels, cuts):

@@ -13,7 +13,7 @@ from zeroshot.methods.gda import GDA
 from zeroshot.methods.stata import StatA
 from zeroshot.methods.transclip import TransCLIP
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 DATA = Path(__file__).parent / "data" / "classify"
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-4)]

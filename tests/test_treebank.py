@@ -1,10 +1,9 @@
 """The treebank's words, rule by rule, as PTBTokenizer of CoreNLP 3.4.1 answered for these texts."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from zeroshot.treebank import tokenize
+from zeroshot.metrics.ptb_tokenizer import tokenize
 
 CASES = {
     "lower case": ("ON The Street", "on the street"),

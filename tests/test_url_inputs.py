@@ -15,10 +15,13 @@ import PIL.Image
 import pytest
 
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import Source, find, read
-from zeroshot.inputs import Options, connection, urls
-from zeroshot.inputs.addresses import is_public
-from zeroshot.inputs.urls import Fetch, Url
+from zeroshot.images.reading import read
+from zeroshot.inputs.remote import connection, fetch as urls
+from zeroshot.inputs.remote.addresses import is_public
+from zeroshot.inputs.remote.fetch import Fetch, Url
+from zeroshot.inputs.resolve import find
+from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import Options
 
 HERE = Fetch(allow_private=True, timeout=5, connect=2, silence=2)
 

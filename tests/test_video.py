@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from tests.moving import HEART, LABELS, plain, read, scene, write
-from zeroshot import cli, framewise
-from zeroshot.images import Source
-from zeroshot.model_set import resolve
+from zeroshot import cli
+from zeroshot.inputs.source import Source
+from zeroshot.model_set import frame_encoder
+from zeroshot.model_set.model_set import resolve
 
 
 @pytest.fixture
@@ -47,13 +48,13 @@ def test_a_clip_of_one_scene_gets_its_label(zeroshot, tmp_path):
 
 def test_a_clip_is_the_mean_of_its_frames(tmp_path):
     """Against the encoder on the frames themselves, batched and one by one."""
-    from zeroshot.store import NullCache
-    from zeroshot.tasks.embedding import embed_all
-    from zeroshot.tasks.meter import Meter
+    from zeroshot.cache.embedding_cache import NullCache
+    from zeroshot.inference.embedding import embed_all
+    from zeroshot.inference.meter import Meter
 
     a = write(tmp_path / "a.mp4", [scene("red-heart"), scene("blue-star")])
     b = write(tmp_path / "b.mp4", [scene("blue-star")])
-    models = framewise.ClipModels.of(resolve("pocket"), 4)
+    models = frame_encoder.ClipModels.of(resolve("pocket"), 4)
     encoder = models.encoder
     encoder = getattr(encoder, "image_encoder", encoder)
     rows = embed_all([Source(str(a)), Source(str(b))], encoder, NullCache(), Meter())
@@ -131,12 +132,12 @@ def test_without_pyav(zeroshot, tmp_path, monkeypatch):
 def test_attention_by_hand():
     """Two frames, one text: the weights are a softmax of (1, 0) / t."""
     frames = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    (found,) = framewise.attended_cosines(frames, torch.tensor([[1.0, 0.0]]), 0.5)
+    (found,) = frame_encoder.attended_cosines(frames, torch.tensor([[1.0, 0.0]]), 0.5)
     weight = math.exp(2) / (math.exp(2) + 1)
     assert found.item() == pytest.approx(weight / math.hypot(weight, 1 - weight), abs=1e-6)
     same = frames[:, :1].repeat(1, 3, 1)
     text = torch.tensor([[0.6, 0.8]])
-    assert framewise.attended_cosines(same, text).item() == pytest.approx(0.6, abs=1e-6)
+    assert frame_encoder.attended_cosines(same, text).item() == pytest.approx(0.6, abs=1e-6)
 
 
 def test_attention_finds_what_is_seen_for_a_moment(zeroshot, tmp_path):
@@ -197,7 +198,7 @@ def folder(tmp_path):
 def test_methods_work_on_clips_as_on_the_arrays_of_their_rows(zeroshot, folder):
     """Rows by `video embed`, scored by the method on arrays: no clip is met there."""
     from zeroshot import prompts
-    from zeroshot.tasks.arrays import score_arrays
+    from zeroshot.tasks.classification.arrays import score_arrays
 
     _, embedded, _ = zeroshot("video", "embed", folder, "--models", "pocket", "--json")
     images = np.array([row["embedding"] for row in embedded], np.float32)
@@ -221,7 +222,7 @@ def test_methods_work_on_clips_as_on_the_arrays_of_their_rows(zeroshot, folder):
 @pytest.mark.parametrize("method", ["mta", "zero"])
 def test_frames_are_the_views_of_a_clip(zeroshot, folder, method):
     """As the method scores arrays of the mean and the frames; the second run is from the cache."""
-    from zeroshot.tasks.arrays import score_arrays
+    from zeroshot.tasks.classification.arrays import score_arrays
 
     encoder = resolve("pocket").encoder
     frames = np.stack(

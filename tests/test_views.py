@@ -12,7 +12,7 @@ from zeroshot.methods.mta import MTA
 from zeroshot.methods.tda import TDA, Stream
 from zeroshot.methods.zero import Zero
 from zeroshot.ops import normalize
-from zeroshot.tasks.arrays import score_arrays
+from zeroshot.tasks.classification.arrays import score_arrays
 
 DATA = Path(__file__).parent / "data" / "classify"
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-4)]

@@ -11,7 +11,7 @@ import time
 import torch
 
 from zeroshot.methods import configure
-from zeroshot.model_set import resolve
+from zeroshot.model_set.model_set import resolve
 
 HELD_OUT = 200
 COUPLINGS = [

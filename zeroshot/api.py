@@ -7,33 +7,37 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from zeroshot import images as pictures
-from zeroshot import models as loaders
-from zeroshot import prompts as sentences_of
+from zeroshot import images as pictures, models as loaders, prompts as sentences_of
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.labels import read_labelled
+from zeroshot.datasets.protocols import Task
 from zeroshot.errors import UserError
-from zeroshot.images import Input, Source
-from zeroshot.intervals import CONFIDENCE, DRAWS
-from zeroshot.jobs import Job
-from zeroshot.jobs.caption import CaptionJob
-from zeroshot.jobs.classify import ClassifyJob
-from zeroshot.jobs.embed import EmbedJob
-from zeroshot.jobs.write import NativeCaptionJob
-from zeroshot.model_set import ModelSet, resolve
+from zeroshot.evaluation.evaluation import Evaluation, Sampling, evaluation
+from zeroshot.evaluation.experiment import question
+from zeroshot.evaluation.predict import Choice
+from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Input, Source
+from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS
+from zeroshot.model_set.model_set import ModelSet, resolve
+from zeroshot.model_set.spec import is_set
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
-from zeroshot.models.sets import is_set
-from zeroshot.protocols import Task
-from zeroshot.ranking import correction
-from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
-from zeroshot.store import EmbeddingCache
+from zeroshot.ranking.exact import correction
+from zeroshot.results.result import (
+    CaptionResult,
+    ClassifyResult,
+    EmbedResult,
+    Results,
+    SearchResult,
+)
 from zeroshot.tasks import search as searching
-from zeroshot.tasks.classify import Learn
-from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.evaluate import Choice
-from zeroshot.tasks.evaluation import Evaluation, Sampling, evaluation
-from zeroshot.tasks.labelled import read_labelled
-from zeroshot.tasks.labels import Head
-from zeroshot.tasks.meter import Meter
-from zeroshot.tasks.question import question
+from zeroshot.tasks.captioning.caption_task import CaptionJob
+from zeroshot.tasks.captioning.trained_task import NativeCaptionJob
+from zeroshot.tasks.classification.classifier import Learn
+from zeroshot.tasks.classification.classify_task import ClassifyJob
+from zeroshot.tasks.classification.heads import Head
+from zeroshot.tasks.embed_task import EmbedJob
+from zeroshot.tasks.task import Job
 
 Asked = str | Path | bytes | Image | Source
 """Words, or a picture: a path as an object, a PIL image, bytes."""

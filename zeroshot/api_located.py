@@ -4,19 +4,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zeroshot import images as pictures
-from zeroshot import prompts as sentences_of
+from zeroshot import images as pictures, prompts as sentences_of
 from zeroshot.api import _run, _set
-from zeroshot.images import Input
-from zeroshot.jobs.detect import DetectJob
-from zeroshot.jobs.segment import SegmentJob
-from zeroshot.located import DetectResult, SegmentResult
-from zeroshot.model_set import ModelSet
-from zeroshot.results import Results
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.detect import Regions
-from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.labelled import read_labelled
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.labels import read_labelled
+from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inputs.source import Input
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.results.regions import DetectResult, SegmentResult
+from zeroshot.results.result import Results
+from zeroshot.tasks.localization.detect_task import DetectJob
+from zeroshot.tasks.localization.detection import Regions
+from zeroshot.tasks.localization.segment_task import SegmentJob
 
 
 def segment(

@@ -4,22 +4,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zeroshot import images as pictures
-from zeroshot import prompts
+from zeroshot import images as pictures, prompts
 from zeroshot.api import _run, _set
+from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.images import Input, Source
-from zeroshot.jobs.ask import AskJob
-from zeroshot.jobs.match import MatchJob
-from zeroshot.jobs.write import ReadJob
-from zeroshot.model_set import ModelSet
-from zeroshot.results import Results
-from zeroshot.spoken_results import AskResult, MatchResult, ReadResult
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.match import Score
-from zeroshot.tasks.questions import PRESENT
-from zeroshot.tasks.thresholds import Thresholds
+from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inputs.source import Input, Source
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.results.result import Results
+from zeroshot.results.text import AskResult, MatchResult, ReadResult
+from zeroshot.tasks.captioning.trained_task import ReadJob
+from zeroshot.tasks.matching.match_task import MatchJob
+from zeroshot.tasks.matching.scoring import Score
+from zeroshot.tasks.matching.thresholds import Thresholds
+from zeroshot.tasks.vqa.ask_task import AskJob
+from zeroshot.tasks.vqa.statements import PRESENT
 
 
 def match(
@@ -44,7 +43,7 @@ def match(
             `hf:Salesforce/blip-itm-base-coco`.
         against: texts that those are weighed against, by an encoder.
         score: of an encoder; `sigmoid` is for those that were trained with one (SigLIP).
-        thresholds: from `tasks.thresholds.learn`; then every text has a label too.
+        thresholds: from `tasks.matching.thresholds.learn`; then every text has a label too.
 
     Raises:
         UserError: an unknown name. NotAvailableError: a model that is not here.

@@ -13,23 +13,23 @@ from typing import Annotated
 
 import typer
 
-from zeroshot import (
-    cli_anchors,
-    cli_ask,
-    cli_cache,
-    cli_calibrate,
-    cli_caption,
-    cli_classify,
-    cli_detect,
-    cli_embed,
-    cli_eval,
-    cli_filter,
-    cli_match,
-    cli_search,
-    cli_segment,
-    cli_video,
+from zeroshot.commands import (
+    anchor_commands,
+    ask_command,
+    cache_commands,
+    calibrate_command,
+    caption_command,
+    classify_command,
+    detect_command,
+    embed_command,
+    evaluation_commands,
+    filter_command,
+    match_command,
+    search_commands,
+    segment_command,
+    video_commands,
 )
-from zeroshot.cli_run import Json
+from zeroshot.commands.options import Json
 from zeroshot.errors import ZeroshotError
 
 INTERRUPTED = 130
@@ -45,24 +45,24 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Model sets: what there is, what is on this disk, fetching.")
 app.add_typer(models_app, name="models", no_args_is_help=True)
-app.add_typer(cli_cache.app, name="cache", no_args_is_help=True)
-app.add_typer(cli_anchors.app, name="anchors", no_args_is_help=True)
-app.add_typer(cli_video.app, name="video", no_args_is_help=True)
+app.add_typer(cache_commands.app, name="cache", no_args_is_help=True)
+app.add_typer(anchor_commands.app, name="anchors", no_args_is_help=True)
+app.add_typer(video_commands.app, name="video", no_args_is_help=True)
 
 
-app.command()(cli_caption.caption)
-app.command()(cli_classify.classify)
-app.command()(cli_calibrate.calibrate)
-app.command()(cli_search.search)
-app.command()(cli_filter.filter)
-app.command()(cli_embed.embed)
-app.command()(cli_segment.segment)
-app.command()(cli_detect.detect)
-app.command("eval")(cli_eval.evaluate)
-app.command()(cli_eval.report)
-app.command()(cli_match.match)
-app.command()(cli_ask.ask)
-app.command()(cli_ask.read)
+app.command()(caption_command.caption)
+app.command()(classify_command.classify)
+app.command()(calibrate_command.calibrate)
+app.command()(search_commands.search)
+app.command()(filter_command.filter)
+app.command()(embed_command.embed)
+app.command()(segment_command.segment)
+app.command()(detect_command.detect)
+app.command("eval")(evaluation_commands.evaluate)
+app.command()(evaluation_commands.report)
+app.command()(match_command.match)
+app.command()(ask_command.ask)
+app.command()(ask_command.read)
 
 
 @app.command()
@@ -73,18 +73,18 @@ def methods(
     json: Json = False,
 ) -> None:
     """Every method, its paper and its options."""
-    from zeroshot import terminal
+    from zeroshot.commands import console
     from zeroshot.methods import describe, names
 
     if name is not None and not json:
-        terminal.show_method(describe(name))
+        console.show_method(describe(name))
         return
     rows = [describe(n) for n in ([name] if name else names())]
     if json:
         for row in rows:
-            terminal.print_json(dataclasses.asdict(row))
+            console.print_json(dataclasses.asdict(row))
     else:
-        terminal.print_table(
+        console.print_table(
             ("method", "does", "about"), [(r.name, ", ".join(r.does), r.title) for r in rows]
         )
 
@@ -92,10 +92,10 @@ def methods(
 @models_app.command("list")
 def models_list() -> None:
     """The built-in model sets: what is in them, licence, size, whether they are on this disk."""
-    from zeroshot import terminal
-    from zeroshot.models.sets import list_sets
+    from zeroshot.commands import console
+    from zeroshot.model_set.spec import list_sets
 
-    terminal.print_table(
+    console.print_table(
         ("set", "about", "licence", "MB", "on disk"),
         [
             (x.name, x.about, x.licence, x.megabytes or "", "yes" if s.on_disk else "no")
@@ -110,10 +110,10 @@ def models_show(
     name: Annotated[str, typer.Argument(help="A model set or a directory with a models.toml.")],
 ) -> None:
     """The parts of a model set, and where they are."""
-    from zeroshot import terminal
-    from zeroshot.models.sets import describe
+    from zeroshot.commands import console
+    from zeroshot.model_set.spec import describe
 
-    terminal.print_table(
+    console.print_table(
         ("part", "model", "directory", "MB"),
         [
             (p.part, p.model, str(p.directory or "not on this disk"), p.megabytes)
@@ -127,11 +127,11 @@ def models_pull(
     name: Annotated[str, typer.Argument(help="A model set, or one model such as hf:org/model.")],
 ) -> None:
     """Fetch a model set, or one model, into the hub's cache (HF_HOME)."""
-    from zeroshot import terminal
-    from zeroshot.models.sets import pull
+    from zeroshot.commands import console
+    from zeroshot.model_set.spec import pull
 
     for directory in pull(name):
-        terminal.say(f"in {directory}")
+        console.say(f"in {directory}")
 
 
 def _version(asked: bool) -> bool:
@@ -160,24 +160,24 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of one command; every failure ends as one message on standard error."""
-    from zeroshot import terminal
+    from zeroshot.commands import console
 
     try:
-        with terminal.warnings_said():
+        with console.warnings_said():
             app(list(arguments))
     except SystemExit as done:  # typer's way to end, usage errors printed
         code = int(done.code or 0)
         if code == INTERRUPTED:
-            terminal.say("interrupted; what was written so far stays")
+            console.say("interrupted; what was written so far stays")
         return code
     except ZeroshotError as error:
-        terminal.say(f"error: {error}")
+        console.say(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
-        terminal.say(traceback.format_exc())
-        terminal.say(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
+        console.say(traceback.format_exc())
+        console.say(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
         return 1
     return 0

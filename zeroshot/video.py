@@ -7,18 +7,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from zeroshot import api, prompts
-from zeroshot import images as pictures
+from zeroshot import api, images as pictures, prompts
 from zeroshot.api import Asked
+from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.framewise import FRAMES, ClipModels
-from zeroshot.images import CLIPS, Input, Options, Source
-from zeroshot.jobs.clips import ClipClassifyJob
-from zeroshot.model_set import ModelSet
-from zeroshot.results import CaptionResult, ClassifyResult, EmbedResult, Results, SearchResult
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import AUTO_BATCH
-from zeroshot.tasks.labels import Head
+from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inputs.source import CLIPS, Input, Source
+from zeroshot.inputs.tables import Options
+from zeroshot.model_set.frame_encoder import FRAMES, ClipModels
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.results.result import (
+    CaptionResult,
+    ClassifyResult,
+    EmbedResult,
+    Results,
+    SearchResult,
+)
+from zeroshot.tasks.classification.clip_task import ClipClassifyJob
+from zeroshot.tasks.classification.heads import Head
 
 __all__ = ["caption", "classify", "embed", "search"]
 

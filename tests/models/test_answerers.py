@@ -8,7 +8,7 @@ from tests.models import tiny_pairs
 from zeroshot import models
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answerer, RegionAnswerer, Regions
-from zeroshot.models.hf_generate import ANSWERERS
+from zeroshot.models.vlm.captioners import ANSWERERS
 
 QUESTIONS = ["is it?", "how many are there?", "who", "is it?", "what is in the picture"]
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from tests.models import tiny
 from zeroshot import models
-from zeroshot.boxes import corners
 from zeroshot.errors import UserError
-from zeroshot.models import hf
 from zeroshot.models.base import Detector, Grounder
+from zeroshot.models.boxes import corners
+from zeroshot.models.hf import common
 
 OWLS = ("owlvit", "owlv2")
 LABELS = ["a cat", "two dogs", "remote"]
@@ -55,7 +55,7 @@ def test_batched_as_one_by_one(name, loaded, pictures):
 
 def owl_inputs(detector, image):
     length = detector.model.config.text_config.max_position_embeddings
-    tokens = hf.tokenize(detector.tokenizer, LABELS, length, "max_length")
+    tokens = common.tokenize(detector.tokenizer, LABELS, length, "max_length")
     return dict(tokens) | dict(detector.image_processor(images=[image], return_tensors="pt"))
 
 

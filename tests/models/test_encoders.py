@@ -146,9 +146,9 @@ def test_the_name_follows_the_preprocessing(directory_of, loaded, tmp_path):
 
 
 def test_the_name_follows_the_version_of_our_own_preprocessing(directory_of, loaded, monkeypatch):
-    from zeroshot.models import hf_dual
+    from zeroshot.models.hf import dual_encoder
 
-    monkeypatch.setattr(hf_dual, "PREPROCESSING", "pil.next")
+    monkeypatch.setattr(dual_encoder, "PREPROCESSING", "pil.next")
     assert models.load(str(directory_of("clip"))).name != loaded("clip").name
 
 
@@ -216,7 +216,7 @@ def test_importing_the_package_is_cheap():
     code = """if True:
         import sys
         import zeroshot.models, zeroshot.models.sets
-        zeroshot.models.sets.find_set("base")
+        zeroshot.model_set.spec.find_set("base")
         heavy = {"torch", "transformers", "open_clip"} & set(sys.modules)
         assert not heavy, heavy
     """

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.models import files, sets
+from zeroshot.model_set import spec
+from zeroshot.models import model_files
 from zeroshot.models.names import parse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -114,20 +115,20 @@ def test_what_is_nowhere_ends_with_one_message_within_seconds(name, missing, off
 
 def test_a_set_that_is_nowhere_names_all_that_is_missing(hub, directory_of):
     put(hub, "cambridgeltl/magic_mscoco", directory_of("gpt2"))
-    base = sets.find_set("base")
-    assert sets.missing(base) == ["hf:openai/clip-vit-base-patch32"]
-    assert not sets.describe("base").on_disk
+    base = spec.find_set("base")
+    assert spec.missing(base) == ["hf:openai/clip-vit-base-patch32"]
+    assert not spec.describe("base").on_disk
     for offline in (True, False):
         with pytest.raises(
             NotAvailableError, match=r"'base' is not available: hf:openai/clip"
         ) as e:
-            sets.require(base, offline=offline)
+            spec.require(base, offline=offline)
         assert "`zeroshot models pull base`" in str(e.value)
         assert str(e.value).count("is not available") == 1
     put(hub, "openai/clip-vit-base-patch32", directory_of("clip"))
-    assert sets.missing(base) == []
-    assert sets.describe("base").on_disk
-    sets.require(base, offline=True)
+    assert spec.missing(base) == []
+    assert spec.describe("base").on_disk
+    spec.require(base, offline=True)
 
 
 def test_pull_fetches_what_loading_needs_in_one_format(hub, monkeypatch):
@@ -159,7 +160,7 @@ def test_pull_fetches_what_loading_needs_in_one_format(hub, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    fetched = sets.pull("base")
+    fetched = spec.pull("base")
     assert [str(path) for path in fetched] == [
         "/cache/openai/clip-vit-base-patch32",
         "/cache/cambridgeltl/magic_mscoco",
@@ -168,7 +169,7 @@ def test_pull_fetches_what_loading_needs_in_one_format(hub, monkeypatch):
     unread |= {"pytorch_model.bin", "tf_model.h5"}
     assert asked[0] == ("openai/clip-vit-base-patch32", COMMIT, set(published) - unread)
     published.remove("model.safetensors")
-    sets.pull("hf:org/older")
+    spec.pull("hf:org/older")
     assert asked[-1][2] == set(published) - unread | {"pytorch_model.bin"}
 
 
@@ -364,7 +365,7 @@ def test_needed_files_are_told_by_their_names():
         "checkpoint/model.safetensors",
         "training_args.bin",
     ]
-    assert files.needed(names, files.TRANSFORMERS) == [
+    assert model_files.needed(names, model_files.TRANSFORMERS) == [
         "2_Dense/pytorch_model.bin",
         "chat_template.jinja",
         "config.json",
@@ -374,6 +375,6 @@ def test_needed_files_are_told_by_their_names():
 
 def test_locate_hashes_what_it_reads(tmp_path):
     directory = tiny.bert(tmp_path / "bert")
-    before = files.locate(parse(str(directory)), files.TRANSFORMERS).revision
+    before = model_files.locate(parse(str(directory)), model_files.TRANSFORMERS).revision
     (directory / "vocab.txt").write_text("x")
-    assert files.locate(parse(str(directory)), files.TRANSFORMERS).revision != before
+    assert model_files.locate(parse(str(directory)), model_files.TRANSFORMERS).revision != before

@@ -7,7 +7,7 @@ import torch
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer
-from zeroshot.models.generation import distinct, grouped, new_tokens, written
+from zeroshot.models.vlm.generation import distinct, grouped, new_tokens, written
 
 END, PAD = 3, 0
 CHANCES = torch.tensor([0.1, 0.2, 0.3, 0.4])  # of tokens 0..3, at every step

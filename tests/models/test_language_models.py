@@ -12,7 +12,7 @@ from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import UserError
 from zeroshot.models.base import LanguageModel
-from zeroshot.models.hf_lm import clean_up_spaces
+from zeroshot.models.hf.language_model import clean_up_spaces
 
 GOLDEN = Path(__file__).parent.parent / "data" / "magic"
 TOKENS = torch.tensor([[5, 9, 30, 7, 11, 4], [8, 8, 21, 6, 10, 19], [3, 2, 1, 40, 31, 17]])

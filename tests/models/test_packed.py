@@ -7,11 +7,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from zeroshot.models import hf, names, packed
-from zeroshot.models.files import Files
-from zeroshot.models.packed import PackedLinear, pack
+from zeroshot.models import names
+from zeroshot.models.hf import common
+from zeroshot.models.model_files import Files
+from zeroshot.models.towers import packed_linear
+from zeroshot.models.towers.packed_linear import PackedLinear, pack
 
-needs_kernels = pytest.mark.skipif(not packed._has_kernels(), reason="not on this processor")
+needs_kernels = pytest.mark.skipif(not packed_linear._has_kernels(), reason="not on this processor")
 
 
 def layer(transposed=False, bias=True, width=520, out=600):
@@ -137,7 +139,7 @@ def test_what_is_left_as_it_is(made):
 
 
 def test_without_the_kernels_all_stays(monkeypatch):
-    monkeypatch.setattr(packed, "_has_kernels", lambda: False)
+    monkeypatch.setattr(packed_linear, "_has_kernels", lambda: False)
     made = layer()
     assert pack(nn.Sequential(made))[0] is made
 
@@ -150,8 +152,8 @@ def test_a_loaded_language_model_says_the_same(tmp_path, tie):
     plain = GPT2LMHeadModel(GPT2Config(**shape, tie_word_embeddings=tie)).eval()
     plain.save_pretrained(tmp_path)
     files = Files(names.parse(f"hf:{tmp_path}"), tmp_path, "", (tmp_path / "model.safetensors",))
-    model, _ = hf.load_model(
-        hf.AutoModelForCausalLM, files, torch.device("cpu"), torch.float32, False
+    model, _ = common.load_model(
+        common.AutoModelForCausalLM, files, torch.device("cpu"), torch.float32, False
     )
     kinds = {name: type(m) for name, m in model.named_modules()}
     assert kinds["transformer.h.0.attn.c_attn"] is PackedLinear

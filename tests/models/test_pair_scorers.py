@@ -10,7 +10,7 @@ from tests.models import tiny_pairs
 from zeroshot import models
 from zeroshot.errors import UserError
 from zeroshot.models.base import PairScorer
-from zeroshot.models.hf_pairs import HEADS
+from zeroshot.models.vlm.image_text_matching import HEADS
 
 TEXTS = ["a cat", "two dogs on a sofa", "red", "a cat", "is it a bird"]
 

@@ -5,8 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from transformers import (
     CLIPImageProcessorPil,
@@ -16,7 +15,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from zeroshot import pixels
+from zeroshot.images import pixels
 from zeroshot.models.open_clip import import_open_clip
 from zeroshot.models.preprocessing import FAST, of_processor, of_transform
 

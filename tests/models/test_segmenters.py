@@ -8,8 +8,8 @@ from PIL import Image
 from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import UserError
-from zeroshot.models import hf
 from zeroshot.models.base import Segmenter
+from zeroshot.models.hf import common
 
 PROMPTS = ["a cat", "two dogs on a sofa", "sky"]
 
@@ -43,7 +43,7 @@ def test_batched_as_one_by_one(name, loaded, pictures):
 
 
 def tokens(segmenter, prompts):
-    held = hf.tokenize(segmenter.tokenizer, prompts, 24)
+    held = common.tokenize(segmenter.tokenizer, prompts, 24)
     held.pop("token_type_ids", None)
     return held
 

@@ -4,8 +4,8 @@ import pytest
 
 from zeroshot import models
 from zeroshot.errors import UserError
-from zeroshot.models import sets
-from zeroshot.models.sets import CouplingSpec, describe, find_set, is_set, list_sets
+from zeroshot.model_set import spec as sets
+from zeroshot.model_set.spec import CouplingSpec, describe, find_set, is_set, list_sets
 
 FULL = """
 name = "mine"

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers.models.clip import modeling_clip
 
 from tests.models import tiny
 from zeroshot import models
-from zeroshot.models import encoding, text_tower
+from zeroshot.models import encoding
 from zeroshot.models.encoding import TextMemory
-from zeroshot.models.text_tower import TokenTree, encode_paths, is_causal
+from zeroshot.models.towers import text_tower
+from zeroshot.models.towers.text_tower import TokenTree, encode_paths, is_causal
 
 CAUSAL = ["clip", "metaclip_2", "open_clip", "open_clip eos", "open_clip quick"]
 BIDIRECTIONAL = ["chinese_clip", "altclip", "align", "flava", "siglip", "siglip2", "vision_text"]

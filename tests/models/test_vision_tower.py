@@ -12,7 +12,7 @@ from zeroshot.errors import UserError
 from zeroshot.methods.naclip import NACLIP
 from zeroshot.methods.sclip import SCLIP
 from zeroshot.models.base import DenseEncoder
-from zeroshot.models.vision_tower import interpolated_positions, patch_rows, plain, run
+from zeroshot.models.towers.vision_tower import interpolated_positions, patch_rows, plain, run
 from zeroshot.ops import normalize
 
 CLIP_LIKE = ("clip", "metaclip_2", "chinese_clip", "altclip")

@@ -12,8 +12,8 @@ from tests.models import tiny, tiny_pairs
 from zeroshot import models
 from zeroshot.errors import UserError
 from zeroshot.models.base import Writer
-from zeroshot.models.clipcap import mapper
-from zeroshot.models.coca import greedy
+from zeroshot.models.vlm.clipcap import mapper
+from zeroshot.models.vlm.coca import greedy
 
 every_writer = pytest.mark.parametrize("name", tiny_pairs.WRITERS)
 

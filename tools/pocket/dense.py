@@ -21,7 +21,7 @@ from pool import held_out_renders  # noqa: E402
 from world import BACKGROUNDS, Render, Scene, draw_scene, labels, render  # noqa: E402
 
 import zeroshot  # noqa: E402
-from zeroshot.store import NullCache  # noqa: E402
+from zeroshot.cache.embedding_cache import NullCache  # noqa: E402
 
 TUNING_SEED = 99
 BACKGROUND = ["background", *(f"{name} background" for name in BACKGROUNDS)]

@@ -18,8 +18,8 @@ from pool import held_out  # noqa: E402
 from world import SHAPES, Scene, labels  # noqa: E402
 
 import zeroshot  # noqa: E402
-from zeroshot.model_set import ModelSet, resolve  # noqa: E402
-from zeroshot.store import NullCache  # noqa: E402
+from zeroshot.cache.embedding_cache import NullCache  # noqa: E402
+from zeroshot.model_set.model_set import ModelSet, resolve  # noqa: E402
 
 
 def share(answers: Iterable[bool]) -> str:

@@ -20,9 +20,9 @@ from pool import held_out  # noqa: E402
 from world import COLOURS, SHAPES, Scene, Thing, labels  # noqa: E402
 
 import zeroshot  # noqa: E402
-from zeroshot.images import Source  # noqa: E402
-from zeroshot.store import NullCache  # noqa: E402
-from zeroshot.tasks.thresholds import learn  # noqa: E402
+from zeroshot.cache.embedding_cache import NullCache  # noqa: E402
+from zeroshot.inputs.source import Source  # noqa: E402
+from zeroshot.tasks.matching.thresholds import learn  # noqa: E402
 
 SEED = 20261125
 

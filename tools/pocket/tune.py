@@ -19,7 +19,7 @@ from pool import held_out_scenes  # noqa: E402
 from world import draw_scene, render  # noqa: E402
 
 from zeroshot.methods.magic import MaGiC  # noqa: E402
-from zeroshot.model_set import resolve  # noqa: E402
+from zeroshot.model_set.model_set import resolve  # noqa: E402
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
-from zeroshot.inputs import storage
 from zeroshot.inputs.columns import Columns, fields_of, resolve
-from zeroshot.inputs.files import read_file, stamp_of
-from zeroshot.inputs.manifests import Options, Table, below
+from zeroshot.inputs.local_files import read_file, stamp_of
+from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import MAX_BYTES, SCHEME, Refused, Source
+from zeroshot.inputs.tables import Options, Table, below
 
 ROWS = 16
 """Pictures that are read together."""
@@ -57,10 +57,10 @@ class Cell:
         """The file, where in it, and the file's state."""
         name = self.cells.table.name
         try:
-            state = storage.state_of(name)
-        except storage.failures(name):  # reading will say so
+            state = fsspec_files.state_of(name)
+        except fsspec_files.failures(name):  # reading will say so
             return None
-        place = name if storage.is_remote(name) else os.path.abspath(name)
+        place = name if fsspec_files.is_remote(name) else os.path.abspath(name)
         column = f"{self.cells.column} {self.group} {self.row}"
         return None if state is None else f"{place}\0{column}\0{state}"
 
@@ -70,8 +70,8 @@ class Cell:
         name = self.cells.table.name
         try:
             value = _reader(name, self.group, self.cells.column).value(self.row)
-        except (*storage.failures(name), _pyarrow().ArrowException, MemoryError) as error:
-            raise UnreadableImageError(f"{where}: {storage.why(error)}") from error
+        except (*fsspec_files.failures(name), _pyarrow().ArrowException, MemoryError) as error:
+            raise UnreadableImageError(f"{where}: {fsspec_files.why(error)}") from error
         return bytes_of(value, [self.cells.table.root], where)
 
 
@@ -86,7 +86,7 @@ def bytes_of(value: object, roots: Sequence[str], where: str) -> bytes:
         return value
     if not isinstance(path, str) or not path:
         raise UnreadableImageError(f"{where} holds no picture")
-    local = [] if SCHEME.match(path) else [r for r in roots if not storage.is_remote(r)]
+    local = [] if SCHEME.match(path) else [r for r in roots if not fsspec_files.is_remote(r)]
     there = next((found for root in local if (found := below(root, path)) is not None), None)
     if there is None:
         raise UnreadableImageError(
@@ -106,7 +106,7 @@ def rows(name: str, options: Options) -> Iterator[Source]:
     table = Table(name, options)
     number = 0
     try:
-        with storage.open_file(name) as file, pyarrow.parquet.ParquetFile(file) as parquet:
+        with fsspec_files.open_file(name) as file, pyarrow.parquet.ParquetFile(file) as parquet:
             for source in _listed(table, parquet):
                 yield source
                 number += 1
@@ -114,9 +114,9 @@ def rows(name: str, options: Options) -> Iterator[Source]:
         raise
     except FileNotFoundError:
         yield Source(name, Refused("no such file"))
-    except (*storage.failures(name), pyarrow.ArrowException, MemoryError) as error:
+    except (*fsspec_files.failures(name), pyarrow.ArrowException, MemoryError) as error:
         label = f"{name}#{number}" if number else name
-        yield Source(label, Refused(f"damaged Parquet file: {storage.why(error)}"))
+        yield Source(label, Refused(f"damaged Parquet file: {fsspec_files.why(error)}"))
 
 
 def _listed(table: Table, parquet: Any) -> Iterator[Source]:
@@ -211,7 +211,7 @@ class _Reader:
 
 
 def _batches(name: str, group: int, column: str) -> Iterator[Any]:
-    with storage.open_file(name) as file, _pyarrow().parquet.ParquetFile(file) as parquet:
+    with fsspec_files.open_file(name) as file, _pyarrow().parquet.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=[column]):
             yield batch.column(0)
 
@@ -223,7 +223,7 @@ _readers_lock = threading.Lock()
 
 def _reader(name: str, group: int, column: str) -> _Reader:
     """The open reader of a row group, one of the last few that were used."""
-    state = None if storage.is_remote(name) else stamp_of(os.stat(name))
+    state = None if fsspec_files.is_remote(name) else stamp_of(os.stat(name))
     key = name, group, column, state
     with _readers_lock:
         reader = _readers.pop(key, None) or _Reader(name, group, column)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.inputs import storage, tar
+from zeroshot.inputs import tar
 from zeroshot.inputs.columns import fields_of
+from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Refused, Source
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -39,18 +40,18 @@ class InTar:
     def stamp(self) -> str | None:
         """The tar file, where in it, and the tar file's state."""
         try:
-            state = storage.state_of(self.tar)
-        except storage.failures(self.tar):  # reading will say so
+            state = fsspec_files.state_of(self.tar)
+        except fsspec_files.failures(self.tar):  # reading will say so
             return None
-        name = self.tar if storage.is_remote(self.tar) else os.path.abspath(self.tar)
+        name = self.tar if fsspec_files.is_remote(self.tar) else os.path.abspath(self.tar)
         return None if state is None else f"{name}\0{self.start} {self.size}\0{state}"
 
     def read(self) -> bytes:
         """The bytes; UnreadableImageError with the reason."""
         try:
-            data = storage.read_range(self.tar, self.start, self.size)
-        except storage.failures(self.tar) as error:
-            raise UnreadableImageError(f"the tar file: {storage.why(error)}") from error
+            data = fsspec_files.read_range(self.tar, self.start, self.size)
+        except fsspec_files.failures(self.tar) as error:
+            raise UnreadableImageError(f"the tar file: {fsspec_files.why(error)}") from error
         if len(data) < self.size:
             raise UnreadableImageError("the tar file has become shorter since it was listed")
         return data
@@ -75,7 +76,7 @@ def pictures(
     beside = [] if left_out is None else left_out
     seen: set[str] = set()
     try:
-        with storage.open_file(name) as file:
+        with fsspec_files.open_file(name) as file:
             for sample in samples(file):
                 yield from _sources(name, file, sample, count, seen, beside, suffixes)
                 count += len(sample)
@@ -83,8 +84,8 @@ def pictures(
         yield Source(f"{name}#{count}" if count else name, Refused(f"tar file: {error}"))
     except FileNotFoundError:
         yield Source(name, Refused("no such file"))
-    except storage.failures(name) as error:
-        yield Source(name, Refused(f"cannot be read: {storage.why(error)}"))
+    except fsspec_files.failures(name) as error:
+        yield Source(name, Refused(f"cannot be read: {fsspec_files.why(error)}"))
 
 
 def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
@@ -94,15 +95,15 @@ def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
         ValueError: damage, a member that is no file, or one larger than `MAX_PART`.
     """
     try:
-        with storage.open_file(name) as file:
+        with fsspec_files.open_file(name) as file:
             for member in tar.members(file):
                 if not member.name.lower().endswith(suffix):
                     continue
                 if (bad := _fault(member)) is not None:
                     raise ValueError(bad)
                 yield key_of(f"{name}/{member.name.removeprefix('./')}"), _bytes(file, member)
-    except storage.failures(name) as error:
-        raise ValueError(storage.why(error)) from error
+    except fsspec_files.failures(name) as error:
+        raise ValueError(fsspec_files.why(error)) from error
 
 
 def samples(file: File) -> Iterator[list[tar.Member]]:

@@ -42,8 +42,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-from zeroshot.caption_metrics import DocumentFrequency, document_frequency
 from zeroshot.errors import UserError, unknown
+from zeroshot.metrics.captioning import DocumentFrequency, document_frequency
 from zeroshot.models.base import DualEncoder, LanguageModel
 from zeroshot.trace import Trace
 

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
-from zeroshot.caption_metrics import DocumentFrequency
 from zeroshot.errors import UserError
 from zeroshot.methods import Pool
+from zeroshot.metrics.captioning import DocumentFrequency
+from zeroshot.metrics.ptb_tokenizer import tokenize
 from zeroshot.ops import topk_stream
-from zeroshot.treebank import tokenize
 
 ORDERS = (1, 2, 3, 4)
 SIGMA = 6.0

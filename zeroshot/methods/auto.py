@@ -37,13 +37,13 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.methods import Explanation, Output
 from zeroshot.methods._pairs import (
     BLOCK,
+    Relative as RelativeRows,
     Rows,
     Templates,
     check_pairs,
     fitted,
     weighted,
 )
-from zeroshot.methods._pairs import Relative as RelativeRows
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
 from zeroshot.methods.csa_asif import CSAASIF

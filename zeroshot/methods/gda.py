@@ -33,15 +33,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods import Output
-from zeroshot.methods._shots import (
-    Memo,
-    Tune,
-    check,
-    choose,
-    class_means,
-    published,
-    stand_ins,
-)
+from zeroshot.methods._shots import Memo, Tune, check, choose, class_means, published, stand_ins
 from zeroshot.methods.ensemble import Ensemble
 
 ALPHA = {1: 1e-3, 2: 0.1, 4: 0.1, 8: 1.0, 16: 10.0}

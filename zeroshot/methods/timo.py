@@ -32,15 +32,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods import Output
-from zeroshot.methods._shots import (
-    Memo,
-    Tune,
-    check,
-    choose,
-    class_means,
-    published,
-    stand_ins,
-)
+from zeroshot.methods._shots import Memo, Tune, check, choose, class_means, published, stand_ins
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.gda import ALPHA, GDA
 from zeroshot.ops import normalize

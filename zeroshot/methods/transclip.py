@@ -35,15 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.methods import Output
-from zeroshot.methods._gmm import (
-    Gaussians,
-    Problem,
-    Shots,
-    Sums,
-    adjacency,
-    directions,
-    neighbours,
-)
+from zeroshot.methods._gmm import Gaussians, Problem, Shots, Sums, adjacency, directions, neighbours
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import normalize, topk_stream
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
-from zeroshot.boxes import clipped
+from zeroshot.models.boxes import clipped
 
 __all__ = [
     "Answer",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import Matcher, Pixels, TextSession
-from zeroshot.models.text_tower import (
+from zeroshot.models.towers.text_tower import (
     PROBES,
     Tokens,
     TokenTree,

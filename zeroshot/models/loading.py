@@ -6,20 +6,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 
 from zeroshot.errors import UserError
-from zeroshot.models import (
-    files,
-    hf,
-    hf_answers,
-    hf_detect,
-    hf_dual,
-    hf_generate,
-    hf_image,
-    hf_lm,
-    hf_pairs,
-    hf_segment,
-    hf_text,
-    open_clip,
-)
+from zeroshot.models import model_files, open_clip
 from zeroshot.models.base import (
     Detector,
     DualEncoder,
@@ -29,8 +16,18 @@ from zeroshot.models.base import (
     TextEncoder,
 )
 from zeroshot.models.devices import resolve_device, resolve_precision
-from zeroshot.models.files import Files
+from zeroshot.models.hf import (
+    common,
+    dual_encoder,
+    image_encoder,
+    language_model,
+    mask_models,
+    object_detection,
+    text_encoder,
+)
+from zeroshot.models.model_files import Files
 from zeroshot.models.names import parse
+from zeroshot.models.vlm import captioners, image_text_matching, question_answering
 
 __all__ = [
     "load",
@@ -47,19 +44,23 @@ Role = Literal[
 ]
 
 LOADERS: dict[Role, Callable[[Files, torch.device, torch.dtype, bool], Any]] = {
-    "dual encoder": hf_dual.load_dual_encoder,
-    "image encoder": hf_image.load_image_encoder,
-    "text encoder": hf_text.load_text_encoder,
-    "language model": hf_lm.load_language_model,
-    "segmenter": hf_segment.load_segmenter,
-    "detector": hf_detect.load_detector,
+    "dual encoder": dual_encoder.load_dual_encoder,
+    "image encoder": image_encoder.load_image_encoder,
+    "text encoder": text_encoder.load_text_encoder,
+    "language model": language_model.load_language_model,
+    "segmenter": mask_models.load_segmenter,
+    "detector": object_detection.load_detector,
 }
 
 
 WITH_TEXTS = {
-    "ask": (*hf_answers.CLASSIFIERS, *hf_answers.REGION_CLASSIFIERS, *hf_generate.ANSWERERS),
-    "match": tuple(hf_pairs.HEADS),
-    "caption --method native": hf_generate.WRITERS,
+    "ask": (
+        *question_answering.CLASSIFIERS,
+        *question_answering.REGION_CLASSIFIERS,
+        *captioners.ANSWERERS,
+    ),
+    "match": tuple(image_text_matching.HEADS),
+    "caption --method native": captioners.WRITERS,
     "video classify": ("XCLIPModel",),
 }
 """Classes that `vision_language` loads, and a command that asks for them."""
@@ -103,8 +104,8 @@ def load(
     if parsed.scheme != "hf":
         _check_role(str(parsed), role, "dual encoder")
         return _hastened(open_clip.load_dual_encoder(parsed, where, dtype, offline), fast)
-    found = files.locate(parsed, files.TRANSFORMERS, offline=offline)
-    hf.refuse_remote_code(found, trust_remote_code)
+    found = model_files.locate(parsed, model_files.TRANSFORMERS, offline=offline)
+    common.refuse_remote_code(found, trust_remote_code)
     kind = _kind(found, role)
     _check_role(str(parsed), role, kind)
     return _hastened(LOADERS[kind](found, where, dtype, trust_remote_code), fast)
@@ -156,11 +157,11 @@ def _kind(found: Files, role: Role | None) -> Role:
     """What the model in `found` is, by its own configuration."""
     config = found.read("config.json")
     architecture = (config.get("architectures") or [""])[0]
-    if config.get("model_type") in hf_dual.FAMILIES:
+    if config.get("model_type") in dual_encoder.FAMILIES:
         return "dual encoder"
-    if config.get("model_type") in hf_segment.FAMILIES:
+    if config.get("model_type") in mask_models.FAMILIES:
         return "segmenter"
-    if config.get("model_type") in hf_detect.FAMILIES:
+    if config.get("model_type") in object_detection.FAMILIES:
         return "detector"
     if verb := next((v for v, kinds in WITH_TEXTS.items() if architecture in kinds), None):
         raise UserError(
@@ -171,7 +172,7 @@ def _kind(found: Files, role: Role | None) -> Role:
         # A text encoder made from a language model says so by its pooling.
         pooled = (found.directory / "modules.json").is_file()
         return "text encoder" if pooled and role != "language model" else "language model"
-    return "text encoder" if hf.has_tokenizer(found) else "image encoder"
+    return "text encoder" if common.has_tokenizer(found) else "image encoder"
 
 
 def _check_role(name: str, role: Role | None, kind: Role) -> None:

@@ -17,15 +17,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
-from zeroshot.models import files
+from zeroshot.models import model_files
 from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
 from zeroshot.models.encoding import Growing, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
-from zeroshot.models.packed import pack
 from zeroshot.models.preprocessing import of_transform
-from zeroshot.models.text_tower import Block, Tokens, Tower
-from zeroshot.models.vision_tower import DensePatches, VisionTower, interpolated_positions
+from zeroshot.models.towers.packed_linear import pack
+from zeroshot.models.towers.text_tower import Block, Tokens, Tower
+from zeroshot.models.towers.vision_tower import DensePatches, VisionTower, interpolated_positions
 
 __all__ = ["OpenClipDualEncoder", "load_dual_encoder"]
 
@@ -300,21 +300,23 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def repositories(name: ModelName) -> list[tuple[str, files.Layout]]:
+def repositories(name: ModelName) -> list[tuple[str, model_files.Layout]]:
     """The hub repositories of `open_clip:ARCH/TAG` or `hf-hub:org/repo`: weights, tokenizer."""
     if name.scheme == "hf-hub":
-        return [(name.target, files.OPEN_CLIP)]
+        return [(name.target, model_files.OPEN_CLIP)]
     text = import_open_clip().get_model_config(name.target.partition("/")[0])["text_cfg"]
     tokenizer = text.get("hf_tokenizer_name")
-    return [_weights(name), *([(tokenizer, files.TOKENIZER)] if tokenizer else [])]
+    return [_weights(name), *([(tokenizer, model_files.TOKENIZER)] if tokenizer else [])]
 
 
-def _weights(name: ModelName) -> tuple[str, files.Layout]:
+def _weights(name: ModelName) -> tuple[str, model_files.Layout]:
     source, _, file = _tag(name)["hf_hub"].rpartition("/")
     if not file:
-        return source, files.Layout(None, files.OPEN_CLIP.safetensors, files.OPEN_CLIP.torch)
+        return source, model_files.Layout(
+            None, model_files.OPEN_CLIP.safetensors, model_files.OPEN_CLIP.torch
+        )
     stem = re.escape(Path(file).stem)
-    return source, files.Layout(None, rf"{stem}\.safetensors", re.escape(file))
+    return source, model_files.Layout(None, rf"{stem}\.safetensors", re.escape(file))
 
 
 def _tag(name: ModelName) -> dict[str, Any]:
@@ -330,12 +332,12 @@ def _tag(name: ModelName) -> dict[str, Any]:
 def _tagged(name: ModelName, offline: bool) -> Parts:
     tag, architecture = _tag(name), name.target.partition("/")[0]
     source, layout = _weights(name)
-    snapshot = files.fetch(source, layout, asked=str(name), offline=offline)
+    snapshot = model_files.fetch(source, layout, asked=str(name), offline=offline)
     return Parts(
         f"{name.label}@{snapshot.name[:12]}",
         architecture,
         {
-            "pretrained": str(files.weights_in(snapshot, layout)[0]),
+            "pretrained": str(model_files.weights_in(snapshot, layout)[0]),
             # The classic trap: OpenAI's weights under an architecture that has the other GELU.
             "force_quick_gelu": tag.get("quick_gelu", False),
             "image_mean": tag["mean"],
@@ -347,7 +349,7 @@ def _tagged(name: ModelName, offline: bool) -> Parts:
 
 
 def _directory(name: ModelName, offline: bool) -> Parts:
-    found = files.locate(name, files.OPEN_CLIP, offline=offline)
+    found = model_files.locate(name, model_files.OPEN_CLIP, offline=offline)
     return Parts(found.identity, f"local-dir:{found.directory}")
 
 
@@ -360,7 +362,7 @@ def _tokenizer(architecture: str, asked: str, offline: bool) -> Any:
         return open_clip.get_tokenizer(architecture)
     directory = Path(architecture.removeprefix("local-dir:"))
     if not (directory / "tokenizer_config.json").is_file():
-        directory = files.fetch(source, files.TOKENIZER, asked=asked, offline=offline)
+        directory = model_files.fetch(source, model_files.TOKENIZER, asked=asked, offline=offline)
     return open_clip.tokenizer.HFTokenizer(
         str(directory),
         context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from zeroshot.measures import LOWER_IS_BETTER, usual
-from zeroshot.protocols import HEADLINE
-from zeroshot.report.gathering import Group
+from zeroshot.datasets.protocols import HEADLINE
+from zeroshot.metrics.statistics import LOWER_IS_BETTER, usual
+from zeroshot.report.load_results import Group
 
 CALLED = {
     "acc1": "accuracy",

@@ -4,11 +4,11 @@ from importlib import resources
 from typing import Any
 
 from zeroshot import __version__
+from zeroshot.datasets.protocols import Task
 from zeroshot.errors import NotAvailableError
-from zeroshot.protocols import Task
-from zeroshot.report import captions, choices, figures, labels, multilabel
-from zeroshot.report.captions import Order
-from zeroshot.report.gathering import Gathered, Group, pretty, share
+from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
+from zeroshot.report.caption_tables import Order
+from zeroshot.report.load_results import Gathered, Group, pretty, share
 
 PICTURES = 30
 HEADINGS: dict[Task, str] = {
@@ -49,7 +49,7 @@ def render(
         title=title,
         version=__version__,
         groups=[_section(group, pictures, order) for group in gathered.groups],
-        traces=list(choices.traces(gathered.traces[:pictures])),
+        traces=list(traces.traces(gathered.traces[:pictures])),
     )
 
 
@@ -69,11 +69,13 @@ def _section(group: Group, pictures: int, order: Order) -> dict[str, Any]:
         "plot": figures.plot(group),
         "first": group.comparison["first"] if group.comparison else "",
         "differences": figures.differences(group, confidence),
-        "captions": captions.captions(group, pictures, order) if group.task == "caption" else [],
-        "labels": labels.labels(group) if group.task == "classify" else [],
-        "multilabel": multilabel.table(group) if group.task == "multilabel" else None,
-        "worst": multilabel.worst(group) if group.task == "multilabel" else [],
-        "misses": labels.misses(group) if group.task == "retrieve" else [],
+        "captions": caption_tables.captions(group, pictures, order)
+        if group.task == "caption"
+        else [],
+        "labels": label_tables.labels(group) if group.task == "classify" else [],
+        "multilabel": multilabel_tables.table(group) if group.task == "multilabel" else None,
+        "worst": multilabel_tables.worst(group) if group.task == "multilabel" else [],
+        "misses": label_tables.misses(group) if group.task == "retrieve" else [],
         "details": [
             (method.name, pretty(method.result)) for method in group.methods if method.result
         ],

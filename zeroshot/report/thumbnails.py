@@ -5,7 +5,8 @@ import functools
 import io
 
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images import Source, open_image
+from zeroshot.images.reading import open_image
+from zeroshot.inputs.source import Source
 
 SIDE = 320
 """Longer side in pixels."""

@@ -1,1 +1,1 @@
-"""What a person asks for, one file each: caption, classify, embed."""
+"""What is done with images: one folder for each kind of task."""

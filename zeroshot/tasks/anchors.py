@@ -16,21 +16,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zeroshot import alignment, methods
-from zeroshot.anchors import Anchors, Entry, Kind, Writer
+from zeroshot import methods
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.pairs import Pair
 from zeroshot.errors import UserError
-from zeroshot.images import Source
+from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures, embed_texts
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
 from zeroshot.methods._pairs import Rows
 from zeroshot.methods.auto import Auto, Report
+from zeroshot.metrics import alignment
+from zeroshot.model_set.anchor_file import Anchors, Entry, Kind, Writer
 from zeroshot.models.base import ImageEncoder, TextEncoder
 from zeroshot.models.names import parse
 from zeroshot.ops import normalize, topk_stream
-from zeroshot.pairs import Pair
-from zeroshot.results import Failure
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.arrays import read_arrays
-from zeroshot.tasks.embedding import AUTO_BATCH, embed_pictures, embed_texts
-from zeroshot.tasks.meter import Meter
+from zeroshot.results.result import Failure
+from zeroshot.tasks.classification.arrays import read_arrays
 
 Captions = Literal["mean", "each"]
 SAMPLE = 1000

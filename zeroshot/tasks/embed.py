@@ -3,12 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.images import Source
-from zeroshot.model_set import ModelSet
-from zeroshot.results import EmbedResult
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import (
+from zeroshot.inference.embedding import (
     AUTO_BATCH,
     embed_pictures,
     embed_texts,
@@ -16,7 +13,10 @@ from zeroshot.tasks.embedding import (
     preprocessed,
     text_side,
 )
-from zeroshot.tasks.meter import Meter
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.results.result import EmbedResult
 
 
 def embed(

@@ -5,12 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from zeroshot.filtering import pair_cosines
-from zeroshot.images import Source
-from zeroshot.models.base import DualEncoder, TextEncoder
-from zeroshot.results import Failure
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import (
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.inference.embedding import (
     AUTO_BATCH,
     embed_pictures,
     embed_texts,
@@ -19,8 +15,12 @@ from zeroshot.tasks.embedding import (
     join_texts,
     text_side,
 )
-from zeroshot.tasks.meter import Meter
-from zeroshot.tasks.pipeline import Embedded
+from zeroshot.inference.meter import Meter
+from zeroshot.inference.prefetch import Embedded
+from zeroshot.inputs.source import Source
+from zeroshot.models.base import DualEncoder, TextEncoder
+from zeroshot.results.result import Failure
+from zeroshot.tasks.filtering import pair_cosines
 
 
 def score_pairs(

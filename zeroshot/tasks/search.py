@@ -13,19 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot import approximate, methods
-from zeroshot.coupled import CoupledEncoder
+from zeroshot import methods
+from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.images import Source
-from zeroshot.methods.auto import explain
-from zeroshot.model_set import ModelSet
-from zeroshot.models.base import DualEncoder
-from zeroshot.ops import normalize
-from zeroshot.ranking import Change, Correction, Gallery, Hits
-from zeroshot.ranking import search as rank
-from zeroshot.results import Reason, SearchResult
-from zeroshot.store import EmbeddingCache
-from zeroshot.tasks.embedding import (
+from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     embed_all,
@@ -36,8 +27,17 @@ from zeroshot.tasks.embedding import (
     refuse_long,
     text_side,
 )
-from zeroshot.tasks.gather import Gathered, gather
-from zeroshot.tasks.meter import Meter
+from zeroshot.inference.embedding_matrix import Gathered, gather
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.methods.auto import explain
+from zeroshot.model_set.coupled_encoder import CoupledEncoder
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.models.base import DualEncoder
+from zeroshot.ops import normalize
+from zeroshot.ranking import faiss_index
+from zeroshot.ranking.exact import Change, Correction, Gallery, Hits, search as rank
+from zeroshot.results.result import Reason, SearchResult
 
 CANCELLED = 1e-4
 """A sum of unit rows shorter than this has no direction to search in."""
@@ -235,7 +235,7 @@ def search(
         if index == "exact":
             hits = rank(asked, gallery, k, method, known)
         else:
-            hits = approximate.search(asked, gallery, k, index)
+            hits = faiss_index.search(asked, gallery, k, index)
         answers = list(_answers(queries, hits, gathered, models, method, cache, meter, explained))
     least = -math.inf if min_score is None else float(np.float32(min_score))
     kept = [r for r in answers if r.score >= least]

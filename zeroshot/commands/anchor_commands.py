@@ -1,0 +1,327 @@
+"""`zeroshot anchors`: the pairs that couple two encoders, made, edited and described.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from zeroshot.errors import UserError
+
+if TYPE_CHECKING:
+    from zeroshot.model_set.anchor_file import Anchors, Kind
+    from zeroshot.model_set.model_set import ModelSet
+
+app = typer.Typer(help="Anchor sets: pairs that couple two encoders.")
+
+Out = Annotated[
+    Path, typer.Option("--out", envvar="ZEROSHOT_OUT", help="The .safetensors file to write.")
+]
+OutOrHere = Annotated[
+    Path | None,
+    typer.Option("--out", envvar="ZEROSHOT_OUT", help="Write here instead of in place."),
+]
+Set = Annotated[
+    str, typer.Argument(help="A model set, its directory, or a .safetensors file of anchors.")
+]
+Pairs = Annotated[
+    str,
+    typer.Argument(
+        help="A .csv, .tsv, .jsonl, .parquet or .json file, a webdataset .tar, or a folder of "
+        "pictures with captions in .txt files."
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder that the pictures' names are relative to; else the list's own."),
+]
+CaptionsOf = Annotated[
+    Literal["mean", "each"],
+    typer.Option("--captions", help="A picture's captions as one anchor, or one for each caption."),
+]
+ImageEncoder = Annotated[
+    str | None, typer.Option("--image-encoder", help="hf:org/model, hf:./directory, ...")
+]
+TextEncoder = Annotated[str | None, typer.Option("--text-encoder", help="As --image-encoder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")]
+Device = Annotated[
+    str, typer.Option(envvar="ZEROSHOT_DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "fp16", "bf16"],
+    typer.Option(envvar="ZEROSHOT_PRECISION", help="Of the encoders."),
+]
+Half = Annotated[bool, typer.Option("--half", help="Rows in float16.")]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Rows in int8, each with a scale of its own: a quarter.")
+]
+BatchSize = Annotated[
+    int, typer.Option(envvar="ZEROSHOT_BATCH_SIZE", help="Pairs at a time.", min=1)
+]
+UseCache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        envvar="ZEROSHOT_USE_CACHE",
+        help="Keep embeddings as they come, so that a killed build goes on where it was.",
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", envvar="ZEROSHOT_OFFLINE", help="Never ask the network.")
+]
+
+
+@app.command("build")
+def anchors_build(
+    pairs: Pairs,
+    out: Out = Path("anchors.safetensors"),
+    models: Annotated[
+        str | None, typer.Option(help="A model set whose unimodal encoders are taken.")
+    ] = None,
+    image_encoder: ImageEncoder = None,
+    text_encoder: TextEncoder = None,
+    root: Root = None,
+    captions: CaptionsOf = "mean",
+    half: Half = False,
+    int8: Int8 = False,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many pairs.", min=1)] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    cache: UseCache = True,
+    offline: Offline = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Encode pairs; with a models.toml beside them, unless there is one, they are a model set."""
+    from itertools import islice
+
+    from zeroshot.commands import console
+    from zeroshot.datasets.pairs import read_pairs
+    from zeroshot.model_set.anchor_file import Writer
+    from zeroshot.model_set.spec import find_set
+    from zeroshot.models import load_image_encoder, load_text_encoder
+    from zeroshot.tasks import anchors as task
+
+    kind = _kind(half, int8)
+    names = {"image_encoder": image_encoder, "text_encoder": text_encoder}
+    if models is not None:
+        spec = find_set(models)
+        names = {part: names[part] or getattr(spec, part) for part in names}
+    lacking = [f"--{part.replace('_', '-')}" for part, name in names.items() if name is None]
+    if lacking:
+        raise UserError(f"{' and '.join(lacking)}: which models encode the pairs? or give --models")
+    how: dict[str, Any] = {"device": device, "precision": precision, "offline": offline}
+    found = islice(read_pairs(pairs, root), limit)
+    left = load_image_encoder(names["image_encoder"] or "", **how)
+    right = load_text_encoder(names["text_encoder"] or "", **how)
+    encoders = {"image_encoder": left.name, "text_encoder": right.name}
+    with Writer(out, encoders, kind=kind, force=overwrite) as file:
+        failed = _write(found, left, right, file, captions, batch_size, cache)
+    console.say(f"wrote {out}: {file.count} anchors")
+    manifest = out.parent / "models.toml"
+    if not manifest.exists():
+        manifest.write_text(task.manifest(out, names), "utf-8")
+        console.say(f"wrote {manifest}: use it as --models {out.parent}")
+    if failed:
+        raise typer.Exit(3)
+
+
+def _write(
+    pairs: Any, left: Any, right: Any, file: Any, captions: Any, batch_size: int, cached: bool
+) -> int:
+    """Encode and write pairs, and say which failed; how many did."""
+    from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+    from zeroshot.commands import console
+    from zeroshot.inference.meter import Meter
+    from zeroshot.tasks import anchors as task
+
+    failed = 0
+    with EmbeddingCache() if cached else NullCache() as cache:
+        batches = task.encode(
+            pairs, left, right, cache, Meter(), captions=captions, batch_size=batch_size
+        )
+        for batch in batches:
+            if batch.entries:
+                file.write(batch.images, batch.texts, batch.entries)
+            for name, failure in batch.failures:
+                failed += 1
+                console.say(f"left out {name}: {failure.type}: {failure.message}")
+        if cache.trouble is not None:
+            console.say(cache.trouble)
+    return failed
+
+
+@app.command("import")
+def anchors_import(
+    arrays: Annotated[Path, typer.Argument(help="An .npz file with images [a d], texts [a e].")],
+    out: Out = Path("anchors.safetensors"),
+    lines: Annotated[
+        Path | None,
+        typer.Option(help='Captions: a line for each pair, {"id": "...", "captions": ["..."]}.'),
+    ] = None,
+    image_encoder: ImageEncoder = None,
+    text_encoder: TextEncoder = None,
+    half: Half = False,
+    int8: Int8 = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Anchors from arrays; the encoders are recorded by the names their models give themselves."""
+    from zeroshot.commands import console
+    from zeroshot.models import load_image_encoder, load_text_encoder
+    from zeroshot.tasks import anchors as task
+
+    kind = _kind(half, int8)
+    encoders = {}
+    if image_encoder is not None:
+        encoders["image_encoder"] = load_image_encoder(image_encoder).name
+    if text_encoder is not None:
+        encoders["text_encoder"] = load_text_encoder(text_encoder).name
+    count = task.from_arrays(arrays, lines, encoders, out, kind=kind, force=overwrite)
+    console.say(f"wrote {out}: {count} anchors")
+
+
+@app.command("add")
+def anchors_add(
+    anchors: Set,
+    pairs: Pairs,
+    out: OutOrHere = None,
+    root: Root = None,
+    captions: CaptionsOf = "mean",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    cache: UseCache = True,
+    offline: Offline = False,
+) -> None:
+    """Encode more pairs with a set's encoders, and put them behind its anchors."""
+    from tempfile import TemporaryDirectory
+
+    from zeroshot.commands import console
+    from zeroshot.datasets.pairs import read_pairs
+    from zeroshot.model_set.anchor_file import Writer, read_anchors, write_anchors
+
+    models, known = _open(anchors, device=device, precision=precision, offline=offline)
+    if models is None:
+        raise UserError(f"'{anchors}' names no encoders: add takes a model set, or its directory")
+    target = _target(known, out)
+    pair = models.coupled
+    encoders = {"image_encoder": pair.image_encoder.name, "text_encoder": pair.text_encoder.name}
+    found = read_pairs(pairs, root)
+    with TemporaryDirectory(dir=target.parent) as folder:
+        fresh = Path(folder) / "new.safetensors"
+        with Writer(fresh, encoders) as file:
+            failed = _write(
+                found, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
+            )
+        count = write_anchors(target, [known, read_anchors(fresh)], force=True)
+    console.say(f"wrote {target}: {count} anchors, {count - len(known)} of them new")
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command("remove")
+def anchors_remove(
+    anchors: Set,
+    id: Annotated[
+        list[str] | None, typer.Option(help="Pairs called so; may be given several times.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(help="Pairs whose texts are nearest to this one.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of these.", min=1)] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which pairs.")] = False,
+    out: OutOrHere = None,
+    device: Device = "auto",
+    offline: Offline = False,
+) -> None:
+    """Take pairs out, by their ids or by a text."""
+    from zeroshot.commands import console
+    from zeroshot.model_set.anchor_file import write_anchors
+    from zeroshot.tasks import anchors as task
+
+    if (query is None) == (not id):
+        raise UserError("say which pairs: --id NAME, or --query TEXT")
+    models, known = _open(anchors, device=device, offline=offline)
+    if id:
+        places = task.find_ids(known, id)
+    else:
+        if models is None:
+            raise UserError(f"'{anchors}' names no text encoder: --query takes a model set")
+        rows = models.coupled.text_encoder.encode_texts([query or ""])
+        places, cosines = task.find_like(known, rows, top)
+        for place, cosine in zip(places.tolist(), cosines.tolist(), strict=True):
+            entry = known.entries[place]
+            console.say(f"{cosine:.3f}  {entry.id}  {'; '.join(entry.captions)[:80]}")
+    if dry_run:
+        console.say(f"{len(places)} of {len(known)} anchors; nothing was changed")
+        return
+    target = _target(known, out)
+    count = write_anchors(target, [known], without=places, force=True)
+    console.say(f"wrote {target}: {count} anchors, {len(places)} taken out")
+
+
+@app.command("info")
+def anchors_info(
+    anchors: Set,
+    choose: Annotated[
+        bool, typer.Option("--choose/--no-choose", help="Try which coupling suits.")
+    ] = True,
+) -> None:
+    """What an anchor set holds, whether its encoders couple, and by what they do best."""
+    from zeroshot.commands import console
+    from zeroshot.tasks import anchors as task
+
+    _, known = _open(anchors)
+    described = task.describe(known, choose)
+    console.print_table(("", "value"), [(k, str(v)) for k, v in described.rows.items()])
+    if described.report is not None:
+        for line in described.report.lines():
+            console.say(line)
+        console.say(f"in models.toml:\n{task.coupling_table(known, described.report)}")
+
+
+@app.command("merge")
+def anchors_merge(
+    sets: Annotated[list[str], typer.Argument(help="Two or more anchor files or model sets.")],
+    out: Out = Path("anchors.safetensors"),
+    overwrite: Overwrite = False,
+) -> None:
+    """The anchors of several sets as one; all must come from the same encoders."""
+    from zeroshot.commands import console
+    from zeroshot.model_set.anchor_file import write_anchors
+
+    if len(sets) < 2:
+        raise UserError("merge takes two sets at least")
+    known = [_open(name)[1] for name in sets]
+    count = write_anchors(out, known, force=overwrite)
+    console.say(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
+
+
+def _kind(half: bool, int8: bool) -> "Kind":
+    """How rows lie in the file."""
+    if half and int8:
+        raise UserError("--half and --int8 are two forms of one row: give one of them")
+    return "F16" if half else "I8" if int8 else "F32"
+
+
+def _open(name: str, **how: Any) -> "tuple[ModelSet | None, Anchors]":
+    """Anchors of a file, or of a model set with what encodes them."""
+    from zeroshot.model_set.anchor_file import read_anchors
+    from zeroshot.model_set.model_set import resolve
+
+    if name.endswith(".safetensors"):
+        return None, read_anchors(Path(name))
+    models = resolve(name, **how)
+    return models, models.anchors
+
+
+def _target(known: "Anchors", out: Path | None) -> Path:
+    """Where an edit goes; the bundled set stays as it is."""
+    from zeroshot.model_set.spec import POCKET
+
+    target = out or known.path
+    if target.resolve().is_relative_to(POCKET.resolve()):
+        raise UserError("the bundled set stays as it is; give --out FILE.safetensors")
+    return target

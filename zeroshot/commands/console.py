@@ -1,0 +1,317 @@
+"""What a person sees of a run: rows on standard output, progress and the end on standard error.
+
+With `cli`, the only file that prints.
+"""
+
+import contextlib
+import itertools
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from zeroshot.errors import ApproximateWarning, FewClassesWarning
+from zeroshot.output.formats import utf8
+
+if TYPE_CHECKING:
+    from zeroshot.distributed.local import State
+    from zeroshot.inference.meter import Meter
+    from zeroshot.methods import Description
+    from zeroshot.results.result import Result, SearchResult
+    from zeroshot.tasks.classification.compare import Compared
+
+NAME_WIDTH = 32
+
+Show = Literal["json", "table", "nothing"]
+
+
+def plain(text: str) -> str:
+    r"""With `\x1b` for characters that would steer a terminal, and for bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def say(message: str) -> None:
+    """One message on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(plain(message)))
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """Our own warnings as messages of one line; others as Python shows them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, (ApproximateWarning, FewClassesWarning)):
+                say(f"warning: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = said
+        yield
+
+
+def print_json(row: Mapping[str, Any]) -> None:
+    """One JSON line on standard output."""
+    print(utf8(json.dumps(row, ensure_ascii=False, allow_nan=False)).decode(), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on standard output: JSON lines when piped."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print_json(dict(zip(columns, row, strict=True)))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def show_comparison(rows: "Iterable[Compared]") -> None:
+    """A table of methods; in JSON lines when piped."""
+    print_table(
+        ("method", "mean best score", "agreement with the first", "CPU ms per row"),
+        [
+            (r.method, round(r.confidence, 4), round(r.agreement, 4), round(r.cpu_ms, 3))
+            for r in rows
+        ],
+    )
+
+
+def show_figures(result: Mapping[str, Any]) -> None:
+    """What `eval` found of one method; the whole result as one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(result)
+        return
+    from zeroshot.metrics.statistics import usual
+
+    share = f"{100 * result['sampling']['confidence']:g} %"
+    table = Table("figure", escape(result["method"]), f"{share} interval")
+    table.title = escape(result["dataset"])
+    for name, value in result["metrics"].items():
+        ends = result["intervals"][name]
+        told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
+        table.add_row(name, f"{usual(name, value):.2f}", told)
+    Console().print(table)
+    if "labels" in result:
+        _show_labels(result["labels"], share)
+
+
+def _show_labels(labels: Mapping[str, Any], share: str) -> None:
+    """The average precision of each label, the best first."""
+    table = Table("label", "pictures", "average precision", f"{share} interval")
+    for name, own in sorted(labels.items(), key=lambda one: -one[1]["average_precision"]):
+        ends = own["interval"] or ()
+        told = " to ".join(f"{100 * end:.2f}" for end in ends)
+        value = f"{100 * own['average_precision']:.2f}"
+        table.add_row(escape(plain(name)), str(own["pictures"]), value, told)
+    Console().print(table)
+
+
+def show_differences(comparison: Mapping[str, Any]) -> None:
+    """Each method against the first; one JSON line when piped."""
+    if not sys.stdout.isatty():
+        print_json(comparison)
+        return
+    from zeroshot.metrics.statistics import usual
+
+    for method, figures in comparison["methods"].items():
+        table = Table("figure", "difference", "interval", "p", "p (Holm)")
+        table.title = escape(f"{method} less {comparison['first']}")
+        for name, own in figures.items():
+            ends = " to ".join(f"{usual(name, end):+.2f}" for end in own["interval"])
+            difference = f"{usual(name, own['difference']):+.2f}"
+            table.add_row(name, difference, ends, f"{own['p']:.3f}", f"{own['p_holm']:.3f}")
+        Console().print(table)
+
+
+def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
+    """A table for each query: rank, score, path, and the anchors that carried a hit."""
+    console = Console(highlight=False)
+    for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
+        of_query = list(group)
+        table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
+        for hit in of_query:
+            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
+            shown = Text(plain(said), overflow="fold")
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
+        console.print(table)
+
+
+def show_method(method: "Description") -> None:
+    """A method's docstring and a table of its options."""
+    console = Console(highlight=False)
+    page = f"{method.name} ({', '.join(method.does)})\n\n{method.about}\n"
+    console.print(escape(page), soft_wrap=True)
+    table = Table("option", "type", "default", "what it does")
+    for option in method.options:
+        table.add_row(*map(str, (option.name, option.kind, option.default, option.about)))
+    if method.options:
+        console.print(table)
+
+
+class Screen:
+    """Shows results as they come: a progress bar on a terminal, rows as `show` asks."""
+
+    def __init__(
+        self,
+        show: Show,
+        total: int | None,
+        quiet: bool,
+        things: str = "pictures",
+        shards: tuple[int, int] | None = None,
+    ) -> None:
+        """`total` `things`, or None and `shards`: how many are done, and how many there are."""
+        self.show = show
+        self.things = things
+        self.shards = shards
+        self.out = Console(highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self.task = self.progress.add_task("loading models", total=total, rate="")
+
+    def __enter__(self) -> "Screen":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def expect(self, total: int | None) -> None:
+        """How many results will come, if that is known."""
+        self.progress.update(self.task, total=total)
+
+    def advance(self, count: int, meter: "Meter") -> None:
+        """So many more pictures are done."""
+        self.progress.update(
+            self.task, advance=count, description=self._done(meter), rate=f"{meter.rate:.1f}/s"
+        )
+
+    def _done(self, meter: "Meter") -> str:
+        """What is counted: pictures; in shards, where only of these a total is known."""
+        if self.shards is None:
+            return self.things
+        done, of = self.shards
+        return f"{done + meter.shards} of {of} shards, {self.things}"
+
+    def count(self, meter: "Meter") -> None:
+        """Show how many results others have made."""
+        rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
+        self.progress.update(
+            self.task, completed=meter.pictures, description=self._done(meter), rate=rate
+        )
+
+    def add(self, result: "Result", meter: "Meter") -> None:
+        """Show one result."""
+        if self.show == "json":
+            print_json(result.row())
+        elif self.show == "table":
+            self.out.print(_line(result), soft_wrap=False)
+        self.advance(1, meter)
+
+
+def _line(result: "Result") -> Table:
+    """The file's name and the answer, the answer wrapped beside it."""
+    line = Table.grid(padding=(0, 2))
+    line.add_column(width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")
+    line.add_column()
+    name = PurePath(result.path).name if result.path else "(in memory)"
+    failed = result.error is not None
+    said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
+    line.add_row(Text(plain(name)), Text(plain(said), style="red" if failed else ""))
+    return line
+
+
+def summary(
+    meter: "Meter",
+    resumed: int,
+    verbose: bool,
+    *,
+    before: "State | None" = None,
+    several: bool = False,
+    things: str = "pictures",
+) -> list[str]:
+    """The last lines of a run: how many `things`, how fast, what bound it.
+
+    `before` is how far a folder was when it began; `several` processes share the meter: then the
+    rate is that of the clock on the wall.
+    """
+    lines = []
+    unit = "images" if things == "pictures" else things
+    if resumed:
+        lines.append(_resumed(meter, resumed, before))
+    failed = f", {meter.failed} failed" if meter.failed else ""
+    seconds = meter.elapsed if several else meter.working
+    if meter.pictures:
+        lines.append(
+            f"{meter.pictures} {things}{failed} in {seconds:.1f} s "
+            f"({meter.pictures / max(seconds, 1e-9):.2f} {unit}/s; {_cached(meter)}"
+            f"most of it {meter.bound_by(things)})"
+        )
+    if meter.left_out:
+        lines.append(f"left out {meter.left_out} members of tar files that hold no {things[:-1]}")
+    if meter.left_alone:
+        lines.append(
+            f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
+            "over them"
+        )
+    if verbose:
+        lines.append(
+            f"encoder: {meter.images_encoded} {unit} encoded, {meter.images_cached} from the "
+            f"cache; {meter.texts_encoded} texts encoded, {meter.texts_cached} from the cache"
+        )
+        stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
+        lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
+        lines += [f"{name} took {s:.2f} s of threads beside it" for name, s in meter.beside.items()]
+        if not meter.images_encoded + meter.texts_encoded:
+            lines.append("no encoder call was made: every embedding came from the cache")
+    return lines
+
+
+def _resumed(meter: "Meter", resumed: int, before: "State | None") -> str:
+    if before is None:
+        return f"resumed: {resumed} of {resumed + meter.pictures} were done already"
+    if before.total is not None:
+        return f"resumed: {resumed} of {before.total} were done already"
+    return (
+        f"resumed: {resumed} were done already, {before.finished} of {before.shards} shards were "
+        "finished"
+    )
+
+
+def _cached(meter: "Meter") -> str:
+    return f"{meter.images_cached} from the cache; " if meter.images_cached else ""
+
+
+def how_far(state: "State", folder: str) -> str:
+    """What of a folder of shards is finished."""
+    failed = f", {state.failed} of them failed" if state.failed else ""
+    begun = f", {state.kept} more in shards not finished" if state.kept else ""
+    of = "" if state.total is None else f" of {state.total}"
+    return (
+        f"{folder}: {state.finished} of {state.shards} shards are finished, "
+        f"{state.rows}{of} rows{failed}{begun}"
+    )

@@ -1,0 +1,312 @@
+"""What the commands that make rows share: a job goes to the screen, to a file, or to shards.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import typer
+
+from zeroshot.commands.options import Run, option
+from zeroshot.commands.out_path import FolderPath, RemotePath
+from zeroshot.errors import UserError
+
+if TYPE_CHECKING:
+    from zeroshot.commands.console import Screen
+    from zeroshot.distributed.local import Order
+    from zeroshot.distributed.sharding import Inputs, Size
+    from zeroshot.distributed.worker import How
+    from zeroshot.inference.meter import Meter
+    from zeroshot.inputs.resolve import Named
+    from zeroshot.inputs.source import Source
+    from zeroshot.output.object_store import Bucket
+    from zeroshot.output.resumable import Output
+    from zeroshot.results.result import Result
+    from zeroshot.tasks.task import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Run):
+    """The options of `Run`, and how a folder of shards is made."""
+
+    format: Annotated[
+        Literal["jsonl", "csv", "parquet"] | None,
+        option("--format", env="FORMAT", help="Of the shards when --out is a folder: jsonl."),
+    ] = None
+    shard_size: Annotated[
+        str | None,
+        option(
+            "--shard-size",
+            env="SHARD_SIZE",
+            metavar="N|file",
+            help="Rows in a shard: 10000; or file: each tar, table or Parquet file is one, "
+            "listed in its turn. So it is where several inputs are all tar or Parquet files.",
+        ),
+    ] = None
+    shards: Annotated[
+        str | None,
+        option(
+            "--shards",
+            env="SHARDS",
+            metavar="K/N",
+            help="Only the shards of the K-th of N workers, for any launcher; without it, "
+            "processes on one folder share what is to be done.",
+        ),
+    ] = None
+    devices: Annotated[
+        str | None,
+        option("--devices", env="DEVICES", help="A process for each: 0,1 or cpu,cpu."),
+    ] = None
+    engine: Annotated[
+        Literal["here", "ray"],
+        option("--engine", env="ENGINE", help="Who works on the shards: this machine or Ray."),
+    ] = "here"
+
+    remote_out: ClassVar[bool] = True
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder --out names: one that is there, a name without a suffix or with a slash."""
+        out = self.out
+        if out is None or (out.suffix and not isinstance(out, FolderPath) and not out.is_dir()):
+            return None
+        return out
+
+    @property
+    def size(self) -> "Size | None":
+        """What a shard is, if that was said."""
+        given = self.shard_size
+        if given is None:
+            return None
+        if given == "file":
+            return "file"
+        if not given.isdecimal() or int(given) == 0:
+            raise UserError(f"--shard-size {given}: file, or a number of at least 1")
+        return int(given)
+
+    def inputs(self, images: Sequence[str]) -> "Inputs":
+        """What `images` name: pictures, or the files of them that are to be a shard each."""
+        if self.folder is None:
+            return self.sources(images)
+        from zeroshot.commands import console
+        from zeroshot.inputs.containers import Bundles
+
+        found = self.named(images)
+        if self._by_file(found):
+            if not self.quiet:
+                console.say(f"a shard for each of {len(found.files)} files")
+                self.say_left_out(found.left_out)
+            return Bundles(found.files)
+        return self.listed(found)
+
+    def _by_file(self, found: "Named") -> bool:
+        """Whether each file is a shard: as asked for, as the folder was begun, or as fits it."""
+        from zeroshot.distributed.folder import Place
+
+        size = self.size
+        assert self.folder is not None
+        if size is None and not self.overwrite:
+            size = Place(self._where(self.folder)).begun_with()
+        if size == "file":
+            self._refuse_to_list(found)
+            return True
+        return size is None and self.limit is None and self._are_shards(found)
+
+    def _refuse_to_list(self, found: "Named") -> None:
+        """What cannot be a shard, or would have all shards counted."""
+        if self.limit is not None:
+            raise UserError(
+                "--limit counts pictures, and shards that are a file each (--shard-size file) are "
+                "not counted beforehand: name fewer files, or choose another --out"
+            )
+        if found.loose is not None:
+            raise UserError(
+                "a shard for each file (--shard-size file) needs tar files, tables or Parquet "
+                f"files alone, and '{found.loose}' is none: leave it out, or give all pictures "
+                "another --out with --shard-size 10000"
+            )
+
+    def _are_shards(self, found: "Named") -> bool:
+        """Whether there are several files and all are shards by nature; what is not, is said."""
+        from zeroshot.commands import console
+        from zeroshot.inputs.containers import is_shard
+
+        shards = [file for file in found.files if is_shard(file.name)]
+        if len(shards) < 2:
+            return False
+        if len(shards) < len(found.items) and not self.quiet:
+            other = found.loose or next(f.name for f in found.files if not is_shard(f.name))
+            console.say(
+                f"listing {len(shards)} tar or Parquet files before the first row, since '{other}' "
+                "is none; alone, each would be a shard of its own"
+            )
+        return len(shards) == len(found.items)
+
+    def show(
+        self,
+        job: "Job",
+        sources: "Inputs",
+        through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
+        layout: str | None = None,
+        half: bool = False,
+        default_layout: str = "rows",
+    ) -> None:
+        """Run a job on what is still to do; show and write its results; end with a summary.
+
+        Raises:
+            typer.Exit: with code 3, when a picture failed.
+        """
+        from zeroshot.inputs.containers import Bundles
+
+        if self.folder is None:
+            self._refuse_without_folder(layout, half)
+            assert not isinstance(sources, Bundles)
+            self._show_rows(job, list(sources), through)
+            return
+        if self.json and (self.devices or self.engine == "ray"):
+            raise UserError("--json shows the rows of this process: leave --devices and --engine")
+        from zeroshot.distributed.folder import Place
+        from zeroshot.distributed.local import Order
+
+        where = self._where(self.folder)
+        if not isinstance(where, Path):
+            where.begin()  # before models are loaded and anything is removed
+        place = Place(where, self.size, self.format, layout, half, default_layout)
+        if self.overwrite:
+            if self.shards:
+                raise UserError("--overwrite with --shards would remove what the other workers do")
+            place.begin_anew()
+        self._fill(Order(job, sources, place, self.at_once, self.cache))
+
+    def _where(self, folder: Path) -> "Path | Bucket":
+        if not isinstance(folder, RemotePath):
+            return folder
+        from zeroshot.output.object_store import Bucket
+
+        bucket = Bucket(folder.address)
+        if not bucket.shared and (self.devices or self.engine == "ray"):
+            raise UserError(
+                f"--out {bucket}: what is in the memory of this process is not seen by those of "
+                "--devices and --engine ray"
+            )
+        return bucket
+
+    def _refuse_without_folder(self, layout: str | None, half: bool) -> None:
+        given = {
+            "--format": self.format,
+            "--shard-size": self.shard_size,
+            "--shards": self.shards,
+            "--devices": self.devices,
+            "--engine ray": self.engine == "ray",
+            "--layout": layout,
+            "--half": half,
+        }
+        for name, value in given.items():
+            if value:
+                raise UserError(f"{name} needs a folder for the shards: --out DIR/")
+
+    def _show_rows(
+        self,
+        job: "Job",
+        sources: "list[Source]",
+        through: "Callable[[Iterator[Result]], Iterator[Result]]",
+    ) -> None:
+        from zeroshot.commands import console
+        from zeroshot.inference.content_ids import to_do
+        from zeroshot.inference.meter import Meter
+
+        meter, output = Meter(), None
+        with self.open_cache() as cache:
+            try:
+                with console.Screen(self.shown(), len(sources), self.quiet, self.things) as screen:
+                    worker = job.open(cache, meter, self.at_once)
+                    if self.out is not None:
+                        output = self._output(self.out, job.schema, worker.settings())
+                        sources = to_do(sources, output, cache)
+                        screen.expect(len(sources))
+                    results = through(worker(sources, meter)) if sources else iter(())
+                    while batch := list(islice(results, worker.batch_size if output else 1)):
+                        if output is not None:
+                            output.write([result.row() for result in batch])
+                        for result in batch:
+                            screen.add(result, meter)
+            finally:
+                if output is not None:
+                    output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
+            if not self.quiet:
+                done = output.resumed if output else 0
+                for line in console.summary(meter, done, self.verbose, things=self.things):
+                    console.say(line)
+            if cache.trouble is not None:
+                console.say(cache.trouble)
+        if meter.failed:
+            raise typer.Exit(3)
+
+    def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "Output":
+        from zeroshot.output.resumable import Output
+
+        return Output(
+            path,
+            schema,
+            settings,
+            overwrite=self.overwrite,
+            retry_failed=self.retry_failed,
+            batch_size=self.at_once,
+        )
+
+    def _fill(self, order: "Order") -> None:
+        """Fill a folder of shards, by whatever engine."""
+        from zeroshot.commands import console
+        from zeroshot.distributed.local import state
+        from zeroshot.distributed.sharding import FileRefusedError, Share, changed
+        from zeroshot.distributed.worker import How
+
+        how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
+        before = state(order, how)
+        shards = (before.finished, before.shards) if before.total is None else None
+        with console.Screen(self.shown(), before.total, self.quiet, self.things, shards) as screen:
+            screen.expect(before.to_do)
+            meter, trouble = self._engine(order, how, screen)
+        after = state(order, how)
+        if not self.quiet:
+            several = bool(self.devices) or self.engine == "ray"
+            for line in console.summary(
+                meter,
+                before.resumed,
+                self.verbose,
+                before=before,
+                several=several,
+                things=self.things,
+            ):
+                console.say(line)
+            console.say(console.how_far(after, str(self.folder)))
+        if trouble is not None:
+            console.say(trouble)
+        if after.changed:
+            raise FileRefusedError(*map(changed, after.changed))
+        if meter.failed:
+            raise typer.Exit(3)
+
+    def _engine(self, order: "Order", how: "How", screen: "Screen") -> "tuple[Meter, str | None]":
+        """Work on the shards; what was counted, and what the cache has to say."""
+        from zeroshot.inference.meter import Meter
+
+        if self.engine == "ray":
+            from zeroshot.distributed.ray_engine import run_on_ray
+
+            return run_on_ray(order, how, screen.count), None
+        if self.devices:
+            from zeroshot.distributed.processes import read_devices, run_on
+
+            return run_on(order, read_devices(self.devices), how, screen.count), None
+        from zeroshot.distributed.local import run
+
+        meter = Meter()
+        with order.open_cache() as cache:
+            seen = dataclasses.replace(how, seen=lambda result: screen.add(result, meter))
+            run(order, cache, meter, seen)
+            return meter, cache.trouble

@@ -1,0 +1,1 @@
+"""Annotation files: labels, captions, pairs, questions, and benchmarks in their own layouts."""

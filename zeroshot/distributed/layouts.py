@@ -1,0 +1,270 @@
+"""What files a shard is: rows, rows with a matrix beside them, or what clip-retrieval writes.
+
+Rows are spelled as in a single file (`formats`). Vectors come in channels, the picture's and for
+some layouts that of its caption; a failed picture has none.
+"""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+from zeroshot.errors import UserError, unknown
+from zeroshot.inputs.source import Source
+from zeroshot.output.filesystem import Location
+from zeroshot.output.filtered_pairs import write_tar
+from zeroshot.output.formats import Format, Record, format_for, from_parquet, pyarrow, to_parquet
+from zeroshot.results.result import EmbedResult, FilterResult, Result
+
+Matrix = npt.NDArray[np.float32]
+FORMATS = ("jsonl", "csv", "parquet")
+LAYOUTS = ("rows", "safetensors", "clip-retrieval", "webdataset")
+
+
+@dataclass(frozen=True)
+class Content:
+    """A shard's rows in order, and in each channel the vectors of those that did not fail."""
+
+    records: Sequence[Record] = ()
+    vectors: Sequence[Matrix] = ()
+    sources: Sequence[Source] = ()
+    """What the rows are of, while they are written."""
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """How a shard stands in its folder."""
+
+    has_vectors: ClassVar[bool]
+
+    @property
+    def format(self) -> Format:
+        """How rows are spelled while the shard is worked on."""
+
+    def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
+        """A result's row, and its vectors, a channel each; none if it failed."""
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+        """Each file whole or not at all; the same again over what is there."""
+
+    def read(self, folder: Location, shard: int, of: int) -> Content:
+        """What `write` wrote, in float32."""
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """`00000.jsonl`, `.csv` or `.parquet`."""
+
+    schema: str
+    suffix: str
+    format: Format = field(init=False)
+
+    has_vectors: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.suffix not in FORMATS:
+            raise unknown("format of shards", self.suffix, FORMATS)
+        object.__setattr__(self, "format", format_for(Path(f"x.{self.suffix}"), self.schema))
+
+    def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
+        """The whole row."""
+        return result.row(), []
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+        """One file."""
+        rows = b"".join(record.raw for record in content.records)
+        table = self.suffix == "parquet"
+        data = to_parquet(rows, self.schema) if table else self.format.header + rows
+        folder.replace(self._file(shard), data)
+
+    def read(self, folder: Location, shard: int, of: int) -> Content:
+        """The file's rows."""
+        data = folder.read(self._file(shard))
+        if self.suffix == "parquet":
+            data = from_parquet(io.BytesIO(data))
+        return Content(self.format.records(data))
+
+    def _file(self, shard: int) -> str:
+        return f"{shard:05d}.{self.suffix}"
+
+
+@dataclass(frozen=True)
+class Safetensors:
+    """Rows, and `embeddings [n d]` in `00000.safetensors`, NaN where a picture failed."""
+
+    rows: RowFiles
+    half: bool = False
+
+    has_vectors: ClassVar[bool] = True
+
+    @property
+    def format(self) -> Format:
+        """Of the rows."""
+        return self.rows.format
+
+    def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
+        """The row without the embedding, and that."""
+        assert isinstance(result, EmbedResult)
+        row = {k: v for k, v in result.row().items() if k != "embedding"}
+        return row, [result.embedding] if result.error is None else []
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+        """The matrix, then the rows."""
+        good = [i for i, record in enumerate(content.records) if not record.failed]
+        width = content.vectors[0].shape[1] if content.vectors else 0
+        matrix = np.full((len(content.records), width), np.nan, np.float32)
+        if good:
+            matrix[good] = content.vectors[0]
+        kept = matrix.astype(np.float16) if self.half else matrix
+        about = {"rows": f"{shard:05d}.{self.rows.suffix}"}  # one: several come in any order
+        folder.replace(self._file(shard), save({"embeddings": kept}, about))
+        self.rows.write(folder, shard, of, content)
+
+    def read(self, folder: Location, shard: int, of: int) -> Content:
+        """Rows and matrix."""
+        records = self.rows.read(folder, shard, of).records
+        matrix = load(folder.read(self._file(shard)))["embeddings"].astype(np.float32)
+        good = matrix[[not record.failed for record in records]]
+        return Content(records, [good] if len(good) else [])
+
+    def _file(self, shard: int) -> str:
+        return f"{shard:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class ClipRetrieval:
+    """`img_emb/img_emb_0.npy`, `text_emb/text_emb_0.npy`, `metadata/metadata_0.parquet`.
+
+    As clip-retrieval's writer makes them (github.com/rom1504/clip-retrieval,
+    clip_inference/writer.py): fp16 rows, `image_path` and `caption`, numbers padded to the digits
+    of the count of shards. Its tools expect a vector in every row, so a failed picture is only in
+    our rows beside these folders.
+    """
+
+    rows: RowFiles
+
+    has_vectors: ClassVar[bool] = True
+
+    @property
+    def format(self) -> Format:
+        """Of the rows beside its folders."""
+        return self.rows.format
+
+    def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
+        """The row without the embedding; that, and that of the caption if there is one."""
+        assert isinstance(result, EmbedResult)
+        row = {k: v for k, v in result.row().items() if k != "embedding"}
+        if result.error is not None:
+            return row, []
+        return row, [v for v in (result.embedding, result.text_embedding) if v]
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+        """Matrices and metadata of what did not fail, then all rows."""
+        good = [json.loads(record.raw) for record in content.records if not record.failed]
+        if good:
+            for file, matrix in zip(self._files(shard, of), content.vectors, strict=False):
+                data = io.BytesIO()
+                np.save(data, matrix.astype(np.float16))
+                folder.replace(file, data.getvalue())
+            self._write_metadata(folder, shard, of, good)
+        self.rows.write(folder, shard, of, content)
+
+    def _write_metadata(
+        self, folder: Location, shard: int, of: int, good: Sequence[dict[str, Any]]
+    ) -> None:
+        arrow, sink = pyarrow(), io.BytesIO()
+        columns = {"image_path": [row["path"] for row in good]}
+        if "caption" in good[0]:
+            columns["caption"] = [row["caption"] for row in good]
+        text = {name: arrow.array(values, arrow.string()) for name, values in columns.items()}
+        arrow.parquet.write_table(arrow.table(text), sink)
+        folder.replace(f"metadata/metadata_{_number(shard, of)}.parquet", sink.getvalue())
+
+    def read(self, folder: Location, shard: int, of: int) -> Content:
+        """Rows and matrices."""
+        held = folder.read_all(self._files(shard, of)).values()
+        matrices = [np.load(io.BytesIO(data), allow_pickle=False) for data in held]
+        vectors = [matrix.astype(np.float32) for matrix in matrices]
+        return Content(self.rows.read(folder, shard, of).records, vectors)
+
+    def _files(self, shard: int, of: int) -> list[str]:
+        number = _number(shard, of)
+        return [f"{kind}_emb/{kind}_emb_{number}.npy" for kind in ("img", "text")]
+
+
+@dataclass(frozen=True)
+class KeptPairs:
+    """Rows of a filter, and `kept/00000.tar`: a webdataset of the pairs that it keeps.
+
+    A pair is named by its shard and its place there, five digits each: `0000100042` is the row
+    behind 42 others of `00001.jsonl`. A shard of which nothing is kept has no tar file.
+    """
+
+    rows: RowFiles
+
+    has_vectors: ClassVar[bool] = False
+
+    @property
+    def format(self) -> Format:
+        """Of the rows."""
+        return self.rows.format
+
+    def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
+        """The whole row."""
+        return self.rows.split(result)
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+        """The tar file, then all rows."""
+        pairs = []
+        told = zip(content.records, content.sources, strict=True)
+        for place, (record, source) in enumerate(told):
+            row = json.loads(record.raw)
+            if row.get("kept"):
+                pairs.append((f"{shard:05d}{place:05d}", source, row))
+        file = f"kept/{shard:05d}.tar"
+        if pairs:
+            with folder.whole(file) as tar:
+                write_tar(tar, pairs)
+        else:
+            folder.remove(file)
+        self.rows.write(folder, shard, of, content)
+
+    def read(self, folder: Location, shard: int, of: int) -> Content:
+        """The rows."""
+        return self.rows.read(folder, shard, of)
+
+
+def _number(shard: int, of: int) -> str:
+    return str(shard).zfill(int(math.log10(of)) + 1)
+
+
+def layout_for(name: str, schema: str, suffix: str, half: bool = False) -> Layout:
+    """The layout called `name` with rows of `schema` in files with this suffix.
+
+    Raises:
+        UserError: an unknown name, or a layout of embeddings for other rows.
+    """
+    if name not in LAYOUTS:
+        raise unknown("layout", name, LAYOUTS)
+    if half and name == "rows":
+        raise UserError("--half goes with --layout safetensors; rows of text hold float32")
+    if name == "rows":
+        return RowFiles(schema, suffix)
+    pairs = name == "webdataset"
+    if schema != (FilterResult if pairs else EmbedResult).schema:
+        raise UserError(f"--layout {name} is for {'filtered pairs' if pairs else 'embeddings'}")
+    if name == "safetensors":
+        return Safetensors(RowFiles(schema, suffix), half)
+    if suffix != "jsonl":
+        raise UserError(f"--layout {name} keeps its rows as jsonl: leave --format out")
+    if pairs:
+        return KeptPairs(RowFiles(schema, suffix))
+    pyarrow()
+    return ClipRetrieval(RowFiles(schema, suffix))

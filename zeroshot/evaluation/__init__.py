@@ -1,0 +1,1 @@
+"""Measure methods on labelled data, with intervals and comparisons."""

@@ -1,0 +1,56 @@
+"""CLIPScore of captions, by an encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.inference.embedding import (
+    embed_all,
+    embed_texts,
+    image_side,
+    join_images,
+    join_texts,
+    text_side,
+)
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.metrics.retrieval import PREFIX, clip_score, ref_clip_score
+from zeroshot.models.base import DualEncoder
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An encoder that says how well captions fit: CLIPScore with the paper's encoder, else like it.
+
+    Texts longer than it reads are cut, as the authors do.
+    """
+
+    encoder: DualEncoder
+    cache: EmbeddingCache
+    meter: Meter
+
+    def __call__(
+        self,
+        sources: Sequence[Source],
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+    ) -> dict[str, np.ndarray]:
+        """`CLIPScore` and `RefCLIPScore` of each caption."""
+        images = join_images(
+            self.encoder, embed_all(sources, image_side(self.encoder), self.cache, self.meter)
+        )
+        said = self._texts(captions)
+        told = self._texts([text for own in references for text in own])
+        each = np.split(told, np.cumsum(list(map(len, references)))[:-1])
+        return {
+            "CLIPScore": clip_score(images.numpy(), said),
+            "RefCLIPScore": ref_clip_score(images.numpy(), said, each),
+        }
+
+    def _texts(self, texts: Sequence[str]) -> np.ndarray:
+        rows = embed_texts(
+            [PREFIX + text for text in texts], text_side(self.encoder), self.cache, self.meter
+        )
+        return np.asarray(join_texts(self.encoder, rows).numpy())

@@ -1,0 +1,5 @@
+"""Decode images, animations and videos; nothing else in the package opens one."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

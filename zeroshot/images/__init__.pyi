@@ -1,0 +1,17 @@
+from .reading import (
+    CLIPS as CLIPS,
+    MAX_BYTES as MAX_BYTES,
+    MAX_PIXELS as MAX_PIXELS,
+    PICTURES as PICTURES,
+    VERSION as VERSION,
+    Blob as Blob,
+    Found as Found,
+    Input as Input,
+    Options as Options,
+    Picture as Picture,
+    Source as Source,
+    find as find,
+    open_image as open_image,
+    read as read,
+    read_ahead as read_ahead,
+)

@@ -1,0 +1,190 @@
+"""Pictures in data sets of Hugging Face: `hf-dataset:org/name:test`, `hf-dataset:./folder`.
+
+By the `datasets` library, which since its fourth version runs no code that comes with a data set.
+Pictures stay as they are kept, undecoded, until their turn comes.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
+from zeroshot.inputs.columns import Columns, fields_of, resolve
+from zeroshot.inputs.local_files import settled, stamp_of
+from zeroshot.inputs.parquet import bytes_of
+from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import Options, Table
+
+PREFIX = "hf-dataset:"
+CODELESS = 4
+"""The first version of `datasets` that runs no code."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a data set, opened when it is first read from."""
+
+    name: str
+    split: str | None
+    offline: bool
+
+    def open(self) -> Any:
+        """The `datasets.Dataset`, once in a process."""
+        return _open(self)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The column of pictures of a data set, and the state of its files."""
+
+    dataset: Dataset
+    column: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The bytes of a picture in a data set."""
+
+    pictures: Pictures
+    row: int
+
+    @property
+    def stamp(self) -> str | None:
+        """The data set, the row, and the data set's state."""
+        dataset = self.pictures.dataset
+        local = os.path.isdir(dataset.name)
+        name = os.path.abspath(dataset.name) if local else f"{PREFIX}//{dataset.name}"
+        place = f"{dataset.split} {self.pictures.column} {self.row}"
+        return f"{name}\0{place}\0{self.pictures.state}" if self.pictures.state else None
+
+    def read(self) -> bytes:
+        """The bytes; UnreadableImageError with the reason."""
+        where = f"row {self.row}"
+        try:
+            held = _undecoded(self.pictures)[self.row][self.pictures.column]
+        except (OSError, ValueError, IndexError, NotAvailableError) as error:
+            raise UnreadableImageError(f"{where}: {error}") from error
+        return bytes_of(held, _roots(self.pictures.dataset), where)
+
+
+def rows(given: str, options: Options) -> Iterator[Source]:
+    """The pictures of `hf-dataset:NAME[:SPLIT]`.
+
+    Raises:
+        NotAvailableError: the library, the data set or the network is not there.
+        UserError: no such split, or no column of pictures.
+    """
+    name, split = _spelled(given)
+    dataset = Dataset(name, split, options.fetch.offline)
+    opened = dataset.open()
+    columns = _columns(given, opened, options.columns)
+    assert columns.image is not None
+    pictures = Pictures(dataset, columns.image, _state(opened))
+    table = Table(given, options)
+    named = [c for c in (columns.caption, columns.label) if c is not None]
+    for number, values in enumerate(_values(opened, named)):
+        try:
+            fields = fields_of(values, columns)
+        except ValueError as error:
+            yield table.refused(number, str(error))
+        else:
+            yield Source(f"{given}#{number}", Row(pictures, number), fields)
+
+
+def _spelled(given: str) -> tuple[str, str | None]:
+    """Name and split of `hf-dataset:name:split`."""
+    rest = given[len(PREFIX) :]
+    name, colon, split = rest.rpartition(":")
+    if not colon or os.path.isdir(rest) or "/" in split or os.sep in split:
+        name, split = rest, ""
+    if not name:
+        raise UserError(f"'{given}' names no data set: {PREFIX}org/name:split or {PREFIX}./folder")
+    return name, split or None
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise NotAvailableError(
+            f"'{PREFIX}' needs the package datasets: pip install 'zeroshot[data]'"
+        ) from error
+    if int(datasets.__version__.split(".")[0]) < CODELESS:
+        raise NotAvailableError(
+            f"datasets {datasets.__version__} may run code of a data set; pip install -U datasets"
+        )
+    return datasets
+
+
+@functools.lru_cache(maxsize=4)
+def _open(dataset: Dataset) -> Any:
+    library = _library()
+    name = dataset.name
+    try:
+        if os.path.isdir(name):
+            found = library.load_from_disk(name)
+        else:
+            path, config = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
+            how = library.DownloadConfig(local_files_only=dataset.offline)
+            found = library.load_dataset(path, config, split=dataset.split, download_config=how)
+    except Exception as error:  # the hub, the network, the files: each with errors of its own
+        raise NotAvailableError(f"the data set '{name}' cannot be had: {error}") from error
+    if not isinstance(found, library.DatasetDict):
+        return found
+    splits = [dataset.split] if dataset.split else list(found)
+    if len(splits) != 1 or splits[0] not in found:
+        raise UserError(
+            f"'{PREFIX}{name}' has the splits {', '.join(map(str, found))}; choose one: "
+            f"{PREFIX}{name}:{next(iter(found))}"
+        )
+    return found[splits[0]]
+
+
+def _columns(given: str, opened: Any, wanted: Columns) -> Columns:
+    """As of a table; a single column of the type `Image` is the one of pictures."""
+    images = [n for n, kind in opened.features.items() if isinstance(kind, _library().Image)]
+    if wanted.image is None and len(images) == 1:
+        wanted = Columns(images[0], wanted.caption, wanted.label)
+    return resolve(given, list(opened.features), wanted)
+
+
+@functools.lru_cache(maxsize=4)
+def _undecoded(pictures: Pictures) -> Any:
+    """The data set with its pictures as bytes."""
+    library = _library()
+    opened = pictures.dataset.open().select_columns([pictures.column])
+    if isinstance(opened.features[pictures.column], library.Image):
+        return opened.cast_column(pictures.column, library.Image(decode=False))
+    return opened
+
+
+def _values(opened: Any, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Captions and labels of all rows; labels by their names."""
+    if not columns:
+        yield from ({} for _ in range(len(opened)))
+        return
+    names = {c: kind for c in columns if hasattr(kind := opened.features[c], "int2str")}
+    for row in opened.select_columns(columns):
+        known = {c: kind.int2str(row[c]) for c, kind in names.items() if row[c] is not None}
+        yield {**row, **known}
+
+
+def _state(opened: Any) -> str:
+    """Changes when the data set does; empty where its files changed just now."""
+    found = [os.stat(file["filename"]) for file in opened.cache_files]
+    if not found or not all(map(settled, found)):
+        return ""
+    told = " ".join([opened._fingerprint, *map(stamp_of, found)])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _roots(dataset: Dataset) -> list[str]:
+    """Folders that pictures which are files of their own may lie in."""
+    if os.path.isdir(dataset.name):
+        return [dataset.name]
+    config = _library().config
+    return [str(config.HF_DATASETS_CACHE), str(config.HF_CACHE_HOME)]

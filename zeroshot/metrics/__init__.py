@@ -1,0 +1,5 @@
+"""Figures about predictions: accuracy, calibration, captions, retrieval, intervals, alignment."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,134 @@
+"""Several labels per picture: how well scores rank them, and what a threshold makes of them.
+
+Scores and truth are `[n c]`. Average precision is scikit-learn's, a step function in which tied
+scores share one threshold: of each label by itself (macro: the mean over labels that occur), or of
+all scores in one ranking (micro). F1 at a threshold is `2 tp / (2 tp + fp + fn)`, of each label or
+of all counts together; the literature of multi-label recognition calls the latter OF1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from zeroshot.metrics.bootstrap import Rows
+from zeroshot.metrics.statistics import Measure
+
+__all__ = ["Ranking", "best_threshold", "of_each_label", "of_multilabel", "ranking"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores from the best to the worst, made ready for the average precision of any draw."""
+
+    picture: Int[np.ndarray, " m"]
+    """that each score belongs to"""
+    positive: Int[np.ndarray, " p"]
+    """places of the scores whose label holds"""
+    end: Int[np.ndarray, " p"]
+    """the last place of the same score as each of those"""
+    hits: Int[np.ndarray, " p"]
+    """how many of those come up to there, less one"""
+
+    def average_precision(self, times: Float[np.ndarray, " n"]) -> float:
+        """When picture i was drawn `times[i]` times; NaN where no label holds."""
+        drawn = times[self.picture]
+        found = np.cumsum(own := drawn[self.positive])
+        if not len(found) or not found[-1]:
+            return float("nan")
+        seen = np.maximum(np.cumsum(drawn)[self.end], 1)
+        return float((own * found[self.hits] / seen).sum() / found[-1])
+
+
+def ranking(
+    scores: Float[np.ndarray, " m"],
+    truth: Bool[np.ndarray, " m"],
+    picture: Int[np.ndarray, " m"] | None = None,
+) -> Ranking:
+    """Of scores that each belong to a picture; without `picture`, one of each."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    positive = np.flatnonzero(truth[order])
+    end = ends[np.searchsorted(ends, positive)]
+    hits = np.searchsorted(positive, end, side="right") - 1
+    return Ranking(order if picture is None else picture[order], positive, end, hits)
+
+
+def of_multilabel(
+    scores: Float[np.ndarray, "n c"],
+    truth: Bool[np.ndarray, "n c"],
+    threshold: float | None = None,
+) -> Measure:
+    """A method's scores of every label; with a `threshold` (a label holds from it on) also F1."""
+    count, labels = scores.shape
+    each = [ranking(own, held) for own, held in zip(scores.T, truth.T, strict=True)]
+    picture = np.repeat(np.arange(count), labels)
+    together = ranking(scores.reshape(-1), truth.reshape(-1), picture)
+    said = None if threshold is None else scores >= threshold
+
+    def statistic(rows: Rows) -> dict[str, float]:
+        times = np.bincount(rows, minlength=count).astype(np.float64)
+        found = {
+            "mean_average_precision": _mean(np.array([r.average_precision(times) for r in each])),
+            "micro_average_precision": together.average_precision(times),
+        }
+        return found if said is None else found | _at_threshold(said, truth, times)
+
+    return Measure(count, statistic)
+
+
+def of_each_label(
+    scores: Float[np.ndarray, "n c"], truth: Bool[np.ndarray, "n c"], names: Sequence[str]
+) -> Measure:
+    """The average precision of each label, by its name; labels that never hold have none."""
+    each = {
+        name: ranking(own, held)
+        for name, own, held in zip(names, scores.T, truth.T, strict=True)
+        if held.any()
+    }
+
+    def statistic(rows: Rows) -> dict[str, float]:
+        times = np.bincount(rows, minlength=len(scores)).astype(np.float64)
+        return {name: own.average_precision(times) for name, own in each.items()}
+
+    return Measure(len(scores), statistic)
+
+
+def best_threshold(scores: Float[np.ndarray, "n c"], truth: Bool[np.ndarray, "n c"]) -> float:
+    """The score from which on labels hold, with the largest F1 of all counts together.
+
+    Of several the highest; NaN where no label holds.
+    """
+    flat = scores.reshape(-1)
+    order = np.argsort(-flat, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(flat[order]) != 0, True))
+    hits = np.cumsum(truth.reshape(-1)[order])
+    if not hits.size or not hits[-1]:
+        return float("nan")
+    f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
+    return float(flat[order][ends[f1.argmax()]])
+
+
+def _at_threshold(
+    said: Bool[np.ndarray, "n c"], truth: Bool[np.ndarray, "n c"], times: Float[np.ndarray, " n"]
+) -> dict[str, float]:
+    hit, called, held = (times @ x for x in (said & truth, said, truth))  # [c]
+    with np.errstate(invalid="ignore"):
+        each = np.where(held > 0, 2 * hit / (called + held), np.nan)
+    return {
+        "f1_macro": _mean(each),
+        "f1_micro": _share(2 * hit.sum(), called.sum() + held.sum()),
+        "precision_micro": _share(hit.sum(), called.sum()),
+        "recall_micro": _share(hit.sum(), held.sum()),
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _mean(values: Float[np.ndarray, " c"]) -> float:
+    """Of what is known."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,232 @@
+"""What a method did on each picture, ready for figures with intervals.
+
+A `Measure` keeps per picture what every figure is made of, so that a figure can be made again of
+any draw of the pictures. Figures are called as in CLIP_benchmark and pycocoevalcap, where they are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from zeroshot import metrics
+from zeroshot.metrics.bootstrap import (
+    CONFIDENCE,
+    DRAWS,
+    Difference,
+    Interval,
+    Rows,
+    Statistic,
+    bootstrap,
+    exact_share,
+    mcnemar,
+    paired_bootstrap,
+)
+from zeroshot.metrics.captioning import caption_scores, distinct_n, repetition
+from zeroshot.metrics.retrieval import image_ranks, text_ranks
+
+RECALL_AT = (1, 5, 10)
+LOWER_IS_BETTER = frozenset(
+    {"ece", "adaptive_ece", "nll", "aurc", "rep_2", "rep_3", "rep_4"}
+    | {"text_retrieval_median_rank", "image_retrieval_median_rank"}
+)
+AS_IT_IS = frozenset(
+    {"nll", "words", "CLIPScore", "RefCLIPScore"}
+    | {"text_retrieval_median_rank", "image_retrieval_median_rank"}
+)
+"""Figures that tables do not print times 100."""
+
+
+def usual(name: str, value: float) -> float:
+    """A figure as tables print it."""
+    return value if name in AS_IT_IS else 100 * value
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One method on some pictures."""
+
+    pictures: int
+    statistic: Statistic
+    """Figures of any selection of the pictures."""
+    right: Mapping[str, Bool[np.ndarray, " n"]] = field(default_factory=dict)
+    """Of the figures that are shares of pictures: which pictures."""
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    """Figures that a draw with repetition would falsify, and that therefore have no interval."""
+
+    def figures(
+        self,
+        generator: np.random.Generator,
+        *,
+        draws: int = DRAWS,
+        confidence: float = CONFIDENCE,
+    ) -> dict[str, Interval]:
+        """Every figure with its interval; where there is none, its ends are NaN."""
+        found = bootstrap(
+            self.statistic, self.pictures, generator, draws=draws, confidence=confidence
+        )
+        for name, right in self.right.items():
+            if right.all() or not right.any():
+                found[name] = exact_share(int(right.sum()), self.pictures, confidence)
+        found |= {name: Interval(value, math.nan, math.nan) for name, value in self.fixed.items()}
+        return {name: figure for name, figure in found.items() if not math.isnan(figure.value)}
+
+
+def differences(
+    first: Measure,
+    second: Measure,
+    generator: np.random.Generator,
+    *,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+) -> dict[str, Difference]:
+    """By how much the second is larger, of the same pictures in the same order.
+
+    The p-value of a share of pictures is McNemar's, any other the bootstrap's.
+    """
+    found = paired_bootstrap(
+        first.statistic,
+        second.statistic,
+        first.pictures,
+        generator,
+        draws=draws,
+        confidence=confidence,
+    )
+    for name in first.right.keys() & second.right.keys():
+        d, p = found[name], mcnemar(first.right[name], second.right[name])
+        found[name] = Difference(d.value, d.low, d.high, p=p)
+    return {name: d for name, d in found.items() if not math.isnan(d.value)}
+
+
+def of_classes(
+    scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, probabilities: bool = True
+) -> Measure:
+    """Labels of pictures. Without `probabilities` (cosines) nothing is said of calibration."""
+    best = scores.argmax(1)
+    right = {"acc1": metrics.correct_at(scores, labels)}
+    if scores.shape[1] > 5:
+        right["acc5"] = metrics.correct_at(scores, labels, 5)
+    return _of_judged(
+        best,
+        labels,
+        right,
+        scores.max(1).astype(np.float64),
+        scores[np.arange(len(labels)), labels].astype(np.float64) if probabilities else None,
+        calibrated=probabilities,
+    )
+
+
+def of_predictions(
+    best: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    confidence: Float[np.ndarray, " n"],
+    among_five: Bool[np.ndarray, " n"] | None,
+    *,
+    probabilities: bool = True,
+) -> Measure:
+    """As `of_classes`, of labels that somebody chose: the rest of the scores is not known."""
+    right = {"acc1": best == labels}
+    if among_five is not None:
+        right["acc5"] = among_five
+    return _of_judged(best, labels, right, confidence, None, calibrated=probabilities)
+
+
+def _of_judged(
+    best: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    right: Mapping[str, Bool[np.ndarray, " n"]],
+    confidence: Float[np.ndarray, " n"],
+    likelihood: Float[np.ndarray, " n"] | None,
+    *,
+    calibrated: bool,
+) -> Measure:
+    correct = right["acc1"]
+    surest = np.argsort(-confidence, kind="stable")
+    place = np.argsort(surest)
+
+    def statistic(rows: Rows) -> dict[str, float]:
+        rows = surest[np.sort(place[rows])]  # the sorts below are quick on what is in order
+        sure, hit = confidence[rows], correct[rows]
+        found = {name: float(each[rows].mean()) for name, each in right.items()}
+        found["mean_per_class_recall"] = metrics.mean_per_class_recall(best[rows], labels[rows])
+        if likelihood is not None:
+            own = np.maximum(likelihood[rows], np.finfo(np.float32).tiny)
+            found["nll"] = float(-np.log(own).mean())
+        if calibrated:
+            found["ece"] = metrics.confidence_gap(sure, hit.astype(np.float64))
+            found["adaptive_ece"] = metrics.adaptive_gap(sure, hit.astype(np.float64))
+        found["auroc"] = metrics.auroc(sure, hit)
+        found["average_precision"] = metrics.average_precision(sure, hit)
+        found["aurc"] = metrics.aurc(sure, hit)
+        return found
+
+    return Measure(len(labels), statistic, right)
+
+
+def of_captions(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    more: Mapping[str, Float[np.ndarray, " n"]] | None = None,
+) -> Measure:
+    """Captions of pictures; `more` holds further scores of each (CLIPScore), whose mean counts.
+
+    CIDEr keeps the document frequencies of all pictures: a draw is scored by its pictures' own
+    CIDEr.
+
+    Raises:
+        UserError: a single picture, of which there is no CIDEr.
+    """
+    scores = caption_scores(captions, references)
+    means = {
+        "ROUGE_L": scores.rouge_l.each,
+        "CIDEr": scores.cider.each,
+        "words": np.array([len(text.split()) for text in captions], dtype=np.float64),
+        **(more or {}),
+    }
+    repeated = {n: repetition(captions, n) for n in (2, 3, 4)}
+
+    def statistic(rows: Rows) -> dict[str, float]:
+        found = {f"Bleu_{n}": score for n, score in enumerate(scores.bleu.of(rows), 1)}
+        found |= {name: float(each[rows].mean()) for name, each in means.items()}
+        for n, counts in repeated.items():
+            different, every = counts[rows].sum(0)
+            found[f"rep_{n}"] = float(1 - different / every) if every else 0.0
+        found["diversity"] = math.prod(1 - found[f"rep_{n}"] for n in repeated)
+        return found
+
+    fixed = {f"distinct_{n}": distinct_n(captions, n) for n in (1, 2)}
+    return Measure(len(captions), statistic, fixed=fixed)
+
+
+def of_ranks(scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]) -> Measure:
+    """Retrieval in both directions. A draw of pictures brings their captions along; what they are
+    searched among stays the same."""
+    of_text, of_image = text_ranks(scores, image_of_text), image_ranks(scores, image_of_text)
+    own = _by_picture(of_image, image_of_text, len(scores))
+    hits = {k: (own <= k).sum(1) for k in RECALL_AT}
+    captions = (~np.isnan(own)).sum(1)
+    right = {f"text_retrieval_recall@{k}": of_text <= k for k in RECALL_AT}
+
+    def statistic(rows: Rows) -> dict[str, float]:
+        found = {name: float(each[rows].mean()) for name, each in right.items()}
+        for k in RECALL_AT:
+            found[f"image_retrieval_recall@{k}"] = float(hits[k][rows].sum() / captions[rows].sum())
+        found["text_retrieval_median_rank"] = float(np.median(of_text[rows]))
+        found["image_retrieval_median_rank"] = float(np.nanmedian(own[rows]))
+        return found
+
+    return Measure(len(scores), statistic, right)
+
+
+def _by_picture(
+    ranks: Int[np.ndarray, " m"], image_of_text: Int[np.ndarray, " m"], pictures: int
+) -> Float[np.ndarray, "n t"]:
+    """Ranks of each picture's captions, NaN where it has fewer than others."""
+    counts = np.bincount(image_of_text, minlength=pictures)
+    table = np.full((pictures, counts.max()), np.nan)
+    order = np.argsort(image_of_text, kind="stable")
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[image_of_text[order], place] = ranks[order]
+    return table

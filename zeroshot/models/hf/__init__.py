@@ -1,0 +1,1 @@
+"""Models of Hugging Face transformers: encoders, language models, detectors, segmenters."""

@@ -1,0 +1,1 @@
+"""Faster forward passes of the models' own layers, checked against them."""

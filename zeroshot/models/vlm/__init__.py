@@ -1,0 +1,1 @@
+"""Vision-language models that write, answer, or score image-text pairs."""

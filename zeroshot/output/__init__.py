@@ -1,0 +1,1 @@
+"""Files that survive interruption: formats, atomic writes, leases, object stores."""

@@ -1,0 +1,5 @@
+"""Nearest neighbours among embeddings: exact, or approximate with faiss."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,111 @@
+"""Approximate search, for very many queries over very many rows; faiss (MIT, extra `index`).
+
+    ivf      rows as they are, in cells of k-means; the cells nearest to a query are looked into
+    ivfpq    the same with codes in place of rows, a byte for eight numbers (product quantisation)
+
+What comes out of the cells is scored once more with the rows themselves, so that scores are exact
+and only the choice is not: how many of the true best it finds is measured on the queries.
+"""
+
+import math
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zeroshot.errors import ApproximateWarning, NotAvailableError
+from zeroshot.ops import BLOCK
+from zeroshot.ranking.exact import SLACK, Gallery, Hits, in_order, nearest, products
+
+Kind = Literal["ivf", "ivfpq"]
+KINDS = ("ivf", "ivfpq")
+
+SHARE = 8
+"""One cell in so many is looked into."""
+TRAINING = 64
+"""Rows for each cell that k-means sees, at most."""
+SAMPLE = 100
+"""Queries that are searched both ways."""
+CODES = 256
+"""Values of a byte; fewer rows are not worth codes, and stay as they are."""
+CODED = 8
+"""Candidates for each hit that are scored exactly, where rows are codes."""
+
+
+def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) -> Hits:
+    """The best that an index finds; warns with its recall. Place -1 where it finds fewer than `k`.
+
+    Raises:
+        NotAvailableError without faiss: pip install 'zeroshot[index]'.
+    """
+    k = min(k, len(gallery))
+    if not k or not len(queries):
+        none = torch.zeros(len(queries), 0)
+        return Hits(none.long(), none, none)
+    cells = _build(gallery, kind)
+    values, index = _found(queries, gallery, k, kind, cells)
+    some = queries[:: math.ceil(len(queries) / SAMPLE)]
+    recall = _recall(some, gallery, k, kind, cells)
+    warnings.warn(
+        f"approximate search among {len(gallery)} pictures finds {recall:.3f} of the {k} best "
+        f"(measured on {len(some)} of the queries); --index exact finds all",
+        ApproximateWarning,
+        stacklevel=2,
+    )
+    return Hits(index, values, values)
+
+
+def _build(gallery: Gallery, kind: Kind) -> Any:
+    """Rows in about `sqrt(n)` cells."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise NotAvailableError(
+            f"--index {kind} needs faiss: pip install 'zeroshot[index]', or leave it exact"
+        ) from error
+    count = len(gallery)
+    lists = math.isqrt(count)
+    sample = torch.arange(min(count, TRAINING * max(lists, 8))) * count
+    seen = gallery.take(torch.div(sample, len(sample), rounding_mode="floor"))
+    width = seen.shape[1]
+    centres = faiss.IndexFlatIP(width)
+    cells: Any
+    if kind == "ivf" or len(seen) < CODES:
+        cells = faiss.IndexIVFFlat(centres, width, lists, faiss.METRIC_INNER_PRODUCT)
+    else:
+        parts = max(m for m in range(1, max(2, width // 8 + 1)) if width % m == 0)
+        cells = faiss.IndexIVFPQ(centres, width, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
+        cells.pq.cp.min_points_per_centroid = 1
+    cells.nprobe = math.ceil(lists / SHARE)
+    cells.cp.min_points_per_centroid = 1
+    cells.train(_single(seen))
+    for block in gallery.blocks(BLOCK):
+        cells.add(_single(block))
+    return cells
+
+
+def _found(
+    queries: Tensor, gallery: Gallery, k: int, kind: Kind, cells: Any
+) -> tuple[Tensor, Tensor]:
+    """Candidates from the cells, scored with the rows themselves."""
+    wanted = k + SLACK if kind == "ivf" else CODED * k + SLACK
+    _, places = cells.search(_single(queries), min(wanted, len(gallery)))
+    index = torch.from_numpy(places)
+    values = products(queries, gallery, index.clamp_min(0))
+    values, index = in_order(values.masked_fill(index < 0, -torch.inf), index)
+    return values[:, :k], index[:, :k]
+
+
+def _recall(queries: Tensor, gallery: Gallery, k: int, kind: Kind, cells: Any) -> float:
+    """Share of the `k` best that are found."""
+    exact = nearest(queries, gallery, k)[1].tolist()
+    found = _found(queries, gallery, k, kind, cells)[1].tolist()
+    both = [len(set(a) & set(b)) for a, b in zip(exact, found, strict=True)]
+    return sum(both) / (k * len(exact))
+
+
+def _single(rows: Float[Tensor, "n d"]) -> Any:
+    return np.ascontiguousarray(rows.numpy(), dtype=np.float32)

@@ -1,0 +1,135 @@
+"""What methods that classify or retrieve are wrong about, and how sure they are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from zeroshot.output.formats import Row
+from zeroshot.report.load_results import Group
+from zeroshot.report.thumbnails import thumbnail
+
+BINS = 10
+CLASSES = 16
+"""Of a confusion matrix: the most frequent ones."""
+MISTAKES = 18
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pictures of like confidence, all shares from 0 to 100."""
+
+    left: float
+    confidence: float
+    accuracy: float
+    count: int
+    share: float
+    """of the fullest bin"""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Truth by label; a cell is the share of its row, from 0 to 100, and the count."""
+
+    labels: Sequence[str]
+    rows: Sequence[Sequence[tuple[float, int]]]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that a method is wrong about."""
+
+    name: str
+    thumbnail: str
+    truth: str
+    said: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One method's labels."""
+
+    method: str
+    reliability: Sequence[Bin]
+    confusion: Confusion
+    mistakes: Sequence[Mistake]
+    wrong: int
+
+
+def labels(group: Group) -> list[Labels]:
+    """What each method that classifies is wrong about, and how sure it is."""
+    found = []
+    for method in group.methods:
+        rows = [
+            (row, str(group.truth[str(row["path"])].get("label")))
+            for row in method.rows
+            if not row.get("error") and str(row["path"]) in group.truth
+        ]
+        if rows:
+            wrong = sorted(
+                ((row, truth) for row, truth in rows if row["labels"][0]["label"] != truth),
+                key=lambda pair: -pair[0]["labels"][0]["score"],
+            )
+            worst = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
+            told = Labels(method.name, _reliability(rows), _confusion(rows), worst, len(wrong))
+            found.append(told)
+    return found
+
+
+def misses(group: Group) -> list[tuple[str, list[Mistake], int]]:
+    """Of retrieval: pictures whose best caption is another picture's."""
+    found = []
+    for method in group.methods:
+        wrong = []
+        for row in method.rows:
+            own = group.truth.get(str(row["path"]), {}).get("references", ())
+            if not row.get("error") and own and row["labels"][0]["label"] not in own:
+                wrong.append((row, own[0]))
+        wrong.sort(key=lambda pair: -pair[0]["labels"][0]["score"])
+        told = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
+        found.append((method.name, told, len(wrong)))
+    return found
+
+
+def _mistake(row: Row, truth: str) -> Mistake:
+    said = [(str(x["label"]), f"{x['score']:.2f}") for x in row["labels"][:3]]
+    path = str(row["path"])
+    return Mistake(PurePath(path).name, thumbnail(path), truth, said)
+
+
+def _reliability(rows: Sequence[tuple[Row, str]]) -> list[Bin]:
+    """Empty where scores are no probabilities."""
+    best = [(row["labels"][0], truth) for row, truth in rows]
+    if any(row.get("scored") not in ("softmax", "sigmoid") for row, _ in rows):
+        return []
+    sure = np.array([float(label["score"]) for label, _ in best])
+    right = np.array([label["label"] == truth for label, truth in best])
+    place = np.clip(np.ceil(sure * BINS) - 1, 0, BINS - 1).astype(int)
+    fullest = np.bincount(place).max()
+    return [
+        Bin(
+            100 * b / BINS,
+            float(100 * sure[place == b].mean()),
+            float(100 * right[place == b].mean()),
+            int((place == b).sum()),
+            float(100 * (place == b).sum() / fullest),
+        )
+        for b in range(BINS)
+        if (place == b).any()
+    ]
+
+
+def _confusion(rows: Sequence[tuple[Row, str]]) -> Confusion:
+    counts = Counter((truth, str(row["labels"][0]["label"])) for row, truth in rows)
+    totals = Counter(truth for _, truth in rows)
+    every = sorted({label for pair in counts for label in pair})
+    often = sorted(every, key=lambda label: -totals[label])[:CLASSES]
+    shown = [label for label in every if label in often]
+    cells = [
+        [(100 * counts[t, s] / totals[t] if totals[t] else 0.0, counts[t, s]) for s in shown]
+        for t in shown
+    ]
+    return Confusion(shown, cells, len(every) - len(shown))

@@ -1,0 +1,86 @@
+"""An answer as one HTML page that needs nothing else: thumbnails lie in the page itself.
+
+Paths, queries and captions are other people's: all of it is escaped, and the page's own policy
+allows no script, no address and no file.
+"""
+
+import html
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from zeroshot.output.formats import utf8
+from zeroshot.results.result import SearchResult, thumbnail
+
+SIZE = 240
+"""Longer side of a thumbnail in pixels."""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em; }
+h2 { font-weight: 600; overflow-wrap: anywhere; }
+ol { display: grid; gap: 1em; grid-template-columns: repeat(auto-fill, minmax(13em, 1fr));
+     list-style: none; padding: 0; }
+ol > li { border: 1px solid #8886; border-radius: 6px; padding: .7em; }
+img { display: block; height: 12em; margin: 0 auto .5em; object-fit: contain; width: 100%; }
+p { margin: .2em 0; overflow-wrap: anywhere; }
+.path, .why, footer { font-size: .85em; opacity: .75; }
+@media (prefers-color-scheme: dark) { body { background: #181818; color: #eee; } }
+"""
+
+
+def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
+    """The hits of each query as a grid of thumbnails, then the pictures that failed."""
+    hits = {
+        number: list(group)
+        for number, group in groupby(
+            (r for r in results if r.error is None), key=lambda r: r.query_number
+        )
+    }
+    sections = [_section(query, hits.get(n, [])) for n, query in enumerate(queries)]
+    title = html.escape(queries[0] if len(queries) == 1 else f"{len(queries)} queries")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title} - zeroshot search</title><style>{STYLE}</style></head>\n<body>\n"
+        + "".join(sections)
+        + "".join(_failures([r for r in results if r.error is not None]))
+        + _footer(results)
+        + "</body></html>\n"
+    )
+
+
+def write_page(path: Path, results: Sequence[SearchResult], queries: Sequence[str]) -> None:
+    """Write `search_page` as UTF-8; stray bytes of file names are spelled out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(utf8(search_page(results, queries)))
+
+
+def _section(query: str, hits: Sequence[SearchResult]) -> str:
+    body = f"<ol>{''.join(map(_hit, hits))}</ol>" if hits else "<p>no picture</p>"
+    return f"<h2>{html.escape(query)}</h2>\n{body}\n"
+
+
+def _hit(hit: SearchResult) -> str:
+    path = html.escape(hit.path or "in memory")
+    source = thumbnail(hit.source, SIZE)
+    picture = f'<img src="{source}" alt="{path}">' if source else "<p><i>gone by now</i></p>"
+    cosine = "" if hit.score == hit.cosine else f" (cosine {hit.cosine:.3f})"
+    why = "".join(f'<p class="why">{html.escape(reason.told)}</p>' for reason in hit.because)
+    score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}</p>"
+    return f'<li>{picture}{score}<p class="path">{path}</p>{why}</li>\n'
+
+
+def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
+    if failed:
+        pictures = "1 picture" if len(failed) == 1 else f"{len(failed)} pictures"
+        yield f"<h2>{pictures} could not be read</h2>\n<ul>"
+        for result in failed:
+            said = result.error.message if result.error else ""
+            yield f"<li>{html.escape(result.path or 'in memory')}: {html.escape(said)}</li>\n"
+        yield "</ul>\n"
+
+
+def _footer(results: Sequence[SearchResult]) -> str:
+    names = dict.fromkeys(name for r in results for name in r.models.values())
+    return f"<footer><p>{html.escape(', '.join(names))}</p></footer>\n" if names else ""

@@ -1,0 +1,305 @@
+"""Scores that mean what they say, and thresholds below which nothing is said.
+
+Temperature: one number per model and method divides the logits; it carries over from one data set
+and set of prompts to another (LeVine et al. 2023, "Enabling Calibration In The Zero-Shot Inference
+of Large Vision-Language Models", arXiv:2303.12748). With labels it minimises the negative
+log-likelihood (Guo et al. 2017, arXiv:1706.04599). Without, it brings the mean confidence to that
+of the model's own zero-shot softmax, as Frolic (arXiv:2410.19294) does between its parts; of the
+zero-shot scores themselves it therefore leaves the scale alone.
+
+Abstention: from unlabelled pictures of the kind one expects, conformal p-values of the confidence
+(Vovk et al. 2005, "Algorithmic Learning in a Random World"):
+
+    p = (1 + number of reference pictures at most as confident) / (1 + reference pictures)
+
+Abstaining where p <= alpha leaves out at most a share alpha of further pictures of that kind.
+Whatever resembles none of the labels is less confident and left out more often.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import brentq, minimize_scalar
+from torch import Tensor
+
+from zeroshot import metrics
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.errors import UserError
+from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.tasks.classification.classifier import Classifier, embedded, settings
+from zeroshot.tasks.classification.heads import Believe
+
+LOG_RANGE = (math.log(1e-4), math.log(1e4))
+"""Of temperatures."""
+SCHEMA = "zeroshot.calibration/1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `zeroshot calibrate` learned of one model and method."""
+
+    models: Mapping[str, str]
+    method: str
+    options: Mapping[str, Any]
+    score: str
+    """What a score is: softmax or sigmoid."""
+    prompts: str
+    """Fingerprint of the prompts that confidences and thresholds belong to."""
+    temperature: float = 1.0
+    confidences: tuple[float, ...] = ()
+    """Of the pictures it was fitted on, ascending."""
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    """Score from which a label is believed; None: never."""
+    report: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in it."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+    def check(self, classifier: Classifier) -> None:
+        """See that it was made for this model and method.
+
+        Raises:
+            UserError: it was made for another.
+        """
+        now = settings(classifier)
+        for key in ("models", "method", "options"):
+            was = getattr(self, key)
+            if was != now[key]:
+                raise UserError(f"the calibration was made with {key} {was}, not {now[key]}")
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n", "utf-8")
+
+
+def read_calibration(path: Path) -> Calibration:
+    """What `Calibration.write` wrote.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    try:
+        held = json.loads(path.read_text("utf-8"))
+        if held.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        return Calibration(**held | {"confidences": tuple(held["confidences"])})
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' was not written by zeroshot calibrate ({error})") from error
+
+
+def calibrate(
+    classifier: Classifier,
+    sources: Sequence[Source],
+    classes: Sequence[int] | None,
+    cache: EmbeddingCache,
+    meter: Meter,
+    *,
+    prompts: str,
+    precision: float | None = None,
+    batch_size: int = AUTO_BATCH,
+) -> tuple[Calibration, list[dict[str, float]]]:
+    """Temperature, confidences and thresholds; and, with labels, reports before and after.
+
+    A sigmoid judges each label by itself, and its scale is left alone.
+
+    Args:
+        classes: of each picture, where they are known.
+        prompts: fingerprint of the classifier's prompts.
+        precision: of the thresholds, which none are fitted without.
+
+    Raises:
+        UserError: a picture that cannot be read, or scores without a scale (`cosine`).
+    """
+    if classifier.head == "cosine":
+        raise UserError("calibrate: cosines are no probabilities; --score softmax or sigmoid")
+    logits = _logits(classifier, sources, cache, meter, batch_size)
+    labels = None if classes is None else torch.tensor(classes)
+    temperature = 1.0
+    if classifier.head == "softmax":
+        if labels is not None:
+            temperature = fit_temperature(logits.given, labels)
+        else:
+            confidence = float(logits.zero_shot.double().softmax(1).amax(1).mean())
+            temperature = matching_temperature(logits.given, confidence)
+    scores = replace(classifier, temperature=temperature).headed(logits.given)
+    thresholds: dict[str, float | None] = {}
+    if labels is not None and precision is not None:
+        thresholds = {
+            name: precision_threshold(scores[:, c], (labels == c).tolist(), precision)
+            for c, name in enumerate(classifier.labels)
+        }
+    reports = []
+    if labels is not None:
+        reports = [report(logits.given / t, labels) for t in (1.0, temperature)]
+    used = settings(classifier)
+    made = Calibration(
+        used["models"],
+        used["method"],
+        used["options"],
+        classifier.head,
+        prompts,
+        temperature,
+        tuple(scores.amax(1).sort().values.tolist()),
+        thresholds,
+        reports[-1] if reports else {},
+    )
+    return made, reports
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Of the method, and of the plain zero-shot scores with the model's own scale."""
+
+    given: Float[Tensor, "n c"]
+    zero_shot: Float[Tensor, "n c"]
+
+
+def _logits(
+    classifier: Classifier,
+    sources: Sequence[Source],
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int,
+) -> Logits:
+    given, zero_shot = [], []
+    for batch in embedded(sources, classifier, cache, meter, batch_size):
+        for source, failure in zip(batch.sources, batch.failures, strict=True):
+            if failure is not None:
+                raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
+        given.append(classifier.logits(batch.rows, batch.views))
+        zero_shot.append(classifier.encoder.logit_scale * classifier(batch.rows, batch.views)[1])
+    return Logits(torch.cat(given), torch.cat(zero_shot))
+
+
+def stands(
+    scores: Float[Tensor, "n c"],
+    reference: Sequence[float],
+    alpha: float,
+    thresholds: Sequence[float | None],
+) -> list[bool]:
+    """Whether each row's best label is to be believed: likely enough, and above its threshold."""
+    best, place = scores.max(1)
+    likely = [p > alpha for p in p_values(best.tolist(), reference)]
+    above = [
+        thresholds[c] is not None and score >= (thresholds[c] or 0.0)
+        for score, c in zip(best.tolist(), place.tolist(), strict=True)
+    ]
+    return [a and b for a, b in zip(likely, above, strict=True)]
+
+
+def belief(
+    made: Calibration | None, abstain: float | None, prompts: str, classifier: Classifier
+) -> Believe | None:
+    """Which best labels stand, by conformal p-values and by the labels' thresholds.
+
+    Raises:
+        UserError: nothing to judge by, or what there is belongs to other prompts or scores.
+    """
+    if made is None:
+        if abstain is not None:
+            raise UserError(
+                "--abstain needs --calibration FILE.json: 'zeroshot calibrate' makes it from "
+                "pictures of the kind you expect, labelled or not"
+            )
+        return None
+    if abstain is None and not made.thresholds:
+        return None
+    head = classifier.head
+    for what, was, now in (("prompts", made.prompts, prompts), ("scores", made.score, head)):
+        if was != now:
+            raise UserError(
+                f"the calibration's thresholds belong to other {what}: {was}, not {now}"
+            )
+    thresholds = [made.thresholds.get(label, 0.0) for label in classifier.labels]
+    return lambda scores: stands(scores, made.confidences, abstain or 0.0, thresholds)
+
+
+def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
+    """The temperature of least negative log-likelihood; it is convex in the inverse.
+
+    Raises:
+        UserError: every row is right, and the likelihood grows without end as it falls.
+    """
+    given = logits.double()
+    if bool((given.argmax(1) == labels).all()):
+        raise UserError(
+            f"all {len(labels)} labelled pictures are classified right, so that no temperature is "
+            "the best one; give more of them, and hard ones"
+        )
+
+    def loss(log_temperature: float) -> float:
+        log_probability = (given / math.exp(log_temperature)).log_softmax(1)
+        return float(-log_probability.gather(1, labels[:, None]).mean())
+
+    found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-7})
+    return math.exp(found.x)
+
+
+def matching_temperature(logits: Float[Tensor, "n c"], confidence: float) -> float:
+    """The temperature at which the mean confidence is the one wanted.
+
+    Raises:
+        UserError: no temperature makes these logits so confident.
+    """
+    given = logits.double()
+
+    def excess(log_temperature: float) -> float:
+        return float((given / math.exp(log_temperature)).softmax(1).amax(1).mean()) - confidence
+
+    if excess(LOG_RANGE[0]) < 0 or excess(LOG_RANGE[1]) > 0:
+        raise UserError(f"no temperature brings the mean confidence to {confidence:.4f}")
+    return math.exp(brentq(excess, *LOG_RANGE, xtol=1e-10))
+
+
+def p_values(confidences: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Conformal: share of the reference, and the picture itself, that is no more confident."""
+    below = np.searchsorted(np.asarray(reference), np.asarray(confidences), side="right")
+    values: list[float] = ((1 + below) / (1 + len(reference))).tolist()
+    return values
+
+
+def precision_threshold(
+    scores: Float[Tensor, " n"], own: Sequence[bool], precision: float
+) -> float | None:
+    """The lowest score from which at least the share `precision` of the rows are the class's own.
+
+    None where there is no such score.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    right = torch.tensor(own, dtype=torch.float64)[order].cumsum(0)
+    share = right / torch.arange(1, len(order) + 1)
+    ordered = scores[order]
+    last_of_ties = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])
+    good = ((share >= precision) & last_of_ties).nonzero()
+    return float(ordered[good[-1, 0]]) if len(good) else None
+
+
+def report(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, float]:
+    """How good and how honest the softmax of these logits is."""
+    probabilities, truth = logits.double().softmax(1).numpy(), labels.numpy()
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == truth
+    found = {
+        "accuracy": metrics.accuracy(probabilities, truth),
+        "confidence": float(confidence.mean()),
+        "ece": metrics.ece(probabilities, truth),
+        "adaptive_ece": metrics.adaptive_ece(probabilities, truth),
+        "nll": metrics.nll(probabilities, truth),
+        "auroc": metrics.auroc(confidence, correct),
+        "aurc": metrics.aurc(confidence, correct),
+    }
+    return {name: value for name, value in found.items() if not math.isnan(value)}

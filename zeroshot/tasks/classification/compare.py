@@ -1,0 +1,125 @@
+"""Several methods on the same rows, in one table."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zeroshot import methods
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.errors import UserError
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.methods import as_logits
+from zeroshot.tasks.classification.arrays import score_arrays
+from zeroshot.tasks.classification.classifier import Classifier, embedded
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What one method says of all rows."""
+
+    method: str
+    confidence: float
+    """Mean of the best scores."""
+    agreement: float
+    """Share of the rows whose best class is the first method's."""
+    cpu_ms: float
+    """Processor milliseconds a row, encoding left out."""
+
+
+def compare(
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    score: Callable[[str, dict[str, Any]], Callable[[], Float[Tensor, "n c"]]],
+) -> Iterator[Compared]:
+    """One row per method, as each is done.
+
+    Args:
+        names: methods or pipelines; the first is what the others are compared with.
+        options: `center.lam`: every option says whose it is.
+        score: makes a method ready; what it returns is timed.
+    """
+    first: Tensor | None = None
+    for name, own in shared_out(names, options).items():
+        ready = score(name, own)
+        begun = time.process_time()
+        scores = ready()
+        seconds = time.process_time() - begun
+        best = scores.argmax(1)
+        first = best if first is None else first
+        yield Compared(
+            name,
+            float(scores.amax(1).mean()),
+            float((best == first).double().mean()),
+            1000 * seconds / max(1, len(scores)),
+        )
+
+
+def shared_out(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each method; in a pipeline they keep their stage's name."""
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in options.items():
+        stage, _, option = key.rpartition(".")
+        takers = [name for name in names if stage in name.split("+")]
+        if not takers:
+            raise UserError(
+                f"-o {key}: with --compare an option says whose it is, as in -o center.lam=0.3; "
+                f"compared are {', '.join(names)}"
+            )
+        for name in takers:
+            own[name][key if "+" in name else option] = value
+    return own
+
+
+def compare_pictures(
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    make: Callable[[str | None, dict[str, Any]], Classifier],
+    sources: Sequence[Source],
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int,
+) -> Iterator[Compared]:
+    """Methods on pictures, encoded once; those that cannot be read are left out.
+
+    Raises:
+        UserError: no picture can be read.
+    """
+
+    def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:
+        ready = make(name, own)
+        batches = list(embedded(sources, ready, cache, meter, batch_size))
+        kept = [(b.rows[b.readable], b.views, b.readable) for b in batches if b.readable]
+        if not kept:
+            raise UserError("none of the pictures can be read")
+        return lambda: torch.cat(
+            [ready(rows, None if v is None else v[good])[0] for rows, v, good in kept]
+        )
+
+    return compare(names, options, score)
+
+
+def compare_arrays(
+    arrays: Mapping[str, npt.NDArray[Any]], names: Sequence[str], options: Mapping[str, Any]
+) -> Iterator[Compared]:
+    """Methods on arrays; a best score is its softmax, so that they can be compared."""
+    scale = float(arrays.get("logit_scale", 100.0))
+
+    def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:
+        output = methods.configure(name, own).output
+
+        def run() -> Tensor:
+            scores = torch.from_numpy(score_arrays(arrays, name, own)["scores"])
+            if output == "probability":
+                return scores
+            return as_logits(scores, output, scale).softmax(1)
+
+        return run
+
+    return compare(names, options, score)

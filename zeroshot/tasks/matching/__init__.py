@@ -1,0 +1,1 @@
+"""Images and texts to scores of how well they fit."""
