@@ -32,7 +32,7 @@ from torch import Tensor
 
 from zeroshot.decoding import generate
 from zeroshot.images.reading import open_image
-from zeroshot.inference.embedding import text_side
+from zeroshot.inference.embedding import text_encoder_of
 from zeroshot.inputs.resolve import find
 from zeroshot.methods.magic import MagicGuide
 from zeroshot.model_set.model_set import resolve
@@ -217,7 +217,7 @@ def real(options: argparse.Namespace) -> None:
         ("look-ahead", lm, "forward"),
         ("vocabulary", lm, "logits"),
         ("cache", lm, "select"),
-        ("text encoder", text_side(encoder), "encode_texts"),
+        ("text encoder", text_encoder_of(encoder), "encode_texts"),
         ("decoding tokens", lm, "decode"),
     ):
         setattr(owner, name, clock.part(part, getattr(owner, name)))

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from many_scenes import draw
 
 from zeroshot.cache.embedding_cache import NullCache
-from zeroshot.distributed.folder import Place
-from zeroshot.distributed.local import Order, run
+from zeroshot.distributed.folder import OutputSpec
+from zeroshot.distributed.local import RunSpec, run
 from zeroshot.distributed.ray_engine import run_on_ray
-from zeroshot.distributed.worker import How
+from zeroshot.distributed.worker import WorkerOptions
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
@@ -60,8 +60,8 @@ def main() -> None:
     orders = {}
     for name in ("one", "ray"):
         shutil.rmtree(given.place / name, ignore_errors=True)
-        place = Place(given.place / name, SHARD)
-        orders[name] = Order(job_of(given.task), sources, place, BATCH, cached=False)
+        place = OutputSpec(given.place / name, SHARD)
+        orders[name] = RunSpec(job_of(given.task), sources, place, BATCH, cached=False)
     begun = time.perf_counter()
     run(orders["one"], NullCache(), Meter())
     print(f"one process: {time.perf_counter() - begun:.1f} s", flush=True)
@@ -89,7 +89,7 @@ def main() -> None:
             lost.append(f"a node after {meter.pictures} pictures")
 
     begun = time.perf_counter()
-    meter = run_on_ray(orders["ray"], How(), kill)
+    meter = run_on_ray(orders["ray"], WorkerOptions(), kill)
     print(f"Ray: {time.perf_counter() - begun:.1f} s; killed: {', '.join(lost)}")
     print(f"pictures counted by actors that lived: {meter.pictures} of {given.pictures}")
     same = rows(given.place / "one") == rows(given.place / "ray")

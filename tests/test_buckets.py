@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.test_scale import KilledError, Toy, expected, join, sources
-from zeroshot.distributed.folder import Place
-from zeroshot.distributed.worker import How, process_shard, work
+from zeroshot.distributed.folder import OutputSpec
+from zeroshot.distributed.worker import WorkerOptions, process_shard, work
 from zeroshot.errors import NotAvailableError, OutputError, UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.remote import fsspec_files
@@ -32,7 +32,7 @@ import os, sys, time
 from dataclasses import dataclass
 from tests.test_scale import Toy, join
 from zeroshot.buckets import Bucket
-from zeroshot.scale.shards import How, work
+from zeroshot.scale.shards import WorkerOptions, work
 from zeroshot.tasks.meter import Meter
 seen = 0
 def stall(result):
@@ -46,7 +46,7 @@ folder = join(Bucket(sys.argv[1]), toy, count=60, size=4, layout="safetensors")
 print("begun", flush=True)
 sys.stdin.readline()
 meter = Meter()
-work(toy, folder, meter, How(seen=stall))
+work(toy, folder, meter, WorkerOptions(seen=stall))
 print(meter.pictures, flush=True)
 """
 
@@ -128,7 +128,7 @@ def test_a_bucket_holds_what_a_folder_holds(tmp_path, bucket, layout, format):
         (4, 1),
         (3, 0),
     ]
-    work(replace(toy, bad=("p6",)), folder, again, How(retry_failed=True))
+    work(replace(toy, bad=("p6",)), folder, again, WorkerOptions(retry_failed=True))
     assert again.pictures == 2
     assert [mark.failed for mark in folder.marks().values()] == [0, 1, 0]
     one, two = (p.read("00000." + format) for p in (bucket, Disk(tmp_path / "o")))
@@ -237,7 +237,7 @@ def test_the_machine_of_a_kill_goes_on_behind_the_last_batch(bucket):
     made = Meter()
     work(toy, join(bucket, toy, count=20, size=20), made)
     assert made.pictures == 20 - 8
-    Place(bucket).begin_anew()
+    OutputSpec(bucket).clear()
     made = Meter()
     work(toy, join(bucket, toy, count=20, size=20), made)
     assert made.pictures == 20
@@ -249,7 +249,7 @@ def test_rows_of_another_run_are_not_gone_on_with(bucket):
         work(replace(toy, killed_at=9), join(bucket, toy, count=20, size=20), Meter())
     for lease in bucket.below(".work").names():
         bucket.below(".work").remove(lease)
-    Place(bucket).begin_anew()
+    OutputSpec(bucket).clear()
     folder, made = join(bucket, replace(toy, mood="sad"), count=20, size=20), Meter()
     work(replace(toy, mood="sad"), folder, made)
     assert made.pictures == 20
@@ -516,9 +516,9 @@ def test_a_folder_that_somebody_works_in_is_not_begun_anew(bucket):
     process_shard(toy, folder, 0, Meter())
     held = claim(folder.claims, "00001")
     with pytest.raises(UserError, match="is being written by process"):
-        Place(bucket).begin_anew()
+        OutputSpec(bucket).clear()
     held.release()
-    Place(bucket).begin_anew()
+    OutputSpec(bucket).clear()
     assert files(bucket) == {}
     bucket.replace("00000.jsonl", b"")
     with pytest.raises(UserError, match=r"has 00000.jsonl, but no run.json"):
@@ -531,4 +531,4 @@ def test_other_inputs_are_named(bucket):
     with pytest.raises(UserError, match=r"other inputs: 1 \('p11'\) new"):
         join(bucket, toy, count=12)
     with pytest.raises(UserError, match="was made otherwise"):
-        Place(bucket, 4).join(sources(11), EmbedResult.schema, toy.settings())
+        OutputSpec(bucket, 4).open(sources(11), EmbedResult.schema, toy.settings())

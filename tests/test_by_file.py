@@ -16,10 +16,10 @@ from PIL import Image
 from tests.test_scale import Toy
 from zeroshot.cache.embedding_cache import NullCache
 from zeroshot.commands.console import Screen
-from zeroshot.distributed.folder import Place
-from zeroshot.distributed.local import Order, run, state
+from zeroshot.distributed.folder import OutputSpec
+from zeroshot.distributed.local import RunSpec, run, state
 from zeroshot.distributed.sharding import ByFile, ByNumber, FileRefusedError, planned
-from zeroshot.distributed.worker import How, Share, work
+from zeroshot.distributed.worker import WorkerOptions, Share, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.columns import Columns
@@ -99,7 +99,7 @@ def files(*names, **options):
 
 def join(out, toy=None, inputs=None):
     toy = toy or Toy()
-    return Place(Path(out)).join(inputs or files("in"), toy.schema, toy.settings())
+    return OutputSpec(Path(out)).open(inputs or files("in"), toy.schema, toy.settings())
 
 
 def text(out, pattern="0*.jsonl"):
@@ -219,14 +219,14 @@ def test_who_works_on_a_file_lists_it_and_nobody_else(tars, zeroshot, listed):
 
 
 def test_how_far_a_folder_is(tars):
-    toy, place = Toy(), Place(Path("o"))
-    order = Order(ToyJob(), files("in"), place)
+    toy, place = Toy(), OutputSpec(Path("o"))
+    order = RunSpec(ToyJob(), files("in"), place)
     before = state(order)
     assert (before.total, before.to_do, before.shards, before.finished) == (None, None, 5, 0)
-    work(toy, join("o"), Meter(), How(Share(2, 5)))
+    work(toy, join("o"), Meter(), WorkerOptions(Share(2, 5)))
     now = state(order)
     assert (now.total, now.rows, now.shards, now.finished) == (None, 4, 5, 1)
-    own = state(order, How(Share(2, 5)))
+    own = state(order, WorkerOptions(Share(2, 5)))
     assert (own.total, own.to_do, own.rows, own.shards) == (4, 0, 4, 1)
     meter = Meter()
     work(toy, join("o"), meter)
@@ -360,7 +360,7 @@ def test_a_file_that_changes_while_the_others_are_worked_on(tars):
         archive("in/0.tar", [1])
 
     with pytest.raises(FileRefusedError, match=r"tar' has changed .*"):
-        work(toy, folder, meter, How(Share(1, 1), seen=change))
+        work(toy, folder, meter, WorkerOptions(Share(1, 1), seen=change))
     assert not {0, 4} <= set(folder.marks())
     assert {1, 2, 3} <= set(folder.marks())
 
@@ -413,7 +413,7 @@ def test_failed_pictures_are_retried_alone(tars, listed):
     work(toy, join("o", toy), Meter())
     listed.clear()
     meter, better = Meter(), Toy()
-    work(better, join("o", better), meter, How(retry_failed=True))
+    work(better, join("o", better), meter, WorkerOptions(retry_failed=True))
     assert (meter.pictures, listed) == (1, ["1.tar"])
     work(better, join("fresh", better), Meter())
     assert text("o") == text("fresh")
@@ -433,17 +433,17 @@ def test_methods_that_look_at_all_pictures(tars, listed):
     for name, inputs in (("a", files("in")), ("b", named("in").pictures([]))):
         inputs = inputs if isinstance(inputs, Bundles) else list(inputs)
         listed.clear()
-        order = Order(job("center"), inputs, Place(Path(name)), batch_size=2)
+        order = RunSpec(job("center"), inputs, OutputSpec(Path(name)), batch_size=2)
         run(order, NullCache(), Meter())
         if name == "a":
             assert Counter(listed) == {f"{n}.tar": 2 for n in range(5)}  # embedded, then scored
     assert text("a") == text("b")
     assert len(text("a").splitlines()) == sum(COUNTS)
-    run(Order(job("center"), files("in"), Place(Path("a"))), NullCache(), Meter())
+    run(RunSpec(job("center"), files("in"), OutputSpec(Path("a"))), NullCache(), Meter())
 
 
 def test_pictures_that_are_gone_when_all_are_scored(tars, monkeypatch):
-    order = Order(job("center"), files("in"), Place(Path("a")))
+    order = RunSpec(job("center"), files("in"), OutputSpec(Path("a")))
     pictures = webdataset.pictures
     seen = Counter()
 

@@ -350,7 +350,7 @@ def sources(*paths):
 
 
 def given(*paths):
-    return predictions.Predictions("m", tuple({"path": path} for path in paths), None)
+    return predictions.SavedPredictions("m", tuple({"path": path} for path in paths), None)
 
 
 def test_rows_find_their_pictures_by_the_end_of_the_path():

@@ -341,8 +341,8 @@ def test_memory_that_runs_out_is_met_once(folder):
 def test_the_summary_says_what_was_waited_for():
     meter = Meter(pictures=8)
     meter.seconds |= {"cache": 0.5, "decoding": 3.0, "encoder": 1.0}
-    meter.add_beside("decoding", 4.0)
-    meter.add_beside("decoding", 5.5)
+    meter.add_thread_seconds("decoding", 4.0)
+    meter.add_thread_seconds("decoding", 5.5)
     first, *rest = summary(meter, 0, verbose=True)
     assert "most of it waiting for pictures" in first
     assert "decoding took 9.50 s of threads beside it" in rest
@@ -354,7 +354,7 @@ def test_times_of_threads_are_theirs(encoder, folder):
     meter = Meter()
     run(folder(20), encoder, meter=meter)
     assert set(meter.seconds) == {"cache", "decoding", "encoder"}
-    assert list(meter.beside) == ["decoding"]
+    assert list(meter.thread_seconds) == ["decoding"]
 
 
 # Shortcuts to pixels

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from zeroshot.cache.embedding_cache import NullCache
-from zeroshot.distributed.folder import Place
-from zeroshot.distributed.local import Order, run
+from zeroshot.distributed.folder import OutputSpec
+from zeroshot.distributed.local import RunSpec, run
 from zeroshot.distributed.sharding import FileRefusedError
-from zeroshot.distributed.worker import How
+from zeroshot.distributed.worker import WorkerOptions
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.containers import Bundles
 from zeroshot.inputs.resolve import named
@@ -80,7 +80,7 @@ def jobs():
 
 def order(name, pictures, path, size=4):
     job, layout = jobs()[name]
-    return Order(job, pictures, Place(path, size, layout=layout), batch_size=2, cached=False)
+    return RunSpec(job, pictures, OutputSpec(path, size, layout=layout), batch_size=2, cached=False)
 
 
 def files(path):
@@ -124,7 +124,7 @@ def test_the_rows_of_one_process_whoever_dies(cluster, pictures, alone, tmp_path
             os.kill(working(tmp_path / "ray"), signal.SIGKILL)
             cluster.remove_node(cluster.second, allow_graceful=False)
 
-    meter = run_on_ray(given, How(), kill)
+    meter = run_on_ray(given, WorkerOptions(), kill)
     assert files(tmp_path / "ray") == expected
     assert lost
     assert 40 - 4 * 4 <= meter.pictures <= 40 + 4 * 4  # at most the shards in flight were repeated
@@ -137,7 +137,7 @@ def test_what_an_actor_refuses_is_said_here(cluster, pictures, tmp_path):
 
     run(order("embed", pictures[:4], tmp_path / "o"), NullCache(), Meter())
     with pytest.raises(UserError, match="begun with other inputs"):
-        run_on_ray(order("embed", pictures, tmp_path / "o"), How())
+        run_on_ray(order("embed", pictures, tmp_path / "o"), WorkerOptions())
 
 
 def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
@@ -153,8 +153,8 @@ def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
     given = order("embed", tars, tmp_path / "ray", None)
     run(replace(given, place=replace(given.place, path=tmp_path / "alone")), NullCache(), Meter())
     expected = files(tmp_path / "alone")
-    given.place.join(tars, given.job.schema, given.job.open(NullCache(), Meter()).settings())
+    given.place.open(tars, given.job.schema, given.job.open(NullCache(), Meter()).settings())
     (tmp_path / "in" / "2.tar").write_bytes(b"changed")
     with pytest.raises(FileRefusedError, match=r"2\.tar' has changed since"):
-        run_on_ray(given, How())
+        run_on_ray(given, WorkerOptions())
     assert files(tmp_path / "ray") == {k: v for k, v in expected.items() if "00002" not in k}

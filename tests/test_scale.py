@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot.distributed.folder import Place
+from zeroshot.distributed.folder import OutputSpec
 from zeroshot.distributed.sharding import ByNumber, Share
 from zeroshot.distributed.unfinished import Part
-from zeroshot.distributed.worker import How, process_shard, work
+from zeroshot.distributed.worker import WorkerOptions, process_shard, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -66,7 +66,7 @@ def sources(count, prefix="p"):
 
 def join(path, toy, count=11, size=4, **more):
     schema = EmbedResult.schema if toy.vectors else toy.schema
-    return Place(path, size, **more).join(sources(count), schema, toy.settings())
+    return OutputSpec(path, size, **more).open(sources(count), schema, toy.settings())
 
 
 def rows(folder, suffix="jsonl"):
@@ -135,7 +135,7 @@ def test_a_torn_part_is_cut_to_whole_batches(tmp_path):
     toy = Toy(vectors=True)
     folder = join(tmp_path / "o", toy, count=9, size=9, layout="safetensors")
     part = Part(folder.work, "00000", folder.layout)
-    assert part.adopt(folder.plan.shard(0), 2) == 0
+    assert part.resume(folder.plan.shard(0), 2) == 0
     results = list(toy(sources(7), Meter()))
     part.append(results)
     [file] = folder.work.glob("*.rows")
@@ -144,7 +144,7 @@ def test_a_torn_part_is_cut_to_whole_batches(tmp_path):
     for length in range(0, len(data) + 1, 5):
         file.write_bytes(data[:length])
         new = Part(folder.work, "00000", folder.layout)
-        kept.append(new.adopt(folder.plan.shard(0), 2))
+        kept.append(new.resume(folder.plan.shard(0), 2))
         assert len(new.content().records) == kept[-1]
         new_files = folder.work.glob(f"00000.{new.token}.*")
         for other in new_files:
@@ -154,16 +154,16 @@ def test_a_torn_part_is_cut_to_whole_batches(tmp_path):
     file.write_bytes(data)
     [matrix] = folder.work.glob("*.0.2")
     matrix.write_bytes(matrix.read_bytes()[: 5 * 8 + 3])  # five vectors and a torn one
-    assert Part(folder.work, "00000", folder.layout).adopt(folder.plan.shard(0), 2) == 4
+    assert Part(folder.work, "00000", folder.layout).resume(folder.plan.shard(0), 2) == 4
 
 
 def test_a_part_of_other_inputs_is_not_taken(tmp_path):
     toy = Toy()
     folder = join(tmp_path / "o", toy)
     other = Part(folder.work, "00001", folder.layout)
-    other.adopt((), 1)
+    other.resume((), 1)
     other.append(list(toy(sources(4), Meter())))  # those of shard 0
-    assert Part(folder.work, "00001", folder.layout).adopt(folder.plan.shard(1), 2) == 0
+    assert Part(folder.work, "00001", folder.layout).resume(folder.plan.shard(1), 2) == 0
 
 
 def test_processes_share_the_shards(tmp_path):
@@ -187,7 +187,7 @@ def test_failed_rows_are_made_anew_in_any_format(tmp_path, format):
     for name, first in (("o", toy), ("whole", replace(toy, bad=()))):
         work(first, join(tmp_path / name, toy, format=format), Meter())
     again = Meter()
-    work(replace(toy, bad=()), join(tmp_path / "o", toy, format=format), again, How(None, True))
+    work(replace(toy, bad=()), join(tmp_path / "o", toy, format=format), again, WorkerOptions(None, True))
     assert again.pictures == 1
     for shard in range(3):
         made, whole = (tmp_path / name / f"{shard:05d}.{format}" for name in ("o", "whole"))
@@ -213,7 +213,7 @@ def test_who_is_outbid_commits_nothing(tmp_path):
         path = folder.work / ".00000.1.lease"
         path.write_text(json.dumps(vars(leases._ourselves())))
 
-    assert process_shard(toy, folder, 0, Meter(), How(seen=outbid)) is None
+    assert process_shard(toy, folder, 0, Meter(), WorkerOptions(seen=outbid)) is None
     assert folder.mark(0) is None
     assert not (folder.path / "00000.jsonl").exists()
 
@@ -223,7 +223,7 @@ def test_shares_of_any_launcher_make_the_whole(tmp_path):
     done = []
     for k in range(1, 4):
         meter = Meter()
-        work(toy, join(tmp_path / "o", toy), meter, How(Share.read(f"{k}/3")))
+        work(toy, join(tmp_path / "o", toy), meter, WorkerOptions(Share.read(f"{k}/3")))
         done.append(meter.pictures)
     assert done == [4, 4, 3]
     assert rows(join(tmp_path / "o", toy)) == expected(toy)
@@ -238,7 +238,7 @@ def test_retrying_makes_failed_rows_only(tmp_path, layout):
     work(toy, join(tmp_path / "o", toy, layout=layout), Meter())
     better, meter = replace(toy, bad=("p3",)), Meter()
     folder = join(tmp_path / "o", better, layout=layout)
-    work(better, folder, meter, How(retry_failed=True))
+    work(better, folder, meter, WorkerOptions(retry_failed=True))
     assert (meter.pictures, meter.failed) == (3, 1)
     fresh = join(tmp_path / "fresh", better, layout=layout)
     work(better, fresh, Meter())
@@ -252,7 +252,7 @@ def test_what_does_not_belong_in_a_folder_is_refused(tmp_path):
     folder = join(tmp_path / "o", toy)
     work(toy, folder, Meter())
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    place = Place(tmp_path / "o")
+    place = OutputSpec(tmp_path / "o")
     for given, message in [
         ((sources(12), toy.schema, toy.settings()), r"1 \('p11'\) new"),
         ((sources(9), toy.schema, toy.settings()), r"2 \('p9', ...\) gone"),
@@ -261,14 +261,14 @@ def test_what_does_not_belong_in_a_folder_is_refused(tmp_path):
         ((sources(11), "zeroshot.classify/1", toy.settings()), "rows was"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            place.join(*given)
+            place.open(*given)
         assert "--overwrite" in str(caught.value)
     with pytest.raises(UserError, match="shard_size was 4, is 5"):
-        Place(tmp_path / "o", 5).join(sources(11), toy.schema, toy.settings())
+        OutputSpec(tmp_path / "o", 5).open(sources(11), toy.schema, toy.settings())
     with pytest.raises(UserError, match='format was "jsonl", is "csv"'):
-        Place(tmp_path / "o", format="csv").join(sources(11), toy.schema, toy.settings())
+        OutputSpec(tmp_path / "o", format="csv").open(sources(11), toy.schema, toy.settings())
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    place.join(sources(11), toy.schema, toy.settings())
+    place.open(sources(11), toy.schema, toy.settings())
 
 
 def test_a_folder_that_is_not_ours_stays(tmp_path):
@@ -277,10 +277,10 @@ def test_a_folder_that_is_not_ours_stays(tmp_path):
     theirs.write_text("precious")
     with pytest.raises(UserError, match="no output of zeroshot"):
         join(tmp_path / "o", toy)
-    Place(tmp_path / "o").begin_anew()
+    OutputSpec(tmp_path / "o").clear()
     (tmp_path / "o" / "run.json").write_text('{"schema": "theirs"}')
     with pytest.raises(UserError, match="not of zeroshot"):
-        Place(tmp_path / "o").begin_anew()
+        OutputSpec(tmp_path / "o").clear()
     assert theirs.read_text() == "precious"
 
 
@@ -291,9 +291,9 @@ def test_beginning_anew_takes_what_is_ours_alone(tmp_path):
     (tmp_path / "o" / "notes.md").write_text("mine")
     held = leases.claim(folder.claims, "00000")
     with pytest.raises(UserError, match="is being written by process"):
-        Place(tmp_path / "o").begin_anew()
+        OutputSpec(tmp_path / "o").clear()
     held.release()
-    Place(tmp_path / "o").begin_anew()
+    OutputSpec(tmp_path / "o").clear()
     assert [p.name for p in (tmp_path / "o").iterdir()] == ["notes.md"]
 
 
@@ -334,7 +334,7 @@ def test_inputs_are_known_by_path_place_and_fields():
 
 def test_empty_inputs_are_an_empty_folder(tmp_path):
     toy = Toy()
-    folder = Place(tmp_path / "o").join([], toy.schema, toy.settings())
+    folder = OutputSpec(tmp_path / "o").open([], toy.schema, toy.settings())
     work(toy, folder, Meter())
     assert folder.marks() == {}
 

@@ -22,7 +22,7 @@ from zeroshot.inputs.resolve import find
 from zeroshot.model_set.model_set import resolve
 from zeroshot.ops import normalize
 from zeroshot.report.search_page import POLICY, search_page
-from zeroshot.results.result import Failure, Reason, SearchResult, Source
+from zeroshot.results.result import Failure, AnchorContribution, SearchResult, Source
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR = SCENES / "1-red-heart.png", SCENES / "2-blue-star.png"
@@ -415,14 +415,14 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_text(name):
-    reason = Reason(name, 0.1, (name,), None)
+    reason = AnchorContribution(name, 0.1, (name,), None)
     hit = SearchResult(
         Source(name, STAR.read_bytes()),
         name,
         query=name,
         rank=1,
         models={name: name},
-        because=(reason,),
+        explanation=(reason,),
     )
     failed = SearchResult(Source(name), None, error=Failure(name, name))
     plain = Tags(search_page([_named(hit, "a"), _named(failed, "a")], ["a"]))
@@ -434,7 +434,7 @@ def test_hostile_names_stay_text(name):
 
 
 def _named(result, name):
-    reasons = tuple(Reason(name, r.share, (name,), None) for r in result.because)
+    reasons = tuple(AnchorContribution(name, r.share, (name,), None) for r in result.explanation)
     error = result.error and Failure(name, name)
     content = result.source.content
     return SearchResult(
@@ -444,7 +444,7 @@ def _named(result, name):
         query=name,
         rank=1,
         models={name: name} if result.models else {},
-        because=reasons,
+        explanation=reasons,
     )
 
 

@@ -14,15 +14,15 @@ import zeroshot
 from tests.toy import ToyEncoder
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.inference.batching import in_batches
-from zeroshot.inference.embedding import embed_pictures, embed_texts, ragged
+from zeroshot.inference.batching import batched_with_oom_retry
+from zeroshot.inference.embedding import embed_pictures, embed_texts, pad_prompts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods.asif import ASIF
 from zeroshot.model_set.coupled_encoder import calibrate
 from zeroshot.model_set.model_set import read_anchors, resolve
 from zeroshot.ops import matching_scale, normalize
-from zeroshot.results.result import ClassifyResult, Label, Reason
+from zeroshot.results.result import ClassifyResult, Label, AnchorContribution
 
 MAGIC = Path(__file__).parent / "data" / "magic"
 PICTURES = [MAGIC / f"image_{i}.png" for i in range(5)]
@@ -128,14 +128,14 @@ def test_a_coupling_labels_captions_and_embeds(coupled):
 def test_a_label_is_explained_by_anchors(coupled, method):
     labels = ["red circle", "blue star"]
     [result] = zeroshot.classify(PICTURES[0], labels, coupled, method, explain=1200)
-    shares = [reason.share for reason in result.because]
+    shares = [reason.share for reason in result.explanation]
     assert sum(shares) == pytest.approx(result.labels[0].cosine, rel=1e-3)
     known = {entry.id: entry.captions for entry in coupled.anchors.entries}
-    assert all(known[reason.anchor] == reason.captions for reason in result.because)
+    assert all(known[reason.anchor] == reason.captions for reason in result.explanation)
     [few] = zeroshot.classify(PICTURES[0], labels, coupled, method, explain=2)
-    assert few.because == result.because[:2]
-    assert few.row()["because"][0]["captions"] == list(result.because[0].captions)
-    assert few.because[0].captions[0] in few._repr_html_()
+    assert few.explanation == result.explanation[:2]
+    assert few.row()["because"][0]["captions"] == list(result.explanation[0].captions)
+    assert few.explanation[0].captions[0] in few._repr_html_()
     with pytest.raises(UserError, match="explain themselves"):
         zeroshot.classify(PICTURES[0], labels, coupled, "ensemble", explain=2)
 
@@ -143,11 +143,11 @@ def test_a_label_is_explained_by_anchors(coupled, method):
 def test_an_explanation_shows_pictures_and_no_markup():
     source = Source(str(PICTURES[0]))
     reasons = (
-        Reason("<a>", 0.25, ("a <b>red</b> heart",), str(PICTURES[1])),
-        Reason("gone", -0.125, (), "gone.png"),
+        AnchorContribution("<a>", 0.25, ("a <b>red</b> heart",), str(PICTURES[1])),
+        AnchorContribution("gone", -0.125, (), "gone.png"),
     )
     labels = (Label("heart", 0.5, 0.25),)
-    result = ClassifyResult(source, "x", labels=labels, because=reasons)
+    result = ClassifyResult(source, "x", labels=labels, explanation=reasons)
     page = result._repr_html_()
     assert page.count("<img") == 2
     assert "&lt;b&gt;red" in page
@@ -247,7 +247,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [2 * i for i in items]
 
-    answers = [a for _, batch in in_batches(work, list(range(10)), 8) for a in batch]
+    answers = [a for _, batch in batched_with_oom_retry(work, list(range(10)), 8) for a in batch]
     assert answers == [2 * i for i in range(10)]
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
 
@@ -255,14 +255,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with pytest.raises(RuntimeError, match="allocate"):
-        list(in_batches(never_fits, [1, 2], 2))
+        list(batched_with_oom_retry(never_fits, [1, 2], 2))
 
     def broken(items):
         sizes.append(-1)
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="mismatch"):
-        list(in_batches(broken, [1, 2], 2))
+        list(batched_with_oom_retry(broken, [1, 2], 2))
     assert sizes.count(-1) == 1, "another error is not tried again"
 
 
@@ -328,6 +328,6 @@ def test_texts_that_begin_alike_reach_the_encoder_together(tmp_path):
 
 def test_ragged_prompts_by_hand():
     rows = torch.arange(1.0, 7.0)[:, None]
-    block, mask = ragged(rows, [1, 3, 2])
+    block, mask = pad_prompts(rows, [1, 3, 2])
     assert mask.tolist() == [[True, False, False], [True] * 3, [True, True, False]]
     assert block[..., 0].tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0]]

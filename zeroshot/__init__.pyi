@@ -1,13 +1,16 @@
 from . import video as video
 from .api import (
+    ask as ask,
     caption as caption,
     classify as classify,
+    detect as detect,
     embed as embed,
     evaluate as evaluate,
     load as load,
+    match as match,
+    read as read,
     search as search,
+    segment as segment,
 )
-from .api_located import detect as detect, segment as segment
-from .api_texts import ask as ask, match as match, read as read
 
 __version__: str

@@ -1,28 +1,31 @@
-"""The functions a notebook needs; `import zeroshot` offers them without importing torch."""
+"""The functions of `import zeroshot`, which imports them, and torch, on first use.
 
-from collections.abc import Iterable, Iterator, Sequence
+Each function has a typed signature; its keywords are the fields of the task's options
+(`tests/test_options.py` compares the two), so a function is one call.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from PIL.Image import Image
 
-from zeroshot import images as pictures, models as loaders, prompts as sentences_of
+from zeroshot import models as loaders
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import read_labelled
-from zeroshot.datasets.protocols import Task
 from zeroshot.errors import UserError
+from zeroshot.evaluation.evaluate_options import EvaluateOptions, EvaluationTask
 from zeroshot.evaluation.evaluation import Evaluation, Sampling, evaluation
-from zeroshot.evaluation.experiment import question
-from zeroshot.evaluation.predict import Choice
+from zeroshot.evaluation.experiment import experiment
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
+from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Input, Source
 from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.model_set.spec import is_set
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
-from zeroshot.ranking.exact import correction
+from zeroshot.results.regions import DetectResult, SegmentResult
 from zeroshot.results.result import (
     CaptionResult,
     ClassifyResult,
@@ -30,18 +33,33 @@ from zeroshot.results.result import (
     Results,
     SearchResult,
 )
+from zeroshot.results.text import AskResult, MatchResult, ReadResult
 from zeroshot.tasks import search as searching
-from zeroshot.tasks.captioning.caption_task import CaptionJob
-from zeroshot.tasks.captioning.trained_task import NativeCaptionJob
-from zeroshot.tasks.classification.classifier import Learn
-from zeroshot.tasks.classification.classify_task import ClassifyJob
-from zeroshot.tasks.classification.heads import Head
-from zeroshot.tasks.embed_task import EmbedJob
-from zeroshot.tasks.task import Job
+from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
+from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.trained import Read
+from zeroshot.tasks.classification.calibration import Calibration
+from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, Score
+from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.localization.detect_options import DetectOptions, Regions
+from zeroshot.tasks.localization.detection import Detect
+from zeroshot.tasks.localization.segment_options import SegmentOptions
+from zeroshot.tasks.localization.segmentation import Segment
+from zeroshot.tasks.matching.match_options import MatchOptions, Score as MatchScore
+from zeroshot.tasks.matching.match_task import Match
+from zeroshot.tasks.matching.thresholds import Thresholds
+from zeroshot.tasks.options import fields_of
+from zeroshot.tasks.search_options import Index, SearchOptions
+from zeroshot.tasks.task import Task
+from zeroshot.tasks.vqa.ask_options import PRESENT, AskOptions
+from zeroshot.tasks.vqa.ask_task import Ask
 
-Asked = str | Path | bytes | Image | Source
-"""Words, or a picture: a path as an object, a PIL image, bytes."""
+Term = str | Path | bytes | Image | Source
+"""Words, or an image: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
+O = TypeVar("O")  # noqa: E741
 
 
 def load(name: str, **how: Any) -> "Model | ModelSet":
@@ -65,167 +83,148 @@ def caption(
     method: str | None = None,
     *,
     preset: str | None = None,
+    lm: str | None = None,
     model: str | None = None,
-    prompt: str | Sequence[str] | None = None,
-    trace: bool = False,
     coupling: str | None = None,
+    prompt: str | Sequence[str] | Mapping[str, str] | None = None,
+    trace: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[CaptionResult]:
-    """One result per picture, in order; a picture that cannot be read has an `error`.
+    """One result per image, in order; an image that cannot be read has an `error`.
 
     Args:
         images: paths, folders, PIL images or bytes, one or many.
         models: a model set, its name or its directory.
-        method: `mbr`, `magic`, ... (`zeroshot methods`); without one the set's own, else `mbr`
-            where the set has captions beside its anchors, and `magic` where it has none.
-        model: with `method="native"`, a trained captioner.
+        method: `mbr`, `magic`, ... (`zeroshot methods`). Default: the set's own; otherwise `mbr` if
+            its anchors have captions, else `magic`.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
-        prompt: what texts begin with (a title with `preset="story"`), one for all or one each.
-        trace: keep every choice as `result.trace`, which has `figure()` and `save()`.
+        lm: a language model in place of the set's.
+        model: with `method="native"`, a trained captioner.
         coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
-        batch_size: pictures that decode together.
-        cache: where embeddings are kept, and stays open; the user's cache without one.
-        options: the method's, as `k=45`.
+        prompt: what captions begin with (a title with `preset="story"`): one for all, one per
+            image, or one by path.
+        trace: record every choice as `result.trace`, which has `figure()` and `save()`.
+        batch_size: images that decode together.
+        cache: where embeddings are stored; it stays open. Default: the user's cache.
+        options: of the method, as `k=45`.
 
     Raises:
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    job: Job
-    if model is None and method != "native":
-        job = CaptionJob(_set(models), method, options, preset, prompt, trace, coupling)
-    else:
-        job = _native(models, method, model, prompt, bool(options or preset or trace or coupling))
-    return Results(_run(job, pictures.find(images).sources, cache, batch_size))
+    given = _options(CaptionOptions, locals())
+    if isinstance(prompt, Mapping | list | tuple) and model is not None:
+        raise UserError("a trained captioner has one prompt for all images")
+    return _results(Caption.from_options(_set(models), given), find(images).sources, locals())
 
 
 def classify(
     images: Input | Iterable[Input],
-    labels: str | Sequence[str],
+    labels: str | Sequence[str] = (),
     models: str | ModelSet = "base",
     method: str | None = None,
     *,
-    templates: str = "simple",
-    score: Head | None = None,
+    templates: str | None = None,
+    score: Score | None = "auto",
     top_k: int | None = None,
-    shots: str | Path | None = None,
-    bank: Input | Iterable[Input] = (),
-    prior: Sequence[float] = (),
-    views: int = 0,
-    explain: int = 0,
     multi: bool = False,
     against: str | Sequence[str] = (),
     threshold: float | None = None,
+    long_text: LongText = "error",
+    shots: str | Path | None = None,
+    bank: Input | Iterable[Input] = (),
+    prior: str | Sequence[float] = (),
+    hierarchy: str | Path | None = None,
+    calibration: str | Path | Calibration | None = None,
+    abstain: float | None = None,
+    explain: int = 0,
+    views: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[ClassifyResult]:
-    """One result per picture, in order, with the best labels.
+    """One result per image, in order, with the best labels.
 
     Args:
         images, models, method, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
-        templates: `simple` (7), `openai` (80), `none`, `waffle`, a sentence with `{}`, or a file.
-        score: `softmax`, `sigmoid` or `cosine`; the model's own without one.
-        top_k: labels in a result; 5 without it, and all with `multi`.
-        shots: labelled pictures to learn from: a folder per class, or a CSV file with path,label.
-        bank: unlabelled pictures to learn from.
-        prior: how frequent each label is, in their order.
-        views: random parts of each picture, itself included.
-        explain: how many anchors to name that carried the best label (couplings only).
+        templates: `simple` (7, the default), `openai` (80), `none`, `waffle`, a sentence with `{}`,
+            or a file.
+        score: `softmax`, `sigmoid` or `cosine`; `auto` is the model's own.
+        top_k: labels in a result. Default: 5, and all of them with `multi`.
         multi: several labels may hold, each scored by itself: by sigmoid (SigLIP) or cosine.
-        against: with `multi`, texts that each label is weighed against.
-        threshold: with `multi`, the least score of a label in a result.
+        against: with `multi`, negative prompts: a score is a share of a softmax with them.
+        threshold: with `multi`, the lowest score of a label in a result.
+        long_text: `truncate` prompts that are longer than the text encoder reads, or `error`.
+        shots: labelled images to learn from: a folder per class, or a CSV file with path,label.
+        bank: unlabelled images to learn from.
+        prior: how frequent each label is, in their order.
+        hierarchy: instead of `labels`, a JSON file of labels with their kinds.
+        calibration: the file that `zeroshot calibrate` wrote.
+        abstain: with `calibration`, the fraction of images to leave unlabelled.
+        explain: how many anchors to name that contributed most to the best label (couplings).
+        views: random crops of each image, itself included.
 
     Raises:
         UserError: an unknown name or option, a prompt longer than the text encoder reads.
         NotAvailableError: a model that is not here.
     """
-    names = sentences_of.load_labels(labels)
-    job = ClassifyJob(
-        _set(models),
-        names,
-        sentences_of.expand(names, sentences_of.load_templates(templates, names)),
-        method,
-        options,
-        score,
-        learn=Learn(
-            shots=None if shots is None else read_labelled(Path(shots), names),
-            bank=pictures.find(bank).sources,
-            prior=tuple(prior),
-            views=views,
-        ),
-        explain=explain,
-        top_k=top_k,
-        multi=multi,
-        against=(against,) if isinstance(against, str) else tuple(against),
-        threshold=threshold,
-    )
-    return Results(_run(job, pictures.find(images).sources, cache, batch_size))
+    task = Classify.from_options(_set(models), _options(ClassifyOptions, locals()))
+    return _results(task, find(images).sources, locals())
 
 
 def search(
-    query: Asked | Sequence[Asked],
+    query: Term | Sequence[Term],
     images: Input | Iterable[Input],
     models: str | ModelSet = "base",
     method: str | None = None,
     *,
-    plus: Asked | Sequence[Asked] = (),
-    minus: Asked | Sequence[Asked] = (),
+    plus: Term | Sequence[Term] = (),
+    minus: Term | Sequence[Term] = (),
     top_k: int = 10,
     min_score: float | None = None,
-    bank: Sequence[Asked] = (),
-    explain: int = 0,
-    index: Literal["exact", "ivf", "ivfpq"] = "exact",
+    bank: Sequence[Term] = (),
+    index: Index = "exact",
     half: bool = False,
+    explain: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[SearchResult]:
-    """The `top_k` best pictures for each query, best first, then the pictures that have an `error`.
+    """The `top_k` best images for each query, best first, then the images that have an `error`.
 
     Args:
-        query: words; a picture as a path object, a PIL image or bytes; or several queries.
+        query: words; an image as a path object, a PIL image or bytes; or several queries.
         images, models, batch_size, cache: as for `caption`.
         method: re-rank by `dis`, `nnn`, `csls`, `inverted_softmax` or `dn`, with a `bank`.
-        plus, minus: what is added to one query and taken away from it.
-        min_score: leave out what scores less.
+        plus, minus: what one query adds and subtracts.
+        min_score: leave out hits that score less.
         bank: other queries of the same kind.
-        explain: anchors to name for each hit of a query of words (couplings only).
         index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
-        half: keep the rows in float16 while they are searched; scores are float32.
-        options: the method's, as `alpha=0.5`.
+        half: keep embeddings in float16 during the search; scores are float32.
+        explain: anchors to name for each hit of a query of words (couplings only).
+        options: of the method, as `alpha=0.5`.
 
     Raises:
-        UserError: an unknown name or option, a query that cannot be asked.
+        UserError: an unknown name or option, a query that cannot be encoded.
         NotAvailableError: a model that is not here.
     """
-    chosen = None if method is None else correction(method, options)
-    if (chosen is None) != (not bank):
-        raise UserError("a method re-ranks with a bank of other queries: give both or neither")
-    if chosen is None and options:
-        raise UserError(f"{', '.join(options)}: options of a method that re-ranks; give one")
-    asked = [searching.Query((_term(one),)) for one in _several(query)]
-    if plus or minus:
-        if len(asked) != 1:
-            raise UserError(f"plus and minus go with one query, not with {len(asked)}")
-        more = [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]
-        asked = [searching.Query((*asked[0].terms, *more))]
+    given = _options(SearchOptions, locals())
+    queries = [searching.Query((_term(one),)) for one in _several(query)]
+    if more := [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]:
+        if len(queries) != 1:
+            raise UserError(f"plus and minus go with one query, not with {len(queries)}")
+        queries = [searching.Query((*queries[0].terms, *more))]
     with _open(cache) as store:
         found = searching.search(
-            asked,
-            pictures.find(images).sources,
+            queries,
+            find(images).sources,
             _set(models),
+            given,
             store,
             Meter(),
-            k=top_k,
-            min_score=min_score,
-            method=chosen,
             bank=[searching.Query((_term(one),)) for one in bank],
-            explained=explain,
-            index=index,
-            half=half,
             batch_size=batch_size,
         )
         return Results(found.results)
@@ -235,16 +234,193 @@ def embed(
     images: Input | Iterable[Input],
     models: str | ModelSet = "base",
     *,
+    captions: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
 ) -> Results[EmbedResult]:
-    """Unit rows of the set's image encoder, one result per picture, in order."""
-    return Results(_run(EmbedJob(_set(models)), pictures.find(images).sources, cache, batch_size))
+    """Unit embeddings of the set's image encoder, one result per image, in order.
+
+    `captions` embeds the captions that come with the images too, with the text encoder.
+    """
+    task = Embed.from_options(_set(models), _options(EmbedOptions, locals()))
+    return _results(task, find(images).sources, locals())
+
+
+def segment(
+    images: Input | Iterable[Input],
+    labels: str | Sequence[str] = (),
+    models: str | ModelSet = "base",
+    method: str | None = None,
+    *,
+    background: str | Sequence[str] = (),
+    templates: str | None = None,
+    model: str | None = None,
+    threshold: float | None = None,
+    examples: str | Path | None = None,
+    mix: float = 0.5,
+    resolution: int = 0,
+    window: int | None = None,
+    masks: str | Path | None = None,
+    draw: str | Path | None = None,
+    overwrite: bool = False,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+    **options: Any,
+) -> Results[SegmentResult]:
+    """One result per image, in order, with the pixels of each label: `result.regions[0].mask`.
+
+    Args:
+        images, models, batch_size, cache, options: as for `caption`.
+        labels: a list, `"cat,dog"`, or a file.
+        method: how the patches of the set's dual encoder are read. Default: `naclip`.
+        background: what is none of the labels, in words; a pixel that fits it best has no label.
+        templates: as for `classify`. Default: `simple`, or `a photo of a {}` with a `model`.
+        model: a segmentation model (CLIPSeg, GroupViT) instead.
+        threshold: pixels that score less have no label.
+        examples: images of labels as prompts: a folder per label, or a CSV file.
+        mix: weight of the examples in a label's prompt.
+        resolution: shorter side in pixels of what a dual encoder sees; 0 for 1.5 times its own.
+        window: side of a dual encoder's windows; 0 for the whole image. Default: its own.
+        masks, draw: folders for masks and for images with the regions drawn on them.
+        overwrite: replace files in these folders that hold something else.
+
+    Raises:
+        UserError: an unknown name or option, an encoder without patches, a file that is in the way.
+        NotAvailableError: a model that is not here.
+    """
+    task = Segment.from_options(_set(models), _options(SegmentOptions, locals()))
+    return _results(task, find(images).sources, locals())
+
+
+def detect(
+    images: Input | Iterable[Input],
+    labels: str | Sequence[str] = (),
+    models: str | ModelSet = "base",
+    *,
+    query_images: Input | Iterable[Input] = (),
+    sentence: str | None = None,
+    model: str | None = None,
+    threshold: float | None = None,
+    word_threshold: float = 0.25,
+    overlap: float = 0.5,
+    background: str | Sequence[str] = "background",
+    templates: str | None = None,
+    regions: Regions = "auto",
+    resolution: int = 0,
+    draw: str | Path | None = None,
+    overwrite: bool = False,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Results[DetectResult]:
+    """One result per image, in order, with a box for each thing found.
+
+    Args:
+        images, models, batch_size, cache: as for `caption`.
+        labels: a list, `"cat,dog"`, or a file.
+        query_images: instead of labels, images of what is looked for.
+        sentence: instead of labels, a sentence; each of its phrases gets boxes.
+        model: a detection model (OWL-ViT, OWLv2, Grounding DINO). Default: the set's dual encoder
+            labels regions.
+        threshold: boxes that score less are left out.
+        word_threshold: words of the sentence that score less do not belong to a box.
+        overlap: if two boxes of one label have a larger IoU, the one that scores less is left out.
+        background: for a dual encoder, what is none of the labels, in words.
+        templates: as for `classify`; a detection model reads one prompt for each label.
+        regions: `dense` or `windows`: where a dual encoder looks.
+        resolution: shorter side in pixels of the image that a dual encoder's dense map is made of.
+        draw: a folder for images with the boxes drawn on them.
+        overwrite: replace files in that folder that hold something else.
+
+    Raises:
+        UserError: an unknown option, or a model that cannot do this.
+        NotAvailableError: a model that is not here.
+    """
+    task = Detect.from_options(_set(models), _options(DetectOptions, locals()))
+    return _results(task, find(images).sources, locals())
+
+
+def match(
+    pairs: Input | Iterable[Any],
+    texts: str | Sequence[str] = (),
+    models: str | ModelSet = "base",
+    *,
+    model: str | None = None,
+    against: str | Sequence[str] = (),
+    score: MatchScore = "cosine",
+    thresholds: str | Path | Thresholds | None = None,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Results[MatchResult]:
+    """How well texts fit images: one result per image, in order.
+
+    Args:
+        pairs: images as for `caption`, tables of path,caption, or `(image, text)` tuples.
+        texts: matched with every image. Default: the captions that come with each.
+        models: a model set, whose encoder gives cosines.
+        model: instead, a model whose head reads image and text together:
+            `hf:Salesforce/blip-itm-base-coco`.
+        against: negative prompts: a score is a share of a softmax with them (of an encoder).
+        score: of an encoder; `sigmoid` is for models trained with one (SigLIP).
+        thresholds: from `tasks.matching.thresholds.learn`, or a file of them; then every text has
+            a label too.
+
+    Raises:
+        UserError: an unknown name. NotAvailableError: a model that is not here.
+    """
+    task = Match.from_options(_set(models), _options(MatchOptions, locals()))
+    return _results(task, _pairs(pairs), locals())
+
+
+def ask(
+    images: Input | Iterable[Input],
+    question: str | Sequence[str] | Mapping[str, Sequence[str]],
+    models: str | ModelSet = "base",
+    *,
+    model: str | None = None,
+    top_k: int = 1,
+    answers: str | Sequence[str] = (),
+    among: str | Sequence[str] = (),
+    present: float = PRESENT,
+    regions: str | Path | None = None,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Results[AskResult]:
+    """Answers about images: one result per image, in order.
+
+    Args:
+        images: as for `caption`.
+        question: one or several about every image, or those of each by its path.
+        models: a model set, whose encoder answers by matching statements.
+        model: a model that answers instead: `hf:dandelin/vilt-b32-finetuned-vqa`.
+        top_k: answers to each question.
+        answers: to choose from, by matching; with `regions`, the names of the model's outputs.
+        among: by matching, names of what may be in the images: a list, `"cat,dog"` or a file.
+        present: fraction of the softmax over `among` at which a name counts as present.
+        regions: an .npz of what a detector found, for LXMERT and VisualBERT.
+
+    Raises:
+        UserError: an unknown name, a question that matching cannot answer.
+        NotAvailableError: a model that is not here.
+    """
+    task = Ask.from_options(_set(models), _options(AskOptions, locals()), question)
+    return _results(task, find(images).sources, locals())
+
+
+def read(
+    images: Input | Iterable[Input],
+    model: str = "hf:microsoft/trocr-base-printed",
+    *,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Results[ReadResult]:
+    """The line of text that each image shows: one result per image, in order."""
+    task = Read.from_options(_set("base"), _options(ReadOptions, locals()))
+    return _results(task, find(images).sources, locals())
 
 
 def evaluate(
     data: str | Path,
-    task: Task | None = None,
+    task: EvaluationTask | None = None,
     models: str | ModelSet = "base",
     methods: str | Sequence[str] | None = None,
     *,
@@ -253,12 +429,13 @@ def evaluate(
     split: str | None = None,
     labels: str | None = None,
     templates: str | None = None,
-    score: Head | None = None,
+    coupling: str | None = None,
+    score: Score | None = "auto",
     against: str | Sequence[str] = (),
     threshold: float | None = None,
     held_out: float | None = None,
+    long_text: LongText = "error",
     judge: DualEncoder | None = None,
-    coupling: str | None = None,
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -266,90 +443,89 @@ def evaluate(
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Evaluation:
-    """How good methods are on pictures whose truth is known, with intervals.
+    """How good methods are on images whose truth is known, with confidence intervals.
 
     Args:
-        data: a folder of pictures, a CLIP_benchmark webdataset, or a file of labels.
-        task: `classify`, `multilabel`, `caption` or `retrieve`; a protocol knows.
+        data: a folder of images, a CLIP_benchmark webdataset, or a file of labels.
+        task: `classify`, `multilabel`, `caption` or `retrieve`. Default: that of the protocol.
         models, batch_size, cache: as for `caption`.
-        methods: one or several, each tested against the first; the set's own without.
+        methods: one or several, each tested against the first. Default: the set's own.
         protocol: class names, templates and split by one name (docs/evaluation.md).
-        truth: labels or captions of the pictures, in a file.
+        truth: labels or captions of the images, in a file.
         split, labels, templates: of the data; `labels` and `templates` as for `classify`.
-        score, against: as for `classify`; `against` of several labels.
-        threshold: of several labels, from which one holds; without, F1 is not told.
-        held_out: the share of the pictures that a threshold is chosen on instead.
-        judge, coupling: of captions: an encoder for CLIPScore, and as for `caption`.
-        draws, confidence, seed: of the intervals.
-        options: of the method, where it is one.
+        coupling: for captions, as for `caption`.
+        score, against, long_text: as for `classify`; `against` is for `multilabel`.
+        threshold: for `multilabel`, the score from which a label holds; without it there is no F1.
+        held_out: fraction of the images used to choose the threshold instead of passing one.
+        judge: for captions, an encoder for CLIPScore.
+        draws, confidence, seed: of the bootstrap intervals.
+        options: of the method, if there is one.
 
     Raises:
         UserError: an unknown name or option, data of another kind.
     """
+    given = _options(EvaluateOptions, locals())
     names = [methods] if methods is None or isinstance(methods, str) else list(methods)
     if options and len(names) > 1:
-        raise UserError("options belong to one method, and several are compared")
-    sampling = Sampling(draws, confidence, seed)
+        raise UserError("options are for one method, and several are compared")
     with _open(cache) as store:
-        asked = question(
-            task,
-            Path(data),
-            _set(models),
-            store,
-            Meter(),
-            protocol=protocol,
-            truth=None if truth is None else Path(truth),
-            split=split,
-            labels=labels,
-            templates=templates,
-            head=score,
-            judge=judge,
-            coupling=coupling,
-            batch_size=batch_size,
-            choice=Choice(threshold, held_out, seed),
-            against=[against] if isinstance(against, str) else against,
+        measured = experiment(
+            Path(data), _set(models), given, store, Meter(), judge=judge, batch_size=batch_size
         )
-        return evaluation(asked, [asked.answers(name, options) for name in names], sampling)
+        predictions = [measured.evaluate_method(name, options) for name in names]
+        return evaluation(measured, predictions, Sampling(draws, confidence, seed))
 
 
-def _native(
-    models: str | ModelSet,
-    method: str | None,
-    model: str | None,
-    prompt: str | Sequence[str] | None,
-    more: bool,
-) -> NativeCaptionJob:
-    if model is None or method != "native":
-        raise UserError('a trained captioner is asked for by method="native" and model=NAME')
-    if more or not isinstance(prompt, str | None):
-        raise UserError("a trained captioner has no options, and one prompt for all pictures")
-    return NativeCaptionJob(_set(models), model, prompt)
+def _options(kind: type[O], given: Mapping[str, Any]) -> O:
+    """The options dataclass, from the arguments of a function by their names."""
+    return kind(**{f.name: given[f.name] for f in fields_of(kind) if f.name in given})
 
 
-def _open(cache: EmbeddingCache | None) -> AbstractContextManager[EmbeddingCache]:
-    """The cache given, which stays open, or the user's, which is closed at the end."""
-    return EmbeddingCache() if cache is None else nullcontext(cache)
+def _results(task: Task[Any], sources: Sequence[Source], given: Mapping[str, Any]) -> Results[Any]:
+    """What the task says of the images; `given` has `batch_size` and `cache`."""
+    return Results(_run(task, sources, given["cache"], given["batch_size"]))
 
 
 def _run(
-    job: Job, sources: Sequence[Source], cache: EmbeddingCache | None, batch_size: int
+    task: Task[Any], sources: Sequence[Source], cache: EmbeddingCache | None, batch_size: int
 ) -> Iterator[Any]:
     meter = Meter()
     with _open(cache) as store:
-        yield from job.open(store, meter, batch_size)(sources, meter)
+        yield from task.open(store, meter, batch_size)(sources, meter)
 
 
-def _several(given: Asked | Sequence[Asked]) -> Sequence[Asked]:
-    return [given] if isinstance(given, Asked) else given
-
-
-def _term(given: Asked, sign: Literal[1, -1] = 1) -> searching.Term:
-    if isinstance(given, str):
-        if not given.strip():
-            raise UserError("a query without words; give some, or a picture")
-        return searching.Term(text=given, sign=sign)
-    return searching.Term(picture=pictures.find(given).sources[0], sign=sign)
+def _open(cache: EmbeddingCache | None) -> AbstractContextManager[EmbeddingCache]:
+    """The given cache, which stays open, or the user's, which is closed at the end."""
+    return EmbeddingCache() if cache is None else nullcontext(cache)
 
 
 def _set(models: str | ModelSet) -> ModelSet:
     return models if isinstance(models, ModelSet) else resolve(models)
+
+
+def _several(given: Term | Sequence[Term]) -> Sequence[Term]:
+    return [given] if isinstance(given, Term) else given
+
+
+def _term(given: Term, sign: Literal[1, -1] = 1) -> searching.Term:
+    if isinstance(given, str):
+        if not given.strip():
+            raise UserError("a query without words; give some, or an image")
+        return searching.Term(text=given, sign=sign)
+    return searching.Term(picture=find(given).sources[0], sign=sign)
+
+
+def _pairs(pairs: Any) -> tuple[Source, ...]:
+    """Images; a tuple of an image and its text is one that came with its caption."""
+    given = [pairs] if isinstance(pairs, Input) else list(pairs)
+    found: list[Source] = []
+    for pair in given:
+        if not isinstance(pair, tuple):
+            found += find(pair).sources
+            continue
+        if len(pair) != 2 or not isinstance(pair[1], str):
+            raise UserError("a pair is an image and its text")
+        image, text = pair
+        (source,) = find(image).sources
+        found.append(Source(source.path, source.content, {**source.fields, "caption": text}))
+    return tuple(found)

@@ -15,21 +15,14 @@ import typer
 
 from zeroshot.commands import (
     anchor_commands,
-    ask_command,
     cache_commands,
-    calibrate_command,
-    caption_command,
-    classify_command,
-    detect_command,
-    embed_command,
     evaluation_commands,
-    filter_command,
-    match_command,
+    label_commands,
     search_commands,
-    segment_command,
+    task_commands,
     video_commands,
 )
-from zeroshot.commands.options import Json
+from zeroshot.commands.command import Json
 from zeroshot.errors import ZeroshotError
 
 INTERRUPTED = 130
@@ -50,19 +43,19 @@ app.add_typer(anchor_commands.app, name="anchors", no_args_is_help=True)
 app.add_typer(video_commands.app, name="video", no_args_is_help=True)
 
 
-app.command()(caption_command.caption)
-app.command()(classify_command.classify)
-app.command()(calibrate_command.calibrate)
+app.command()(task_commands.caption)
+app.command()(label_commands.classify)
+app.command()(label_commands.calibrate)
 app.command()(search_commands.search)
-app.command()(filter_command.filter)
-app.command()(embed_command.embed)
-app.command()(segment_command.segment)
-app.command()(detect_command.detect)
+app.command()(task_commands.filter)
+app.command()(task_commands.embed)
+app.command()(task_commands.segment)
+app.command()(task_commands.detect)
 app.command("eval")(evaluation_commands.evaluate)
 app.command()(evaluation_commands.report)
-app.command()(match_command.match)
-app.command()(ask_command.ask)
-app.command()(ask_command.read)
+app.command()(task_commands.match)
+app.command()(task_commands.ask)
+app.command()(task_commands.read)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Clips, in Python, as `zeroshot.video`: the functions of `zeroshot` on means of frames.
+"""Videos, in Python, as `zeroshot.video`: the functions of `zeroshot` on means of frames.
 
 zeroshot.video.classify("clips/", ["cooking", "running"])
 """
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from zeroshot import api, images as pictures, prompts
-from zeroshot.api import Asked
+from zeroshot import api
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import CLIPS, Input, Source
 from zeroshot.inputs.tables import Options
 from zeroshot.model_set.frame_encoder import FRAMES, ClipModels
@@ -23,15 +23,20 @@ from zeroshot.results.result import (
     Results,
     SearchResult,
 )
-from zeroshot.tasks.classification.clip_task import ClipClassifyJob
-from zeroshot.tasks.classification.heads import Head
+from zeroshot.tasks.classification.calibration import Calibration
+from zeroshot.tasks.classification.classify_options import (
+    LongText,
+    Score,
+    VideoClassifyOptions,
+)
+from zeroshot.tasks.classification.classify_task import video_task
 
 __all__ = ["caption", "classify", "embed", "search"]
 
 
 def classify(
     clips: Input | Iterable[Input],
-    labels: str | Sequence[str],
+    labels: str | Sequence[str] = (),
     models: str | ModelSet = "base",
     method: str | None = None,
     *,
@@ -39,82 +44,47 @@ def classify(
     pooling: Literal["mean", "attention"] = "mean",
     frames: int | None = None,
     templates: str | None = None,
-    score: Head | None = None,
+    score: Score | None = "auto",
     top_k: int | None = None,
-    shots: str | Path | None = None,
-    bank: Input | Iterable[Input] = (),
-    prior: Sequence[float] = (),
-    explain: int = 0,
     multi: bool = False,
     against: str | Sequence[str] = (),
     threshold: float | None = None,
+    long_text: LongText = "error",
+    shots: str | Path | None = None,
+    bank: Input | Iterable[Input] = (),
+    prior: str | Sequence[float] = (),
+    hierarchy: str | Path | None = None,
+    calibration: str | Path | Calibration | None = None,
+    abstain: float | None = None,
+    explain: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> Results[ClassifyResult]:
-    """One result per clip, in order, with the best labels.
+    """One result per video, in order, with the best labels.
 
     Args:
         clips: paths, folders or bytes of video, one or many.
-        model: a model of clips (X-CLIP), which has no method and reads frames of its own number.
-        pooling: a clip is the mean of its frames, or each text attends to the frames that fit it;
-            the latter has no method.
-        frames: of each clip, in the middle of as many equal parts: 8.
-        templates: as for `zeroshot.classify`; without, `simple`, and `none` for a `model`.
-        models, method, score, top_k, shots, bank, prior, explain, multi, against, threshold,
-            batch_size, cache, options: as for `zeroshot.classify`; `shots` and `bank` are of clips.
+        model: a video model (X-CLIP), which has no method and reads its own number of frames.
+        pooling: a video is the mean of its frames, or each text attends to the frames that fit it;
+            with `attention` there is no method.
+        frames: of each video, in the middle of as many equal parts: 8.
+        templates: as for `zeroshot.classify`. Default: `simple`, or `none` with a `model`.
+        models, method, score, top_k, multi, against, threshold, long_text, shots, bank, prior,
+            hierarchy, calibration, abstain, explain, batch_size, cache, options: as for
+            `zeroshot.classify`; `shots` and `bank` are videos.
 
     Raises:
         UserError: an unknown name or option, options that do not fit each other, a prompt longer
             than the text encoder reads.
         NotAvailableError: a model that is not here, or PyAV is not installed.
     """
-    if model is None and pooling == "mean":
-        return api.classify(
-            _sources(clips),
-            labels,
-            _models(models, frames),
-            method,
-            templates=templates or "simple",
-            score=score,
-            top_k=top_k,
-            shots=shots,
-            bank=_sources(bank),
-            prior=prior,
-            explain=explain,
-            multi=multi,
-            against=against,
-            threshold=threshold,
-            batch_size=batch_size,
-            cache=cache,
-            **options,
-        )
-    if model is not None and (frames is not None or pooling == "attention"):
-        raise UserError("a model of clips takes no frames and no pooling")
-    if method or options or shots or any((bank != (), prior, explain)):
-        raise UserError(
-            "method, its options, shots, bank, prior and explain need one row for a clip, whatever "
-            "the text: leave them, or model and pooling='attention'"
-        )
-    names = prompts.load_labels(labels)
-    written = prompts.load_templates(templates or ("none" if model else "simple"), names)
-    job = ClipClassifyJob(
-        api._set(models),
-        names,
-        prompts.expand(names, written),
-        model,
-        frames or FRAMES,
-        top_k,
-        score,
-        multi,
-        (against,) if isinstance(against, str) else tuple(against),
-        threshold,
-    )
-    return Results(api._run(job, _sources(clips), cache, batch_size))
+    given = api._options(VideoClassifyOptions, {**locals(), "bank": _sources(bank)})
+    return api._results(video_task(api._set(models), given), _sources(clips), locals())
 
 
 def search(
-    query: Asked | Sequence[Asked],
+    query: api.Term | Sequence[api.Term],
     clips: Input | Iterable[Input],
     models: str | ModelSet = "base",
     method: str | None = None,
@@ -122,10 +92,10 @@ def search(
     frames: int | None = None,
     **more: Any,
 ) -> Results[SearchResult]:
-    """The `top_k` best clips for each query, best first, then the clips that have an `error`.
+    """The `top_k` best videos for each query, best first, then the videos that have an `error`.
 
     Args:
-        query: words, a clip (a path as an object, or bytes), or several queries.
+        query: words, a video (a path as an object, or bytes), or several queries.
         clips, frames: as for `classify`.
         models, method, more: as for `zeroshot.search`.
     """
@@ -140,15 +110,15 @@ def caption(
     frames: int | None = None,
     **more: Any,
 ) -> Results[CaptionResult]:
-    """One result per clip, in order.
+    """One result per video, in order.
 
     Args:
         clips, frames: as for `classify`.
-        models, method, more: as for `zeroshot.caption`, but for trained captioners, which write
-            about one picture.
+        models, method, more: as for `zeroshot.caption`, but for trained captioners, which describe
+            one image.
     """
     if method == "native" or more.get("model") is not None:
-        raise UserError("a trained captioner writes about one picture: no model, for clips")
+        raise UserError("a trained captioner describes one image: no model, for videos")
     return api.caption(_sources(clips), _models(models, frames), method, **more)
 
 
@@ -160,12 +130,12 @@ def embed(
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
 ) -> Results[EmbedResult]:
-    """Unit rows, the means of the frames' own, one result per clip, in order."""
+    """Unit embeddings, means of the frames' own, one result per video, in order."""
     return api.embed(_sources(clips), _models(models, frames), batch_size=batch_size, cache=cache)
 
 
 def _sources(clips: Input | Iterable[Input]) -> tuple[Source, ...]:
-    return pictures.find(clips, options=Options(suffixes=CLIPS)).sources
+    return find(clips, options=Options(suffixes=CLIPS)).sources
 
 
 def _models(models: str | ModelSet, frames: int | None) -> ClipModels:

@@ -142,7 +142,7 @@ def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
         of_query = list(group)
         table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
-            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.because)])
+            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.explanation)])
             shown = Text(plain(said), overflow="fold")
             table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
         console.print(table)
@@ -168,12 +168,12 @@ class Screen:
         show: Show,
         total: int | None,
         quiet: bool,
-        things: str = "pictures",
+        modality: str = "image",
         shards: tuple[int, int] | None = None,
     ) -> None:
-        """`total` `things`, or None and `shards`: how many are done, and how many there are."""
+        """`total` images, or None and `shards`: how many are finished, and how many there are."""
         self.show = show
-        self.things = things
+        self.modality = modality
         self.shards = shards
         self.out = Console(highlight=False)
         self.progress = Progress(
@@ -205,17 +205,17 @@ class Screen:
         self.progress.update(self.task, total=total)
 
     def advance(self, count: int, meter: "Meter") -> None:
-        """So many more pictures are done."""
+        """So many more images are done."""
         self.progress.update(
             self.task, advance=count, description=self._done(meter), rate=f"{meter.rate:.1f}/s"
         )
 
     def _done(self, meter: "Meter") -> str:
-        """What is counted: pictures; in shards, where only of these a total is known."""
+        """The unit of the bar: images, or shards if only their total is known."""
         if self.shards is None:
-            return self.things
+            return f"{self.modality}s"
         done, of = self.shards
-        return f"{done + meter.shards} of {of} shards, {self.things}"
+        return f"{done + meter.shards} of {of} shards, {self.modality}s"
 
     def count(self, meter: "Meter") -> None:
         """Show how many results others have made."""
@@ -252,31 +252,30 @@ def summary(
     *,
     before: "State | None" = None,
     several: bool = False,
-    things: str = "pictures",
+    modality: str = "image",
 ) -> list[str]:
-    """The last lines of a run: how many `things`, how fast, what bound it.
+    """The last lines of a run: how many images, how fast, and what took longest.
 
-    `before` is how far a folder was when it began; `several` processes share the meter: then the
-    rate is that of the clock on the wall.
+    `before` is the state of a folder when the run began. If `several` processes share the meter,
+    the rate is per second of elapsed time.
     """
     lines = []
-    unit = "images" if things == "pictures" else things
+    unit = f"{modality}s"
     if resumed:
         lines.append(_resumed(meter, resumed, before))
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
         lines.append(
-            f"{meter.pictures} {things}{failed} in {seconds:.1f} s "
+            f"{meter.pictures} {unit}{failed} in {seconds:.1f} s "
             f"({meter.pictures / max(seconds, 1e-9):.2f} {unit}/s; {_cached(meter)}"
-            f"most of it {meter.bound_by(things)})"
+            f"slowest step: {meter.bottleneck(modality)})"
         )
-    if meter.left_out:
-        lines.append(f"left out {meter.left_out} members of tar files that hold no {things[:-1]}")
-    if meter.left_alone:
+    if meter.skipped:
+        lines.append(f"skipped {meter.skipped} members of tar files that hold no {modality}")
+    if meter.skipped_existing:
         lines.append(
-            f"left {meter.left_alone} files beside pictures as they were; --overwrite writes "
-            "over them"
+            f"kept {meter.skipped_existing} sidecar files that existed; --overwrite replaces them"
         )
     if verbose:
         lines.append(
@@ -285,7 +284,9 @@ def summary(
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
-        lines += [f"{name} took {s:.2f} s of threads beside it" for name, s in meter.beside.items()]
+        lines += [
+            f"{name} took {s:.2f} s in other threads" for name, s in meter.thread_seconds.items()
+        ]
         if not meter.images_encoded + meter.texts_encoded:
             lines.append("no encoder call was made: every embedding came from the cache")
     return lines

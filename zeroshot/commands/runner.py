@@ -1,4 +1,4 @@
-"""What the commands that make rows share: a job goes to the screen, to a file, or to shards.
+"""From a task to rows: on the screen, in a file, or in a folder of shards.
 
 As `cli`, nothing heavy is imported here.
 """
@@ -7,64 +7,53 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import typer
 
-from zeroshot.commands.options import Run, option
-from zeroshot.commands.out_path import FolderPath, RemotePath
+from zeroshot.commands.common_options import CommonOptions, FolderPath, RemotePath
 from zeroshot.errors import UserError
+from zeroshot.tasks.options import option
 
 if TYPE_CHECKING:
     from zeroshot.commands.console import Screen
-    from zeroshot.distributed.local import Order
+    from zeroshot.distributed.local import RunSpec
     from zeroshot.distributed.sharding import Inputs, Size
-    from zeroshot.distributed.worker import How
+    from zeroshot.distributed.worker import WorkerOptions
     from zeroshot.inference.meter import Meter
     from zeroshot.inputs.resolve import Named
     from zeroshot.inputs.source import Source
     from zeroshot.output.object_store import Bucket
     from zeroshot.output.resumable import Output
     from zeroshot.results.result import Result
-    from zeroshot.tasks.task import Job
+    from zeroshot.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows(Run):
-    """The options of `Run`, and how a folder of shards is made."""
+class OutputOptions(CommonOptions):
+    """The common options, and how a folder of shards is made."""
 
-    format: Annotated[
-        Literal["jsonl", "csv", "parquet"] | None,
-        option("--format", env="FORMAT", help="Of the shards when --out is a folder: jsonl."),
-    ] = None
-    shard_size: Annotated[
-        str | None,
-        option(
-            "--shard-size",
-            env="SHARD_SIZE",
-            metavar="N|file",
-            help="Rows in a shard: 10000; or file: each tar, table or Parquet file is one, "
-            "listed in its turn. So it is where several inputs are all tar or Parquet files.",
-        ),
-    ] = None
-    shards: Annotated[
-        str | None,
-        option(
-            "--shards",
-            env="SHARDS",
-            metavar="K/N",
-            help="Only the shards of the K-th of N workers, for any launcher; without it, "
-            "processes on one folder share what is to be done.",
-        ),
-    ] = None
-    devices: Annotated[
-        str | None,
-        option("--devices", env="DEVICES", help="A process for each: 0,1 or cpu,cpu."),
-    ] = None
-    engine: Annotated[
-        Literal["here", "ray"],
-        option("--engine", env="ENGINE", help="Who works on the shards: this machine or Ray."),
-    ] = "here"
+    format: Literal["jsonl", "csv", "parquet"] | None = option(
+        None, "Format of the shards if --out is a folder: jsonl.", env="FORMAT"
+    )
+    shard_size: str | None = option(
+        None,
+        "Rows per shard (10000), or `file`: one shard per input file. `file` is the default if "
+        "there are several inputs and all are tar or Parquet files.",
+        env="SHARD_SIZE",
+        metavar="N|file",
+    )
+    shards: str | None = option(
+        None,
+        "Only the shards of the K-th of N workers, for any launcher. Without it, processes that "
+        "fill the same folder share the work.",
+        env="SHARDS",
+        metavar="K/N",
+    )
+    devices: str | None = option(None, "One process per device: 0,1 or cpu,cpu.", env="DEVICES")
+    engine: Literal["here", "ray"] = option(
+        "here", "Where the shards are processed: this machine or Ray.", env="ENGINE"
+    )
 
     remote_out: ClassVar[bool] = True
 
@@ -78,7 +67,7 @@ class Rows(Run):
 
     @property
     def size(self) -> "Size | None":
-        """What a shard is, if that was said."""
+        """Size of a shard, if given."""
         given = self.shard_size
         if given is None:
             return None
@@ -89,7 +78,7 @@ class Rows(Run):
         return int(given)
 
     def inputs(self, images: Sequence[str]) -> "Inputs":
-        """What `images` name: pictures, or the files of them that are to be a shard each."""
+        """What `images` name: images, or the containers of them that become a shard each."""
         if self.folder is None:
             return self.sources(images)
         from zeroshot.commands import console
@@ -105,12 +94,12 @@ class Rows(Run):
 
     def _by_file(self, found: "Named") -> bool:
         """Whether each file is a shard: as asked for, as the folder was begun, or as fits it."""
-        from zeroshot.distributed.folder import Place
+        from zeroshot.distributed.folder import OutputSpec
 
         size = self.size
         assert self.folder is not None
         if size is None and not self.overwrite:
-            size = Place(self._where(self.folder)).begun_with()
+            size = OutputSpec(self._where(self.folder)).existing_shard_size()
         if size == "file":
             self._refuse_to_list(found)
             return True
@@ -148,39 +137,39 @@ class Rows(Run):
 
     def show(
         self,
-        job: "Job",
+        task: "Task[Any]",
         sources: "Inputs",
         through: "Callable[[Iterator[Result]], Iterator[Result]]" = iter,
         layout: str | None = None,
         half: bool = False,
         default_layout: str = "rows",
     ) -> None:
-        """Run a job on what is still to do; show and write its results; end with a summary.
+        """Run a task on the images without a row; show and write results; end with a summary.
 
         Raises:
-            typer.Exit: with code 3, when a picture failed.
+            typer.Exit: with code 3, if an image failed.
         """
         from zeroshot.inputs.containers import Bundles
 
         if self.folder is None:
             self._refuse_without_folder(layout, half)
             assert not isinstance(sources, Bundles)
-            self._show_rows(job, list(sources), through)
+            self._show_rows(task, list(sources), through)
             return
         if self.json and (self.devices or self.engine == "ray"):
             raise UserError("--json shows the rows of this process: leave --devices and --engine")
-        from zeroshot.distributed.folder import Place
-        from zeroshot.distributed.local import Order
+        from zeroshot.distributed.folder import OutputSpec
+        from zeroshot.distributed.local import RunSpec
 
         where = self._where(self.folder)
         if not isinstance(where, Path):
             where.begin()  # before models are loaded and anything is removed
-        place = Place(where, self.size, self.format, layout, half, default_layout)
+        place = OutputSpec(where, self.size, self.format, layout, half, default_layout)
         if self.overwrite:
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
-            place.begin_anew()
-        self._fill(Order(job, sources, place, self.at_once, self.cache))
+            place.clear()
+        self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache))
 
     def _where(self, folder: Path) -> "Path | Bucket":
         if not isinstance(folder, RemotePath):
@@ -211,7 +200,7 @@ class Rows(Run):
 
     def _show_rows(
         self,
-        job: "Job",
+        task: "Task[Any]",
         sources: "list[Source]",
         through: "Callable[[Iterator[Result]], Iterator[Result]]",
     ) -> None:
@@ -222,14 +211,16 @@ class Rows(Run):
         meter, output = Meter(), None
         with self.open_cache() as cache:
             try:
-                with console.Screen(self.shown(), len(sources), self.quiet, self.things) as screen:
-                    worker = job.open(cache, meter, self.at_once)
+                with console.Screen(
+                    self.shown(), len(sources), self.quiet, self.modality
+                ) as screen:
+                    runner = task.open(cache, meter, self.images_per_batch)
                     if self.out is not None:
-                        output = self._output(self.out, job.schema, worker.settings())
+                        output = self._output(self.out, task.schema, runner.settings())
                         sources = to_do(sources, output, cache)
                         screen.expect(len(sources))
-                    results = through(worker(sources, meter)) if sources else iter(())
-                    while batch := list(islice(results, worker.batch_size if output else 1)):
+                    results = through(runner(sources, meter)) if sources else iter(())
+                    while batch := list(islice(results, runner.batch_size if output else 1)):
                         if output is not None:
                             output.write([result.row() for result in batch])
                         for result in batch:
@@ -239,7 +230,7 @@ class Rows(Run):
                     output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
             if not self.quiet:
                 done = output.resumed if output else 0
-                for line in console.summary(meter, done, self.verbose, things=self.things):
+                for line in console.summary(meter, done, self.verbose, modality=self.modality):
                     console.say(line)
             if cache.trouble is not None:
                 console.say(cache.trouble)
@@ -255,23 +246,27 @@ class Rows(Run):
             settings,
             overwrite=self.overwrite,
             retry_failed=self.retry_failed,
-            batch_size=self.at_once,
+            batch_size=self.images_per_batch,
         )
 
-    def _fill(self, order: "Order") -> None:
+    def _fill(self, spec: "RunSpec") -> None:
         """Fill a folder of shards, by whatever engine."""
         from zeroshot.commands import console
         from zeroshot.distributed.local import state
         from zeroshot.distributed.sharding import FileRefusedError, Share, changed
-        from zeroshot.distributed.worker import How
+        from zeroshot.distributed.worker import WorkerOptions
 
-        how = How(None if self.shards is None else Share.read(self.shards), self.retry_failed)
-        before = state(order, how)
+        how = WorkerOptions(
+            None if self.shards is None else Share.read(self.shards), self.retry_failed
+        )
+        before = state(spec, how)
         shards = (before.finished, before.shards) if before.total is None else None
-        with console.Screen(self.shown(), before.total, self.quiet, self.things, shards) as screen:
+        with console.Screen(
+            self.shown(), before.total, self.quiet, self.modality, shards
+        ) as screen:
             screen.expect(before.to_do)
-            meter, trouble = self._engine(order, how, screen)
-        after = state(order, how)
+            meter, trouble = self._engine(spec, how, screen)
+        after = state(spec, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
             for line in console.summary(
@@ -280,7 +275,7 @@ class Rows(Run):
                 self.verbose,
                 before=before,
                 several=several,
-                things=self.things,
+                modality=self.modality,
             ):
                 console.say(line)
             console.say(console.how_far(after, str(self.folder)))
@@ -291,22 +286,24 @@ class Rows(Run):
         if meter.failed:
             raise typer.Exit(3)
 
-    def _engine(self, order: "Order", how: "How", screen: "Screen") -> "tuple[Meter, str | None]":
+    def _engine(
+        self, spec: "RunSpec", how: "WorkerOptions", screen: "Screen"
+    ) -> "tuple[Meter, str | None]":
         """Work on the shards; what was counted, and what the cache has to say."""
         from zeroshot.inference.meter import Meter
 
         if self.engine == "ray":
             from zeroshot.distributed.ray_engine import run_on_ray
 
-            return run_on_ray(order, how, screen.count), None
+            return run_on_ray(spec, how, screen.count), None
         if self.devices:
             from zeroshot.distributed.processes import read_devices, run_on
 
-            return run_on(order, read_devices(self.devices), how, screen.count), None
+            return run_on(spec, read_devices(self.devices), how, screen.count), None
         from zeroshot.distributed.local import run
 
         meter = Meter()
-        with order.open_cache() as cache:
+        with spec.open_cache() as cache:
             seen = dataclasses.replace(how, seen=lambda result: screen.add(result, meter))
-            run(order, cache, meter, seen)
+            run(spec, cache, meter, seen)
             return meter, cache.trouble

@@ -54,7 +54,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputSpec:
     """The folder that was asked for; what is None is as it was when the folder was begun."""
 
     path: Path | Location
@@ -64,7 +64,7 @@ class Place:
     half: bool = False
     default_layout: str = "rows"
 
-    def begin_anew(self) -> None:
+    def clear(self) -> None:
         """Remove what an earlier run wrote here, and nothing else.
 
         Raises:
@@ -81,11 +81,11 @@ class Place:
             files.remove(*(name for name in files.names() if OURS.fullmatch(name)))
             files.remove(RUN)  # last, so that this can be gone on with
 
-    def begun_with(self) -> Size | None:
+    def existing_shard_size(self) -> Size | None:
         """What a shard of the folder is, if it was begun."""
         return (_read_run(filesystem.at(self.path)) or {}).get("shard_size")
 
-    def join(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
+    def open(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
         """Begin the folder, or go on in it together with whoever else does.
 
         Raises:
@@ -114,7 +114,7 @@ class Place:
         plan = _as_begun(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(made_with), str(begun.get("started")))
 
-    def glance(self, sources: Inputs, schema: str) -> "Folder | None":
+    def peek(self, sources: Inputs, schema: str) -> "Folder | None":
         """The folder as it was begun, if it was, to see how far it is."""
         files = filesystem.at(self.path)
         run = _read_run(files)

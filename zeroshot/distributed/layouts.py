@@ -30,7 +30,7 @@ LAYOUTS = ("rows", "safetensors", "clip-retrieval", "webdataset")
 
 @dataclass(frozen=True)
 class Content:
-    """A shard's rows in order, and in each channel the vectors of those that did not fail."""
+    """A shard's rows in spec, and in each channel the vectors of those that did not fail."""
 
     records: Sequence[Record] = ()
     vectors: Sequence[Matrix] = ()

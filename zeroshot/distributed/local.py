@@ -2,25 +2,26 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
-from zeroshot.distributed.folder import Place
+from zeroshot.distributed.folder import OutputSpec
 from zeroshot.distributed.sharding import Inputs, planned
 from zeroshot.distributed.transductive import embedded, transduce
 from zeroshot.distributed.unfinished import rows_kept
-from zeroshot.distributed.worker import How, work
+from zeroshot.distributed.worker import WorkerOptions, work
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
-from zeroshot.tasks.task import Job, Transductive, is_transductive
+from zeroshot.tasks.task import Task, Transductive, is_transductive
 
 
 @dataclass(frozen=True)
-class Order:
+class RunSpec:
     """A job with its pictures and where the rows go: what is sent to whoever works on it."""
 
-    job: Job
+    task: Task[Any]
     sources: Inputs
-    place: Place
+    output: OutputSpec
     batch_size: int = AUTO_BATCH
     cached: bool = True
 
@@ -29,16 +30,18 @@ class Order:
         return EmbeddingCache() if self.cached else NullCache()
 
 
-def run(order: Order, cache: EmbeddingCache, meter: Meter, how: How | None = None) -> None:
+def run(
+    spec: RunSpec, cache: EmbeddingCache, meter: Meter, how: WorkerOptions | None = None
+) -> None:
     """Open the job and work until every shard of the share is finished."""
-    how = how or How()
-    worker = order.job.open(cache, meter, order.batch_size)
-    folder = order.place.join(order.sources, order.job.schema, worker.settings())
-    if is_transductive(worker):
-        assert isinstance(worker, Transductive)
-        transduce(worker, folder, meter, how)
+    how = how or WorkerOptions()
+    runner = spec.task.open(cache, meter, spec.batch_size)
+    folder = spec.output.open(spec.sources, spec.task.schema, runner.settings())
+    if is_transductive(runner):
+        assert isinstance(runner, Transductive)
+        transduce(runner, folder, meter, how)
     else:
-        work(worker, folder, meter, how)
+        work(runner, folder, meter, how)
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,11 @@ class State:
         return None if self.total is None else self.total - self.resumed
 
 
-def state(order: Order, how: How | None = None) -> State:
+def state(spec: RunSpec, how: WorkerOptions | None = None) -> State:
     """Where the work on the share stands; nothing is loaded and nothing is changed."""
-    share = (how or How()).share
-    folder = order.place.glance(order.sources, order.job.schema)
-    plan = folder.plan if folder else planned(order.sources, order.place.shard_size)
+    share = (how or WorkerOptions()).share
+    folder = spec.output.peek(spec.sources, spec.task.schema)
+    plan = folder.plan if folder else planned(spec.sources, spec.output.shard_size)
     own = [n for n in range(plan.count) if share is None or share.has(n)]
     if folder is None:
         return State(_sum(plan.rows(n) for n in own), shards=len(own))

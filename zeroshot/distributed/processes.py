@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from zeroshot.distributed.local import Order, run
-from zeroshot.distributed.worker import How
+from zeroshot.distributed.local import RunSpec, run
+from zeroshot.distributed.worker import WorkerOptions
 from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.inference.meter import Meter
 from zeroshot.results.result import Result
@@ -30,7 +30,10 @@ def read_devices(text: str) -> list[str]:
 
 
 def run_on(
-    order: Order, devices: Sequence[str], how: How, tell: Callable[[Meter], object] = bool
+    spec: RunSpec,
+    devices: Sequence[str],
+    how: WorkerOptions,
+    tell: Callable[[Meter], object] = bool,
 ) -> Meter:
     """Work until all shards of the share are finished; what all processes counted together.
 
@@ -43,7 +46,7 @@ def run_on(
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
     workers = [
-        context.Process(target=_work, args=(_on(order, device), how, number, told), daemon=True)
+        context.Process(target=_work, args=(_on(spec, device), how, number, told), daemon=True)
         for number, device in enumerate(devices)
     ]
     started, counts = time.perf_counter(), dict[int, Mapping[str, Any]]()
@@ -67,8 +70,8 @@ def run_on(
     return _total(counts, started)
 
 
-def _on(order: Order, device: str) -> Order:
-    return replace(order, job=order.job.on(device))
+def _on(spec: RunSpec, device: str) -> RunSpec:
+    return replace(spec, task=spec.task.on(device))
 
 
 def _listen(told: "multiprocessing.Queue[Any]", counts: dict[int, Mapping[str, Any]]) -> None:
@@ -90,7 +93,9 @@ def _total(counts: Mapping[int, Mapping[str, Any]], started: float) -> Meter:
     return total
 
 
-def _work(order: Order, how: How, number: int, told: "multiprocessing.Queue[Any]") -> None:
+def _work(
+    spec: RunSpec, how: WorkerOptions, number: int, told: "multiprocessing.Queue[Any]"
+) -> None:
     """What each process does."""
     meter, last = Meter(), time.monotonic()
 
@@ -101,8 +106,8 @@ def _work(order: Order, how: How, number: int, told: "multiprocessing.Queue[Any]
             told.put((number, meter.counts()))
 
     try:
-        with order.open_cache() as cache:
-            run(order, cache, meter, replace(how, seen=seen))
+        with spec.open_cache() as cache:
+            run(spec, cache, meter, replace(how, seen=seen))
         told.put((number, meter.counts()))
     except ZeroshotError as error:
         told.put((number, error))

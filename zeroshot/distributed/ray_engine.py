@@ -25,15 +25,15 @@ from typing import Any
 
 from zeroshot import images
 from zeroshot.distributed.folder import Folder
-from zeroshot.distributed.local import Order
+from zeroshot.distributed.local import RunSpec
 from zeroshot.distributed.sharding import FileRefusedError, planned
-from zeroshot.distributed.transductive import Gatherer, embedded, transduce
-from zeroshot.distributed.worker import How, process_shard
+from zeroshot.distributed.transductive import EmbeddingPass, embedded, transduce
+from zeroshot.distributed.worker import WorkerOptions, process_shard
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs import containers
 from zeroshot.inputs.source import Picture, Source
-from zeroshot.tasks.task import Transductive, Worker, is_transductive
+from zeroshot.tasks.task import Runner, Transductive, is_transductive
 
 READ_TOGETHER = 16
 """Pictures in a message from a decoder to a model."""
@@ -74,7 +74,7 @@ class Size:
         return cls(models, cpus if gpus else cpus - models, bool(gpus))
 
 
-def run_on_ray(order: Order, how: How, tell: Callable[[Meter], object] = bool) -> Meter:
+def run_on_ray(spec: RunSpec, how: WorkerOptions, tell: Callable[[Meter], object] = bool) -> Meter:
     """Work until all shards of the share are finished; what all actors counted together.
 
     On the cluster of `RAY_ADDRESS`, or one that this process is connected to; else Ray begins one
@@ -95,7 +95,7 @@ def run_on_ray(order: Order, how: How, tell: Callable[[Meter], object] = bool) -
     )
     decoders = [decode.remote(os.getcwd()) for _ in range(size.decoders)]
     try:
-        return _Driver(library, size, order, how, decoders, tell).run()
+        return _Driver(library, size, spec, how, decoders, tell).run()
     finally:
         for decoder in decoders:
             library.kill(decoder)
@@ -107,15 +107,15 @@ class _Driver:
 
     library: Any
     size: Size
-    order: Order
-    how: How
+    spec: RunSpec
+    how: WorkerOptions
     decoders: list[Any]
     tell: Callable[[Meter], object]
 
     def run(self) -> Meter:
         self.meter = Meter()
-        self.sent = [self.library.put((self.order, self.how))]
-        transductive = self._finish(_pending(self.order, self.how))
+        self.sent = [self.library.put((self.spec, self.how))]
+        transductive = self._finish(_pending(self.spec, self.how))
         if transductive and self.how.share is None:
             self._finish([SCORE])
         return self.meter
@@ -157,9 +157,9 @@ class _Driver:
             yield pickle.loads(row["said"])  # of our own actors, not of a file
 
 
-def _pending(order: Order, how: How) -> list[int]:
-    folder = order.place.glance(order.sources, order.job.schema)
-    plan = folder.plan if folder else planned(order.sources, order.place.shard_size)
+def _pending(spec: RunSpec, how: WorkerOptions) -> list[int]:
+    folder = spec.output.peek(spec.sources, spec.task.schema)
+    plan = folder.plan if folder else planned(spec.sources, spec.output.shard_size)
     marks = folder.marks() if folder else {}
     return [
         n
@@ -174,17 +174,17 @@ class Scorer:
 
     def __init__(self, sent: list[Any], decoders: list[Any], folder: str) -> None:
         self.home = folder
-        self.order, self.how = ray().get(sent[0])
+        self.spec, self.how = ray().get(sent[0])
         self.how = replace(self.how, read=ReadAhead(decoders) if decoders else iter)
         self.meter = Meter()
 
     @cached_property
-    def opened(self) -> tuple[Worker, Folder]:
+    def opened(self) -> tuple[Runner, Folder]:
         """The worker and the folder."""
         _go_to(self.home)
-        order = self.order
-        worker = order.job.open(order.open_cache(), self.meter, order.batch_size)
-        return worker, order.place.join(order.sources, order.job.schema, worker.settings())
+        spec = self.spec
+        runner = spec.task.open(spec.open_cache(), self.meter, spec.batch_size)
+        return runner, spec.output.open(spec.sources, spec.task.schema, runner.settings())
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """See that a shard is finished; what was counted and whether it is embedded only."""
@@ -199,14 +199,14 @@ class Scorer:
         return {"said": pickle.dumps(said)}
 
     def _finish(self, shard: int) -> bool:
-        worker, folder = self.opened
-        transductive = is_transductive(worker)
-        if shard == SCORE and isinstance(worker, Transductive):
-            transduce(worker, folder, self.meter, self.how)
+        runner, folder = self.opened
+        transductive = is_transductive(runner)
+        if shard == SCORE and isinstance(runner, Transductive):
+            transduce(runner, folder, self.meter, self.how)
             return True
-        if transductive and isinstance(worker, Transductive):
-            worker, folder = Gatherer(worker), embedded(folder)
-        while process_shard(worker, folder, shard, self.meter, self.how) is None:
+        if transductive and isinstance(runner, Transductive):
+            runner, folder = EmbeddingPass(runner), embedded(folder)
+        while process_shard(runner, folder, shard, self.meter, self.how) is None:
             time.sleep(1)
         return transductive
 

@@ -1,4 +1,4 @@
-"""The inputs of a run in their order, fixed once, and cut into shards.
+"""The inputs of a run in their spec, fixed once, and cut into shards.
 
 By number: all pictures are listed, and every `size` of them are a shard. By file: a tar file, a
 table or a Parquet file is a shard, which is listed by who works on it; what is fixed are the files.
@@ -70,7 +70,7 @@ def changed(name: str) -> str:
 
 @dataclass(frozen=True)
 class ByNumber:
-    """Pictures in order, in shards of `size`."""
+    """Pictures in spec, in shards of `size`."""
 
     sources: Sequence[Source]
     size: int
@@ -84,7 +84,7 @@ class ByNumber:
         """The inputs of one shard."""
         return self.sources[number * self.size : (number + 1) * self.size]
 
-    def let_go(self, number: int) -> None:
+    def release(self, number: int) -> None:
         """Nothing of it is held."""
 
     def rows(self, number: int) -> int:
@@ -122,7 +122,7 @@ class ByNumber:
 
 @dataclass(frozen=True)
 class ByFile:
-    """Files of pictures in order, a shard each: listed by who works on it, and then only.
+    """Files of pictures in spec, a shard each: listed by who works on it, and then only.
 
     A file that has changed since the output was begun is refused by itself, the others are not.
     """
@@ -165,7 +165,7 @@ class ByFile:
         except UserError as error:
             raise FileRefusedError(str(error)) from error
 
-    def let_go(self, number: int) -> None:
+    def release(self, number: int) -> None:
         """The shard is not read any more."""
         fsspec_files.let_go(self.files[number].name)
 
@@ -189,7 +189,7 @@ class ByFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Changes with the name of any file, their order, or the options that tables are read by.
+        """Changes with the name of any file, their spec, or the options that tables are read by.
 
         Not with a version: that of one in thousands concerns its own shard alone.
         """

@@ -16,10 +16,10 @@ import torch
 
 from zeroshot.distributed.folder import Folder
 from zeroshot.distributed.layouts import Content, RowFiles, Safetensors
-from zeroshot.distributed.worker import PATIENCE, How, work
+from zeroshot.distributed.worker import PATIENCE, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic, leases
 from zeroshot.output.resumable import spelled
@@ -30,23 +30,23 @@ SCORING = "scoring"
 
 
 @dataclass(frozen=True)
-class Gatherer:
+class EmbeddingPass:
     """The first half of a transductive worker: rows, or all views, as the vectors of a shard."""
 
-    worker: Transductive
+    runner: Transductive
 
     @property
     def batch_size(self) -> int:
         """Of the worker."""
-        return self.worker.batch_size
+        return self.runner.batch_size
 
     def settings(self) -> dict[str, Any]:
         """Of the worker."""
-        return self.worker.settings()
+        return self.runner.settings()
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
         """A result per picture."""
-        for batch in self.worker.embed(sources, meter):
+        for batch in self.runner.embed(sources, meter):
             vectors = batch.rows if batch.views is None else batch.views.flatten(1)
             for i, source in enumerate(batch.sources):
                 failure = batch.failures[i]
@@ -63,16 +63,18 @@ def embedded(folder: Folder) -> Folder:
     return folder.below("embedded", Safetensors(RowFiles(EmbedResult.schema, "jsonl")))
 
 
-def transduce(worker: Transductive, folder: Folder, meter: Meter, how: How | None = None) -> bool:
+def transduce(
+    runner: Transductive, folder: Folder, meter: Meter, how: WorkerOptions | None = None
+) -> bool:
     """Embed a share, or all, and score once everything is embedded; False if that is not yet so.
 
     Without a share this waits for the others; with one it does not, since they may be yet to
     start: the last one scores.
     """
-    how = how or How()
+    how = how or WorkerOptions()
     rows = embedded(folder)
     before = _failed(rows)
-    work(Gatherer(worker), rows, meter, replace(how, seen=bool))
+    work(EmbeddingPass(runner), rows, meter, replace(how, seen=bool))
     if len(rows.marks()) < rows.plan.count:
         return False
     again = how.retry_failed and _failed(rows) != before
@@ -82,7 +84,7 @@ def transduce(worker: Transductive, folder: Folder, meter: Meter, how: How | Non
             lease = leases.claim(folder.claims, SCORING)
         if isinstance(lease, leases.Lease):
             try:
-                _score(worker, folder, rows, meter, how, again)
+                _score(runner, folder, rows, meter, how, again)
             finally:
                 lease.release()
             return True
@@ -96,10 +98,15 @@ def _failed(rows: Folder) -> int:
 
 
 def _score(
-    worker: Transductive, folder: Folder, rows: Folder, meter: Meter, how: How, again: bool
+    runner: Transductive,
+    folder: Folder,
+    rows: Folder,
+    meter: Meter,
+    how: WorkerOptions,
+    again: bool,
 ) -> None:
     contents = [rows.content(shard) for shard in range(rows.plan.count)]
-    results = worker.score(_gathered(worker, contents, rows.plan.sources), meter)
+    results = runner.score(_gathered(runner, contents, rows.plan.sources), meter)
     for shard, content in enumerate(contents):
         batch = list(islice(results, len(content.records)))
         if again or folder.mark(shard) is None:
@@ -112,8 +119,8 @@ def _score(
 
 
 def _gathered(
-    worker: Transductive, contents: Sequence[Content], sources: Sequence[Source]
-) -> Embedded:
+    runner: Transductive, contents: Sequence[Content], sources: Sequence[Source]
+) -> EmbeddingBatch:
     """All shards as one batch.
 
     Raises:
@@ -127,8 +134,8 @@ def _gathered(
         held = np.concatenate([c.vectors[0] for c in contents if c.vectors])
         matrix[good] = torch.from_numpy(held)
     views = None
-    if worker.views:
-        views = matrix.view(len(told), worker.views, width // worker.views)
+    if runner.views:
+        views = matrix.view(len(told), runner.views, width // runner.views)
         matrix = views[:, 0]
     paths = [spelled(row["path"]) for row in told]
     if paths != [spelled(source.path) for source in sources]:
@@ -137,7 +144,7 @@ def _gathered(
             "see that these can be read and run the same command again, or begin anew with "
             "--overwrite"
         )
-    return Embedded(
+    return EmbeddingBatch(
         sources,
         [row["id"] for row in told],
         matrix,

@@ -26,7 +26,7 @@ class Part:
         self.folder, self.name, self.layout = folder, name, layout
         self.token = secrets.token_hex(4)
 
-    def adopt(self, sources: Sequence[Source], batch_size: int) -> int:
+    def resume(self, sources: Sequence[Source], batch_size: int) -> int:
         """Take over what a killed holder left, in whole batches; how many rows those are.
 
         Batches begin where they would have without the kill: how pictures are batched can move

@@ -20,14 +20,14 @@ from zeroshot.output import atomic, leases
 from zeroshot.output.formats import Record
 from zeroshot.output.resumable import spelled
 from zeroshot.results.result import Result
-from zeroshot.tasks.task import Worker
+from zeroshot.tasks.task import Runner
 
 PATIENCE = (0.2, 5.0)
 """Seconds between looks at shards that others have: at first, and at most."""
 
 
 @dataclass(frozen=True)
-class How:
+class WorkerOptions:
     """What a worker is told besides the folder; nothing of it decides what a row says."""
 
     share: Share | None = None
@@ -40,7 +40,7 @@ class How:
 
 
 def process_shard(
-    worker: Worker, folder: Folder, shard: int, meter: Meter, how: How | None = None
+    runner: Runner, folder: Folder, shard: int, meter: Meter, how: WorkerOptions | None = None
 ) -> Mark | None:
     """See that one shard is finished; None if another process has it.
 
@@ -48,7 +48,7 @@ def process_shard(
     be called by any number of processes at any time: one of them does it. What a killed one left is
     gone on with.
     """
-    how = how or How()
+    how = how or WorkerOptions()
     if (mark := _finished(folder, shard, how)) is not None:
         return mark
     with atomic.writing(folder.files):
@@ -62,12 +62,12 @@ def process_shard(
         before = meter.counts()
         left_out: list[str] = []
         sources = folder.plan.shard(shard, left_out)
-        meter.left_out += len(left_out)
+        meter.skipped += len(left_out)
         old = folder.content(shard) if folder.mark(shard) is not None else None
         if old is not None and _is_of(old, sources):
-            content = _retried(worker, sources, part, old, meter, how)
+            content = _retried(runner, sources, part, old, meter, how)
         else:
-            content = _fresh(worker, sources, part, meter, how)
+            content = _fresh(runner, sources, part, meter, how)
         if not lease.held():
             return None
         meter.shards += 1
@@ -76,11 +76,11 @@ def process_shard(
         part.remove()
         return mark
     finally:
-        folder.plan.let_go(shard)
+        folder.plan.release(shard)
         lease.release()
 
 
-def work(worker: Worker, folder: Folder, meter: Meter, how: How | None = None) -> None:
+def work(runner: Runner, folder: Folder, meter: Meter, how: WorkerOptions | None = None) -> None:
     """Process the shards of a share, or all, until each is finished by somebody.
 
     A shard that another process has is waited for, and taken over should that process die.
@@ -88,7 +88,7 @@ def work(worker: Worker, folder: Folder, meter: Meter, how: How | None = None) -
     Raises:
         FileRefusedError: of files that cannot be made shards; the others are done.
     """
-    how = how or How()
+    how = how or WorkerOptions()
     pending = _in_own_order(
         [n for n in range(folder.plan.count) if how.share is None or how.share.has(n)]
     )
@@ -100,7 +100,7 @@ def work(worker: Worker, folder: Folder, meter: Meter, how: How | None = None) -
         left = []
         for shard in pending:
             try:
-                if process_shard(worker, folder, shard, meter, how) is None:
+                if process_shard(runner, folder, shard, meter, how) is None:
                     left.append(shard)
             except FileRefusedError as error:
                 refused += error.args
@@ -121,12 +121,12 @@ def _in_own_order(shards: list[int]) -> list[int]:
     return shards[first:] + shards[:first]
 
 
-def _finished(folder: Folder, shard: int, how: How) -> Mark | None:
+def _finished(folder: Folder, shard: int, how: WorkerOptions) -> Mark | None:
     mark = folder.mark(shard)
     return None if mark is not None and _again(mark, how) else mark
 
 
-def _again(mark: Mark, how: How) -> bool:
+def _again(mark: Mark, how: WorkerOptions) -> bool:
     return how.retry_failed and mark.failed > 0
 
 
@@ -137,13 +137,13 @@ def _is_of(old: Content, sources: Sequence[Source]) -> bool:
 
 
 def _fresh(
-    worker: Worker, sources: Sequence[Source], part: Part, meter: Meter, how: How
+    runner: Runner, sources: Sequence[Source], part: Part, meter: Meter, how: WorkerOptions
 ) -> Content:
     """All rows of a shard, those that an earlier process left included."""
-    kept = part.adopt(sources, worker.batch_size)
+    kept = part.resume(sources, runner.batch_size)
     if kept < len(sources):
-        results = iter(worker(how.read(sources[kept:]), meter))
-        while batch := list(islice(results, worker.batch_size)):
+        results = iter(runner(how.read(sources[kept:]), meter))
+        while batch := list(islice(results, runner.batch_size)):
             part.append(batch)
             for result in batch:
                 how.seen(result)
@@ -154,12 +154,17 @@ def _fresh(
 
 
 def _retried(
-    worker: Worker, sources: Sequence[Source], part: Part, old: Content, meter: Meter, how: How
+    runner: Runner,
+    sources: Sequence[Source],
+    part: Part,
+    old: Content,
+    meter: Meter,
+    how: WorkerOptions,
 ) -> Content:
     """A finished shard with its failed rows made anew."""
     places = [i for i, record in enumerate(old.records) if record.failed]
-    part.adopt((), worker.batch_size)  # nothing but the header: what is left is of other places
-    for result in worker(how.read([sources[i] for i in places]), meter):
+    part.resume((), runner.batch_size)  # nothing but the header: what is left is of other places
+    for result in runner(how.read([sources[i] for i in places]), meter):
         part.append([result])
         how.seen(result)
     new = part.content()

@@ -9,10 +9,10 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.inference.embedding import (
     embed_all,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
-    text_side,
+    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -39,7 +39,7 @@ class Judge:
     ) -> dict[str, np.ndarray]:
         """`CLIPScore` and `RefCLIPScore` of each caption."""
         images = join_images(
-            self.encoder, embed_all(sources, image_side(self.encoder), self.cache, self.meter)
+            self.encoder, embed_all(sources, image_encoder_of(self.encoder), self.cache, self.meter)
         )
         said = self._texts(captions)
         told = self._texts([text for own in references for text in own])
@@ -51,6 +51,6 @@ class Judge:
 
     def _texts(self, texts: Sequence[str]) -> np.ndarray:
         rows = embed_texts(
-            [PREFIX + text for text in texts], text_side(self.encoder), self.cache, self.meter
+            [PREFIX + text for text in texts], text_encoder_of(self.encoder), self.cache, self.meter
         )
         return np.asarray(join_texts(self.encoder, rows).numpy())

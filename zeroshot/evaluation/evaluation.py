@@ -1,4 +1,4 @@
-"""Answers measured: figures with intervals, results as JSON, methods compared."""
+"""Predictions measured: figures with intervals, results as JSON, methods compared."""
 
 import math
 import os
@@ -13,8 +13,8 @@ import torch
 
 from zeroshot.datasets.protocols import TASKS, Task
 from zeroshot.errors import UserError
-from zeroshot.evaluation.experiment import Question
-from zeroshot.evaluation.predict import Answers
+from zeroshot.evaluation.experiment import Experiment
+from zeroshot.evaluation.predict import Predictions
 from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS, Interval, holm
 from zeroshot.metrics.statistics import differences
 from zeroshot.output.resumable import versions
@@ -41,13 +41,13 @@ class Sampling:
         return {"draws": self.draws, "confidence": self.confidence}
 
 
-def figures(answers: Answers, sampling: Sampling) -> dict[str, Interval]:
+def figures(answers: Predictions, sampling: Sampling) -> dict[str, Interval]:
     """Every figure of a method, with its interval."""
     return answers.measure.figures(sampling.generator, **sampling.how)
 
 
 def result(
-    answers: Answers,
+    answers: Predictions,
     found: Mapping[str, Interval],
     *,
     task: Task,
@@ -82,11 +82,11 @@ def result(
     }
 
 
-def _held_out(answers: Answers) -> dict[str, int]:
+def _held_out(answers: Predictions) -> dict[str, int]:
     return {"held_out": len(answers.held_out)} if answers.held_out else {}
 
 
-def _each_label(answers: Answers, sampling: Sampling) -> dict[str, Any]:
+def _each_label(answers: Predictions, sampling: Sampling) -> dict[str, Any]:
     """Of several labels per picture: the threshold, and each label's average precision."""
     if answers.labels is None:
         return {}
@@ -104,7 +104,7 @@ def _each_label(answers: Answers, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def compared(answers: Sequence[Answers], sampling: Sampling) -> dict[str, Any]:
+def compared(answers: Sequence[Predictions], sampling: Sampling) -> dict[str, Any]:
     """Each method against the first, as JSON: differences, their intervals, p-values.
 
     `p_holm` stands for all methods compared by the same figure together.
@@ -145,15 +145,15 @@ def compared(answers: Sequence[Answers], sampling: Sampling) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Of this machine, what decides seconds."""
-    told: dict[str, Any] = {
+    made_with: dict[str, Any] = {
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():
-        told["gpu"] = torch.cuda.get_device_name()
-    return told
+        made_with["gpu"] = torch.cuda.get_device_name()
+    return made_with
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,19 @@ class Evaluation:
     """of several methods: each against the first"""
 
 
-def evaluation(asked: Question, answers: Sequence[Answers], sampling: Sampling) -> Evaluation:
-    """Figures, results and comparison of answers to one question."""
+def evaluation(
+    experiment: Experiment, answers: Sequence[Predictions], sampling: Sampling
+) -> Evaluation:
+    """Figures, results and comparison of the methods of one experiment."""
     found = {own.name: figures(own, sampling) for own in answers}
     results = [
-        result(own, found[own.name], task=asked.task, about=asked.about(own), sampling=sampling)
+        result(
+            own,
+            found[own.name],
+            task=experiment.task,
+            about=experiment.about(own),
+            sampling=sampling,
+        )
         for own in answers
     ]
     comparison = compared(answers, sampling) if len(answers) > 1 else None

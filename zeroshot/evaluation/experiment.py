@@ -1,8 +1,8 @@
-"""One data set, one task, one set of models: what `zeroshot eval` asks of each method."""
+"""One data set, one task, one set of models: what `zeroshot eval` measures for each method."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from zeroshot.datasets.protocols import Protocol, Task, protocol as named
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predict, predictions
 from zeroshot.evaluation.clip_score import Judge
-from zeroshot.evaluation.predict import Answers, Choice
+from zeroshot.evaluation.evaluate_options import EvaluateOptions
+from zeroshot.evaluation.predict import Predictions, ThresholdSelection
 from zeroshot.inference.content_ids import to_do
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
@@ -27,50 +28,48 @@ from zeroshot.output.formats import Row
 from zeroshot.output.resumable import Output
 from zeroshot.results.result import CaptionResult
 from zeroshot.tasks.captioning import captioner as captioning
-from zeroshot.tasks.classification import classifier as classification
-from zeroshot.tasks.classification.heads import Head
+from zeroshot.tasks.classification.classifier import Classifier, load_classifier
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
 
 Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
 """Passes captions on as they come, to show that they do."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is measured, on what, of which models."""
+class Experiment:
+    """What is measured, on what, with which models."""
 
     task: Task
     place: Path
-    """the data, as they were named"""
+    """the data, as the user named them"""
     data: Classes | MultiLabelled | Captioned
     models: ModelSet
+    options: EvaluateOptions
     cache: EmbeddingCache
     meter: Meter
     protocol: Protocol | None = None
-    split: str | None = None
-    head: Head | None = None
-    batch_size: int = AUTO_BATCH
-    truncate: bool = False
     judge: Judge | None = None
-    coupling: str | None = None
-    """of captions, in place of the set's; see `tasks.captioning.captioner.models_for_captions`"""
-    choice: Choice = field(default_factory=Choice)
-    """of the threshold from which one of several labels holds"""
-    against: tuple[str, ...] = ()
-    """what each of several labels is weighed against"""
+    batch_size: int = AUTO_BATCH
 
-    def limited(self, pictures: int) -> "Question":
-        """About the first pictures alone; a protocol is no longer kept."""
+    @property
+    def selection(self) -> ThresholdSelection:
+        """How the threshold is chosen from which one of several labels holds."""
+        options = self.options
+        return ThresholdSelection(options.threshold, options.held_out, options.seed)
+
+    def limited(self, images: int) -> "Experiment":
+        """On the first images alone, which follows no protocol."""
         data = self.data
         first: Classes | MultiLabelled | Captioned
         if isinstance(data, Classes):
-            first = replace(data, sources=data.sources[:pictures], classes=data.classes[:pictures])
+            first = replace(data, sources=data.sources[:images], classes=data.classes[:images])
         elif isinstance(data, MultiLabelled):
-            first = replace(data, sources=data.sources[:pictures], truth=data.truth[:pictures])
+            first = replace(data, sources=data.sources[:images], truth=data.truth[:images])
         else:
-            first = Captioned(data.sources[:pictures], data.references[:pictures])
+            first = Captioned(data.sources[:images], data.references[:images])
         return replace(self, data=first, protocol=None)
 
-    def answers(
+    def evaluate_method(
         self,
         method: str | None,
         options: Mapping[str, Any],
@@ -78,13 +77,13 @@ class Question:
         keep: Path | None = None,
         overwrite: bool = False,
         watch: Watch = lambda results: results,
-    ) -> Answers:
-        """What a method says, or the models' own where none is named.
+    ) -> Predictions:
+        """Predictions of a method, by default the models' own.
 
         Args:
-            keep: a folder that captions are written to as they come; a run that was cut short goes
-                on there.
-            overwrite: begin anew there.
+            keep: a folder that captions are written to one by one; an interrupted run continues
+                there.
+            overwrite: start again there.
             watch: see `Watch`.
 
         Raises:
@@ -96,7 +95,7 @@ class Question:
         if isinstance(self.data, MultiLabelled):
             ready = self._classifier(method, options, self.data.labels, self.data.sentences)
             return predict.multilabelled(
-                self.data, ready, self.cache, self.meter, self.batch_size, self.choice
+                self.data, ready, self.cache, self.meter, self.batch_size, self.selection
             )
         if self.task == "retrieve":
             texts = [text for own in self.data.references for text in own]
@@ -104,8 +103,8 @@ class Question:
             return predict.retrieved(self.data, ready, self.cache, self.meter, self.batch_size)
         return self._captions(self.data, method, options, keep, overwrite, watch)
 
-    def told(self, file: Path) -> Answers:
-        """What an earlier run wrote.
+    def from_predictions(self, file: Path) -> Predictions:
+        """Predictions that an earlier run wrote.
 
         Raises:
             UserError: rows that do not fit the pictures.
@@ -113,18 +112,18 @@ class Question:
         if isinstance(self.data, Classes):
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
-            return predict.classified_before(given.name, self.data, rows)
+            return predict.score_predictions(given.name, self.data, rows)
         if isinstance(self.data, MultiLabelled):
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
-            return predict.multilabelled_before(given.name, self.data, rows, self.choice)
+            return predict.score_multilabel_predictions(given.name, self.data, rows, self.selection)
         if self.task == "retrieve":
             raise UserError("--predictions holds captions or labels, and retrieval needs scores")
         given = predictions.read_captions(file)
         rows = predictions.in_order(given, self.data.sources)
         return predict.captioned(given.name, self.data, rows, judge=self.judge)
 
-    def about(self, answers: Answers) -> dict[str, Any]:
+    def about(self, answers: Predictions) -> dict[str, Any]:
         """The data, the question and the models, for the result."""
         model, pretrained = _named(self.models, answers)
         truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]]
@@ -134,21 +133,21 @@ class Question:
             truth = self.data.truth
         else:
             truth = self.data.references
-        told: dict[str, Any] = {
+        made_with: dict[str, Any] = {
             "dataset": self.place.resolve().name,
             "model": model,
             "pretrained": pretrained,
             "protocol": self.protocol.name if self.protocol else None,
-            "split": self.protocol.split if self.protocol else self.split,
+            "split": self.protocol.split if self.protocol else self.options.split,
             "truth": ground_truth.fingerprint(self.place, self.data.sources, truth),
         }
         if isinstance(self.data, Classes | MultiLabelled):
-            told["prompts"] = {
+            made_with["prompts"] = {
                 "classes": list(self.data.labels),
                 "templates": self.data.templates,
                 "fingerprint": prompts.fingerprint(self.data.sentences),
             }
-        return told
+        return made_with
 
     def truth_rows(self) -> list[dict[str, Any]]:
         """What is true of each picture, as `--truth` reads it."""
@@ -160,8 +159,8 @@ class Question:
             each = zip(self.data.sources, self.data.truth, strict=True)
             names = self.data.labels
             return [{"path": s.path, "labels": [names[i] for i in own]} for s, own in each]
-        told = zip(self.data.sources, self.data.references, strict=True)
-        return [{"path": source.path, "references": list(own)} for source, own in told]
+        made_with = zip(self.data.sources, self.data.references, strict=True)
+        return [{"path": source.path, "references": list(own)} for source, own in made_with]
 
     def _classifier(
         self,
@@ -169,20 +168,16 @@ class Question:
         options: Mapping[str, Any],
         labels: Sequence[str],
         sentences: Sequence[Sequence[str]],
-    ) -> classification.Classifier:
-        return classification.classifier(
-            self.models,
-            labels,
-            sentences,
-            self.cache,
-            self.meter,
+    ) -> Classifier:
+        given = ClassifyOptions(
             method=method,
-            options=dict(options),
-            head="cosine" if self.task == "retrieve" else self.head,
-            truncate=self.truncate,
+            options=options,
+            score="cosine" if self.task == "retrieve" else self.options.score,
+            long_text=self.options.long_text,
             multi=self.task == "multilabel",
-            against=self.against,
+            against=self.options.against,
         )
+        return load_classifier(self.models, labels, sentences, given, self.cache, self.meter)
 
     def _captions(
         self,
@@ -192,9 +187,11 @@ class Question:
         keep: Path | None,
         overwrite: bool,
         watch: Watch,
-    ) -> Answers:
+    ) -> Predictions:
         chosen = captioning.captioner(self.models, method, options)
-        models = captioning.models_for_captions(self.models, self.coupling, self.cache, self.meter)
+        models = captioning.models_for_captions(
+            self.models, self.options.coupling, self.cache, self.meter
+        )
         name, used = methods.name_of(chosen), captioning.settings(models, chosen)
         begun = time.perf_counter()
 
@@ -218,105 +215,92 @@ class Question:
         return predict.captioned(name, data, rows, settings=used, seconds=seconds, judge=self.judge)
 
 
-def question(
-    task: Task | None,
+def experiment(
     data: Path | None,
     models: ModelSet,
+    options: EvaluateOptions,
     cache: EmbeddingCache,
     meter: Meter,
     *,
-    protocol: str | None = None,
-    truth: Path | None = None,
-    split: str | None = None,
-    labels: str | None = None,
-    templates: str | None = None,
-    head: Head | None = None,
-    truncate: bool = False,
     judge: DualEncoder | None = None,
-    coupling: str | None = None,
     batch_size: int = AUTO_BATCH,
     rows: Path | None = None,
-    choice: Choice | None = None,
-    against: Sequence[str] = (),
-) -> Question:
-    """A question about data that are read and checked.
+) -> Experiment:
+    """An experiment whose data are read and checked.
 
     Args:
-        task: what is asked; a protocol knows.
-        data, truth, split, labels, templates: see `datasets`.
-        protocol: its name.
-        head, truncate: see `classify.classifier`.
+        data: see `datasets`.
         judge: an encoder for CLIPScore of captions.
-        coupling: of captions, in place of the set's.
-        rows: captions that bring their own references, which stand for data and truth.
-        choice, against: of several labels: the threshold, and what each is weighed against.
+        rows: captions with references of their own, in place of data and truth.
 
     Raises:
         UserError: no data, data of another kind, or an option that the task has no use for.
     """
-    asked = None if protocol is None else named(protocol)
-    task = task or (asked.task if asked else None)
+    truth = None if options.truth is None else Path(options.truth)
+    protocol = None if options.protocol is None else named(options.protocol)
+    task = options.task or (protocol.task if protocol else None)
+    scored = options.score not in (None, "auto")
     if task is None:
         raise UserError("say what to measure: --task classify, multilabel, caption or retrieve")
-    if asked is not None and asked.task != task:
-        raise UserError(f"protocol '{asked.name}' is for --task {asked.task}, not {task}")
-    if task not in ("classify", "multilabel") and (labels or templates or head):
+    if protocol is not None and protocol.task != task:
+        raise UserError(f"protocol '{protocol.name}' is for --task {protocol.task}, not {task}")
+    if task not in ("classify", "multilabel") and (options.labels or options.templates or scored):
         raise UserError(f"--labels, --templates and --score are no part of --task {task}")
-    if task != "caption" and (judge is not None or coupling is not None):
+    if task != "caption" and (judge is not None or options.coupling is not None):
         raise UserError("--judge and --coupling are for captions")
-    choice = choice or Choice()
-    _see_to_choice(task, choice, against)
-    held: Classes | MultiLabelled | Captioned
+    _check_threshold_options(task, options)
+    dataset: Classes | MultiLabelled | Captioned
     if data is None:
-        if task != "caption" or rows is None or truth is not None or asked is not None:
-            raise UserError(f"eval --task {task} needs DATA: the pictures and what is true of them")
-        data, held = rows, predictions.read_captions(rows).captioned
+        if task != "caption" or rows is None or truth is not None or protocol is not None:
+            raise UserError(f"eval --task {task} needs DATA: images and their truth")
+        data, dataset = rows, predictions.read_captions(rows).captioned
     elif task == "classify":
-        held = ground_truth.read_classes(
-            data, truth=truth, split=split, labels=labels, templates=templates, protocol=asked
-        )
-    elif task == "multilabel":
-        held = read_multilabelled(
+        dataset = ground_truth.read_classes(
             data,
             truth=truth,
-            split=asked.split if asked else split,
-            labels=labels,
-            templates=templates,
+            split=options.split,
+            labels=options.labels,
+            templates=options.templates,
+            protocol=protocol,
+        )
+    elif task == "multilabel":
+        dataset = read_multilabelled(
+            data,
+            truth=truth,
+            split=protocol.split if protocol else options.split,
+            labels=options.labels,
+            templates=options.templates,
         )
     else:
-        held = ground_truth.read_captions(data, truth=truth, split=split, protocol=asked)
-    judging = Judge(judge, cache, meter) if judge is not None else None
-    return Question(
-        task,
-        data,
-        held,
-        models,
-        cache,
-        meter,
-        protocol=asked,
-        split=split,
-        head=head,
+        dataset = ground_truth.read_captions(
+            data, truth=truth, split=options.split, protocol=protocol
+        )
+    return Experiment(
+        task=task,
+        place=data,
+        data=dataset,
+        models=models,
+        options=options,
+        cache=cache,
+        meter=meter,
+        protocol=protocol,
+        judge=None if judge is None else Judge(judge, cache, meter),
         batch_size=batch_size,
-        truncate=truncate,
-        judge=judging,
-        coupling=coupling,
-        choice=choice,
-        against=tuple(against),
     )
 
 
-def _see_to_choice(task: Task, choice: Choice, against: Sequence[str]) -> None:
-    chosen = choice.threshold is not None or choice.held_out is not None
-    if task != "multilabel" and (chosen or against):
+def _check_threshold_options(task: Task, options: EvaluateOptions) -> None:
+    chosen = options.threshold is not None or options.held_out is not None
+    if task != "multilabel" and (chosen or options.against):
         raise UserError("--threshold, --held-out and --against are for --task multilabel")
-    if choice.threshold is not None and choice.held_out is not None:
-        raise UserError("--threshold is given, or chosen on pictures held out: give one of them")
+    if options.threshold is not None and options.held_out is not None:
+        raise UserError("--threshold is given, or chosen with --held-out: give one of them")
 
 
-def _named(models: ModelSet, answers: Answers) -> tuple[str, str]:
+def _named(models: ModelSet, answers: Predictions) -> tuple[str, str]:
     """What CLIP_benchmark calls model and pretrained; rows made earlier may not tell."""
     spec = models.spec.encoder or ""
-    if answers.before:
+    if answers.from_file:
         model, pretrained = answers.name, ""
     elif spec.startswith("open_clip:"):
         model, _, pretrained = spec.removeprefix("open_clip:").partition("/")

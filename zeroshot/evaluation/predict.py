@@ -26,7 +26,7 @@ from zeroshot.metrics.multilabel import best_threshold, of_each_label, of_multil
 from zeroshot.metrics.statistics import Measure, of_captions, of_classes, of_predictions, of_ranks
 from zeroshot.output.formats import Row
 from zeroshot.results.result import ClassifyResult, Label
-from zeroshot.tasks.classification.classifier import Classifier, embedded, settings
+from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
 from zeroshot.tasks.classification.heads import best_labels
 
 TOP = 5
@@ -34,7 +34,7 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What one method said of every picture."""
 
     name: str
@@ -57,7 +57,7 @@ class Answers:
     """of how many of the scored pictures each label holds"""
 
     @property
-    def before(self) -> bool:
+    def from_file(self) -> bool:
         """Whether an earlier run, or another program, made the rows."""
         return self.seconds is None
 
@@ -73,7 +73,7 @@ def classified(
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
-) -> Answers:
+) -> Predictions:
     """Labels by one method.
 
     Raises:
@@ -94,7 +94,7 @@ def retrieved(
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
-) -> Answers:
+) -> Predictions:
     """Every picture against every caption; the captions are the classifier's labels, in order.
 
     Raises:
@@ -108,7 +108,7 @@ def retrieved(
 
 
 @dataclass(frozen=True)
-class Choice:
+class ThresholdSelection:
     """Of the threshold from which a label holds: a score, or the share of pictures to choose on."""
 
     threshold: float | None = None
@@ -139,8 +139,8 @@ def multilabelled(
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
-    choice: Choice = Choice(),
-) -> Answers:
+    selection: ThresholdSelection = ThresholdSelection(),
+) -> Predictions:
     """Scores of every label by one method.
 
     Raises:
@@ -149,13 +149,15 @@ def multilabelled(
     seen = _scored(
         data.sources, data.labels, classifier, cache, meter, batch_size, len(data.labels)
     )
-    told, name = settings(classifier), methods.name_of(classifier.method)
-    return _multi(name, data, seen.rows, seen.scored, seen.scores, choice, told, seen.seconds)
+    made_with, name = settings(classifier), methods.name_of(classifier.method)
+    return _multi(
+        name, data, seen.rows, seen.scored, seen.scores, selection, made_with, seen.seconds
+    )
 
 
-def multilabelled_before(
-    name: str, data: MultiLabelled, given: Sequence[Row], choice: Choice
-) -> Answers:
+def score_multilabel_predictions(
+    name: str, data: MultiLabelled, given: Sequence[Row], selection: ThresholdSelection
+) -> Predictions:
     """Scores that an earlier run wrote, a row for each picture.
 
     Raises:
@@ -177,7 +179,7 @@ def multilabelled_before(
                 f"{name}, '{given[i]['path']}': no score for {missing} of {len(data.labels)} "
                 "labels; classify --multi without --top-k and --threshold writes all of them"
             )
-    return _multi(name, data, given, scored, scores, choice, _told(given), None)
+    return _multi(name, data, given, scored, scores, selection, _made_with(given), None)
 
 
 def _multi(
@@ -186,23 +188,23 @@ def _multi(
     rows: Sequence[Row],
     scored: Sequence[int],
     scores: Float[np.ndarray, "n c"],
-    choice: Choice,
-    told: Mapping[str, Any],
+    selection: ThresholdSelection,
+    made_with: Mapping[str, Any],
     seconds: float | None,
-) -> Answers:
-    chosen_on, measured = choice.split(scored)
-    truth, threshold = data.table(scored), choice.threshold
+) -> Predictions:
+    chosen_on, measured = selection.split(scored)
+    truth, threshold = data.table(scored), selection.threshold
     if chosen_on:
         threshold = best_threshold(scores[chosen_on], truth[chosen_on])
         if np.isnan(threshold):
             raise UserError("--held-out: no label holds of the pictures held out; hold out more")
     scores, truth = scores[measured], truth[measured]
-    return Answers(
+    return Predictions(
         name,
         rows,
         of_multilabel(scores, truth, threshold),
         tuple(scored[i] for i in measured),
-        told,
+        made_with,
         seconds,
         held_out=tuple(scored[i] for i in chosen_on),
         threshold=threshold,
@@ -220,10 +222,10 @@ class _Seen:
     scores: Float[np.ndarray, "n c"]
     seconds: float
 
-    def answers(self, classifier: Classifier, measure: Measure) -> Answers:
+    def answers(self, classifier: Classifier, measure: Measure) -> Predictions:
         name = methods.name_of(classifier.method)
-        told = settings(classifier)
-        return Answers(name, self.rows, measure, tuple(self.scored), told, self.seconds)
+        made_with = settings(classifier)
+        return Predictions(name, self.rows, measure, tuple(self.scored), made_with, self.seconds)
 
 
 def _scored(
@@ -239,7 +241,7 @@ def _scored(
     used, name = canonical_names(classifier.encoder), methods.name_of(classifier.method)
     rows: list[Row] = []
     scores: list[np.ndarray] = []
-    for batch in embedded(sources, classifier, cache, meter, batch_size):
+    for batch in embed_batches(sources, classifier, cache, meter, batch_size):
         good = batch.readable
         best: dict[int, tuple[Label, ...]] = {}
         if good:
@@ -264,7 +266,7 @@ def _scored(
     return _Seen(rows, scored, np.concatenate(scores), meter.working - before)
 
 
-def classified_before(name: str, data: Classes, given: Sequence[Row]) -> Answers:
+def score_predictions(name: str, data: Classes, given: Sequence[Row]) -> Predictions:
     """Labels that an earlier run chose, a row for each picture.
 
     Raises:
@@ -290,7 +292,7 @@ def classified_before(name: str, data: Classes, given: Sequence[Row]) -> Answers
         five,
         probabilities=all(given[i].get("scored") == "softmax" for i in scored),
     )
-    return Answers(name, given, measure, tuple(scored), _told(given))
+    return Predictions(name, given, measure, tuple(scored), _made_with(given))
 
 
 def captioned(
@@ -301,7 +303,7 @@ def captioned(
     settings: Mapping[str, Any] | None = None,
     seconds: float | None = None,
     judge: Judge | None = None,
-) -> Answers:
+) -> Predictions:
     """Captions, a row for each picture.
 
     Raises:
@@ -312,15 +314,15 @@ def captioned(
     captions = [rows[i]["caption"] for i in scored]
     references = [data.references[i] for i in scored]
     more = judge([data.sources[i] for i in scored], captions, references) if judge else {}
-    told = _told(rows) if settings is None else settings
+    made_with = _made_with(rows) if settings is None else settings
     if judge:
-        told = {**told, "judge": canonical_names(judge.encoder)}
-    return Answers(
-        name, rows, of_captions(captions, references, more), tuple(scored), told, seconds
+        made_with = {**made_with, "judge": canonical_names(judge.encoder)}
+    return Predictions(
+        name, rows, of_captions(captions, references, more), tuple(scored), made_with, seconds
     )
 
 
-def _told(rows: Sequence[Row]) -> dict[str, Any]:
+def _made_with(rows: Sequence[Row]) -> dict[str, Any]:
     """What rows say of how they were made."""
     for row in rows:
         if not row.get("error"):

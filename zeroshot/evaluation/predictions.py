@@ -15,7 +15,7 @@ CAPTION, CLASSIFY = "zeroshot.caption/1", "zeroshot.classify/1"
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SavedPredictions:
     """Rows of one method."""
 
     name: str
@@ -38,7 +38,7 @@ class Predictions:
         return Captioned(tuple(Source(row["path"]) for row in self.rows), self.references)
 
 
-def read_captions(file: Path) -> Predictions:
+def read_captions(file: Path) -> SavedPredictions:
     """Rows of `zeroshot caption`, or any with `path` and `caption` (or `prediction`).
 
     Raises:
@@ -62,7 +62,7 @@ def read_captions(file: Path) -> Predictions:
     return _predictions(file, rows, tuple(references) if any(references) else None)
 
 
-def read_labels(file: Path) -> Predictions:
+def read_labels(file: Path) -> SavedPredictions:
     """Rows of `zeroshot classify`.
 
     Raises:
@@ -80,7 +80,7 @@ def read_labels(file: Path) -> Predictions:
     return _predictions(file, rows, None)
 
 
-def in_order(predictions: Predictions, sources: Sequence[Source]) -> list[dict[str, Any]]:
+def in_order(predictions: SavedPredictions, sources: Sequence[Source]) -> list[dict[str, Any]]:
     """The row of each picture; a path is known by its end.
 
     Raises:
@@ -95,7 +95,7 @@ def in_order(predictions: Predictions, sources: Sequence[Source]) -> list[dict[s
     return [found[i] for i in range(len(sources))]
 
 
-def found_in(predictions: Predictions, sources: Sequence[Source]) -> list[int]:
+def found_in(predictions: SavedPredictions, sources: Sequence[Source]) -> list[int]:
     """Of each row, which of the pictures it belongs to; there may be more pictures than rows.
 
     Raises:
@@ -135,11 +135,11 @@ def _same(path: str, sources: Sequence[Source], places: Sequence[int]) -> int | 
 
 def _predictions(
     file: Path, rows: list[dict[str, Any]], references: tuple[tuple[str, ...], ...] | None
-) -> Predictions:
+) -> SavedPredictions:
     if not rows:
         raise UserError(f"'{file}' holds no rows")
     name = file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".rows")
-    return Predictions(name, tuple(rows), references)
+    return SavedPredictions(name, tuple(rows), references)
 
 
 def _text(path: object, where: str) -> str:

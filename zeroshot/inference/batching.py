@@ -18,7 +18,7 @@ Items = TypeVar("Items", bound=Sliceable)
 Answer = TypeVar("Answer")
 
 
-def in_batches(
+def batched_with_oom_retry(
     work: Callable[[Items], Answer], items: Items, size: int
 ) -> Iterator[tuple[Items, Answer]]:
     """`work` on slices of at most `size` items; out of memory halves the size and goes on.

@@ -13,9 +13,9 @@ from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.clips import open_clip
 from zeroshot.images.pixels import view
 from zeroshot.images.reading import read_ahead
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded, Pipeline, image_kind
+from zeroshot.inference.prefetch import EmbeddingBatch, Pipeline, image_kind
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.models.base import (
@@ -44,7 +44,7 @@ def embed_pictures(
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
-) -> Iterator[Embedded]:
+) -> Iterator[EmbeddingBatch]:
     """Rows of `encoder` for every picture, batch by batch, in order.
 
     Only what the cache does not hold is opened and encoded; what cannot be opened is a failure.
@@ -79,12 +79,12 @@ def embed_all(
 
 
 def with_views(
-    batches: Iterable[Embedded],
+    batches: Iterable[EmbeddingBatch],
     count: int,
     encoder: ImageEncoder,
     cache: EmbeddingCache,
     meter: Meter,
-) -> Iterator[Embedded]:
+) -> Iterator[EmbeddingBatch]:
     """Batches whose pictures have `count` views: themselves, and random parts of them.
 
     Which parts follows from a picture's content, so that they too are found in the cache. A clip's
@@ -110,7 +110,7 @@ def with_views(
 
 
 def _encode_views(
-    batch: Embedded, wanted: Sequence[tuple[int, int]], encoder: ImageEncoder
+    batch: EmbeddingBatch, wanted: Sequence[tuple[int, int]], encoder: ImageEncoder
 ) -> dict[tuple[int, int], Tensor]:
     """Rows of the views `(picture, number)`, each picture opened once."""
     numbers: dict[int, list[int]] = {}
@@ -123,13 +123,15 @@ def _encode_views(
         if isinstance(picture, UnreadableImageError):
             raise UserError(f"'{batch.sources[i].path}' changed while it was read: {picture}")
         parts = [view(picture.image, _view_id(picture.id, number)) for number in numbers[i]]
-        encoded = [rows for _, rows in in_batches(encoder.encode_images, parts, AUTO_BATCH)]
+        encoded = [
+            rows for _, rows in batched_with_oom_retry(encoder.encode_images, parts, AUTO_BATCH)
+        ]
         rows |= {(i, n): row for n, row in zip(numbers[i], torch.cat(encoded), strict=True)}
     return rows
 
 
 def _encode_frames(
-    batch: Embedded, numbers: Mapping[int, Sequence[int]], encoder: FramewiseEncoder
+    batch: EmbeddingBatch, numbers: Mapping[int, Sequence[int]], encoder: FramewiseEncoder
 ) -> dict[tuple[int, int], Tensor]:
     """Rows of frames, which are numbered from 1, of each clip."""
     rows: dict[tuple[int, int], Tensor] = {}
@@ -193,23 +195,23 @@ def refuse_long(texts: Sequence[str], encoder: TextEncoder, what: str = "a promp
             )
 
 
-def image_side(encoder: DualEncoder) -> ImageEncoder:
+def image_encoder_of(encoder: DualEncoder) -> ImageEncoder:
     """The encoder whose rows are cached: a coupled pair's own image encoder."""
     return encoder.image_encoder if isinstance(encoder, CoupledEncoder) else encoder
 
 
-def text_side(encoder: DualEncoder) -> TextEncoder:
-    """As `image_side`, for texts."""
+def text_encoder_of(encoder: DualEncoder) -> TextEncoder:
+    """As `image_encoder_of`, for texts."""
     return encoder.text_encoder if isinstance(encoder, CoupledEncoder) else encoder
 
 
 def join_images(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-    """Rows of `image_side` in the space that the encoder's texts share."""
+    """Rows of `image_encoder_of` in the space that the encoder's texts share."""
     return encoder.join_images(rows) if isinstance(encoder, CoupledEncoder) else rows
 
 
 def join_texts(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-    """Rows of `text_side` in the space that the encoder's images share."""
+    """Rows of `text_encoder_of` in the space that the encoder's images share."""
     return encoder.join_texts(rows) if isinstance(encoder, CoupledEncoder) else rows
 
 
@@ -225,11 +227,11 @@ def canonical_names(
         }
     else:
         names = {"encoder": encoder.name}
-    names |= preprocessed(image_side(encoder))
+    names |= preprocessing_names(image_encoder_of(encoder))
     return names | ({"language_model": language_model.name} if language_model else {})
 
 
-def preprocessed(encoder: ImageEncoder) -> dict[str, str]:
+def preprocessing_names(encoder: ImageEncoder) -> dict[str, str]:
     """What a result's names say of pixels that are not the model's own; empty where they are."""
     if isinstance(encoder, ClipEncoder):
         return {"clips": encoder.clip_kind}
@@ -237,7 +239,7 @@ def preprocessed(encoder: ImageEncoder) -> dict[str, str]:
     return {"preprocessing": shortcuts} if shortcuts else {}
 
 
-def ragged(
+def pad_prompts(
     rows: Float[Tensor, "n d"], counts: Sequence[int]
 ) -> tuple[Float[Tensor, "c t d"], Bool[Tensor, "c t"]]:
     """Consecutive rows of each class as one padded block and the mask of what is no padding."""
@@ -245,3 +247,22 @@ def ragged(
     block = rows.new_zeros(*mask.shape, rows.shape[1])
     block[mask] = rows
     return block, mask
+
+
+def concat_batches(batches: Iterable[EmbeddingBatch]) -> EmbeddingBatch:
+    """All batches as one; a batch of failures alone has no width of its own."""
+    parts = list(batches)
+    width = max((part.rows.shape[1] for part in parts), default=0)
+    rows = [p.rows if p.rows.shape[1] else torch.zeros(len(p.sources), width) for p in parts]
+    views = [
+        p.views if p.rows.shape[1] else torch.zeros(*p.views.shape[:2], width)
+        for p in parts
+        if p.views is not None
+    ]
+    return EmbeddingBatch(
+        [s for p in parts for s in p.sources],
+        [i for p in parts for i in p.ids],
+        torch.cat(rows) if rows else torch.zeros(0, 0),
+        [f for p in parts for f in p.failures],
+        torch.cat(views) if views else None,
+    )

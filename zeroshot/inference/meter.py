@@ -1,7 +1,7 @@
 """What a run did and where its time went.
 
-Stages are times of the thread that runs the task and follow one another. Threads work beside it:
-`beside` is their time, which costs the run only as far as it waits for them, or shares its cores.
+Stages are times of the thread that runs the task, and follow one another. `thread_seconds` is the
+time of other threads: the run is slower by it only if it waits for them or shares their cores.
 """
 
 import threading
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 STAGES = {
-    "decoding": "waiting for pictures to be read and decoded",
-    "cache": "in the cache",
-    "encoder": "in the encoder",
-    "language model": "in the language model and its guide",
+    "decoding": "reading images",
+    "cache": "cache",
+    "encoder": "encoder",
+    "language model": "language model and its guide",
     "scoring": "scoring",
 }
 
@@ -31,15 +31,15 @@ class Meter:
     images_cached: int = 0
     texts_encoded: int = 0
     texts_cached: int = 0
-    left_alone: int = 0
-    """Files that were there and were not written over."""
-    left_out: int = 0
-    """Members of tar files that hold no picture, of shards that are a file each."""
+    skipped_existing: int = 0
+    """Sidecar files that existed and were not replaced."""
+    skipped: int = 0
+    """Members of tar files that hold no image, if each file is a shard."""
     shards: int = 0
-    """That were finished."""
+    """Finished shards."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    beside: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    thread_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
@@ -51,30 +51,30 @@ class Meter:
         finally:
             self.seconds[name] += time.perf_counter() - begin
 
-    def add_beside(self, name: str, seconds: float) -> None:
-        """Add the time of a thread that works beside the task."""
+    def add_thread_seconds(self, name: str, seconds: float) -> None:
+        """Add the time of another thread."""
         with self._lock:
-            self.beside[name] += seconds
+            self.thread_seconds[name] += seconds
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began, loading of models included."""
+        """Seconds since the run began, including loading models."""
         return time.perf_counter() - self.started
 
     @property
     def working(self) -> float:
-        """Seconds spent on pictures and texts, loading of models left out."""
+        """Seconds spent on images and texts, without loading models."""
         return sum(self.seconds.values())
 
     @property
     def rate(self) -> float:
-        """Pictures a second of working time."""
+        """Images per second of working time."""
         return self.pictures / self.working if self.working else 0.0
 
     def counts(self) -> dict[str, Any]:
         """All counts, and the seconds of each stage, as JSON."""
-        held = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
-        return held | {"seconds": dict(self.seconds)}
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
+        return counts | {"seconds": dict(self.seconds)}
 
     def add(self, counts: Mapping[str, Any], sign: int = 1) -> None:
         """Add what another meter, maybe of another process, counted; or subtract it."""
@@ -92,7 +92,7 @@ class Meter:
         later.add(counts, -1)
         return later
 
-    def bound_by(self, things: str = "pictures") -> str:
-        """Where the task was for longest, in words that follow "most of it"."""
+    def bottleneck(self, modality: str = "image") -> str:
+        """The stage that took longest, in words."""
         stage = max(self.seconds, key=self.seconds.__getitem__, default="scoring")
-        return STAGES[stage].replace("pictures", things)
+        return STAGES[stage].replace("image", modality)

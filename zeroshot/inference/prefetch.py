@@ -22,7 +22,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images.clips import open_clip
 from zeroshot.images.reading import VERSION, fetch
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.content_ids import known_ids
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Blob, Picture, Source
@@ -54,7 +54,7 @@ def workers() -> int:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddingBatch:
     """A batch of pictures: `rows[i]` belongs to `sources[i]`; `failures[i]` says why it does not.
 
     A failed picture's row is zero.
@@ -140,7 +140,7 @@ class Pipeline:
         for pool in (self._readers, self._askers):
             pool.shutdown(cancel_futures=True)
 
-    def __iter__(self) -> Iterator[Embedded]:
+    def __iter__(self) -> Iterator[EmbeddingBatch]:
         self._fill()
         while self._slots:
             first = list(islice(self._slots, self._batch_size))
@@ -244,7 +244,7 @@ class Pipeline:
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)  # tracebacks would keep the file's bytes alive
         finally:
-            self._meter.add_beside("decoding", perf_counter() - begin)
+            self._meter.add_thread_seconds("decoding", perf_counter() - begin)
 
     def _read_clip(self, source: Source, id: str | None, encoder: ClipEncoder) -> _Read:
         with open_clip(source) as clip:
@@ -285,7 +285,7 @@ class Pipeline:
         """Rows of a batch, kept as they come."""
         done = 0
         with self._meter.stage("encoder"):
-            for part, rows in in_batches(self._rows, batch, self._fits):
+            for part, rows in batched_with_oom_retry(self._rows, batch, self._fits):
                 if len(part) < min(self._fits, len(batch) - done):
                     self._fits = len(part)
                 done += len(part)
@@ -308,14 +308,14 @@ class Pipeline:
 
     # Handing out
 
-    def _embedded(self, slots: Sequence[_Slot]) -> Embedded:
+    def _embedded(self, slots: Sequence[_Slot]) -> EmbeddingBatch:
         self._meter.pictures += len(slots)
         self._meter.failed += sum(slot.failure is not None for slot in slots)
         rows = [slot.row for slot in slots if slot.row is not None]
         out = torch.zeros(len(slots), len(rows[0]) if rows else 0)
         if rows:
             out[[i for i, slot in enumerate(slots) if slot.row is not None]] = torch.stack(rows)
-        return Embedded(
+        return EmbeddingBatch(
             [slot.source for slot in slots],
             [slot.id for slot in slots],
             out,

@@ -94,6 +94,10 @@ class ModelSet:
             chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
         return chosen
 
+    def with_language_model(self, name: str) -> "ModelSet":
+        """This set with another language model."""
+        return replace(self, spec=replace(self.spec, language_model=name))
+
     def coupled_by(self, method: str, **options: Any) -> "ModelSet":
         """This set with another coupling of its anchors.
 

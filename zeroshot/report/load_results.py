@@ -170,7 +170,7 @@ def _add_rows(
         _add(group, Method(given.name, given.rows), file)
 
 
-def _captioned(given: predictions.Predictions, truth: Path | None) -> Captioned | None:
+def _captioned(given: predictions.SavedPredictions, truth: Path | None) -> Captioned | None:
     """The references of the rows' pictures; a truth may hold more pictures."""
     if truth is None:
         return given.captioned if given.references is not None else None
@@ -184,7 +184,7 @@ def _captioned(given: predictions.Predictions, truth: Path | None) -> Captioned 
 
 
 def _measured(
-    given: predictions.Predictions, held: Captioned, sampling: Sampling
+    given: predictions.SavedPredictions, held: Captioned, sampling: Sampling
 ) -> Mapping[str, Any] | None:
     if sum(not row.get("error") for row in given.rows) < 2:
         return None

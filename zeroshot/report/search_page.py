@@ -66,7 +66,7 @@ def _hit(hit: SearchResult) -> str:
     source = thumbnail(hit.source, SIZE)
     picture = f'<img src="{source}" alt="{path}">' if source else "<p><i>gone by now</i></p>"
     cosine = "" if hit.score == hit.cosine else f" (cosine {hit.cosine:.3f})"
-    why = "".join(f'<p class="why">{html.escape(reason.told)}</p>' for reason in hit.because)
+    why = "".join(f'<p class="why">{html.escape(reason.told)}</p>' for reason in hit.explanation)
     score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}</p>"
     return f'<li>{picture}{score}<p class="path">{path}</p>{why}</li>\n'
 

@@ -5,13 +5,13 @@ from .regions import (
     SegmentResult as SegmentResult,
 )
 from .result import (
+    AnchorContribution as AnchorContribution,
     CaptionResult as CaptionResult,
     ClassifyResult as ClassifyResult,
     EmbedResult as EmbedResult,
     Failure as Failure,
     FilterResult as FilterResult,
     Label as Label,
-    Reason as Reason,
     Result as Result,
     Results as Results,
     SearchResult as SearchResult,

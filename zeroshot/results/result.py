@@ -49,7 +49,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Reason:
+class AnchorContribution:
     """An anchor that carried a decision: its share of the cosine, its captions, its picture."""
 
     anchor: str
@@ -150,7 +150,7 @@ class ClassifyResult(Result):
     labels: tuple[Label, ...] = ()
     abstained: bool = False
     scored: str = "softmax"
-    because: tuple[Reason, ...] = ()
+    explanation: tuple[AnchorContribution, ...] = ()
     """Anchors that carried the best label, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.classify/1"
@@ -162,13 +162,13 @@ class ClassifyResult(Result):
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
-        because = {"because": [x.row() for x in self.because]} if self.because else {}
+        because = {"because": [x.row() for x in self.explanation]} if self.explanation else {}
         return answer | because
 
     def summary(self) -> str:
         """`cat 0.91, dog 0.06, bird 0.02`, and below it the anchors that carried the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
-        return "\n".join(lines + [x.told for x in self.because])
+        return "\n".join(lines + [x.told for x in self.explanation])
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,14 @@ class SearchResult(Result):
     score: float = 0.0
     """What the rank follows: the cosine, or what a method makes of it."""
     cosine: float = 0.0
-    because: tuple[Reason, ...] = ()
+    explanation: tuple[AnchorContribution, ...] = ()
     """Anchors that carried the hit, largest share first; all shares sum to the cosine."""
 
     schema: ClassVar[str] = "zeroshot.search/1"
 
     def answer(self) -> dict[str, Any]:
         """`query`, `rank`, `score`, `cosine`."""
-        because = {"because": [x.row() for x in self.because]} if self.because else {}
+        because = {"because": [x.row() for x in self.explanation]} if self.explanation else {}
         return {
             "query": self.query,
             "rank": self.rank,
@@ -225,7 +225,7 @@ class SearchResult(Result):
     def summary(self) -> str:
         """`a red heart: 1. 0.312`, and below it the anchors that carried it."""
         lines = [f"{self.query}: {self.rank}. {self.score:.3f}"]
-        return "\n".join(lines + [x.told for x in self.because])
+        return "\n".join(lines + [x.told for x in self.explanation])
 
 
 @dataclass(frozen=True)
@@ -281,14 +281,14 @@ def _html_row(result: Result) -> str:
         return f"<tr><td></td><td>{name}</td><td>{said}</td></tr>"
     picture = f'<img src="{thumbnail(result.source)}" alt="{name}">'
     said, *_ = html.escape(result.summary()).split("\n")
-    because = result.because if isinstance(result, ClassifyResult | SearchResult) else ()
+    because = result.explanation if isinstance(result, ClassifyResult | SearchResult) else ()
     reasons = "".join(_html_reason(reason) for reason in because)
     if reasons:
         said = f"{said}<table>{reasons}</table>"
     return f"<tr><td>{picture}</td><td>{name}</td><td>{said}</td></tr>"
 
 
-def _html_reason(reason: Reason) -> str:
+def _html_reason(reason: AnchorContribution) -> str:
     told = html.escape("; ".join(reason.captions) or reason.anchor)
     picture = ""
     if reason.path is not None and (data := thumbnail(Source(reason.path))):

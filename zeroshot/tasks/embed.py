@@ -1,7 +1,8 @@
-"""Pictures to unit rows: fills the cache, or hands the rows out."""
+"""Images to unit embeddings: fills the cache, and returns the embeddings."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
@@ -9,65 +10,76 @@ from zeroshot.inference.embedding import (
     AUTO_BATCH,
     embed_pictures,
     embed_texts,
-    image_side,
-    preprocessed,
-    text_side,
+    image_encoder_of,
+    preprocessing_names,
+    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import EmbedResult
+from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.task import OpenedTask, Task
 
 
-def embed(
-    sources: Iterable[Source],
-    models: ModelSet,
-    cache: EmbeddingCache,
-    meter: Meter,
-    *,
-    batch_size: int = AUTO_BATCH,
-    captions: bool = False,
-) -> Iterator[EmbedResult]:
-    """One result per picture, in order; of a coupled pair, rows of its image encoder.
+@dataclass(frozen=True, kw_only=True)
+class Embed(Task[EmbedOptions]):
+    """Embeddings of the set's image encoder."""
 
-    `captions` embeds the field `caption` of every source as well, with the text encoder.
+    schema: ClassVar[str] = EmbedResult.schema
 
-    Raises:
-        UserError: a source without a caption where captions are to be embedded.
-    """
-    models.require(language_model=False)
-    encoder = image_side(models.encoder)
-    used = {"image_encoder": encoder.name} | preprocessed(encoder)
-    for batch in embed_pictures(sources, encoder, cache, meter, batch_size):
-        texts = _captions(batch.sources) if captions else None
-        told = None
-        if texts is not None:
-            told = embed_texts(texts, text_side(models.encoder), cache, meter).tolist()
-        for i, row in enumerate(batch.rows.tolist()):
-            failure = batch.failures[i]
-            yield EmbedResult(
-                source=batch.sources[i],
-                id=batch.ids[i],
-                error=failure,
-                models=used,
-                method="embed",
-                embedding=() if failure else tuple(row),
-                caption=None if texts is None else texts[i],
-                text_embedding=() if told is None else tuple(told[i]),
-            )
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "EmbedRunner":
+        """Load the encoder."""
+        self.models.require(language_model=False)
+        return EmbedRunner(task=self, cache=cache, batch_size=batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedRunner(OpenedTask[Embed]):
+    """A set with its encoder loaded."""
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        models = self._used()
+        if self.task.options.captions:
+            models["text_encoder"] = text_encoder_of(self.task.models.encoder).name
+        return {"models": models}
+
+    def _used(self) -> dict[str, str]:
+        encoder = image_encoder_of(self.task.models.encoder)
+        return {"image_encoder": encoder.name} | preprocessing_names(encoder)
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
+        """One result per image, in order; of a coupled pair, embeddings of its image encoder.
+
+        Raises:
+            UserError: a source without a caption, if captions are to be embedded.
+        """
+        encoder, used = self.task.models.encoder, self._used()
+        for batch in embed_pictures(
+            sources, image_encoder_of(encoder), self.cache, meter, self.batch_size
+        ):
+            texts = _captions(batch.sources) if self.task.options.captions else None
+            embedded = None
+            if texts is not None:
+                embedded = embed_texts(texts, text_encoder_of(encoder), self.cache, meter).tolist()
+            for i, row in enumerate(batch.rows.tolist()):
+                failure = batch.failures[i]
+                yield EmbedResult(
+                    source=batch.sources[i],
+                    id=batch.ids[i],
+                    error=failure,
+                    models=used,
+                    method="embed",
+                    embedding=() if failure else tuple(row),
+                    caption=None if texts is None else texts[i],
+                    text_embedding=() if embedded is None else tuple(embedded[i]),
+                )
 
 
 def _captions(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         if "caption" not in source.fields:
-            raise UserError(f"'{source.path}' has no caption, but other pictures have one")
+            raise UserError(f"'{source.path}' has no caption, but other images have one")
     return [source.fields["caption"] for source in sources]
-
-
-def settings(models: ModelSet, captions: bool = False) -> dict[str, Any]:
-    """What decides the rows."""
-    encoder = image_side(models.encoder)
-    used = {"image_encoder": encoder.name} | preprocessed(encoder)
-    if captions:
-        used["text_encoder"] = text_side(models.encoder).name
-    return {"models": used}

@@ -1,26 +1,90 @@
-"""Pairs of a picture and its caption to cosines."""
+"""Which noisy image-text pairs to keep: by the cosine of picture and caption (CLIP score).
 
+    LAION     cosine >= 0.3 (400M), >= 0.28 (5B, ViT-B/32, English)     `above`
+    DataComp  the best share p of all pairs, 0.3 by ViT-L/14             `best_share`
+
+Schuhmann et al. 2021, arXiv:2111.02114, and 2022, arXiv:2210.08402; Gadre et al. 2023,
+arXiv:2304.14108, code: mlfoundations/datacomp (MIT).
+
+Departure from DataComp's code: theirs takes the cosine behind the best `int(p n)` as a threshold,
+and so keeps one pair more, and all that are equal to it. Here exactly `floor(p n)` are kept, of
+equal cosines the first; `threshold` is what to pass on to `above` for their rule.
+"""
+
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
+    canonical_names,
+    concat_batches,
     embed_pictures,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
-    text_side,
+    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder, TextEncoder
-from zeroshot.results.result import Failure
-from zeroshot.tasks.filtering import pair_cosines
+from zeroshot.results.result import Failure, FilterResult
+from zeroshot.tasks.filter_options import FilterOptions
+from zeroshot.tasks.task import OpenedTask, Task
+
+# Which pairs to keep
+
+
+def pair_cosines(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Of each unit row with its own partner, summed in float64: no batch changes a digit."""
+    return (images.double() * texts.double()).sum(1).float()
+
+
+def above(scores: Float[Tensor, " n"], least: float) -> Bool[Tensor, " n"]:
+    """Those of at least `least`, as LAION does it; both in float32."""
+    _check_finite(scores)
+    return scores >= torch.tensor(least, dtype=scores.dtype)
+
+
+def best_share(scores: Float[Tensor, " n"], share: float) -> Bool[Tensor, " n"]:
+    """The `floor(share n)` largest, of equal ones the first, as DataComp does it but for ties.
+
+    Raises:
+        UserError: a share outside 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"a share of {share}: it lies between 0 and 1")
+    _check_finite(scores)
+    count = math.floor(share * len(scores) + 1e-9)  # 0.29 * 100 is a little below 29
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[scores.sort(descending=True, stable=True).indices[:count]] = True
+    return kept
+
+
+def threshold(scores: Float[Tensor, " n"], share: float) -> float | None:
+    """DataComp's: the cosine behind the best `int(share n)`; None where none is behind them."""
+    count = math.floor(share * len(scores) + 1e-9)
+    ordered = scores.sort(descending=True).values
+    return float(ordered[count]) if count < len(ordered) else None
+
+
+def _check_finite(scores: Float[Tensor, " n"]) -> None:
+    if not scores.isfinite().all():
+        place = int((~scores.isfinite()).nonzero()[0])
+        raise UserError(f"the cosine of pair {place} is not finite")
+
+
+# Pairs to cosines
 
 
 def score_pairs(
@@ -31,14 +95,14 @@ def score_pairs(
     *,
     batch_size: int = AUTO_BATCH,
     truncate: bool = True,
-) -> Iterator[Embedded]:
+) -> Iterator[EmbeddingBatch]:
     """Batches whose rows `[n, 1]` are the cosines of pictures and their captions.
 
     A pair without a caption fails, and one whose caption is longer than the encoder reads unless
     it may be cut (`truncate`).
     """
-    texts = text_side(encoder)
-    for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
+    texts = text_encoder_of(encoder)
+    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
         failures = list(batch.failures)
         for i in batch.readable:
             failures[i] = _wrong(batch.sources[i], texts, truncate)
@@ -73,3 +137,97 @@ def _wrong(source: Source, encoder: TextEncoder, truncate: bool) -> Failure | No
     if not truncate and is_cut(caption, encoder):
         return Failure("LongCaption", f"a caption of more than {encoder.context_length} tokens")
     return None
+
+
+# The task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(Task[FilterOptions]):
+    """Image-text pairs by the cosine of image and caption."""
+
+    schema: ClassVar[str] = FilterResult.schema
+
+    @classmethod
+    def from_options(cls, models: ModelSet, options: FilterOptions) -> "Filter":
+        """See `Task`; UserError unless there is one rule, and a possible one."""
+        if (options.min_score is None) == (options.keep is None):
+            raise UserError(
+                "give --min-score, the lowest cosine, or --keep, a fraction of the pairs"
+            )
+        if options.keep is not None and not 0 <= options.keep <= 1:
+            raise UserError(f"--keep {options.keep}: a fraction between 0 and 1 is needed")
+        return cls(models=models, options=options)
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "FilterRunner":
+        """Load the encoder."""
+        self.models.require(language_model=False)
+        return FilterRunner(task=self, cache=cache, batch_size=batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterRunner(OpenedTask[Filter]):
+    """A set with its encoder loaded."""
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the other pairs decide about a pair: if a fraction is kept."""
+        return self.task.options.keep is not None
+
+    @property
+    def views(self) -> int:
+        """None: cosines alone."""
+        return 0
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        return {
+            "models": canonical_names(self.task.models.encoder),
+            "truncate": self.task.options.long_text == "truncate",
+        }
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[FilterResult]:
+        """One result per pair, in order; a fraction to keep is known after the last pair."""
+        batches = self.embed(sources, meter)
+        for batch in [concat_batches(batches)] if self.transductive else batches:
+            yield from self.score(batch, meter)
+
+    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbeddingBatch]:
+        """Cosines, batch by batch."""
+        return score_pairs(
+            sources,
+            self.task.models.encoder,
+            self.cache,
+            meter,
+            batch_size=self.batch_size,
+            truncate=self.task.options.long_text == "truncate",
+        )
+
+    def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[FilterResult]:
+        """One result per pair."""
+        options, good = self.task.options, everything.readable
+        scores = everything.rows[good].reshape(-1)
+        with meter.stage("scoring"):
+            if options.keep is None:
+                chosen = above(scores, options.min_score or 0.0)
+            else:
+                chosen = best_share(scores, options.keep)
+        kept = torch.zeros(len(everything.sources), dtype=torch.bool)
+        kept[good] = chosen
+        encoder = text_encoder_of(self.task.models.encoder)
+        used = canonical_names(self.task.models.encoder)
+        for i, source in enumerate(everything.sources):
+            failure, caption = everything.failures[i], caption_of(source)
+            yield FilterResult(
+                source=source,
+                id=everything.ids[i],
+                error=failure,
+                models=used,
+                method="clip score",
+                caption=caption,
+                score=0.0 if failure else float(everything.rows[i, 0]),
+                kept=bool(kept[i]),
+                truncated=failure is None and is_cut(caption, encoder),
+            )

@@ -1,4 +1,4 @@
-"""Pictures that answer a query: words, a picture, or sums and differences of both."""
+"""Images that answer a query: words, an image, or sums and differences of both."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from zeroshot.inference.embedding import (
     canonical_names,
     embed_all,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
     refuse_long,
-    text_side,
+    text_encoder_of,
 )
 from zeroshot.inference.embedding_matrix import Gathered, gather
 from zeroshot.inference.meter import Meter
@@ -36,8 +36,16 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.ops import normalize
 from zeroshot.ranking import faiss_index
-from zeroshot.ranking.exact import Change, Correction, Gallery, Hits, search as rank
-from zeroshot.results.result import Reason, SearchResult
+from zeroshot.ranking.exact import (
+    Change,
+    Correction,
+    Gallery,
+    Hits,
+    correction,
+    search as rank,
+)
+from zeroshot.results.result import AnchorContribution, SearchResult
+from zeroshot.tasks.search_options import SearchOptions
 
 CANCELLED = 1e-4
 """A sum of unit rows shorter than this has no direction to search in."""
@@ -164,11 +172,11 @@ def embed_queries(
     pictures = [t.picture for t in terms if t.picture is not None]
     rows: dict[object, Tensor] = {}
     if texts:
-        refuse_long(texts, text_side(encoder), "a query")
-        held = embed_texts(texts, text_side(encoder), cache, meter)
+        refuse_long(texts, text_encoder_of(encoder), "a query")
+        held = embed_texts(texts, text_encoder_of(encoder), cache, meter)
         rows |= dict(zip(texts, join_texts(encoder, held), strict=True))
     if pictures:
-        held = embed_all(pictures, image_side(encoder), cache, meter)
+        held = embed_all(pictures, image_encoder_of(encoder), cache, meter)
         rows |= dict(zip(map(id, pictures), join_images(encoder, held), strict=True))
     sums = []
     for asked in queries:
@@ -193,52 +201,54 @@ def search(
     queries: Sequence[Query],
     sources: Sequence[Source],
     models: ModelSet,
+    options: SearchOptions,
     cache: EmbeddingCache,
     meter: Meter,
     *,
-    k: int = 10,
-    min_score: float | None = None,
-    method: Correction | None = None,
     bank: Sequence[Query] = (),
-    explained: int = 0,
-    index: Literal["exact", "ivf", "ivfpq"] = "exact",
-    half: bool = False,
     batch_size: int = AUTO_BATCH,
     seen: Callable[[int], None] = lambda count: None,
 ) -> Searched:
-    """The `k` best pictures for each query, then the pictures that could not be read.
+    """The `top_k` best images for each query, then the images that could not be read.
 
     Args:
-        min_score: leave out what scores less.
-        method: re-ranks, by the queries of `bank`.
-        explained: anchors to name for each hit of a query of words alone (couplings).
-        index: how to search; all but `exact` are approximate, and take no method.
-        half: keep the rows in float16 while they are searched; scores are float32 all the same.
-        seen: told how many pictures are done, as they are.
+        options: all but the files of queries, `plus` and `minus`, which are in `queries`.
+        bank: other queries, for a method that re-ranks.
+        seen: called with the number of images that are done.
 
     Raises:
-        UserError: a query that cannot be asked, an encoder that cannot explain itself.
+        UserError: a query that is too long or cancels itself, options that do not fit each other,
+            an encoder that cannot explain its scores.
     """
+    method = correction_of(options, bank)
     models.require(language_model=False)
-    encoder = models.encoder
-    if explained and not _explains(encoder):
+    encoder, index = models.encoder, options.index
+    if options.explain and not _explains(encoder):
         raise UserError("--explain names anchors; this encoder has none (asif, csa, csa_asif do)")
     if method is not None and index != "exact":
         raise UserError(f"--index {index} searches by plain cosines: leave the method out")
     asked = embed_queries(queries, encoder, cache, meter)
     known = embed_queries(bank, encoder, cache, meter) if bank else None
     gathered = gather(
-        sources, image_side(encoder), cache, meter, batch_size=batch_size, half=half, seen=seen
+        sources,
+        image_encoder_of(encoder),
+        cache,
+        meter,
+        batch_size=batch_size,
+        half=options.half,
+        seen=seen,
     )
     with meter.stage("scoring"):
         gallery = Gallery.of(gathered.rows, _joined(encoder))
         if index == "exact":
-            hits = rank(asked, gallery, k, method, known)
+            hits = rank(asked, gallery, options.top_k, method, known)
         else:
-            hits = faiss_index.search(asked, gallery, k, index)
-        answers = list(_answers(queries, hits, gathered, models, method, cache, meter, explained))
-    least = -math.inf if min_score is None else float(np.float32(min_score))
-    kept = [r for r in answers if r.score >= least]
+            hits = faiss_index.search(asked, gallery, options.top_k, index)
+        answers = list(
+            _answers(queries, hits, gathered, models, method, cache, meter, options.explain)
+        )
+    lowest = -math.inf if options.min_score is None else float(np.float32(options.min_score))
+    kept = [r for r in answers if r.score >= lowest]
     counts = [sum(r.query_number == q for r in kept) for q in range(len(queries))]
     best = [float(row[0]) if len(row) else None for row in hits.scores]
     failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in gathered.failed]
@@ -266,7 +276,7 @@ def _answers(
         )
         row = None
         if explained and asked.words is not None:
-            row = embed_texts([asked.words], text_side(models.encoder), cache, meter)
+            row = embed_texts([asked.words], text_encoder_of(models.encoder), cache, meter)
         for number, (place, score, cosine) in enumerate(columns, 1):
             if place < 0:  # an index found no more
                 break
@@ -280,24 +290,24 @@ def _answers(
                 rank=number,
                 score=score,
                 cosine=cosine,
-                because=()
+                explanation=()
                 if row is None
-                else _because(models, gathered.rows[place].float(), row, cosine, explained),
+                else _explanation(models, gathered.rows[place].float(), row, cosine, explained),
             )
 
 
-def _because(
+def _explanation(
     models: ModelSet,
     picture: Float[Tensor, " d"],
     text: Float[Tensor, "1 e"],
     cosine: float,
     count: int,
-) -> tuple[Reason, ...]:
+) -> tuple[AnchorContribution, ...]:
     """The anchors that carried a hit, their shares scaled to its cosine."""
     found = explain(models.coupled.coupling, picture, text, count)
     scale = cosine / found.score if found.score else 0.0
     return tuple(
-        Reason(entry.id, share * scale, entry.captions, entry.path)
+        AnchorContribution(entry.id, share * scale, entry.captions, entry.path)
         for place, share in zip(found.anchors, found.shares, strict=True)
         for entry in [models.anchors.entries[place]]
     )
@@ -314,19 +324,35 @@ def _joined(encoder: DualEncoder) -> Change | None:
     return lambda rows, _: encoder.join_images(rows)
 
 
+def correction_of(options: SearchOptions, bank: Sequence[Query]) -> Correction | None:
+    """The method that re-ranks; None for plain cosines.
+
+    Raises:
+        UserError: a method without a bank, or options or a bank without a method.
+    """
+    if options.method is None:
+        if bank:
+            raise UserError("a bank of queries is for a method that re-ranks: give --method too")
+        if options.options:
+            raise UserError("-o is an option of a method that re-ranks; give --method and --bank")
+        return None
+    if not bank:
+        raise UserError("--method re-ranks with a bank of other queries: give --bank too")
+    return correction(options.method, dict(options.options))
+
+
 def settings(
-    queries: Sequence[Query],
-    models: ModelSet,
-    method: Correction | None,
-    bank: Sequence[Query],
-    **more: Any,
+    queries: Sequence[Query], models: ModelSet, options: SearchOptions, bank: Sequence[Query]
 ) -> dict[str, Any]:
-    """What decides the rows, but for the pictures."""
+    """What decides the rows, but for the images."""
+    method = correction_of(options, bank)
     return {
         "models": canonical_names(models.encoder),
-        "queries": [asked.label for asked in queries],
+        "queries": [query.label for query in queries],
         "method": "cosine" if method is None else methods.name_of(method),
         "options": {} if method is None else methods.values(method),
-        "bank": [asked.label for asked in bank],
-        **more,
+        "bank": [query.label for query in bank],
+        "k": options.top_k,
+        "index": options.index,
+        "half": options.half,
     }

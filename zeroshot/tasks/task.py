@@ -1,80 +1,58 @@
-"""Jobs: all that decides the rows of a run, in a value that can be sent anywhere.
+"""Tasks: all that decides the rows of a run, in a value that can be sent anywhere.
 
-The command line and `zeroshot.classify` make a job. Whoever runs it opens it where it runs (this
-process, one of `--devices`, an actor of Ray) and hands the worker pictures: one process over one
-file and a fleet over shards run the same code. A job is a frozen dataclass of names, numbers and
-paths; no model is in it, and it can be pickled. A new command on pictures is a new job.
+The command line and the functions of `zeroshot` make a task. Whoever runs it opens it where it
+runs (this process, one of `--devices`, an actor of Ray) and gives the runner images: one process
+that fills one file and many that fill shards run the same code. A task is a frozen dataclass of
+names, numbers and paths; it holds no model and can be pickled.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import Result
+from zeroshot.tasks import options as declared
 
-__all__ = ["Job", "Transductive", "Worker", "is_transductive"]
-
-
-@runtime_checkable
-class Worker(Protocol):
-    """An opened job: holds the models, and turns pictures into results, as often as one likes."""
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures that are worked on together."""
-
-    def settings(self) -> dict[str, Any]:
-        """As JSON, whatever decides what a row says: canonical names of the models, options.
-
-        Rows made under other settings do not belong in one output.
-        """
-
-    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[Result]:
-        """One result per picture, in order; a row does not depend on the other pictures.
-
-        `sources` are walked once, in order and batch by batch, so that they may be lazy.
-        """
+O_co = TypeVar("O_co", covariant=True)
+T_co = TypeVar("T_co", bound="Task[Any]", covariant=True)
 
 
-@runtime_checkable
-class Transductive(Worker, Protocol):
-    """A worker that can embed and score apart, as it must where rows depend on all pictures."""
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC, Generic[O_co]):
+    """What to do with images: a model set, options, and what was read for them (labels, prompts).
 
-    @property
-    def transductive(self) -> bool:
-        """Whether a row depends on the other pictures."""
+    `schema` names the rows: `zeroshot.caption/1`.
+    """
 
-    @property
-    def views(self) -> int:
-        """How many views of each picture `embed` gives; 0 for rows alone."""
-
-    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[Embedded]:
-        """What the scores are made of, batch by batch."""
-
-    def score(self, everything: Embedded, meter: Meter) -> Iterator[Result]:
-        """One result per picture of all there are."""
-
-
-@runtime_checkable
-class Job(Protocol):
-    """What is to be done with pictures, as a frozen and picklable dataclass."""
+    models: ModelSet
+    """Names and paths; a model is loaded where it is first needed."""
+    options: O_co
 
     schema: ClassVar[str]
-    """Names the rows: `zeroshot.caption/1`."""
 
-    @property
-    def models(self) -> ModelSet:
-        """What runs; travels as names and paths, and is loaded where it is first needed."""
+    @classmethod
+    def from_options(cls, models: ModelSet, options: Any) -> Self:
+        """The task, with the files that the options name read.
 
-    def on(self, device: str) -> "Job":
-        """The same job on another device: `cuda:1`."""
+        Raises:
+            UserError: a file that cannot be read, or options that do not fit each other.
+        """
+        return cls(models=models, options=options)
 
-    def open(self, cache: EmbeddingCache, meter: Meter, batch_size: int) -> Worker:
-        """Load the models and encode what all pictures share (prompts, shots).
+    def on(self, device: str) -> Self:
+        """The same task on another device: `cuda:1`."""
+        return replace(self, models=replace(self.models, device=device))
+
+    @abstractmethod
+    def open(self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH) -> "Runner":
+        """Load the models and encode what all images share (prompts, shots).
 
         Raises:
             UserError: an unknown name or option, or options that do not fit each other.
@@ -82,6 +60,63 @@ class Job(Protocol):
         """
 
 
-def is_transductive(worker: Worker) -> bool:
-    """Whether all pictures have to be embedded before the first can be scored."""
-    return isinstance(worker, Transductive) and worker.transductive
+@runtime_checkable
+class Runner(Protocol):
+    """An opened task: holds the models, and turns images into results, as often as needed."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what a row says, as JSON.
+
+        Rows made under other settings do not belong in one output.
+        """
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[Result]:
+        """One result per image, in order; a row does not depend on the other images.
+
+        `sources` are iterated once, in order and batch by batch, so they may be lazy.
+        """
+
+
+@runtime_checkable
+class Transductive(Runner, Protocol):
+    """A runner whose rows may depend on all images: it embeds and scores separately."""
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a row depends on the other images."""
+
+    @property
+    def views(self) -> int:
+        """How many views of each image `embed` gives; 0 for the image alone."""
+
+    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbeddingBatch]:
+        """Embeddings, batch by batch."""
+
+    def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[Result]:
+        """One result per image of a batch, which holds all images if the runner is transductive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedTask(ABC, Generic[T_co]):
+    """What the runners of the package have in common."""
+
+    task: T_co
+    cache: EmbeddingCache
+    batch_size: int
+
+    def settings(self) -> dict[str, Any]:
+        """See `Runner`."""
+        return declared.settings(self.task.options, self.resolved())
+
+    @abstractmethod
+    def resolved(self) -> dict[str, Any]:
+        """Settings that only an opened task knows, as JSON: see `options.settings`."""
+
+
+def is_transductive(runner: Runner) -> bool:
+    """Whether all images have to be embedded before the first can be scored."""
+    return isinstance(runner, Transductive) and runner.transductive

@@ -1,10 +1,10 @@
-"""Pictures to captions, as a job."""
+"""Images to captions, as a task."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from zeroshot import prompts as texts
+from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
@@ -13,71 +13,71 @@ from zeroshot.inputs.source import Source
 from zeroshot.methods import Captioner, Pool
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
-from zeroshot.tasks.captioning import captioner as task
+from zeroshot.tasks.captioning import captioner
+from zeroshot.tasks.captioning.caption_options import CaptionOptions
+from zeroshot.tasks.captioning.trained import NativeCaption
+from zeroshot.tasks.task import OpenedTask, Task
 
 
-@dataclass(frozen=True)
-class CaptionJob:
-    """Captions by a method that writes or chooses them."""
-
-    models: ModelSet
-    method: str | None = None
-    """Without one the set's own, else `mbr` or `magic` (`tasks.captioning.captioner.captioner`)."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    preset: str | None = None
-    """Named settings of the method."""
-    prompts: str | Mapping[str, str] | Sequence[str] | None = None
-    """What texts begin with: one for all, one for each path, or one each in the order of a run."""
-    trace: bool = False
-    """Keep every choice."""
-    coupling: str | None = None
-    """In place of the set's; see `tasks.captioning.captioner.models_for_captions`."""
+@dataclass(frozen=True, kw_only=True)
+class Caption(Task[CaptionOptions]):
+    """Captions by a method that generates or retrieves them."""
 
     schema: ClassVar[str] = CaptionResult.schema
 
-    def on(self, device: str) -> "CaptionJob":
-        """The same job on another device."""
-        return replace(self, models=replace(self.models, device=device))
+    @classmethod
+    def from_options(cls, models: ModelSet, options: CaptionOptions) -> "Caption | NativeCaption":  # type: ignore[override]
+        """The task; a `NativeCaption` for a trained captioner.
+
+        Raises:
+            UserError: options that do not fit each other.
+        """
+        if (options.method == "native") != (options.model is not None):
+            raise UserError("--method native and --model NAME belong together: a trained captioner")
+        if options.model is not None:
+            return NativeCaption.from_options(models, options)
+        if options.lm is not None:
+            models = models.with_language_model(options.lm)
+        return cls(models=models, options=options)
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
-    ) -> "CaptionWorker":
+    ) -> "CaptionRunner":
         """Load the models, and the captions that a method chooses among."""
-        given = {"prompts": self.prompts is not None, "trace": self.trace}
-        method = task.captioner(self.models, self.method, dict(self.options), self.preset, given)
-        task.refuse(method, given)
+        options = self.options
+        given = {"prompts": options.prompt is not None, "trace": options.trace}
+        method = captioner.captioner(
+            self.models, options.method, dict(options.options), options.preset, given
+        )
+        captioner.check_takes(method, given)
         self.models.require(language_model="language_model" in method.needs)
-        models = task.models_for_captions(self.models, self.coupling, cache, meter)
-        pool = task.pool_of(models, cache, meter) if "pool" in method.needs else None
-        return CaptionWorker(self, models, method, pool, cache, batch_size)
+        models = captioner.models_for_captions(self.models, options.coupling, cache, meter)
+        pool = captioner.pool_of(models, cache, meter) if "pool" in method.needs else None
+        return CaptionRunner(
+            task=self, models=models, method=method, pool=pool, cache=cache, batch_size=batch_size
+        )
 
 
-@dataclass(frozen=True)
-class CaptionWorker:
+@dataclass(frozen=True, kw_only=True)
+class CaptionRunner(OpenedTask[Caption]):
     """A captioner with its models."""
 
-    job: CaptionJob
     models: ModelSet
     method: Captioner
     pool: Pool | None
-    cache: EmbeddingCache
-    batch_size: int
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the words."""
-        prompts = self.job.prompts
-        if not prompts:
-            asked: dict[str, Any] = {}
-        elif isinstance(prompts, str):
-            asked = {"prompt": prompts}
-        else:
-            each = prompts.items() if isinstance(prompts, Mapping) else enumerate(prompts)
-            asked = {"prompts": texts.fingerprint([[str(x) for x in pair] for pair in each])}
-        return task.settings(self.models, self.method) | asked
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        found = captioner.settings(self.models, self.method)
+        options = self.task.options
+        if each := options.prompts:
+            pairs = [[str(x) for x in pair] for pair in each.items()]
+            found["prompts"] = prompts.fingerprint(pairs)
+        return found
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
-        """One result per picture, in order."""
-        return task.caption(
+        """One result per image, in order."""
+        return captioner.caption(
             sources,
             self.models,
             self.method,
@@ -85,19 +85,13 @@ class CaptionWorker:
             meter,
             batch_size=self.batch_size,
             prompts=self._prompts(sources),
-            trace=self.job.trace,
+            trace=self.task.options.trace,
             pool=self.pool,
         )
 
     def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:
-        given = self.job.prompts
-        if given is None:
-            return None
-        if isinstance(given, str):
-            return lambda source: given
-        if isinstance(given, Mapping):
-            return lambda source: given[source.path or ""]
-        if isinstance(sources, Sized) and len(given) != len(sources):
-            raise UserError(f"{len(given)} prompts for {len(sources)} pictures")
-        each = iter(given)
-        return lambda source: next(each)
+        given = self.task.options.prompt
+        each = isinstance(given, Sequence) and not isinstance(given, str)
+        if each and isinstance(sources, Sized) and len(given or ()) != len(sources):
+            raise UserError(f"{len(given or ())} prompts for {len(sources)} images")
+        return self.task.options.prompt_of()

@@ -13,16 +13,16 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError, unknown
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     embed_pictures,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
-    text_side,
+    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -52,7 +52,7 @@ def captioner(
         UserError: the method or preset is unknown, or the method does not caption.
     """
     of_the_set = dict(models.spec.caption)
-    own = of_the_set.pop("method", None) or ("magic" if of_the_set else _usual(models))
+    own = of_the_set.pop("method", None) or ("magic" if of_the_set else _default_method(models))
     means_magic = own == "mbr" and (preset is not None or any(asked.values()))
     name = method or ("magic" if means_magic else own)
     given = of_the_set if name == own else {}
@@ -68,7 +68,7 @@ def captioner(
     return chosen
 
 
-def _usual(models: ModelSet) -> str:
+def _default_method(models: ModelSet) -> str:
     """`mbr` for a set with a language model and captions beside its anchors, else `magic`."""
     spec = models.spec
     if spec.language_model is None or spec.coupling is None:
@@ -96,7 +96,7 @@ def caption(
     Raises:
         UserError: the method takes no prompts or leaves no trace.
     """
-    refuse(method, {"prompts": prompts is not None, "trace": trace})
+    check_takes(method, {"prompts": prompts is not None, "trace": trace})
     models.require(language_model="language_model" in method.needs)
     encoder = models.encoder
     language_model = models.language_model if "language_model" in method.needs else None
@@ -115,14 +115,14 @@ def caption(
             trace=trace,
         )
 
-    for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
+    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
         good = batch.readable
         images = join_images(encoder, batch.rows[good])
         asked = [None if prompts is None else prompts(source) for source in batch.sources]
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):
             rows = list(zip(images, (asked[i] for i in good), strict=True))
-            for _, answered in in_batches(work, rows, batch_size):
+            for _, answered in batched_with_oom_retry(work, rows, batch_size):
                 captions += answered
         answers = dict(zip(good, captions, strict=True))
         for i, source in enumerate(batch.sources):
@@ -172,8 +172,8 @@ def read_prompts(path: Path) -> dict[str, str]:
     return prompts
 
 
-def refuse(method: Captioner, given: dict[str, bool]) -> None:
-    """UserError for what is given and the method does not take."""
+def check_takes(method: Captioner, given: dict[str, bool]) -> None:
+    """UserError for something given that the method does not take."""
     for what, there in given.items():
         if there and what not in method.takes:
             raise UserError(f"method '{methods.name_of(method)}' takes no {what}")
@@ -220,5 +220,5 @@ def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
     texts = models.anchors.captions
     if not texts:
         raise UserError(f"the anchors of model set '{models.name}' have no captions to choose from")
-    rows = embed_texts(texts, text_side(models.encoder), cache, meter)
+    rows = embed_texts(texts, text_encoder_of(models.encoder), cache, meter)
     return Pool(texts, join_texts(models.encoder, rows))

@@ -1,4 +1,4 @@
-"""Captions beside their pictures, `a.txt` for `a.jpg`, as a job around another."""
+"""Captions beside their images, `a.txt` for `a.jpg`, as a task around another."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,46 +10,41 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.model_set.model_set import ModelSet
 from zeroshot.output import atomic
 from zeroshot.output.formats import utf8
 from zeroshot.results.result import CaptionResult, Result
-from zeroshot.tasks.captioning.caption_task import CaptionJob
-from zeroshot.tasks.captioning.trained_task import NativeCaptionJob
-from zeroshot.tasks.task import Worker
+from zeroshot.tasks.captioning.caption_options import CaptionOptions
+from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.trained import NativeCaption
+from zeroshot.tasks.task import Runner, Task
 
 
-@dataclass(frozen=True)
-class SidecarJob:
-    """Captions as they come, each also in a file of its own; the rows stay what they are."""
+@dataclass(frozen=True, kw_only=True)
+class SidecarCaption(Task[CaptionOptions]):
+    """Captions, each also in a file of its own; the rows are those of `captions`."""
 
-    captions: CaptionJob | NativeCaptionJob
+    captions: Caption | NativeCaption
     overwrite: bool = False
-    """Whether a file that is there gives way; else it is left alone, and counted."""
+    """Whether existing files are replaced; otherwise they stay, and are counted."""
 
     schema: ClassVar[str] = CaptionResult.schema
 
-    @property
-    def models(self) -> ModelSet:
-        """Those of the captions."""
-        return self.captions.models
-
-    def on(self, device: str) -> "SidecarJob":
-        """The same job on another device."""
+    def on(self, device: str) -> "SidecarCaption":
+        """The same task on another device."""
         return replace(self, captions=self.captions.on(device))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
-    ) -> "SidecarWorker":
+    ) -> "SidecarRunner":
         """Load the models."""
-        return SidecarWorker(self.captions.open(cache, meter, batch_size), self.overwrite)
+        return SidecarRunner(self.captions.open(cache, meter, batch_size), self.overwrite)
 
 
 @dataclass(frozen=True)
-class SidecarWorker:
-    """Writes what another worker says."""
+class SidecarRunner:
+    """Writes the captions of another runner."""
 
-    inner: Worker
+    inner: Runner
     overwrite: bool
 
     @property
@@ -58,19 +53,19 @@ class SidecarWorker:
         return self.inner.batch_size
 
     def settings(self) -> dict[str, Any]:
-        """Of the captions: where else they are written decides no row."""
+        """Of the captions: a sidecar decides no row."""
         return self.inner.settings()
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[Result]:
-        """One result per picture, its file written before it is passed on.
+        """One result per image; its file is written first.
 
         Raises:
-            UserError: a picture that is no file of its own.
+            UserError: an image that is not a file of its own.
             OutputError: a file cannot be written.
         """
         for result in self.inner(sources, meter):
             if result.error is None:
-                meter.left_alone += not self._write(result)
+                meter.skipped_existing += not self._write(result)
             yield result
 
     def _write(self, result: Result) -> bool:
@@ -85,10 +80,10 @@ class SidecarWorker:
 
 
 def sidecar(path: str | None) -> Path:
-    """Where the caption of a picture belongs.
+    """The file for the caption of an image.
 
     Raises:
-        UserError: the picture is no file: in memory, in an archive, behind a URL.
+        UserError: the image is not a file: in memory, in an archive, behind a URL.
     """
     if path is None or not Path(path).is_file() or not Path(path).suffix:
         raise UserError(

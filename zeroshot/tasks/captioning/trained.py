@@ -1,67 +1,120 @@
-"""Pictures to texts by one trained model: captions, and the lines that pictures show."""
+"""Images to texts by one trained model: captions, and the lines of text that images show."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from zeroshot.inference.batching import in_batches
+from zeroshot import prompts
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.errors import UserError
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.decoded_images import Opened, open_pictures
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import Answer, Image, Writer
 from zeroshot.results.result import CaptionResult
 from zeroshot.results.text import ReadResult
-
-__all__ = ["caption", "read"]
+from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
+from zeroshot.tasks.task import OpenedTask, Task
 
 Prompts = Callable[[Source], str]
 
 
-def caption(
-    sources: Iterable[Source],
-    writer: Writer,
-    meter: Meter,
-    *,
-    batch_size: int = AUTO_BATCH,
-    prompts: Prompts | None = None,
-) -> Iterator[CaptionResult]:
-    """One result per picture, in order; a text's score is the mean probability of its tokens.
+@dataclass(frozen=True, kw_only=True)
+class NativeCaption(Task[CaptionOptions]):
+    """Captions by a trained captioner, to compare training-free captions with."""
 
-    UserError for prompts where the model takes none.
-    """
-    for written in _written(sources, writer, meter, batch_size, prompts):
-        yield CaptionResult(
-            source=written.source,
-            id=written.id,
-            error=written.batch.failures[written.place],
-            models={"captioner": writer.name},
-            method="native",
-            caption=written.answer.text if written.answer else None,
-            score=written.answer.score if written.answer else None,
-            scored="probability",
-            prompt=prompts(written.source) if prompts else None,
-        )
+    schema: ClassVar[str] = CaptionResult.schema
+
+    @classmethod
+    def from_options(cls, models: ModelSet, options: CaptionOptions) -> "NativeCaption":
+        """See `Task`."""
+        if any((options.options, options.preset, options.lm, options.trace, options.coupling)):
+            raise UserError("a trained captioner has no -o, --preset, --lm, --coupling and --trace")
+        return cls(models=models, options=options)
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "NativeCaptionRunner":
+        """Load the captioner."""
+        writer = self.models.writer(self.options.model or "")
+        return NativeCaptionRunner(task=self, writer=writer, cache=cache, batch_size=batch_size)
 
 
-def read(
-    sources: Iterable[Source], reader: Writer, meter: Meter, *, batch_size: int = AUTO_BATCH
-) -> Iterator[ReadResult]:
-    """One result per picture, in order."""
-    for written in _written(sources, reader, meter, batch_size, None):
-        yield ReadResult(
-            source=written.source,
-            id=written.id,
-            error=written.batch.failures[written.place],
-            models={"reader": reader.name},
-            method="read",
-            text=written.answer.text if written.answer else None,
-            score=written.answer.score if written.answer else None,
-        )
+@dataclass(frozen=True, kw_only=True)
+class NativeCaptionRunner(OpenedTask[NativeCaption]):
+    """A captioner, loaded."""
+
+    writer: Writer
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        found: dict[str, Any] = {"models": {"captioner": self.writer.name}, "method": "native"}
+        if each := self.task.options.prompts:
+            pairs = [[str(x) for x in pair] for pair in each.items()]
+            found["prompts"] = prompts.fingerprint(pairs)
+        return found
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
+        """One result per image, in order; a score is the mean probability of a text's tokens."""
+        begun = self.task.options.prompt_of()
+        for written in _written(sources, self.writer, meter, self.batch_size, begun):
+            yield CaptionResult(
+                source=written.source,
+                id=written.id,
+                error=written.batch.failures[written.place],
+                models={"captioner": self.writer.name},
+                method="native",
+                caption=written.answer.text if written.answer else None,
+                score=written.answer.score if written.answer else None,
+                scored="probability",
+                prompt=begun(written.source) if begun else None,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Task[ReadOptions]):
+    """The line of text that each image shows."""
+
+    schema: ClassVar[str] = ReadResult.schema
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "ReadRunner":
+        """Load the reader."""
+        reader = self.models.writer(self.options.model)
+        return ReadRunner(task=self, reader=reader, cache=cache, batch_size=batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRunner(OpenedTask[Read]):
+    """A reader, loaded."""
+
+    reader: Writer
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        return {"models": {"reader": self.reader.name}}
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ReadResult]:
+        """One result per image, in order."""
+        for written in _written(sources, self.reader, meter, self.batch_size, None):
+            yield ReadResult(
+                source=written.source,
+                id=written.id,
+                error=written.batch.failures[written.place],
+                models={"reader": self.reader.name},
+                method="read",
+                text=written.answer.text if written.answer else None,
+                score=written.answer.score if written.answer else None,
+            )
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A picture's place in its batch, and the text of it."""
+    """An image's index in its batch, and its text."""
 
     batch: Opened
     place: int
@@ -81,19 +134,20 @@ def _written(
     writer: Writer,
     meter: Meter,
     batch_size: int,
-    prompts: Prompts | None,
+    begun: Prompts | None,
 ) -> Iterator[_Written]:
     def work(rows: Sequence[tuple[Image, str]]) -> list[Answer]:
-        images, begun = zip(*rows, strict=True)
-        return writer.write(images, begun if prompts else None)
+        images, beginnings = zip(*rows, strict=True)
+        return writer.write(images, beginnings if begun else None)
 
     for batch in open_pictures(sources, meter, batch_size):
         rows = [
-            (image, prompts(batch.sources[i]) if prompts else "")
-            for i, image in batch.images.items()
+            (image, begun(batch.sources[i]) if begun else "") for i, image in batch.images.items()
         ]
         with meter.stage("language model"):
-            answers = [a for _, said in in_batches(work, rows, batch_size) for a in said]
+            answers = [
+                a for _, said in batched_with_oom_retry(work, rows, batch_size) for a in said
+            ]
         found = dict(zip(batch.images, answers, strict=True))
         for place in range(len(batch.sources)):
             yield _Written(batch, place, found.get(place))

@@ -36,8 +36,8 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.tasks.classification.classifier import Classifier, embedded, settings
-from zeroshot.tasks.classification.heads import Believe
+from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
+from zeroshot.tasks.classification.heads import Acceptance
 
 LOG_RANGE = (math.log(1e-4), math.log(1e4))
 """Of temperatures."""
@@ -59,7 +59,7 @@ class Calibration:
     confidences: tuple[float, ...] = ()
     """Of the pictures it was fitted on, ascending."""
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
-    """Score from which a label is believed; None: never."""
+    """Score from which a label is accepted; None: never."""
     report: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -136,7 +136,7 @@ def calibrate(
         else:
             confidence = float(logits.zero_shot.double().softmax(1).amax(1).mean())
             temperature = matching_temperature(logits.given, confidence)
-    scores = replace(classifier, temperature=temperature).headed(logits.given)
+    scores = replace(classifier, temperature=temperature).apply_head(logits.given)
     thresholds: dict[str, float | None] = {}
     if labels is not None and precision is not None:
         thresholds = {
@@ -177,7 +177,7 @@ def _logits(
     batch_size: int,
 ) -> Logits:
     given, zero_shot = [], []
-    for batch in embedded(sources, classifier, cache, meter, batch_size):
+    for batch in embed_batches(sources, classifier, cache, meter, batch_size):
         for source, failure in zip(batch.sources, batch.failures, strict=True):
             if failure is not None:
                 raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
@@ -186,13 +186,13 @@ def _logits(
     return Logits(torch.cat(given), torch.cat(zero_shot))
 
 
-def stands(
+def accepted(
     scores: Float[Tensor, "n c"],
     reference: Sequence[float],
     alpha: float,
     thresholds: Sequence[float | None],
 ) -> list[bool]:
-    """Whether each row's best label is to be believed: likely enough, and above its threshold."""
+    """Whether each row's best label is likely enough, and above its threshold."""
     best, place = scores.max(1)
     likely = [p > alpha for p in p_values(best.tolist(), reference)]
     above = [
@@ -202,10 +202,10 @@ def stands(
     return [a and b for a, b in zip(likely, above, strict=True)]
 
 
-def belief(
+def abstention_rule(
     made: Calibration | None, abstain: float | None, prompts: str, classifier: Classifier
-) -> Believe | None:
-    """Which best labels stand, by conformal p-values and by the labels' thresholds.
+) -> Acceptance | None:
+    """Which best labels are accepted, by conformal p-values and by the labels' thresholds.
 
     Raises:
         UserError: nothing to judge by, or what there is belongs to other prompts or scores.
@@ -226,7 +226,7 @@ def belief(
                 f"the calibration's thresholds belong to other {what}: {was}, not {now}"
             )
     thresholds = [made.thresholds.get(label, 0.0) for label in classifier.labels]
-    return lambda scores: stands(scores, made.confidences, abstain or 0.0, thresholds)
+    return lambda scores: accepted(scores, made.confidences, abstain or 0.0, thresholds)
 
 
 def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:

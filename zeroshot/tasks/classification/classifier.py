@@ -1,4 +1,4 @@
-"""Pictures and labels to scores."""
+"""Images and labels to scores: a method with its encoder and encoded prompts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +15,20 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
+    concat_batches,
     embed_all,
     embed_pictures,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
-    ragged,
+    pad_prompts,
     refuse_long,
-    text_side,
+    text_encoder_of,
     with_views,
 )
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import explain
@@ -36,38 +37,45 @@ from zeroshot.model_set.anchor_file import Anchors
 from zeroshot.model_set.frame_encoder import ClipModels
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
-from zeroshot.results.result import ClassifyResult, Reason
-from zeroshot.tasks.classification.heads import Believe, Head, headed, label, own_head, see_to_multi
+from zeroshot.results.result import AnchorContribution
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.heads import (
+    Head,
+    apply_head,
+    check_multilabel,
+    default_head,
+)
+from zeroshot.tasks.options import several
 
-OPTIONS = {
+FLAGS = {
     "shots": "--shots",
     "bank": "--bank",
     "prior": "--prior",
     "views": "--views",
     "parents": "--hierarchy",
 }
-"""Arrays, and the option by which each comes of pictures."""
+"""The arrays that a method may take, and the option that each comes from."""
 
 
 @dataclass(frozen=True)
-class Learn:
-    """What a method may learn from or be told besides the prompts."""
+class Adaptation:
+    """What a method may use besides the prompts."""
 
     shots: Labelled | None = None
-    """Labelled pictures."""
+    """Labelled images."""
     bank: Sequence[Source] = ()
-    """Unlabelled pictures."""
+    """Unlabelled images."""
     prior: Sequence[float] = ()
     """How frequent each label is."""
     views: int = 0
-    """Views of each picture, itself included; those of a clip are its frames, and not asked for."""
+    """Views of each image, itself included; a video's views are its frames."""
     parents: Sequence[int] = ()
-    """Of the labels, which come first, and of their kinds: the number of the label."""
+    """For each label, and then for each kind of a label, the index of the label."""
 
     @property
     def given(self) -> dict[str, str]:
-        """The arrays this stands for, and the option each came by."""
-        return {name: flag for name, flag in OPTIONS.items() if getattr(self, name)}
+        """The arrays that are given, and the option that each comes from."""
+        return {name: flag for name, flag in FLAGS.items() if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -81,32 +89,32 @@ class Classifier:
     text_mask: Bool[Tensor, "c t"]
     head: Head
     views: int = 0
-    """How many views of each picture the method wants."""
+    """Views of each image that the method needs."""
     temperature: float = 1.0
     """Divides the logits."""
     parents: Int[Tensor, " c"] | None = None
     """Of the labels and of the kinds that follow them in `texts`."""
-    explained: int = 0
-    """Anchors named for each picture's best label."""
+    num_explanations: int = 0
+    """Anchors named for each image's best label."""
     anchors: Anchors | None = None
-    """Those that the method knows, where they are to be named."""
-    against: int = 0
-    """Classes that follow the labels in `texts`: what each label is weighed against."""
+    """Of the set, if they are to be named."""
+    negatives: int = 0
+    """Negative prompts, which follow the labels in `texts`."""
 
     def __call__(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """Scores as the head defines them, and raw cosines, of rows of the image encoder."""
+        """Scores as the head defines them, and raw cosines, of embeddings of the image encoder."""
         given, cosine = self._scored(rows, views)
         own = self.head in ("softmax", "sigmoid") and self._output == "probability"
         if (own and self.temperature == 1) or self.head == "cosine":
             return given, cosine
-        return self.headed(as_logits(given, self._output, self.encoder.logit_scale)), cosine
+        return self.apply_head(as_logits(given, self._output, self.encoder.logit_scale)), cosine
 
     def logits(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> Float[Tensor, "n a"]:
-        """Scores before the head and before the temperature, also of what labels are against."""
+        """Scores before the head and before the temperature, also of negative prompts."""
         given, _ = self._scored(rows, views)
         return as_logits(given, self._output, self.encoder.logit_scale)
 
@@ -118,8 +126,8 @@ class Classifier:
     def _scored(
         self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
     ) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n c"]]:
-        """What the method says of labels and of what is against them, and the labels' cosines."""
-        labels, told = len(self.labels), len(self.labels) + self.against
+        """The method's scores of labels and negative prompts, and the labels' cosines."""
+        labels, scored = len(self.labels), len(self.labels) + self.negatives
         if isinstance(self.method, Coupling):
             cosine = self.method.cosines(rows, self.texts, self.text_mask)
             return cosine, cosine[:, :labels]
@@ -133,12 +141,12 @@ class Classifier:
         given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
         plain = type(self.method) is Ensemble and self.method.output == "similarity"
         cosine = given if plain else Ensemble().scores(images, self.texts, self.text_mask)
-        return given[:, :told], cosine[:, :labels]
+        return given[:, :scored], cosine[:, :labels]
 
-    def headed(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:
+    def apply_head(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:
         """Scores of logits, at the temperature."""
         bias = self.encoder.logit_bias
-        return headed(logits / self.temperature, self.head, bias, len(self.labels))
+        return apply_head(logits / self.temperature, self.head, bias, len(self.labels))
 
     @property
     def used(self) -> dict[str, str]:
@@ -150,137 +158,110 @@ class Classifier:
         """The method's, for rows."""
         return methods.name_of(self.method)
 
-    def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
-        """The anchors that carried a label of a picture, their shares scaled to its cosine."""
+    def explain(
+        self, row: Float[Tensor, " e"], label: int, cosine: float
+    ) -> tuple[AnchorContribution, ...]:
+        """The anchors that contributed most to a label, their shares scaled to its cosine."""
         if self.anchors is None:
             return ()
         texts = self.texts[label][self.text_mask[label]]
-        found = explain(self.method, row, texts, self.explained)
+        found = explain(self.method, row, texts, self.num_explanations)
         scale = cosine / found.score if found.score else 0.0
         return tuple(
-            Reason(entry.id, share * scale, entry.captions, entry.path)
+            AnchorContribution(entry.id, share * scale, entry.captions, entry.path)
             for place, share in zip(found.anchors, found.shares, strict=True)
             for entry in [self.anchors.entries[place]]
         )
 
 
-def classifier(
+def load_classifier(
     models: ModelSet,
     labels: Sequence[str],
     prompts: Sequence[Sequence[str]],
+    options: ClassifyOptions,
     cache: EmbeddingCache,
     meter: Meter,
+    data: Adaptation | None = None,
     *,
-    method: str | None = None,
-    options: dict[str, Any] | None = None,
-    head: Head | None = None,
-    truncate: bool = False,
-    learn: Learn | None = None,
     temperature: float = 1.0,
-    explained: int = 0,
-    multi: bool = False,
-    against: Sequence[str] = (),
 ) -> Classifier:
-    """Encode the prompts and make the method ready.
+    """Load the encoder, encode the prompts and fit the method.
+
+    The default method is the set's own, else its coupling, else `ensemble`. The default head is
+    sigmoid for a model with a bias (SigLIP), else softmax; with `multi`, a softmax with the
+    negative prompts if there are any, else sigmoid or cosine.
 
     Args:
         labels: one name per class.
-        prompts: the sentences of each class; classes may differ in how many. In a hierarchy, those
-            of the kinds follow.
-        method: a scorer's name, or a pipeline; without one the set's own, else its coupling, else
-            `ensemble`.
-        head: without one, sigmoid for a model with a bias (SigLIP), else softmax; with `multi`,
-            `against` where something is, else sigmoid or cosine.
-        truncate: cut prompts that are longer than the text encoder reads instead of refusing them.
-        learn: shots, unlabelled pictures, a prior, views.
+        prompts: of each class; classes may differ in how many. Those of a hierarchy's kinds follow.
+        options: of the method, the head, and which prompts are accepted; `labels` and files in
+            them are not read.
+        data: shots, unlabelled images, a prior, views.
         temperature: divides the logits before the head.
-        explained: how many anchors to name for each picture's best label; couplings alone can.
-        multi: several labels may hold: each has a score of its own.
-        against: sentences that each label is weighed against then.
 
     Raises:
-        UserError: a method that does not classify, that lacks what it learns from or has no use
-            for it, or a prompt that is too long.
+        UserError: a method that does not classify, that lacks data or has no use for what is
+            given, or a prompt that is too long.
     """
     models.require(language_model=False)
-    learn = learn or Learn()
-    see_to_multi(multi, head, against, learn.given)
-    scorer = _scorer(models, method, options or {})
+    data, negatives = data or Adaptation(), several(options.against)
+    head = options.head
+    check_multilabel(options.multi, head, negatives, data.given)
+    scorer = _scorer(models, options.method, dict(options.options))
     if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
-        learn = replace(learn, views=1 + models.frames)
-    _see_to_arrays(scorer, learn)
-    if explained and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
+        data = replace(data, views=1 + models.frames)
+    _check_method_inputs(scorer, data)
+    if options.explain and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
         raise UserError(
-            f"{methods.name_of(scorer)} is no sum over anchors, so that none can be named; asif, "
-            "csa and csa_asif explain themselves"
+            f"{methods.name_of(scorer)} is not a sum over anchors, so it cannot name any; asif, "
+            "csa and csa_asif can explain their scores"
         )
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
-    prompts = [*prompts, *([other] for other in against)]
-    flat = [sentence for sentences in prompts for sentence in sentences]
-    if not truncate:
-        refuse_long(flat, text_side(encoder))
-    rows = embed_texts(flat, text_side(encoder), cache, meter)
+    prompts = [*prompts, *([text] for text in negatives)]
+    flat = [text for group in prompts for text in group]
+    if options.long_text == "error":
+        refuse_long(flat, text_encoder_of(encoder))
+    rows = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
         rows = join_texts(encoder, rows)
-    texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
-    fitted = _fitted(scorer, encoder, learn, cache, meter)
+    texts, mask = pad_prompts(rows, [len(group) for group in prompts])
     return Classifier(
-        fitted,
-        encoder,
-        labels,
-        texts,
-        mask,
-        head or own_head(encoder.logit_bias, multi, bool(against)),
-        learn.views,
-        temperature,
-        torch.tensor(learn.parents) if learn.parents else None,
-        explained,
-        models.anchors if explained else None,
-        len(against),
+        method=_fitted(scorer, encoder, data, cache, meter),
+        encoder=encoder,
+        labels=labels,
+        texts=texts,
+        text_mask=mask,
+        head=head or default_head(encoder.logit_bias, options.multi, bool(negatives)),
+        views=data.views,
+        temperature=temperature,
+        parents=torch.tensor(data.parents) if data.parents else None,
+        num_explanations=options.explain,
+        anchors=models.anchors if options.explain else None,
+        negatives=len(negatives),
     )
 
 
-def classify(
-    sources: Iterable[Source],
-    classifier: Classifier,
-    cache: EmbeddingCache,
-    meter: Meter,
-    *,
-    batch_size: int = AUTO_BATCH,
-    top_k: int = 5,
-    believe: Believe | None = None,
-    least: float | None = None,
-) -> Iterator[ClassifyResult]:
-    """One result per picture, in order, with the `top_k` best labels, of those from `least` on.
-
-    A transductive method sees all pictures at once, so nothing comes out before the last one.
-    `believe` says of scores whether the best label stands; where not, the result abstains.
-    """
-    for batch in embedded(sources, classifier, cache, meter, batch_size):
-        yield from label(batch, classifier, meter, top_k, believe, least)
-
-
-def embedded(
+def embed_batches(
     sources: Iterable[Source],
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
-) -> Iterator[Embedded]:
-    """Rows and views as the classifier wants them; for a transductive one, all as one batch."""
-    batches = embed_for(sources, classifier, cache, meter, batch_size)
-    return iter([gather(batches)]) if classifier.method.transductive else batches
+) -> Iterator[EmbeddingBatch]:
+    """Embeddings and views for the classifier; one batch of all, if it is transductive."""
+    batches = iter_embeddings(sources, classifier, cache, meter, batch_size)
+    return iter([concat_batches(batches)]) if classifier.method.transductive else batches
 
 
-def embed_for(
+def iter_embeddings(
     sources: Iterable[Source],
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
-) -> Iterator[Embedded]:
-    """Rows and views as the classifier wants them, batch by batch."""
-    encoder = image_side(classifier.encoder)
+) -> Iterator[EmbeddingBatch]:
+    """Embeddings and views for the classifier, batch by batch."""
+    encoder = image_encoder_of(classifier.encoder)
     batches = embed_pictures(sources, encoder, cache, meter, batch_size)
     if classifier.views:
         batches = with_views(batches, classifier.views, encoder, cache, meter)
@@ -298,25 +279,25 @@ def settings(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def learned_from(learn: Learn) -> dict[str, Any]:
-    """What a method learned from, for the settings of a run; empty where nothing was given."""
-    told: dict[str, Any] = {}
-    if learn.shots is not None:
-        shots = zip(learn.shots.sources, learn.shots.classes, strict=True)
-        told["shots"] = [[source.path, place] for source, place in shots]
-    if learn.bank:
-        told["bank"] = [source.path for source in learn.bank]
-    if learn.prior:
-        told["prior"] = list(learn.prior)
-    if learn.views:
-        told["views"] = learn.views
-    if learn.parents:
-        told["parents"] = list(learn.parents)
-    return told
+def adaptation_settings(data: Adaptation) -> dict[str, Any]:
+    """The data of a method, for the settings of a run; empty if there is none."""
+    found: dict[str, Any] = {}
+    if data.shots is not None:
+        shots = zip(data.shots.sources, data.shots.classes, strict=True)
+        found["shots"] = [[source.path, place] for source, place in shots]
+    if data.bank:
+        found["bank"] = [source.path for source in data.bank]
+    if data.prior:
+        found["prior"] = list(data.prior)
+    if data.views:
+        found["views"] = data.views
+    if data.parents:
+        found["parents"] = list(data.parents)
+    return found
 
 
 def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scorer:
-    """The method asked for; a coupling comes fitted with the set's anchors."""
+    """The method; a coupling is fitted with the set's anchors."""
     own = models.spec.coupling if models.spec.encoder is None else None
     default = models.spec.classify.get("method", own.method if own else "ensemble")
     of_the_set = {k: v for k, v in models.spec.classify.items() if k != "method"}
@@ -340,8 +321,8 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
     return fitted
 
 
-def _see_to_arrays(scorer: Scorer, learn: Learn) -> None:
-    """What is given has a use, and what is needed is given.
+def _check_method_inputs(scorer: Scorer, data: Adaptation) -> None:
+    """Each array that is given has a use, and each that is needed is given.
 
     Raises:
         UserError: naming the option.
@@ -350,56 +331,37 @@ def _see_to_arrays(scorer: Scorer, learn: Learn) -> None:
     fit, score = (methods.parameters(scorer, verb) for verb in ("fit", "scores"))
     if isinstance(scorer, Coupling):
         fit = {}
-    for array, flag in learn.given.items():
+    for array, flag in data.given.items():
         if array not in fit | score:
             raise UserError(f"method '{name}' has no use for {flag}")
     needed = {array for array, must in (fit | score).items() if must} - {"images", "texts"}
-    missing = needed - learn.given.keys() - ({"shot_labels"} if learn.shots else set())
-    if wanted := [OPTIONS[array] for array in sorted(missing & OPTIONS.keys())]:
+    missing = needed - data.given.keys() - ({"shot_labels"} if data.shots else set())
+    if wanted := [FLAGS[array] for array in sorted(missing & FLAGS.keys())]:
         raise UserError(f"method '{name}' needs {' and '.join(wanted)}")
     if other := missing - {"shot_labels"}:
         raise UserError(
             f"method '{name}' needs the array {sorted(other)[0]}: give arrays with --embeddings"
         )
-    if learn.views == 1:
-        raise UserError("--views 1: the picture itself is the first view; give 2 or more")
+    if data.views == 1:
+        raise UserError("--views 1: the image itself is the first view; give 2 or more")
 
 
 def _fitted(
-    scorer: Scorer, encoder: DualEncoder, learn: Learn, cache: EmbeddingCache, meter: Meter
+    scorer: Scorer, encoder: DualEncoder, data: Adaptation, cache: EmbeddingCache, meter: Meter
 ) -> Scorer:
-    """The method with what it learns from, in the space of its images."""
+    """The method, fitted with its data in the space of its images."""
 
     def rows(sources: Sequence[Source]) -> Tensor:
-        return join_images(encoder, embed_all(sources, image_side(encoder), cache, meter))
+        return join_images(encoder, embed_all(sources, image_encoder_of(encoder), cache, meter))
 
     arrays: dict[str, Tensor] = {}
-    if learn.shots is not None:
-        arrays["shots"] = rows(learn.shots.sources)
-        arrays["shot_labels"] = torch.tensor(learn.shots.classes)
-    if learn.bank:
-        arrays["bank"] = rows(learn.bank)
-    if learn.prior:
-        arrays["prior"] = torch.tensor(learn.prior) / sum(learn.prior)
+    if data.shots is not None:
+        arrays["shots"] = rows(data.shots.sources)
+        arrays["shot_labels"] = torch.tensor(data.shots.classes)
+    if data.bank:
+        arrays["bank"] = rows(data.bank)
+    if data.prior:
+        arrays["prior"] = torch.tensor(data.prior) / sum(data.prior)
     method: Any = scorer
     fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
-
-
-def gather(batches: Iterable[Embedded]) -> Embedded:
-    """All batches as one; a batch of failures alone has no width of its own."""
-    parts = list(batches)
-    width = max((part.rows.shape[1] for part in parts), default=0)
-    rows = [p.rows if p.rows.shape[1] else torch.zeros(len(p.sources), width) for p in parts]
-    views = [
-        p.views if p.rows.shape[1] else torch.zeros(*p.views.shape[:2], width)
-        for p in parts
-        if p.views is not None
-    ]
-    return Embedded(
-        [s for p in parts for s in p.sources],
-        [i for p in parts for i in p.ids],
-        torch.cat(rows) if rows else torch.zeros(0, 0),
-        [f for p in parts for f in p.failures],
-        torch.cat(views) if views else None,
-    )

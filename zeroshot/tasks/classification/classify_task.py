@@ -1,161 +1,269 @@
-"""Pictures to labels, as a job."""
+"""Images, or videos, to labels, as tasks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.labels import read_hierarchy, read_labelled, read_prior
 from zeroshot.errors import UserError
-from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
+from zeroshot.inference.prefetch import EmbeddingBatch
+from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
+from zeroshot.model_set.frame_encoder import FRAMES, AttendedFrames, ClipModels
 from zeroshot.model_set.model_set import ModelSet
+from zeroshot.models.base import ClipScorer
 from zeroshot.results.result import ClassifyResult
-from zeroshot.tasks.classification import classifier as task
-from zeroshot.tasks.classification.calibration import Calibration, belief
-from zeroshot.tasks.classification.classifier import Classifier, Learn
-from zeroshot.tasks.classification.heads import Believe, Head, label
+from zeroshot.tasks.classification import classifier as scoring, clip_scoring
+from zeroshot.tasks.classification.calibration import (
+    Calibration,
+    abstention_rule,
+    read_calibration,
+)
+from zeroshot.tasks.classification.classifier import Adaptation, Classifier
+from zeroshot.tasks.classification.classify_options import ClassifyOptions, VideoClassifyOptions
+from zeroshot.tasks.classification.clip_scoring import ClipClassifier, ScoredClips
+from zeroshot.tasks.classification.heads import Acceptance, label
+from zeroshot.tasks.options import default_of, fields_of, flag_of, several
+from zeroshot.tasks.task import OpenedTask, Task
 
 TOP = 5
-"""Labels in a row."""
+"""Labels in a row if one label holds."""
+NEED_ONE_EMBEDDING = {
+    *{"method", "options", "long_text", "shots", "bank", "prior", "hierarchy", "calibration"},
+    *{"abstain", "explain"},
+}
+"""Options for methods that need one embedding of a video, whatever the text."""
 
 
-def labels_shown(top_k: int | None, multi: bool, labels: int) -> int:
-    """How many labels a row has."""
-    return top_k or (labels if multi else TOP)
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the options name as labels: read, and written as prompts."""
+
+    labels: tuple[str, ...]
+    prompts: list[list[str]]
+    """Of each label, then of each kind of a hierarchy."""
+    parents: tuple[int, ...] = ()
 
 
-def see_to_threshold(threshold: float | None, multi: bool) -> None:
-    """UserError for a threshold where only one label can hold."""
-    if threshold is not None and not multi:
+def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Vocabulary:
+    """Labels or a hierarchy, in the options' templates or in `templates`.
+
+    Raises:
+        UserError: no labels, both of them, or a file that cannot be read.
+    """
+    if bool(options.labels) == (options.hierarchy is not None):
+        raise UserError("give --labels (cat,dog, a .txt or a .json file) or --hierarchy FILE.json")
+    kinds: tuple[str, ...] = ()
+    parents: tuple[int, ...] = ()
+    if options.hierarchy is None:
+        labels = prompts.load_labels(options.labels)
+    else:
+        labels, kinds, parents = read_hierarchy(Path(options.hierarchy))
+    names = [*labels, *kinds]
+    loaded = prompts.load_templates(options.templates or templates, names)
+    return Vocabulary(labels, prompts.expand(names, loaded), parents)
+
+
+def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptation:
+    """Shots, bank, prior and views, read from what the options name."""
+    labels, shots, prior = vocabulary.labels, options.shots, options.prior
+    return Adaptation(
+        shots=None if shots is None else read_labelled(Path(shots), labels),
+        bank=find(options.bank).sources,
+        prior=read_prior(prior, labels) if isinstance(prior, str) else tuple(prior),
+        views=options.views,
+        parents=vocabulary.parents,
+    )
+
+
+def check_threshold(options: ClassifyOptions) -> None:
+    """UserError for a threshold if only one label can hold."""
+    if options.threshold is not None and not options.multi:
         raise UserError("--threshold chooses among labels that may all hold: give --multi")
 
 
-def told_of_multi(multi: bool, against: Sequence[str], threshold: float | None) -> dict[str, Any]:
-    """For the settings of a run; empty where one label holds."""
-    if not multi:
-        return {}
-    return {"multi": True, "against": list(against), "threshold": threshold}
+def num_labels(options: ClassifyOptions, labels: Sequence[str]) -> int:
+    """How many labels a row has."""
+    return options.top_k or (len(labels) if options.multi else TOP)
 
 
-@dataclass(frozen=True)
-class ClassifyJob:
-    """The best labels of pictures."""
+def label_settings(options: ClassifyOptions, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What decides which labels a row has."""
+    found: dict[str, Any] = {
+        "prompts": prompts.fingerprint(vocabulary.prompts),
+        "top_k": num_labels(options, vocabulary.labels),
+    }
+    if options.multi:
+        negatives = list(several(options.against))
+        found |= {"multi": True, "against": negatives, "threshold": options.threshold}
+    return found
 
-    models: ModelSet
-    labels: Sequence[str]
-    sentences: Sequence[Sequence[str]]
-    """Of each label; those of a hierarchy's kinds follow."""
-    method: str | None = None
-    """Without one the set's own, else its coupling, else `ensemble`."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    score: Head | None = None
-    """Without one the model's own."""
-    truncate: bool = False
-    """Cut prompts that are longer than the text encoder reads instead of refusing them."""
-    learn: Learn = field(default_factory=Learn)
-    explain: int = 0
-    """Anchors named for each picture's best label."""
-    top_k: int | None = None
-    """Labels in a row; without it 5, and all where several may hold."""
+
+@dataclass(frozen=True, kw_only=True)
+class Classify(Task[ClassifyOptions]):
+    """The best labels of images, by a method."""
+
+    vocabulary: Vocabulary
+    data: Adaptation
     calibration: Calibration | None = None
-    abstain: float | None = None
-    """Share of pictures like those of the calibration that nothing is said of."""
-    multi: bool = False
-    """Several labels may hold: each has a score of its own."""
-    against: Sequence[str] = ()
-    """Sentences that each label is weighed against then."""
-    threshold: float | None = None
-    """Then, the least score of a label in a row."""
 
     schema: ClassVar[str] = ClassifyResult.schema
 
-    def on(self, device: str) -> "ClassifyJob":
-        """The same job on another device."""
-        return replace(self, models=replace(self.models, device=device))
+    @classmethod
+    def from_options(cls, models: ModelSet, options: ClassifyOptions) -> "Classify":
+        """See `Task`."""
+        vocabulary, made = read_vocabulary(options), options.calibration
+        return cls(
+            models=models,
+            options=options,
+            vocabulary=vocabulary,
+            data=read_adaptation(options, vocabulary),
+            calibration=read_calibration(Path(made)) if isinstance(made, str | Path) else made,
+        )
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
-    ) -> "ClassifyWorker":
-        """Encode the prompts and make the method ready."""
-        see_to_threshold(self.threshold, self.multi)
-        if self.multi and self.calibration is not None:
+    ) -> "ClassifyRunner":
+        """Encode the prompts and fit the method."""
+        options, vocabulary, made = self.options, self.vocabulary, self.calibration
+        check_threshold(options)
+        if options.multi and made is not None:
             raise UserError(
-                "--calibration is of the one best label: leave it, or --multi (whose labels "
+                "--calibration is for the one best label: leave it, or --multi (whose labels "
                 "--threshold chooses)"
             )
-        ready = task.classifier(
-            self.models,
-            self.labels,
-            self.sentences,
-            cache,
-            meter,
-            method=self.method,
-            options=dict(self.options),
-            head=self.score,
-            truncate=self.truncate,
-            learn=self.learn,
-            explained=self.explain,
-            multi=self.multi,
-            against=self.against,
+        ready = scoring.load_classifier(
+            self.models, vocabulary.labels, vocabulary.prompts, options, cache, meter, self.data
         )
-        if self.calibration is not None:
-            self.calibration.check(ready)
-            ready = replace(ready, temperature=self.calibration.temperature)
-        written = prompts.fingerprint(self.sentences)
-        believe = belief(self.calibration, self.abstain, written, ready)
-        return ClassifyWorker(self, ready, believe, cache, batch_size)
+        if made is not None:
+            made.check(ready)
+            ready = replace(ready, temperature=made.temperature)
+        fingerprint = prompts.fingerprint(vocabulary.prompts)
+        return ClassifyRunner(
+            task=self,
+            classifier=ready,
+            accept=abstention_rule(made, options.abstain, fingerprint, ready),
+            cache=cache,
+            batch_size=batch_size,
+        )
 
 
-@dataclass(frozen=True)
-class ClassifyWorker:
-    """A classifier with its models, and what it believes."""
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRunner(OpenedTask[Classify]):
+    """A classifier with its models, and its rule to abstain."""
 
-    job: ClassifyJob
     classifier: Classifier
-    believe: Believe | None
-    cache: EmbeddingCache
-    batch_size: int
+    accept: Acceptance | None
 
     @property
     def transductive(self) -> bool:
-        """Whether a picture's scores depend on the other pictures."""
+        """Whether an image's scores depend on the other images."""
         return self.classifier.method.transductive
 
     @property
     def views(self) -> int:
-        """Of each picture, itself included; 0 for none."""
+        """Of each image, itself included; 0 for none."""
         return self.classifier.views
 
-    @property
-    def shown(self) -> int:
-        """Labels in a row."""
-        return labels_shown(self.job.top_k, self.job.multi, len(self.job.labels))
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the scores and which of them are shown."""
-        job, made = self.job, self.job.calibration
-        held = task.settings(self.classifier)
-        held |= {"prompts": prompts.fingerprint(job.sentences), "top_k": self.shown}
-        held |= task.learned_from(job.learn)
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        task, made = self.task, self.task.calibration
+        found = scoring.settings(self.classifier)
+        found |= label_settings(task.options, task.vocabulary)
+        found |= scoring.adaptation_settings(task.data)
         if made is not None:
-            held |= {"calibration": made.fingerprint, "abstain": job.abstain}
-        held |= told_of_multi(job.multi, job.against, job.threshold)
-        return held | ({"explain": job.explain} if job.explain else {})
+            found |= {"calibration": made.fingerprint, "abstain": task.options.abstain}
+        return found
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
-        """One result per picture, in order; of a transductive method, none before the last."""
-        batches = task.embedded(sources, self.classifier, self.cache, meter, self.batch_size)
-        for batch in batches:
+        """One result per image, in order; of a transductive method, none before the last image."""
+        for batch in scoring.embed_batches(
+            sources, self.classifier, self.cache, meter, self.batch_size
+        ):
             yield from self.score(batch, meter)
 
-    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[Embedded]:
-        """Rows and views, batch by batch."""
-        return task.embed_for(sources, self.classifier, self.cache, meter, self.batch_size)
+    def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbeddingBatch]:
+        """Embeddings and views, batch by batch."""
+        return scoring.iter_embeddings(sources, self.classifier, self.cache, meter, self.batch_size)
 
-    def score(self, everything: Embedded, meter: Meter) -> Iterator[ClassifyResult]:
-        """One result per picture of a batch."""
-        job = self.job
-        return label(everything, self.classifier, meter, self.shown, self.believe, job.threshold)
+    def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[ClassifyResult]:
+        """One result per image of a batch."""
+        options = self.task.options
+        count = num_labels(options, self.classifier.labels)
+        return label(everything, self.classifier, meter, count, self.accept, options.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipClassify(Task[VideoClassifyOptions]):
+    """The best labels of videos, by a model whose text embeddings depend on the video."""
+
+    vocabulary: Vocabulary
+
+    schema: ClassVar[str] = ClassifyResult.schema
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "ClipClassifyRunner":
+        """Load the model and encode the prompts."""
+        check_threshold(self.options)
+        labels, texts = self.vocabulary.labels, self.vocabulary.prompts
+        ready = clip_scoring.load_clip_classifier(
+            self._scorer(), labels, texts, self.options, cache, meter
+        )
+        return ClipClassifyRunner(task=self, classifier=ready, cache=cache, batch_size=batch_size)
+
+    def _scorer(self) -> ClipScorer:
+        if self.options.model is not None:
+            return self.models.clip_scorer(self.options.model)
+        self.models.require(language_model=False)
+        return AttendedFrames(self.models.encoder, self.options.frames or FRAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipClassifyRunner(OpenedTask[ClipClassify]):
+    """A video model with its prompts."""
+
+    classifier: ClipClassifier
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        found = clip_scoring.settings(self.classifier)
+        return found | label_settings(self.task.options, self.task.vocabulary)
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
+        """One result per video, in order."""
+        options, encoder = self.task.options, ScoredClips(self.classifier.scorer)
+        count = num_labels(options, self.classifier.labels)
+        for batch in embed_pictures(sources, encoder, self.cache, meter, self.batch_size):
+            yield from label(batch, self.classifier, meter, count, threshold=options.threshold)
+
+
+def video_task(models: ModelSet, options: VideoClassifyOptions) -> Classify | ClipClassify:
+    """The task for videos: a method on the means of frames, or a model of whole videos.
+
+    Raises:
+        UserError: options that do not fit each other.
+    """
+    model, attention = options.model, options.pooling == "attention"
+    if model is None and not attention:
+        own = models.frames if isinstance(models, ClipModels) else FRAMES
+        return Classify.from_options(ClipModels.of(models, options.frames or own), options)
+    if model is not None and (options.frames is not None or attention):
+        raise UserError("a video model (--model) takes no --frames and no --pooling")
+    unused = [
+        flag_of(field)
+        for field in fields_of(options)
+        if field.name in NEED_ONE_EMBEDDING and getattr(options, field.name) != default_of(field)
+    ]
+    if unused:
+        raise UserError(
+            f"{', '.join(unused)}: needs one embedding per video, and with --model or --pooling "
+            "attention a video has one for each text; leave the one or the other"
+        )
+    vocabulary = read_vocabulary(options, "simple" if model is None else "none")
+    return ClipClassify(models=models, options=options, vocabulary=vocabulary)

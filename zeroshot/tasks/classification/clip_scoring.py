@@ -1,7 +1,7 @@
 """Clips and labels to scores, where a text's row depends on the clip: X-CLIP, attention."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.images.clips import VERSION, frames_of
-from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND, embed_pictures
+from zeroshot.inference.embedding import TEXT_KIND
 from zeroshot.inference.meter import Meter
-from zeroshot.inputs.source import Source
 from zeroshot.models.base import ClipScorer, Image, Pixels, VideoFile
-from zeroshot.results.result import ClassifyResult, Reason
-from zeroshot.tasks.classification.heads import Head, headed, label, own_head, see_to_multi
+from zeroshot.results.result import AnchorContribution
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.heads import Head, apply_head, check_multilabel, default_head
+from zeroshot.tasks.options import several
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class ClipClassifier:
     labels: Sequence[str]
     texts: Float[Tensor, "t d"]
     counts: Sequence[int]
-    """Prompts of each label, and one of each text that labels are weighed against."""
+    """Prompts of each label, then 1 for each negative prompt."""
     head: Head = "softmax"
-    explained: int = 0
+    num_explanations: int = 0
 
     def __call__(
         self, rows: Float[Tensor, "n d"], views: Float[Tensor, "n v d"] | None = None
@@ -73,7 +74,7 @@ class ClipClassifier:
         if self.head == "cosine":
             return cosines, cosines
         logits = self.scorer.logit_scale * cosines
-        scores = headed(logits, self.head, self.scorer.logit_bias, labels)
+        scores = apply_head(logits, self.head, self.scorer.logit_bias, labels)
         return scores, cosines[:, :labels]
 
     @property
@@ -86,51 +87,37 @@ class ClipClassifier:
         """What rows call the method."""
         return self.scorer.method
 
-    def because(self, row: Float[Tensor, " d"], label: int, cosine: float) -> tuple[Reason, ...]:
+    def explain(
+        self, row: Float[Tensor, " d"], label: int, cosine: float
+    ) -> tuple[AnchorContribution, ...]:
         """Nothing: there are no anchors."""
         return ()
 
 
-def clip_classifier(
+def load_clip_classifier(
     scorer: ClipScorer,
     labels: Sequence[str],
-    sentences: Sequence[Sequence[str]],
+    prompts: Sequence[Sequence[str]],
+    options: ClassifyOptions,
     cache: EmbeddingCache,
     meter: Meter,
-    *,
-    head: Head | None = None,
-    multi: bool = False,
-    against: Sequence[str] = (),
 ) -> ClipClassifier:
-    """Encode the prompts; options as of `classify.classifier`.
+    """Encode the prompts; see `classifier.load_classifier`.
 
     Raises:
         UserError: a prompt that is too long, or options that do not fit each other.
     """
-    see_to_multi(multi, head, against)
-    each = [*sentences, *([other] for other in against)]
-    flat = [sentence for own in each for sentence in own]
+    negatives = several(options.against)
+    head = options.head
+    check_multilabel(options.multi, head, negatives)
+    groups = [*prompts, *([text] for text in negatives)]
+    flat = [text for group in groups for text in group]
     ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in flat]
     with meter.stage("encoder"):
         rows = cache(scorer.encode_texts, flat, ids=ids, encoder=scorer.name, kind=TEXT_KIND)
-    head = head or own_head(scorer.logit_bias, multi, bool(against))
-    return ClipClassifier(scorer, labels, rows, [len(own) for own in each], head)
-
-
-def classify_clips(
-    sources: Iterable[Source],
-    classifier: ClipClassifier,
-    cache: EmbeddingCache,
-    meter: Meter,
-    *,
-    batch_size: int = AUTO_BATCH,
-    top_k: int = 5,
-    least: float | None = None,
-) -> Iterator[ClassifyResult]:
-    """One result per clip, in order, with the `top_k` best labels, of those from `least` on."""
-    encoder = ScoredClips(classifier.scorer)
-    for batch in embed_pictures(sources, encoder, cache, meter, batch_size):
-        yield from label(batch, classifier, meter, top_k, least=least)
+    default = default_head(scorer.logit_bias, options.multi, bool(negatives))
+    counts = [len(group) for group in groups]
+    return ClipClassifier(scorer, labels, rows, counts, head or default)
 
 
 def settings(classifier: ClipClassifier) -> dict[str, Any]:

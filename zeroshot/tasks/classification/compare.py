@@ -17,7 +17,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods import as_logits
 from zeroshot.tasks.classification.arrays import score_arrays
-from zeroshot.tasks.classification.classifier import Classifier, embedded
+from zeroshot.tasks.classification.classifier import Classifier, embed_batches
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def shared_out(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, di
     return own
 
 
-def compare_pictures(
+def compare_images(
     names: Sequence[str],
     options: Mapping[str, Any],
     make: Callable[[str | None, dict[str, Any]], Classifier],
@@ -86,18 +86,18 @@ def compare_pictures(
     meter: Meter,
     batch_size: int,
 ) -> Iterator[Compared]:
-    """Methods on pictures, encoded once; those that cannot be read are left out.
+    """Methods on images, encoded once; images that cannot be read are skipped.
 
     Raises:
-        UserError: no picture can be read.
+        UserError: no image can be read.
     """
 
     def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:
         ready = make(name, own)
-        batches = list(embedded(sources, ready, cache, meter, batch_size))
+        batches = list(embed_batches(sources, ready, cache, meter, batch_size))
         kept = [(b.rows[b.readable], b.views, b.readable) for b in batches if b.readable]
         if not kept:
-            raise UserError("none of the pictures can be read")
+            raise UserError("none of the images can be read")
         return lambda: torch.cat(
             [ready(rows, None if v is None else v[good])[0] for rows, v, good in kept]
         )

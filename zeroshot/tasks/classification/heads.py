@@ -1,4 +1,4 @@
-"""Scores of labels to results: what a score is, and which labels are told."""
+"""Scores of labels to results: what a score is, and which labels a row has."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
-from zeroshot.results.result import ClassifyResult, Label, Reason
+from zeroshot.inference.prefetch import EmbeddingBatch
+from zeroshot.results.result import AnchorContribution, ClassifyResult, Label
 
 Head = Literal["softmax", "sigmoid", "cosine", "against"]
-"""What a score is. `against` is a label's share of a softmax with what it is weighed against."""
-Believe = Callable[[Tensor], Sequence[bool]]
-"""Of scores `[n c]`: whether each row's best label stands."""
+"""What a score is. `against` is a label's share of a softmax with the negative prompts."""
+Acceptance = Callable[[Tensor], Sequence[bool]]
+"""From scores `[n c]`: whether each row's best label is accepted."""
 
 OF_LABELS = {"shots", "prior", "parents"}
-"""Arrays that say something of each label."""
+"""Arrays with something for each label."""
 
 
 @runtime_checkable
@@ -34,7 +34,7 @@ class Labeller(Protocol):
         """What a score is."""
 
     @property
-    def explained(self) -> int:
+    def num_explanations(self) -> int:
         """Anchors named for the best label."""
 
     @property
@@ -50,23 +50,25 @@ class Labeller(Protocol):
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines."""
 
-    def because(self, row: Float[Tensor, " e"], label: int, cosine: float) -> tuple[Reason, ...]:
-        """The anchors that carried a label."""
+    def explain(
+        self, row: Float[Tensor, " e"], label: int, cosine: float
+    ) -> tuple[AnchorContribution, ...]:
+        """The anchors that contributed most to a label."""
 
 
-def own_head(bias: float | None, multi: bool, against: bool) -> Head:
-    """What scores are where nobody says: see `classifier`."""
-    if against:
+def default_head(bias: float | None, multi: bool, negatives: bool) -> Head:
+    """What scores are by default: see `load_classifier`."""
+    if negatives:
         return "against"
     if bias is not None:
         return "sigmoid"
     return "cosine" if multi else "softmax"
 
 
-def headed(
+def apply_head(
     logits: Float[Tensor, "n a"], head: Head, bias: float | None, labels: int
 ) -> Float[Tensor, "n c"]:
-    """Softmax or sigmoid, or each of the `labels` against all that follows them."""
+    """Softmax or sigmoid, or a softmax of each of the `labels` with all that follows them."""
     if head == "against":
         others = logits[:, labels:].logsumexp(1, keepdim=True)
         return (logits[:, :labels] - others).sigmoid()
@@ -75,15 +77,15 @@ def headed(
     return logits.softmax(1)
 
 
-def see_to_multi(
+def check_multilabel(
     multi: bool,
     head: Head | None,
-    against: Sequence[str],
-    learned: Mapping[str, str] | None = None,
+    negatives: Sequence[str],
+    data: Mapping[str, str] | None = None,
 ) -> None:
-    """Labels that may all hold have no scores that sum to one.
+    """Scores of labels that may all hold do not sum to one.
 
-    `learned` are the arrays that a method learns from, and the option each came by.
+    `data` are the arrays of the method, and the option that each comes from.
 
     Raises:
         UserError: naming the option.
@@ -93,48 +95,48 @@ def see_to_multi(
             "--score softmax shares one among the labels, and with --multi several may hold: take "
             "sigmoid or cosine, or weigh each label with --against"
         )
-    if not against:
+    if not negatives:
         return
     if not multi or head is not None:
         raise UserError("--against weighs each label by itself: give --multi and no --score")
-    more = sorted(flag for name, flag in (learned or {}).items() if name in OF_LABELS)
+    more = sorted(flag for name, flag in (data or {}).items() if name in OF_LABELS)
     if more:
         flags = " and ".join(more)
-        raise UserError(f"--against is no label: leave {flags}, which say something of each label")
+        raise UserError(f"--against is not a label: leave {flags}, which belong to the labels")
 
 
 def label(
-    batch: Embedded,
+    batch: EmbeddingBatch,
     classifier: Labeller,
     meter: Meter,
     top_k: int = 5,
-    believe: Believe | None = None,
-    least: float | None = None,
+    accept: Acceptance | None = None,
+    threshold: float | None = None,
 ) -> Iterator[ClassifyResult]:
-    """The results of one batch; of a transductive method, of all pictures there are.
+    """The results of one batch; of a transductive method, of all images.
 
-    With `least`, a picture without a label that scores so much abstains.
+    With a `threshold`, an image without a label that scores so much abstains.
     """
     used, good = classifier.used, batch.readable
     labels: dict[int, tuple[Label, ...]] = {}
     abstained: dict[int, bool] = {}
-    because: dict[int, tuple[Reason, ...]] = {}
+    explanations: dict[int, tuple[AnchorContribution, ...]] = {}
     with meter.stage("scoring"):
         if good:
             views = None if batch.views is None else batch.views[good]
             scores, cosines = classifier(batch.rows[good], views)
             best = best_labels(classifier.labels, scores, cosines, top_k)
             labels = dict(zip(good, best, strict=True))
-            if least is not None:
-                lowest = float(np.float32(least))  # as scores are, so that one can be named
-                kept = {i: tuple(x for x in own if x.score >= lowest) for i, own in labels.items()}
-                abstained = {i: not own for i, own in kept.items()}
-                labels = kept
-            if believe is not None:
-                abstained = {i: not s for i, s in zip(good, believe(scores), strict=True)}
-            if classifier.explained:
-                because = {
-                    i: classifier.because(batch.rows[i], int(top), best[n][0].cosine)
+            if threshold is not None:
+                lowest = float(np.float32(threshold))  # in the precision of the scores
+                above = {i: tuple(x for x in own if x.score >= lowest) for i, own in labels.items()}
+                abstained = {i: not own for i, own in above.items()}
+                labels = above
+            if accept is not None:
+                abstained = {i: not s for i, s in zip(good, accept(scores), strict=True)}
+            if classifier.num_explanations:
+                explanations = {
+                    i: classifier.explain(batch.rows[i], int(top), best[n][0].cosine)
                     for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
                     if labels[i]
                 }
@@ -148,7 +150,7 @@ def label(
             labels=labels.get(i, ()),
             abstained=abstained.get(i, False),
             scored=classifier.head,
-            because=because.get(i, ()),
+            explanation=explanations.get(i, ()),
         )
 
 

@@ -1,19 +1,22 @@
-"""Pictures and labels, a query image or a sentence to boxes."""
+"""Images to boxes: of labels, of what query images show, or of the phrases of a sentence."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import AUTO_BATCH, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.opened import open_all, open_pictures
+from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods.naclip import NACLIP
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
@@ -24,16 +27,108 @@ from zeroshot.ops import normalize
 from zeroshot.results.regions import DetectResult, Found
 from zeroshot.results.result import Failure
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
+from zeroshot.tasks.localization.detect_options import DetectOptions, Regions
 from zeroshot.tasks.localization.drawing import draw_boxes
 from zeroshot.tasks.localization.image_folder import Gallery
 from zeroshot.tasks.localization.region_detector import Prompts, RegionDetector
-
-__all__ = ["Finder", "by_examples", "by_labels", "by_regions", "by_sentence", "detect"]
+from zeroshot.tasks.task import OpenedTask, Task
 
 QUERY = "query"
-"""What a query image finds is called."""
+"""Label of what one query image finds."""
+THRESHOLDS = {"native": 0.1, "sentence": 0.25, "query": 0.6, "regions": 0.5}
+"""Defaults: labels to a detection model (as in transformers), a sentence to Grounding DINO (as its
+authors), a query image, regions of a dual encoder."""
 
-Regions = Literal["auto", "dense", "windows"]
+
+@dataclass(frozen=True, kw_only=True)
+class Detect(Task[DetectOptions]):
+    """Boxes of labels, of query images, or of the phrases of a sentence."""
+
+    labels: Sequence[str] = ()
+    background: Sequence[str] = ()
+    queries: Sequence[Source] = ()
+
+    schema: ClassVar[str] = DetectResult.schema
+
+    @classmethod
+    def from_options(cls, models: ModelSet, options: DetectOptions) -> "Detect":
+        """See `Task`."""
+        return cls(
+            models=models,
+            options=options,
+            labels=prompts.load_labels(options.labels) if options.labels else (),
+            background=prompts.load_labels(options.background),
+            queries=find(options.query_images).sources,
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Lowest score of a box."""
+        if self.options.threshold is not None:
+            return self.options.threshold
+        if self.options.model is None:
+            return THRESHOLDS["regions"]
+        sentence = self.options.sentence is not None
+        return THRESHOLDS["query" if self.queries else "sentence" if sentence else "native"]
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "DetectRunner":
+        """Load the model and encode what is looked for."""
+        targets = [bool(self.labels), bool(self.queries), self.options.sentence is not None]
+        if sum(targets) != 1:
+            raise UserError("detect looks for labels, query images or a sentence: give one of them")
+        finder, sentences = self._finder(cache, meter)
+        return DetectRunner(
+            task=self, finder=finder, sentences=sentences, cache=cache, batch_size=batch_size
+        )
+
+    def _prompts(self, default: str) -> list[list[str]]:
+        """Of each label, then of the background."""
+        words = [*self.labels, *(self.background if self.options.model is None else ())]
+        return prompts.expand(
+            words, prompts.load_templates(self.options.templates or default, words)
+        )
+
+    def _finder(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
+        """What finds, and the prompts it looks for."""
+        options = self.options
+        if options.model is None:
+            return self._by_regions(cache, meter)
+        detector, cut = self.models.detector(options.model), (self.threshold, options.overlap)
+        if options.sentence is not None:
+            limits = (self.threshold, options.word_threshold)
+            return by_sentence(detector, options.sentence, meter, *limits), []
+        if self.queries:
+            stems = [Path(source.path or QUERY).stem for source in self.queries]
+            names = [QUERY] if len(stems) == 1 else stems
+            return by_examples(detector, self.queries, names, meter, *cut), []
+        sentences = self._prompts(detector.template)
+        return by_labels(detector, self.labels, sentences, meter, *cut), sentences
+
+    def _by_regions(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
+        if not self.labels:
+            raise UserError(
+                "a query image or a sentence needs a detection model: --model "
+                "hf:google/owlv2-base-patch16-ensemble for an image, --model "
+                "hf:IDEA-Research/grounding-dino-tiny for a sentence"
+            )
+        self.models.require(language_model=False)
+        sentences = self._prompts("simple")
+        encoder = self.models.encoder
+        if isinstance(encoder, CoupledEncoder):
+            raise UserError(
+                f"model set '{self.models.name}' has no dual encoder to look at regions with: name "
+                "one by --encoder, or a detection model by --model"
+            )
+        detector = RegionDetector(
+            encoder, _dense(encoder, self.options.regions, self.options.resolution)
+        )
+        rows = embed_texts([text for group in sentences for text in group], encoder, cache, meter)
+        means = [group.mean(0) for group in torch.split(rows, [len(group) for group in sentences])]
+        encoded = Prompts(normalize(torch.stack(means)), len(self.labels))
+        cut = (self.threshold, self.options.overlap)
+        return _finder(detector, "regions", self.labels, encoded, *cut), sentences
 
 
 @dataclass(frozen=True)
@@ -53,7 +148,6 @@ def by_labels(
     labels: Sequence[str],
     sentences: Sequence[Sequence[str]],
     meter: Meter,
-    *,
     threshold: float,
     overlap: float,
 ) -> Finder:
@@ -75,7 +169,6 @@ def by_examples(
     examples: Sequence[Source],
     names: Sequence[str],
     meter: Meter,
-    *,
     threshold: float,
     overlap: float,
 ) -> Finder:
@@ -86,7 +179,7 @@ def by_examples(
 
 
 def by_sentence(
-    detector: Detector, sentence: str, meter: Meter, *, threshold: float, word_threshold: float
+    detector: Detector, sentence: str, meter: Meter, threshold: float, word_threshold: float
 ) -> Finder:
     """A detection model that looks for what a sentence speaks of; labels are its words."""
     if not isinstance(detector, Grounder):
@@ -106,38 +199,6 @@ def by_sentence(
         ]
 
     return Finder(detector.name, "native", (), find)
-
-
-def by_regions(
-    models: ModelSet,
-    labels: Sequence[str],
-    sentences: Sequence[Sequence[str]],
-    cache: EmbeddingCache,
-    meter: Meter,
-    *,
-    regions: Regions = "auto",
-    resolution: int = 0,
-    threshold: float,
-    overlap: float,
-) -> Finder:
-    """The set's dual encoder, which labels regions of pictures; prompts come from the cache.
-
-    `sentences` are those of the labels, and after them of what is none.
-
-    UserError for an encoder that cannot propose them by its patches, where these are asked for.
-    """
-    encoder = models.encoder
-    if isinstance(encoder, CoupledEncoder):
-        raise UserError(
-            f"model set '{models.name}' has no dual encoder to look at regions with: name one by "
-            "--encoder, or a detection model by --model"
-        )
-    flat = [sentence for group in sentences for sentence in group]
-    counts = [len(group) for group in sentences]
-    rows = torch.split(embed_texts(flat, encoder, cache, meter), counts)
-    prompts = Prompts(normalize(torch.stack([group.mean(0) for group in rows])), len(labels))
-    detector = RegionDetector(encoder, _dense(encoder, regions, resolution))
-    return _finder(detector, "regions", labels, prompts, threshold, overlap)
 
 
 def _dense(encoder: DualEncoder, regions: Regions, resolution: int) -> DenseSegmenter | None:
@@ -181,33 +242,57 @@ def _box(row: Float[Tensor, " 4"]) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def detect(
-    sources: Iterable[Source],
-    finder: Finder,
-    meter: Meter,
-    drawn: Gallery | None = None,
-    *,
-    batch_size: int = AUTO_BATCH,
-) -> Iterator[DetectResult]:
-    """One result per picture, in order; pictures are drawn as their rows come."""
-    for batch in open_pictures(sources, meter, batch_size):
-        pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
-        with meter.stage("encoder"):
-            found = [
-                one
-                for _, part in in_batches(
-                    lambda some: finder.find([p.image for p in some]), pictures, len(pictures)
-                )
-                for one in part
-            ]
-        waiting = iter(found)
-        for source, picture in batch:
-            if isinstance(picture, Failure):
-                yield DetectResult(source=source, id=None, error=picture)
-                continue
-            with meter.stage("scoring"):
-                result = _result(source, picture, next(waiting), finder, drawn)
-            yield result
+@dataclass(frozen=True, kw_only=True)
+class DetectRunner(OpenedTask[Detect]):
+    """A model with what it looks for."""
+
+    finder: Finder
+    sentences: Sequence[Sequence[str]]
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        task, options = self.task, self.task.options
+        found: dict[str, Any] = {
+            "models": {"detector": self.finder.name},
+            "method": self.finder.method,
+            "threshold": task.threshold,
+            "overlap": options.overlap,
+            "files": bool(options.draw),
+        }
+        if task.labels:
+            found |= {"labels": list(task.labels), "prompts": prompts.fingerprint(self.sentences)}
+        if task.queries:
+            found["queries"] = [source.path for source in task.queries]
+        if options.sentence is not None:
+            found["word_threshold"] = options.word_threshold
+        if options.model is None:
+            found["background"] = list(task.background)
+            found |= {"regions": options.regions, "resolution": options.resolution}
+        return found
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[DetectResult]:
+        """One result per image, in order; boxes are drawn as the rows come."""
+        options, finder = self.task.options, self.finder
+        folder = None if options.draw is None else Path(options.draw).absolute()
+        drawn = None if folder is None else Gallery(folder, options.overwrite)
+        for batch in open_pictures(sources, meter, self.batch_size):
+            pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
+            with meter.stage("encoder"):
+                found = [
+                    one
+                    for _, part in batched_with_oom_retry(
+                        lambda some: finder.find([p.image for p in some]), pictures, len(pictures)
+                    )
+                    for one in part
+                ]
+            waiting = iter(found)
+            for source, picture in batch:
+                if isinstance(picture, Failure):
+                    yield DetectResult(source=source, id=None, error=picture)
+                    continue
+                with meter.stage("scoring"):
+                    result = _result(source, picture, next(waiting), finder, drawn)
+                yield result
 
 
 def _result(

@@ -1,20 +1,21 @@
-"""Pictures and labels to a label for each pixel."""
+"""Images and labels to a label for each pixel."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot import methods
+from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import Labelled
+from zeroshot.datasets.labels import Labelled, read_labelled
 from zeroshot.errors import UserError
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.opened import open_all, open_pictures
@@ -29,8 +30,8 @@ from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 from zeroshot.tasks.localization.drawing import draw_regions, palette_png
 from zeroshot.tasks.localization.image_folder import Gallery
 from zeroshot.tasks.localization.label_maps import LabelMap, label_map
-
-__all__ = ["Outputs", "Prompted", "dense_segmenter", "prompted", "segment", "settings"]
+from zeroshot.tasks.localization.segment_options import SegmentOptions
+from zeroshot.tasks.task import OpenedTask, Task
 
 MOST_LABELS = 255
 """What a PNG with a palette has room for beside the background."""
@@ -50,10 +51,104 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where pictures go, where they go anywhere."""
+    """Where images are written, if anywhere."""
 
     masks: Gallery | None = None
     drawn: Gallery | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Task[SegmentOptions]):
+    """A label for each pixel."""
+
+    labels: Sequence[str]
+    prompts: Sequence[Sequence[str]]
+    """Of each label."""
+    background: Sequence[Sequence[str]] = ()
+    """Prompts of each thing that is none of the labels."""
+    examples: Labelled | None = None
+
+    schema: ClassVar[str] = SegmentResult.schema
+
+    @classmethod
+    def from_options(cls, models: ModelSet, options: SegmentOptions) -> "Segment":
+        """See `Task`."""
+        if not options.labels:
+            raise UserError("segment needs --labels: cat,dog,sky, or a .txt or .json file")
+        labels = prompts.load_labels(options.labels)
+        others = prompts.load_labels(options.background) if options.background else ()
+        default = "simple" if options.model is None else "a photo of a {}"
+        templates = prompts.load_templates(options.templates or default, [*labels, *others])
+        examples = options.examples
+        return cls(
+            models=models,
+            options=options,
+            labels=labels,
+            prompts=prompts.expand(labels, templates),
+            background=prompts.expand(others, templates),
+            examples=None if examples is None else read_labelled(Path(examples), labels),
+        )
+
+    def open(
+        self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
+    ) -> "SegmentRunner":
+        """Load the model and encode the prompts."""
+        ready = prompted(
+            self._segmenter(),
+            self.labels,
+            self.prompts,
+            self.background,
+            cache,
+            meter,
+            examples=self.examples,
+            mix=self.options.mix,
+            threshold=self.options.threshold,
+        )
+        return SegmentRunner(task=self, ready=ready, cache=cache, batch_size=batch_size)
+
+    def _segmenter(self) -> Segmenter:
+        given = self.options
+        if given.model is None:
+            self.models.require(language_model=False)
+            own = dict(given.options)
+            return dense_segmenter(self.models, given.method, own, given.resolution, given.window)
+        if given.method or given.options or given.resolution or given.window is not None:
+            raise UserError(
+                "a segmentation model (--model) takes no --method, -o, --resolution or --window: "
+                "these are for a dual encoder"
+            )
+        return self.models.segmenter(given.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRunner(OpenedTask[Segment]):
+    """A segmenter with its prompts."""
+
+    ready: Prompted
+
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        task, options = self.task, self.task.options
+        found = settings(self.ready) | {"prompts": prompts.fingerprint(task.prompts)}
+        found["labels"] = list(task.labels)
+        found["files"] = [bool(options.masks), bool(options.draw)]
+        if task.background:
+            found["background"] = prompts.fingerprint(task.background)
+        if task.examples is not None:
+            pairs = zip(task.examples.sources, task.examples.classes, strict=True)
+            found["examples"] = [[source.path, place] for source, place in pairs]
+            found["mix"] = options.mix
+        return found
+
+    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[SegmentResult]:
+        """One result per image, in order; files are written as their rows come."""
+        outputs = Outputs(
+            self._folder(self.task.options.masks), self._folder(self.task.options.draw)
+        )
+        return segment(sources, self.ready, meter, outputs, batch_size=self.batch_size)
+
+    def _folder(self, path: str | Path | None) -> Gallery | None:
+        return None if path is None else Gallery(Path(path).absolute(), self.task.options.overwrite)
 
 
 def dense_segmenter(
@@ -104,11 +199,11 @@ def prompted(
     groups = [*sentences, *background]
     flat = [sentence for group in groups for sentence in group]
     rows = torch.split(_rows(segmenter, flat, cache, meter), [len(group) for group in groups])
-    prompts = torch.stack([group.mean(0) for group in rows])
+    means = torch.stack([group.mean(0) for group in rows])
     if examples is not None:
-        prompts = _mixed(prompts, segmenter, examples, mix, meter)
+        means = _mixed(means, segmenter, examples, mix, meter)
     own = 0.5 if segmenter.head == "sigmoid" else 0.0
-    return Prompted(segmenter, labels, prompts, own if threshold is None else threshold)
+    return Prompted(segmenter, labels, means, own if threshold is None else threshold)
 
 
 def _rows(
@@ -164,7 +259,7 @@ def segment(
         with meter.stage("encoder"):
             maps = [
                 found
-                for _, part in in_batches(
+                for _, part in batched_with_oom_retry(
                     lambda some: ready.segmenter.maps([p.image for p in some], ready.prompts),
                     pictures,
                     len(pictures),

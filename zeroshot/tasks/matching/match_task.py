@@ -1,7 +1,8 @@
-"""Pictures and texts to how well they fit, as a job."""
+"""Images and texts to scores of how well they fit, as a task."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from zeroshot import prompts
@@ -12,78 +13,87 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import PairScorer
 from zeroshot.results.text import MatchResult
-from zeroshot.tasks.matching import scoring as task
-from zeroshot.tasks.matching.scoring import Matching, Score
-from zeroshot.tasks.matching.thresholds import Thresholds
+from zeroshot.tasks.matching import scoring
+from zeroshot.tasks.matching.match_options import MatchOptions
+from zeroshot.tasks.matching.scoring import Matching
+from zeroshot.tasks.matching.thresholds import Thresholds, read_thresholds
+from zeroshot.tasks.options import several
+from zeroshot.tasks.task import OpenedTask, Task
 
 
-@dataclass(frozen=True)
-class MatchJob:
-    """Scores of the texts that are given, or that come with the pictures."""
+@dataclass(frozen=True, kw_only=True)
+class Match(Task[MatchOptions]):
+    """Scores of given texts, or of the captions that come with the images."""
 
-    models: ModelSet
-    model: str | None = None
-    """A model with a head that reads picture and text together; without one, the set's encoder."""
-    texts: Sequence[str] = ()
-    against: Sequence[str] = ()
     thresholds: Thresholds | None = None
-    score: Score = "cosine"
-    """Of an encoder."""
     captions: str | None = None
-    """Fingerprint of the captions that come with the pictures: others are another run."""
+    """Fingerprint of the captions that come with the images: other captions are another run."""
 
     schema: ClassVar[str] = MatchResult.schema
 
-    def on(self, device: str) -> "MatchJob":
-        """The same job on another device."""
-        return replace(self, models=replace(self.models, device=device))
+    @classmethod
+    def from_options(
+        cls, models: ModelSet, options: MatchOptions, captions: str | None = None
+    ) -> "Match":
+        """See `Task`."""
+        given = options.thresholds
+        thresholds = read_thresholds(Path(given)) if isinstance(given, str | Path) else given
+        return cls(models=models, options=options, thresholds=thresholds, captions=captions)
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Texts that share a softmax with each text."""
+        return several(self.options.against)
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
-    ) -> "MatchWorker":
+    ) -> "MatchRunner":
         """Load what scores."""
-        matching = Matching(tuple(self.texts), tuple(self.against), score=self.score)
-        if self.model is None:
+        matching = Matching(several(self.options.texts), self.negatives, score=self.options.score)
+        if self.options.model is None:
             self.models.require(language_model=False)
-            scored = task.scored_by(self.models.encoder, matching)
+            scored = scoring.scored_by(self.models.encoder, matching)
             scorer, names = None, canonical_names(self.models.encoder)
         else:
-            task.refuse_against(matching)
-            scorer = self.models.pair_scorer(self.model)
+            scoring.check_head(matching)
+            scorer = self.models.pair_scorer(self.options.model)
             names, scored = {"scorer": scorer.name}, scorer.scored
-        made_with = task.made_with(names, scored, self.against)
-        matching = task.with_thresholds(matching, self.thresholds, made_with)
-        return MatchWorker(self, scorer, matching, made_with, cache, batch_size)
+        made_with = scoring.made_with(names, scored, self.negatives)
+        return MatchRunner(
+            task=self,
+            scorer=scorer,
+            matching=scoring.with_thresholds(matching, self.thresholds, made_with),
+            made_with=made_with,
+            cache=cache,
+            batch_size=batch_size,
+        )
 
 
-@dataclass(frozen=True)
-class MatchWorker:
+@dataclass(frozen=True, kw_only=True)
+class MatchRunner(OpenedTask[Match]):
     """A scorer with its model."""
 
-    job: MatchJob
     scorer: PairScorer | None
     matching: Matching
     made_with: str
-    """What the scores are, as thresholds remember it."""
-    cache: EmbeddingCache
-    batch_size: int
+    """What the scores are; thresholds record it."""
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the scores."""
-        job = self.job
-        told: dict[str, Any] = {"scores": self.made_with}
-        if job.texts:
-            told["texts"] = prompts.fingerprint([list(job.texts)])
-        if job.captions is not None:
-            told["captions"] = job.captions
-        if job.thresholds is not None:
-            cuts = {"labels": list(job.thresholds.labels), "cuts": list(job.thresholds.cuts)}
-            told["thresholds"] = cuts
-        return told
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        task, found = self.task, {"scores": self.made_with}
+        more: dict[str, Any] = {}
+        if self.matching.texts:
+            more["texts"] = prompts.fingerprint([list(self.matching.texts)])
+        if task.captions is not None:
+            more["captions"] = task.captions
+        if task.thresholds is not None:
+            cuts, labels = list(task.thresholds.cuts), list(task.thresholds.labels)
+            more["thresholds"] = {"labels": labels, "cuts": cuts}
+        return found | more
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[MatchResult]:
-        """One result per picture, in order."""
+        """One result per image, in order."""
         how = (self.matching, self.cache, meter, self.batch_size)
         if self.scorer is None:
-            return task.by_encoder(sources, self.job.models.encoder, *how)
-        return task.by_head(sources, self.scorer, *how)
+            return scoring.by_encoder(sources, self.task.models.encoder, *how)
+        return scoring.by_head(sources, self.scorer, *how)

@@ -9,7 +9,7 @@ arXiv:2203.07190, do visual entailment so).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,23 +18,24 @@ from torch import Tensor
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.reading import VERSION, read
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.decoded_images import Opened, open_pictures
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     embed_pictures,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
-    text_side,
+    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.models.base import DualEncoder, Image, PairScorer
 from zeroshot.results.result import Failure
 from zeroshot.results.text import Fit, MatchResult
+from zeroshot.tasks.matching.match_options import Score
 from zeroshot.tasks.matching.thresholds import Thresholds
 
 __all__ = ["Matching", "by_encoder", "by_head", "texts_of"]
@@ -42,9 +43,6 @@ __all__ = ["Matching", "by_encoder", "by_head", "texts_of"]
 PAIR_KIND = f"pair/{VERSION}"
 SECOND = "second"
 """The field of a source that names the other picture its texts speak of."""
-
-
-Score = Literal["cosine", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -87,13 +85,13 @@ def by_encoder(
     """
     scored, used = scored_by(encoder, matching), canonical_names(encoder)
     other = matching.against
-    if other and (failure := _wrong(text_side(encoder), other)) is not None:
+    if other and (failure := _wrong(text_encoder_of(encoder), other)) is not None:
         raise UserError(f"--against: {failure.message}")
     against = _rows(encoder, other, cache, meter) if other else None
-    for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
+    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
         asked = [texts_of(source, matching) for source in batch.sources]
         failures = [
-            failure or _wrong(text_side(encoder), texts)
+            failure or _wrong(text_encoder_of(encoder), texts)
             for failure, texts in zip(batch.failures, asked, strict=True)
         ]
         good = [i for i, failure in enumerate(failures) if failure is None]
@@ -200,7 +198,7 @@ def _rows(
 ) -> Float[Tensor, "n m"]:
     if not texts:
         return torch.zeros(0, 0)
-    return join_texts(encoder, embed_texts(texts, text_side(encoder), cache, meter))
+    return join_texts(encoder, embed_texts(texts, text_encoder_of(encoder), cache, meter))
 
 
 def _wrong(reader: Any, texts: Sequence[str]) -> Failure | None:
@@ -253,7 +251,7 @@ def _headed(
         return scorer.score_pairs(pictures, [pairs[i][1] for i in places])
 
     with meter.stage("encoder"):
-        for places, fresh in in_batches(work, missing, batch_size):
+        for places, fresh in batched_with_oom_retry(work, missing, batch_size):
             cache.put(scorer.name, PAIR_KIND, [keys[i] for i in places], fresh)
             scores |= dict(zip(places, fresh, strict=True))
     meter.texts_encoded += len(missing)
@@ -267,8 +265,8 @@ def _fit(matching: Matching, scorer: PairScorer, text: str, row: Tensor) -> Fit:
     return matching.fit(text, values[scorer.positive], several)
 
 
-def refuse_against(matching: Matching) -> None:
-    """UserError where a head is to weigh texts against others, or to score by a sigmoid."""
+def check_head(matching: Matching) -> None:
+    """UserError for options that a head does not have: negative prompts, a sigmoid."""
     if matching.score != "cosine":
         raise UserError("--score is for encoders; a head (--model) has a score of its own")
     if matching.against:

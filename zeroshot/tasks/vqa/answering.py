@@ -11,21 +11,21 @@ from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.inference.batching import in_batches
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.decoded_images import Opened, open_pictures
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     embed_pictures,
     embed_texts,
-    image_side,
+    image_encoder_of,
     join_images,
     join_texts,
-    ragged,
-    text_side,
+    pad_prompts,
+    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import Embedded
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.models.base import (
     Answer,
@@ -39,7 +39,8 @@ from zeroshot.models.base import (
 from zeroshot.prompts import expand, load_templates
 from zeroshot.results.result import Failure
 from zeroshot.results.text import Asked, AskResult
-from zeroshot.tasks.vqa.statements import PRESENT, Question, covered, parse, statements
+from zeroshot.tasks.vqa.ask_options import PRESENT
+from zeroshot.tasks.vqa.statements import Question, covered, parse, statements
 
 __all__ = ["ByMatching", "Questions", "by_matching", "by_model", "by_regions", "matching"]
 
@@ -130,7 +131,9 @@ def _each(
         meter.failed += len(batch.images) - len(good)
         pairs = [(look.seen(batch, i), question) for i in good for question in asked[i]]
         with meter.stage(look.stage):
-            answers = iter([a for _, said in in_batches(work, pairs, batch_size) for a in said])
+            answers = iter(
+                [a for _, said in batched_with_oom_retry(work, pairs, batch_size) for a in said]
+            )
         said = {i: tuple(Asked(q, next(answers)) for q in asked[i]) for i in good}
         for i, source in enumerate(batch.sources):
             yield AskResult(
@@ -200,7 +203,7 @@ def by_matching(
     """
     encoder, used = ready.encoder, canonical_names(ready.encoder)
     known: dict[str, tuple[Question, Mapping[str, Tensor]]] = {}
-    for batch in embed_pictures(sources, image_side(encoder), cache, meter, batch_size):
+    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
         asked = [tuple(questions(source)) for source in batch.sources]
         for text in {text for texts in asked for text in texts} - known.keys():
             known[text] = _prepared(parse(text), ready, cache, meter)
@@ -238,7 +241,7 @@ def _prepared(
 
 
 def _answered(
-    batch: Embedded,
+    batch: EmbeddingBatch,
     asked: Sequence[tuple[str, ...]],
     ready: ByMatching,
     known: Mapping[str, tuple[Question, Mapping[str, Tensor]]],
@@ -295,9 +298,9 @@ def _means(
     UserError for a sentence that is longer than the encoder reads.
     """
     flat = [sentence for group in sentences for sentence in group]
-    _refuse_long(flat, text_side(encoder))
-    rows = join_texts(encoder, embed_texts(flat, text_side(encoder), cache, meter))
-    block, mask = ragged(rows, [len(group) for group in sentences])
+    _refuse_long(flat, text_encoder_of(encoder))
+    rows = join_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
+    block, mask = pad_prompts(rows, [len(group) for group in sentences])
     mean = block.sum(1) / mask.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=1)
 

@@ -1,7 +1,7 @@
-"""Pictures and questions to answers, as a job."""
+"""Images and questions to answers, as a task."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,111 +15,120 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import Answerer, RegionAnswerer, Regions
 from zeroshot.results.text import AskResult
-from zeroshot.tasks.vqa import answering as task
+from zeroshot.tasks.options import several
+from zeroshot.tasks.task import OpenedTask, Task
+from zeroshot.tasks.vqa import answering
 from zeroshot.tasks.vqa.answering import ByMatching
-from zeroshot.tasks.vqa.statements import PRESENT
+from zeroshot.tasks.vqa.ask_options import AskOptions
+
+Questions = str | Sequence[str] | Mapping[str, Sequence[str]]
+"""About every image, or by path."""
 
 
-@dataclass(frozen=True)
-class AskJob:
-    """Answers to the same questions about every picture, or to each picture's own."""
+@dataclass(frozen=True, kw_only=True)
+class Ask(Task[AskOptions]):
+    """Answers to the same questions about every image, or to each image's own questions."""
 
-    models: ModelSet
-    questions: Sequence[str] | Mapping[str, Sequence[str]]
-    """For every picture, or by path."""
-    model: str | None = None
-    """A model that answers; without one the set's encoder answers by matching."""
-    top_k: int = 1
+    questions: Sequence[str] | Mapping[str, Sequence[str]] = ()
     answers: Sequence[str] = ()
-    """To choose from, by matching; of a model that reads regions, the names of its outputs."""
     among: Sequence[str] = ()
-    """Names of what may be in the pictures, by matching."""
-    present: float = PRESENT
-    regions: Path | None = None
-    """What a detector saw, for a model that reads regions."""
 
     schema: ClassVar[str] = AskResult.schema
 
-    def on(self, device: str) -> "AskJob":
-        """The same job on another device."""
-        return replace(self, models=replace(self.models, device=device))
+    @classmethod
+    def from_options(
+        cls, models: ModelSet, options: AskOptions, questions: Questions = ()
+    ) -> "Ask":
+        """See `Task`."""
+        return cls(
+            models=models,
+            options=options,
+            questions=questions if isinstance(questions, Mapping) else several(questions),
+            answers=prompts.load_labels(options.answers) if options.answers else (),
+            among=prompts.load_labels(options.among) if options.among else (),
+        )
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
-    ) -> "AskWorker":
+    ) -> "AskRunner":
         """Load what answers, and read the regions."""
         if not self.questions:
             raise UserError("there is no question")
-        if self.model is None:
-            if self.regions is not None:
+        ready, regions = self._answerer(cache, meter)
+        return AskRunner(
+            task=self, ready=ready, regions=regions, cache=cache, batch_size=batch_size
+        )
+
+    def _answerer(
+        self, cache: EmbeddingCache, meter: Meter
+    ) -> tuple[Answerer | RegionAnswerer | ByMatching, Mapping[str, Regions]]:
+        model, file = self.options.model, self.options.regions
+        if model is None:
+            if file is not None:
                 raise UserError("--regions are read by LXMERT and VisualBERT; name one (--model)")
             self.models.require(language_model=False)
-            ready = task.matching(
+            ready = answering.matching(
                 self.models.encoder,
                 cache,
                 meter,
                 answers=self.answers,
                 among=self.among,
-                present=self.present,
+                present=self.options.present,
             )
-            return AskWorker(self, ready, {}, cache, batch_size)
+            return ready, {}
         if self.among:
             raise UserError("--among is for answers by matching; a model (--model) needs none")
-        if self.regions is None:
+        if file is None:
             if self.answers:
                 raise UserError(
-                    "--answers are chosen from by matching, or name the outputs of a model that "
-                    "reads regions; a model that reads pixels says its own"
+                    "--answers are for matching, or name the outputs of a model that reads "
+                    "regions; a model that reads pixels has answers of its own"
                 )
-            return AskWorker(self, self.models.answerer(self.model), {}, cache, batch_size)
-        reader = self.models.region_answerer(self.model, self.answers or None)
-        regions = read_regions(self.regions, reader.width, reader.boxed)
-        return AskWorker(self, reader, regions, cache, batch_size)
+            return self.models.answerer(model), {}
+        reader = self.models.region_answerer(model, self.answers or None)
+        return reader, read_regions(Path(file), reader.width, reader.boxed)
 
 
-@dataclass(frozen=True)
-class AskWorker:
+@dataclass(frozen=True, kw_only=True)
+class AskRunner(OpenedTask[Ask]):
     """What answers, with its models."""
 
-    job: AskJob
     ready: Answerer | RegionAnswerer | ByMatching
     regions: Mapping[str, Regions]
-    cache: EmbeddingCache
-    batch_size: int
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the answers."""
-        job, asked = self.job, self.job.questions
-        each = asked.items() if isinstance(asked, Mapping) else [("", asked)]
-        told: dict[str, Any] = {
+    def resolved(self) -> dict[str, Any]:
+        """See `OpenedTask`."""
+        task, options, given = self.task, self.task.options, self.task.questions
+        each = given.items() if isinstance(given, Mapping) else [("", given)]
+        found: dict[str, Any] = {
             "questions": prompts.fingerprint([[path, *texts] for path, texts in each]),
-            "top_k": job.top_k,
+            "top_k": options.top_k,
         }
         if isinstance(self.ready, ByMatching):
-            told["models"] = canonical_names(self.ready.encoder)
-            told |= {"answers": list(job.answers), "among": list(job.among)}
-            told |= {"present": job.present} if job.among else {}
+            found["models"] = canonical_names(self.ready.encoder)
+            found |= {"answers": list(task.answers), "among": list(task.among)}
+            found |= {"present": options.present} if task.among else {}
         else:
-            told["models"] = {"answerer": self.ready.name}
-            told |= {"answers": list(job.answers)} if job.answers else {}
-            told |= {"regions": hash_file(job.regions)} if job.regions else {}
-        return told
+            found["models"] = {"answerer": self.ready.name}
+            found |= {"answers": list(task.answers)} if task.answers else {}
+            found |= {"regions": hash_file(options.regions)} if options.regions else {}
+        return found
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[AskResult]:
-        """One result per picture, in order."""
-        size, top_k, ready = self.batch_size, self.job.top_k, self.ready
+        """One result per image, in order."""
+        size, top_k, ready = self.batch_size, self.task.options.top_k, self.ready
         if isinstance(ready, ByMatching):
-            return task.by_matching(
-                sources, ready, self._asked, self.cache, meter, batch_size=size, top_k=top_k
+            return answering.by_matching(
+                sources, ready, self._questions, self.cache, meter, batch_size=size, top_k=top_k
             )
         if isinstance(ready, RegionAnswerer):
-            return task.by_regions(
-                sources, ready, self.regions, self._asked, meter, batch_size=size, top_k=top_k
+            return answering.by_regions(
+                sources, ready, self.regions, self._questions, meter, batch_size=size, top_k=top_k
             )
-        return task.by_model(sources, ready, self._asked, meter, batch_size=size, top_k=top_k)
+        return answering.by_model(
+            sources, ready, self._questions, meter, batch_size=size, top_k=top_k
+        )
 
-    def _asked(self, source: Source) -> Sequence[str]:
-        questions = self.job.questions
-        if isinstance(questions, Mapping):
-            return questions.get(source.path or "", ())
-        return questions
+    def _questions(self, source: Source) -> Sequence[str]:
+        given = self.task.questions
+        return given.get(source.path or "", ()) if isinstance(given, Mapping) else given

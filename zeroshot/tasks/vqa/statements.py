@@ -22,10 +22,8 @@ from typing import Literal
 
 from zeroshot.errors import UserError
 
-__all__ = ["COUNTS", "PRESENT", "Question", "covered", "parse", "statements"]
+__all__ = ["COUNTS", "Question", "covered", "parse", "statements"]
 
-PRESENT = 0.1
-"""A picture shows few of many names, so that one which is there has a good part of the softmax."""
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 Form = Literal["there", "count", "open"]

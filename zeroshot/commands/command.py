@@ -1,0 +1,120 @@
+"""Commands from options: each field of an options dataclass becomes a flag of the command line.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from zeroshot.commands.common_options import CommonOptions
+from zeroshot.tasks.options import default_of, option_of
+
+PANELS = {
+    "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
+    "engine",
+    "Inputs": "limit image_column caption_column label_column image_root allow_private_urls "
+    "url_timeout url_max_mb",
+    "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
+}
+"""Headings of `--help` for what many commands share; a command's own options come first."""
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
+
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders (with all below), globs, URLs, .tar files, tables (.csv, .tsv, "
+        ".jsonl, .parquet), s3:// and the like, hf-dataset:NAME:SPLIT, or - for names on standard "
+        "input."
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", envvar="ZEROSHOT_JSON", help="JSON lines on standard output."),
+]
+Videos = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders (with all below), globs, URLs, .tar files, tables, or - for names."
+    ),
+]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are options dataclasses become the flags of their fields.
+
+    The parameter `run`, a `CommonOptions`, comes last in `--help`, and gives the other dataclasses
+    what they share with it: images are listed by its input options.
+    """
+    own: list[inspect.Parameter] = []
+    last: list[inspect.Parameter] = []
+    kinds: dict[str, type[Any]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = parameter.annotation
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            kinds[name] = kind
+            common = issubclass(kind, CommonOptions)
+            (last if common else own).extend(flags(kind))
+        else:
+            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    names = {parameter.name for parameter in last}
+    own = [parameter for parameter in own if parameter.name not in names]
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        built = {name: build(kind, given) for name, kind in kinds.items()}
+        for kind in kinds.values():
+            for field in dataclasses.fields(kind):
+                given.pop(field.name, None)
+        run = next((x for x in built.values() if isinstance(x, CommonOptions)), None)
+        if run is not None:
+            built = {n: x if x is run else run.complete(x) for n, x in built.items()}
+        function(**given, **built)
+
+    call.__signature__ = inspect.Signature([*own, *last])  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (*own, *last)}
+    return call
+
+
+def flags(kind: Any) -> list[inspect.Parameter]:
+    """A typer parameter for each field that the command line offers."""
+    found = []
+    for field in dataclasses.fields(kind):
+        known = option_of(field)
+        if not known.on_command_line:
+            continue
+        info = typer.Option(
+            *(known.flags or (f"--{field.name.replace('_', '-')}",)),
+            envvar=f"ZEROSHOT_{known.env}" if known.env else None,
+            help=known.help,
+            min=known.min,
+            max=known.max,
+            metavar=known.metavar,
+            parser=known.parser,
+            hidden=known.hidden,
+            rich_help_panel=PANEL_OF.get(field.name) if issubclass(kind, CommonOptions) else None,
+        )
+        typed = field.type if known.typed is None else known.typed | None
+        found.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default_of(field) if known.typed is None else None,
+                annotation=Annotated[typed, info],
+            )
+        )
+    return found
+
+
+def build(kind: type[Any], given: dict[str, Any]) -> Any:
+    """The options that the command line gave; its None stands for a field's default."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        known, value = option_of(field), given.get(field.name)
+        if known.on_command_line and value is not None:
+            values[field.name] = known.convert(value) if known.convert else value
+    return kind(**values)

@@ -1,0 +1,269 @@
+"""The options that all commands on images share, and what follows from them: models, inputs.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from zeroshot.errors import UserError
+from zeroshot.tasks.options import option, option_of
+
+if TYPE_CHECKING:
+    from zeroshot.cache.embedding_cache import EmbeddingCache
+    from zeroshot.inputs.resolve import Named
+    from zeroshot.inputs.source import Source
+    from zeroshot.inputs.tables import Options
+    from zeroshot.model_set.model_set import ModelSet
+
+
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""As `inputs.source.SCHEME`, which is not imported for this."""
+FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|npz|npy|safetensors|toml|html?)", re.IGNORECASE)
+"""Suffixes of a single file."""
+
+
+class FolderPath(type(Path())):  # type: ignore[misc]
+    """A path that was given with a slash at its end."""
+
+
+class RemotePath(FolderPath):
+    """What --out names with a scheme: no path of this machine, and nobody may take it for one."""
+
+    address = ""
+
+    def __str__(self) -> str:
+        return self.address
+
+    def check(self, allowed: bool, offline: bool) -> None:
+        """UserError unless it is a folder of a store, for a command that may write there."""
+        if not allowed:
+            raise UserError(f"--out {self.address}: this command writes to local paths only")
+        if FILE.fullmatch(self.suffix) and not self.address.endswith("/"):
+            raise UserError(
+                f"--out {self.address}: an object store takes a folder of shards, since nothing "
+                f"can be added to a file there; --out {self.address.removesuffix(self.suffix)}/"
+            )
+        from zeroshot.output.object_store import Bucket
+
+        if Bucket(self.address).shared and offline:
+            raise UserError(f"--out {self.address}: --offline forbids the network")
+
+    def __fspath__(self) -> str:
+        raise UserError(f"--out {self.address}: only a local path can be written here")
+
+
+def out_path(given: str) -> Path:
+    """The path; a `FolderPath` where a slash says so, a `RemotePath` where a scheme does."""
+    if not SCHEME.match(given):
+        return FolderPath(given) if given.endswith(("/", os.sep)) else Path(given)
+    remote = RemotePath(given)
+    remote.address = given
+    return remote
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonOptions:
+    """Models, inputs, output, and how much is printed."""
+
+    modality: ClassVar[Literal["image", "video"]] = "image"
+    """What the command works on."""
+
+    models: str = option(
+        "base",
+        "Model set: pocket, base, fast, best, or a directory with a models.toml.",
+        env="MODELS",
+    )
+    encoder: str | None = option(
+        None,
+        "Replace the set's encoder: open_clip:ViT-B-32/openai, hf:./directory; 'coupled' "
+        "is the set's own coupled pair of encoders.",
+        env="ENCODER",
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", env="DEVICE")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
+        "auto", "Precision of the models; scores are always fp32.", env="PRECISION"
+    )
+    batch_size: str = option(
+        "auto", "Images per batch; halved when memory runs out.", env="BATCH_SIZE"
+    )
+    exact: bool = option(
+        True,
+        "Preprocess as the model's own library does, or faster and slightly different.",
+        "--exact/--fast",
+        env="EXACT",
+    )
+    out: Path | None = option(
+        None,
+        "Write rows to a file: .jsonl, .csv, .parquet or .txt; or in shards to a folder, also "
+        "s3://bucket/folder/ and the like.",
+        env="OUT",
+        metavar="PATH",
+        parser=out_path,
+    )
+    json: bool = option(False, "JSON lines on standard output.", env="JSON")
+    overwrite: bool = option(
+        False,
+        "Start --out again, or continue where it stops.",
+        "--overwrite/--resume",
+        env="OVERWRITE",
+    )
+    retry_failed: bool = option(False, "Try failed rows of --out again.", env="RETRY_FAILED")
+    limit: int | None = option(None, "Stop after this many images.", env="LIMIT", min=1)
+    cache: bool = option(True, "Keep and reuse embeddings.", "--cache/--no-cache", env="USE_CACHE")
+    offline: bool = option(False, "Never use the network.", env="OFFLINE")
+    image_column: str | None = option(
+        None,
+        "A table's column of paths, URLs or bytes; default: the first with a known name.",
+        env="IMAGE_COLUMN",
+    )
+    caption_column: str | None = option(None, "A table's column of captions.", env="CAPTION_COLUMN")
+    label_column: str | None = option(None, "A table's column of labels.", env="LABEL_COLUMN")
+    image_root: Path | None = option(
+        None,
+        "Folder that the table's paths are relative to (default: the table's folder). Paths "
+        "outside it are refused.",
+        env="IMAGE_ROOT",
+    )
+    allow_private_urls: bool = option(
+        False,
+        "Also fetch URLs from this machine and from private networks.",
+        env="ALLOW_PRIVATE_URLS",
+    )
+    url_timeout: float = option(
+        30.0, "Seconds for one URL, including redirects and retries.", env="URL_TIMEOUT", min=0.1
+    )
+    url_max_mb: float = option(
+        64.0, "Largest download of one URL, in MiB.", env="URL_MAX_MB", min=0.001
+    )
+    trust_remote_code: bool = option(
+        False,
+        "Run Python code that comes with a model, with all your rights on this machine.",
+        env="TRUST_REMOTE_CODE",
+    )
+    quiet: bool = option(False, "Print no progress and no summary.", "--quiet", "-q", env="QUIET")
+    verbose: bool = option(
+        False,
+        "Print what was encoded and cached, and the time of each stage.",
+        "--verbose",
+        "-v",
+        env="VERBOSE",
+    )
+
+    remote_out: ClassVar[bool] = False
+    """Whether --out may be a folder in an object store."""
+
+    def __post_init__(self) -> None:
+        """UserError: an --out with a scheme that cannot be."""
+        if isinstance(self.out, RemotePath):
+            self.out.check(self.remote_out, self.offline)
+
+    def complete(self, options: Any) -> Any:
+        """Options of a task, with what the command line gives through the common options.
+
+        Names of images become images, listed with the input options; a field that the command
+        line does not offer, such as `overwrite`, has the value of its namesake here.
+        """
+        more: dict[str, Any] = {}
+        for field in dataclasses.fields(options):
+            known, value = option_of(field), getattr(options, field.name)
+            if known.images and value:
+                more[field.name] = tuple(self.sources(value))
+            elif not known.on_command_line and hasattr(self, field.name):
+                more[field.name] = getattr(self, field.name)
+        return dataclasses.replace(options, **more)
+
+    def model_set(self, language_model: str | None = None) -> "ModelSet":
+        """The model set; nothing is loaded yet."""
+        from zeroshot.model_set.model_set import resolve
+
+        return resolve(
+            self.models,
+            encoder=self.encoder,
+            language_model=language_model,
+            device=self.device,
+            precision=self.precision,
+            offline=self.offline,
+            trust_remote_code=self.trust_remote_code,
+            fast=not self.exact,
+        )
+
+    def open_cache(self) -> "EmbeddingCache":
+        """The user's cache, or one that holds nothing."""
+        from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+
+        return EmbeddingCache() if self.cache else NullCache()
+
+    @property
+    def images_per_batch(self) -> int:
+        """`--batch-size` as a number."""
+        from zeroshot.inference.embedding import AUTO_BATCH
+
+        if self.batch_size == "auto":
+            return AUTO_BATCH
+        if not self.batch_size.isdecimal() or int(self.batch_size) == 0:
+            raise UserError(f"--batch-size {self.batch_size}: auto or a number of at least 1")
+        return int(self.batch_size)
+
+    def sources(self, images: Sequence[str]) -> "list[Source]":
+        """The images that `images` name; other files of a folder are mentioned."""
+        return self.listed(self.named(images))
+
+    def named(self, images: Sequence[str]) -> "Named":
+        """What `images` name; no container of images is opened."""
+        from zeroshot.inputs.resolve import named
+
+        return named(images, options=self._options())
+
+    def listed(self, found: "Named") -> "list[Source]":
+        """The images of it, up to the limit; files that hold none are mentioned."""
+        left_out = list(found.left_out)
+        sources = list(islice(found.pictures(left_out), self.limit))
+        self.say_left_out(left_out)
+        return sources
+
+    def say_left_out(self, files: Sequence[str]) -> None:
+        """Mention files that hold no image."""
+        from zeroshot.commands import console
+
+        if files and not self.quiet:
+            console.say(_left_out(files, self.modality))
+
+    def _options(self) -> "Options":
+        from zeroshot.inputs.columns import Columns
+        from zeroshot.inputs.remote.fetch import Fetch
+        from zeroshot.inputs.source import CLIPS, PICTURES
+        from zeroshot.inputs.tables import Options
+
+        return Options(
+            Columns(self.image_column, self.caption_column, self.label_column),
+            None if self.image_root is None else str(self.image_root),
+            Fetch(
+                timeout=self.url_timeout,
+                max_bytes=round(self.url_max_mb * (1 << 20)),
+                allow_private=self.allow_private_urls,
+                offline=self.offline,
+            ),
+            CLIPS if self.modality == "video" else PICTURES,
+        )
+
+    def shown(self) -> Literal["json", "table", "nothing"]:
+        """JSON with --json or in a pipe; rows that go to a file are shown only with --json."""
+        if self.json:
+            return "json"
+        if self.out is not None:
+            return "nothing"
+        return "table" if sys.stdout.isatty() else "json"
+
+
+def _left_out(files: Sequence[str], thing: str) -> str:
+    named = ", ".join(Path(file).name for file in files[:3])
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    holds = "file that holds" if len(files) == 1 else "files that hold"
+    return f"skipped {len(files)} {holds} no {thing}: {named}{more}"

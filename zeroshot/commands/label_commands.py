@@ -1,0 +1,203 @@
+"""`zeroshot classify` and `zeroshot calibrate`, for images and, with `video`, for videos.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zeroshot.commands.command import command
+from zeroshot.commands.common_options import CommonOptions
+from zeroshot.commands.runner import OutputOptions
+from zeroshot.errors import UserError
+from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+
+if TYPE_CHECKING:
+    from zeroshot.distributed.sharding import Inputs
+    from zeroshot.model_set.model_set import ModelSet
+    from zeroshot.tasks.classification.classifier import Classifier
+    from zeroshot.tasks.classification.classify_task import Classify, ClipClassify
+
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        envvar="ZEROSHOT_COMPARE",
+        help="Several methods in one table: a,b,zpe+center.",
+    ),
+]
+
+
+@command
+def classify(
+    run: OutputOptions,
+    options: ClassifyOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
+    ] = None,
+    compare: Compare = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            "--embeddings",
+            envvar="ZEROSHOT_EMBEDDINGS",
+            help="Score the arrays of an .npz file instead; --out then names an .npz file.",
+        ),
+    ] = None,
+) -> None:
+    """Label images, or score arrays of embeddings (--embeddings)."""
+    if embeddings is not None:
+        if images or options.labels:
+            raise UserError("--embeddings takes neither images nor --labels: the file has both")
+        if compare:
+            _compare_arrays(embeddings, compare, options.options)
+        else:
+            _score_arrays(run, embeddings, options.method or "ensemble", options.options)
+        return
+    if not images:
+        raise UserError(
+            "classify needs images and --labels (or --hierarchy), or --embeddings FILE.npz"
+        )
+    from zeroshot.tasks.classification.classify_task import Classify
+
+    task = Classify.from_options(run.model_set(), options)
+    show_labels(run, task, run.inputs(images), compare)
+
+
+def show_labels(
+    run: OutputOptions, task: "Classify | ClipClassify", sources: "Inputs", compare: str | None
+) -> None:
+    """Run the task, or compare methods on it."""
+    from zeroshot.inputs.containers import Bundles
+    from zeroshot.tasks.classification.classify_task import Classify
+
+    if not compare:
+        run.show(task, sources)
+    elif task.options.method or task.options.calibration or run.out:
+        raise UserError("--compare takes no --method, --calibration or --out")
+    elif not isinstance(task, Classify):
+        raise UserError(
+            "--compare compares methods; leave --model and --pooling attention, which have none"
+        )
+    else:
+        assert not isinstance(sources, Bundles)  # they are for folders
+        _compare(run, task, compare, list(sources))
+
+
+def _compare(run: OutputOptions, task: "Classify", compare: str, sources: list[Any]) -> None:
+    from zeroshot.commands import console
+    from zeroshot.inference.meter import Meter
+    from zeroshot.tasks.classification.compare import compare_images
+
+    size, meter = run.images_per_batch, Meter()
+    with run.open_cache() as cache:
+
+        def make(method: str | None, own: dict[str, Any]) -> "Classifier":
+            given = dataclasses.replace(task.options, method=method, options=own)
+            return dataclasses.replace(task, options=given).open(cache, meter, size).classifier
+
+        names, shared = compare.split(","), dict(task.options.options)
+        console.show_comparison(compare_images(names, shared, make, sources, cache, meter, size))
+
+
+def _compare_arrays(file: Path, names: str, options: Mapping[str, Any]) -> None:
+    from zeroshot.commands import console
+    from zeroshot.tasks.classification.arrays import read_arrays
+    from zeroshot.tasks.classification.compare import compare_arrays
+
+    console.show_comparison(compare_arrays(read_arrays(file), names.split(","), options))
+
+
+def _score_arrays(run: OutputOptions, file: Path, method: str, options: Mapping[str, Any]) -> None:
+    if run.out is None or run.out.suffix != ".npz":
+        raise UserError("--embeddings needs --out FILE.npz for the scores")
+    if run.out.exists() and not run.overwrite:
+        raise UserError(f"'{run.out}' exists; --overwrite replaces it")
+    from zeroshot.commands import console
+    from zeroshot.tasks.classification.arrays import read_arrays, score_arrays, write_arrays
+
+    scored = score_arrays(read_arrays(file), method, options)
+    write_arrays(run.out, scored)
+    if not run.quiet:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())
+        console.say(f"wrote {run.out}: {shapes}")
+
+
+@command
+def calibrate(
+    run: CommonOptions,
+    options: CalibrateOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Unlabelled images of the kind you expect; none with --truth."),
+    ] = None,
+) -> None:
+    """Fit a temperature and thresholds for 'classify --calibration'; --out names a .json file."""
+    calibrate_on(run, options, run.model_set(), images)
+
+
+def calibrate_on(
+    run: CommonOptions, options: CalibrateOptions, models: "ModelSet", names: list[str] | None
+) -> None:
+    """Fit on the images that `names` name, or on the truth; write the file and print a summary.
+
+    Raises:
+        UserError: options that do not fit each other, or a file that exists.
+    """
+    out = _calibration_file(run, options, names)
+    from zeroshot.commands import console
+    from zeroshot.datasets.labels import read_labelled
+    from zeroshot.inference.meter import Meter
+    from zeroshot.prompts import fingerprint
+    from zeroshot.tasks.classification.calibration import calibrate
+    from zeroshot.tasks.classification.classifier import load_classifier
+    from zeroshot.tasks.classification.classify_task import read_vocabulary
+
+    given, meter = options.classify, Meter()
+    vocabulary = read_vocabulary(given)
+    truth = None if options.truth is None else read_labelled(Path(options.truth), vocabulary.labels)
+    sources = run.sources(names or []) if truth is None else list(truth.sources)
+    with run.open_cache() as cache:
+        ready = load_classifier(models, vocabulary.labels, vocabulary.prompts, given, cache, meter)
+        made, reports = calibrate(
+            ready,
+            sources,
+            None if truth is None else truth.classes,
+            cache,
+            meter,
+            prompts=fingerprint(vocabulary.prompts),
+            precision=options.min_precision,
+            batch_size=run.images_per_batch,
+        )
+    made.write(out)
+    if reports:
+        console.print_table(
+            ("temperature", *reports[0]),
+            [
+                (round(t, 4), *(round(x, 4) for x in report.values()))
+                for t, report in zip((1.0, made.temperature), reports, strict=True)
+            ],
+        )
+    if not run.quiet:
+        count = f"{len(sources)} {run.modality}s"
+        console.say(f"wrote {out}: temperature {made.temperature:.4g}, {count}")
+
+
+def _calibration_file(
+    run: CommonOptions, options: CalibrateOptions, names: list[str] | None
+) -> Path:
+    if not options.labels or bool(names) == (options.truth is not None):
+        raise UserError(f"calibrate needs --labels, and either {run.modality}s or --truth")
+    if run.out is None or run.out.suffix != ".json":
+        raise UserError("calibrate needs --out FILE.json for what it learns")
+    if run.out.exists() and not run.overwrite:
+        raise UserError(f"'{run.out}' exists; --overwrite replaces it")
+    if options.min_precision is not None and options.truth is None:
+        raise UserError("--min-precision needs --truth: thresholds are fitted on labelled images")
+    return run.out

@@ -1,0 +1,497 @@
+"""The commands that make one row per image, but for labels: one task each.
+
+As `cli`, nothing heavy is imported here.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from zeroshot.commands.command import Images, command
+from zeroshot.commands.runner import OutputOptions
+from zeroshot.errors import UserError
+from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
+from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.filter_options import FilterOptions
+from zeroshot.tasks.localization.detect_options import DetectOptions
+from zeroshot.tasks.localization.segment_options import SegmentOptions
+from zeroshot.tasks.matching.match_options import MatchOptions
+from zeroshot.tasks.vqa.ask_options import AskOptions
+
+if TYPE_CHECKING:
+    from zeroshot.distributed.sharding import Inputs
+    from zeroshot.inputs.source import Source
+    from zeroshot.model_set.model_set import ModelSet
+    from zeroshot.results.result import FilterResult, Result
+    from zeroshot.tasks.localization.detection import Detect
+    from zeroshot.tasks.matching.match_task import Match
+
+Results = Iterator[Any]
+Layout = Annotated[
+    Literal["rows", "safetensors", "clip-retrieval"] | None,
+    typer.Option(
+        "--layout",
+        envvar="ZEROSHOT_LAYOUT",
+        help="What to write into a folder: rows, rows with a matrix in safetensors (the default), "
+        "or the files of clip-retrieval.",
+    ),
+]
+Half = Annotated[
+    bool,
+    typer.Option(
+        "--half",
+        envvar="ZEROSHOT_HALF",
+        help="Matrices in float16; those of clip-retrieval always are.",
+    ),
+]
+
+# Captions and texts
+
+
+@command
+def caption(
+    run: OutputOptions,
+    options: CaptionOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or -; default: the images of --prompts."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            envvar="ZEROSHOT_PROMPTS",
+            help="A prompt per image: JSON lines with path and prompt.",
+        ),
+    ] = None,
+    sidecar: Annotated[
+        Literal["txt"] | None,
+        typer.Option(
+            "--sidecar",
+            envvar="ZEROSHOT_SIDECAR",
+            help="Also write each caption beside its image: a.txt for a.jpg. Existing files stay, "
+            "unless --overwrite is given.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            envvar="ZEROSHOT_TRACE",
+            help="Write every choice of the decoding to a file, one JSON line per caption.",
+        ),
+    ] = None,
+) -> None:
+    """Caption images.
+
+    Default method: the set's own; otherwise mbr if its anchors have captions, else magic. --preset,
+    --prompt and --trace use magic.
+    """
+    from zeroshot.tasks.captioning.caption_task import Caption
+    from zeroshot.tasks.captioning.captioner import read_prompts
+    from zeroshot.tasks.captioning.sidecars import SidecarCaption
+
+    if options.prompt is not None and prompts is not None:
+        raise UserError("--prompt is one text for all images, --prompts one for each: give one")
+    each = read_prompts(prompts) if prompts is not None else {}
+    if not images and not each:
+        raise UserError("caption needs images: files, folders, globs or -")
+    given = replace(options, prompt=each or options.prompt, trace=trace is not None)
+    task = Caption.from_options(run.model_set(), given)
+    sources = _prompted(run, images or list(each), each, prompts)
+    if trace is not None and run.folder is not None:
+        raise UserError("--trace needs one output file; a folder of shards has no traces")
+    with _traces(trace, run) as traced:
+        if sidecar:
+            with_files = SidecarCaption(
+                models=task.models, options=given, captions=task, overwrite=run.overwrite
+            )
+            run.show(with_files, sources, traced)
+        else:
+            run.show(task, sources, traced)
+
+
+def _prompted(
+    run: OutputOptions, images: Sequence[str], each: Mapping[str, str], prompts: Path | None
+) -> "Inputs":
+    """What `images` name; if each image has a prompt, none may lack one."""
+    if not each:
+        return run.inputs(images)
+    sources = run.sources(images)
+    lacking = [source.path for source in sources if source.path not in each]
+    if lacking:
+        raise UserError(f"'{prompts}' has no prompt for {len(lacking)} images: '{lacking[0]}'")
+    return sources
+
+
+@contextlib.contextmanager
+def _traces(path: Path | None, run: OutputOptions) -> Iterator[Callable[[Results], Results]]:
+    """What passes results on, and writes the trace of each to `path` at once."""
+    if path is None:
+        yield lambda results: results
+        return
+    from zeroshot.output.formats import to_json, utf8
+
+    if path.exists() and run.overwrite is False and run.out is None:
+        raise UserError(f"'{path}' exists; --overwrite replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb" if run.overwrite or run.out is None else "ab") as file:
+
+        def write(results: Results) -> Results:
+            for result in results:
+                if result.error is None:
+                    file.write(utf8(to_json(result.trace_row())) + b"\n")
+                    file.flush()
+                yield result
+
+        yield write
+
+
+@command
+def read(run: OutputOptions, options: ReadOptions, images: Images) -> None:
+    """Read the line of text that each image shows."""
+    from zeroshot.tasks.captioning.trained import Read
+
+    run.show(Read.from_options(run.model_set(), options), run.inputs(images))
+
+
+@command
+def ask(
+    run: OutputOptions,
+    options: AskOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGES...] [QUESTION]",
+            help="Images, then the question, unless --question or --questions has it.",
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option("--question", help="A question about every image; may be repeated."),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            envvar="ZEROSHOT_QUESTIONS",
+            help="Questions of each image: JSON lines with path and question.",
+        ),
+    ] = None,
+) -> None:
+    """Answer questions about images."""
+    from zeroshot.datasets.questions import read_questions
+    from zeroshot.tasks.vqa.ask_task import Ask
+
+    names, texts = list(images or []), list(question or [])
+    each = read_questions(questions) if questions is not None else {}
+    if not texts and not each:
+        if len(names) < 2:
+            raise UserError('ask needs images and a question: zeroshot ask photos/ "Is it day?"')
+        texts = [names.pop()]
+    if texts and each:
+        raise UserError("--question is for every image, --questions has those of each: give one")
+    task = Ask.from_options(run.model_set(), options, each or texts)
+    run.show(task, run.inputs(names or list(each)))
+
+
+# Embeddings, masks and boxes
+
+
+@command
+def embed(run: OutputOptions, images: Images, layout: Layout = None, half: Half = False) -> None:
+    """Embed images: fill the cache, and write the embeddings with --json or --out."""
+    show_embeddings(run, run.model_set(), run.inputs(images), layout, half)
+
+
+def show_embeddings(
+    run: OutputOptions, models: "ModelSet", sources: "Inputs", layout: str | None, half: bool
+) -> None:
+    """Run `embed`; clip-retrieval's files have captions too, if there are any."""
+    from zeroshot.tasks.embed import Embed
+
+    captions = layout == "clip-retrieval" and _have_captions(sources)
+    task = Embed.from_options(models, EmbedOptions(captions))
+    run.show(task, sources, layout=layout, half=half, default_layout="safetensors")
+
+
+def _have_captions(sources: "Inputs") -> bool:
+    """Whether images come with captions; if each file is a shard, the first with images tells."""
+    from zeroshot.inputs.containers import Bundles
+
+    if isinstance(sources, Bundles):
+        files = (list(file.pictures()) for file in sources.files)
+        first = next((images for images in files if images), [])
+        return any("caption" in source.fields for source in first)
+    return any("caption" in source.fields for source in sources)
+
+
+@command
+def segment(run: OutputOptions, options: SegmentOptions, images: Images) -> None:
+    """Give each pixel of an image a label."""
+    from zeroshot.tasks.localization.segmentation import Segment
+
+    run.show(Segment.from_options(run.model_set(), options), run.inputs(images))
+
+
+@command
+def detect(
+    run: OutputOptions,
+    options: DetectOptions,
+    images: Images,
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            "--coco",
+            envvar="ZEROSHOT_COCO",
+            help="Write all boxes to a .json file in COCO's format.",
+        ),
+    ] = None,
+) -> None:
+    """Find things in images: a box for each."""
+    from zeroshot.tasks.localization.detection import Detect
+
+    task = Detect.from_options(run.model_set(), options)
+    run.show(task, run.inputs(images), *_collected(coco, task, run))
+
+
+def _collected(
+    path: Path | None, task: "Detect", run: OutputOptions
+) -> "tuple[()] | tuple[Callable[[Results], Results]]":
+    """What passes results on, and writes all boxes after the last result."""
+    if path is None:
+        return ()
+    from zeroshot.tasks.localization import coco_results
+
+    if path.exists() and not run.overwrite:
+        raise UserError(f"'{path}' exists; --overwrite replaces it")
+    if run.out is not None and (run.folder is not None or not run.overwrite):
+        raise UserError(
+            "--coco holds the boxes of one run, and a run that continues --out would lack the "
+            "earlier ones: give --overwrite and a file, or one of the two"
+        )
+
+    def through(results: Results) -> Results:
+        seen = []
+        for result in results:
+            seen.append(result)
+            yield result
+        coco_results.write(path, coco_results.document(seen, task.labels), run.overwrite)
+
+    return (through,)
+
+
+# Images with texts
+
+
+@command
+def match(
+    run: OutputOptions,
+    options: MatchOptions,
+    pairs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PAIRS...",
+            help="Tables of path,caption (.csv, .tsv, .jsonl, .parquet), tar files with captions; "
+            "with --text any images.",
+        ),
+    ],
+    form: Annotated[
+        Literal["pairs", "winoground", "nlvr2"],
+        typer.Option(
+            "--form", envvar="ZEROSHOT_FORM", help="What a row of PAIRS is; see docs/matching.md."
+        ),
+    ] = "pairs",
+    learn_thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            "--learn-thresholds",
+            help="Learn thresholds from the labels of PAIRS and write them to this file.",
+        ),
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option("--order", help="The labels to learn, lowest score first: no,yes."),
+    ] = None,
+) -> None:
+    """Score how well texts fit images: cosines, or the probability of a matching head."""
+    from zeroshot.inputs.containers import Bundles
+    from zeroshot.tasks.matching.match_task import Match
+
+    if learn_thresholds is not None and options.thresholds is not None:
+        raise UserError("--thresholds label scores, --learn-thresholds finds them: give one")
+    if (learn_thresholds is None) != (order is None):
+        raise UserError("--learn-thresholds needs --order, and --order is for nothing else")
+    if form != "pairs" and options.texts:
+        raise UserError(f"--form {form} has texts of its own, --text is for images")
+    sources = _pairs(run, pairs, form)
+    captions = None
+    if not isinstance(sources, Bundles):  # else their versions identify them, and shards retry
+        _check_retry(run, sources)
+        captions = None if options.texts else _captions(sources)
+    task = Match.from_options(run.model_set(), options, captions)
+    if learn_thresholds is not None:
+        _learn(run, task, sources, learn_thresholds, (order or "").split(","))
+    elif form == "winoground":
+        assert not isinstance(sources, Bundles)
+        _winoground(run, task, sources)
+    else:
+        run.show(task, sources)
+
+
+def _pairs(run: OutputOptions, pairs: Sequence[str], form: str) -> "Inputs":
+    from zeroshot.datasets import winoground
+
+    if form == "pairs":
+        return run.inputs(pairs)
+    read = winoground.winoground if form == "winoground" else winoground.nlvr2
+    sources = [source for file in pairs for source in read(Path(file))]
+    return sources[: run.limit]
+
+
+def _check_retry(run: OutputOptions, sources: "Sequence[Source]") -> None:
+    if run.retry_failed and len({s.path for s in sources}) < len(sources):
+        raise UserError(
+            "--retry-failed finds rows by their image, and some images come more than once; start "
+            "again with --overwrite (earlier scores are in the cache)"
+        )
+
+
+def _captions(sources: "Sequence[Source]") -> str:
+    from zeroshot import prompts
+
+    return prompts.fingerprint([[s.path or "", s.fields.get("caption", "")] for s in sources])
+
+
+def _learn(
+    run: OutputOptions, task: "Match", sources: "Inputs", file: Path, labels: Sequence[str]
+) -> None:
+    """Score the pairs, and write the thresholds that separate their labels."""
+    from zeroshot.commands import console
+    from zeroshot.tasks.matching.scoring import made_with
+    from zeroshot.tasks.matching.thresholds import learn
+
+    if run.out is not None:
+        raise UserError("--learn-thresholds writes thresholds; rows need a run of their own")
+    if file.exists() and not run.overwrite:
+        raise UserError(f"'{file}' exists; --overwrite replaces it")
+
+    def through(results: Results) -> Results:
+        scores: list[float] = []
+        labels_of: list[str] = []
+        made = ""
+        for result in results:
+            if result.error is None:
+                label = result.source.fields.get("label")
+                if label is None:
+                    raise UserError(f"'{result.path}' has no label to learn from (--label-column)")
+                scores += [fit.score for fit in result.texts]
+                labels_of += [label for _ in result.texts]
+                made = made_with(result.models, result.scored, task.negatives)
+            yield result
+        learned = learn(scores, labels_of, [label.strip() for label in labels], made)
+        learned.save(file)
+        console.say(
+            f"thresholds in {file}: {', '.join(f'{cut:.4g}' for cut in learned.cuts)}; balanced "
+            f"accuracy {learned.accuracy:.3f} on the {learned.pairs} pairs they were learned from"
+        )
+
+    run.show(task, sources, through)
+
+
+def _winoground(run: OutputOptions, task: "Match", sources: "Sequence[Source]") -> None:
+    """Score every example, then print the three figures."""
+    from zeroshot.commands import console
+    from zeroshot.datasets.winoground import winoground_figures
+
+    if run.folder is not None:
+        raise UserError("--form winoground has figures of the whole: give --out one file")
+
+    def through(results: Results) -> Results:
+        scores: list[list[float]] = []
+        for result in results:
+            scores.append([fit.score for fit in result.texts])
+            yield result
+        if len(scores) == len(sources):
+            console.say(winoground_figures(scores))
+        else:
+            console.say("no figures: some rows are of an earlier run; --overwrite starts again")
+
+    run.show(task, sources, through)
+
+
+@command
+def filter(
+    run: OutputOptions,
+    options: FilterOptions,
+    pairs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Tables with paths or URLs and captions (.csv, .tsv, .jsonl, .parquet), "
+            "webdataset tar files, hf-dataset:NAME."
+        ),
+    ],
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            "--kept",
+            envvar="ZEROSHOT_KEPT",
+            help="Write the pairs to keep: a .jsonl, .csv or .parquet table, or a folder for "
+            "webdataset tar files.",
+        ),
+    ] = None,
+    layout: Annotated[
+        Literal["rows", "webdataset"] | None,
+        typer.Option(
+            "--layout",
+            envvar="ZEROSHOT_FILTER_LAYOUT",
+            help="What to write into a folder: rows, or rows and, for each shard, a tar file of "
+            "the pairs to keep.",
+        ),
+    ] = None,
+) -> None:
+    """Keep image-text pairs whose image and caption agree, by a threshold or by a fraction."""
+    from zeroshot.commands import console
+    from zeroshot.output.filtered_pairs import check_target, write_kept
+    from zeroshot.tasks.filter import Filter
+
+    task = Filter.from_options(run.model_set(), options)
+    if kept is not None and run.folder is not None:
+        raise UserError(
+            "--kept needs all rows at once: leave --out DIR/, or give --layout webdataset, with "
+            "which each shard has its own pairs there"
+        )
+    whole = (options.keep is not None or kept is not None) and run.folder is None
+    for path in (run.out if whole else None, kept):
+        if path is not None and path.exists() and not run.overwrite:
+            raise UserError(
+                f"'{path}' exists; it needs all pairs, so it cannot be continued: --overwrite"
+            )
+    if kept is not None:
+        check_target(kept)
+    chosen: list[FilterResult] = []
+    counts = {"scored": 0, "kept": 0}
+
+    def watched(results: "Iterator[Result]") -> "Iterator[Result]":
+        for result in cast("Iterator[FilterResult]", results):
+            counts["scored"] += result.error is None
+            counts["kept"] += result.kept
+            if kept is not None and result.kept:
+                chosen.append(result)
+            yield result
+
+    failed = False
+    try:
+        run.show(task, run.inputs(pairs), watched, layout)
+    except typer.Exit:
+        failed = True
+    if kept is not None:
+        write_kept(kept, chosen)
+    if not run.quiet and run.folder is None:
+        console.say(f"kept {counts['kept']} of {counts['scored']} pairs")
+    if failed:
+        raise typer.Exit(3)

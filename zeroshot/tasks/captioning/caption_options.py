@@ -1,0 +1,73 @@
+"""The options of `caption` and `read`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
+
+if TYPE_CHECKING:
+    from zeroshot.inputs.source import Source
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """By which method, and what captions begin with."""
+
+    method: str | None = METHOD
+    options: Mapping[str, Any] = METHOD_OPTIONS
+    preset: str | None = option(
+        None, "Named settings of magic: coco, flickr30k, story.", env="PRESET", recorded="options"
+    )
+    lm: str | None = option(None, "Replace the set's language model.", env="LM", recorded="models")
+    model: str | None = option(
+        None,
+        "With --method native: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
+        env="CAPTIONER",
+        recorded="models",
+    )
+    coupling: str | None = option(
+        None,
+        "Replace the set's coupling; auto chooses one.",
+        env="COUPLING",
+        recorded="models",
+    )
+    prompt: str | Sequence[str] | Mapping[str, str] | None = option(
+        None,
+        "What every text begins with; a story's title.",
+        env="PROMPT",
+        typed=str,
+        recorded="prompts",
+    )
+    trace: bool = option(False, "Record every choice.", on_command_line=False, decides_rows=False)
+
+    @property
+    def prompts(self) -> Mapping[str, str] | Mapping[int, str]:
+        """A prompt for each image, by path or by its place in a run; none without any."""
+        if self.prompt is None or isinstance(self.prompt, str):
+            return {}
+        return self.prompt if isinstance(self.prompt, Mapping) else dict(enumerate(self.prompt))
+
+    def prompt_of(self) -> "Callable[[Source], str] | None":
+        """The prompt of each image of a run in its order; None if there are no prompts."""
+        given = self.prompt
+        if given is None:
+            return None
+        if isinstance(given, str):
+            return lambda source: given
+        if isinstance(given, Mapping):
+            return lambda source: given[source.path or ""]
+        each = iter(given)
+        return lambda source: next(each)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Which model reads."""
+
+    model: str = option(
+        "hf:microsoft/trocr-base-printed",
+        "An image encoder with a text decoder (TrOCR).",
+        env="READER",
+        recorded="models",
+    )

@@ -1,0 +1,155 @@
+"""The options of `classify`, for images and for videos."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
+
+if TYPE_CHECKING:
+    from zeroshot.tasks.classification.calibration import Calibration
+
+Score = Literal["auto", "softmax", "sigmoid", "cosine"]
+LongText = Literal["error", "truncate"]
+
+LABELS: Any = option(
+    (),
+    "cat,dog,bird, a .txt or .json file, or imagenet.",
+    env="LABELS",
+    typed=str,
+    recorded="prompts",
+)
+SCORE: Any = option(
+    "auto", "What a score is; auto: the model's own.", env="SCORE", typed=Score, recorded="score"
+)
+LONG_TEXT: Any = option(
+    "error",
+    "Prompts longer than the encoder reads: error or truncate.",
+    env="LONG_TEXT",
+    decides_rows=False,
+)
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """Labels and prompts, what a method learns from, and which labels a row has."""
+
+    labels: str | Sequence[str] = LABELS
+    templates: str | None = option(
+        None,
+        "simple (7, the default), openai (80), none (default of a video model), waffle (30 random "
+        "ones), 'a photo of a {}', a .txt file, or a .json file of prompts per class.",
+        env="TEMPLATES",
+        recorded="prompts",
+    )
+    method: str | None = METHOD
+    options: Mapping[str, Any] = METHOD_OPTIONS
+    score: Score | None = SCORE
+    top_k: int | None = option(
+        None,
+        "Labels per image, best first. Default: 5; all of them with --multi.",
+        "--top-k",
+        "-k",
+        env="TOP_K",
+        min=1,
+    )
+    multi: bool = option(
+        False,
+        "Several labels may hold: each is scored by itself, by sigmoid if the model was trained "
+        "with one, else by cosine.",
+        env="MULTI",
+    )
+    against: str | Sequence[str] = option(
+        (),
+        "With --multi: a negative prompt; a label's score is its share of a softmax with these. "
+        "May be repeated.",
+        typed=list[str],
+        convert=tuple,
+    )
+    threshold: float | None = option(
+        None, "With --multi: leave out labels that score less.", env="LABEL_THRESHOLD"
+    )
+    long_text: LongText = LONG_TEXT
+    shots: str | Path | None = option(
+        None,
+        "Labelled images to learn from: a folder per class, or a .csv with path,label.",
+        env="SHOTS",
+        typed=Path,
+    )
+    bank: Any = option(
+        (),
+        "Unlabelled images to learn from; may be repeated.",
+        env="BANK",
+        typed=list[str],
+        images=True,
+    )
+    prior: str | Sequence[float] = option(
+        (),
+        "How frequent the labels are: 0.5,0.3,0.2 in their order, or a .json object.",
+        env="PRIOR",
+        typed=str,
+    )
+    hierarchy: str | Path | None = option(
+        None,
+        "Instead of --labels: a .json object of labels, each with a list of its kinds.",
+        env="HIERARCHY",
+        typed=Path,
+        recorded="parents",
+    )
+    calibration: "str | Path | Calibration | None" = option(
+        None, "File that 'calibrate' wrote.", env="CALIBRATION", typed=Path
+    )
+    abstain: float | None = option(
+        None,
+        "With --calibration: leave this fraction of images unlabelled, the least certain; more if "
+        "they differ from the calibration images.",
+        env="ABSTAIN",
+        min=0,
+        max=1,
+    )
+    explain: int = option(
+        0,
+        "Name this many anchors that contributed most to the best label (couplings).",
+        env="EXPLAIN",
+        min=0,
+    )
+    views: int = option(
+        0,
+        "Random crops of each image, itself included, for methods that use them.",
+        env="VIEWS",
+        min=0,
+    )
+
+    @property
+    def head(self) -> Literal["softmax", "sigmoid", "cosine"] | None:
+        """What a score is; None for the model's own."""
+        return None if self.score is None or self.score == "auto" else self.score
+
+
+@dataclass(frozen=True)
+class VideoClassifyOptions(ClassifyOptions):
+    """The same for videos, and how frames become scores."""
+
+    model: str | None = option(
+        None,
+        "A video model (X-CLIP): hf:microsoft/xclip-base-patch32. Default: the set's dual encoder, "
+        "frame by frame.",
+        env="VIDEO_MODEL",
+        recorded="models",
+    )
+    pooling: Literal["mean", "attention"] = option(
+        "mean",
+        "A video is the mean of its frames, or each text attends to the frames that fit it.",
+        env="POOLING",
+        recorded="method",
+    )
+    frames: int | None = option(
+        None,
+        "Frames per video, evenly spread: 8. A video model has a number of its own.",
+        env="FRAMES",
+        min=1,
+        max=256,
+        recorded="models",
+    )
+    views: int = option(0, "", on_command_line=False)

@@ -1,0 +1,22 @@
+"""The options of `filter`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from zeroshot.tasks.options import option
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which image-text pairs to keep."""
+
+    min_score: float | None = option(None, "Keep pairs with at least this cosine.", env="MIN_SCORE")
+    keep: float | None = option(
+        None, "Keep this fraction of the pairs, those with the highest cosines: 0.3.", env="KEEP"
+    )
+    long_text: Literal["truncate", "error"] = option(
+        "truncate",
+        "Captions longer than the encoder reads: truncate (the row says so) or error.",
+        env="LONG_CAPTION",
+        recorded="truncate",
+    )

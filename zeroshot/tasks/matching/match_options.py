@@ -1,0 +1,50 @@
+"""The options of `match`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from zeroshot.tasks.options import option
+
+if TYPE_CHECKING:
+    from zeroshot.tasks.matching.thresholds import Thresholds
+
+Score = Literal["cosine", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Which texts, by which model, and what a score is."""
+
+    model: str | None = option(
+        None,
+        "A model whose head reads image and text together: BLIP, BLIP-2, ViLT, BridgeTower, "
+        "FLAVA. Default: cosines of --models or --encoder.",
+        env="MODEL",
+        recorded="scores",
+    )
+    texts: str | Sequence[str] = option(
+        (),
+        "Match every image with this text; may be repeated.",
+        "--text",
+        typed=list[str],
+        convert=tuple,
+    )
+    against: str | Sequence[str] = option(
+        (),
+        "A negative prompt: the score becomes the text's share of a softmax with it; may be "
+        "repeated.",
+        typed=list[str],
+        convert=tuple,
+        recorded="scores",
+    )
+    score: Score = option(
+        "cosine",
+        "Score of an encoder; sigmoid is for models trained with one, such as SigLIP.",
+        env="MATCH_SCORE",
+        recorded="scores",
+    )
+    thresholds: "str | Path | Thresholds | None" = option(
+        None, "Label scores by the thresholds of this file.", env="THRESHOLDS", typed=Path
+    )

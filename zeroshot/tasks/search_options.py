@@ -1,0 +1,45 @@
+"""The options of `search`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from zeroshot.tasks.options import METHOD_OPTIONS, option
+
+Index = Literal["exact", "ivf", "ivfpq"]
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a query adds and subtracts, how hits are ranked, and which are returned."""
+
+    plus: Any = option(
+        (),
+        "Words, or a file, to add; may be repeated. text: or image: in front says which.",
+        env="PLUS",
+        typed=list[str],
+    )
+    minus: Any = option((), "As --plus, to subtract.", env="MINUS", typed=list[str])
+    top_k: int = option(10, "Hits for each query.", "--top-k", "-k", env="TOP_K", min=1)
+    min_score: float | None = option(None, "Leave out hits that score less.", env="MIN_SCORE")
+    method: str | None = option(
+        None,
+        "Re-rank by dis, nnn, csls, inverted_softmax or dn, with --bank.",
+        env="SEARCH_METHOD",
+    )
+    options: Mapping[str, Any] = METHOD_OPTIONS
+    bank: Any = option(
+        (), "Other queries of the same kind, as --queries.", env="SEARCH_BANK", typed=str
+    )
+    index: Index = option(
+        "exact",
+        "exact, or approximate with faiss, for very many queries; a warning says the recall.",
+        env="INDEX",
+    )
+    half: bool = option(False, "Keep embeddings in float16 during the search.", env="HALF")
+    explain: int = option(
+        0,
+        "Name this many anchors that contributed most to a hit (couplings).",
+        env="EXPLAIN",
+        min=0,
+    )
