@@ -1,4 +1,4 @@
-"""Ask about pictures: `python examples/ask.py [FOLDER] [QUESTION] [NAMES] [MODEL SET]`."""
+"""Ask questions about images: `python examples/ask.py [FOLDER] [QUESTION] [NAMES] [MODEL SET]`."""
 
 import sys
 from pathlib import Path

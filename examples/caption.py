@@ -1,4 +1,4 @@
-"""Caption pictures: `python examples/caption.py [FOLDER] [MODEL SET]`."""
+"""Caption images: `python examples/caption.py [FOLDER] [MODEL SET]`."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ SCENES = Path(__file__).parent / "scenes"
 
 def main(folder: str = str(SCENES), models: str = "pocket") -> None:
     for result in zeroshot.caption(folder, models=models):
-        said = result.caption if result.error is None else f"({result.error.message})"
-        print(f"{Path(result.path or '').name}: {said}")
+        text = result.caption if result.error is None else f"({result.error.message})"
+        print(f"{Path(result.path or '').name}: {text}")
 
 
 if __name__ == "__main__":

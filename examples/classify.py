@@ -1,4 +1,4 @@
-"""Label pictures: `python examples/classify.py [FOLDER] [LABELS] [MODEL SET]`."""
+"""Classify images: `python examples/classify.py [FOLDER] [LABELS] [MODEL SET]`."""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Couple two encoders that never met: `python examples/couple.py`.
+"""Couple two encoders that were trained separately: `python examples/couple.py`.
 
-The pocket set's image encoder has seen no text, its text encoder no picture. Pairs of a picture's
-row and its caption's row are all that joins them; here those pairs come with the set. To couple
-your own encoders, encode your captioned pictures and write the two arrays as `anchors.safetensors`
-beside a `models.toml` (docs/models.md).
+The pocket set's image encoder has seen no text, and its text encoder has seen no image. Anchors
+link them: pairs of an image embedding and the embedding of its caption. Here the anchors come with
+the set. To couple your own encoders, embed your captioned images and write the two arrays as
+`anchors.safetensors` beside a `models.toml` (docs/models.md).
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ LABELS = ["red heart", "blue star", "green ring"]
 
 def main() -> None:
     pocket = zeroshot.load("pocket")
-    anchors = pocket.anchors  # images [a d], texts [a e]: row i of both belongs together
-    coupled = Auto().fit(anchors.images, anchors.texts)  # judged on anchors set aside
+    anchors = pocket.anchors  # images [a d], texts [a e]; row i of both is one pair
+    coupled = Auto().fit(anchors.images, anchors.texts)  # chosen on held-out anchors
     print(*coupled.report_.lines(), sep="\n")
 
     pair = pocket.coupled
-    pictures = sorted(SCENES.glob("[123]-*.png"))
-    images = pair.image_encoder.encode_images([open_image(p) for p in pictures])
+    paths = sorted(SCENES.glob("[123]-*.png"))
+    images = pair.image_encoder.encode_images([open_image(path) for path in paths])
     texts = pair.text_encoder.encode_texts(LABELS)
     scores = coupled.scores(images, texts[:, None])  # [n c]
-    for picture, best in zip(pictures, scores.argmax(1).tolist(), strict=True):
-        print(f"{picture.name}: {LABELS[best]}")
+    for path, best in zip(paths, scores.argmax(1).tolist(), strict=True):
+        print(f"{path.name}: {LABELS[best]}")
 
 
 if __name__ == "__main__":

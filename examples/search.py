@@ -1,7 +1,7 @@
-"""Find pictures by text or by picture: `python examples/search.py [QUERY] [FOLDER] [MODEL SET]`.
+"""Search images by text or by image: `python examples/search.py [QUERY] [FOLDER] [MODEL SET]`.
 
-A query that is a file is a picture. The folder is embedded once; a second search encodes only the
-query.
+If the query is a file, it is an image query. The folder is embedded once; a second search encodes
+only the query.
 """
 
 import sys
@@ -13,10 +13,10 @@ SCENES = Path(__file__).parent / "scenes"
 
 
 def main(query: str = "a red heart", folder: str = str(SCENES), models: str = "pocket") -> None:
-    wanted = Path(query) if Path(query).is_file() else query
-    for hit in zeroshot.search(wanted, folder, models=models, top_k=3):
-        said = hit.error.message if hit.error else f"{hit.score:.3f}"
-        print(f"{said}  {Path(hit.path or '').name}")
+    text_or_path = Path(query) if Path(query).is_file() else query
+    for hit in zeroshot.search(text_or_path, folder, models=models, top_k=3):
+        score = hit.error.message if hit.error else f"{hit.score:.3f}"
+        print(f"{score}  {Path(hit.path or '').name}")
 
 
 if __name__ == "__main__":
