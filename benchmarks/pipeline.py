@@ -31,15 +31,18 @@ from random_models import as_loaded, clip, words
 
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.images.reading import fetch, open_image
+from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.model_set.spec import SetSpec
 from zeroshot.ops import normalize
 from zeroshot.prompts import expand, load_templates
-from zeroshot.results.result import ClassifyResult
-from zeroshot.tasks.classification.classifier import classifier, classify
-from zeroshot.tasks.embed import embed
+from zeroshot.results.result import ClassifyResult, EmbedResult
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
 
 Timed = tuple[float, float]
 """Wall and CPU seconds."""
@@ -108,6 +111,12 @@ def check(name: str, apart: float, tolerance: float) -> None:
         sys.exit(f"{name} DIFFERS")
 
 
+def embed(
+    sources: Iterable[Source], made: ModelSet, cache: EmbeddingCache, batch: int = AUTO_BATCH
+) -> Iterator[EmbedResult]:
+    return Embed.from_options(made, EmbedOptions()).open(cache, Meter(), batch)(sources, Meter())
+
+
 def bench_embed(
     options: argparse.Namespace, encoder: Any, stock: Any, sources: list[Source]
 ) -> None:
@@ -122,7 +131,7 @@ def bench_embed(
         return torch.cat([model.get_image_features(**i).pooler_output for i in inputs])
 
     def run(cache: EmbeddingCache) -> torch.Tensor:
-        results = embed(sources, models(encoder), cache, Meter(), batch_size=options.batch)
+        results = embed(sources, models(encoder), cache, options.batch)
         return torch.tensor([result.embedding for result in results])
 
     def decode() -> None:
@@ -196,9 +205,9 @@ def bench_classify(
 
     def run(cache: EmbeddingCache) -> list[ClassifyResult]:
         meter, made = Meter(), models(encoder)
-        ready = classifier(made, labels, prompts, cache, meter)
-        top = len(labels)
-        return list(classify(sources, ready, cache, meter, batch_size=options.batch, top_k=top))
+        given = ClassifyOptions(labels=labels, templates=options.templates, top_k=len(labels))
+        runner = Classify.from_options(made, given).open(cache, meter, options.batch)
+        return list(runner(sources, meter))
 
     with tempfile.TemporaryDirectory() as folder, EmbeddingCache(Path(folder)) as cache:
         results, first = timed(lambda: run(cache))
@@ -252,7 +261,7 @@ def bench_memory(options: argparse.Namespace) -> None:
                 EmbeddingCache(Path(store)) as cache,
             ):
                 for what in ("embed", "embed again"):
-                    results = embed(copies(Path(folder), count), models(encoder), cache, Meter())
+                    results = embed(copies(Path(folder), count), models(encoder), cache)
                     with Peak() as peak:
                         seen, took = timed(partial(_count, results))
                     assert seen == count

@@ -26,23 +26,25 @@ from zeroshot.distributed.worker import WorkerOptions
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
-from zeroshot.tasks.captioning.caption_task import CaptionJob
-from zeroshot.tasks.classification.classify_task import ClassifyJob
-from zeroshot.tasks.embed_task import EmbedJob
-from zeroshot.tasks.task import Job
+from zeroshot.tasks.captioning.caption_options import CaptionOptions
+from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.task import Task
 
 BATCH = 32
 SHARD = 4 * BATCH
 
 
-def job_of(task: str) -> Job:
+def task_of(name: str) -> Task:
     models, labels = resolve("pocket"), ("red heart", "blue star", "green ring")
-    jobs: dict[str, Job] = {
-        "embed": EmbedJob(models),
-        "caption": CaptionJob(models),
-        "classify": ClassifyJob(models, labels, [[label] for label in labels]),
-    }
-    return jobs[task]
+    if name == "embed":
+        return Embed.from_options(models, EmbedOptions())
+    if name == "caption":
+        return Caption.from_options(models, CaptionOptions())
+    return Classify.from_options(models, ClassifyOptions(labels=labels, templates="none"))
 
 
 def rows(folder: Path) -> dict[str, bytes]:
@@ -61,7 +63,7 @@ def main() -> None:
     for name in ("one", "ray"):
         shutil.rmtree(given.place / name, ignore_errors=True)
         place = OutputSpec(given.place / name, SHARD)
-        orders[name] = RunSpec(job_of(given.task), sources, place, BATCH, cached=False)
+        orders[name] = RunSpec(task_of(given.task), sources, place, BATCH, cached=False)
     begun = time.perf_counter()
     run(orders["one"], NullCache(), Meter())
     print(f"one process: {time.perf_counter() - begun:.1f} s", flush=True)

@@ -16,9 +16,11 @@ from zeroshot.cli import run
 from zeroshot.datasets.region_features import read_regions
 from zeroshot.errors import UserError
 from zeroshot.model_set.model_set import resolve
-from zeroshot.tasks.captioning.trained_task import NativeCaptionJob, ReadJob
-from zeroshot.tasks.task import Job
-from zeroshot.tasks.vqa.ask_task import AskJob
+from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
+from zeroshot.tasks.captioning.trained import NativeCaption, Read
+from zeroshot.tasks.task import Task
+from zeroshot.tasks.vqa.ask_options import AskOptions
+from zeroshot.tasks.vqa.ask_task import Ask
 from zeroshot.tasks.vqa.statements import covered, parse, singular, statements
 
 ROOT = Path(__file__).parent.parent
@@ -245,11 +247,11 @@ def test_wrong_files_of_questions(text, message, scenes, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["ask"], "needs pictures and a question"),
-        (["ask", "scenes"], "needs pictures and a question"),
+        (["ask"], "needs images and a question"),
+        (["ask", "scenes"], "needs images and a question"),
         (["ask", "scenes", "--question", "a?", "--questions", "scenes/q.jsonl"], "give one"),
         (["ask", "scenes", "a?", "--model", "M", "--among", "a,b"], "--among is for answers by"),
-        (["ask", "scenes", "a?", "--model", "M", "--answers", "a,b"], "says its own"),
+        (["ask", "scenes", "a?", "--model", "M", "--answers", "a,b"], "has answers of its own"),
         (["caption", "scenes", "--method", "native"], "belong together"),
         (["caption", "scenes", "--model", "M"], "belong together"),
         (["caption", "scenes", "--method", "native", "--model", "M", "-o", "k=1"], "has no -o"),
@@ -377,15 +379,15 @@ def test_reading_through_the_command(model_of, scenes, capsys):
     assert [r.text for r in results] == [row["text"] for row in rows]
 
 
-def test_jobs_travel():
+def test_tasks_travel():
     models = resolve("pocket")
-    jobs = [
-        AskJob(models, ("a?",)),
-        AskJob(models, {"a.png": ("b?",)}),
-        NativeCaptionJob(models, "m", "p"),
-        ReadJob(models, "m"),
+    tasks = [
+        Ask.from_options(models, AskOptions(), "a?"),
+        Ask.from_options(models, AskOptions(), {"a.png": ("b?",)}),
+        NativeCaption.from_options(models, CaptionOptions("native", model="m", prompt="p")),
+        Read.from_options(models, ReadOptions("m")),
     ]
-    for job in jobs:
-        assert isinstance(job, Job)
-        assert pickle.loads(pickle.dumps(job)) == job
-        assert job.on("cpu").models.device == "cpu"
+    for task in tasks:
+        assert isinstance(task, Task)
+        assert pickle.loads(pickle.dumps(task)) == task
+        assert task.on("cpu").models.device == "cpu"

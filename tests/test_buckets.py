@@ -485,7 +485,7 @@ def test_a_transductive_method_over_a_bucket(tmp_path, bucket, zeroshot):
     ("given", "said"),
     [
         (("--out", "s3://b/rows.jsonl"), "--out s3://b/rows/"),
-        (("--out", "s3://b/o/", "--offline"), "the network is not to be asked"),
+        (("--out", "s3://b/o/", "--offline"), "--offline forbids the network"),
         (("--out", "memory://b/o/", "--devices", "cpu,cpu"), "the memory of this process"),
         (("--out", "memory://b/o/", "--engine", "ray"), "the memory of this process"),
     ],
@@ -499,7 +499,7 @@ def test_what_the_command_line_refuses(zeroshot, given, said):
 def test_commands_that_write_on_this_machine_only(tmp_path, monkeypatch, zeroshot, command):
     monkeypatch.chdir(tmp_path)
     code, _, error = zeroshot(*command, SCENES, "--models", "pocket", "--out", "memory://b/o/")
-    assert (code, "writes on this machine only" in error) == (2, True)
+    assert (code, "writes to local paths only" in error) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from zeroshot.commands.console import Screen
 from zeroshot.distributed.folder import OutputSpec
 from zeroshot.distributed.local import RunSpec, run, state
 from zeroshot.distributed.sharding import ByFile, ByNumber, FileRefusedError, planned
-from zeroshot.distributed.worker import WorkerOptions, Share, work
+from zeroshot.distributed.worker import Share, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.columns import Columns
@@ -29,7 +29,9 @@ from zeroshot.inputs.resolve import named, webdataset
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import Options
 from zeroshot.model_set.model_set import resolve
-from zeroshot.tasks.classification.classify_task import ClassifyJob
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.task import Task
 
 COUNTS = (2, 4, 0, 2, 3)
 """Pictures in each tar file: batches of two begin where files do."""
@@ -83,14 +85,16 @@ def zeroshot(zeroshot, monkeypatch):
     return zeroshot
 
 
-class ToyJob(Toy):
-    """The toy as a job."""
+class ToyTask(Task):
+    """The toy as a task."""
 
-    def on(self, device):
-        return self
+    schema = Toy.schema
+
+    def __init__(self):
+        super().__init__(models=POCKET, options=None)
 
     def open(self, cache, meter, batch_size):
-        return self
+        return Toy()
 
 
 def files(*names, **options):
@@ -220,7 +224,7 @@ def test_who_works_on_a_file_lists_it_and_nobody_else(tars, zeroshot, listed):
 
 def test_how_far_a_folder_is(tars):
     toy, place = Toy(), OutputSpec(Path("o"))
-    order = RunSpec(ToyJob(), files("in"), place)
+    order = RunSpec(ToyTask(), files("in"), place)
     before = state(order)
     assert (before.total, before.to_do, before.shards, before.finished) == (None, None, 5, 0)
     work(toy, join("o"), Meter(), WorkerOptions(Share(2, 5)))
@@ -242,7 +246,7 @@ def test_members_that_hold_no_picture_are_counted(tars, zeroshot):
     with tarfile.open("in/1.tar", "a") as file:
         file.addfile(tarfile.TarInfo("notes.md"))
     code, _, err = zeroshot("embed", "in", "--out", "o/")
-    assert (code, "left out 1 members of tar files that hold no picture" in err) == (0, True)
+    assert (code, "skipped 1 members of tar files that hold no image" in err) == (0, True)
 
 
 def test_plans_travel_small(tars):
@@ -425,25 +429,26 @@ def test_failed_pictures_are_retried_alone(tars, listed):
 LABELS = ("red heart", "blue star")
 
 
-def job(method):
-    return ClassifyJob(resolve("pocket"), LABELS, [[f"a {label}"] for label in LABELS], method)
+def task(method):
+    given = ClassifyOptions(labels=LABELS, templates="a {}", method=method)
+    return Classify.from_options(resolve("pocket"), given)
 
 
 def test_methods_that_look_at_all_pictures(tars, listed):
     for name, inputs in (("a", files("in")), ("b", named("in").pictures([]))):
         inputs = inputs if isinstance(inputs, Bundles) else list(inputs)
         listed.clear()
-        order = RunSpec(job("center"), inputs, OutputSpec(Path(name)), batch_size=2)
+        order = RunSpec(task("center"), inputs, OutputSpec(Path(name)), batch_size=2)
         run(order, NullCache(), Meter())
         if name == "a":
             assert Counter(listed) == {f"{n}.tar": 2 for n in range(5)}  # embedded, then scored
     assert text("a") == text("b")
     assert len(text("a").splitlines()) == sum(COUNTS)
-    run(RunSpec(job("center"), files("in"), OutputSpec(Path("a"))), NullCache(), Meter())
+    run(RunSpec(task("center"), files("in"), OutputSpec(Path("a"))), NullCache(), Meter())
 
 
 def test_pictures_that_are_gone_when_all_are_scored(tars, monkeypatch):
-    order = RunSpec(job("center"), files("in"), OutputSpec(Path("a")))
+    order = RunSpec(task("center"), files("in"), OutputSpec(Path("a")))
     pictures = webdataset.pictures
     seen = Counter()
 

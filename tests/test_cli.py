@@ -149,7 +149,7 @@ def test_prompts_presets_and_traces_that_do_not_fit(zeroshot, tmp_path):
         assert message in err
     code, _, err = zeroshot("caption", *MODELS)
     assert code == 2
-    assert "caption needs pictures" in err
+    assert "caption needs images" in err
 
 
 def test_a_trace_has_a_line_for_each_caption(zeroshot, mixed, tmp_path):
@@ -194,8 +194,8 @@ def test_one_row_for_every_file_and_nothing_lost(zeroshot, mixed):
         "notes.txt",
     }
     assert {row["error"]["type"] for row in rows if "error" in row} == {"UnreadableImage"}
-    assert "left out 1 file that holds no picture: captions.jsonl" in err
-    assert "5 pictures, 3 failed" in err
+    assert "skipped 1 file that holds no image: captions.jsonl" in err
+    assert "5 images, 3 failed" in err
 
 
 def test_classify_scores_and_cosines(zeroshot):
@@ -301,11 +301,11 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
         (["caption", "x.png"], 4, "--models pocket"),
         (["caption", "nothing/*.png", "--models", "pocket"], 2, "nothing/*.png"),
         (["caption", "x.png", "--batch-size", "0", "--models", "pocket"], 2, "--batch-size 0"),
-        (["classify", "x.png", "--models", "pocket"], 2, "needs pictures and --labels"),
+        (["classify", "x.png", "--models", "pocket"], 2, "needs images and --labels"),
         (["classify", "x.png", "--labels", "a,a", "--models", "pocket"], 2, "more than once"),
         (["classify", "--embeddings", "x.npz"], 2, "--out FILE.npz"),
         (["classify", "--embeddings", "x.npz", "--out", "y.npz"], 2, "no such file"),
-        (["caption"], 2, "caption needs pictures"),
+        (["caption"], 2, "caption needs images"),
         (["captoin", "x.png"], 2, "No such command"),
         (["methods", "asf"], 2, "did you mean 'asif'?"),
         (["cache", "prune"], 2, "say what to prune"),

@@ -121,7 +121,7 @@ def test_urls(zeroshot, server):  # noqa: F811
     assert "no public address; --allow-private-urls" in rows[0]["error"]["message"]
     given = ["embed", url, f"{server.url}/gone", "--allow-private-urls", "--out", "rows.jsonl"]
     code, _, err = zeroshot(*given)
-    assert (code, "2 pictures, 1 failed" in err) == (3, True)
+    assert (code, "2 images, 1 failed" in err) == (3, True)
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     assert [row["path"] for row in rows] == [url, f"{server.url}/gone"]
     assert rows[1]["error"] == {"type": "UnreadableImage", "message": "HTTP 404 Not Found"}

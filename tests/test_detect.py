@@ -18,7 +18,8 @@ from zeroshot.model_set.model_set import resolve
 from zeroshot.results.regions import DetectResult, Found
 from zeroshot.results.result import Failure
 from zeroshot.tasks.localization import coco_results
-from zeroshot.tasks.localization.detect_task import DetectJob
+from zeroshot.tasks.localization.detect_options import DetectOptions
+from zeroshot.tasks.localization.detection import Detect
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART = SCENES / "1-red-heart.png"
@@ -244,9 +245,9 @@ def test_a_model_that_is_not_here(zeroshot):
     assert "is not available" in err
 
 
-def test_a_job_travels():
-    job = DetectJob(resolve("pocket"), ["a"], draw=Path("x"))
-    assert pickle.loads(pickle.dumps(job)) == job
+def test_a_task_travels():
+    task = Detect.from_options(resolve("pocket"), DetectOptions("a", draw=Path("x")))
+    assert pickle.loads(pickle.dumps(task)) == task
     with pytest.raises(UserError, match="give one of them"):
         package.detect(HEART, models="pocket")
 

@@ -22,7 +22,8 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
 from zeroshot.models.preprocessing import FAST
 from zeroshot.ops import normalize
-from zeroshot.tasks.embed import embed, settings as embed_settings
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
 
 MAGIC = Path(__file__).parent / "data" / "magic"
 
@@ -345,7 +346,7 @@ def test_the_summary_says_what_was_waited_for():
     meter.add_thread_seconds("decoding", 5.5)
     first, *rest = summary(meter, 0, verbose=True)
     assert "most of it waiting for pictures" in first
-    assert "decoding took 9.50 s of threads beside it" in rest
+    assert "decoding took 9.50 s in other threads" in rest
     meter.seconds["encoder"] = 4.0
     assert "most of it in the encoder" in summary(meter, 0, verbose=False)[0]
 
@@ -370,7 +371,8 @@ def test_rows_of_other_pixels_are_never_mixed(tmp_path):
         rows = {}
         for models in (exact, fast, exact, fast):
             meter = Meter()
-            [result] = embed(sources, models, cache, meter)
+            runner = Embed.from_options(models, EmbedOptions()).open(cache, meter)
+            [result] = runner(sources, meter)
             first = models.fast not in rows
             assert (meter.images_encoded, meter.images_cached) == (first, not first)
             assert rows.setdefault(models.fast, result.embedding) == result.embedding
@@ -379,7 +381,9 @@ def test_rows_of_other_pixels_are_never_mixed(tmp_path):
             "image/rgb-1",
             "image/rgb-1/fast-1",
         }
-    assert embed_settings(exact) != embed_settings(fast)
+    tasks = [Embed.from_options(models, EmbedOptions()) for models in (exact, fast)]
+    first, second = (task.open(NullCache(), Meter()).settings() for task in tasks)
+    assert first != second
     assert canonical_names(exact.encoder) != canonical_names(fast.encoder)
     assert torch.equal(
         torch.tensor([rows[False]]), exact.encoder.encode_images([open_image(source)])

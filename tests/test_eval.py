@@ -31,7 +31,7 @@ def read(file):
 def test_labels(zeroshot, tmp_path):
     line = ("eval", SCENES, "--task", "classify", "--templates", BACKGROUND)
     code, [found], said = zeroshot(*line, "--out", tmp_path / "out")
-    assert (code, said) == (0, f"8 pictures; results in {tmp_path / 'out'}")
+    assert (code, said) == (0, f"8 images; results in {tmp_path / 'out'}")
     assert found["metrics"]["acc1"] == 1
     assert found["intervals"]["acc1"] == [pytest.approx(0.025 ** (1 / 8)), 1]
     assert found["metrics"].keys() == found["intervals"].keys()
@@ -114,7 +114,7 @@ def test_captions_made_before_with_references_of_their_own(zeroshot, tmp_path):
     file = tmp_path / "old.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, [found], said = zeroshot("eval", "--task", "caption", "--predictions", file)
-    assert (code, said) == (0, "2 pictures")
+    assert (code, said) == (0, "2 images")
     assert (found["method"], found["pictures"]["scored"]) == ("old", 2)
     other = tmp_path / "other.jsonl"
     shutil.copy(file, other)
@@ -153,7 +153,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(zeroshot, tmp_pat
         code, [found], said = zeroshot("eval", folder, "--task", task, *more)
         assert code == 3
         assert found["pictures"] == {"scored": 7, "failed": 1}
-        assert "8 pictures, 1 without an answer" in said
+        assert "8 images, 1 without an answer" in said
     for file in folder.glob("*.png"):
         file.write_bytes(b"no picture")
     code, _, said = zeroshot("eval", folder, "--task", "classify")
@@ -176,7 +176,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(zeroshot, tmp_pat
         ("eval SCENES --task retrieve --judge pocket", "--judge and --coupling are for captions"),
         ("eval SCENES --task caption --compare magic,magic", "given twice"),
         ("eval SCENES --task caption --compare magic --method magic", "leave --method"),
-        ("eval SCENES --task caption --predictions x --method magic", "made already"),
+        ("eval SCENES --task caption --predictions x --method magic", "exist already"),
         ("eval SCENES --task caption --method asif", "does not caption"),
         ("eval SCENES --task retrieve --predictions SCENES/captions.jsonl", "needs scores"),
         ("eval SCENES --task caption --limit 1 --method retrieve", "one picture"),
@@ -200,7 +200,7 @@ def test_python_gives_what_the_command_gives(zeroshot, tmp_path):
     acc1 = found.figures["center"]["acc1"]
     assert [acc1.low, acc1.high] == shown["intervals"]["acc1"]
     assert found.comparison == comparison
-    with pytest.raises(UserError, match="options belong to one method"):
+    with pytest.raises(UserError, match="options are for one method"):
         zs.evaluate(*asked, lam=1)
 
 

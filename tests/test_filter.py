@@ -17,9 +17,9 @@ from zeroshot.errors import UserError
 from zeroshot.model_set.model_set import resolve
 from zeroshot.output import filtered_pairs as kept
 from zeroshot.results.result import FilterResult, Source
-from zeroshot.tasks.filter_task import FilterJob
-from zeroshot.tasks.filtering import above, best_share, pair_cosines, threshold
-from zeroshot.tasks.task import Job, Transductive, is_transductive
+from zeroshot.tasks.filter import Filter, above, best_share, pair_cosines, threshold
+from zeroshot.tasks.filter_options import FilterOptions
+from zeroshot.tasks.task import Task, Transductive, is_transductive
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 POCKET = ["--models", "pocket"]
@@ -119,7 +119,7 @@ def test_a_row_for_every_pair(zeroshot, pairs, pair):
     models = resolve("pocket", encoder="coupled") if pair else resolve("pocket")
     assert [r["score"] for r in rows[:3]] == pytest.approx(expected(models, rows[:3]), abs=1e-5)
     assert f"kept {sum(r.get('kept', False) for r in rows)} of 4 pairs" in err
-    assert "6 pictures, 2 failed" in err
+    assert "6 images, 2 failed" in err
 
 
 def test_a_caption_that_is_too_long_is_cut_and_said_so_or_fails(zeroshot, pairs):
@@ -139,30 +139,31 @@ def test_a_share_counts_pairs_that_have_a_score(zeroshot, pairs, share, count):
     assert len([r for r in good if r["kept"]]) == count
 
 
-def test_the_job_is_one_and_travels(pairs):
+def test_the_task_is_one_and_travels(pairs):
     models = resolve("pocket")
-    assert isinstance(FilterJob(models, 0.3), Job)
-    job = pickle.loads(pickle.dumps(FilterJob(models, keep=0.3)))
-    assert job.keep == 0.3
+    by_score = Filter.from_options(models, FilterOptions(0.3))
+    assert isinstance(by_score, Task)
+    task = pickle.loads(pickle.dumps(Filter.from_options(models, FilterOptions(keep=0.3))))
+    assert task.options.keep == 0.3
     from zeroshot.cache.embedding_cache import NullCache
     from zeroshot.inference.meter import Meter
 
-    worker = job.open(NullCache(), Meter(), 2)
-    assert isinstance(worker, Transductive)
-    assert is_transductive(worker)
-    assert not is_transductive(FilterJob(models, 0.3).open(NullCache(), Meter(), 2))
-    assert worker.settings()["keep"] == 0.3
+    runner = task.open(NullCache(), Meter(), 2)
+    assert isinstance(runner, Transductive)
+    assert is_transductive(runner)
+    assert not is_transductive(by_score.open(NullCache(), Meter(), 2))
+    assert runner.settings()["keep"] == 0.3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --min-score, the least cosine, or --keep"),
-        (["--min-score", 0.3, "--keep", 0.3], "give --min-score, the least cosine, or --keep"),
-        (["--keep", 30], "--keep 30.0: a share lies between 0 and 1"),
+        ([], "give --min-score, the lowest cosine, or --keep"),
+        (["--min-score", 0.3, "--keep", 0.3], "give --min-score, the lowest cosine, or --keep"),
+        (["--keep", 30], "--keep 30.0: a fraction between 0 and 1"),
         (["--keep", 0.3, "--long-text", "cut"], "--long-text cut: truncate or error"),
         (["--keep", 0.3, "--kept", "x.txt"], "unknown table of kept pairs '.txt'"),
-        (["--keep", 0.3, "--kept", SCENES], "exists, and all pairs count"),
+        (["--keep", 0.3, "--kept", SCENES], "exists; it needs all pairs"),
     ],
 )
 def test_wrong_usage_is_one_clear_message(zeroshot, pairs, arguments, message):
@@ -184,7 +185,7 @@ def test_rows_to_files_and_going_on(zeroshot, pairs, tmp_path):
     ]
     code, _, err = zeroshot(*arguments, "--keep", 0.5, "--out", out)
     assert code == 2
-    assert "all pairs count" in err
+    assert "it needs all pairs" in err
     table = tmp_path / "rows.parquet"
     zeroshot(*arguments, "--keep", 0.5, "--out", table)
     import pyarrow.parquet

@@ -20,8 +20,9 @@ from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.model_set.model_set import resolve
 from zeroshot.models.vlm.image_text_matching import TransformersPairScorer
-from zeroshot.tasks.matching.match_task import MatchJob
-from zeroshot.tasks.task import Job
+from zeroshot.tasks.matching.match_options import MatchOptions
+from zeroshot.tasks.matching.match_task import Match
+from zeroshot.tasks.task import Task
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR, RING = (
@@ -77,7 +78,7 @@ def test_pairs_of_pictures_and_texts():
     )
     scores = [r.texts[0].score for r in results]
     assert scores[0] > scores[1] < scores[2]
-    with pytest.raises(UserError, match="a picture and its text"):
+    with pytest.raises(UserError, match="an image and its text"):
         zeroshot.match([(HEART, "a", "b")], models="pocket", cache=NullCache())
 
 
@@ -112,14 +113,14 @@ def test_a_sigmoid_is_that_of_the_model(tmp_path):
 def test_every_text_is_encoded_once(tmp_path):
     """200 pairs of 3 texts: 3 texts go to the encoder, and none the second time."""
     pairs = [(HEART, ["a red heart", "a blue star", "a ring"][i % 3]) for i in range(200)]
-    job = MatchJob(resolve("pocket"), None)
+    task = Match.from_options(resolve("pocket"), MatchOptions())
     with EmbeddingCache(tmp_path) as cache:
         for texts, pictures in ((3, 1), (0, 0)):
             meter = Meter()
-            worker = job.open(cache, meter, 256)
-            from zeroshot.api_texts import _pairs
+            runner = task.open(cache, meter, 256)
+            from zeroshot.api import _pairs
 
-            assert len(list(worker(_pairs(pairs), meter))) == 200
+            assert len(list(runner(_pairs(pairs), meter))) == 200
             assert meter.texts_encoded == texts
             assert meter.images_encoded <= max(pictures, 0) * 200
 
@@ -347,8 +348,8 @@ def test_wrong_forms(row, message, scenes, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_job_travels():
-    job = MatchJob(resolve("pocket"), None, ("a",), ("b",))
-    assert isinstance(job, Job)
-    assert pickle.loads(pickle.dumps(job)) == job
-    assert job.on("cpu").models.device == "cpu"
+def test_the_task_travels():
+    task = Match.from_options(resolve("pocket"), MatchOptions(texts=("a",), against=("b",)))
+    assert isinstance(task, Task)
+    assert pickle.loads(pickle.dumps(task)) == task
+    assert task.on("cpu").models.device == "cpu"

@@ -260,7 +260,7 @@ def truth():
 def test_a_method_is_measured_and_its_rows_give_the_same(zeroshot, tmp_path):
     """The rows of `classify --multi` hold every score: figures by scikit-learn of them."""
     code, [found], said = zeroshot(*LINE, "--out", tmp_path / "out")
-    assert (code, said) == (0, f"8 pictures; results in {tmp_path / 'out'}")
+    assert (code, said) == (0, f"8 images; results in {tmp_path / 'out'}")
     names = sorted(found["prompts"]["classes"])
     rows = tmp_path / "rows.jsonl"
     command = ("classify", SCENES, "--labels", ",".join(names), "--multi", "--out", rows)

@@ -23,9 +23,12 @@ from zeroshot.inputs.containers import Bundles
 from zeroshot.inputs.resolve import named
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
-from zeroshot.tasks.captioning.caption_task import CaptionJob
-from zeroshot.tasks.classification.classify_task import ClassifyJob
-from zeroshot.tasks.embed_task import EmbedJob
+from zeroshot.tasks.captioning.caption_options import CaptionOptions
+from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
 
 ray = pytest.importorskip("ray", reason="the Ray engine needs the extra [ray]")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
@@ -67,20 +70,22 @@ def pictures(tmp_path_factory):
     return [Source(str(file)) for file in files]
 
 
-def jobs():
+def tasks():
     models = resolve("pocket")
-    sentences = [[f"a {label}", label] for label in LABELS]
+    plain, center = (ClassifyOptions(labels=LABELS, method=m) for m in (None, "center"))
     return {
-        "embed": (EmbedJob(models), "safetensors"),
-        "classify": (ClassifyJob(models, LABELS, sentences), "rows"),
-        "transductive": (ClassifyJob(models, LABELS, sentences, "center"), "rows"),
-        "caption": (CaptionJob(models), "rows"),
+        "embed": (Embed.from_options(models, EmbedOptions()), "safetensors"),
+        "classify": (Classify.from_options(models, plain), "rows"),
+        "transductive": (Classify.from_options(models, center), "rows"),
+        "caption": (Caption.from_options(models, CaptionOptions()), "rows"),
     }
 
 
 def order(name, pictures, path, size=4):
-    job, layout = jobs()[name]
-    return RunSpec(job, pictures, OutputSpec(path, size, layout=layout), batch_size=2, cached=False)
+    task, layout = tasks()[name]
+    return RunSpec(
+        task, pictures, OutputSpec(path, size, layout=layout), batch_size=2, cached=False
+    )
 
 
 def files(path):
@@ -153,7 +158,7 @@ def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
     given = order("embed", tars, tmp_path / "ray", None)
     run(replace(given, place=replace(given.place, path=tmp_path / "alone")), NullCache(), Meter())
     expected = files(tmp_path / "alone")
-    given.place.open(tars, given.job.schema, given.job.open(NullCache(), Meter()).settings())
+    given.output.open(tars, given.task.schema, given.task.open(NullCache(), Meter()).settings())
     (tmp_path / "in" / "2.tar").write_bytes(b"changed")
     with pytest.raises(FileRefusedError, match=r"2\.tar' has changed since"):
         run_on_ray(given, WorkerOptions())

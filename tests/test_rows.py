@@ -71,7 +71,7 @@ def test_an_interrupted_folder_says_what_is_resumed(zeroshot, pictures, tmp_path
     (pictures / "3-broken.png").write_bytes(next(SCENES.glob("1*.png")).read_bytes())
     code, _, err = zeroshot(*arguments, "--retry-failed")
     assert code == 0
-    assert "1 pictures in" in err
+    assert "1 images in" in err
     assert "error" not in str(rows(tmp_path / "o"))
     assert np.isfinite(load_file(tmp_path / "o" / "00000.safetensors")["embeddings"]).all()
 
@@ -83,7 +83,7 @@ def test_a_process_for_each_device(zeroshot, pictures, tmp_path):
     code, _, err = zeroshot(*arguments, *more)
     assert code == 3
     assert rows(tmp_path / "o") == rows(tmp_path / "one.jsonl")
-    assert "9 pictures, 1 failed" in err
+    assert "9 images, 1 failed" in err
     code, _, err = zeroshot(*arguments, "--out", tmp_path / "p", "--devices", "cpu,cuda:77")
     assert code == 2
     assert "cuda" in err
@@ -117,7 +117,7 @@ def test_traces_go_with_one_file(zeroshot, tmp_path):
     more = ["--out", tmp_path / "o", "--trace", tmp_path / "t.jsonl"]
     code, _, err = zeroshot("caption", SCENES, *COMMON, *more)
     assert code == 2
-    assert "--trace goes with one output file" in err
+    assert "--trace needs one output file" in err
 
 
 def test_a_file_that_another_process_writes_is_refused(zeroshot, tmp_path):
@@ -151,7 +151,7 @@ def test_captions_beside_their_pictures(zeroshot, pictures, tmp_path, out):
     code, _, err = zeroshot("caption", pictures, *COMMON, "--sidecar", "txt", *more)
     assert code == 3
     assert mine.read_text() == "my own words"
-    assert "left 1 files beside pictures as they were" in err
+    assert "kept 1 sidecar files that existed" in err
     assert (pictures / "2-blue-star.txt").read_text() == "a small blue star on a black background\n"
     assert not (pictures / "3-broken.txt").exists()
     assert len(list(pictures.glob("*.txt"))) == 8

@@ -187,7 +187,12 @@ def test_failed_rows_are_made_anew_in_any_format(tmp_path, format):
     for name, first in (("o", toy), ("whole", replace(toy, bad=()))):
         work(first, join(tmp_path / name, toy, format=format), Meter())
     again = Meter()
-    work(replace(toy, bad=()), join(tmp_path / "o", toy, format=format), again, WorkerOptions(None, True))
+    work(
+        replace(toy, bad=()),
+        join(tmp_path / "o", toy, format=format),
+        again,
+        WorkerOptions(None, True),
+    )
     assert again.pictures == 1
     for shard in range(3):
         made, whole = (tmp_path / name / f"{shard:05d}.{format}" for name in ("o", "whole"))

@@ -22,7 +22,7 @@ from zeroshot.inputs.resolve import find
 from zeroshot.model_set.model_set import resolve
 from zeroshot.ops import normalize
 from zeroshot.report.search_page import POLICY, search_page
-from zeroshot.results.result import Failure, AnchorContribution, SearchResult, Source
+from zeroshot.results.result import AnchorContribution, Failure, SearchResult, Source
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR = SCENES / "1-red-heart.png", SCENES / "2-blue-star.png"
@@ -212,7 +212,7 @@ def test_a_picture_that_cannot_be_read_is_named(zeroshot, mixed):
     assert code == 3
     assert [Path(r["path"]).name for r in rows] == ["star.png", "broken.png", "gone.png"]
     assert [r.get("error", {}).get("type") for r in rows] == [None] + ["UnreadableImage"] * 2
-    assert "3 pictures, 2 failed" in err
+    assert "3 images, 2 failed" in err
 
 
 def test_nothing_but_failures(zeroshot, mixed):
@@ -266,8 +266,8 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
         (["--queries", "gone.txt", SCENES], "cannot read queries from 'gone.txt'"),
         (["--queries", STAR, SCENES], "cannot read queries from"),
         (["a", SCENES, "--minus", "a"], "the terms of 'a - a' cancel each other"),
-        (["a", SCENES, "--method", "nnn"], "give both or neither"),
-        (["a", SCENES, "--bank", "b.txt"], "give both or neither"),
+        (["a", SCENES, "--method", "nnn"], "give --bank too"),
+        (["a", SCENES, "--bank", "b.txt"], "give --method too"),
         (["a", SCENES, "-o", "k=3"], "give --method and --bank"),
         (["a", SCENES, "--method", "zpe", "--bank", "b.txt"], "'zpe' does not re-rank a search"),
         (["star " * 300, SCENES], "a query of"),
@@ -369,8 +369,8 @@ def test_from_python(pocket, mixed):
 def test_mistakes_in_python(pocket):
     for given, message in [
         ({"plus": "a", "query": ["a", "b"]}, "plus and minus go with one query, not with 2"),
-        ({"method": "nnn"}, "give both or neither"),
-        ({"alpha": 3}, "alpha: options of a method"),
+        ({"method": "nnn"}, "give --bank too"),
+        ({"alpha": 3}, "an option of a method"),
         ({"query": ""}, "a query without words"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -16,7 +16,8 @@ from zeroshot.errors import UserError
 from zeroshot.model_set.model_set import resolve
 from zeroshot.output.formats import pyarrow
 from zeroshot.results import coco_rle
-from zeroshot.tasks.localization.segment_task import SegmentJob
+from zeroshot.tasks.localization.segment_options import SegmentOptions
+from zeroshot.tasks.localization.segmentation import Segment
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART = SCENES / "1-red-heart.png"
@@ -174,9 +175,10 @@ def test_in_python():
     assert "<table>" in results._repr_html_()
 
 
-def test_a_job_travels():
-    job = SegmentJob(resolve("pocket"), ["a"], [["a"]], options={"std": 2.0}, masks=Path("x"))
-    assert pickle.loads(pickle.dumps(job)) == job
+def test_a_task_travels():
+    given = SegmentOptions("a", options={"std": 2.0}, masks=Path("x"))
+    task = Segment.from_options(resolve("pocket"), given)
+    assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_mean_iou_on_drawn_scenes():

@@ -360,7 +360,7 @@ def test_a_file_of_rows_goes_on_and_tries_failed_clips_again(zeroshot, folder, t
     code, _, said = zeroshot(*command)
     assert code == 3
     assert "4 clips, 1 failed" in said
-    assert "waiting for clips" in said or "most of it" in said
+    assert "waiting for clips" in said or "slowest step" in said
     write(broken, [scene("red-heart")])
     code, _, said = zeroshot(*command, "--retry-failed")
     assert code == 0
@@ -372,7 +372,7 @@ def test_what_is_said_is_of_clips(zeroshot, folder, tmp_path):
     (folder / "captions.jsonl").write_text("{}")
     command = ("--models", "pocket")
     _, _, said = zeroshot("video", "classify", folder, "--labels", LABELS, *command, "-v")
-    assert "left out 1 file that holds no clip" in said
+    assert "skipped 1 file that holds no video" in said
     assert "3 clips in" in said
     assert "clips/s" in said
     assert "3 clips encoded" in said
@@ -411,7 +411,7 @@ def test_clips_in_tar_files_and_captions_beside_clips(zeroshot, folder, tmp_path
     assert code == 0, said
     assert [row["labels"][0]["label"] for row in rows[:2]] == ["blue star", "red heart"]
     assert len(rows) == 3
-    assert "left out 1 file that holds no clip" in said
+    assert "skipped 1 file that holds no video" in said
     (folder / "red-heart.txt").write_text("a red heart")
     code, rows, said = zeroshot("video", "classify", folder, *command)
     assert (code, len(rows)) == (0, 3)
@@ -465,8 +465,8 @@ def test_from_python(folder):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"model": "x", "frames": 4}, "no frames"),
-        ({"pooling": "attention", "method": "center"}, "one row for a clip"),
+        ({"model": "x", "frames": 4}, "no --frames"),
+        ({"pooling": "attention", "method": "center"}, "one embedding per video"),
         ({"threshold": 0.1}, "--multi"),
         ({"multi": True, "score": "softmax"}, "softmax shares one"),
         ({"against": "a cat"}, "--multi"),

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
+from zeroshot.commands.options import Run, on_pictures
 
 from zeroshot import cli
-from zeroshot.commands.options import Run, on_pictures
 from zeroshot.commands.runner import Rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"

@@ -9,7 +9,7 @@ names, numbers and paths; it holds no model and can be pickled.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.inference.embedding import AUTO_BATCH
@@ -22,6 +22,7 @@ from zeroshot.tasks import options as declared
 
 O_co = TypeVar("O_co", covariant=True)
 T_co = TypeVar("T_co", bound="Task[Any]", covariant=True)
+T = TypeVar("T", bound="Task[Any]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Task(ABC, Generic[O_co]):
     schema: ClassVar[str]
 
     @classmethod
-    def from_options(cls, models: ModelSet, options: Any) -> Self:
+    def from_options(cls: type[T], models: ModelSet, options: Any) -> T:
         """The task, with the files that the options name read.
 
         Raises:
@@ -46,7 +47,7 @@ class Task(ABC, Generic[O_co]):
         """
         return cls(models=models, options=options)
 
-    def on(self, device: str) -> Self:
+    def on(self: T, device: str) -> T:
         """The same task on another device: `cuda:1`."""
         return replace(self, models=replace(self.models, device=device))
 

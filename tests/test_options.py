@@ -1,0 +1,373 @@
+"""Options are declared once: what is given arrives, and what decides rows is in the settings."""
+
+import dataclasses
+import inspect
+import json
+import typing
+from pathlib import Path
+from types import NoneType
+
+import pytest
+
+import zeroshot
+from zeroshot import cli
+from zeroshot.cache.embedding_cache import NullCache
+from zeroshot.commands import label_commands, search_commands, video_commands
+from zeroshot.commands.command import flags
+from zeroshot.evaluation.evaluate_options import EvaluateOptions
+from zeroshot.inference.meter import Meter
+from zeroshot.model_set.model_set import resolve
+from zeroshot.tasks import search as searching
+from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
+from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.trained import Read
+from zeroshot.tasks.classification import classify_task
+from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
+from zeroshot.tasks.classification.classify_options import ClassifyOptions, VideoClassifyOptions
+from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.filter import Filter
+from zeroshot.tasks.filter_options import FilterOptions
+from zeroshot.tasks.localization.detect_options import DetectOptions
+from zeroshot.tasks.localization.detection import Detect
+from zeroshot.tasks.localization.segment_options import SegmentOptions
+from zeroshot.tasks.localization.segmentation import Segment
+from zeroshot.tasks.matching.match_options import MatchOptions
+from zeroshot.tasks.matching.match_task import Match
+from zeroshot.tasks.options import default_of, option_of, settings
+from zeroshot.tasks.search_options import SearchOptions
+from zeroshot.tasks.vqa.ask_options import AskOptions
+from zeroshot.tasks.vqa.ask_task import Ask
+
+SCENES = Path(__file__).parent.parent / "examples" / "scenes"
+HEART = str(SCENES / "1-red-heart.png")
+
+
+class CapturedError(BaseException):
+    """Ends a command, or a function, where the options have arrived."""
+
+
+def capture(monkeypatch, owner, name, place):
+    """Make a function end the run with its argument at `place`, or the keyword `options`."""
+
+    def end(*given, **more):
+        raise CapturedError(more["options"] if "options" in more else given[place])
+
+    whole = isinstance(owner, type)
+    monkeypatch.setattr(owner, name, classmethod(end) if whole else end)
+
+
+COMMANDS = {
+    "caption": (CaptionOptions, (Caption, "from_options", 2), [HEART]),
+    "read": (ReadOptions, (Read, "from_options", 2), [HEART]),
+    "ask": (AskOptions, (Ask, "from_options", 2), [HEART, "what?"]),
+    "segment": (SegmentOptions, (Segment, "from_options", 2), [HEART]),
+    "detect": (DetectOptions, (Detect, "from_options", 2), [HEART]),
+    "match": (MatchOptions, (Match, "from_options", 2), [HEART]),
+    "filter": (FilterOptions, (Filter, "from_options", 2), [HEART]),
+    "classify": (ClassifyOptions, (Classify, "from_options", 2), [HEART]),
+    "calibrate": (CalibrateOptions, (label_commands, "calibrate_on", 1), [HEART]),
+    "search": (SearchOptions, (search_commands, "find", 1), ["heart", HEART]),
+    "eval": (EvaluateOptions, ("zeroshot.evaluation.experiment", "experiment", 2), [str(SCENES)]),
+    "video classify": (VideoClassifyOptions, (classify_task, "video_task", 1), [HEART]),
+    "video search": (SearchOptions, (video_commands, "find", 1), ["heart", HEART]),
+    "video calibrate": (CalibrateOptions, (video_commands, "calibrate_on", 1), [HEART]),
+    "video caption": (CaptionOptions, (Caption, "from_options", 2), [HEART]),
+}
+"""The options of each command, the function they arrive at, and the arguments it needs."""
+REJECTED = {("video caption", "model")}
+"""Options that a command has only to say why it takes none."""
+
+
+def given_on_command_line(field):
+    """Words for the command line, and the value that has to arrive."""
+    known = option_of(field)
+    [parameter] = [p for p in flags(_only(field)) if p.name == field.name]
+    typed = typing.get_args(parameter.annotation)[0]
+    flag = (known.flags or (f"--{field.name.replace('_', '-')}",))[0]
+    if typed is bool:
+        return [flag], True
+    parts = [t for t in (typing.get_args(typed) or (typed,)) if t is not NoneType]
+    if typing.get_origin(typed) is list or (parts and typing.get_origin(parts[0]) is list):
+        words, value = [flag, "k=1", flag, "j=2"], ["k=1", "j=2"]
+    elif typing.get_origin(typed) is typing.Literal or isinstance(parts[0], str):
+        choices = typing.get_args(typed) if typing.get_origin(typed) is typing.Literal else parts
+        value = next(c for c in choices if c != default_of(field))
+        words = [flag, value]
+    elif typing.get_origin(parts[0]) is typing.Literal:
+        value = next(c for c in typing.get_args(parts[0]) if c != default_of(field))
+        words = [flag, value]
+    else:
+        kind = parts[0]
+        low = 3 if known.min is None else max(3, known.min)
+        number = low if known.max is None or low <= known.max else known.max
+        value = {int: int(number), float: 0.75, str: "some", Path: Path(HEART)}[kind]
+        words = [flag, str(value)]
+    return words, known.convert(value) if known.convert else value
+
+
+def _only(field):
+    """An options class with one field, for `flags`."""
+    return dataclasses.make_dataclass(
+        "One", [(field.name, field.type, dataclasses.field(default=None, metadata=field.metadata))]
+    )
+
+
+def fields(kind, on_command_line=True):
+    return [f for f in dataclasses.fields(kind) if option_of(f).on_command_line == on_command_line]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (command, field.name)
+        for command, (kind, *_) in COMMANDS.items()
+        for field in fields(kind)
+        if (command, field.name) not in REJECTED
+    ],
+)
+def test_what_the_command_line_gives_arrives(command, name, monkeypatch):
+    kind, (owner, function, place), arguments = COMMANDS[command]
+    if isinstance(owner, str):
+        owner = __import__(owner, fromlist=[function])
+    [field] = [f for f in dataclasses.fields(kind) if f.name == name]
+    words, value = given_on_command_line(field)
+    if option_of(field).images:
+        words = [words[0], HEART]
+    needs = {"eval": ["--task", "classify"]}.get(command, [])
+    if name == "task":
+        needs = []
+    capture(monkeypatch, owner, function, place)
+    line = [*command.split(), *arguments, "--models", "pocket", "--offline", *needs, *words]
+    with pytest.raises(CapturedError) as ended:
+        cli.run([str(word) for word in line])
+    arrived = getattr(ended.value.args[0], name)
+    if option_of(field).images:
+        assert [source.path for source in arrived] == [HEART]
+    else:
+        assert arrived == value
+
+
+FUNCTIONS = {
+    "caption": CaptionOptions,
+    "classify": ClassifyOptions,
+    "search": SearchOptions,
+    "embed": EmbedOptions,
+    "segment": SegmentOptions,
+    "detect": DetectOptions,
+    "match": MatchOptions,
+    "ask": AskOptions,
+    "read": ReadOptions,
+    "evaluate": EvaluateOptions,
+    "video.classify": VideoClassifyOptions,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_python_has_the_fields_as_keywords(name):
+    function = zeroshot.video.classify if name.startswith("video") else getattr(zeroshot, name)
+    parameters = dict(inspect.signature(function).parameters)
+    assert parameters.pop("options", None) or "options" not in {
+        f.name for f in dataclasses.fields(FUNCTIONS[name])
+    }
+    declared = {
+        f.name: default_of(f)
+        for f in dataclasses.fields(FUNCTIONS[name])
+        if f.name != "options" and not (name == "video.classify" and f.name == "views")
+    }
+    assert {n: parameters[n].default for n in declared} == declared
+    common = {"images", "clips", "pairs", "query", "question", "data", "methods", "judge"}
+    assert parameters.keys() - declared.keys() <= common | {"models", "batch_size", "cache"}
+
+
+# Settings
+
+
+CLASSIFY = {
+    "labels": "red heart,green tree",
+    "templates": "none",
+    "method": "zpe",
+    "options": {"mode": "max"},
+    "score": "cosine",
+    "top_k": 1,
+    "multi": True,
+    "against": ("a dog",),
+    "threshold": 0.5,
+    "shots": "shots.csv",
+    "bank": [HEART],
+    "prior": (0.25, 0.75),
+    "hierarchy": "kinds.json",
+    "calibration": "calibration.json",
+    "abstain": 0.25,
+    "explain": 2,
+    "views": 3,
+}
+BESIDE = {
+    "options": {"method": "ensemble"},
+    "against": {"multi": True},
+    "threshold": {"multi": True},
+    "shots": {"method": "tip_adapter"},
+    "bank": {"method": "center"},
+    "prior": {"method": "otter"},
+    "hierarchy": {"method": "chils", "labels": ()},
+    "abstain": {"calibration": "calibration.json"},
+    "views": {"method": "zero"},
+}
+"""What an option needs beside it."""
+ANOTHER_MODEL = {"model", "lm"}
+"""Options that load another model; `tests/test_settings.py` has them."""
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blue = SCENES / "2-blue-star.png"
+    (tmp_path / "shots.csv").write_text(f"path,label\n{HEART},red heart\n{blue},blue star\n")
+    (tmp_path / "kinds.json").write_text(json.dumps({"red heart": ["heart"], "blue": ["star"]}))
+    line = ["calibrate", SCENES, "--labels", "red heart,blue star", "--out", "calibration.json"]
+    assert cli.run([*map(str, line), "--models", "pocket", "--offline", "--quiet"]) == 0
+    return tmp_path
+
+
+@functools.cache
+def pocket(encoder=None):
+    return resolve("pocket", encoder=encoder)
+
+
+def settings_of(kind, options, *more, encoder=None):
+    """Of an opened task on the pocket set."""
+    task = kind.from_options(pocket(encoder), options, *more)
+    return task.open(NullCache(), Meter()).settings()
+
+
+@pytest.mark.parametrize("name", CLASSIFY)
+def test_what_decides_labels_is_in_the_settings(name, files):
+    beside = {"labels": "red heart,blue star"} | BESIDE.get(name, {})
+    before = dict(beside)
+    encoder = "coupled" if name == "explain" else None
+
+    def found(**given):
+        return settings_of(Classify, ClassifyOptions(**given), encoder=encoder)
+
+    given = before | {name: CLASSIFY[name]}
+    if name in ("shots", "prior", "hierarchy"):  # the method needs one: another one then
+        other = found(**before | {"method": None, "labels": "red heart,blue star"})
+    elif name == "views":
+        other = found(**before | {name: 2})
+    elif name == "bank":
+        other = found(**before | {name: [HEART, HEART]})
+    else:
+        other = found(**before)
+    assert found(**given) != other
+
+
+def test_no_deciding_option_of_classify_is_left_out():
+    deciding = {f.name for f in dataclasses.fields(ClassifyOptions) if option_of(f).decides_rows}
+    assert deciding == set(CLASSIFY)
+
+
+DETECT = {
+    "labels": "red heart,tree",
+    "threshold": 0.25,
+    "overlap": 0.25,
+    "background": "sky",
+    "templates": "none",
+    "regions": "windows",
+    "resolution": 96,
+    "draw": "drawn",
+}
+SEGMENT = {
+    "labels": "red heart,tree",
+    "background": "sky",
+    "templates": "none",
+    "method": "sclip",
+    "options": {"std": 2.0},
+    "threshold": 0.25,
+    "resolution": 128,
+    "window": 32,
+    "masks": "masks",
+    "draw": "drawn",
+}
+LABELS = {"labels": "red heart,blue star"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name", "value"),
+    [(Detect, DetectOptions, n, v) for n, v in DETECT.items()]
+    + [(Segment, SegmentOptions, n, v) for n, v in SEGMENT.items()],
+)
+def test_what_decides_boxes_and_masks_is_in_the_settings(kind, options, name, value, files):
+    one, other = options(**LABELS), options(**LABELS | {name: value})
+    assert settings_of(kind, one) != settings_of(kind, other)
+
+
+OTHERS = [
+    (Caption, CaptionOptions(), CaptionOptions(method="retrieve")),
+    (Caption, CaptionOptions(), CaptionOptions(method="magic", options={"k": 5})),
+    (Caption, CaptionOptions(method="magic"), CaptionOptions(method="magic", preset="coco")),
+    (Caption, CaptionOptions(method="magic"), CaptionOptions(method="magic", prompt="a")),
+    (Caption, CaptionOptions(prompt={"a": "b"}), CaptionOptions(prompt={"a": "c"})),
+    (Match, MatchOptions(), MatchOptions(texts=("a",))),
+    (Match, MatchOptions(texts=("a",)), MatchOptions(texts=("a",), against=("b",))),
+    (Filter, FilterOptions(0.25), FilterOptions(0.5)),
+    (Filter, FilterOptions(0.25), FilterOptions(keep=0.25)),
+    (Filter, FilterOptions(0.25), FilterOptions(0.25, long_text="error")),
+    (Embed, EmbedOptions(), EmbedOptions(captions=True)),
+]
+
+
+@pytest.mark.parametrize(("kind", "one", "other"), OTHERS)
+def test_what_decides_other_rows_is_in_the_settings(kind, one, other):
+    assert settings_of(kind, one) != settings_of(kind, other)
+
+
+def test_another_coupling_is_in_the_settings():
+    one, other = CaptionOptions(method="retrieve"), CaptionOptions("retrieve", coupling="csa")
+    found = [settings_of(Caption, options, encoder="coupled") for options in (one, other)]
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"top_k": 2},
+        {"answers": "red,green"},
+        {"among": "heart,star"},
+        {"among": "heart,star", "present": 0.25},
+    ],
+)
+def test_what_decides_answers_is_in_the_settings(more):
+    first = AskOptions(among="heart,star") if "present" in more else AskOptions()
+    question = "how many hearts are there?"
+    assert settings_of(Ask, first, question) != settings_of(Ask, AskOptions(**more), question)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"top_k": 2},
+        {"half": True},
+        {"index": "ivf"},
+        {"method": "dis"},
+        {"method": "csls", "options": {"k": 3}},
+    ],
+)
+def test_what_decides_hits_is_in_the_settings(more):
+    models, bank = pocket(), [searching.query(searching.term("text:a star"))]
+
+    def found(**given):
+        others = bank if "method" in given else []
+        return searching.settings([], models, SearchOptions(**given), others)
+
+    first = {"method": "csls"} if "options" in more else {}
+    assert found(**first) != found(**more)
+
+
+def test_an_option_that_nobody_resolves_is_recorded_under_its_name():
+    assert settings(DetectOptions(word_threshold=0.5), {}) == {"word_threshold": 0.5}
+    assert settings(DetectOptions(overwrite=True), {}) == {}  # decides no row
+    assert settings(DetectOptions(model="m"), {"models": {"detector": "m@1"}}) == {
+        "models": {"detector": "m@1"}
+    }
+    assert settings(ClassifyOptions(abstain=0.5), {"method": "ensemble"})["abstain"] == 0.5
