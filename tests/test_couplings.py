@@ -1,5 +1,6 @@
 """Couplings against equations in numpy, against their authors' output, and on known worlds."""
 
+import re
 import sys
 
 import numpy as np
@@ -20,6 +21,7 @@ from zeroshot.methods.procrustes import Procrustes
 from zeroshot.methods.relative import Relative, relative
 from zeroshot.methods.ridge_cca import RidgeCCA
 from zeroshot.ops import normalize
+from zeroshot.packaging.extras import how_to_install
 
 CSA_GOLDEN = arrays("csa_a")
 HYBRID = arrays("csa_asif_a")
@@ -591,7 +593,7 @@ def test_approximate_search(monkeypatch):
 
 def test_no_faiss(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(NotAvailableError, match=r"zeroshot\[index\]"):
+    with pytest.raises(NotAvailableError, match=re.escape(how_to_install("index"))):
         ASIF(k=4, index="ivf").fit(*world(30))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 FLOORS = [
-    {"errors", "ops", "prompts", "metrics"},
+    {"errors", "ops", "prompts", "metrics", "packaging"},
     {"models", "inputs"},
     {"trace", "images", "output"},
     {"decoding", "cache", "results"},
@@ -24,7 +24,10 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-METHODS_SEE = {"errors", "ops", "metrics", "decoding", "methods", "models.base", "trace"}
+METHODS_SEE = {
+    *{"errors", "ops", "metrics", "packaging"},
+    *{"decoding", "methods", "models.base", "trace"},
+}
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 MOST_FILES = 12
 TWICE = {

@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.output import formats
 from zeroshot.output.resumable import Output, merge
+from zeroshot.packaging.extras import how_to_install
 
 SCHEMA = "zeroshot.classify/1"
 SETTINGS = {"method": "ensemble", "options": {"k": 3}, "models": {"encoder": "toy@1"}}
@@ -111,7 +112,7 @@ def test_parquet_has_numbers_and_truth_values(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(NotAvailableError, match=re.escape("pip install 'zeroshot[data]'")):
+    with pytest.raises(NotAvailableError, match=re.escape(how_to_install("data"))):
         Output(tmp_path / "x.parquet", SCHEMA, SETTINGS)
     assert list(tmp_path.iterdir()) == []
 

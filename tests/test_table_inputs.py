@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import tarfile
 import time
@@ -22,6 +23,7 @@ from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import Options
+from zeroshot.packaging.extras import how_to_install
 
 datasets = pytest.importorskip("datasets")
 fsspec = pytest.importorskip("fsspec")
@@ -400,7 +402,8 @@ def test_damaged_parquet(folder):
 
 def test_parquet_needs_pyarrow(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(NotAvailableError, match=r"pip install 'zeroshot\[data\]', or give a CSV"):
+    message = f"Parquet needs pyarrow: {how_to_install('data')}, or give a CSV"
+    with pytest.raises(NotAvailableError, match=re.escape(message)):
         find("x.parquet")
 
 

@@ -11,4 +11,3 @@ The functions are imported on first use, because they import torch.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = "0.1.0"

@@ -12,5 +12,4 @@ from .api import (
     search as search,
     segment as segment,
 )
-
-__version__: str
+from .packaging.version import __version__ as __version__

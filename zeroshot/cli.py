@@ -24,6 +24,7 @@ from zeroshot.commands import (
 )
 from zeroshot.commands.command import Json
 from zeroshot.errors import ZeroshotError
+from zeroshot.tasks import completion
 
 INTERRUPTED = 130
 
@@ -32,7 +33,6 @@ app = typer.Typer(
     help="Captions, labels, search, masks and answers from frozen vision and language models, "
     "with nothing trained.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,9 +60,13 @@ app.command()(task_commands.read)
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, with its paper and options.")] = (
-        None
-    ),
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="One method, with its paper and options.",
+            autocompletion=completion.all_methods,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Every method, its paper and its options."""
@@ -100,7 +104,13 @@ def models_list() -> None:
 
 @models_app.command("show")
 def models_show(
-    name: Annotated[str, typer.Argument(help="A model set or a directory with a models.toml.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A model set or a directory with a models.toml.",
+            autocompletion=completion.model_sets,
+        ),
+    ],
 ) -> None:
     """The parts of a model set, and where they are."""
     from zeroshot.commands import console
@@ -117,7 +127,13 @@ def models_show(
 
 @models_app.command("pull")
 def models_pull(
-    name: Annotated[str, typer.Argument(help="A model set, or one model such as hf:org/model.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A model set, or one model such as hf:org/model.",
+            autocompletion=completion.model_sets,
+        ),
+    ],
 ) -> None:
     """Fetch a model set, or one model, into the hub's cache (HF_HOME)."""
     from zeroshot.commands import console
@@ -127,23 +143,15 @@ def models_pull(
         console.say(f"in {directory}")
 
 
-def _version(asked: bool) -> bool:
-    if asked:
+@app.callback(invoke_without_command=True)
+def _zeroshot(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
         from zeroshot import __version__
 
         print(f"zeroshot {__version__}")
         raise typer.Exit
-    return asked
-
-
-@app.callback()
-def _zeroshot(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
-    pass
 
 
 def main() -> None:
@@ -157,7 +165,7 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         with console.warnings_said():
-            app(list(arguments))
+            app(list(arguments), prog_name=app.info.name)
     except SystemExit as done:  # typer's way to end, usage errors printed
         code = int(done.code or 0)
         if code == INTERRUPTED:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import NotAvailableError
+from zeroshot.packaging.extras import how_to_install
 
 SHOWN = 6
 """Candidates in a picture of a trace: the best ones, and always the one chosen."""
@@ -61,13 +62,14 @@ class Trace:
         """A matplotlib figure: per step the `shown` best candidates and what their totals are
         made of.
 
-        NotAvailableError without matplotlib: pip install 'zeroshot[plot]'.
+        Raises:
+            NotAvailableError: matplotlib is not installed.
         """
         try:
             from matplotlib.figure import Figure
         except ImportError:
             raise NotAvailableError(
-                "a picture of a trace needs matplotlib: pip install 'zeroshot[plot]'"
+                f"a picture of a trace needs matplotlib: {how_to_install('plot')}"
             ) from None
         figure = Figure(figsize=(7, 0.9 + 0.32 * shown * max(1, len(self))), layout="constrained")
         axes = figure.subplots(max(1, len(self)), 1, squeeze=False)[:, 0]

@@ -95,6 +95,7 @@ def flags(kind: Any) -> list[inspect.Parameter]:
             max=known.max,
             metavar=known.metavar,
             parser=known.parser,
+            autocompletion=known.complete,
             hidden=known.hidden,
             rich_help_panel=PANEL_OF.get(field.name) if issubclass(kind, CommonOptions) else None,
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zeroshot.errors import UserError
+from zeroshot.tasks.completion import model_sets
 from zeroshot.tasks.options import option, option_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class CommonOptions:
         "base",
         "Model set: pocket, base, fast, best, or a directory with a models.toml.",
         env="MODELS",
+        complete=model_sets,
     )
     encoder: str | None = option(
         None,

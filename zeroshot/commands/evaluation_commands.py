@@ -13,6 +13,7 @@ from zeroshot.commands.command import command
 from zeroshot.commands.common_options import CommonOptions
 from zeroshot.errors import UserError
 from zeroshot.evaluation.evaluate_options import EvaluateOptions
+from zeroshot.tasks import completion
 
 if TYPE_CHECKING:
     from zeroshot.evaluation.experiment import Experiment
@@ -34,7 +35,10 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", envvar="ZEROSHOT_METHOD", help="The method; 'zeroshot methods' lists them."
+            "--method",
+            envvar="ZEROSHOT_METHOD",
+            help="The method; 'zeroshot methods' lists them.",
+            autocompletion=completion.methods,
         ),
     ] = None,
     compare: Annotated[

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.inputs import tar, webdataset
 from zeroshot.inputs.source import MAX_BYTES, PICTURES, Source
+from zeroshot.packaging.extras import how_to_install
 
 PICTURE = ("image", "path", "file", "filepath", "file_name", "filename", "image_path", "image_file")
 CAPTION = ("caption", "captions", "text", "texts", "sentence", "title", "comment")
@@ -132,7 +133,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
         from pyarrow import parquet
     except ImportError as error:
         raise NotAvailableError(
-            "Parquet needs pyarrow: pip install 'zeroshot[data]', or give a CSV"
+            f"Parquet needs pyarrow: {how_to_install('data')}, or give a CSV"
         ) from error
     try:
         with parquet.ParquetFile(path) as table:

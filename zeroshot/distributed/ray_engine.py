@@ -33,6 +33,7 @@ from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs import containers
 from zeroshot.inputs.source import Picture, Source
+from zeroshot.packaging.extras import how_to_install
 from zeroshot.tasks.task import Runner, Transductive, is_transductive
 
 READ_TOGETHER = 16
@@ -52,7 +53,7 @@ def ray() -> Any:
         import ray.data
     except ImportError:
         raise NotAvailableError(
-            "--engine ray needs Ray: pip install 'zeroshot[ray]'; or run the same command several "
+            f"--engine ray needs Ray: {how_to_install('ray')}; or run the same command several "
             "times at once, with or without --shards K/N"
         ) from None
     return library

@@ -1,4 +1,4 @@
-"""Frames of video clips, by PyAV (`pip install 'zeroshot[video]'`), and of animated pictures.
+"""Frames of video clips, by PyAV (the extra `video`), and of animated pictures.
 
 A clip is opened as an open file of bytes, never by its name, and by the demuxer that its first
 bytes call for: FFmpeg guesses no format and follows no address, so that a playlist in the guise of
@@ -27,6 +27,7 @@ from zeroshot.images.animation import animated_frames, kind_of
 from zeroshot.images.reading import MAX_PIXELS
 from zeroshot.inputs.source import Source
 from zeroshot.models.base import VideoFile
+from zeroshot.packaging.extras import how_to_install
 
 __all__ = ["VERSION", "Clip", "frames_of", "open_clip"]
 
@@ -149,7 +150,7 @@ def _pyav() -> Any:
         return import_module("av")
     except ImportError:
         raise NotAvailableError(
-            "clips are decoded by PyAV, which is not installed: pip install 'zeroshot[video]'"
+            f"clips are decoded by PyAV, which is not installed: {how_to_install('video')}"
         ) from None
 
 

@@ -17,6 +17,7 @@ from zeroshot.inputs.local_files import settled, stamp_of
 from zeroshot.inputs.parquet import bytes_of
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import Options, Table
+from zeroshot.packaging.extras import how_to_install
 
 PREFIX = "hf-dataset:"
 CODELESS = 4
@@ -111,7 +112,7 @@ def _library() -> Any:
         import datasets
     except ImportError as error:
         raise NotAvailableError(
-            f"'{PREFIX}' needs the package datasets: pip install 'zeroshot[data]'"
+            f"'{PREFIX}' needs the package datasets: {how_to_install('data')}"
         ) from error
     if int(datasets.__version__.split(".")[0]) < CODELESS:
         raise NotAvailableError(

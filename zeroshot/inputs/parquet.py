@@ -17,6 +17,7 @@ from zeroshot.inputs.local_files import read_file, stamp_of
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import MAX_BYTES, SCHEME, Refused, Source
 from zeroshot.inputs.tables import Options, Table, below
+from zeroshot.packaging.extras import how_to_install
 
 ROWS = 16
 """Pictures that are read together."""
@@ -30,7 +31,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise NotAvailableError(
-            "Parquet needs pyarrow: pip install 'zeroshot[data]', or give a CSV"
+            f"Parquet needs pyarrow: {how_to_install('data')}, or give a CSV"
         ) from error
     return pyarrow
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from zeroshot.errors import ApproximateWarning, NotAvailableError
 from zeroshot.methods._pairs import BLOCK, Rows
 from zeroshot.ops import topk_stream
+from zeroshot.packaging.extras import how_to_install
 
 SHARE = 4
 """One cell in so many is looked into."""
@@ -41,13 +42,13 @@ class Index:
         """These anchors as unit rows, copied in float32; warns with the recall at `k`.
 
         Raises:
-            NotAvailableError without faiss: pip install 'zeroshot[index]'.
+            NotAvailableError: faiss is not installed.
         """
         try:
             import faiss
         except ImportError as error:
             raise NotAvailableError(
-                "index=ivf needs faiss: pip install 'zeroshot[index]', or leave index=exact"
+                f"index=ivf needs faiss: {how_to_install('index')}, or leave index=exact"
             ) from error
         count = len(anchors)
         lists = max(1, math.isqrt(count))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from zeroshot.errors import NotAvailableError, unknown
+from zeroshot.packaging.extras import how_to_install
 
 Row = Mapping[str, Any]
 """A result as JSON: `schema`, `path`, `id`, the answer or an `error`, `models`, `method`."""
@@ -216,7 +217,7 @@ def pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError:
         raise NotAvailableError(
-            "Parquet needs pyarrow: pip install 'zeroshot[data]', or choose .jsonl or .csv"
+            f"Parquet needs pyarrow: {how_to_install('data')}, or choose .jsonl or .csv"
         ) from None
     return arrow
 

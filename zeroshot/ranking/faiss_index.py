@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zeroshot.errors import ApproximateWarning, NotAvailableError
 from zeroshot.ops import BLOCK
+from zeroshot.packaging.extras import how_to_install
 from zeroshot.ranking.exact import SLACK, Gallery, Hits, in_order, nearest, products
 
 Kind = Literal["ivf", "ivfpq"]
@@ -39,7 +40,7 @@ def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) 
     """The best that an index finds; warns with its recall. Place -1 where it finds fewer than `k`.
 
     Raises:
-        NotAvailableError without faiss: pip install 'zeroshot[index]'.
+        NotAvailableError: faiss is not installed.
     """
     k = min(k, len(gallery))
     if not k or not len(queries):
@@ -64,7 +65,7 @@ def _build(gallery: Gallery, kind: Kind) -> Any:
         import faiss
     except ImportError as error:
         raise NotAvailableError(
-            f"--index {kind} needs faiss: pip install 'zeroshot[index]', or leave it exact"
+            f"--index {kind} needs faiss: {how_to_install('index')}, or leave it exact"
         ) from error
     count = len(gallery)
     lists = math.isqrt(count)

@@ -6,6 +6,7 @@ from typing import Any
 from zeroshot import __version__
 from zeroshot.datasets.protocols import Task
 from zeroshot.errors import NotAvailableError
+from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
 from zeroshot.report.caption_tables import Order
 from zeroshot.report.load_results import Gathered, Group, pretty, share
@@ -40,7 +41,7 @@ def render(
     try:
         import jinja2
     except ImportError:
-        raise NotAvailableError("a report needs Jinja2: pip install 'zeroshot[report]'") from None
+        raise NotAvailableError(f"a report needs Jinja2: {how_to_install('report')}") from None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+from zeroshot.tasks import completion
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -25,6 +27,8 @@ class Option:
     max: float | None = None
     metavar: str | None = None
     parser: Callable[[str], Any] | None = None
+    complete: Callable[..., Any] | None = None
+    """Values that a shell completes; see `tasks.completion`."""
     on_command_line: bool = True
     hidden: bool = False
     images: bool = False
@@ -116,7 +120,12 @@ def several(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
-METHOD: Any = option(None, "The method; 'zeroshot methods' lists them.", env="METHOD")
+METHOD: Any = option(
+    None,
+    "The method; 'zeroshot methods' lists them.",
+    env="METHOD",
+    complete=completion.methods,
+)
 METHOD_OPTIONS: Any = option(
     {},
     "An option of the method: -o k=45; may be repeated.",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from zeroshot.tasks.completion import rerankers
 from zeroshot.tasks.options import METHOD_OPTIONS, option
 
 Index = Literal["exact", "ivf", "ivfpq"]
@@ -26,6 +27,7 @@ class SearchOptions:
         None,
         "Re-rank by dis, nnn, csls, inverted_softmax or dn, with --bank.",
         env="SEARCH_METHOD",
+        complete=rerankers,
     )
     options: Mapping[str, Any] = METHOD_OPTIONS
     bank: Any = option(

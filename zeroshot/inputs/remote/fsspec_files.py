@@ -19,6 +19,7 @@ from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs import local_files
 from zeroshot.inputs.remote import cached_files
 from zeroshot.inputs.source import MAX_BYTES, PICTURES, SCHEME, URL, File
+from zeroshot.packaging.extras import how_to_install
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
 """Object stores: what a manifest may name as well. Other file systems only a person names."""
@@ -58,9 +59,7 @@ def connect(name: str, **options: Any) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise NotAvailableError(
-            f"'{scheme}://' needs fsspec: pip install 'zeroshot[data]'"
-        ) from error
+        raise NotAvailableError(f"'{scheme}://' needs fsspec: {how_to_install('data')}") from error
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(name, **options)
         return found
