@@ -172,6 +172,7 @@ def test_a_build_is_a_model_set(folder, capsys):
     assert [entry.captions for entry in anchors.entries] == CAPTIONS
     assert anchors.entries[0].path == f"pics/{SCENES[0].name}"
     with safe_open("mine/anchors.safetensors", "pt") as held:
+        assert held.metadata()["format"] == "zeroshot.anchors/1"  # on disk, wherever the code is
         assert held.metadata()["image_encoder"] == pocket.coupled.image_encoder.name
     line = "classify pics --labels heart,star --models mine --json"
     assert run(line.split()) == 0
@@ -199,8 +200,8 @@ def test_a_picture_that_cannot_be_read_is_left_out(folder, capsys):
 
 KILLED = """
 import os, sys
-from zeroshot import cli, cli_anchors
-from zeroshot.anchors import Writer
+from zeroshot import cli
+from zeroshot.model_set.anchor_file import Writer
 write = Writer.write
 def killed(self, *rest):
     write(self, *rest)

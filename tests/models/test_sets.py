@@ -137,7 +137,7 @@ def test_built_in_sets_name_whole_tasks():
 def test_the_pocket_set_is_on_this_disk():
     status = describe("pocket")
     assert status.spec.name == "pocket"
-    assert status.spec.root == Path(sets.__file__).parent / "pocket"
+    assert status.spec.root == Path(models.__file__).parent / "pocket"
     assert status.on_disk
     assert {part.part for part in status.parts} >= {"image_encoder", "language_model"}
     assert all(part.megabytes is not None for part in status.parts)

@@ -273,7 +273,7 @@ class Writer:
         kind = self._kind
         sizes = [self.count * w * np.dtype(KINDS[kind]).itemsize for w in self._widths]
         header = {
-            "__metadata__": {"format": "zeroshot.model_set.anchor_file/1", **self._encoders},
+            "__metadata__": {"format": "zeroshot.anchors/1", **self._encoders},
             "images": _told(kind, self.count, self._widths[0], 0, sizes[0]),
             "texts": _told(kind, self.count, self._widths[1], sizes[0], sum(sizes)),
         }
