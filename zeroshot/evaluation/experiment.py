@@ -52,7 +52,7 @@ class Question:
     truncate: bool = False
     judge: Judge | None = None
     coupling: str | None = None
-    """of captions, in place of the set's; see `tasks.captioning.captioner.models_for_captions`"""
+    """of captions, in place of the set's; see `tasks.captioning.captioner.captioning_models`"""
     choice: Choice = field(default_factory=Choice)
     """of the threshold from which one of several labels holds"""
     against: tuple[str, ...] = ()
@@ -194,7 +194,7 @@ class Question:
         watch: Watch,
     ) -> Answers:
         chosen = captioning.captioner(self.models, method, options)
-        models = captioning.models_for_captions(self.models, self.coupling, self.cache, self.meter)
+        models = captioning.captioning_models(self.models, self.coupling, self.cache, self.meter)
         name, used = methods.name_of(chosen), captioning.settings(models, chosen)
         begun = time.perf_counter()
 

@@ -12,9 +12,9 @@ from zeroshot.models.base import (
     ClassifyingEncoder,
     Image,
     ImageEncoder,
+    IncrementalTextEncoder,
     Matcher,
     TextEncoder,
-    TextSession,
 )
 from zeroshot.ops import hold_out, matching_scale, normalize
 
@@ -53,24 +53,24 @@ class CoupledEncoder:
         """The text encoder's."""
         return self.text_encoder.count_tokens(texts)
 
-    def join_images(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    def project_images(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Rows of the image encoder, in the joint space."""
         return normalize(self.coupling.map_images(rows))
 
-    def join_texts(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    def project_texts(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Rows of the text encoder, in the joint space."""
         return normalize(self.coupling.map_texts(rows))
 
-    def session(self) -> TextSession:
+    def session(self) -> IncrementalTextEncoder:
         """See `models.base.TextEncoder`; only the text encoder remembers."""
         encode = self.text_encoder.session()
-        return lambda texts: self.join_texts(encode(texts).cpu())
+        return lambda texts: self.project_texts(encode(texts).cpu())
 
     def matcher(self) -> Matcher:
         """See `models.base.DualEncoder`.
 
         For ASIF these cosines look at the image's own anchors alone; `methods.asif` says how near
-        that is to `join_images @ join_texts`.
+        that is to `project_images @ project_texts`.
         """
         encode = self.text_encoder.session()
 
@@ -85,14 +85,14 @@ class CoupledEncoder:
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
         """See `models.base.ImageEncoder`."""
-        return self.join_images(self.image_encoder.encode_images(images))
+        return self.project_images(self.image_encoder.encode_images(images))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n m"]:
         """See `models.base.TextEncoder`."""
-        return self.join_texts(self.text_encoder.encode_texts(texts))
+        return self.project_texts(self.text_encoder.encode_texts(texts))
 
 
-def with_classes(
+def with_classifier_head(
     coupling: Coupling,
     image_encoder: ImageEncoder,
     read: Callable[[Sequence[str]], Float[Tensor, "n e"]],

@@ -23,10 +23,10 @@ from zeroshot.models.base import (
     DualEncoder,
     Image,
     ImageEncoder,
+    IncrementalTextEncoder,
     Matcher,
     PixelEncoder,
     Pixels,
-    TextSession,
     VideoFile,
 )
 from zeroshot.ops import normalize
@@ -149,7 +149,7 @@ class FrameDualEncoder(FrameEncoder):
         """The dual encoder's."""
         return self.encoder.encode_texts(texts)
 
-    def session(self) -> TextSession:
+    def session(self) -> IncrementalTextEncoder:
         """The dual encoder's."""
         return self.encoder.session()
 

@@ -94,7 +94,7 @@ class ModelSet:
             chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
         return chosen
 
-    def coupled_by(self, method: str, **options: Any) -> "ModelSet":
+    def with_coupling(self, method: str, **options: Any) -> "ModelSet":
         """This set with another coupling of its anchors.
 
         Raises:
@@ -103,27 +103,27 @@ class ModelSet:
         coupling = replace(_coupling(self.spec), method=method, options=options)
         return replace(self, spec=replace(self.spec, coupling=coupling))
 
-    def coupled_as(self, coupled: CoupledEncoder) -> "ModelSet":
+    def with_coupled_encoder(self, coupled: CoupledEncoder) -> "ModelSet":
         """This set, what it has loaded included, with another coupled pair."""
         twin = replace(self)
         vars(twin).update(vars(self), coupled=coupled)
         return twin
 
     @property
-    def leaves_coupling_open(self) -> bool:
+    def has_default_coupling(self) -> bool:
         """Whether it couples by `asif` and gives no options."""
         coupling = self.spec.coupling
         named = coupling is not None and coupling.method == "asif" and not coupling.options
         return named and self.spec.encoder is None
 
     @cached_property
-    def for_captions(self) -> "ModelSet":
+    def with_caption_coupling(self) -> "ModelSet":
         """This set; one that leaves its coupling open, with the one `auto` chooses.
 
         What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
         words apart.
         """
-        return self.coupled_by("auto", splits=1) if self.leaves_coupling_open else self
+        return self.with_coupling("auto", splits=1) if self.has_default_coupling else self
 
     @cached_property
     def anchors(self) -> Anchors:

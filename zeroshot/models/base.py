@@ -33,6 +33,7 @@ __all__ = [
     "Grounder",
     "Image",
     "ImageEncoder",
+    "IncrementalTextEncoder",
     "LanguageModel",
     "Matcher",
     "PairScorer",
@@ -44,7 +45,6 @@ __all__ = [
     "Segmenter",
     "Step",
     "TextEncoder",
-    "TextSession",
     "Writer",
 ]
 
@@ -54,7 +54,7 @@ Cache = Any
 Pixels = Any
 """A picture preprocessed for an encoder, opaque to everyone but the encoder that made it."""
 
-TextSession = Callable[[Sequence[str]], Float[Tensor, "n d"]]
+IncrementalTextEncoder = Callable[[Sequence[str]], Float[Tensor, "n d"]]
 """Texts to unit rows, float32, on the encoder's device; remembers what the next call can use."""
 
 Matcher = Callable[[Float[Tensor, "b m"], Sequence[Sequence[str]]], Float[Tensor, "b k"]]
@@ -183,7 +183,7 @@ class TextEncoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit rows, float32, on the CPU, in the order of `texts`."""
 
-    def session(self) -> TextSession:
+    def session(self) -> IncrementalTextEncoder:
         """`encode_texts` for texts that come back and grow, as those of guided decoding do.
 
         Rows differ from those of `encode_texts` by rounding alone.

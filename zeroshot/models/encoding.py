@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
-from zeroshot.models.base import Matcher, Pixels, TextSession
+from zeroshot.models.base import IncrementalTextEncoder, Matcher, Pixels
 from zeroshot.models.towers.text_tower import (
     PROBES,
     Tokens,
@@ -23,7 +23,7 @@ from zeroshot.models.towers.text_tower import (
 from zeroshot.ops import normalize
 
 __all__ = [
-    "Growing",
+    "CachedTextEncoder",
     "TextMemory",
     "encode_images",
     "encode_pixels",
@@ -122,7 +122,7 @@ class TextMemory:
         self._slots.update(zip(texts, slots, strict=True))
 
 
-class Growing:
+class CachedTextEncoder:
     """What text encoders share: texts that begin alike, come back and grow.
 
     An encoder whose text tower is causal gives it by `_tower` and its texts' tokens by `_paths`;
@@ -145,7 +145,7 @@ class Growing:
         place = {text: row for row, text in enumerate(distinct)}
         return rows[[place[text] for text in texts]]
 
-    def session(self) -> TextSession:
+    def session(self) -> IncrementalTextEncoder:
         """As `base.TextEncoder`."""
         tower = self._causal_tower
         if tower is None:

@@ -20,7 +20,7 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.models import model_files
 from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_images, encode_pixels
+from zeroshot.models.encoding import CachedTextEncoder, encode_images, encode_pixels
 from zeroshot.models.names import ModelName
 from zeroshot.models.preprocessing import of_transform
 from zeroshot.models.towers.packed_linear import pack
@@ -35,7 +35,7 @@ PREPROCESSING = "open_clip.1"
 END_OF_TEXT = "<|endoftext|>"
 
 
-class OpenClipDualEncoder(Growing, DensePatches):
+class OpenClipDualEncoder(CachedTextEncoder, DensePatches):
     """An open_clip model with its own tokenizer, preprocessing and scale."""
 
     def __init__(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_images, encode_pixels
+from zeroshot.models.encoding import CachedTextEncoder, encode_images, encode_pixels
 from zeroshot.models.hf import common
 from zeroshot.models.model_files import Files
 from zeroshot.models.preprocessing import of_processor
@@ -83,7 +83,7 @@ FAMILIES = {
 }
 
 
-class TransformersDualEncoder(Growing, DensePatches):
+class TransformersDualEncoder(CachedTextEncoder, DensePatches):
     """A dual encoder with its own tokenizer, padding, preprocessing and scale."""
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_texts
+from zeroshot.models.encoding import CachedTextEncoder, encode_texts
 from zeroshot.models.hf import common
 from zeroshot.models.model_files import Files
 
@@ -85,7 +85,7 @@ class Recipe:
     """Put before every text."""
 
 
-class TransformersTextEncoder(Growing):
+class TransformersTextEncoder(CachedTextEncoder):
     """A text model, its tokenizer and what turns its tokens into one row."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, recipe: Recipe) -> None:

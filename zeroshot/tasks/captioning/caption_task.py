@@ -31,7 +31,7 @@ class CaptionJob:
     trace: bool = False
     """Keep every choice."""
     coupling: str | None = None
-    """In place of the set's; see `tasks.captioning.captioner.models_for_captions`."""
+    """In place of the set's; see `tasks.captioning.captioner.captioning_models`."""
 
     schema: ClassVar[str] = CaptionResult.schema
 
@@ -47,7 +47,7 @@ class CaptionJob:
         method = task.captioner(self.models, self.method, dict(self.options), self.preset, given)
         task.refuse(method, given)
         self.models.require(language_model="language_model" in method.needs)
-        models = task.models_for_captions(self.models, self.coupling, cache, meter)
+        models = task.captioning_models(self.models, self.coupling, cache, meter)
         pool = task.pool_of(models, cache, meter) if "pool" in method.needs else None
         return CaptionWorker(self, models, method, pool, cache, batch_size)
 

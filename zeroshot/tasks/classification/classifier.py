@@ -19,8 +19,8 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_side,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     ragged,
     refuse_long,
     text_side,
@@ -123,10 +123,10 @@ class Classifier:
         if isinstance(self.method, Coupling):
             cosine = self.method.cosines(rows, self.texts, self.text_mask)
             return cosine, cosine[:, :labels]
-        images, scale = join_images(self.encoder, rows), self.encoder.logit_scale
+        images, scale = project_images(self.encoder, rows), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
         if views is not None:
-            joined = join_images(self.encoder, views.flatten(0, 1))
+            joined = project_images(self.encoder, views.flatten(0, 1))
             more["views"] = joined.view(*views.shape[:2], -1)
         if self.parents is not None:
             more["parents"] = self.parents
@@ -221,7 +221,7 @@ def classifier(
         refuse_long(flat, text_side(encoder))
     rows = embed_texts(flat, text_side(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
-        rows = join_texts(encoder, rows)
+        rows = project_texts(encoder, rows)
     texts, mask = ragged(rows, [len(sentences) for sentences in prompts])
     fitted = _fitted(scorer, encoder, learn, cache, meter)
     return Classifier(
@@ -371,7 +371,7 @@ def _fitted(
     """The method with what it learns from, in the space of its images."""
 
     def rows(sources: Sequence[Source]) -> Tensor:
-        return join_images(encoder, embed_all(sources, image_side(encoder), cache, meter))
+        return project_images(encoder, embed_all(sources, image_side(encoder), cache, meter))
 
     arrays: dict[str, Tensor] = {}
     if learn.shots is not None:

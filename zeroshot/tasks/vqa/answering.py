@@ -19,8 +19,8 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_side,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     ragged,
     text_side,
 )
@@ -247,7 +247,7 @@ def _answered(
     good, scale = batch.readable, ready.encoder.logit_scale
     if not good:
         return {}
-    images = join_images(ready.encoder, batch.rows[good])
+    images = project_images(ready.encoder, batch.rows[good])
     said = {}
     for i, image in zip(good, images, strict=True):
         here = []
@@ -296,7 +296,7 @@ def _means(
     """
     flat = [sentence for group in sentences for sentence in group]
     _refuse_long(flat, text_side(encoder))
-    rows = join_texts(encoder, embed_texts(flat, text_side(encoder), cache, meter))
+    rows = project_texts(encoder, embed_texts(flat, text_side(encoder), cache, meter))
     block, mask = ragged(rows, [len(group) for group in sentences])
     mean = block.sum(1) / mask.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=1)
