@@ -4,8 +4,8 @@ import pytest
 
 from zeroshot import models
 from zeroshot.errors import UserError
-from zeroshot.model_set import spec as sets
-from zeroshot.model_set.spec import CouplingSpec, describe, find_set, is_set, list_sets
+from zeroshot.model_set.availability import describe, list_sets, missing
+from zeroshot.model_set.spec import CouplingSpec, find_set, is_set
 
 FULL = """
 name = "mine"
@@ -155,7 +155,7 @@ def test_a_directory_is_described_part_by_part(write, tmp_path, directory_of):
         ("text_encoder", None),
     ]
     assert not status.on_disk
-    assert sets.missing(status.spec) == [f"hf:{tmp_path}/no"]
+    assert missing(status.spec) == [f"hf:{tmp_path}/no"]
 
 
 def test_canonical_names_of_a_set_load(write, directory_of, loaded):

@@ -75,7 +75,7 @@ class ClipRun(Run):
 def _models(run: Run, frames: int | None, lm: str | None = None) -> "ModelSet":
     from zeroshot.model_set.frame_encoder import FRAMES, ClipModels
 
-    return ClipModels.of(run.model_set(lm), frames or FRAMES)
+    return ClipModels.from_model_set(run.model_set(lm), frames or FRAMES)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.model_set.frame_encoder import FRAMES, AttendedFrames
+from zeroshot.model_set.frame_encoder import FRAMES, FrameAttentionScorer
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClipScorer
 from zeroshot.results.result import ClassifyResult
@@ -68,7 +68,7 @@ class ClipClassifyJob:
         if self.model is not None:
             return self.models.clip_scorer(self.model)
         self.models.require(language_model=False)
-        return AttendedFrames(self.models.encoder, self.frames)
+        return FrameAttentionScorer(self.models.encoder, self.frames)
 
 
 @dataclass(frozen=True)
