@@ -24,7 +24,7 @@ import torch
 from zeroshot import methods
 from zeroshot.methods import Pool
 from zeroshot.metrics.captioning import cider
-from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate, with_classes
+from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate, with_classifier_head
 from zeroshot.model_set.model_set import ModelSet, resolve
 
 AT_ONCE = 8
@@ -56,7 +56,7 @@ def folds(
         coupling = models.coupling.fit(*pairs)
         if named:
             read = coupled.text_encoder.encode_texts
-            coupling = with_classes(coupling, coupled.image_encoder, read, *pairs)
+            coupling = with_classifier_head(coupling, coupled.image_encoder, read, *pairs)
         encoder = CoupledEncoder(
             coupled.image_encoder,
             coupled.text_encoder,
@@ -65,7 +65,7 @@ def folds(
             anchors.fingerprint,
         )
         kept = np.flatnonzero(~np.isin(owner, held))
-        pool = Pool([texts[i] for i in kept], encoder.join_texts(rows[kept]))
+        pool = Pool([texts[i] for i in kept], encoder.project_texts(rows[kept]))
         yield Fold(held, encoder, pool)
 
 
@@ -76,7 +76,7 @@ def measure(
     method, anchors = methods.configure(name, given), models.anchors
     each, seconds = [], 0.0
     for fold in dealt:
-        images = fold.encoder.join_images(anchors.images[fold.held])
+        images = fold.encoder.project_images(anchors.images[fold.held])
         began = time.process_time()
         said = [
             caption.text
@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     plain = resolve(options.models, device="cpu")
-    models = plain.coupled_by("auto", splits=1)
+    models = plain.with_coupling("auto", splits=1)
     entries = plain.anchors.entries
     matching = [i for i, entry in enumerate(entries) if re.search(options.only, entry.id)]
     if len(matching) < 2 * options.folds:

@@ -115,7 +115,7 @@ class Bench:
 
         def encode(texts: list[str]) -> Tensor:
             tokens = self.plain_clip.tokenizer(
-                self.plain_clip._prepared(texts),
+                self.plain_clip._prepare(texts),
                 padding=True,
                 truncation=True,
                 max_length=77,

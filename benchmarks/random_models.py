@@ -26,8 +26,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from zeroshot.models.hf.dual_encoder import FAMILIES, TransformersDualEncoder, repaired
+from zeroshot.models.hf.dual_encoder import FAMILIES, TransformersDualEncoder
 from zeroshot.models.hf.language_model import TransformersLanguageModel
+from zeroshot.models.hf.model_inputs import repair_text
 from zeroshot.models.towers.packed_linear import pack
 
 Model = TypeVar("Model", TransformersDualEncoder, TransformersLanguageModel)
@@ -157,7 +158,7 @@ def clip(small: bool, seed: int = 0) -> TransformersDualEncoder:
         model,
         CLIPImageProcessorPil(),
         clip_tokenizer(size),
-        repaired,
+        repair_text,
         FAMILIES["clip"],
         logit_scale=100.0,
         logit_bias=None,

@@ -20,7 +20,8 @@ from zeroshot.cli import run
 from zeroshot.datasets.pairs import read_pairs
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.model_set import anchor_file as files
-from zeroshot.model_set.anchor_file import Entry, Writer, read_anchors, write_anchors
+from zeroshot.model_set.anchor_file import Entry, read_anchors
+from zeroshot.model_set.anchor_writer import AnchorWriter, write_anchors
 from zeroshot.ops import normalize
 from zeroshot.tasks import anchors as task
 
@@ -172,6 +173,7 @@ def test_a_build_is_a_model_set(folder, capsys):
     assert [entry.captions for entry in anchors.entries] == CAPTIONS
     assert anchors.entries[0].path == f"pics/{SCENES[0].name}"
     with safe_open("mine/anchors.safetensors", "pt") as held:
+        assert held.metadata()["format"] == "zeroshot.anchors/1"  # on disk, wherever the code is
         assert held.metadata()["image_encoder"] == pocket.coupled.image_encoder.name
     line = "classify pics --labels heart,star --models mine --json"
     assert run(line.split()) == 0
@@ -199,14 +201,14 @@ def test_a_picture_that_cannot_be_read_is_left_out(folder, capsys):
 
 KILLED = """
 import os, sys
-from zeroshot import cli, cli_anchors
-from zeroshot.anchors import Writer
-write = Writer.write
+from zeroshot import cli
+from zeroshot.model_set.anchor_writer import AnchorWriter
+write = AnchorWriter.write
 def killed(self, *rest):
     write(self, *rest)
     if self.count == 2:
         os._exit(9)
-Writer.write = killed
+AnchorWriter.write = killed
 cli.run(sys.argv[1:])
 """
 
@@ -236,7 +238,7 @@ def test_a_killed_build_goes_on(folder, monkeypatch):
 
 def small(path, count, seed=0, encoders=None, start=0):
     generator = torch.Generator().manual_seed(seed)
-    with Writer(Path(path), encoders or {}) as file:
+    with AnchorWriter(Path(path), encoders or {}) as file:
         file.write(
             torch.randn(count, 6, generator=generator),
             torch.randn(count, 4, generator=generator),
@@ -289,7 +291,9 @@ def test_pairs_are_added_and_found_again(folder, capsys):
 def test_other_encoders_are_refused(folder, capsys):
     assert build("--out", "mine/anchors.safetensors") == 0
     images, texts = (read_anchors(Path("mine/anchors.safetensors")).images,) * 2
-    with Writer(Path("mine/anchors.safetensors"), {"text_encoder": "other/fp32"}, force=True) as f:
+    with AnchorWriter(
+        Path("mine/anchors.safetensors"), {"text_encoder": "other/fp32"}, force=True
+    ) as f:
         f.write(images, texts, [Entry(str(i)) for i in range(4)])
     assert run(["classify", "pics", "--labels", "heart,star", "--models", "mine"]) == 2
     assert "made with the text encoder other/fp32" in capsys.readouterr().err
@@ -323,7 +327,7 @@ def test_info_says_whether_encoders_couple(tmp_path, monkeypatch, capsys):
     images = latent @ torch.randn(6, 12, generator=generator)
     texts = latent @ torch.randn(6, 9, generator=generator)
     for name, order in (("good", torch.arange(200)), ("bad", torch.randperm(200))):
-        with Writer(Path(f"{name}.safetensors"), {}) as file:
+        with AnchorWriter(Path(f"{name}.safetensors"), {}) as file:
             file.write(images, texts[order], [Entry(str(i)) for i in range(200)])
     assert run(["anchors", "info", "good.safetensors"]) == 0
     said = capsys.readouterr()
@@ -439,7 +443,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     anchors = small(tmp_path / "a.safetensors", 4)
     with pytest.raises(UserError, match="no pair is left"):
         write_anchors(tmp_path / "b.safetensors", [anchors], without=torch.arange(4))
-    with Writer(tmp_path / "b.safetensors", {}) as file:
+    with AnchorWriter(tmp_path / "b.safetensors", {}) as file:
         file.write(torch.ones(1, 6), torch.ones(1, 4), [Entry("a")])
         with pytest.raises(UserError, match="rows of 2 and 4"):
             file.write(torch.ones(1, 2), torch.ones(1, 4), [Entry("b")])

@@ -2,7 +2,7 @@
 
 import torch
 
-from zeroshot.models.boxes import area, clipped, iou, shared, suppressed
+from zeroshot.models.boxes import area, clip_to_image, intersection_over_smaller, iou, nms
 
 
 def test_overlaps_by_hand():
@@ -14,7 +14,7 @@ def test_overlaps_by_hand():
 
 def test_boxes_are_cut_at_the_picture():
     boxes = torch.tensor([[-3.0, 2, 30, 50], [1, 1, 2, 2]])
-    assert clipped(boxes, 20, 10).tolist() == [[0, 2, 20, 10], [1, 1, 2, 2]]
+    assert clip_to_image(boxes, 20, 10).tolist() == [[0, 2, 20, 10], [1, 1, 2, 2]]
 
 
 def by_loops(boxes, scores, labels, overlap):
@@ -33,7 +33,7 @@ def test_suppression_is_the_loop():
         boxes, labels = torch.cat([corner, corner + side], 1), torch.randint(0, 3, (30,))
         scores = (torch.rand(30) * 10).round() / 10  # with ties
         for overlap in (0.0, 0.3, 0.7):
-            found = suppressed(boxes, scores, labels, overlap)
+            found = nms(boxes, scores, labels, overlap)
             assert found.tolist() == by_loops(boxes, scores.tolist(), labels.tolist(), overlap)
 
 
@@ -41,13 +41,13 @@ def test_a_part_is_all_of_itself_within_the_whole():
     whole, part, beside = [0.0, 0, 10, 10], [2.0, 2, 4, 4], [9.0, 9, 11, 11]
     boxes = torch.tensor([whole, part, beside])
     expected = torch.tensor([[1, 1, 0.25], [1, 1, 0], [0.25, 0, 1]])
-    torch.testing.assert_close(shared(boxes, boxes), expected)
+    torch.testing.assert_close(intersection_over_smaller(boxes, boxes), expected)
     scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.long)
-    assert suppressed(boxes, scores, labels, 0.5, shared).tolist() == [0, 2]
+    assert nms(boxes, scores, labels, 0.5, intersection_over_smaller).tolist() == [0, 2]
 
 
 def test_labels_do_not_suppress_each_other():
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4.1]])
     scores, labels = torch.tensor([0.5, 0.9, 0.8]), torch.tensor([0, 1, 1])
-    assert suppressed(boxes, scores, labels, 0.5).tolist() == [1, 0]
-    assert suppressed(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []
+    assert nms(boxes, scores, labels, 0.5).tolist() == [1, 0]
+    assert nms(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []

@@ -21,12 +21,12 @@ from zeroshot.methods.csa_asif import CSAASIF
 from zeroshot.methods.procrustes import Procrustes
 from zeroshot.methods.relative import Relative
 from zeroshot.methods.ridge_cca import RidgeCCA
-from zeroshot.model_set.coupled_encoder import CoupledEncoder, reciprocal_rank, with_classes
+from zeroshot.model_set.coupled_encoder import CoupledEncoder, reciprocal_rank, with_classifier_head
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.model_set.spec import CouplingSpec, SetSpec
-from zeroshot.models.base import Classes
+from zeroshot.models.base import ClassifierHead
 from zeroshot.ops import normalize
-from zeroshot.tasks.captioning.captioner import models_for_captions
+from zeroshot.tasks.captioning.captioner import captioning_models
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def test_classes_that_do_not_fit_their_names():
 class Eyes:
     """An image encoder with a classifier, or without."""
 
-    classes: Classes | None
+    classes: ClassifierHead | None
     name = "eyes"
 
     def encode_images(self, images):
@@ -200,8 +200,8 @@ def beside(classes, pairs, names=None):
     _, images, texts = pairs
     csa = CSA(lam=1.0, weighting="cosine").fit(images, texts)
     names = names or tuple(map(str, range(len(classes)))) if classes is not None else None
-    eyes = Eyes(None if classes is None else Classes(classes, names))
-    return with_classes(csa, eyes, Reader().encode_texts, images, texts)
+    eyes = Eyes(None if classes is None else ClassifierHead(classes, names))
+    return with_classifier_head(csa, eyes, Reader().encode_texts, images, texts)
 
 
 def test_a_classifier_stands_beside_the_coupling_where_its_names_fit():
@@ -221,10 +221,10 @@ def test_a_classifier_stands_beside_the_coupling_where_its_names_fit():
 def made_set(tmp_path):
     """A set that leaves its coupling open, loaded as far as captions need it."""
     _, images, texts = world(list(range(60)), 60, seed=60)
-    eyes = Eyes(Classes(CLASSES, tuple(map(str, range(60)))))
+    eyes = Eyes(ClassifierHead(CLASSES, tuple(map(str, range(60)))))
     models = ModelSet(SetSpec("mine", coupling=CouplingSpec("asif", tmp_path / "anchors.st")))
     csa = CSA(lam=1.0, weighting="cosine").fit(images, texts)
-    vars(models.for_captions).update(
+    vars(models.with_caption_coupling).update(
         anchors=SimpleNamespace(images=images, texts=texts),
         coupled=CoupledEncoder(eyes, Reader(), csa, 20.0, "abc"),
     )
@@ -235,13 +235,13 @@ def test_names_are_read_through_the_cache(made_set, tmp_path):
     for encoded in (60, 0):
         with EmbeddingCache(tmp_path / "cache") as cache:
             meter = Meter()
-            models = models_for_captions(made_set, None, cache, meter)
+            models = captioning_models(made_set, None, cache, meter)
         assert (meter.texts_encoded, meter.texts_cached) == (encoded, 60 - encoded)
         assert isinstance(models.coupled.coupling, ConSE)
         assert models.coupled.logit_scale != 20
-        assert models.anchors is made_set.for_captions.anchors
-    assert isinstance(made_set.for_captions.coupled.coupling, CSA)
-    named = models_for_captions(made_set, "csa", NullCache(), Meter())
+        assert models.anchors is made_set.with_caption_coupling.anchors
+    assert isinstance(made_set.with_caption_coupling.coupled.coupling, CSA)
+    named = captioning_models(made_set, "csa", NullCache(), Meter())
     assert named.spec.coupling.method == "csa"
     assert "coupled" not in vars(named)
 
@@ -265,7 +265,7 @@ def test_reciprocal_rank_by_hand():
     ],
 )
 def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
-    from zeroshot.models.hf.image_encoder import read_classes
+    from zeroshot.models.hf.image_encoder import read_classifier_head
     from zeroshot.models.model_files import Files
     from zeroshot.models.names import parse
 
@@ -273,7 +273,7 @@ def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
     save_file({key: weights.half(), "other": draw(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"id2label": dict(enumerate(labels))}))
     paths = (tmp_path / "model.safetensors",)
-    found = read_classes(Files(parse(f"hf:{tmp_path}"), tmp_path, "0" * 12, paths))
+    found = read_classifier_head(Files(parse(f"hf:{tmp_path}"), tmp_path, "0" * 12, paths))
     assert (found is not None) is known
     if found is not None:
         assert found.names == tuple(labels)
@@ -282,8 +282,8 @@ def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
 
 def test_captions_ask_for_it_and_a_named_coupling_does_not(tmp_path):
     models = ModelSet(SetSpec("mine", coupling=CouplingSpec("asif", tmp_path / "anchors.st")))
-    assert models.leaves_coupling_open
-    assert models.for_captions.spec.coupling.method == "auto"
-    assert not models.coupled_by("auto").leaves_coupling_open
+    assert models.has_default_coupling
+    assert models.with_caption_coupling.spec.coupling.method == "auto"
+    assert not models.with_coupling("auto").has_default_coupling
     named = CouplingSpec("csa", tmp_path / "anchors.st")
-    assert not replace(models, spec=SetSpec("mine", coupling=named)).leaves_coupling_open
+    assert not replace(models, spec=SetSpec("mine", coupling=named)).has_default_coupling

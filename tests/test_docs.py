@@ -145,19 +145,19 @@ def test_the_command_page_is_up_to_date():
 
 
 def test_the_page_of_systems_is_the_table():
-    from zeroshot.models.systems import SYSTEMS
+    from zeroshot.models.systems import systems
 
     page = (ROOT / "docs" / "systems.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
-    assert rows == [f"| {s.name} | {s.about} | `{s.command or s.instead}` |" for s in SYSTEMS]
+    assert rows == [f"| {s.name} | {s.about} | `{s.command or s.instead}` |" for s in systems()]
 
 
 def test_the_commands_of_systems_exist():
-    from zeroshot.models.systems import SYSTEMS
+    from zeroshot.models.systems import systems
 
     pages = tool("help_pages")
     known = dict(pages.commands())
-    for system in SYSTEMS:
+    for system in systems():
         words = shlex.split(system.command or system.instead or "")
         name = next(n for n in (" ".join(words[:3]), " ".join(words[:2])) if n in known)
         command = known[name]

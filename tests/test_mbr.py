@@ -403,17 +403,17 @@ def test_a_set_with_captions_is_captioned_by_mbr(make_set, monkeypatch):
 
 def test_an_open_coupling_is_chosen_for_captions(make_set):
     models = make_set()
-    assert models.for_captions.spec.coupling.method == "auto"
-    assert models.for_captions is models.for_captions
+    assert models.with_caption_coupling.spec.coupling.method == "auto"
+    assert models.with_caption_coupling is models.with_caption_coupling
     assert models.spec.coupling.method == "asif"
     named = make_set(coupling={"k": 5})
-    assert named.for_captions is named
+    assert named.with_caption_coupling is named
     dual = make_set(encoder="hf:clip")
-    assert dual.for_captions is dual
-    assert resolve("base").for_captions.spec.coupling is None
-    other = models.coupled_by("csa", lam=2.0).spec.coupling
+    assert dual.with_caption_coupling is dual
+    assert resolve("base").with_caption_coupling.spec.coupling is None
+    other = models.with_coupling("csa", lam=2.0).spec.coupling
     assert (other.method, other.options) == ("csa", {"lam": 2.0})
     with pytest.raises(UserError, match="'magic' couples no encoders; these do: asif, auto, csa"):
-        _ = models.coupled_by("magic").coupling
+        _ = models.with_coupling("magic").coupling
     with pytest.raises(UserError, match="no anchors"):
-        resolve("base").coupled_by("csa")
+        resolve("base").with_coupling("csa")

@@ -65,7 +65,7 @@ def test_transformers(batch, k, alpha):
 
     def encode(texts):
         tokens = encoder.tokenizer(
-            encoder._prepared(texts), padding=True, truncation=True, return_tensors="pt"
+            encoder._prepare(texts), padding=True, truncation=True, return_tensors="pt"
         )
         return encoder.model.get_text_features(**tokens).pooler_output
 
@@ -108,7 +108,7 @@ def test_pocket(batch):
 
     def encode(texts):
         tokens = encoder.tokenizer(
-            encoder._prepared(texts), padding=True, truncation=True, return_tensors="pt"
+            encoder._prepare(texts), padding=True, truncation=True, return_tensors="pt"
         )
         return encoder.model.get_text_features(**tokens).pooler_output
 

@@ -55,7 +55,7 @@ def test_a_clip_is_the_mean_of_its_frames(tmp_path):
 
     a = write(tmp_path / "a.mp4", [scene("red-heart"), scene("blue-star")])
     b = write(tmp_path / "b.mp4", [scene("blue-star")])
-    models = frame_encoder.ClipModels.of(resolve("pocket"), 4)
+    models = frame_encoder.ClipModels.from_model_set(resolve("pocket"), 4)
     encoder = models.encoder
     encoder = getattr(encoder, "image_encoder", encoder)
     rows = embed_all([Source(str(a)), Source(str(b))], encoder, NullCache(), Meter())
@@ -133,12 +133,12 @@ def test_without_pyav(zeroshot, tmp_path, monkeypatch):
 def test_attention_by_hand():
     """Two frames, one text: the weights are a softmax of (1, 0) / t."""
     frames = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    (found,) = frame_encoder.attended_cosines(frames, torch.tensor([[1.0, 0.0]]), 0.5)
+    (found,) = frame_encoder.attention_cosines(frames, torch.tensor([[1.0, 0.0]]), 0.5)
     weight = math.exp(2) / (math.exp(2) + 1)
     assert found.item() == pytest.approx(weight / math.hypot(weight, 1 - weight), abs=1e-6)
     same = frames[:, :1].repeat(1, 3, 1)
     text = torch.tensor([[0.6, 0.8]])
-    assert frame_encoder.attended_cosines(same, text).item() == pytest.approx(0.6, abs=1e-6)
+    assert frame_encoder.attention_cosines(same, text).item() == pytest.approx(0.6, abs=1e-6)
 
 
 def test_attention_finds_what_is_seen_for_a_moment(zeroshot, tmp_path):

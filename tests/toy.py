@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zeroshot.models.base import Step
+from zeroshot.models.base import LanguageModelOutput
 
 
 class ToyLanguageModel:
@@ -34,10 +34,10 @@ class ToyLanguageModel:
             out.append(state)
         return torch.stack(out, dim=1)
 
-    def forward(self, tokens: Tensor, cache: Tensor | None = None) -> Step:
+    def forward(self, tokens: Tensor, cache: Tensor | None = None) -> LanguageModelOutput:
         self.fed.append(tuple(tokens.shape))
         known = tokens if cache is None else torch.cat([cache, tokens], dim=1)
-        return Step(self.states(known)[:, known.shape[1] - tokens.shape[1] :], known)
+        return LanguageModelOutput(self.states(known)[:, known.shape[1] - tokens.shape[1] :], known)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.head

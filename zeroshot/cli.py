@@ -90,7 +90,7 @@ def methods(
 def models_list() -> None:
     """The built-in model sets: what is in them, licence, size, whether they are on this disk."""
     from zeroshot.commands import console
-    from zeroshot.model_set.spec import list_sets
+    from zeroshot.model_set.availability import list_sets
 
     console.print_table(
         ("set", "about", "licence", "MB", "on disk"),
@@ -114,7 +114,7 @@ def models_show(
 ) -> None:
     """The parts of a model set, and where they are."""
     from zeroshot.commands import console
-    from zeroshot.model_set.spec import describe
+    from zeroshot.model_set.availability import describe
 
     console.print_table(
         ("part", "model", "directory", "MB"),
@@ -137,7 +137,7 @@ def models_pull(
 ) -> None:
     """Fetch a model set, or one model, into the hub's cache (HF_HOME)."""
     from zeroshot.commands import console
-    from zeroshot.model_set.spec import pull
+    from zeroshot.model_set.availability import pull
 
     for directory in pull(name):
         console.say(f"in {directory}")

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Cache, LanguageModel, Step
+from zeroshot.models.base import Cache, LanguageModel, LanguageModelOutput
 from zeroshot.ops import normalize
 
 AT_ONCE = 64
@@ -162,7 +162,10 @@ class _Group:
     """Rows of equal length that still decode: their cache and the unit hidden states so far."""
 
     def __init__(
-        self, rows: list[int], step: Step, context: Float[Tensor, "b s e"] | None = None
+        self,
+        rows: list[int],
+        step: LanguageModelOutput,
+        context: Float[Tensor, "b s e"] | None = None,
     ) -> None:
         self.rows = rows
         self.step = step
@@ -179,7 +182,7 @@ class _Group:
         """The group after its choice: the look-ahead of each winner becomes its state."""
         keep = torch.tensor(alive, device=chosen.device)
         winner = chosen[keep]
-        step = Step(
+        step = LanguageModelOutput(
             hidden=ahead.hidden[keep, winner][:, None],
             cache=language_model.select(ahead.cache, ahead.position[keep, winner]),
         )
@@ -188,7 +191,7 @@ class _Group:
 
 def look_ahead(
     language_model: LanguageModel,
-    step: Step,
+    step: LanguageModelOutput,
     candidates: Int[Tensor, "b k"],
     fed: Bool[Tensor, "b k"],
 ) -> _LookAhead:

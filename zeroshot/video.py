@@ -142,4 +142,4 @@ def _models(models: str | ModelSet, frames: int | None) -> ClipModels:
     given = api._set(models)
     if isinstance(given, ClipModels) and frames in (None, given.frames):
         return given
-    return ClipModels.of(given, frames or FRAMES)
+    return ClipModels.from_model_set(given, frames or FRAMES)

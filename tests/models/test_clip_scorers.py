@@ -69,7 +69,7 @@ def test_batched_as_one_by_one(scorer):
 
 
 def test_what_it_refuses(scorer, tmp_path):
-    with pytest.raises(UserError, match="longer than the"):
+    with pytest.raises(UserError, match="tokens, but the model reads"):
         scorer.encode_texts(["a cat " * 100])
     tiny.clip(tmp_path)
     with pytest.raises(UserError, match="reads no clips"):

@@ -10,8 +10,8 @@ from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import UserError
 from zeroshot.models.base import Detector, Grounder
-from zeroshot.models.boxes import corners
-from zeroshot.models.hf import common
+from zeroshot.models.boxes import center_to_corners
+from zeroshot.models.hf.model_inputs import tokenize
 
 OWLS = ("owlvit", "owlv2")
 LABELS = ["a cat", "two dogs", "remote"]
@@ -55,7 +55,7 @@ def test_batched_as_one_by_one(name, loaded, pictures):
 
 def owl_inputs(detector, image):
     length = detector.model.config.text_config.max_position_embeddings
-    tokens = common.tokenize(detector.tokenizer, LABELS, length, "max_length")
+    tokens = tokenize(detector.tokenizer, LABELS, length, "max_length")
     return dict(tokens) | dict(detector.image_processor(images=[image], return_tensors="pt"))
 
 
@@ -134,7 +134,7 @@ def test_a_label_scores_as_its_best_token(loaded):
             tokens = [t for t, owner in enumerate(reading.owners) if owner == label]
             best = float(logits[0, query, tokens].sigmoid().max())
             assert (found.scores[found.labels == label] - best).abs().min() < 1e-5
-    box = corners(boxes[0])[:1] * torch.tensor([50, 30, 50, 30])
+    box = center_to_corners(boxes[0])[:1] * torch.tensor([50, 30, 50, 30])
     cut = torch.minimum(box.clamp_min(0), torch.tensor([50.0, 30, 50, 30]))
     assert (found.boxes - cut).abs().amax(1).min() < 1e-3
 
@@ -205,7 +205,7 @@ def test_labels_are_encoded_once(name, loaded, pictures, monkeypatch):
 
 @pytest.mark.parametrize("name", OWLS)
 def test_long_labels_are_refused(name, loaded):
-    with pytest.raises(UserError, match="longer than the 16"):
+    with pytest.raises(UserError, match="the model reads 16"):
         loaded(name).encode_prompts(["many words " * 5])
 
 

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.model_set import spec
+from zeroshot.model_set import availability
+from zeroshot.model_set.spec import find_set
 from zeroshot.models import model_files
 from zeroshot.models.names import parse
 
@@ -109,26 +110,26 @@ def test_what_is_nowhere_ends_with_one_message_within_seconds(name, missing, off
     assert str(hub) in message
     assert f"`zeroshot models pull {name}`" in message
     assert "HF_HOME" in message
-    assert "`--models pocket` works at once" in message
+    assert "`--models pocket` needs no download" in message
     assert ("offline by request" in message) == offline
 
 
 def test_a_set_that_is_nowhere_names_all_that_is_missing(hub, directory_of):
     put(hub, "cambridgeltl/magic_mscoco", directory_of("gpt2"))
-    base = spec.find_set("base")
-    assert spec.missing(base) == ["hf:openai/clip-vit-base-patch32"]
-    assert not spec.describe("base").on_disk
+    base = find_set("base")
+    assert availability.missing(base) == ["hf:openai/clip-vit-base-patch32"]
+    assert not availability.describe("base").on_disk
     for offline in (True, False):
         with pytest.raises(
             NotAvailableError, match=r"'base' is not available: hf:openai/clip"
         ) as e:
-            spec.require(base, offline=offline)
+            availability.require(base, offline=offline)
         assert "`zeroshot models pull base`" in str(e.value)
         assert str(e.value).count("is not available") == 1
     put(hub, "openai/clip-vit-base-patch32", directory_of("clip"))
-    assert spec.missing(base) == []
-    assert spec.describe("base").on_disk
-    spec.require(base, offline=True)
+    assert availability.missing(base) == []
+    assert availability.describe("base").on_disk
+    availability.require(base, offline=True)
 
 
 def test_pull_fetches_what_loading_needs_in_one_format(hub, monkeypatch):
@@ -160,7 +161,7 @@ def test_pull_fetches_what_loading_needs_in_one_format(hub, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    fetched = spec.pull("base")
+    fetched = availability.pull("base")
     assert [str(path) for path in fetched] == [
         "/cache/openai/clip-vit-base-patch32",
         "/cache/cambridgeltl/magic_mscoco",
@@ -169,7 +170,7 @@ def test_pull_fetches_what_loading_needs_in_one_format(hub, monkeypatch):
     unread |= {"pytorch_model.bin", "tf_model.h5"}
     assert asked[0] == ("openai/clip-vit-base-patch32", COMMIT, set(published) - unread)
     published.remove("model.safetensors")
-    spec.pull("hf:org/older")
+    availability.pull("hf:org/older")
     assert asked[-1][2] == set(published) - unread | {"pytorch_model.bin"}
 
 

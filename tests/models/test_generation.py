@@ -7,7 +7,8 @@ import torch
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer
-from zeroshot.models.vlm.generation import distinct, grouped, new_tokens, written
+from zeroshot.models.vlm.generation import generate_texts, new_tokens, unique_answers
+from zeroshot.models.vlm.image_text_inputs import same_shape_batches
 
 END, PAD = 3, 0
 CHANCES = torch.tensor([0.1, 0.2, 0.3, 0.4])  # of tokens 0..3, at every step
@@ -51,12 +52,14 @@ def test_beams_may_be_shorter_than_the_steps_that_found_them():
 
 def test_of_equal_texts_the_more_probable_stays():
     answers = [Answer("a", 0.1), Answer("b", 0.3), Answer("a", 0.2)]
-    assert distinct(answers) == (Answer("b", 0.3), Answer("a", 0.2))
+    assert unique_answers(answers) == (Answer("b", 0.3), Answer("a", 0.2))
 
 
 def test_rows_of_equal_shapes_run_together_in_bounds():
     rows = [{"x": torch.full((1, n), i)} for i, n in enumerate([2, 3, 2, 2, 3])]
-    batches = [(places, batch["x"].tolist()) for places, batch in grouped(rows, at_once=2)]
+    batches = [
+        (places, batch["x"].tolist()) for places, batch in same_shape_batches(rows, batch_size=2)
+    ]
     assert batches == [
         ([0, 2], [[0, 0], [2, 2]]),
         ([3], [[3, 3]]),
@@ -67,4 +70,4 @@ def test_rows_of_equal_shapes_run_together_in_bounds():
 def test_no_room_is_said():
     row = {"input_ids": torch.ones(1, 5, dtype=torch.long)}
     with pytest.raises(UserError, match="a text of 5 tokens leaves no room"):
-        written(lambda **how: None, [row], str, [], max_new_tokens=3, positions=5)
+        generate_texts(lambda **how: None, [row], str, [], max_new_tokens=3, positions=5)

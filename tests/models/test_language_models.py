@@ -171,7 +171,7 @@ def test_a_model_whose_logits_are_not_its_head_is_refused(tmp_path):
     good = tiny.save(tmp_path / "good", tiny.randomize(tr.GemmaForCausalLM(config)), tokenizer)
     bad = tiny.save(tmp_path / "bad", tiny.randomize(tr.Gemma2ForCausalLM(capped)), tokenizer)
     models.load_language_model(str(good))
-    with pytest.raises(UserError, match="its logits are not its head"):
+    with pytest.raises(UserError, match="its logits are not those of its head"):
         models.load_language_model(str(bad))
 
 

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from zeroshot.models import names
-from zeroshot.models.hf import common
+from zeroshot.models.hf.checkpoint import AutoModelForCausalLM, Checkpoint
 from zeroshot.models.model_files import Files
 from zeroshot.models.towers import packed_linear
 from zeroshot.models.towers.packed_linear import PackedLinear, pack
@@ -152,9 +152,8 @@ def test_a_loaded_language_model_says_the_same(tmp_path, tie):
     plain = GPT2LMHeadModel(GPT2Config(**shape, tie_word_embeddings=tie)).eval()
     plain.save_pretrained(tmp_path)
     files = Files(names.parse(f"hf:{tmp_path}"), tmp_path, "", (tmp_path / "model.safetensors",))
-    model, _ = common.load_model(
-        common.AutoModelForCausalLM, files, torch.device("cpu"), torch.float32, False
-    )
+    checkpoint = Checkpoint(files, torch.device("cpu"), torch.float32)
+    model = checkpoint.load_model(AutoModelForCausalLM)
     kinds = {name: type(m) for name, m in model.named_modules()}
     assert kinds["transformer.h.0.attn.c_attn"] is PackedLinear
     assert kinds["lm_head"] is PackedLinear

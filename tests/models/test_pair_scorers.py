@@ -227,5 +227,5 @@ def test_a_model_without_a_head_is_refused(directory_of):
 
 
 def test_a_wrong_number_of_pictures_is_refused(scorer_of, pictures):
-    with pytest.raises(UserError, match="reads 2 pictures, not 1"):
+    with pytest.raises(UserError, match="reads 2 images with each text, not 1"):
         scorer_of("vilt_nlvr2").score_pairs([[pictures[0]]], ["a"])

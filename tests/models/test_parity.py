@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.models import tiny
 from zeroshot import models
-from zeroshot.models import open_clip as ours
+from zeroshot.models.towers import open_clip_towers
 
 GOLDEN = Path(__file__).parent.parent / "data" / "magic"
 TEXTS = ["a photo of cat", "two dogs", "red bike on sofa"]
@@ -74,7 +74,7 @@ def test_open_clip_gives_its_own_features(directory_of, loaded, pictures):
     close(encoder.encode_images(pictures), unit(images))
     texts = [*TEXTS, "! 0", "", "word " * 40]
     close(encoder.encode_texts(texts), unit(model.encode_text(tokenizer(texts))))
-    assert ours.can_trim(encoder.model)
+    assert open_clip_towers.can_trim(encoder.model)
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def test_open_clip_without_a_causal_mask_is_not_trimmed(tmp_path):
         init_logit_bias=tiny.BIAS,
     )
     encoder = models.load(str(directory))
-    assert not ours.can_trim(encoder.model)
+    assert not open_clip_towers.can_trim(encoder.model)
     assert encoder.logit_bias == tiny.BIAS
     expected = encoder.model.encode_text(encoder.tokenizer(TEXTS))
     close(encoder.encode_texts(TEXTS), unit(expected))

@@ -17,7 +17,7 @@ from transformers import (
 
 from zeroshot.images import pixels
 from zeroshot.models.open_clip import import_open_clip
-from zeroshot.models.preprocessing import FAST, of_processor, of_transform
+from zeroshot.models.preprocessing import FAST, from_processor, from_transform
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.48, 0.45, 0.4), (0.26, 0.27, 0.28)
@@ -52,8 +52,8 @@ def batch(preprocessing, images, dtype=torch.float32):
     return preprocessing.batch([preprocessing.pixels(image) for image in images], CPU, dtype)
 
 
-ours = {name: of_processor(processor) for name, processor in PROCESSORS.items()}
-ours |= {name: of_transform(transform) for name, transform in TRANSFORMS.items()}
+ours = {name: from_processor(processor) for name, processor in PROCESSORS.items()}
+ours |= {name: from_transform(transform) for name, transform in TRANSFORMS.items()}
 
 
 def library(name, images):
@@ -108,7 +108,7 @@ class Shifted(CLIPImageProcessorPil):
 @pytest.mark.parametrize("processor", [Different(), Shifted()])
 def test_halves_are_tried_and_not_believed(processor):
     images = [noise(301, 240), noise(240, 300)]
-    made = of_processor(processor)
+    made = from_processor(processor)
     expected = processor(images=images, return_tensors="pt")["pixel_values"]
     assert torch.equal(batch(made, images)["pixel_values"], expected)
     assert made.faster() is made
@@ -121,7 +121,7 @@ def test_pictures_padded_to_the_largest_go_together():
     processor = Padding(do_center_crop=False, do_pad=True)
     images = [noise(301, 240), noise(240, 300)]
     expected = processor(images=images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(batch(of_processor(processor), images)["pixel_values"], expected)
+    assert torch.equal(batch(from_processor(processor), images)["pixel_values"], expected)
 
 
 # Shortcuts

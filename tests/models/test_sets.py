@@ -4,8 +4,8 @@ import pytest
 
 from zeroshot import models
 from zeroshot.errors import UserError
-from zeroshot.model_set import spec as sets
-from zeroshot.model_set.spec import CouplingSpec, describe, find_set, is_set, list_sets
+from zeroshot.model_set.availability import describe, list_sets, missing
+from zeroshot.model_set.spec import CouplingSpec, find_set, is_set
 
 FULL = """
 name = "mine"
@@ -137,7 +137,7 @@ def test_built_in_sets_name_whole_tasks():
 def test_the_pocket_set_is_on_this_disk():
     status = describe("pocket")
     assert status.spec.name == "pocket"
-    assert status.spec.root == Path(sets.__file__).parent / "pocket"
+    assert status.spec.root == Path(models.__file__).parent / "pocket"
     assert status.on_disk
     assert {part.part for part in status.parts} >= {"image_encoder", "language_model"}
     assert all(part.megabytes is not None for part in status.parts)
@@ -155,7 +155,7 @@ def test_a_directory_is_described_part_by_part(write, tmp_path, directory_of):
         ("text_encoder", None),
     ]
     assert not status.on_disk
-    assert sets.missing(status.spec) == [f"hf:{tmp_path}/no"]
+    assert missing(status.spec) == [f"hf:{tmp_path}/no"]
 
 
 def test_canonical_names_of_a_set_load(write, directory_of, loaded):

@@ -7,9 +7,8 @@ from transformers.models.clip import modeling_clip
 
 from tests.models import tiny
 from zeroshot import models
-from zeroshot.models import encoding
-from zeroshot.models.encoding import TextMemory
-from zeroshot.models.towers import text_tower
+from zeroshot.models.towers import cached_text_encoder, text_tower
+from zeroshot.models.towers.cached_text_encoder import EmbeddingMemory
 from zeroshot.models.towers.text_tower import TokenTree, encode_paths, is_causal
 
 CAUSAL = ["clip", "metaclip_2", "open_clip", "open_clip eos", "open_clip quick"]
@@ -142,7 +141,7 @@ def test_a_text_that_comes_back_costs_nothing(loaded):
 
 
 def test_memory_forgets_what_was_not_asked_for_longest():
-    memory, asked = TextMemory(capacity=3), []
+    memory, asked = EmbeddingMemory(capacity=3), []
 
     def encode(texts):
         asked.append(texts)
@@ -229,9 +228,9 @@ def test_what_prompts_share_runs_once(encoder_of, monkeypatch):
 
 
 def test_few_texts_and_towers_that_see_ahead_go_the_plain_way(encoder_of, monkeypatch):
-    monkeypatch.setattr(encoding, "encode_paths", None)
-    few = encoder_of("clip").encode_texts(PROMPTS[: encoding.SHARED_FROM - 1])
-    assert len(few) == encoding.SHARED_FROM - 1
+    monkeypatch.setattr(cached_text_encoder, "encode_paths", None)
+    few = encoder_of("clip").encode_texts(PROMPTS[: cached_text_encoder.TREE_FROM - 1])
+    assert len(few) == cached_text_encoder.TREE_FROM - 1
     assert len(encoder_of("siglip").encode_texts(PROMPTS)) == len(PROMPTS)
 
 

@@ -1,4 +1,4 @@
-"""Vision towers taken apart: their rows against the models' own, at their size and at others."""
+"""Vision towers against the models' own embeddings, at their size and at others."""
 
 import copy
 from dataclasses import replace
@@ -12,7 +12,12 @@ from zeroshot.errors import UserError
 from zeroshot.methods.naclip import NACLIP
 from zeroshot.methods.sclip import SCLIP
 from zeroshot.models.base import DenseEncoder
-from zeroshot.models.towers.vision_tower import interpolated_positions, patch_rows, plain, run
+from zeroshot.models.towers.vision_tower import (
+    interpolated_positions,
+    patch_embeddings,
+    plain_attention,
+    run_block,
+)
 from zeroshot.ops import normalize
 
 CLIP_LIKE = ("clip", "metaclip_2", "chinese_clip", "altclip")
@@ -31,9 +36,11 @@ def test_the_class_token_is_the_models_embedding(name, loaded):
     encoder = loaded(name)
     assert isinstance(encoder, DenseEncoder)
     images = noise(3, 16, 16)
-    tower = encoder._tried_tower
+    tower = encoder._checked_tower
     with torch.inference_mode():
-        rows = patch_rows(tower, encoder._toned(images, tower), plain, True)[:, 0]
+        rows = patch_embeddings(tower, encoder._normalize(images, tower), plain_attention, True)[
+            :, 0
+        ]
     torch.testing.assert_close(normalize(rows), encoder.encode_images(images))
 
 
@@ -41,13 +48,13 @@ def test_the_class_token_is_the_models_embedding(name, loaded):
 def test_larger_pictures_are_as_transformers_has_them(name, loaded):
     """24 x 40 pixels are 3 x 5 patches, of a model with 2 x 2; its own interpolation is bicubic."""
     encoder = loaded(name)
-    tower = encoder._tried_tower
-    pixels = encoder._toned(noise(2, 40, 24), tower)
+    tower = encoder._checked_tower
+    pixels = encoder._normalize(noise(2, 40, 24), tower)
     with torch.inference_mode():
         seen = encoder.model.vision_model(pixels, interpolate_pos_encoding=True)
         states = tower.embed(pixels)
         for block in tower.blocks:
-            states = run(block, states, tower.heads, (3, 5))
+            states = run_block(block, states, tower.heads, (3, 5))
     torch.testing.assert_close(states, seen.last_hidden_state)
 
 
@@ -70,7 +77,7 @@ def test_vanilla_and_whole_is_the_model_itself(loaded):
     method, images = NACLIP(attention="vanilla", block="whole"), noise(2, 16, 16)
     rows = encoder.encode_patches(images, method.attend, whole_block=True)
     with torch.inference_mode():
-        seen = encoder.model.vision_model(encoder._toned(images, encoder._tried_tower))
+        seen = encoder.model.vision_model(encoder._normalize(images, encoder._checked_tower))
         states = encoder.model.vision_model.post_layernorm(seen.last_hidden_state[:, 1:])
         expected = normalize(encoder.model.visual_projection(states))
     torch.testing.assert_close(rows.flatten(1, 2), expected)
@@ -86,18 +93,18 @@ def test_the_block_counts(loaded):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_towers_are_refused(name, loaded):
-    with pytest.raises(UserError, match="patches cannot be asked one by one"):
-        loaded(name).encode_patches(noise(1, 16, 16), plain)
+    with pytest.raises(UserError, match="gives no embeddings of patches"):
+        loaded(name).encode_patches(noise(1, 16, 16), plain_attention)
 
 
 def test_a_tower_that_computes_something_else_is_refused(loaded):
     """Tried, not believed: a model whose last norm is not where its class says."""
     encoder = copy.copy(loaded("clip"))
-    vars(encoder).pop("_tried_tower", None)
+    vars(encoder).pop("_checked_tower", None)
     tower = encoder._vision_tower()
     encoder._vision_tower = lambda: replace(tower, finish=encoder.model.visual_projection)
     with pytest.raises(UserError, match="does not compute what its class says"):
-        encoder.encode_patches(noise(1, 16, 16), plain)
+        encoder.encode_patches(noise(1, 16, 16), plain_attention)
 
 
 def test_positions_of_the_own_grid_stay():

@@ -12,7 +12,7 @@ from tests.models import tiny, tiny_pairs
 from zeroshot import models
 from zeroshot.errors import UserError
 from zeroshot.models.base import Writer
-from zeroshot.models.vlm.clipcap import mapper
+from zeroshot.models.vlm.clipcap import build_mapper
 from zeroshot.models.vlm.coca import greedy
 
 every_writer = pytest.mark.parametrize("name", tiny_pairs.WRITERS)
@@ -120,7 +120,7 @@ def test_rows_that_have_ended_wait_and_cost_nothing():
         second = torch.tensor([0.0, 4.0, 0.0, 0.0])
         return torch.stack([first, second]).clone()
 
-    tokens, mean = greedy(logits, torch.zeros(2, 1, dtype=torch.long), end=2, most=8)
+    tokens, mean = greedy(logits, torch.zeros(2, 1, dtype=torch.long), end=2, max_tokens=8)
     assert tokens[0].tolist() == [0, 0, 0, 0, 0, 2, 2, 2]
     assert tokens[1].tolist() == [0] + [1] * 7
     chance = torch.tensor([0.0, 0.0, 5.0, 0.0]).softmax(0)
@@ -208,10 +208,12 @@ def test_the_mappers_are_the_authors():
     torch.manual_seed(0)
     features = torch.randn(3, 12)
     mlp = AuthorsMLP((12, 32, 64))
-    torch.testing.assert_close(mapper(mlp.state_dict())(features, 16), mlp(features).view(3, 4, 16))
+    torch.testing.assert_close(
+        build_mapper(mlp.state_dict())(features, 16), mlp(features).view(3, 4, 16)
+    )
     turned = AuthorsTransformer(12, 16, prefix=4, length=3, layers=2, heads=8)
     torch.testing.assert_close(
-        mapper(turned.state_dict())(features, 16), turned(features), atol=1e-5, rtol=1e-5
+        build_mapper(turned.state_dict())(features, 16), turned(features), atol=1e-5, rtol=1e-5
     )
 
 

@@ -99,7 +99,7 @@ def anchors_build(
 
     from zeroshot.commands import console
     from zeroshot.datasets.pairs import read_pairs
-    from zeroshot.model_set.anchor_file import Writer
+    from zeroshot.model_set.anchor_writer import AnchorWriter
     from zeroshot.model_set.spec import find_set
     from zeroshot.models import load_image_encoder, load_text_encoder
     from zeroshot.tasks import anchors as task
@@ -117,7 +117,7 @@ def anchors_build(
     left = load_image_encoder(names["image_encoder"] or "", **how)
     right = load_text_encoder(names["text_encoder"] or "", **how)
     encoders = {"image_encoder": left.name, "text_encoder": right.name}
-    with Writer(out, encoders, kind=kind, force=overwrite) as file:
+    with AnchorWriter(out, encoders, kind=kind, force=overwrite) as file:
         failed = _write(found, left, right, file, captions, batch_size, cache)
     console.say(f"wrote {out}: {file.count} anchors")
     manifest = out.parent / "models.toml"
@@ -200,7 +200,8 @@ def anchors_add(
 
     from zeroshot.commands import console
     from zeroshot.datasets.pairs import read_pairs
-    from zeroshot.model_set.anchor_file import Writer, read_anchors, write_anchors
+    from zeroshot.model_set.anchor_file import read_anchors
+    from zeroshot.model_set.anchor_writer import AnchorWriter, write_anchors
 
     models, known = _open(anchors, device=device, precision=precision, offline=offline)
     if models is None:
@@ -211,7 +212,7 @@ def anchors_add(
     found = read_pairs(pairs, root)
     with TemporaryDirectory(dir=target.parent) as folder:
         fresh = Path(folder) / "new.safetensors"
-        with Writer(fresh, encoders) as file:
+        with AnchorWriter(fresh, encoders) as file:
             failed = _write(
                 found, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
             )
@@ -238,7 +239,7 @@ def anchors_remove(
 ) -> None:
     """Take pairs out, by their ids or by a text."""
     from zeroshot.commands import console
-    from zeroshot.model_set.anchor_file import write_anchors
+    from zeroshot.model_set.anchor_writer import write_anchors
     from zeroshot.tasks import anchors as task
 
     if (query is None) == (not id):
@@ -290,7 +291,7 @@ def anchors_merge(
 ) -> None:
     """The anchors of several sets as one; all must come from the same encoders."""
     from zeroshot.commands import console
-    from zeroshot.model_set.anchor_file import write_anchors
+    from zeroshot.model_set.anchor_writer import write_anchors
 
     if len(sets) < 2:
         raise UserError("merge takes two sets at least")

@@ -48,7 +48,7 @@ class FrameOptions:
             )
         from zeroshot.model_set.frame_encoder import FRAMES, ClipModels
 
-        return ClipModels.of(run.model_set(), self.frames or FRAMES)
+        return ClipModels.from_model_set(run.model_set(), self.frames or FRAMES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from zeroshot.inference.embedding import (
     embed_all,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
@@ -38,7 +38,7 @@ class Judge:
         references: Sequence[Sequence[str]],
     ) -> dict[str, np.ndarray]:
         """`CLIPScore` and `RefCLIPScore` of each caption."""
-        images = join_images(
+        images = project_images(
             self.encoder, embed_all(sources, image_encoder_of(self.encoder), self.cache, self.meter)
         )
         said = self._texts(captions)
@@ -53,4 +53,4 @@ class Judge:
         rows = embed_texts(
             [PREFIX + text for text in texts], text_encoder_of(self.encoder), self.cache, self.meter
         )
-        return np.asarray(join_texts(self.encoder, rows).numpy())
+        return np.asarray(project_texts(self.encoder, rows).numpy())

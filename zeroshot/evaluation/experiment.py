@@ -189,7 +189,7 @@ class Experiment:
         watch: Watch,
     ) -> Predictions:
         chosen = captioning.captioner(self.models, method, options)
-        models = captioning.models_for_captions(
+        models = captioning.captioning_models(
             self.models, self.options.coupling, self.cache, self.meter
         )
         name, used = methods.name_of(chosen), captioning.settings(models, chosen)

@@ -205,14 +205,14 @@ def text_encoder_of(encoder: DualEncoder) -> TextEncoder:
     return encoder.text_encoder if isinstance(encoder, CoupledEncoder) else encoder
 
 
-def join_images(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+def project_images(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
     """Rows of `image_encoder_of` in the space that the encoder's texts share."""
-    return encoder.join_images(rows) if isinstance(encoder, CoupledEncoder) else rows
+    return encoder.project_images(rows) if isinstance(encoder, CoupledEncoder) else rows
 
 
-def join_texts(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+def project_texts(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
     """Rows of `text_encoder_of` in the space that the encoder's images share."""
-    return encoder.join_texts(rows) if isinstance(encoder, CoupledEncoder) else rows
+    return encoder.project_texts(rows) if isinstance(encoder, CoupledEncoder) else rows
 
 
 def canonical_names(

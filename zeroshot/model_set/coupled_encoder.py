@@ -1,4 +1,4 @@
-"""Two unimodal encoders and a coupling, standing where a dual encoder stands."""
+"""A dual encoder made of two unimodal encoders and a coupling."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from zeroshot.models.base import (
     ClassifyingEncoder,
     Image,
     ImageEncoder,
+    IncrementalTextEncoder,
     Matcher,
     TextEncoder,
-    TextSession,
 )
 from zeroshot.ops import hold_out, matching_scale, normalize
 
 BEYOND_CHANCE = 3.0
-"""How much better than by chance a classifier must find texts to be believed."""
+"""A classifier is used if its mean reciprocal rank is at least this multiple of chance."""
 
 
 @dataclass(frozen=True)
 class CoupledEncoder:
-    """A dual encoder made of an image encoder, a text encoder and a coupling fitted to both.
+    """An image encoder, a text encoder and a coupling that is fitted to both.
 
-    Its rows lie in the coupling's joint space at unit length, so their dot product is the cosine
-    every task expects of a dual encoder.
+    Its embeddings are unit vectors in the coupling's joint space, so that their dot product is the
+    cosine that every task expects of a dual encoder.
     """
 
     image_encoder: ImageEncoder
@@ -35,7 +35,7 @@ class CoupledEncoder:
     coupling: Coupling
     logit_scale: float
     anchors: str
-    """Fingerprint of the anchor pairs, part of the name."""
+    """Fingerprint of the anchor pairs; part of the name."""
     logit_bias: float | None = None
 
     @property
@@ -53,104 +53,112 @@ class CoupledEncoder:
         """The text encoder's."""
         return self.text_encoder.count_tokens(texts)
 
-    def join_images(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-        """Rows of the image encoder, in the joint space."""
-        return normalize(self.coupling.map_images(rows))
+    def project_images(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Embeddings of the image encoder, in the joint space."""
+        return normalize(self.coupling.map_images(embeddings))
 
-    def join_texts(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-        """Rows of the text encoder, in the joint space."""
-        return normalize(self.coupling.map_texts(rows))
+    def project_texts(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Embeddings of the text encoder, in the joint space."""
+        return normalize(self.coupling.map_texts(embeddings))
 
-    def session(self) -> TextSession:
-        """See `models.base.TextEncoder`; only the text encoder remembers."""
+    def session(self) -> IncrementalTextEncoder:
+        """See `models.base.TextEncoder`; only the text encoder's embeddings are cached."""
         encode = self.text_encoder.session()
-        return lambda texts: self.join_texts(encode(texts).cpu())
+        return lambda texts: self.project_texts(encode(texts).cpu())
 
     def matcher(self) -> Matcher:
         """See `models.base.DualEncoder`.
 
-        For ASIF these cosines look at the image's own anchors alone; `methods.asif` says how near
-        that is to `join_images @ join_texts`.
+        ASIF takes these cosines over the image's own anchors only; `methods.asif` says how close
+        that is to `project_images @ project_texts`.
         """
         encode = self.text_encoder.session()
 
         def match(
             images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
         ) -> Float[Tensor, "b k"]:
-            rows = encode([text for row in texts for text in row]).cpu()
-            count = len(rows) // len(texts) if texts else 0
-            return self.coupling.match(images, rows.view(len(texts), count, rows.shape[1]))
+            flat = encode([text for row in texts for text in row]).cpu()
+            count = len(flat) // len(texts) if texts else 0
+            return self.coupling.match(images, flat.view(len(texts), count, flat.shape[1]))
 
         return match
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n m"]:
         """See `models.base.ImageEncoder`."""
-        return self.join_images(self.image_encoder.encode_images(images))
+        return self.project_images(self.image_encoder.encode_images(images))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n m"]:
         """See `models.base.TextEncoder`."""
-        return self.join_texts(self.text_encoder.encode_texts(texts))
+        return self.project_texts(self.text_encoder.encode_texts(texts))
 
 
-def with_classes(
+def with_classifier_head(
     coupling: Coupling,
     image_encoder: ImageEncoder,
-    read: Callable[[Sequence[str]], Float[Tensor, "n e"]],
+    encode_texts: Callable[[Sequence[str]], Float[Tensor, "n e"]],
     anchor_images: Real[Tensor, "a d"],
     anchor_texts: Real[Tensor, "a e"],
 ) -> Coupling:
-    """The fitted coupling with the picture encoder's own classifier beside it, if that can be read.
+    """The fitted coupling, together with the image encoder's classifier if that is good enough.
 
-    It can if what the classifier names is enough for pictures of anchors set aside to find their
-    own texts `BEYOND_CHANCE` times better than by chance, by the mean reciprocal rank. Whether it
-    adds to what the anchors taught is not asked: pictures like the anchors need it least. The
-    coupling stays as it was for an encoder without a classifier, or too few anchors to tell.
-    `read` gives the names' rows of the text encoder.
+    The classifier is used if, on held-out anchors, its class names alone retrieve the matching text
+    with a mean reciprocal rank of at least `BEYOND_CHANCE` times chance. Whether it improves on the
+    anchors is not tested: images like the anchors need it least. The coupling is returned as it is
+    if the encoder has no classifier, or if there are too few anchors for the test. `encode_texts`
+    gives the text encoder's embeddings of class names.
     """
-    classes = image_encoder.classes if isinstance(image_encoder, ClassifyingEncoder) else None
-    held = _held_out(anchor_images, anchor_texts)
-    if classes is None or held is None or classes.weights.shape[1] != anchor_images.shape[1]:
+    head = image_encoder.classes if isinstance(image_encoder, ClassifyingEncoder) else None
+    test = _held_out(anchor_images, anchor_texts)
+    if head is None or test is None or head.weights.shape[1] != anchor_images.shape[1]:
         return coupling
-    beside = ConSE(coupling, classes.weights, read(classes.names))
-    test, images, texts = held
-    kept = beside.remove(test)
-    found = reciprocal_rank(kept.named(images) @ normalize(kept.map_texts(texts)).T)
-    chance = sum(1 / place for place in range(1, len(test) + 1)) / len(test)
-    return beside if found > BEYOND_CHANCE * chance else coupling
+    combined = ConSE(coupling, head.weights, encode_texts(head.names))
+    without_test = combined.remove(test.indices)
+    texts = normalize(without_test.map_texts(test.texts))
+    rank = reciprocal_rank(without_test.named(test.images) @ texts.T)
+    count = len(test.indices)
+    chance = sum(1 / position for position in range(1, count + 1)) / count
+    return combined if rank > BEYOND_CHANCE * chance else coupling
 
 
 def calibrate(
     coupling: Coupling, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "a e"]
 ) -> float:
-    """The logit scale a dual encoder would have learned, from anchors set aside.
+    """The logit scale that a dual encoder would have learned, from held-out anchors.
 
-    `coupling` is fitted on all of them, and forgets these for the occasion. Its cosines have no
-    scale of their own, and a guide or a softmax needs one: this is the factor under which held-out
-    pictures most probably pick their own texts.
+    `coupling` is fitted on all anchors; the held-out ones are removed from it first. A coupling's
+    cosines have no scale, but a guide and a softmax need one: this is the factor with which
+    held-out images most probably select their own texts.
     """
-    held = _held_out(anchor_images, anchor_texts)
-    if held is None:
+    test = _held_out(anchor_images, anchor_texts)
+    if test is None:
         return 20.0
-    test, images, texts = held
-    return matching_scale(coupling.remove(test).cosines(images, texts[:, None]))
+    cosines = coupling.remove(test.indices).cosines(test.images, test.texts[:, None])
+    return matching_scale(cosines)
 
 
 def reciprocal_rank(similarity: Float[Tensor, "n n"]) -> float:
-    """Mean of 1 / the place that text i takes for picture i; equals share the last place."""
-    own = similarity.diagonal()[:, None]
-    return float((1 / (similarity >= own).sum(1)).mean())
+    """Mean of 1 / the rank of text i for image i; equal similarities share the last rank."""
+    matching = similarity.diagonal()[:, None]
+    return float((1 / (similarity >= matching).sum(1)).mean())
+
+
+@dataclass(frozen=True)
+class _HeldOutAnchors:
+    indices: Int[Tensor, " h"]
+    images: Float[Tensor, "h d"]
+    texts: Float[Tensor, "h e"]
 
 
 def _held_out(
     anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "a e"]
-) -> tuple[Int[Tensor, " h"], Float[Tensor, "h d"], Float[Tensor, "h e"]] | None:
-    """Places and rows of pairs to judge by; None where the anchors are too few."""
-    test, _ = hold_out(len(anchor_images))
-    if len(test) < 10:
+) -> _HeldOutAnchors | None:
+    """Anchors to test a coupling with; None if there are too few."""
+    indices, _ = hold_out(len(anchor_images))
+    if len(indices) < 10:
         return None
     images, texts = (
-        # rows kept in fewer bits stand for unit rows
-        side[test] if side.dtype.itemsize >= 4 else normalize(side[test].float())
+        # anchors of fewer bits stand for unit vectors
+        side[indices] if side.dtype.itemsize >= 4 else normalize(side[indices].float())
         for side in (anchor_images, anchor_texts)
     )
-    return test, images, texts
+    return _HeldOutAnchors(indices, images, texts)

@@ -1,10 +1,10 @@
-"""Encoders of pictures as encoders of clips: a clip is the mean of its frames.
+"""Image encoders as encoders of video clips, frame by frame.
 
-The mean of unit frame rows, itself brought to unit length, is CLIP4Clip's parameter-free pooling
-(Luo et al. 2021, arXiv:2104.08860), which needs no training.
+A clip's embedding is the normalized mean of its frames' unit vectors: the parameter-free pooling of
+CLIP4Clip (Luo et al. 2021, arXiv:2104.08860), which needs no training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -18,111 +18,122 @@ from zeroshot.images.clips import VERSION, frames_of
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import (
-    Classes,
+    ClassifierHead,
     ClassifyingEncoder,
     DualEncoder,
     Image,
     ImageEncoder,
+    IncrementalTextEncoder,
     Matcher,
     PixelEncoder,
     Pixels,
-    TextSession,
     VideoFile,
 )
 from zeroshot.ops import normalize
 
 __all__ = [
-    "AttendedFrames",
     "ClipModels",
+    "FrameAttentionScorer",
     "FrameDualEncoder",
     "FrameEncoder",
-    "attended_cosines",
-    "mean_of_frames",
+    "attention_cosines",
+    "mean_pooling",
 ]
 
 FRAMES = 8
-"""Of a clip, where nobody says how many."""
-AT_ONCE = 32
-"""Frames that are encoded together."""
+"""Default number of frames of a clip."""
+FRAMES_AT_ONCE = 32
 
 
-def mean_of_frames(frames: Float[Tensor, "n f d"]) -> Float[Tensor, "n d"]:
-    """Unit rows of clips: the mean of the unit rows of their frames."""
+def mean_pooling(frames: Float[Tensor, "n f d"]) -> Float[Tensor, "n d"]:
+    """Unit vectors of clips: the mean of the unit vectors of their frames."""
     return normalize(frames.mean(1))
 
 
 TEMPERATURE = 0.1
-"""Of the attention over frames; without one as low, the weights of cosines are all alike."""
+"""Temperature of the attention over frames; with a higher one all weights are nearly equal."""
 
 
-def attended_cosines(
+def attention_cosines(
     frames: Float[Tensor, "n f d"], texts: Float[Tensor, "t d"], temperature: float = TEMPERATURE
 ) -> Float[Tensor, "n t"]:
-    """Cosines of texts with clips whose frames are weighed by how well they fit the text.
+    """Cosines of texts with clips whose frames are weighted by how well they fit the text.
 
-    Weights are the softmax over frames of their cosines by the temperature, the query-scoring of
-    Bain et al. 2022, "A CLIP-Hitchhiker's Guide to Long Video Retrieval" (arXiv:2205.08508).
-    Rows are unit rows; so is the weighed mean, before its cosine is taken.
+    The weights are the softmax over frames of cosine / temperature: the query-scoring of Bain et
+    al. 2022, "A CLIP-Hitchhiker's Guide to Long Video Retrieval" (arXiv:2205.08508). `frames` and
+    `texts` are unit vectors; the weighted mean is normalized too.
     """
     weights = (torch.einsum("nfd,td->nft", frames, texts) / temperature).softmax(1)
     pooled = normalize(torch.einsum("nft,nfd->ntd", weights, frames))
     return torch.einsum("ntd,td->nt", pooled, texts)
 
 
+def _shortcuts(encoder: ImageEncoder | CoupledEncoder) -> str:
+    return encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
+
+
+def _pixels(encoder: ImageEncoder | CoupledEncoder, frames: Sequence[Image]) -> list[Pixels]:
+    """Preprocessed frames, or the frames if the encoder has no separate preprocessing."""
+    if isinstance(encoder, PixelEncoder):
+        return [encoder.pixels(frame) for frame in frames]
+    return list(frames)
+
+
+def _encode(
+    encoder: ImageEncoder | CoupledEncoder, clips: Sequence[Sequence[Pixels]]
+) -> Float[Tensor, "m d"]:
+    """Unit vectors of all frames of all clips, in order."""
+    encode: Callable[[Sequence[Any]], Tensor] = (
+        encoder.encode_pixels if isinstance(encoder, PixelEncoder) else encoder.encode_images
+    )
+    frames = [frame for clip in clips for frame in clip]
+    starts = range(0, len(frames), FRAMES_AT_ONCE)
+    return torch.cat([encode(frames[start : start + FRAMES_AT_ONCE]) for start in starts])
+
+
 @dataclass(frozen=True)
 class FrameEncoder:
-    """An image encoder that reads clips, frame by frame: `models.base.FramewiseEncoder`."""
+    """An image encoder as `models.base.FramewiseEncoder`."""
 
     encoder: ImageEncoder
     frames: int = FRAMES
 
     @property
     def name(self) -> str:
-        """The image encoder's; `clip_kind` tells its rows of clips from those of pictures."""
+        """The image encoder's; cache keys of clips also contain `clip_kind`."""
         return self.encoder.name
 
     @property
     def clip_kind(self) -> str:
         """See `models.base.ClipEncoder`."""
-        kind = f"{VERSION}/{self.frames}-middles/mean"
-        shortcuts = self.encoder.shortcuts if isinstance(self.encoder, PixelEncoder) else ""
+        kind, shortcuts = f"{VERSION}/{self.frames}-middles/mean", _shortcuts(self.encoder)
         return f"{kind}/{shortcuts}" if shortcuts else kind
 
     @property
-    def classes(self) -> Classes | None:
-        """The image encoder's: a mean of frames is a row as theirs are."""
+    def classes(self) -> ClassifierHead | None:
+        """The image encoder's, which also fits a mean of frames."""
         return self.encoder.classes if isinstance(self.encoder, ClassifyingEncoder) else None
 
     def read_clip(self, file: VideoFile) -> list[Pixels]:
         """See `models.base.ClipEncoder`."""
-        frames = frames_of(file, self.frames)
-        if isinstance(self.encoder, PixelEncoder):
-            return [self.encoder.pixels(frame) for frame in frames]
-        return list(frames)
+        return _pixels(self.encoder, frames_of(file, self.frames))
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """See `models.base.ClipEncoder`."""
-        return mean_of_frames(self.encode_frames(clips))
+        return mean_pooling(self.encode_frames(clips))
 
     def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
         """See `models.base.FramewiseEncoder`."""
-        flat = [frame for clip in clips for frame in clip]
-        rows = [self._encode(flat[i : i + AT_ONCE]) for i in range(0, len(flat), AT_ONCE)]
-        return torch.cat(rows).view(len(clips), self.frames, -1)
-
-    def _encode(self, frames: Sequence[Any]) -> Float[Tensor, "n d"]:
-        if isinstance(self.encoder, PixelEncoder):
-            return self.encoder.encode_pixels(frames)
-        return self.encoder.encode_images(frames)
+        return _encode(self.encoder, clips).view(len(clips), self.frames, -1)
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
-        """Pictures, as the image encoder has them."""
+        """The image encoder's."""
         return self.encoder.encode_images(images)
 
 
 @dataclass(frozen=True)
 class FrameDualEncoder(FrameEncoder):
-    """A dual encoder that reads clips frame by frame; its texts are its own."""
+    """A dual encoder that also encodes clips, frame by frame."""
 
     encoder: DualEncoder
 
@@ -149,7 +160,7 @@ class FrameDualEncoder(FrameEncoder):
         """The dual encoder's."""
         return self.encoder.encode_texts(texts)
 
-    def session(self) -> TextSession:
+    def session(self) -> IncrementalTextEncoder:
         """The dual encoder's."""
         return self.encoder.session()
 
@@ -159,7 +170,7 @@ class FrameDualEncoder(FrameEncoder):
 
 
 @dataclass(frozen=True)
-class AttendedFrames:
+class FrameAttentionScorer:
     """A dual encoder as `models.base.ClipScorer`: each text attends to the frames that fit it."""
 
     encoder: "DualEncoder | CoupledEncoder"
@@ -168,8 +179,8 @@ class AttendedFrames:
 
     @property
     def name(self) -> str:
-        """The encoder's, with what makes its pixels differ."""
-        shortcuts = self.encoder.shortcuts if isinstance(self.encoder, PixelEncoder) else ""
+        """The encoder's, and its preprocessing shortcuts."""
+        shortcuts = _shortcuts(self.encoder)
         return f"{self.encoder.name}/{shortcuts}" if shortcuts else self.encoder.name
 
     @property
@@ -184,50 +195,43 @@ class AttendedFrames:
 
     def pixels(self, frames: Sequence[Image]) -> Pixels:
         """See `models.base.ClipScorer`."""
-        if isinstance(self.encoder, PixelEncoder):
-            return [self.encoder.pixels(frame) for frame in frames]
-        return list(frames)
+        return _pixels(self.encoder, frames)
 
     def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
-        """The unit rows of each clip's frames, one after another."""
-        flat = [frame for clip in clips for frame in clip]
-        rows = [self._encode(flat[i : i + AT_ONCE]) for i in range(0, len(flat), AT_ONCE)]
-        return torch.cat(rows).view(len(clips), -1)
-
-    def _encode(self, frames: Sequence[Any]) -> Float[Tensor, "n d"]:
-        if isinstance(self.encoder, PixelEncoder):
-            return self.encoder.encode_pixels(frames)
-        return self.encoder.encode_images(frames)
+        """The unit vectors of each clip's frames, concatenated."""
+        return _encode(self.encoder, clips).view(len(clips), -1)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t e"]:
         """See `models.base.ClipScorer`."""
-        longest, most = max(self.encoder.count_tokens(texts)), self.encoder.context_length
-        if most is not None and longest > most:
-            raise UserError(f"a prompt of {longest} tokens, but the encoder reads {most}")
+        longest, limit = max(self.encoder.count_tokens(texts)), self.encoder.context_length
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"a prompt of {longest} tokens, but the encoder reads {limit}; shorten it"
+            )
         return self.encoder.encode_texts(texts)
 
     def cosines(
         self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
     ) -> Float[Tensor, "n t"]:
         """See `models.base.ClipScorer`."""
-        return attended_cosines(clips.view(len(clips), self.frames, -1), texts)
+        return attention_cosines(clips.view(len(clips), self.frames, -1), texts)
 
 
 @dataclass(frozen=True)
 class ClipModels(ModelSet):
-    """A model set whose image encoder reads clips, so that tasks on pictures work on clips."""
+    """A model set whose image encoder reads clips, so that tasks on images also work on clips."""
 
     frames: int = FRAMES
 
     @classmethod
-    def of(cls, models: ModelSet, frames: int) -> "ClipModels":
-        """The same models, reading `frames` frames of a clip."""
-        how: dict[str, Any] = {f.name: getattr(models, f.name) for f in fields(ModelSet)}
-        return cls(**how | {"frames": frames})
+    def from_model_set(cls, models: ModelSet, frames: int) -> "ClipModels":
+        """The same models, with `frames` frames of a clip."""
+        values: dict[str, Any] = {f.name: getattr(models, f.name) for f in fields(ModelSet)}
+        return cls(**values, frames=frames)
 
     @cached_property
     def encoder(self) -> "DualEncoder | CoupledEncoder":
-        """The set's dual encoder on frames, or its coupled pair where it has none."""
+        """The set's dual encoder on frames, or its coupled pair if it has none."""
         if self.spec.encoder is None:
             return self.coupled
         return FrameDualEncoder(super().encoder, self.frames)

@@ -1,4 +1,4 @@
-"""A model set, loaded part by part when a task first needs the part."""
+"""A model set whose models are loaded when a task first needs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,8 +9,9 @@ from zeroshot import methods, models
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import Auto
 from zeroshot.model_set.anchor_file import Anchors, read_anchors
+from zeroshot.model_set.availability import require
 from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate
-from zeroshot.model_set.spec import CouplingSpec, SetSpec, find_set, require
+from zeroshot.model_set.spec import CouplingSpec, SetSpec, find_set
 from zeroshot.models.base import (
     Answerer,
     ClipScorer,
@@ -26,12 +27,12 @@ from zeroshot.models.base import (
 __all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
 
 COUPLED = "coupled"
-"""As `--encoder coupled`: the set's unimodal pair instead of its dual encoder."""
+"""`--encoder coupled`: the set's coupled pair instead of its dual encoder."""
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """The models a task works with; each is loaded when it is first asked for."""
+    """The models of a task; each is loaded on first use."""
 
     spec: SetSpec
     device: str = "auto"
@@ -41,20 +42,20 @@ class ModelSet:
     fast: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A set travels as what it was made of, and is loaded again where it arrives."""
+        """A pickled set has no models; they are loaded again on first use."""
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def name(self) -> str:
-        """As it was asked for."""
+        """The set's name."""
         return self.spec.name
 
     @cached_property
     def encoder(self) -> "DualEncoder | CoupledEncoder":
-        """The dual encoder of the set, or its coupled pair where it has none."""
+        """The set's dual encoder, or its coupled pair if it has none."""
         if self.spec.encoder is None:
             return self.coupled
-        return models.load_dual_encoder(self.spec.encoder, **self._how)
+        return models.load_dual_encoder(self.spec.encoder, **self._options)
 
     @cached_property
     def coupled(self) -> CoupledEncoder:
@@ -62,43 +63,46 @@ class ModelSet:
         spec = self.spec
         if spec.image_encoder is None or spec.text_encoder is None or spec.coupling is None:
             raise UserError(
-                f"model set '{spec.name}' has no coupled pair: that takes the tables "
-                "[image_encoder], [text_encoder] and [coupling]"
+                f"model set '{spec.name}' has no coupled pair; a coupled pair needs the tables "
+                "[image_encoder], [text_encoder] and [coupling] in models.toml"
             )
-        image_encoder = models.load_image_encoder(spec.image_encoder, **self._how)
-        text_encoder = models.load_text_encoder(spec.text_encoder, **self._how)
+        image_encoder = models.load_image_encoder(spec.image_encoder, **self._options)
+        text_encoder = models.load_text_encoder(spec.text_encoder, **self._options)
         self.anchors.check_encoders(image_encoder.name, text_encoder.name)
         anchors = self.anchors.images, self.anchors.texts
-        fitted = self.coupling.fit(*anchors)
+        coupling = self.coupling.fit(*anchors)
         return CoupledEncoder(
             image_encoder=image_encoder,
             text_encoder=text_encoder,
-            coupling=fitted,
-            logit_scale=calibrate(fitted, *anchors),
+            coupling=coupling,
+            logit_scale=calibrate(coupling, *anchors),
             anchors=self.anchors.fingerprint,
         )
 
     @cached_property
     def coupling(self) -> Any:
-        """The set's coupling, not fitted; ASIF without options chooses its own, `auto` all."""
+        """The set's coupling, not fitted.
+
+        For ASIF without options, `auto` chooses the options; for `auto`, method and options.
+        """
         spec = _coupling(self.spec)
-        chosen = methods.configure(spec.method, spec.options)
-        if not isinstance(chosen, methods.Coupling):
+        coupling = methods.configure(spec.method, spec.options)
+        if not isinstance(coupling, methods.Coupling):
             couplings = [n for n in methods.names() if hasattr(methods.get(n), "map_images")]
             raise UserError(
                 f"method '{spec.method}' couples no encoders; these do: {', '.join(couplings)}"
             )
         if spec.method == "asif" and not spec.options:
-            chosen = Auto(among="asif", splits=1)
-        if isinstance(chosen, Auto):
-            chosen = chosen.choose(self.anchors.images, self.anchors.texts).chosen.coupling
-        return chosen
+            coupling = Auto(among="asif", splits=1)
+        if isinstance(coupling, Auto):
+            coupling = coupling.choose(self.anchors.images, self.anchors.texts).chosen.coupling
+        return coupling
 
     def with_language_model(self, name: str) -> "ModelSet":
         """This set with another language model."""
         return replace(self, spec=replace(self.spec, language_model=name))
 
-    def coupled_by(self, method: str, **options: Any) -> "ModelSet":
+    def with_coupling(self, method: str, **options: Any) -> "ModelSet":
         """This set with another coupling of its anchors.
 
         Raises:
@@ -107,27 +111,26 @@ class ModelSet:
         coupling = replace(_coupling(self.spec), method=method, options=options)
         return replace(self, spec=replace(self.spec, coupling=coupling))
 
-    def coupled_as(self, coupled: CoupledEncoder) -> "ModelSet":
-        """This set, what it has loaded included, with another coupled pair."""
-        twin = replace(self)
-        vars(twin).update(vars(self), coupled=coupled)
-        return twin
+    def with_coupled_encoder(self, coupled: CoupledEncoder) -> "ModelSet":
+        """This set with another coupled pair; keeps the models that are loaded."""
+        copy = replace(self)
+        vars(copy).update(vars(self), coupled=coupled)
+        return copy
 
     @property
-    def leaves_coupling_open(self) -> bool:
-        """Whether it couples by `asif` and gives no options."""
+    def has_default_coupling(self) -> bool:
+        """Whether the set has only a coupled pair, by `asif` without options."""
         coupling = self.spec.coupling
-        named = coupling is not None and coupling.method == "asif" and not coupling.options
-        return named and self.spec.encoder is None
+        default = coupling is not None and coupling.method == "asif" and not coupling.options
+        return default and self.spec.encoder is None
 
     @cached_property
-    def for_captions(self) -> "ModelSet":
-        """This set; one that leaves its coupling open, with the one `auto` chooses.
+    def with_caption_coupling(self) -> "ModelSet":
+        """This set, with a coupling chosen by `auto` in place of the default coupling.
 
-        What ASIF finds among a few thousand pairs tells labels apart, and is too coarse to tell
-        words apart.
+        With a few thousand pairs ASIF separates labels well enough, but not words.
         """
-        return self.coupled_by("auto", splits=1) if self.leaves_coupling_open else self
+        return self.with_coupling("auto", splits=1) if self.has_default_coupling else self
 
     @cached_property
     def anchors(self) -> Anchors:
@@ -139,41 +142,41 @@ class ModelSet:
         """The set's language model."""
         if self.spec.language_model is None:
             raise UserError(f"model set '{self.spec.name}' has no language model; give --lm NAME")
-        return models.load_language_model(self.spec.language_model, **self._how)
+        return models.load_language_model(self.spec.language_model, **self._options)
 
     def segmenter(self, name: str) -> Segmenter:
-        """A segmentation model, loaded as the set's own models are."""
-        return models.load_segmenter(name, **self._how)
+        """A segmentation model, loaded with this set's options."""
+        return models.load_segmenter(name, **self._options)
 
     def detector(self, name: str) -> Detector:
-        """A detection model, loaded as the set's own models are."""
-        return models.load_detector(name, **self._how)
+        """As `segmenter`, a detection model."""
+        return models.load_detector(name, **self._options)
 
     def pair_scorer(self, name: str) -> PairScorer:
-        """The model called `name`, where this set's run: one that scores picture and text."""
-        return models.load_pair_scorer(name, **self._how)
+        """As `segmenter`, a model that scores an image with a text."""
+        return models.load_pair_scorer(name, **self._options)
 
     def clip_scorer(self, name: str) -> ClipScorer:
-        """As `pair_scorer`, a model of clips."""
-        return models.load_clip_scorer(name, **self._how)
+        """As `segmenter`, a model of video clips."""
+        return models.load_clip_scorer(name, **self._options)
 
     def answerer(self, name: str) -> Answerer:
-        """As `pair_scorer`, one that answers questions about pictures."""
-        return models.load_answerer(name, **self._how)
+        """As `segmenter`, a model that answers questions about images."""
+        return models.load_answerer(name, **self._options)
 
     def region_answerer(self, name: str, answers: Sequence[str] | None) -> RegionAnswerer:
-        """As `pair_scorer`, one that answers questions from regions; `answers` are its head's."""
-        return models.load_region_answerer(name, answers, **self._how)
+        """As `segmenter`, a model that answers from regions; `answers` names its outputs."""
+        return models.load_region_answerer(name, answers, **self._options)
 
     def writer(self, name: str) -> Writer:
-        """As `pair_scorer`, a trained captioner or a reader."""
-        return models.load_writer(name, **self._how)
+        """As `segmenter`, a trained captioner or a reader of text."""
+        return models.load_writer(name, **self._options)
 
     def require(self, *, language_model: bool) -> None:
-        """See that what a task needs is on this disk or can be fetched, before any of it loads.
+        """Download what a task needs and this disk lacks, before any model is loaded.
 
         Raises:
-            NotAvailableError: naming all that is missing, and what to do.
+            NotAvailableError: naming all missing models, and what to do.
         """
         spec = self.spec if language_model else replace(self.spec, language_model=None)
         if spec.encoder is not None:
@@ -181,7 +184,7 @@ class ModelSet:
         require(spec, offline=self.offline)
 
     @property
-    def _how(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {
             "device": self.device,
             "precision": self.precision,
@@ -202,10 +205,9 @@ def resolve(
     trust_remote_code: bool = False,
     fast: bool = False,
 ) -> ModelSet:
-    """The set called `name` with parts replaced; nothing is loaded yet. Options as `models.load`.
+    """The set called `name`, with another encoder or language model; nothing is loaded yet.
 
-    With both an encoder and a language model given, the set itself is not consulted for either,
-    so that two model names alone are enough.
+    The other options are those of `models.load`.
     """
     spec = find_set(name)
     if encoder == COUPLED:

@@ -1,6 +1,6 @@
-"""Model sets: one word for everything a task needs.
+"""Model sets: one name for all the models of a task.
 
-A set is a `models.toml`, or one of those below:
+A set is a `models.toml` file, or one of `HUB_SETS`:
 
     name = "mine"                        # the rest is optional, table by table
     [encoder]
@@ -14,7 +14,7 @@ A set is a `models.toml`, or one of those below:
     anchors = "anchors.safetensors"
     [language_model]
     model = "hf:./caption_lm"
-    [caption]                            # defaults of `zeroshot caption` for this set
+    [caption]                            # this set's defaults of `zeroshot caption`
     [classify]                           # and of `zeroshot classify`
 
 Nothing here loads a model or imports torch.
@@ -25,22 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeroshot.errors import NotAvailableError, UserError, unknown
-from zeroshot.models import model_files, systems
-from zeroshot.models.names import ModelName, parse
+from zeroshot.errors import UserError, unknown
+from zeroshot.models.names import parse
+from zeroshot.models.systems import check_is_no_system
 
 __all__ = [
+    "BUILT_IN",
     "CouplingSpec",
-    "PartStatus",
     "SetSpec",
-    "SetStatus",
-    "describe",
     "find_set",
     "is_set",
-    "list_sets",
-    "missing",
-    "pull",
-    "require",
 ]
 
 FILE = "models.toml"
@@ -52,7 +46,7 @@ TEXTS = ("name", "about", "licence")
 
 @dataclass(frozen=True)
 class CouplingSpec:
-    """How the unimodal encoders of a set are coupled."""
+    """The method and the anchors that couple a set's image encoder and text encoder."""
 
     method: str
     anchors: Path
@@ -61,7 +55,7 @@ class CouplingSpec:
 
 @dataclass(frozen=True)
 class SetSpec:
-    """A model set: canonical names of its models, and defaults of the tasks."""
+    """A model set: the canonical names of its models, and defaults of the tasks."""
 
     name: str
     root: Path | None = None
@@ -76,11 +70,11 @@ class SetSpec:
     about: str = ""
     licence: str = ""
     megabytes: int | None = None
-    """About what `pull` fetches; None for files that come with the set."""
+    """Approximate download size; None if the files come with the set."""
 
     @property
     def models(self) -> dict[str, str]:
-        """The parts it has, by their table's name."""
+        """Its models by the names of their tables."""
         parts = {part: getattr(self, part) for part in PARTS}
         return {part: model for part, model in parts.items() if model is not None}
 
@@ -97,9 +91,9 @@ HUB_SETS = {
         licence="MIT (encoder), not stated (language model)",
         megabytes=1100,
     ),
-    # Captioning spends most of its time in the text tower: this one has half the layers and is
-    # causal, so that a text's beginning can be cached. It is plain CLIP to transformers and free
-    # to use; the faster MobileCLIPs are licensed for research only.
+    # Captioning spends most of its time in the text tower. This one has half the layers and is
+    # causal, so that the beginning of a text can be cached. transformers loads it as a CLIP, and
+    # its licence is free; the faster MobileCLIPs are licensed for research only.
     # ImageNet 59.8 % at 3.5 GMAC a pair (github.com/microsoft/Cream, TinyCLIP/README.md).
     "fast": SetSpec(
         "fast",
@@ -109,8 +103,8 @@ HUB_SETS = {
         licence="MIT (encoder), not stated (language model)",
         megabytes=840,
     ),
-    # The strongest encoder under a free licence that transformers runs by itself and one GPU
-    # holds; it reads many languages. Its text tower is bidirectional: captions take longer.
+    # The strongest encoder under a free licence that transformers runs without remote code on one
+    # GPU; it reads many languages. Its text tower is bidirectional, so captions take longer.
     "best": SetSpec(
         "best",
         encoder="hf:google/siglip2-so400m-patch14-384",
@@ -120,130 +114,28 @@ HUB_SETS = {
         megabytes=5100,
     ),
 }
-
-
-@dataclass(frozen=True)
-class PartStatus:
-    """One model of a set, and where it is."""
-
-    part: str
-    model: str
-    directory: Path | None
-    """None if it is not on this disk."""
-    megabytes: int | None
-    """On this disk."""
-
-
-@dataclass(frozen=True)
-class SetStatus:
-    """A set and what of it is on this disk."""
-
-    spec: SetSpec
-    parts: tuple[PartStatus, ...]
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether all of it is."""
-        return all(part.directory is not None for part in self.parts)
+BUILT_IN = ("pocket", *HUB_SETS)
 
 
 def is_set(name: str) -> bool:
     """Whether `name` is a built-in set, a directory with a `models.toml` or such a file."""
-    return name == "pocket" or name in HUB_SETS or _file(name).is_file()
+    return name in BUILT_IN or _file(name).is_file()
 
 
 def find_set(name: str) -> SetSpec:
     """The set called `name`: built in, a directory with a `models.toml`, or such a file.
 
-    UserError for an unknown name and for a file with something in it that no set has.
+    UserError for an unknown name and for a file with unknown keys or wrong values.
     """
     if name in HUB_SETS:
         return HUB_SETS[name]
     file = POCKET / FILE if name == "pocket" else _file(name)
     if not file.is_file():
-        systems.refuse(name)
+        check_is_no_system(name)
         raise UserError(
-            f"{unknown('model set', name, ['pocket', *HUB_SETS])}; "
-            f"a directory with a {FILE} is a set too"
+            f"{unknown('model set', name, BUILT_IN)}; a directory with a {FILE} is a set too"
         )
     return _read(file)
-
-
-def list_sets() -> list[SetStatus]:
-    """The built-in sets."""
-    return [describe(name) for name in ("pocket", *HUB_SETS)]
-
-
-def describe(name: str) -> SetStatus:
-    """The set called `name`, part by part."""
-    spec = find_set(name)
-    return SetStatus(spec, tuple(_status(part, model) for part, model in spec.models.items()))
-
-
-def missing(spec: SetSpec) -> list[str]:
-    """The models of a set that are not on this disk."""
-    statuses = [_status(part, model) for part, model in spec.models.items()]
-    return [status.model for status in statuses if status.directory is None]
-
-
-def require(spec: SetSpec, *, offline: bool = False) -> None:
-    """See that every model of a set is on this disk, fetching what is not.
-
-    NotAvailableError, naming all that is missing, if it cannot be fetched.
-    """
-    lacking = missing(spec)
-    if lacking and model_files.is_offline(offline):
-        raise model_files.not_available(spec.name, lacking, model_files.OFFLINE)
-    try:
-        for model in lacking:
-            _download(model)
-    except NotAvailableError as error:
-        raise model_files.not_available(spec.name, missing(spec), error.__cause__) from error
-
-
-def pull(name: str) -> list[Path]:
-    """Fetch the newest revision of a set's models, or of one model; the directories they are in.
-
-    NotAvailableError if the network or the repository cannot be reached.
-    """
-    models = find_set(name).models.values() if is_set(name) else [str(parse(name))]
-    return [directory for model in models for directory in _download(model)]
-
-
-def _download(model: str) -> list[Path]:
-    return [
-        model_files.download(repository, layout, asked=model)
-        for repository, layout in _repositories(parse(model))
-    ]
-
-
-def _status(part: str, model: str) -> PartStatus:
-    directories = _directories(parse(model))
-    if not directories:
-        return PartStatus(part, model, None, None)
-    found = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in found)
-    return PartStatus(part, model, directories[0], round(size / 1e6))
-
-
-def _directories(name: ModelName) -> list[Path]:
-    """Where a model's files are; empty unless all are on this disk."""
-    if name.directory is not None:
-        return [name.directory] if name.directory.is_dir() else []
-    found = [model_files.cached(repository, layout) for repository, layout in _repositories(name)]
-    present = [directory for directory in found if directory is not None]
-    return present if len(present) == len(found) else []
-
-
-def _repositories(name: ModelName) -> list[tuple[str, model_files.Layout]]:
-    """The hub repositories a model is made of."""
-    if name.directory is not None:
-        return []
-    if name.scheme == "hf":
-        return [(name.target, model_files.TRANSFORMERS)]
-    from zeroshot.models import open_clip  # with torch and torchvision
-
-    return open_clip.repositories(name)
 
 
 def _file(name: str) -> Path:

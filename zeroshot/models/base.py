@@ -1,7 +1,7 @@
-"""What a frozen model offers to the rest of the package: protocols, no models.
+"""Protocols of frozen models: what they offer to the rest of the package.
 
-Conventions are settled here once. Embeddings leave an encoder as unit rows in float32; images
-arrive as RGB PIL pictures, upright; a language model meets token ids and nothing else.
+Three conventions hold everywhere. Embeddings leave an encoder as unit vectors in float32. Images
+are upright RGB images of PIL. A language model works on token ids.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
-from zeroshot.models.boxes import clipped
+from zeroshot.models.boxes import clip_to_image
 
 __all__ = [
     "Answer",
     "Answerer",
     "Attend",
     "Cache",
-    "Classes",
+    "ClassifierHead",
     "ClassifyingEncoder",
     "ClipEncoder",
     "ClipScorer",
@@ -33,7 +33,9 @@ __all__ = [
     "Grounder",
     "Image",
     "ImageEncoder",
+    "IncrementalTextEncoder",
     "LanguageModel",
+    "LanguageModelOutput",
     "Matcher",
     "PairScorer",
     "Phrase",
@@ -42,23 +44,21 @@ __all__ = [
     "RegionAnswerer",
     "Regions",
     "Segmenter",
-    "Step",
     "TextEncoder",
-    "TextSession",
     "Writer",
 ]
 
 Cache = Any
-"""Keys and values of a language model, opaque to everyone but the model that made them."""
+"""Keys and values of a language model; only the model that made them looks inside."""
 
 Pixels = Any
-"""A picture preprocessed for an encoder, opaque to everyone but the encoder that made it."""
+"""A preprocessed image; only the encoder that made it looks inside."""
 
-TextSession = Callable[[Sequence[str]], Float[Tensor, "n d"]]
-"""Texts to unit rows, float32, on the encoder's device; remembers what the next call can use."""
+IncrementalTextEncoder = Callable[[Sequence[str]], Float[Tensor, "n d"]]
+"""Texts to unit vectors, float32, on the encoder's device; reuses what earlier calls computed."""
 
 Matcher = Callable[[Float[Tensor, "b m"], Sequence[Sequence[str]]], Float[Tensor, "b k"]]
-"""Unit image rows and `k` texts for each of them to their cosines."""
+"""Unit vectors of images, and `k` texts for each image, to the cosines of each image and text."""
 
 Attend = Callable[
     [
@@ -69,29 +69,29 @@ Attend = Callable[
     ],
     Float[Tensor, "b h s d"],
 ]
-"""Queries, keys and values of a vision transformer's heads, and its rows and columns of patches,
-to what each token gathers. Tokens that are no patches (the class token) come first."""
+"""The attention of a vision transformer's block: queries, keys and values of its heads, and the
+number of rows and columns of patches. Tokens that are no patches (the class token) come first."""
 
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """Pictures to unit rows."""
+    """Images to unit vectors."""
 
     @property
     def name(self) -> str:
-        """Canonical name; changes whenever the numbers would.
+        """Canonical name; it changes whenever the numbers would.
 
-        It holds the model's name, its revision (hub commit or content hash), the preprocessing
-        and the precision, and so serves as part of a cache key.
+        It contains the model's name, its revision (hub commit or content hash), the preprocessing
+        and the precision. Cache keys contain it.
         """
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
-        """Unit rows, float32, on the CPU, in the order of `images` (RGB, upright)."""
+        """Unit vectors, float32, on the CPU, in the order of `images` (RGB, upright)."""
 
 
 @dataclass(frozen=True)
-class Classes:
-    """The last layer of a classifier: what each class looks for in a row, and what it is called."""
+class ClassifierHead:
+    """The last layer of a classifier: a weight vector and a name for each class."""
 
     weights: Float[Tensor, "c d"]
     names: tuple[str, ...]
@@ -99,75 +99,75 @@ class Classes:
 
 @runtime_checkable
 class ClassifyingEncoder(ImageEncoder, Protocol):
-    """An image encoder that came with a classifier of its rows, or may have."""
+    """An image encoder that may have a classifier on top of its embeddings."""
 
     @property
-    def classes(self) -> Classes | None:
-        """None where it has none, or none whose classes have names."""
+    def classes(self) -> ClassifierHead | None:
+        """None if it has no classifier, or one whose classes have no names."""
 
 
 @runtime_checkable
 class PixelEncoder(ImageEncoder, Protocol):
-    """An image encoder whose preprocessing is a step of its own, which threads may do ahead.
+    """An image encoder with separate preprocessing, which threads can run ahead of the network.
 
-    `encode_images(images)` is `encode_pixels([pixels(image) for image in images])`, bit for bit.
+    `encode_images(images)` equals `encode_pixels([pixels(image) for image in images])` bit for bit.
     """
 
     @property
     def shortcuts(self) -> str:
-        """Names what makes pixels differ from the model's own preprocessing; empty if nothing.
+        """Names what makes pixels differ from the model's own preprocessing; empty if nothing does.
 
-        Part of a row's cache key beside `name`, which texts share.
+        Cache keys of image embeddings contain it beside `name`, which texts share.
         """
 
     @property
     def draft_side(self) -> int | None:
-        """JPEG files may be decoded at a fraction of their size, with no side below this."""
+        """JPEG files may be decoded at reduced size as long as no side is shorter than this."""
 
     def pixels(self, image: Image) -> Pixels:
-        """One picture (RGB, upright) as the network reads it, small and on the CPU."""
+        """The network's input for one image (RGB, upright), on the CPU."""
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "n d"]:
-        """Rows as `encode_images` gives them, in the order of `pixels`."""
+        """The embeddings of `encode_images`, in the order of `pixels`."""
 
 
 VideoFile = BinaryIO | BytesIO
-"""An open file of video, or one in memory."""
+"""An open video file, or one in memory."""
 
 
 @runtime_checkable
 class ClipEncoder(ImageEncoder, Protocol):
-    """An image encoder that stands for one of clips: what it is given are files of video."""
+    """An image encoder that also encodes video clips."""
 
     @property
     def clip_kind(self) -> str:
-        """Names how a clip becomes a row: frames, sampling, pooling. Part of a row's cache key."""
+        """Names frames, sampling and pooling of a clip. Cache keys of clips contain it."""
 
     def read_clip(self, file: VideoFile) -> Pixels:
-        """What the network reads of a clip, small and on the CPU.
+        """The network's input for one clip, on the CPU.
 
         UnreadableImageError with the reason, without the path.
         """
 
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
-        """Rows, float32, on the CPU, in the order of `clips`."""
+        """Embeddings, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
 class FramewiseEncoder(ClipEncoder, Protocol):
-    """A `ClipEncoder` that sees each frame by itself."""
+    """A `ClipEncoder` that encodes each frame by itself."""
 
     @property
     def frames(self) -> int:
-        """Of a clip."""
+        """Number of frames of a clip."""
 
     def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n f d"]:
-        """Unit rows of every frame, float32, on the CPU, in the order of `clips`."""
+        """Unit vectors of every frame, float32, on the CPU, in the order of `clips`."""
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Texts to unit rows."""
+    """Texts to unit vectors."""
 
     @property
     def name(self) -> str:
@@ -175,40 +175,40 @@ class TextEncoder(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens the model reads, special tokens included; what follows is cut off."""
+        """Maximum number of tokens, special tokens included; further tokens are cut off."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Length of each text in tokens, uncut, special tokens included."""
+        """Number of tokens of each whole text, special tokens included."""
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Unit rows, float32, on the CPU, in the order of `texts`."""
+        """Unit vectors, float32, on the CPU, in the order of `texts`."""
 
-    def session(self) -> TextSession:
-        """`encode_texts` for texts that come back and grow, as those of guided decoding do.
+    def session(self) -> IncrementalTextEncoder:
+        """`encode_texts` for texts that come back and grow, as in guided decoding.
 
-        Rows differ from those of `encode_texts` by rounding alone.
+        Its embeddings differ from those of `encode_texts` only by rounding.
         """
 
 
 @runtime_checkable
 class DualEncoder(ImageEncoder, TextEncoder, Protocol):
-    """An image and a text encoder that share one space."""
+    """An image encoder and a text encoder with one embedding space."""
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies a cosine by (exp of its parameter); read, never assumed."""
+        """The model's factor of cosines (exp of its parameter), read from its weights."""
 
     @property
     def logit_bias(self) -> float | None:
         """Added to the scaled cosine before a sigmoid (SigLIP); None means softmax."""
 
     def matcher(self) -> Matcher:
-        """Scores pictures against growing texts: `session` and a dot product, or better."""
+        """Cosines of images with growing texts, by `session` and a dot product or better."""
 
 
 @runtime_checkable
 class DenseEncoder(DualEncoder, Protocol):
-    """A dual encoder that also says what is where: a row for each patch of a picture."""
+    """A dual encoder that also gives an embedding for each patch of an image."""
 
     @property
     def patch_size(self) -> int:
@@ -216,19 +216,19 @@ class DenseEncoder(DualEncoder, Protocol):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the square pictures that the encoder was trained on."""
+        """Side in pixels of the square images that the encoder was trained on."""
 
     def encode_patches(
         self, images: Sequence[Image], attend: Attend, *, whole_block: bool = False
     ) -> Float[Tensor, "n h w d"]:
-        """Unit rows of patches in the space of the texts, float32, on the CPU.
+        """Unit vectors of patches in the space of the texts, float32, on the CPU.
 
-        `images` are of one size, whose sides are multiples of `patch_size`; position embeddings
-        are interpolated where that size is not the encoder's own. `attend` takes the place of the
-        last block's attention; `whole_block` keeps that block's residual connections and
-        feed-forward part, which otherwise are left out.
+        All `images` have the same size, whose sides are multiples of `patch_size`; position
+        embeddings are interpolated if it is not the encoder's own size. `attend` replaces the
+        last block's attention. `whole_block` keeps that block's residual connections and
+        feed-forward part, which are left out otherwise.
 
-        UserError for an encoder that has no such patches.
+        UserError if the encoder has no such patches.
         """
 
 
@@ -237,7 +237,7 @@ Head = Literal["softmax", "sigmoid"]
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Pictures and prompts to maps of scores."""
+    """Images and prompts to score maps."""
 
     @property
     def name(self) -> str:
@@ -245,30 +245,30 @@ class Segmenter(Protocol):
 
     @property
     def head(self) -> Head:
-        """Whether prompts compete for a pixel (softmax) or are judged one by one (sigmoid)."""
+        """Whether prompts compete for a pixel (softmax) or each is scored by itself (sigmoid)."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
-        """Rows that `maps` takes, float32, on the CPU; as long as the model makes them."""
+        """Prompt embeddings for `maps`, float32, on the CPU, at the length the model gives them."""
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
-        """Rows of pictures that show what is looked for; UserError if the model takes none."""
+        """Embeddings of example images of the target; UserError if the model takes none."""
 
     def maps(
         self, images: Sequence[Image], prompts: Float[Tensor, "c d"]
     ) -> list[Float[Tensor, "c h w"]]:
-        """Logits over all of each picture, at the model's own resolution, float32, on the CPU."""
+        """Logits over each whole image, at the model's resolution, float32, on the CPU."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Boxes in one picture, best first."""
+    """Boxes in one image, best first."""
 
     boxes: Float[Tensor, "k 4"]
-    """Left, top, right, bottom in pixels of the picture, and within it."""
+    """Left, top, right and bottom in pixels, within the image."""
     scores: Float[Tensor, " k"]
     """Between 0 and 1."""
     labels: Int[Tensor, " k"]
-    """Places of the prompts."""
+    """Indices of the prompts."""
 
     @classmethod
     def within(
@@ -278,14 +278,14 @@ class Detections:
         scores: Float[Tensor, " k"],
         labels: Int[Tensor, " k"],
     ) -> "Detections":
-        """In order of their scores, cut at the borders of a picture of this width and height."""
+        """Boxes sorted by score and clipped to an image of this width and height."""
         order = torch.argsort(scores, descending=True, stable=True)
-        return cls(clipped(boxes[order], *size), scores[order], labels[order])
+        return cls(clip_to_image(boxes[order], *size), scores[order], labels[order])
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """Pictures and prompts to boxes."""
+    """Images and prompts to boxes."""
 
     @property
     def name(self) -> str:
@@ -293,16 +293,16 @@ class Detector(Protocol):
 
     @property
     def template(self) -> str:
-        """The sentence that the model knows labels in, with `{}` for the label."""
+        """The prompt template that the model was trained with; `{}` stands for the label."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Any:
-        """What `detect` takes for these prompts; each is encoded here and never again."""
+        """Encoded prompts for `detect`; each prompt is encoded only once, here."""
 
     def encode_examples(self, examples: Sequence[Image]) -> Any:
-        """As `encode_prompts`, of pictures of one thing each; UserError if the model takes none."""
+        """As `encode_prompts`, for images of one object each; UserError if it takes none."""
 
     def detect(self, images: Sequence[Image], prompts: Any, threshold: float) -> list[Detections]:
-        """Boxes of at least this score, overlapping ones included."""
+        """Boxes with at least this score, including boxes that overlap."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ class Phrase:
     """As a row of `Detections.boxes`."""
     score: float
     spans: tuple[tuple[int, int], ...]
-    """Where the words begin and end in the sentence, in characters."""
+    """Start and end of the words in the sentence, in characters."""
 
 
 @runtime_checkable
@@ -323,15 +323,15 @@ class Grounder(Detector, Protocol):
     def ground(
         self, images: Sequence[Image], sentence: str, threshold: float, word_threshold: float
     ) -> list[list[Phrase]]:
-        """Boxes of at least `threshold`, with the words of at least `word_threshold`."""
+        """Boxes with at least `threshold`, with the words of at least `word_threshold`."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one forward pass of a language model leaves behind."""
+class LanguageModelOutput:
+    """The output of one forward pass of a language model."""
 
     hidden: Float[Tensor, "b s e"]
-    """Last layer's hidden states of the tokens just fed, after the final norm."""
+    """The last layer's hidden states of the new tokens, after the final norm."""
     cache: Cache
 
 
@@ -339,8 +339,8 @@ class Step:
 class LanguageModel(Protocol):
     """A causal language model on token ids: batched, cached, without padding.
 
-    Rows of one call have equal length; callers group texts by length instead of padding them,
-    so that no mask exists and no padded position can be mistaken for context.
+    All texts of one call have the same length: callers group texts by length instead of padding
+    them. So there is no attention mask, and no padded position can be mistaken for context.
     """
 
     @property
@@ -349,7 +349,7 @@ class LanguageModel(Protocol):
 
     @property
     def start(self) -> int:
-        """`<-start_of_text->` where the vocabulary has it, else the beginning-of-sequence id."""
+        """`<-start_of_text->` if the vocabulary has it, else the beginning-of-sequence id."""
 
     @property
     def end(self) -> int:
@@ -357,46 +357,49 @@ class LanguageModel(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Positions the model has."""
+        """Number of the model's positions."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone, no special tokens added."""
+        """Ids of `text` without special tokens."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`, special tokens kept, spaces before punctuation cleaned as the
-        tokenizer's own configuration asks.
+        """Text of `tokens`, special tokens included.
+
+        Spaces before punctuation are removed if the tokenizer's configuration says so.
         """
 
-    def forward(self, tokens: Int[Tensor, "b s"], cache: Cache | None = None) -> Step:
-        """Feed `tokens` after what `cache` holds; `cache` itself stays as it was."""
+    def forward(
+        self, tokens: Int[Tensor, "b s"], cache: Cache | None = None
+    ) -> LanguageModelOutput:
+        """Feed `tokens` after those of `cache`, which itself stays as it was."""
 
     def logits(self, hidden: Float[Tensor, "b e"]) -> Float[Tensor, "b v"]:
-        """Float32 scores over the vocabulary; apart from `forward` since few states need them."""
+        """Float32 scores of the vocabulary; not part of `forward` because few states need them."""
 
     def select(self, cache: Cache, rows: Int[Tensor, " r"]) -> Cache:
-        """A new cache with `rows` of the old one, repeated or reordered as they come."""
+        """A new cache with `rows` of the old one, in this order; rows may be repeated."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A text that a model gives about a picture, and how much it believes it."""
+    """A text that a model writes about an image, and its score."""
 
     text: str
     score: float | None = None
-    """What the model's `scored` says; None where it has none."""
+    """What the model's `scored` says; None if the model gives no score."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """What a detector saw in one picture: a feature row and a box for each region."""
+    """A detector's output for one image: a feature vector and a box for each region."""
 
     features: Float[Tensor, "r f"]
     boxes: Float[Tensor, "r 4"] | None = None
-    """Left, top, right, bottom as shares of the picture's sides."""
+    """Left, top, right and bottom as fractions of the image's sides."""
 
 
-class ReadsTexts(Protocol):
-    """What models that meet a picture and a text together tell about their texts."""
+class ImageTextModel(Protocol):
+    """A model that reads an image and a text together."""
 
     @property
     def name(self) -> str:
@@ -404,22 +407,22 @@ class ReadsTexts(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens of a text that the model reads, special tokens included; None for no limit.
+        """Maximum number of tokens of a text, special tokens included; None for no limit.
 
         Nothing is cut off: a longer text is a UserError.
         """
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Length of each text in tokens, special tokens included."""
+        """Number of tokens of each text, special tokens included."""
 
 
 @runtime_checkable
-class PairScorer(ReadsTexts, Protocol):
-    """Says how well a text fits the picture, or the pictures, that come with it."""
+class PairScorer(ImageTextModel, Protocol):
+    """Scores how well a text fits its image or images."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What each column of the scores stands for."""
+        """The meaning of each score column."""
 
     @property
     def scored(self) -> str:
@@ -427,21 +430,21 @@ class PairScorer(ReadsTexts, Protocol):
 
     @property
     def positive(self) -> int:
-        """The column that says that the text fits."""
+        """Index of the column whose label says that the text fits."""
 
     @property
     def pictures(self) -> int:
-        """How many pictures a text speaks of: 1, or 2 for NLVR2."""
+        """Number of images for each text: 1, or 2 for NLVR2."""
 
     def score_pairs(
         self, pictures: Sequence[Sequence[Image]], texts: Sequence[str]
     ) -> Float[Tensor, "n k"]:
-        """One row for each text and its pictures, one column for each label, on the CPU."""
+        """A row for each text and its images, a column for each label, on the CPU."""
 
 
 @runtime_checkable
-class Answerer(ReadsTexts, Protocol):
-    """Answers questions about pictures."""
+class Answerer(ImageTextModel, Protocol):
+    """Answers questions about images."""
 
     @property
     def scored(self) -> str:
@@ -450,12 +453,12 @@ class Answerer(ReadsTexts, Protocol):
     def answer(
         self, images: Sequence[Image], questions: Sequence[str], top_k: int = 1
     ) -> list[tuple[Answer, ...]]:
-        """Up to `top_k` answers for each picture and its question, best first."""
+        """Up to `top_k` answers for each image and its question, best first."""
 
 
 @runtime_checkable
-class RegionAnswerer(ReadsTexts, Protocol):
-    """Answers questions from what a detector saw in pictures (LXMERT, VisualBERT)."""
+class RegionAnswerer(ImageTextModel, Protocol):
+    """Answers questions from a detector's regions (LXMERT, VisualBERT)."""
 
     @property
     def scored(self) -> str:
@@ -463,15 +466,15 @@ class RegionAnswerer(ReadsTexts, Protocol):
 
     @property
     def answers(self) -> int:
-        """How many answers its head knows."""
+        """Number of answers of the model's head."""
 
     @property
     def width(self) -> int:
-        """Width of a region's feature row."""
+        """Width of a region's feature vector."""
 
     @property
     def boxed(self) -> bool:
-        """Whether it reads the regions' boxes."""
+        """Whether the model reads the regions' boxes."""
 
     def answer_regions(
         self, regions: Sequence[Regions], questions: Sequence[str], top_k: int = 1
@@ -481,7 +484,7 @@ class RegionAnswerer(ReadsTexts, Protocol):
 
 @runtime_checkable
 class ClipScorer(Protocol):
-    """Says how well texts fit clips, where a text's row depends on the clip (X-CLIP)."""
+    """Scores how well texts fit clips, with text embeddings that depend on the clip (X-CLIP)."""
 
     @property
     def name(self) -> str:
@@ -489,11 +492,11 @@ class ClipScorer(Protocol):
 
     @property
     def method(self) -> str:
-        """What rows call this way of scoring."""
+        """Name of this way of scoring in result rows."""
 
     @property
     def frames(self) -> int:
-        """Of a clip, as many as the model was made for."""
+        """Number of frames of a clip that the model was trained with."""
 
     @property
     def logit_scale(self) -> float:
@@ -504,31 +507,31 @@ class ClipScorer(Protocol):
         """As `DualEncoder.logit_bias`."""
 
     def pixels(self, frames: Sequence[Image]) -> Pixels:
-        """The frames of one clip as the network reads them, small and on the CPU."""
+        """The network's input for the frames of one clip, on the CPU."""
 
     def encode_frames(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
-        """All that `cosines` needs of each clip as a row, float32, on the CPU."""
+        """What `cosines` needs of each clip, as one vector, float32, on the CPU."""
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t e"]:
-        """All that `cosines` needs of each text; UserError for one that is too long."""
+        """What `cosines` needs of each text; UserError for a text that is too long."""
 
     def cosines(
         self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
     ) -> Float[Tensor, "n t"]:
-        """Of every clip with every text, on the CPU."""
+        """Cosine of every clip and every text, on the CPU."""
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Writes one text for each picture: a trained captioner, or a reader of printed lines."""
+    """Writes one text for each image: a trained captioner, or a reader of printed lines."""
 
     @property
     def name(self) -> str:
         """As `ImageEncoder.name`."""
 
     def write(self, images: Sequence[Image], prompts: Sequence[str] | None = None) -> list[Answer]:
-        """A text per picture, which begins with its prompt; the score is the geometric mean of
-        the probabilities of the tokens written.
+        """A text for each image, which begins with its prompt.
 
-        UserError for prompts where the model takes none.
+        The score is the geometric mean of the probabilities of the new tokens. UserError for
+        prompts if the model takes none.
         """

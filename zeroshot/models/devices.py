@@ -1,4 +1,4 @@
-"""Where a model runs and in which number format: the only place that decides either."""
+"""The device that a model runs on, and its precision."""
 
 import torch
 
@@ -10,10 +10,10 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device that is there.
+    """The device called `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
 
-    `auto` takes the first CUDA device, else Apple's, else the CPU. UserError for one that is not
-    in this machine.
+    `auto` is the first CUDA device, else Apple's, else the CPU. UserError for a device that this
+    machine does not have.
     """
     if device == "auto":
         return torch.device(_available()[0])
@@ -49,6 +49,6 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 def _available() -> list[str]:
-    found = ["cuda"] if torch.cuda.is_available() else []
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    return [*found, "cpu"]
+    cuda = ["cuda"] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*cuda, *mps, "cpu"]

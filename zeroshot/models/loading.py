@@ -1,12 +1,10 @@
-"""From a model's name to the model: what it is, and whether that is what was asked for."""
+"""From a model's name to the model, with a check that it is of the expected kind."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack
 
-import torch
-
 from zeroshot.errors import UserError
-from zeroshot.models import model_files, open_clip
+from zeroshot.models import open_clip
 from zeroshot.models.base import (
     Detector,
     DualEncoder,
@@ -17,15 +15,15 @@ from zeroshot.models.base import (
 )
 from zeroshot.models.devices import resolve_device, resolve_precision
 from zeroshot.models.hf import (
-    common,
     dual_encoder,
     image_encoder,
     language_model,
     mask_models,
     object_detection,
     text_encoder,
+    xclip,
 )
-from zeroshot.models.model_files import Files
+from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.names import parse
 from zeroshot.models.vlm import captioners, image_text_matching, question_answering
 
@@ -43,7 +41,7 @@ Role = Literal[
     "dual encoder", "image encoder", "text encoder", "language model", "segmenter", "detector"
 ]
 
-LOADERS: dict[Role, Callable[[Files, torch.device, torch.dtype, bool], Any]] = {
+LOADERS: dict[Role, Callable[[Checkpoint], Any]] = {
     "dual encoder": dual_encoder.load_dual_encoder,
     "image encoder": image_encoder.load_image_encoder,
     "text encoder": text_encoder.load_text_encoder,
@@ -52,22 +50,28 @@ LOADERS: dict[Role, Callable[[Files, torch.device, torch.dtype, bool], Any]] = {
     "detector": object_detection.load_detector,
 }
 
-
-WITH_TEXTS = {
-    "ask": (
-        *question_answering.CLASSIFIERS,
-        *question_answering.REGION_CLASSIFIERS,
-        *captioners.ANSWERERS,
-    ),
-    "match": tuple(image_text_matching.HEADS),
-    "caption --method native": captioners.WRITERS,
-    "video classify": ("XCLIPModel",),
+FAMILIES: dict[Role, frozenset[str]] = {
+    "dual encoder": frozenset(dual_encoder.FAMILIES),
+    "segmenter": frozenset(mask_models.FAMILIES),
+    "detector": frozenset(object_detection.FAMILIES),
 }
-"""Classes that `vision_language` loads, and a command that asks for them."""
+"""Model types that show what a model is."""
+
+COMMANDS = {
+    "ask": {
+        *question_answering.CLASSIFIERS,
+        *question_answering.REGION_ANSWERERS,
+        *captioners.ANSWERERS,
+    },
+    "match": {*image_text_matching.HEADS},
+    "caption --method native": {*captioners.WRITERS},
+    "video classify": {xclip.ARCHITECTURE},
+}
+"""For classes that read images and texts together, a command that loads them."""
 
 
-class Options(TypedDict, total=False):
-    """What every loader takes beside the model's name; `load` says what each means."""
+class LoadOptions(TypedDict, total=False):
+    """The options of every loader; see `load`."""
 
     device: str
     precision: str
@@ -89,97 +93,93 @@ def load(
     """The model called `name`: an encoder, a language model, a segmenter or a detector.
 
     `device` is `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; `precision` is `auto` (bf16 or fp16 on
-    CUDA, else fp32), `fp32`, `fp16` or `bf16`. `offline` never asks the network, as
+    CUDA, else fp32), `fp32`, `fp16` or `bf16`. `offline` makes no network requests, as
     `HF_HUB_OFFLINE=1` does. `trust_remote_code` runs Python code that comes with the model, with
-    all the rights of this process. `fast` takes shortcuts to an image encoder's pixels, which
-    change them a little (`preprocessing.Preprocessing.faster`). `role` refuses a model that is
-    something else.
+    all the rights of this process. `fast` takes shortcuts in an image encoder's preprocessing,
+    which change pixels a little (`preprocessing.Preprocessing.faster`). `role` refuses a model of
+    another kind.
 
-    UserError for a name of no known form, a model of another role and files that are no complete
-    model; NotAvailableError for a model that is neither on this disk nor reachable.
+    UserError for an invalid name, a model of another role and an incomplete model.
+    NotAvailableError for a model that is neither on this disk nor downloadable.
     """
     parsed = parse(name)
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
+    target = resolve_device(device)
+    dtype = resolve_precision(precision, target)
     if parsed.scheme != "hf":
         _check_role(str(parsed), role, "dual encoder")
-        return _hastened(open_clip.load_dual_encoder(parsed, where, dtype, offline), fast)
-    found = model_files.locate(parsed, model_files.TRANSFORMERS, offline=offline)
-    common.refuse_remote_code(found, trust_remote_code)
-    kind = _kind(found, role)
-    _check_role(str(parsed), role, kind)
-    return _hastened(LOADERS[kind](found, where, dtype, trust_remote_code), fast)
-
-
-def _hastened(model: Any, fast: bool) -> Any:
+        model: Any = open_clip.load_dual_encoder(parsed, target, dtype, offline)
+    else:
+        checkpoint = Checkpoint.locate(
+            parsed, target, dtype, offline=offline, trust_remote_code=trust_remote_code
+        )
+        kind = _kind(checkpoint, role)
+        _check_role(str(parsed), role, kind)
+        model = LOADERS[kind](checkpoint)
     if fast and hasattr(model, "preprocessing"):
         model.preprocessing = model.preprocessing.faster()
     return model
 
 
-def load_dual_encoder(name: str, **options: Unpack[Options]) -> DualEncoder:
-    """As `load`; UserError unless the model has an image and a text side in one space."""
+def load_dual_encoder(name: str, **options: Unpack[LoadOptions]) -> DualEncoder:
+    """As `load`; UserError unless the model encodes images and texts in one space."""
     encoder: DualEncoder = load(name, role="dual encoder", **options)
     return encoder
 
 
-def load_image_encoder(name: str, **options: Unpack[Options]) -> ImageEncoder:
-    """As `load`; a dual encoder serves too."""
+def load_image_encoder(name: str, **options: Unpack[LoadOptions]) -> ImageEncoder:
+    """As `load`; a dual encoder is one too."""
     encoder: ImageEncoder = load(name, role="image encoder", **options)
     return encoder
 
 
-def load_text_encoder(name: str, **options: Unpack[Options]) -> TextEncoder:
-    """As `load`; a dual encoder serves too."""
+def load_text_encoder(name: str, **options: Unpack[LoadOptions]) -> TextEncoder:
+    """As `load`; a dual encoder is one too."""
     encoder: TextEncoder = load(name, role="text encoder", **options)
     return encoder
 
 
-def load_language_model(name: str, **options: Unpack[Options]) -> LanguageModel:
+def load_language_model(name: str, **options: Unpack[LoadOptions]) -> LanguageModel:
     """As `load`; UserError unless the model is a causal language model."""
     model: LanguageModel = load(name, role="language model", **options)
     return model
 
 
-def load_segmenter(name: str, **options: Unpack[Options]) -> Segmenter:
+def load_segmenter(name: str, **options: Unpack[LoadOptions]) -> Segmenter:
     """As `load`; UserError unless the model segments by prompts."""
     model: Segmenter = load(name, role="segmenter", **options)
     return model
 
 
-def load_detector(name: str, **options: Unpack[Options]) -> Detector:
+def load_detector(name: str, **options: Unpack[LoadOptions]) -> Detector:
     """As `load`; UserError unless the model detects by prompts."""
     model: Detector = load(name, role="detector", **options)
     return model
 
 
-def _kind(found: Files, role: Role | None) -> Role:
-    """What the model in `found` is, by its own configuration."""
-    config = found.read("config.json")
-    architecture = (config.get("architectures") or [""])[0]
-    if config.get("model_type") in dual_encoder.FAMILIES:
-        return "dual encoder"
-    if config.get("model_type") in mask_models.FAMILIES:
-        return "segmenter"
-    if config.get("model_type") in object_detection.FAMILIES:
-        return "detector"
-    if verb := next((v for v, kinds in WITH_TEXTS.items() if architecture in kinds), None):
-        raise UserError(
-            f"{found.name} is a {architecture}, which meets pictures and texts together and is no "
-            f"encoder: `zeroshot {verb} --model {found.name.label}`"
-        )
-    if architecture.endswith(("LMHeadModel", "ForCausalLM")):
-        # A text encoder made from a language model says so by its pooling.
-        pooled = (found.directory / "modules.json").is_file()
+def _kind(checkpoint: Checkpoint, role: Role | None) -> Role:
+    """What the model is, by its own configuration."""
+    files = checkpoint.files
+    for kind, model_types in FAMILIES.items():
+        if files.model_type in model_types:
+            return kind
+    for command, architectures in COMMANDS.items():
+        if files.architecture in architectures:
+            raise UserError(
+                f"{files.name} is a {files.architecture}, which reads images and texts together "
+                f"and is no encoder: `zeroshot {command} --model {files.name.label}`"
+            )
+    if files.architecture.endswith(("LMHeadModel", "ForCausalLM")):
+        # A text encoder made from a language model has pooling modules.
+        pooled = (files.directory / "modules.json").is_file()
         return "text encoder" if pooled and role != "language model" else "language model"
-    return "text encoder" if common.has_tokenizer(found) else "image encoder"
+    return "text encoder" if checkpoint.has_tokenizer else "image encoder"
 
 
 def _check_role(name: str, role: Role | None, kind: Role) -> None:
-    serves = {kind, "image encoder", "text encoder"} if kind == "dual encoder" else {kind}
-    if role is not None and role not in serves:
-        raise UserError(f"{name} is {_a(kind)}, not {_a(role)}")
+    roles = {kind, "image encoder", "text encoder"} if kind == "dual encoder" else {kind}
+    if role is not None and role not in roles:
+        raise UserError(f"{name} is {_with_article(kind)}, not {_with_article(role)}")
 
 
-def _a(role: Role) -> str:
+def _with_article(role: Role) -> str:
     return f"an {role}" if role.startswith("i") else f"a {role}"

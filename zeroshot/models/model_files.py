@@ -1,8 +1,8 @@
-"""Where a model's files lie: in a directory, or in the hub's cache, fetched there once.
+"""A model's files: in a directory, or in the hub's cache, downloaded once.
 
-What is on this disk is used without asking the network, so that a run is the same with and
-without it; `download` brings a newer revision. Weights are safetensors where there are any, else
-torch files, which are only ever read with `weights_only=True`.
+Files on this disk are used without a network request, so that a run is the same with and without
+a network; `download` fetches a newer revision. Weights are safetensors if there are any, else torch
+files, which are read only with `weights_only=True`.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ __all__ = [
     "OPEN_CLIP",
     "TOKENIZER",
     "TRANSFORMERS",
+    "FileLayout",
     "Files",
-    "Layout",
     "cached",
     "download",
     "fetch",
@@ -33,30 +33,30 @@ OFFLINE = "offline by request"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a library lays a model's files out."""
+class FileLayout:
+    """The files that a library saves for a model."""
 
     config: str | None
-    """The file without which the rest is not a model; None where the name says everything."""
+    """Name of the file that a model must have; None if its name says everything."""
     safetensors: str | None
-    """Regular expression of the weight files' names; None for files without weights."""
+    """Regular expression of the names of weight files; None for files without weights."""
     torch: str | None
 
 
-TRANSFORMERS = Layout(
+TRANSFORMERS = FileLayout(
     config="config.json",
     safetensors=r"model(-\d+-of-\d+)?\.safetensors",
     torch=r"pytorch_model(-\d+-of-\d+)?\.bin",
 )
-OPEN_CLIP = Layout(
+OPEN_CLIP = FileLayout(
     config="open_clip_config.json",
     safetensors=r"open_clip_(pytorch_)?model\.safetensors",
     torch=r"open_clip_pytorch_model\.bin",
 )
 
-TOKENIZER = Layout("tokenizer_config.json", safetensors=None, torch=None)
+TOKENIZER = FileLayout("tokenizer_config.json", safetensors=None, torch=None)
 
-# Configuration, tokenizer and code at the top, and the modules of a sentence-transformers model.
+# Configuration, tokenizer, code, and the modules of a sentence-transformers model.
 COMPANIONS = (
     r"[^/]+\.json|[^/]+\.jinja|[^/]+\.model|[^/]+\.py|vocab\.txt|merges\.txt"
     r"|\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)"
@@ -70,12 +70,12 @@ class Files:
     name: ModelName
     directory: Path
     revision: str
-    """12 hex digits: the hub's commit, or a hash of what is in the directory."""
+    """12 hex digits: the hub's commit, or a hash of the directory's files."""
     weights: tuple[Path, ...]
 
     @property
     def identity(self) -> str:
-        """Canonical name and revision, the same wherever the files lie."""
+        """Canonical name and revision; it does not depend on where the files are."""
         return f"{self.name.label}@{self.revision}"
 
     @property
@@ -83,55 +83,65 @@ class Files:
         """Whether the weights are safetensors."""
         return all(path.suffix == ".safetensors" for path in self.weights)
 
+    @property
+    def model_type(self) -> str:
+        """The family that `config.json` names; empty if it names none."""
+        return str(self.read("config.json").get("model_type", ""))
+
+    @property
+    def architecture(self) -> str:
+        """The class that `config.json` names."""
+        return str((self.read("config.json").get("architectures") or ["model without a class"])[0])
+
     def read(self, file: str) -> dict[str, Any]:
-        """A JSON file of the directory, empty if there is none."""
+        """A JSON file of the directory; empty if there is none."""
         path = self.directory / file
         content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         return content
 
 
-def locate(name: ModelName, layout: Layout, *, offline: bool = False) -> Files:
+def locate(name: ModelName, layout: FileLayout, *, offline: bool = False) -> Files:
     """The files of the model called `name`: its directory, or its snapshot in the hub's cache.
 
-    NotAvailableError if they are neither on this disk nor reachable.
+    NotAvailableError if they are neither on this disk nor downloadable.
     """
     if name.directory is None:
-        directory = fetch(name.target, layout, asked=str(name), offline=offline)
+        directory = fetch(name.target, layout, model=str(name), offline=offline)
         return Files(name, directory, directory.name[:12], weights_in(directory, layout))
     if not name.directory.is_dir():
         raise NotAvailableError(f"no model at {name}: there is no such directory")
     if not _complete(name.directory, layout):
         raise UserError(
             f"{name} is no complete model: it needs {layout.config} and weights "
-            f"({_example(layout)}), beside its tokenizer and preprocessing files"
+            f"({_example(layout)}) beside the tokenizer and preprocessing files"
         )
     weights = weights_in(name.directory, layout)
     return Files(name, name.directory, _content_hash(name.directory, layout), weights)
 
 
-def fetch(repository: str, layout: Layout, *, asked: str, offline: bool = False) -> Path:
+def fetch(repository: str, layout: FileLayout, *, model: str, offline: bool = False) -> Path:
     """The snapshot of a hub repository: from the cache, else from the network.
 
-    NotAvailableError, about the model `asked` for, if it is in neither, or if `offline` (or
-    `HF_HUB_OFFLINE=1`) forbids to ask.
+    NotAvailableError, naming `model`, if that fails, or if the network is needed and `offline` (or
+    `HF_HUB_OFFLINE=1`) forbids it.
     """
-    found = cached(repository, layout)
-    if found is not None:
-        return found
+    snapshot = cached(repository, layout)
+    if snapshot is not None:
+        return snapshot
     if is_offline(offline):
-        raise not_available(asked, [repository], OFFLINE)
-    return download(repository, layout, asked=asked)
+        raise not_available(model, [repository], OFFLINE)
+    return download(repository, layout, model=model)
 
 
 def is_offline(offline: bool) -> bool:
-    """Whether the network must not be asked."""
+    """Whether network requests are forbidden."""
     import huggingface_hub
 
     return offline or huggingface_hub.is_offline_mode()
 
 
-def cached(repository: str, layout: Layout) -> Path | None:
-    """The snapshot in the hub's cache, or None if it is not there with all its weights."""
+def cached(repository: str, layout: FileLayout) -> Path | None:
+    """The snapshot in the hub's cache; None if it or some of its weights are missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -142,30 +152,30 @@ def cached(repository: str, layout: Layout) -> Path | None:
     return snapshot if _complete(snapshot, layout) else None
 
 
-def download(repository: str, layout: Layout, *, asked: str) -> Path:
-    """Fetch what loading needs of a repository's newest revision, weights in one format only.
+def download(repository: str, layout: FileLayout, *, model: str) -> Path:
+    """Download the files of a repository's newest revision that loading needs.
 
-    NotAvailableError, about the model `asked` for, if that does not work.
+    Weights in one format only. NotAvailableError, naming `model`, if that fails.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        # One request without retries first: a machine without a network answers in seconds.
+        # First one request without retries, so that a machine without a network fails in seconds.
         info = HfApi().model_info(repository, timeout=NETWORK_SECONDS)
         files = needed([file.rfilename for file in info.siblings or []], layout)
         return Path(snapshot_download(repository, revision=info.sha, allow_patterns=files))
-    except Exception as error:  # whatever went wrong there, the model is not here
-        raise not_available(asked, [repository], error) from error
+    except Exception as error:  # whatever went wrong, the model is not here
+        raise not_available(model, [repository], error) from error
 
 
-def needed(names: Iterable[str], layout: Layout) -> list[str]:
-    """Of a repository's file names those that loading reads."""
+def needed(names: Iterable[str], layout: FileLayout) -> list[str]:
+    """Those of a repository's file names that loading reads."""
     names = sorted(names)
     weights = _weights(names, layout)
     return [name for name in names if name in weights or re.fullmatch(COMPANIONS, name)]
 
 
-def _weights(names: Iterable[str], layout: Layout) -> list[str]:
+def _weights(names: Iterable[str], layout: FileLayout) -> list[str]:
     names = list(names)
     if layout.safetensors is None or layout.torch is None:
         return []
@@ -182,12 +192,12 @@ def _listing(directory: Path) -> list[str]:
     )
 
 
-def weights_in(directory: Path, layout: Layout) -> tuple[Path, ...]:
+def weights_in(directory: Path, layout: FileLayout) -> tuple[Path, ...]:
     """The weight files of a directory: its safetensors, else its torch files."""
     return tuple(directory / name for name in _weights(_listing(directory), layout))
 
 
-def _complete(directory: Path, layout: Layout) -> bool:
+def _complete(directory: Path, layout: FileLayout) -> bool:
     weights = {path.name for path in weights_in(directory, layout)}
     shards = {
         shard
@@ -198,8 +208,8 @@ def _complete(directory: Path, layout: Layout) -> bool:
     return configured and (layout is TOKENIZER or (bool(weights) and shards <= weights))
 
 
-def _content_hash(directory: Path, layout: Layout) -> str:
-    """Hash of names and contents of what loading reads; moving the directory keeps it."""
+def _content_hash(directory: Path, layout: FileLayout) -> str:
+    """Hash of the names and contents of the files that loading reads."""
     total = hashlib.sha256()
     for name in needed(_listing(directory), layout):
         with (directory / name).open("rb") as file:
@@ -207,21 +217,21 @@ def _content_hash(directory: Path, layout: Layout) -> str:
     return total.hexdigest()[:12]
 
 
-def _example(layout: Layout) -> str:
+def _example(layout: FileLayout) -> str:
     return "open_clip_model.safetensors" if layout is OPEN_CLIP else "model.safetensors"
 
 
 def not_available(
-    asked: str, missing: Sequence[str], why: BaseException | str | None
+    model: str, missing: Sequence[str], reason: BaseException | str | None
 ) -> NotAvailableError:
-    """The one message for a model or set `asked` for of which the parts `missing` are nowhere."""
+    """The error for a model or set whose parts `missing` cannot be found or downloaded."""
     from huggingface_hub import constants
 
-    reason = f"{type(why).__name__}: {why}" if isinstance(why, BaseException) else why
+    cause = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else reason
     verb = "is" if len(missing) == 1 else "are"
     return NotAvailableError(
-        f"'{asked}' is not available: {' and '.join(missing)} {verb} not on this disk (looked in "
-        f"{constants.HF_HUB_CACHE}) and not reachable ({reason}). Run `zeroshot models pull "
-        f"{asked}` on a machine with a network and copy its HF_HOME here, or name a local "
-        f"directory; `--models pocket` works at once"
+        f"'{model}' is not available: {' and '.join(missing)} {verb} not on this disk (looked in "
+        f"{constants.HF_HUB_CACHE}) and cannot be downloaded ({cause}). Run `zeroshot models pull "
+        f"{model}` on a machine with a network and copy its HF_HOME here, or name a local "
+        f"directory; `--models pocket` needs no download"
     )

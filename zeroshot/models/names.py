@@ -1,4 +1,4 @@
-"""Model names: one canonical spelling each, and the spellings of other projects.
+"""Model names: one canonical spelling of each, and the spellings of other projects.
 
 hf:org/model                      a transformers model on the hub
 hf:./directory                    the same in a directory
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from zeroshot.errors import UserError
-from zeroshot.models import systems
+from zeroshot.models.systems import check_is_no_system
 
 __all__ = ["ModelName", "parse"]
 
@@ -29,7 +29,7 @@ PREFIXES: dict[str, Scheme] = {
     "local-dir": "local-dir",
 }
 
-# `clip.available_models()` of openai/CLIP: names without a tag mean OpenAI's weights.
+# `clip.available_models()` of openai/CLIP; without a tag they mean OpenAI's weights.
 OPENAI = {
     "RN50": "RN50",
     "RN101": "RN101",
@@ -52,33 +52,33 @@ FORMS = (
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model's name, taken apart."""
+    """A model's name in its parts."""
 
     scheme: Scheme
     target: str
     """`org/model`, `ARCH/TAG` or a directory's absolute path."""
     directory: Path | None = None
-    """Where the files are, for a model that is a directory."""
+    """The directory of a model that is not on a hub."""
 
     def __str__(self) -> str:
-        """The canonical spelling; `parse` reads it back."""
+        """The canonical spelling, which `parse` reads."""
         return f"{self.scheme}:{self.target}"
 
     @property
     def label(self) -> str:
-        """The canonical spelling without the path that leads to a directory."""
+        """The canonical spelling, with only the last part of a directory's path."""
         return f"{self.scheme}:{self.directory.name if self.directory else self.target}"
 
 
 def parse(name: str, root: Path | None = None) -> ModelName:
-    """Read `name`, in whichever project's spelling; relative directories start at `root`.
+    """Read `name` in the spelling of any project; relative directories start at `root`.
 
-    UserError for a name of no known form, an unknown architecture and a bare weight file.
+    UserError for an unknown form or architecture, and for a weight file without a directory.
     """
     if name.endswith(WEIGHT_SUFFIXES):
         raise UserError(
             f"'{name}' is a bare weight file: its configuration, preprocessing and tokenizer must "
-            "come with it. Name the directory that holds them all (hf:./directory, or "
+            "come with it. Name the directory that has them all (hf:./directory, or "
             "local-dir:./directory with an open_clip_config.json)"
         )
     prefix, colon, rest = name.partition(":")
@@ -110,7 +110,7 @@ def _without_scheme(name: str, root: Path | None) -> ModelName:
         return _open_clip(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return ModelName("hf", name)
-    systems.refuse(name)
+    check_is_no_system(name)
     close = difflib.get_close_matches(name, [*OPENAI, *_architectures()], n=3)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UserError(f"unknown model '{name}'; {hint}{FORMS}")
@@ -144,7 +144,7 @@ def _is_path(target: str, directory: Path) -> bool:
 
 
 def _architectures() -> list[str]:
-    """open_clip's architectures, from its files: importing it would import torchvision."""
+    """open_clip's architectures, by its files, since importing it would import torchvision."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         return []

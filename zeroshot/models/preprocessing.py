@@ -1,13 +1,13 @@
-"""An image encoder's preprocessing in two halves: sizes in threads, tones on the device.
+"""An image encoder's preprocessing in two steps: resizing in threads, normalization on the device.
 
-What a library does to a picture is resizing and cropping, which leaves bytes, and then a function
-of each byte and its channel: rescaling and normalising. The first half runs ahead of the network,
-picture by picture; the second is a table of 3 x 256 numbers that the library itself fills, and runs
-on a batch where the network is. A byte is a quarter of a float32 to hold and to send.
+A library's preprocessing first resizes and crops an image, which gives bytes, and then maps each
+byte by its channel: it rescales and normalizes. The first step runs ahead of the network, image by
+image. The second is a lookup table of 3 x 256 numbers, filled by the library itself and applied to
+a batch on the network's device: a byte takes a quarter of the memory of a float32.
 
-The halves, and the resizing done here instead of there, are tried on pictures against the whole,
-bit for bit. Preprocessing that is something else (patches of any number, masks) runs whole, still
-picture by picture; where pictures of a batch are padded to the largest, it runs on the batch.
+Test images show whether the two steps, and our own resizing, equal the library's preprocessing bit
+for bit. If not (patches of any number, masks), the library's runs as it is, image by image, or on
+a whole batch if it pads images to the largest.
 """
 
 import copy
@@ -24,242 +24,252 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.models.base import Pixels
 
-__all__ = ["Geometry", "Preprocessing", "of_processor", "of_transform"]
+__all__ = ["Geometry", "Preprocessing", "from_processor", "from_transform"]
 
 Inputs = dict[str, Tensor]
-"""What a network takes, by name, the batch first."""
+"""A network's inputs by name, the batch first."""
+
+Whole = Callable[[Sequence[Image.Image]], Inputs]
+Resize = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+Normalize = Callable[[Image.Image], Float[Tensor, "3 h w"]]
 
 FAST = "fast-1"
-"""Names the shortcuts of `Preprocessing.faster`; changes when pixels would."""
-OVERSAMPLED = 2
-"""A JPEG decoded smaller keeps at least so many pixels, each way, for one that the network sees."""
+"""Names the shortcuts of `Preprocessing.faster`; changes whenever their pixels would."""
+OVERSAMPLING = 2
+"""A JPEG is decoded at no less than this multiple of the network's input, in both directions."""
 TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture comes to the size of the network's input."""
+    """How an image is resized and cropped to the network's input."""
 
     resize: int | tuple[int, int]
     """The shorter side, or height and width."""
     crop: tuple[int, int] | None
-    """Height and width of the middle that is kept."""
+    """Height and width of the center crop."""
     resample: Image.Resampling
-    offset: Callable[[int], int] = lambda spare: spare // 2
-    """Where the middle begins, by how much longer the side is."""
+    offset: Callable[[int], int] = lambda excess: excess // 2
+    """Start of the crop, by the number of pixels that the side is too long."""
 
     @property
     def side(self) -> int:
-        """The longest side that a picture is made to have, as far as that is fixed."""
+        """The shorter side if that alone is fixed, else the longer of height and width."""
         return self.resize if isinstance(self.resize, int) else max(self.resize)
 
-    def resized(self, width: int, height: int) -> tuple[int, int]:
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height before the crop."""
         if not isinstance(self.resize, int):
             return self.resize[1], self.resize[0]
         long = int(self.resize * max(width, height) / min(width, height))
         return (self.resize, long) if width <= height else (long, self.resize)
 
-    def sized(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    def apply(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """As the libraries do it, by PIL."""
-        image = image.resize(self.resized(*image.size), self.resample)
-        left, top, width, height = self._middle(*image.size)
-        image = image.crop((left, top, left + width, top + height))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        image = image.resize(self.resized_size(*image.size), self.resample)
+        left, top, width, height = self._crop_box(*image.size)
+        return _bytes(image.crop((left, top, left + width, top + height)))
 
-    def sized_fast(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-        """By torch, which takes a quarter of the time; a few bytes differ by one."""
-        width, height = self.resized(*image.size)
-        values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    def apply_fast(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """By torch, in a quarter of the time; a few bytes differ by one."""
+        width, height = self.resized_size(*image.size)
         values = torch.nn.functional.interpolate(
-            values, size=(height, width), mode=TORCH_MODES[self.resample], antialias=True
+            _bytes(image)[None],
+            size=(height, width),
+            mode=TORCH_MODES[self.resample],
+            antialias=True,
         )
-        left, top, width, height = self._middle(width, height)
+        left, top, width, height = self._crop_box(width, height)
         return values[0, :, top : top + height, left : left + width].contiguous()
 
-    def _middle(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, width and height of what is kept."""
-        high, wide = self.crop or (height, width)
-        return self.offset(width - wide), self.offset(height - high), wide, high
+    def _crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height."""
+        crop_height, crop_width = self.crop or (height, width)
+        left, top = self.offset(width - crop_width), self.offset(height - crop_height)
+        return left, top, crop_width, crop_height
 
 
 class Preprocessing:
-    """From pictures to what a network takes; `pixels` is for threads, `batch` for the device."""
+    """Images to a network's inputs: `pixels` for threads, `batch` for the device."""
 
     shortcuts: str = ""
-    """Names what makes pixels differ from the library's; nothing does but by `faster`."""
+    """Names what makes pixels differ from the library's; empty unless made by `faster`."""
     draft_side: int | None = None
-    """A JPEG may be decoded smaller, with no side below this."""
+    """A JPEG may be decoded at reduced size as long as no side is shorter than this."""
 
     def __init__(
         self,
-        whole: Callable[[Sequence[Image.Image]], Inputs],
-        sized: Callable[[Image.Image], UInt8[Tensor, "3 h w"]],
-        toned: Callable[[Image.Image], Float[Tensor, "3 h w"]],
+        whole: Whole,
+        resize: Resize,
+        normalize: Normalize,
         geometry: Geometry | None,
         name: str = "pixel_values",
-        together: bool = False,
+        batch_dependent: bool = False,
     ) -> None:
-        """`sized` and `toned` are the halves of `whole`, which gives `name` and nothing else.
+        """`resize` and `normalize` are the steps of `whole`, which gives `name` and nothing else.
 
-        `geometry` is how `sized` is believed to go about it; `together` says that what becomes of a
-        picture depends on its batch.
+        `geometry` is what `resize` probably does. `batch_dependent` means that an image's inputs
+        depend on the other images of its batch.
         """
         self._whole = whole
         self._name = name
-        self._together = together
-        self._tones = None if together else _tones(whole, sized, toned, name)
-        known = self._tones is not None and geometry is not None and _same(geometry, sized)
-        self._geometry = geometry if known else None
-        self._sized = sized if self._geometry is None else self._geometry.sized
+        self._batch_dependent = batch_dependent
+        self._table = None if batch_dependent else _lookup_table(whole, resize, normalize, name)
+        confirmed = self._table is not None and geometry is not None and _equals(geometry, resize)
+        self._geometry = geometry if confirmed else None
+        self._resize = resize if self._geometry is None else self._geometry.apply
 
     def faster(self) -> "Preprocessing":
-        """The same with shortcuts that change pixels a little; itself where it knows none.
+        """The same with shortcuts that change pixels a little, or itself if there are none.
 
-        Resizing is torch's, and large JPEG files are decoded at a fraction of their size.
+        torch resizes, and large JPEG files are decoded at reduced size.
         """
         if self._geometry is None or self._geometry.resample not in TORCH_MODES:
             return self
         fast = copy.copy(self)
-        fast._sized = self._geometry.sized_fast
+        fast._resize = self._geometry.apply_fast
         fast.shortcuts = FAST
-        fast.draft_side = OVERSAMPLED * self._geometry.side
+        fast.draft_side = OVERSAMPLING * self._geometry.side
         return fast
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """One picture, as far as it can be prepared without the others and the device."""
-        if self._together:
+        """One image, as far as it can be prepared without the others and the device."""
+        if self._batch_dependent:
             return image
-        return self._whole([image]) if self._tones is None else self._sized(image)
+        return self._whole([image]) if self._table is None else self._resize(image)
 
     def batch(self, pixels: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> Inputs:
-        """What the network takes of these pictures, on its device."""
-        if self._tones is not None:
-            sent = _sent(torch.stack(list(pixels)), device)
-            return {self._name: _looked_up(sent, self._tones.to(device, dtype))}
-        if self._together:
+        """The network's inputs for these images, on its device."""
+        if self._table is not None:
+            values = _to_device(torch.stack(list(pixels)), device)
+            return {self._name: _look_up(values, self._table.to(device, dtype))}
+        if self._batch_dependent:
             inputs = self._whole(pixels)
         else:
             inputs = {key: torch.cat([p[key] for p in pixels]) for key in pixels[0]}
         return {
-            key: _sent(value, device, dtype if value.is_floating_point() else None)
+            key: _to_device(value, device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
 
-    def toned(
+    def normalize(
         self, images: Sequence[Image.Image], device: torch.device, dtype: torch.dtype
     ) -> Float[Tensor, "n 3 h w"]:
-        """Pictures of one size as the network takes them, with no step that changes their size.
+        """The network's inputs for images of one size, which keep their size.
 
-        UserError for preprocessing that is more than sizes and tones.
+        UserError if the preprocessing is more than resizing and normalization.
         """
-        if self._tones is None:
+        if self._table is None:
             raise UserError(
-                "this encoder's preprocessing does not part into sizes and tones, so that it "
-                "cannot look at parts of a picture in their own size"
+                "this encoder's preprocessing cannot be split into resizing and normalization, so "
+                "it cannot encode parts of an image at their own size; use another encoder, such "
+                "as a CLIP"
             )
-        values = torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in images])
-        return _looked_up(_sent(values, device), self._tones.to(device, dtype))
+        values = torch.stack([_bytes(image) for image in images])
+        return _look_up(_to_device(values, device), self._table.to(device, dtype))
 
 
-def _sent(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def _bytes(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """On the device; to a GPU from pinned memory, so that the CPU does not wait for the copy."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, dtype, non_blocking=device.type == "cuda")
 
 
-def _looked_up(
-    values: UInt8[Tensor, "n 3 h w"], tones: Float[Tensor, "3 256"]
+def _look_up(
+    values: UInt8[Tensor, "n 3 h w"], table: Float[Tensor, "3 256"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """The tone of each byte by its channel."""
-    out = tones.new_empty(values.shape)
-    for channel, table in enumerate(tones):
-        out[:, channel] = table[values[:, channel].int()]
+    """Each byte by its channel."""
+    out = table.new_empty(values.shape)
+    for channel, numbers in enumerate(table):
+        out[:, channel] = numbers[values[:, channel].int()]
     return out
 
 
-def _tones(
-    whole: Callable[[Sequence[Image.Image]], Inputs],
-    sized: Callable[[Image.Image], Tensor],
-    toned: Callable[[Image.Image], Tensor],
-    name: str,
+def _lookup_table(
+    whole: Whole, resize: Resize, normalize: Normalize, name: str
 ) -> Float[Tensor, "3 256"] | None:
-    """What becomes of each byte in each channel; None where the halves are not the whole."""
+    """The normalization of each byte in each channel; None if the two steps are not the whole."""
     levels = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, 2)  # [1, 256, 3]
     probe = next(_probes())
     try:
-        tones = toned(Image.fromarray(levels))[:, 0]
-        small = sized(probe)
+        table = normalize(Image.fromarray(levels))[:, 0]
+        small = resize(probe)
         expected = whole([probe])
     except Exception:  # a library refuses what it does not know with any exception
         return None
-    if tones.shape != (3, 256) or small.dtype != torch.uint8 or list(expected) != [name]:
+    if table.shape != (3, 256) or small.dtype != torch.uint8 or list(expected) != [name]:
         return None
-    return tones if torch.equal(_looked_up(small[None], tones), expected[name]) else None
+    return table if torch.equal(_look_up(small[None], table), expected[name]) else None
 
 
 def _probes() -> Iterator[Image.Image]:
-    """Noise, wide, high and small."""
+    """Noise: a wide, a high and a small image."""
     for height, width in ((300, 451), (517, 389), (97, 130)):
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         yield Image.fromarray(noise)
 
 
-def _same(geometry: Geometry, sized: Callable[[Image.Image], Tensor]) -> bool:
-    """Whether the library resizes and crops as believed."""
-    return all(torch.equal(geometry.sized(probe), sized(probe)) for probe in _probes())
+def _equals(geometry: Geometry, resize: Resize) -> bool:
+    """Whether the library resizes and crops in this way."""
+    return all(torch.equal(geometry.apply(probe), resize(probe)) for probe in _probes())
 
 
-def of_processor(processor: Any) -> Preprocessing:
-    """That of an image processor of transformers."""
+def from_processor(processor: Any) -> Preprocessing:
+    """The preprocessing of an image processor of transformers."""
 
-    def run(images: Sequence[Image.Image], **switched_off: bool) -> Inputs:
-        return dict(processor(images=list(images), return_tensors="pt", **switched_off))
+    def run(images: Sequence[Image.Image], **switches: bool) -> Inputs:
+        return dict(processor(images=list(images), return_tensors="pt", **switches))
 
-    def sized(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    def resize(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         values: Tensor = run([image], do_rescale=False, do_normalize=False)["pixel_values"]
         return values[0]
 
-    def toned(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    def normalize(image: Image.Image) -> Float[Tensor, "3 h w"]:
         return run([image], do_resize=False, do_center_crop=False)["pixel_values"][0]
 
-    together = bool(getattr(processor, "do_pad", False))
-    return Preprocessing(run, sized, toned, _geometry_of(processor), together=together)
+    pads = bool(getattr(processor, "do_pad", False))
+    return Preprocessing(
+        run, resize, normalize, _processor_geometry(processor), batch_dependent=pads
+    )
 
 
-def _geometry_of(processor: Any) -> Geometry | None:
-    """As the processor's settings say it; None for settings that say something else."""
+def _processor_geometry(processor: Any) -> Geometry | None:
+    """The geometry of the processor's settings; None for settings of another kind."""
     size, crop = getattr(processor, "size", None), getattr(processor, "crop_size", None)
     if not getattr(processor, "do_resize", False) or size is None:
         return None
-    given = {key: value for key, value in dict(size).items() if value is not None}
-    if set(given) == {"shortest_edge"}:
-        resize: int | tuple[int, int] = given["shortest_edge"]
-    elif set(given) == {"height", "width"}:
-        resize = given["height"], given["width"]
+    sides = {key: value for key, value in dict(size).items() if value is not None}
+    if set(sides) == {"shortest_edge"}:
+        resize: int | tuple[int, int] = sides["shortest_edge"]
+    elif set(sides) == {"height", "width"}:
+        resize = sides["height"], sides["width"]
     else:
         return None
     crops = bool(getattr(processor, "do_center_crop", False))
-    middle = (crop["height"], crop["width"]) if crops and crop is not None else None
-    return _fitting(resize, middle, processor.resample)
+    center = (crop["height"], crop["width"]) if crops and crop is not None else None
+    return _geometry(resize, center, processor.resample)
 
 
-def _fitting(
+def _geometry(
     resize: int | tuple[int, int],
     crop: tuple[int, int] | None,
     resample: Any,
-    offset: Callable[[int], int] = lambda spare: spare // 2,
+    offset: Callable[[int], int] = lambda excess: excess // 2,
 ) -> Geometry | None:
-    """A geometry; None where the middle is larger than the picture, which takes padding."""
-    least = (resize, resize) if isinstance(resize, int) else resize
-    if crop is not None and (crop[0] > least[0] or crop[1] > least[1]):
+    """A geometry; None if the crop is larger than the image, which would need padding."""
+    smallest = (resize, resize) if isinstance(resize, int) else resize
+    if crop is not None and (crop[0] > smallest[0] or crop[1] > smallest[1]):
         return None
     return Geometry(resize, crop, Image.Resampling(resample), offset)
 
 
-def of_transform(transform: Any) -> Preprocessing:
-    """That of open_clip: a `Compose` of torchvision, in which `ToTensor` parts the halves."""
+def from_transform(transform: Any) -> Preprocessing:
+    """The preprocessing of open_clip: a `Compose` of torchvision, split at `ToTensor`."""
     steps = list(getattr(transform, "transforms", []))
     names = [type(step).__name__ for step in steps]
     cut = next((i for i, name in enumerate(names) if name.endswith("ToTensor")), len(steps))
@@ -267,23 +277,23 @@ def of_transform(transform: Any) -> Preprocessing:
     def whole(images: Sequence[Image.Image]) -> Inputs:
         return {"image": torch.stack([transform(image) for image in images])}
 
-    def sized(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    def resize(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         for step in steps[:cut]:
             image = step(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return _bytes(image)
 
-    def toned(image: Image.Image) -> Float[Tensor, "3 h w"]:
-        tones: Any = image
+    def normalize(image: Image.Image) -> Float[Tensor, "3 h w"]:
+        values: Any = image
         for step in steps[cut:]:
-            tones = step(tones)
-        values: Tensor = tones
-        return values
+            values = step(values)
+        tensor: Tensor = values
+        return tensor
 
-    return Preprocessing(whole, sized, toned, _geometry_in(steps[:cut]), name="image")
+    return Preprocessing(whole, resize, normalize, _transform_geometry(steps[:cut]), name="image")
 
 
-def _geometry_in(steps: Sequence[Any]) -> Geometry | None:
-    """That of `Resize` and perhaps `CenterCrop`; None where there is anything else."""
+def _transform_geometry(steps: Sequence[Any]) -> Geometry | None:
+    """The geometry of `Resize` and perhaps `CenterCrop`; None for any other step."""
     by_name = {type(step).__name__: step for step in steps}
     resize, crop = by_name.pop("Resize", None), by_name.pop("CenterCrop", None)
     if resize is None or any("Convert" not in name and name != "function" for name in by_name):
@@ -291,7 +301,7 @@ def _geometry_in(steps: Sequence[Any]) -> Geometry | None:
     size = resize.size if isinstance(resize.size, int) else tuple(resize.size)
     if not isinstance(size, int) and len(size) == 1:
         size = size[0]
-    middle = None if crop is None else tuple(crop.size)
+    center = None if crop is None else tuple(crop.size)
     modes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     mode = modes.get(resize.interpolation.value)
-    return None if mode is None else _fitting(size, middle, mode, lambda spare: round(spare / 2))
+    return None if mode is None else _geometry(size, center, mode, lambda excess: round(excess / 2))

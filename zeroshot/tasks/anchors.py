@@ -26,7 +26,8 @@ from zeroshot.inputs.source import Source
 from zeroshot.methods._pairs import Rows
 from zeroshot.methods.auto import Auto, Report
 from zeroshot.metrics import alignment
-from zeroshot.model_set.anchor_file import Anchors, Entry, Kind, Writer
+from zeroshot.model_set.anchor_file import Anchors, Entry, Kind
+from zeroshot.model_set.anchor_writer import AnchorWriter
 from zeroshot.models.base import ImageEncoder, TextEncoder
 from zeroshot.models.names import parse
 from zeroshot.ops import normalize, topk_stream
@@ -149,7 +150,7 @@ def from_arrays(
     entries: Sequence[Entry] = [Entry(str(i)) for i in range(len(images))]
     if captions is not None:
         entries = _told(captions, len(images))
-    with Writer(out, encoders, kind=kind, force=force) as file:
+    with AnchorWriter(out, encoders, kind=kind, force=force) as file:
         for start in range(0, len(images), 8192):
             part = slice(start, start + 8192)
             file.write(images[part], texts[part], entries[part])

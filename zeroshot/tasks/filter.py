@@ -29,8 +29,8 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
@@ -113,9 +113,9 @@ def score_pairs(
         cosines = torch.zeros(len(failures), 1)
         if good:
             captions = [caption_of(batch.sources[i]) for i in good]
-            rows = join_texts(encoder, embed_texts(captions, texts, cache, meter))
+            rows = project_texts(encoder, embed_texts(captions, texts, cache, meter))
             with meter.stage("scoring"):
-                cosines[good, 0] = pair_cosines(join_images(encoder, batch.rows[good]), rows)
+                cosines[good, 0] = pair_cosines(project_images(encoder, batch.rows[good]), rows)
         yield replace(batch, rows=cosines, failures=failures)
 
 

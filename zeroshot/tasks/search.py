@@ -22,8 +22,8 @@ from zeroshot.inference.embedding import (
     embed_all,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     refuse_long,
     text_encoder_of,
 )
@@ -174,10 +174,10 @@ def embed_queries(
     if texts:
         refuse_long(texts, text_encoder_of(encoder), "a query")
         held = embed_texts(texts, text_encoder_of(encoder), cache, meter)
-        rows |= dict(zip(texts, join_texts(encoder, held), strict=True))
+        rows |= dict(zip(texts, project_texts(encoder, held), strict=True))
     if pictures:
         held = embed_all(pictures, image_encoder_of(encoder), cache, meter)
-        rows |= dict(zip(map(id, pictures), join_images(encoder, held), strict=True))
+        rows |= dict(zip(map(id, pictures), project_images(encoder, held), strict=True))
     sums = []
     for asked in queries:
         parts = [t.sign * rows[id(t.picture) if t.text is None else t.text] for t in asked.terms]
@@ -321,7 +321,7 @@ def _joined(encoder: DualEncoder) -> Change | None:
     """What brings a gallery's rows into the joint space, block by block, where there is one."""
     if not isinstance(encoder, CoupledEncoder):
         return None
-    return lambda rows, _: encoder.join_images(rows)
+    return lambda rows, _: encoder.project_images(rows)
 
 
 def correction_of(options: SearchOptions, bank: Sequence[Query]) -> Correction | None:

@@ -3,14 +3,15 @@
 Liu et al. 2024, "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object
 Detection", ECCV.
 
-The model reads one text with a period after each label, and tells for each box and token how well
-they fit. Labels that do not fit into one text are spread over several; in the text backbone tokens
-see those of their own label only, in the fusion with the picture they see all of their text. The
-text is encoded once: its states stand in for the text backbone while pictures pass. Only pictures
-of one size go together, since the model's convolutions see the padding of others.
+The model reads one text with a period after each label, and scores each box with each token.
+Labels that do not fit into one text are spread over several. In the text backbone a token attends
+only to its own label; in the fusion with the image it attends to the whole text. The text is
+encoded once: its states replace the text backbone while images pass. Only images of one size form
+a batch, because the model's convolutions would see the padding of others.
 """
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,139 +25,133 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Detections, Phrase
-from zeroshot.models.boxes import clipped, corners
+from zeroshot.models.boxes import center_to_corners, clip_to_image
+from zeroshot.models.hf.model_inputs import image_inputs
+from zeroshot.models.hf.prompted_model import PromptedModel
 
-__all__ = ["GroundingDINO", "Reading"]
+__all__ = ["EncodedText", "GroundingDINO"]
 
 IMAGES_AT_ONCE = 4
 PARTS = (".", "?")
-"""What ends a label inside a text."""
+"""The tokens that end a label inside a text."""
+NO_LABEL = -1
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A text that was encoded: its tokens, their states, and whose they are."""
+class EncodedText:
+    """A text's tokens, their states, and the label that each belongs to."""
 
     tokens: Any
     states: Float[Tensor, "1 s d"]
-    """Of the text backbone."""
+    """Output of the text backbone."""
     owners: tuple[int, ...]
-    """Of each token: the label's place, or -1 for a token that is none's."""
+    """For each token the index of its label, or `NO_LABEL`."""
     spans: tuple[tuple[int, int], ...]
-    """Where each token is in the text, in characters."""
+    """Start and end of each token in the text, in characters."""
 
 
-class GroundingDINO:
+class GroundingDINO(PromptedModel):
     """The model with its tokenizer and preprocessing (`base.Grounder`)."""
 
+    preprocessing = "pil.1"
     template = "{}"
 
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
-        self.name = name
-        self.model = model
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
-        self.most = int(model.config.max_text_len)
+        super().__init__(name, model, image_processor, tokenizer)
+        self.max_tokens = int(model.config.max_text_len)
         # transformers has the ids of BERT's own vocabulary here, whatever the tokenizer's are.
         ends = [tokenizer.cls_token_id, tokenizer.sep_token_id]
         ends += tokenizer.convert_tokens_to_ids(list(PARTS))
         model.model.special_tokens = torch.tensor(ends, device=model.device)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> list[Reading]:
-        """As `base.Detector`: as many texts as it takes."""
+    def encode_prompts(self, prompts: Sequence[str]) -> list[EncodedText]:
+        """As `base.Detector`; as few texts as possible."""
         labels = [self._label(prompt) for prompt in prompts]
-        readings, start = [], 0
+        texts, start = [], 0
         while start < len(labels):
-            stop = self._as_many_as_fit(labels, start)
-            readings.append(self._read(labels[start:stop], start))
+            stop = self._stop(labels, start)
+            texts.append(self._encode_labels(labels[start:stop], start))
             start = stop
-        return readings
+        return texts
 
     def encode_examples(self, examples: Sequence[Image]) -> Any:
         """UserError: the model reads texts."""
         raise UserError(
-            "Grounding DINO takes no query image, texts alone; OWL-ViT and OWLv2 take both"
+            "Grounding DINO takes no query image, only texts; OWL-ViT and OWLv2 take both"
         )
 
     def detect(
-        self, images: Sequence[Image], prompts: list[Reading], threshold: float
+        self, images: Sequence[Image], prompts: list[EncodedText], threshold: float
     ) -> list[Detections]:
         """As `base.Detector`; a label's score is that of its best token."""
-        labels = 1 + max(owner for reading in prompts for owner in reading.owners)
+        labels = 1 + max(owner for text in prompts for owner in text.owners)
         parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in images]
-        for reading in prompts:
-            for place, scores, boxes in self._seen(images, reading):
-                of_label = scores.new_zeros(len(scores), labels)
-                for token, owner in enumerate(reading.owners):
-                    if owner >= 0:
-                        of_label[:, owner] = torch.maximum(of_label[:, owner], scores[:, token])
-                query, label = (of_label >= threshold).nonzero(as_tuple=True)
-                parts[place].append((boxes[query], of_label[query, label], label))
+        for text in prompts:
+            for index, scores, boxes in self._score(images, text):
+                by_label = scores.new_zeros(len(scores), labels)
+                for token, owner in enumerate(text.owners):
+                    if owner != NO_LABEL:
+                        by_label[:, owner] = torch.maximum(by_label[:, owner], scores[:, token])
+                query, label = (by_label >= threshold).nonzero(as_tuple=True)
+                parts[index].append((boxes[query], by_label[query, label], label))
         return [
-            Detections.within(image.size, *(torch.cat(held) for held in zip(*own, strict=True)))
-            for own, image in zip(parts, images, strict=True)
+            Detections.within(
+                image.size, *(torch.cat(column) for column in zip(*part, strict=True))
+            )
+            for part, image in zip(parts, images, strict=True)
         ]
 
     def ground(
         self, images: Sequence[Image], sentence: str, threshold: float, word_threshold: float
     ) -> list[list[Phrase]]:
         """As `base.Grounder`; a box's score is that of its best token."""
-        reading = self._sentence(sentence)
-        found: list[list[Phrase]] = [[] for _ in images]
-        for place, scores, boxes in self._seen(images, reading):
+        text = self._encode_sentence(sentence)
+        phrases: list[list[Phrase]] = [[] for _ in images]
+        for index, scores, boxes in self._score(images, text):
             best = scores.amax(1)
-            kept = clipped(boxes, *images[place].size)
+            boxes = clip_to_image(boxes, *images[index].size)
             for query in torch.argsort(best, descending=True, stable=True).tolist():
                 if best[query] < threshold:
                     break
-                sure = (scores[query] >= word_threshold).nonzero()[:, 0].tolist()
-                tokens = [token for token in sure if reading.owners[token] >= 0]
-                left, top, right, bottom = kept[query].tolist()
-                found[place].append(
-                    Phrase((left, top, right, bottom), float(best[query]), _joined(reading, tokens))
-                )
-        return found
+                above = (scores[query] >= word_threshold).nonzero()[:, 0].tolist()
+                spans = _merge_spans(text, [t for t in above if text.owners[t] != NO_LABEL])
+                left, top, right, bottom = boxes[query].tolist()
+                phrases[index].append(Phrase((left, top, right, bottom), float(best[query]), spans))
+        return phrases
 
-    def _seen(
-        self, images: Sequence[Image], reading: Reading
+    def _score(
+        self, images: Sequence[Image], text: EncodedText
     ) -> Iterator[tuple[int, Float[Tensor, "q s"], Float[Tensor, "q 4"]]]:
-        """Of each picture: its place, scores of boxes and tokens, and boxes in its pixels."""
+        """For each image its index, scores of boxes and tokens, and boxes in its pixels."""
         sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for place, image in enumerate(images):
-            sizes[image.size].append(place)
-        for (width, height), places in sizes.items():
+        for index, image in enumerate(images):
+            sizes[image.size].append(index)
+        for (width, height), same_size in sizes.items():
             scale = torch.tensor([width, height, width, height])
-            for start in range(0, len(places), IMAGES_AT_ONCE):
-                some = places[start : start + IMAGES_AT_ONCE]
-                logits, boxes = self.logits([images[p] for p in some], reading)
-                for place, own, where in zip(some, logits, boxes, strict=True):
-                    yield place, self._of_tokens(own, reading), corners(where) * scale
-
-    def _of_tokens(self, logits: Float[Tensor, "q t"], reading: Reading) -> Float[Tensor, "q s"]:
-        """Scores of the text's own tokens; 0 of the special ones and of periods."""
-        scores = logits[:, : len(reading.owners)].sigmoid()
-        own = torch.tensor([owner >= 0 for owner in reading.owners])
-        return scores * own
+            for start in range(0, len(same_size), IMAGES_AT_ONCE):
+                batch = same_size[start : start + IMAGES_AT_ONCE]
+                output = self.logits([images[i] for i in batch], text)
+                for index, logits, boxes in zip(batch, *output, strict=True):
+                    yield index, _token_scores(logits, text), center_to_corners(boxes) * scale
 
     def logits(
-        self, images: Sequence[Image], reading: Reading
+        self, images: Sequence[Image], text: EncodedText
     ) -> tuple[Float[Tensor, "n q t"], Float[Tensor, "n q 4"]]:
-        """Of each query: a logit for each token, and its box; pictures of one size."""
-        inputs = self.image_processor(images=list(images), return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)
-        tokens = {key: value.expand(len(images), -1) for key, value in reading.tokens.items()}
-        with torch.inference_mode(), self._known(reading.states, len(images)):
-            seen = self.model(**inputs, **tokens)
-        return seen.logits.float().cpu(), seen.pred_boxes.float().cpu()
+        """For each query a logit of each token, and its box; images of one size."""
+        inputs = image_inputs(self.image_processor, images, self.model)
+        tokens = {key: value.expand(len(images), -1) for key, value in text.tokens.items()}
+        with torch.inference_mode(), self._without_text_backbone(text.states, len(images)):
+            output = self.model(**inputs, **tokens)
+        return output.logits.float().cpu(), output.pred_boxes.float().cpu()
 
     @contextlib.contextmanager
-    def _known(self, states: Float[Tensor, "1 s d"], count: int) -> Iterator[None]:
-        """The model with the states of its text in place of the text backbone."""
+    def _without_text_backbone(self, states: Float[Tensor, "1 s d"], count: int) -> Iterator[None]:
+        """The model with these states in place of its text backbone."""
         inner = self.model.model
         backbone = inner.text_backbone
-        answer = SimpleNamespace(last_hidden_state=states.expand(count, -1, -1))
+        output = SimpleNamespace(last_hidden_state=states.expand(count, -1, -1))
         del inner.text_backbone
-        inner.text_backbone = lambda *given, **more: answer
+        inner.text_backbone = lambda *args, **kwargs: output
         try:
             yield
         finally:
@@ -168,79 +163,85 @@ class GroundingDINO:
         label = " ".join(prompt.lower().split()).rstrip(".").strip()
         if any(part in label for part in PARTS):
             raise UserError(
-                f"'{prompt}': a period or question mark ends a label of Grounding DINO; leave it "
-                "out, or ground the whole sentence with --sentence"
+                f"'{prompt}': a period or question mark ends a label of Grounding DINO; remove it, "
+                "or ground the whole sentence with --sentence"
             )
         return label
 
-    def _as_many_as_fit(self, labels: Sequence[str], start: int) -> int:
-        """Where a text that begins with this label has to end."""
-        used = 2  # the special tokens around the text
-        for place in range(start, len(labels)):
-            used += len(self.tokenizer.tokenize(labels[place])) + 1
-            if used > self.most:
-                if place == start:
+    def _stop(self, labels: Sequence[str], start: int) -> int:
+        """Index after the last label that fits into one text with label `start`."""
+        tokens = 2  # the special tokens around the text
+        for index in range(start, len(labels)):
+            tokens += len(self.tokenizer.tokenize(labels[index])) + 1
+            if tokens > self.max_tokens:
+                if index == start:
                     raise UserError(
-                        f"a label of more than {self.most} tokens: '{labels[place][:60]}'"
+                        f"a label of more than {self.max_tokens} tokens: '{labels[index][:60]}'; "
+                        "shorten it"
                     )
-                return place
+                return index
         return len(labels)
 
-    def _read(self, labels: Sequence[str], first: int) -> Reading:
+    def _encode_labels(self, labels: Sequence[str], first: int) -> EncodedText:
+        """Some labels as one text; `first` is the index of the first."""
         text = ". ".join(labels) + "."
-        ends, at = [], 0
-        for label in labels:
-            at += len(label) + 2
-            ends.append(at)
-        tokens, spans = self._tokens(text)
+        next_starts = list(itertools.accumulate(len(label) + len(". ") for label in labels))
+        tokens, spans = self._tokenize(text)
         owners = [
-            -1
+            NO_LABEL
             if begin == end or text[begin:end] in PARTS
-            else first + sum(end > bound for bound in ends)
+            else first + sum(end > next_start for next_start in next_starts)
             for begin, end in spans
         ]
-        return Reading(tokens, self._states(tokens), tuple(owners), tuple(spans))
+        return EncodedText(tokens, self._states(tokens), tuple(owners), tuple(spans))
 
-    def _sentence(self, sentence: str) -> Reading:
-        """A whole sentence; periods and question marks keep its parts from seeing each other."""
+    def _encode_sentence(self, sentence: str) -> EncodedText:
+        """A whole sentence; its parts between periods and question marks do not see each other."""
         text = sentence if sentence.rstrip().endswith(PARTS) else f"{sentence.rstrip()}."
-        tokens, spans = self._tokens(text.lower() if len(text.lower()) == len(text) else text)
-        if len(spans) > self.most:
+        tokens, spans = self._tokenize(text.lower() if len(text.lower()) == len(text) else text)
+        if len(spans) > self.max_tokens:
             raise UserError(
-                f"a sentence of {len(spans)} tokens, but the model reads {self.most}; shorten it"
+                f"a sentence of {len(spans)} tokens, but the model reads {self.max_tokens}; "
+                "shorten it"
             )
-        owners = [-1 if b == e or text[b:e] in PARTS else 0 for b, e in spans]
-        return Reading(tokens, self._states(tokens), tuple(owners), tuple(spans))
+        owners = [NO_LABEL if b == e or text[b:e] in PARTS else 0 for b, e in spans]
+        return EncodedText(tokens, self._states(tokens), tuple(owners), tuple(spans))
 
-    def _tokens(self, text: str) -> tuple[Any, list[tuple[int, int]]]:
-        held = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
-        spans = [(int(begin), int(end)) for begin, end in held.pop("offset_mapping")[0].tolist()]
-        return held.to(self.model.device), spans
+    def _tokenize(self, text: str) -> tuple[Any, list[tuple[int, int]]]:
+        tokens = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        spans = [(int(begin), int(end)) for begin, end in tokens.pop("offset_mapping")[0].tolist()]
+        return tokens.to(self.model.device), spans
 
     def _states(self, tokens: Any) -> Float[Tensor, "1 s d"]:
-        """The text backbone's, each label seeing itself alone, as the model asks of it."""
-        heard: list[Tensor] = []
+        """The text backbone's states with the attention mask that the model itself makes."""
+        states: list[Tensor] = []
 
-        def listen(module: Any, inputs: Any, output: Any) -> None:
-            heard.append(output.last_hidden_state)
+        def record(module: Any, inputs: Any, output: Any) -> None:
+            states.append(output.last_hidden_state)
 
         side = 64
         blank = torch.zeros(1, 3, side, side, device=self.model.device, dtype=self.model.dtype)
-        handle = self.model.model.text_backbone.register_forward_hook(listen)
+        handle = self.model.model.text_backbone.register_forward_hook(record)
         try:
             with torch.inference_mode():
                 self.model(pixel_values=blank, **tokens)
         finally:
             handle.remove()
-        return heard[0]
+        return states[0]
 
 
-def _joined(reading: Reading, tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Spans of tokens, those that follow one another as one."""
+def _token_scores(logits: Float[Tensor, "q t"], text: EncodedText) -> Float[Tensor, "q s"]:
+    """Scores of the tokens of labels; 0 for special tokens and periods."""
+    scores = logits[:, : len(text.owners)].sigmoid()
+    return scores * torch.tensor([owner != NO_LABEL for owner in text.owners])
+
+
+def _merge_spans(text: EncodedText, tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Spans of tokens; those of consecutive tokens become one."""
     spans: list[tuple[int, int]] = []
-    for place, token in enumerate(tokens):
-        begin, end = reading.spans[token]
-        if place and tokens[place - 1] == token - 1:
+    for i, token in enumerate(tokens):
+        begin, end = text.spans[token]
+        if i and tokens[i - 1] == token - 1:
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((begin, end))

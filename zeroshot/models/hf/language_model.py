@@ -1,4 +1,4 @@
-"""Causal language models of transformers: GPT-2, Llama and whoever caches as they do."""
+"""Causal language models of transformers: GPT-2, Llama and others with the same cache."""
 
 import copy
 import inspect
@@ -10,10 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Cache, Step
-from zeroshot.models.devices import precision_name
-from zeroshot.models.hf import common
-from zeroshot.models.model_files import Files
+from zeroshot.models.base import Cache, LanguageModelOutput
+from zeroshot.models.hf.checkpoint import (
+    AutoModelForCausalLM,
+    Checkpoint,
+    DynamicCache,
+    DynamicLayer,
+)
 
 __all__ = ["TransformersLanguageModel", "load_language_model"]
 
@@ -22,7 +25,7 @@ PREPROCESSING = "tokens.1"
 START_OF_TEXT = "<-start_of_text->"
 END_OF_TEXT = "<|endoftext|>"
 
-# What transformers 4 took out of decoded text, in its order.
+# The replacements of transformers 4 in decoded text, in its order.
 CLEAN_UP = (
     (" .", "."),
     (" ?", "?"),
@@ -50,8 +53,9 @@ class TransformersLanguageModel:
         self.end: int = vocabulary.get(END_OF_TEXT, tokenizer.eos_token_id)
         self.start: int = vocabulary.get(START_OF_TEXT, self.end if begin is None else begin)
         self.context_length: int = model.config.max_position_embeddings
-        renamed = "cache" in inspect.signature(model.base_model.forward).parameters
-        self._cache_argument = "cache" if renamed else "past_key_values"  # since 5.24, and before
+        arguments = inspect.signature(model.base_model.forward).parameters
+        # Since transformers 5.24, and before.
+        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
 
     def encode(self, text: str) -> list[int]:
         """As `base.LanguageModel`."""
@@ -65,16 +69,20 @@ class TransformersLanguageModel:
         return clean_up_spaces(text) if self.clean_up else text
 
     @torch.inference_mode()
-    def forward(self, tokens: Int[Tensor, "b s"], cache: Cache | None = None) -> Step:
+    def forward(
+        self, tokens: Int[Tensor, "b s"], cache: Cache | None = None
+    ) -> LanguageModelOutput:
         """As `base.LanguageModel`; UserError beyond `context_length`."""
-        longer = common.DynamicCache(config=self.model.config) if cache is None else branch(cache)
+        longer = DynamicCache(config=self.model.config) if cache is None else branch(cache)
         length = longer.get_seq_length() + tokens.shape[1]
         if length > self.context_length:
-            raise UserError(f"{length} tokens; {self.name} has {self.context_length} positions")
+            raise UserError(
+                f"a text of {length} tokens, but {self.name} has {self.context_length} positions"
+            )
         outputs = self.model.base_model(
             tokens.to(self.model.device), use_cache=True, **{self._cache_argument: longer}
         )
-        return Step(outputs.last_hidden_state.float(), longer)
+        return LanguageModelOutput(outputs.last_hidden_state.float(), longer)
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "b e"]) -> Float[Tensor, "b v"]:
@@ -86,59 +94,58 @@ class TransformersLanguageModel:
     @torch.inference_mode()
     def select(self, cache: Cache, rows: Int[Tensor, " r"]) -> Cache:
         """As `base.LanguageModel`."""
-        chosen = branch(cache)
-        chosen.reorder_cache(rows)
-        return chosen
+        selection = branch(cache)
+        selection.reorder_cache(rows)
+        return selection
 
 
 def branch(cache: Any) -> Any:
     """A cache that shares the tensors of `cache` and can grow without changing it.
 
-    Growing a dynamic layer binds new, longer tensors to it and never writes into the old ones.
+    A dynamic layer that grows gets new, longer tensors; the old ones are not written to.
     """
-    twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    return twin
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def clean_up_spaces(text: str) -> str:
-    """Take out the space before punctuation and English contractions, as transformers 4 did."""
+    """Remove the space before punctuation and English contractions, as transformers 4 did."""
     for spaced, joined in CLEAN_UP:
         text = text.replace(spaced, joined)
     return text
 
 
-def load_language_model(
-    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
-) -> TransformersLanguageModel:
-    """The causal language model in `files`."""
-    model, _ = common.load_model(
-        common.AutoModelForCausalLM, files, device, dtype, trust_remote_code
-    )
-    # The captioning models people have were trained and published with transformers 4, where the
-    # clean-up was on unless the tokenizer's configuration switched it off.
-    clean_up = files.read("tokenizer_config.json").get("clean_up_tokenization_spaces", True)
+def load_language_model(checkpoint: Checkpoint) -> TransformersLanguageModel:
+    """The causal language model in `checkpoint`."""
+    # Published captioning models were trained with transformers 4, which cleaned up spaces unless
+    # the tokenizer's configuration said otherwise.
+    config = checkpoint.files.read("tokenizer_config.json")
     language_model = TransformersLanguageModel(
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
-        model,
-        common.load_tokenizer(files, trust_remote_code),
-        clean_up=bool(clean_up),
+        checkpoint.name(PREPROCESSING),
+        checkpoint.load_model(AutoModelForCausalLM),
+        checkpoint.load_tokenizer(),
+        clean_up=bool(config.get("clean_up_tokenization_spaces", True)),
     )
-    _verify(language_model)
+    _check(language_model)
     return language_model
 
 
 @torch.inference_mode()
-def _verify(language_model: TransformersLanguageModel) -> None:
-    """UserError for a model whose cache or logits are not what this file takes them to be."""
+def _check(language_model: TransformersLanguageModel) -> None:
+    """UserError for a model whose cache or logits are not as this file assumes."""
     model = language_model.model
     probe = torch.tensor([[language_model.start]])
-    step = language_model.forward(probe)
-    if not all(isinstance(layer, common.DynamicLayer) for layer in step.cache.layers):
-        raise UserError(f"{language_model.name}: its cache is not made of keys and values alone")
-    own = model(probe.to(model.device)).logits[:, -1].float()
-    apart = (language_model.logits(step.hidden[:, -1]) - own).abs().max()
-    if apart > 0.05 * own.std():  # half precision stays well below
+    output = language_model.forward(probe)
+    if not all(isinstance(layer, DynamicLayer) for layer in output.cache.layers):
         raise UserError(
-            f"{language_model.name}: its logits are not its head on the last hidden state"
+            f"{language_model.name}: its cache contains more than keys and values; use a "
+            "transformer such as GPT-2 or Llama"
+        )
+    expected = model(probe.to(model.device)).logits[:, -1].float()
+    distance = (language_model.logits(output.hidden[:, -1]) - expected).abs().max()
+    if distance > 0.05 * expected.std():  # half precision stays well below
+        raise UserError(
+            f"{language_model.name}: its logits are not those of its head on the last hidden "
+            "state; use a transformer such as GPT-2 or Llama"
         )

@@ -1,11 +1,11 @@
-"""Text encoders of transformers, pooled as their sentence-transformers directory says.
+"""Text encoders of transformers, with the pooling that their sentence-transformers files name.
 
-Without such a directory the embedding is the mean over a text's tokens.
+Without such files the embedding is the mean over a text's tokens.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zeroshot.errors import UserError, unknown
-from zeroshot.models.devices import precision_name
-from zeroshot.models.encoding import Growing, encode_texts
-from zeroshot.models.hf import common
+from zeroshot.models.hf import model_inputs
+from zeroshot.models.hf.checkpoint import AutoModel, AutoModelForTextEncoding, Checkpoint
 from zeroshot.models.model_files import Files
+from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder
 
-__all__ = ["POOLINGS", "Recipe", "TransformersTextEncoder", "load_text_encoder"]
+__all__ = ["POOLINGS", "EmbeddingRecipe", "TransformersTextEncoder", "load_text_encoder"]
 
 PREPROCESSING = "text.1"
 
@@ -31,19 +31,21 @@ def cls(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Float[Tenso
     return hidden[:, 0]
 
 
-def largest(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Float[Tensor, "b e"]:
+def max_over_tokens(
+    hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]
+) -> Float[Tensor, "b e"]:
     """The largest value of each channel."""
     return hidden.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(dim=1)
 
 
 def mean(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Float[Tensor, "b e"]:
     """The mean over tokens."""
-    return total(hidden, mask) / mask.sum(dim=1, keepdim=True)
+    return sum_over_tokens(hidden, mask) / mask.sum(dim=1, keepdim=True)
 
 
 def mean_sqrt_len(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Float[Tensor, "b e"]:
     """The sum over tokens divided by the square root of their number."""
-    return total(hidden, mask) / mask.sum(dim=1, keepdim=True).sqrt()
+    return sum_over_tokens(hidden, mask) / mask.sum(dim=1, keepdim=True).sqrt()
 
 
 def last_token(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Float[Tensor, "b e"]:
@@ -51,15 +53,17 @@ def last_token(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Floa
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
 
 
-def total(hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]) -> Float[Tensor, "b e"]:
+def sum_over_tokens(
+    hidden: Float[Tensor, "b s e"], mask: Int[Tensor, "b s"]
+) -> Float[Tensor, "b e"]:
     """The sum over tokens."""
     return (hidden * mask.unsqueeze(-1)).sum(dim=1)
 
 
-# In the order in which sentence-transformers joins several of them.
+# In the order in which sentence-transformers concatenates several of them.
 POOLINGS: dict[str, Pooling] = {
     "cls": cls,
-    "max": largest,
+    "max": max_over_tokens,
     "mean": mean,
     "mean_sqrt_len": mean_sqrt_len,
     "lasttoken": last_token,
@@ -74,79 +78,68 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What follows the network: pooling, then perhaps dense layers."""
+class EmbeddingRecipe:
+    """The steps after the network: pooling, then perhaps dense layers."""
 
     poolings: tuple[str, ...] = ("mean",)
     dense: tuple[Callable[[Tensor], Tensor], ...] = ()
     max_tokens: int | None = None
     lower: bool = False
     prompt: str = ""
-    """Put before every text."""
+    """Precedes every text."""
 
 
-class TransformersTextEncoder(Growing):
-    """A text model, its tokenizer and what turns its tokens into one row."""
+class TransformersTextEncoder(CachedTextEncoder):
+    """A text model, its tokenizer, and the steps from its tokens to one embedding."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, recipe: Recipe) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, recipe: EmbeddingRecipe) -> None:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
         self.recipe = recipe
-        self.context_length = recipe.max_tokens or common.context_length(tokenizer, model.config)
-
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """As `base.TextEncoder`; tokens beyond `context_length` are cut off."""
-        return encode_texts(texts, self._features)
+        self.context_length = recipe.max_tokens or model_inputs.context_length(
+            tokenizer, model.config
+        )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
-        return common.count_tokens(self.tokenizer, self._prepared(texts))
+        return model_inputs.count_tokens(self.tokenizer, self._prepare(texts))
 
-    def _features(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        tokens = common.tokenize(self.tokenizer, self._prepared(texts), self.context_length)
+    def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
+        tokens = model_inputs.tokenize(self.tokenizer, self._prepare(texts), self.context_length)
         tokens = tokens.to(self.model.device)
         hidden = self.model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"]
-        rows = torch.cat([POOLINGS[pooling](hidden, mask) for pooling in self.recipe.poolings], 1)
+        pooled = torch.cat([POOLINGS[name](hidden, mask) for name in self.recipe.poolings], 1)
         for layer in self.recipe.dense:
-            rows = layer(rows)
-        return rows
+            pooled = layer(pooled)
+        return pooled
 
-    def _prepared(self, texts: Sequence[str]) -> list[str]:
-        prompted = [self.recipe.prompt + text for text in texts]
-        return [text.lower() for text in prompted] if self.recipe.lower else prompted
+    def _prepare(self, texts: Sequence[str]) -> list[str]:
+        prepared = [self.recipe.prompt + text for text in texts]
+        return [text.lower() for text in prepared] if self.recipe.lower else prepared
 
 
-def load_text_encoder(
-    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
-) -> TransformersTextEncoder:
-    """The text model in `files`."""
-    config = common.load_config(files, trust_remote_code)
-    # T5 and its like have an encoder of their own in this list; the others are not in it.
-    listed = type(config) in common.AutoModelForTextEncoding._model_mapping
-    auto_class = common.AutoModelForTextEncoding if listed else common.AutoModel
-    model, _ = common.load_model(
-        auto_class, files, device, dtype, trust_remote_code, spare=("pooler.",)
-    )
-    tokenizer = common.load_tokenizer(files, trust_remote_code)
-    if tokenizer.pad_token is None:  # of a language model; the mask hides whatever pads
+def load_text_encoder(checkpoint: Checkpoint) -> TransformersTextEncoder:
+    """The text model in `checkpoint`."""
+    # T5 and its relatives are in this mapping, with an encoder of their own; others are not.
+    is_listed = type(checkpoint.load_config()) in AutoModelForTextEncoding._model_mapping
+    auto_class = AutoModelForTextEncoding if is_listed else AutoModel
+    model = checkpoint.load_model(auto_class, optional=("pooler.",))
+    tokenizer = checkpoint.load_tokenizer()
+    if tokenizer.pad_token is None:  # a language model's; the mask hides whatever pads
         tokenizer.pad_token = tokenizer.eos_token
-    return TransformersTextEncoder(
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
-        model,
-        tokenizer,
-        read_recipe(files, device),
-    )
+    recipe = read_recipe(checkpoint.files, checkpoint.device)
+    return TransformersTextEncoder(checkpoint.name(PREPROCESSING), model, tokenizer, recipe)
 
 
-def read_recipe(files: Files, device: torch.device) -> Recipe:
+def read_recipe(files: Files, device: torch.device) -> EmbeddingRecipe:
     """The recipe in `modules.json`; the mean over tokens if there is none.
 
-    UserError for a module this package does not know.
+    UserError for a module that this package does not know.
     """
     if not (files.directory / "modules.json").is_file():
-        return Recipe()
+        return EmbeddingRecipe()
     poolings: tuple[str, ...] = ()
     dense: list[Callable[[Tensor], Tensor]] = []
     for module in json.loads((files.directory / "modules.json").read_text(encoding="utf-8")):
@@ -156,28 +149,30 @@ def read_recipe(files: Files, device: torch.device) -> Recipe:
         elif kind == "Dense":
             dense.append(_dense(files, path, device))
         elif kind == "Transformer" and path:
-            raise UserError(f"{files.name}: its transformer is in {path}/, not in the directory")
+            raise UserError(
+                f"{files.name}: its transformer is in {path}/; it must be in the directory itself"
+            )
         elif kind not in ("Transformer", "Normalize"):
             raise unknown(
                 f"sentence-transformers module in {files.name}",
                 kind,
                 ["Transformer", "Pooling", "Dense", "Normalize"],
             )
-    return _with_settings(files, Recipe(poolings or ("mean",), tuple(dense)))
+    return _with_settings(files, EmbeddingRecipe(poolings or ("mean",), tuple(dense)))
 
 
 def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
     prefix = "pooling_mode_"
-    asked = {
+    names = {
         key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token")
         for key, value in config.items()
         if key.startswith(prefix) and value is True
     }
     if isinstance(config.get("pooling_mode"), str):
-        asked.add(config["pooling_mode"])
-    for pooling in asked - set(POOLINGS):
+        names.add(config["pooling_mode"])
+    for pooling in names - set(POOLINGS):
         raise unknown("pooling", pooling, POOLINGS)
-    return tuple(pooling for pooling in POOLINGS if pooling in asked)
+    return tuple(pooling for pooling in POOLINGS if pooling in names)
 
 
 def _dense(files: Files, path: str, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -201,14 +196,13 @@ def _tensors(files: Files, path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _with_settings(files: Files, recipe: Recipe) -> Recipe:
-    sentence = files.read("sentence_bert_config.json")
+def _with_settings(files: Files, recipe: EmbeddingRecipe) -> EmbeddingRecipe:
+    settings = files.read("sentence_bert_config.json")
     prompts = files.read("config_sentence_transformers.json")
-    chosen = prompts.get("default_prompt_name")
-    return Recipe(
-        recipe.poolings,
-        recipe.dense,
-        max_tokens=sentence.get("max_seq_length"),
-        lower=bool(sentence.get("do_lower_case")),
-        prompt=prompts["prompts"][chosen] if chosen else "",
+    prompt_name = prompts.get("default_prompt_name")
+    return replace(
+        recipe,
+        max_tokens=settings.get("max_seq_length"),
+        lower=bool(settings.get("do_lower_case")),
+        prompt=prompts["prompts"][prompt_name] if prompt_name else "",
     )

@@ -1,9 +1,9 @@
 """X-CLIP: Ni et al. 2022, "Expanding Language-Image Pretrained Models for General Video
 Recognition", ECCV (arXiv:2208.02816).
 
-Frames see each other inside the vision tower, and a prompt's row is changed by what a clip shows. A
-clip's row here is both of what the scores need: its embedding, and after it the mean over frames
-of its patches; so that clips and prompts are encoded apart, each once.
+Frames attend to each other inside the vision tower, and the clip's content changes a prompt's
+embedding. Here a clip's vector contains all that the scores need: its embedding, and after it the
+mean over frames of its patches. So clips and prompts are encoded separately, each once.
 """
 
 from collections.abc import Sequence
@@ -15,37 +15,31 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import ClipScorer, Image
-from zeroshot.models.devices import precision_name
-from zeroshot.models.hf import common
-from zeroshot.models.hf.dual_encoder import repaired
-from zeroshot.models.hf.text_inputs import architecture
-from zeroshot.models.model_files import Files
+from zeroshot.models.hf.checkpoint import Checkpoint
+from zeroshot.models.hf.prompted_model import PromptedModel
 from zeroshot.ops import normalize
 
 __all__ = ["XCLIP", "load_clip_scorer"]
 
-PREPROCESSING = "frames.1"
-TEXTS_AT_ONCE = 256
+ARCHITECTURE = "XCLIPModel"
 
 
-class XCLIP:
+class XCLIP(PromptedModel):
     """`base.ClipScorer` by `XCLIPModel`."""
 
+    preprocessing = "frames.1"
     method = "x-clip"
     logit_bias = None
 
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
-        self.name = name
-        self.model = model
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
+        super().__init__(name, model, image_processor, tokenizer)
         self.frames = int(model.config.vision_config.num_frames)
         self.logit_scale = float(model.logit_scale.exp())
 
     def pixels(self, frames: Sequence[Image]) -> Float[Tensor, "f 3 h w"]:
         """As `base.ClipScorer`."""
-        seen = self.image_processor(list(frames), return_tensors="pt")["pixel_values"]
-        pixels: Tensor = seen.flatten(0, -4)  # some processors put a clip into a batch of one
+        values = self.image_processor(list(frames), return_tensors="pt")["pixel_values"]
+        pixels: Tensor = values.flatten(0, -4)  # some processors put a clip into a batch of one
         return pixels
 
     @torch.inference_mode()
@@ -53,30 +47,24 @@ class XCLIP:
         """As `base.ClipScorer`."""
         model = self.model
         pixels = torch.stack(list(clips)).to(model.device, model.dtype)
-        seen = model.vision_model(pixel_values=pixels.flatten(0, 1))
-        frames = model.visual_projection(seen.pooler_output).view(*pixels.shape[:2], -1)
+        output = model.vision_model(pixel_values=pixels.flatten(0, 1))
+        frames = model.visual_projection(output.pooler_output).view(*pixels.shape[:2], -1)
         clip = model.mit(frames).pooler_output
-        patches = model.prompts_visual_layernorm(seen.last_hidden_state[:, 1:])
+        patches = model.prompts_visual_layernorm(output.last_hidden_state[:, 1:])
         patches = (patches @ model.prompts_visual_projection).view(
             *pixels.shape[:2], -1, clip.shape[-1]
         )
         return torch.cat([clip, patches.mean(1).flatten(1)], dim=1).float().cpu()
 
-    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
         """As `base.ClipScorer`."""
-        given = [repaired(text) for text in texts]
-        positions = int(self.model.config.text_config.max_position_embeddings)
-        common.refuse_long(self.tokenizer, given, positions)
-        rows = []
-        for start in range(0, len(given), TEXTS_AT_ONCE):
-            tokens = common.tokenize(
-                self.tokenizer, given[start : start + TEXTS_AT_ONCE], positions
-            )
-            tokens.pop("token_type_ids", None)
-            read = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-            rows.append(self.model.text_projection(read).float().cpu())
-        return torch.cat(rows)
+
+        def embed(tokens: Any) -> Tensor:
+            pooled = self.model.text_model(**tokens).pooler_output
+            embeddings: Tensor = self.model.text_projection(pooled)
+            return embeddings
+
+        return self.embed_prompts(texts, embed)
 
     @torch.inference_mode()
     def cosines(
@@ -84,30 +72,21 @@ class XCLIP:
     ) -> Float[Tensor, "n t"]:
         """As `base.ClipScorer`."""
         model, width = self.model, texts.shape[1]
-        rows = clips.to(model.device, model.dtype)
-        clip, patches = rows[:, :width], rows[:, width:].reshape(len(rows), -1, width)
-        asked = texts.to(model.device, model.dtype).expand(len(clips), -1, -1)
-        asked = asked + model.prompts_generator(asked, patches)
-        found: Tensor = torch.einsum(
-            "nd,ntd->nt", normalize(clip.float()), normalize(asked.float())
+        clips = clips.to(model.device, model.dtype)
+        clip, patches = clips[:, :width], clips[:, width:].reshape(len(clips), -1, width)
+        prompts = texts.to(model.device, model.dtype).expand(len(clips), -1, -1)
+        prompts = prompts + model.prompts_generator(prompts, patches)
+        cosines: Tensor = torch.einsum(
+            "nd,ntd->nt", normalize(clip.float()), normalize(prompts.float())
         ).cpu()
-        return found
+        return cosines
 
 
-def load_clip_scorer(
-    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
-) -> ClipScorer:
-    """The clip model in `files`; UserError for a model that is none."""
-    kind = architecture(files)
-    if kind != "XCLIPModel":
+def load_clip_scorer(checkpoint: Checkpoint) -> ClipScorer:
+    """The clip model in `checkpoint`; UserError for another model."""
+    if checkpoint.files.architecture != ARCHITECTURE:
         raise UserError(
-            f"{files.name} is a {kind}, which reads no clips; XCLIPModel does, and every dual "
-            "encoder, frame by frame (--encoder)"
+            f"{checkpoint.files.name} is a {checkpoint.files.architecture}, which reads no clips; "
+            f"{ARCHITECTURE} does, and every dual encoder, frame by frame (--encoder)"
         )
-    model, _ = common.load_model(common.named_class(kind), files, device, dtype, trust_remote_code)
-    return XCLIP(
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
-        model,
-        common.load_image_processor(files, trust_remote_code),
-        common.load_tokenizer(files, trust_remote_code),
-    )
+    return XCLIP.load(checkpoint, ARCHITECTURE)

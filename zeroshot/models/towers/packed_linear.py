@@ -1,11 +1,11 @@
-"""Linear layers on a CPU, their weights laid out in blocks once.
+"""Linear layers on a CPU, with weights in the memory layout of oneDNN.
 
-torch multiplies float32 rows with MKL, which reads weights as they are stored. oneDNN, in the same
-torch, lays them out for the processor's registers once; then some eighty rows take five sixths of
-the time, and two or three rows, which only wait for the weights, less than half
+torch multiplies float32 rows with MKL, which reads weights as they are stored. oneDNN, also part of
+torch, arranges them once for the processor's registers. Then some eighty rows take five sixths of
+the time; two or three rows, which only wait for the weights, take less than half
 (docs/performance.md). The numbers differ in the last digits, as they do between batch sizes.
 
-Weights are laid out when a layer is first used, in place of the stored ones.
+A layer's weights are packed on its first use, and replace the stored ones.
 """
 
 import platform
@@ -19,28 +19,28 @@ from torch import Tensor, nn
 __all__ = ["PackedLinear", "pack"]
 
 SMALLEST = 1 << 18
-"""Numbers in a weight from which on the kernel makes up for a call that costs 12 us more."""
+"""Smallest weight, in numbers, for which the kernel makes up for its call, 12 us longer."""
 ROWS = 6
-"""Of a kernel's tile. Others are filled up with zeros: one row takes no less time than six, and for
-each number of rows oneDNN makes and keeps code of up to half a megabyte."""
+"""Rows of a kernel's tile. Zeros fill up the last tile: one row takes as long as six, and for each
+number of rows oneDNN makes and keeps code of up to half a megabyte."""
 
 
 class PackedLinear(nn.Module):
-    """What an `nn.Linear`, or a layer that keeps its weight transposed, computes.
+    """The function of an `nn.Linear`, or of a layer that stores its weight transposed.
 
-    `weight` is what the layer had; once it is packed, it is unpacked for whoever asks, which the
-    layer itself never does.
+    `weight` is the layer's own; after packing it is unpacked at each access. `forward` never needs
+    that.
     """
 
     def __init__(self, layer: Any, transposed: bool = False, shared: bool = False) -> None:
-        """`shared`: other modules hold the weight, which then stays as it is stored."""
+        """`shared`: other modules have the same weight, which then stays as it is."""
         super().__init__()
         self.weight = layer.weight
         self.bias = layer.bias
         self._transposed = transposed
         self._shared = shared
         self._blocks: Tensor | None = None
-        """oneDNN's layout."""
+        """The weight in oneDNN's layout."""
 
     def forward(self, rows: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """`rows @ weight + bias`."""
@@ -79,20 +79,20 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module, transposed: tuple[type, ...] = ()) -> nn.Module:
-    """Give `model` packed layers wherever they are faster and nothing else holds their parts.
+    """Replace those layers of `model` that are faster when packed.
 
     Args:
-        model: on its device, in its precision; changed in place.
+        model: On its device, in its precision; changed in place.
         transposed: Classes of layers that compute `rows @ weight + bias`.
     """
     if not _has_kernels():
         return model
-    holders = Counter(map(id, (p for _, p in model.named_parameters(remove_duplicate=False))))
+    uses = Counter(map(id, (p for _, p in model.named_parameters(remove_duplicate=False))))
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if not (type(layer) is nn.Linear or type(layer) in transposed) or not _fits(layer):
                 continue
-            flipped, shared = type(layer) is not nn.Linear, holders[id(layer.weight)] > 1
+            flipped, shared = type(layer) is not nn.Linear, uses[id(layer.weight)] > 1
             if not (flipped and shared):
                 setattr(parent, name, PackedLinear(layer, flipped, shared))
     return model
@@ -105,7 +105,7 @@ def _fits(layer: Any) -> bool:
 
 
 def _has_kernels() -> bool:
-    """These are operators of torch's own compiler: where they are absent, all stays as it is."""
+    """Whether this torch has the operators, which it keeps for its own compiler."""
     return (
         platform.machine().lower() in ("x86_64", "amd64")
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

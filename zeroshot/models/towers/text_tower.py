@@ -5,7 +5,7 @@ nothing after. Texts that begin alike therefore form a tree of tokens, each node
 run once. `TokenTree` keeps the nodes of its last call, finds every new text's longest known
 beginning there, and runs the rest of all texts together, each node attending to its ancestors.
 That covers all that guided decoding does to texts: they grow by a word, a growing word is split
-anew into other tokens, candidates share all but their last token, pictures share captions.
+anew into other tokens, candidates share all but their last token, images share captions.
 
 The last layer runs at end positions only, since nothing else of it is read.
 """
@@ -171,9 +171,9 @@ class TokenTree:
                     children[slots[parent], token] = slots[place]
                     fresh.append(start + place)
         self._children = children
-        for held, new in ((self._keys, batch.keys), (self._values, batch.values)):
-            old = held or [rows[:0] for rows in new]
-            held[:] = [torch.cat([a[kept], b[fresh]]) for a, b in zip(old, new, strict=True)]
+        for layers, new in ((self._keys, batch.keys), (self._values, batch.values)):
+            old = layers or [rows[:0] for rows in new]
+            layers[:] = [torch.cat([a[kept], b[fresh]]) for a, b in zip(old, new, strict=True)]
 
 
 def encode_paths(tower: Tower, paths: Sequence[Tokens]) -> Float[Tensor, "n d"]:
@@ -265,12 +265,12 @@ class _Batch:
         both = [self._padded(rows, self._node_place, new) for rows in fresh]
         if stems is not None and self._stems.shape[1]:
             both = [torch.cat([s[self._stems], n], 1) for s, n in zip(stems, both, strict=True)]
-        key, value, asked = (
+        key, value, query = (
             rows.view(*rows.shape[:2], heads, -1).transpose(1, 2)  # [g, h, m, w / h]
             for rows in (*both, self._padded(query, place, mask.shape[2]))
         )
-        seen = torch.nn.functional.scaled_dot_product_attention(asked, key, value, attn_mask=mask)
-        return seen.transpose(1, 2).flatten(2).flatten(0, 1)[place]
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return output.transpose(1, 2).flatten(2).flatten(0, 1)[place]
 
     def _padded(
         self, rows: Float[Tensor, "n w"], place: Int[Tensor, " n"], size: int

@@ -1,9 +1,8 @@
-"""Models of transformers that write about a picture: captions, answers, and the lines it shows.
+"""Models of transformers that write about an image: captions, answers, and text that it shows.
 
-BLIP, BLIP-2, GIT (Wang et al. 2022, arXiv:2205.14100), a picture encoder with a text decoder
-(ViT-GPT2, TrOCR: Li et al. 2021, arXiv:2109.10282), and whatever `AutoModelForImageTextToText`
-knows and brings a chat template for. The pipelines for these are gone from transformers 5, and no
-one call fits all: a row of `FAMILIES` says what each reads and how a question is put to it.
+BLIP, BLIP-2, GIT (Wang et al. 2022, arXiv:2205.14100), and image encoders with a text decoder
+(ViT-GPT2, TrOCR: Li et al. 2021, arXiv:2109.10282). transformers 5 has no pipelines for them, and
+no call fits all: `FAMILIES` says what each family reads and how it is asked a question.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,67 +13,66 @@ import torch
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image
-from zeroshot.models.devices import precision_name
-from zeroshot.models.hf import common
-from zeroshot.models.hf.text_inputs import Reading, architecture, pixels_of
-from zeroshot.models.model_files import Files
-from zeroshot.models.vlm.generation import Row, written
+from zeroshot.models.hf.checkpoint import Checkpoint
+from zeroshot.models.hf.model_inputs import image_inputs
+from zeroshot.models.vlm.generation import ANSWER_TOKENS, CAPTION_TOKENS, TextGenerator
+from zeroshot.models.vlm.image_text_inputs import Row
 
 __all__ = ["ANSWERERS", "FAMILIES", "WRITERS", "TransformersGenerator", "load_generator"]
 
 PREPROCESSING = "generate.1"
-ANSWER_TOKENS = 20
-CAPTION_TOKENS = 50
-"""Tokens that are written at most; a line of text may have more (`READ_TOKENS`)."""
 READ_TOKENS = 128
+"""Maximum number of new tokens of a model that reads no text, such as TrOCR."""
 
 
-def text_as_is(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """BLIP: the text with its special tokens, also where there is none."""
+def with_special_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
+    """BLIP: the text with its special tokens, even if it is empty."""
     ids: list[int] = tokenizer(text)["input_ids"]
     return ids
 
 
-def after_queries(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """BLIP-2: a place for each of the picture's query tokens, then the text."""
+def after_image_queries(model: Any, tokenizer: Any, text: str) -> list[int]:
+    """BLIP-2: a placeholder for each of the image's query tokens, then the text."""
     queries = [model.config.image_token_index] * model.config.num_query_tokens
-    return queries + text_as_is(model, tokenizer, text)
+    return queries + with_special_tokens(model, tokenizer, text)
 
 
-def after_start(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """GIT: the start token and the text, nothing behind it."""
+def after_start_token(model: Any, tokenizer: Any, text: str) -> list[int]:
+    """GIT: the start token and the text, no end token."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [tokenizer.cls_token_id, *ids]
 
 
 @dataclass(frozen=True)
-class Family:
-    """What sets one family apart."""
+class GeneratorFamily:
+    """What distinguishes one family."""
 
     ids: Callable[[Any, Any, str], list[int]] | None
     """Token ids of a text; None for a model that reads no text."""
     question: str = "{}"
-    """How a question is put."""
+    """Prompt template for a question."""
     continues: bool = True
-    """Whether what it writes follows the text that it read, in the same positions."""
-    end: Callable[[Any], Any] = lambda model: model.generation_config.eos_token_id
+    """Whether the new text follows the prompt in the same positions."""
+    ends: Callable[[Any], Any] = lambda model: model.generation_config.eos_token_id
 
 
 FAMILIES = {
-    "BlipForConditionalGeneration": Family(
-        text_as_is, end=lambda model: model.config.text_config.sep_token_id
+    "BlipForConditionalGeneration": GeneratorFamily(
+        with_special_tokens, ends=lambda model: model.config.text_config.sep_token_id
     ),
-    "BlipForQuestionAnswering": Family(
-        text_as_is, continues=False, end=lambda model: model.config.text_config.sep_token_id
+    "BlipForQuestionAnswering": GeneratorFamily(
+        with_special_tokens,
+        continues=False,
+        ends=lambda model: model.config.text_config.sep_token_id,
     ),
     # The prompt of the paper, section 4.2.
-    "Blip2ForConditionalGeneration": Family(
-        after_queries,
+    "Blip2ForConditionalGeneration": GeneratorFamily(
+        after_image_queries,
         "Question: {} Answer:",
-        end=lambda model: model.language_model.generation_config.eos_token_id,
+        ends=lambda model: model.language_model.generation_config.eos_token_id,
     ),
-    "GitForCausalLM": Family(after_start),
-    "VisionEncoderDecoderModel": Family(None),
+    "GitForCausalLM": GeneratorFamily(after_start_token),
+    "VisionEncoderDecoderModel": GeneratorFamily(None),
 }
 WRITERS = (
     "BlipForConditionalGeneration",
@@ -85,92 +83,71 @@ WRITERS = (
 ANSWERERS = ("BlipForQuestionAnswering", "Blip2ForConditionalGeneration", "GitForCausalLM")
 
 
-class TransformersGenerator(Reading):
+class TransformersGenerator(TextGenerator):
     """A model that writes, with its own tokenizer and preprocessing."""
 
-    scored = "probability"
-
     def __init__(
-        self, name: str, model: Any, image_processor: Any, tokenizer: Any, family: Family
+        self, name: str, model: Any, image_processor: Any, tokenizer: Any, family: GeneratorFamily
     ) -> None:
-        super().__init__(tokenizer, model.config)
-        self.name = name
-        self.model = model
+        super().__init__(name, model, tokenizer)
         self.image_processor = image_processor
         self.family = family
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """As `base.ReadsTexts`: a question with what is put around it."""
+        """As `base.ImageTextModel`, of questions in the prompt template."""
         return super().count_tokens([self.family.question.format(text) for text in texts])
 
     def answer(
         self, images: Sequence[Image], questions: Sequence[str], top_k: int = 1
     ) -> list[tuple[Answer, ...]]:
-        """As `base.Answerer`; more than one answer by as many beams."""
-        self.refuse_long(questions)
-        asked = [self.family.question.format(question) for question in questions]
-        rows = [self._row(image, text) for image, text in zip(images, asked, strict=True)]
-        return self._written(rows, ANSWER_TOKENS, top_k)
+        """As `base.Answerer`; several answers are those of as many beams."""
+        self.check_length(questions)
+        prompts = [self.family.question.format(question) for question in questions]
+        return self.generate(self._rows(images, prompts), ANSWER_TOKENS, top_k)
 
     def write(self, images: Sequence[Image], prompts: Sequence[str] | None = None) -> list[Answer]:
         """As `base.Writer`."""
-        reads = self.family.ids is not None
-        if prompts is not None and not reads:
-            raise UserError(f"{self.name} reads no text, so that it takes no prompt")
-        begun = [""] * len(images) if prompts is None else list(prompts)
-        rows = [self._row(image, text) for image, text in zip(images, begun, strict=True)]
-        texts = self._written(rows, CAPTION_TOKENS if reads else READ_TOKENS, 1, mean=True)
+        reads_text = self.family.ids is not None
+        if prompts is not None and not reads_text:
+            raise UserError(f"{self.name} reads no text and takes no prompt; leave it out")
+        prompts = [""] * len(images) if prompts is None else prompts
+        max_tokens = CAPTION_TOKENS if reads_text else READ_TOKENS
+        texts = self.generate(self._rows(images, prompts), max_tokens, mean=True)
         return [
-            Answer(f"{text} {best.text}".strip(), best.score)
-            for text, (best,) in zip(begun, texts, strict=True)
+            Answer(f"{prompt} {best.text}".strip(), best.score)
+            for prompt, (best,) in zip(prompts, texts, strict=True)
         ]
 
     @property
-    def _positions(self) -> int | None:
-        decoder = self.model.config.get_text_config(decoder=True)
-        return getattr(decoder, "max_position_embeddings", None)
+    def end_tokens(self) -> int | Iterable[int] | None:
+        """As `TextGenerator`."""
+        ends: int | Iterable[int] | None = self.family.ends(self.model)
+        return ends
+
+    @property
+    def positions(self) -> int | None:
+        """As `TextGenerator`."""
+        return super().positions if self.family.continues else None
+
+    def _rows(self, images: Sequence[Image], prompts: Sequence[str]) -> list[Row]:
+        return [self._row(image, text) for image, text in zip(images, prompts, strict=True)]
 
     def _row(self, image: Image, text: str) -> Row:
-        row = pixels_of(self.image_processor, [image], self.model)
-        row.pop("pixel_mask", None)  # one picture alone is never padded
+        row = image_inputs(self.image_processor, [image], self.model)
+        row.pop("pixel_mask", None)  # a single image is never padded
         if self.family.ids is not None:
             ids = self.family.ids(self.model, self.tokenizer, text)
             row["input_ids"] = torch.tensor([ids], device=self.model.device)
             row["attention_mask"] = torch.ones_like(row["input_ids"])
         return row
 
-    def _written(
-        self, rows: Sequence[Row], tokens: int, top_k: int, mean: bool = False
-    ) -> list[tuple[Answer, ...]]:
-        return written(
-            self.model.generate,
-            rows,
-            lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            as_set(self.family.end(self.model)),
-            max_new_tokens=tokens,
-            positions=self._positions if self.family.continues else None,
-            top_k=top_k,
-            mean=mean,
-        )
 
-
-def as_set(ends: int | Iterable[int] | None) -> frozenset[int]:
-    """A configuration names no end token, one, or several."""
-    if ends is None:
-        return frozenset()
-    return frozenset([ends] if isinstance(ends, int) else ends)
-
-
-def load_generator(
-    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
-) -> TransformersGenerator:
-    """The model in `files` whose class is a row of `FAMILIES`."""
-    kind = architecture(files)
-    model, _ = common.load_model(common.named_class(kind), files, device, dtype, trust_remote_code)
+def load_generator(checkpoint: Checkpoint) -> TransformersGenerator:
+    """The model in `checkpoint`, whose class is one of `FAMILIES`."""
     return TransformersGenerator(
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
-        model,
-        common.load_image_processor(files, trust_remote_code),
-        common.load_tokenizer(files, trust_remote_code),
-        FAMILIES[kind],
+        checkpoint.name(PREPROCESSING),
+        checkpoint.load_model(),
+        checkpoint.load_image_processor(),
+        checkpoint.load_tokenizer(),
+        FAMILIES[checkpoint.files.architecture],
     )

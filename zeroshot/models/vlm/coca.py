@@ -1,8 +1,8 @@
-"""CoCa's captions: open_clip's model, our own loop.
+"""Captions of CoCa: open_clip's model with our own loop.
 
 Yu et al. 2022, arXiv:2205.01917. open_clip's `generate` needs classes that transformers 5 no longer
-has. This one is greedy, with open_clip's least length of a text; rows that have ended wait until
-all have, so that no row depends on the others.
+has. This loop is greedy, with open_clip's minimum length of a text. Rows that have ended wait for
+the others, so that no row depends on the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from zeroshot.models.base import Answer, Image
 
 __all__ = ["CoCa", "greedy"]
 
-LEAST, MOST = 5, 30
-"""Tokens of a text with its start, as open_clip has them."""
+MIN_TOKENS, MAX_TOKENS = 5, 30
+"""Length of a text with its start token, as in open_clip."""
 
 
 class CoCa:
@@ -27,7 +27,7 @@ class CoCa:
     def __init__(self, encoder: Any) -> None:
         if not hasattr(encoder.model, "text_decoder"):
             raise UserError(
-                f"{encoder.name} writes no captions: of open_clip's models only coca_* have a "
+                f"{encoder.name} writes no captions: among open_clip's models only coca_* have a "
                 "text decoder"
             )
         self.encoder = encoder
@@ -39,47 +39,51 @@ class CoCa:
     def write(self, images: Sequence[Image], prompts: Sequence[str] | None = None) -> list[Answer]:
         """As `base.Writer`; takes no prompts."""
         if prompts is not None:
-            raise UserError(f"{self.name} takes no prompt here")
+            raise UserError(f"{self.name} takes no prompt; leave it out")
         model, encoder = self.encoder.model, self.encoder
         pixels = torch.stack([encoder.preprocess(image) for image in images])
         latent, states = model._encode_image(pixels.to(encoder.device, encoder.dtype))
 
         def logits(tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b v"]:
             out = model(None, tokens, image_latent=latent, image_embs=states, output_labels=False)
-            following: Tensor = out["logits"][:, -1].float()
-            return following
+            last: Tensor = out["logits"][:, -1].float()
+            return last
 
-        begun = torch.full((len(images), 1), self.start, device=encoder.device)
-        tokens, chances = greedy(logits, begun, self.end, min(MOST, model.context_length))
+        start = torch.full((len(images), 1), self.start, device=encoder.device)
+        length = min(MAX_TOKENS, model.context_length)
+        tokens, probabilities = greedy(logits, start, self.end, length)
         return [
-            Answer(self._text(row), chance)
-            for row, chance in zip(tokens.tolist(), chances.tolist(), strict=True)
+            Answer(self._decode(ids), probability)
+            for ids, probability in zip(tokens.tolist(), probabilities.tolist(), strict=True)
         ]
 
-    def _text(self, tokens: list[int]) -> str:
+    def _decode(self, tokens: list[int]) -> str:
         tokens = tokens[1:]
         tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
         return str(self.encoder.tokenizer.decode(tokens)).strip()
 
 
 def greedy(
-    logits: Callable[[Tensor], Tensor], begun: Int[Tensor, "b 1"], end: int, most: int = MOST
+    logits: Callable[[Tensor], Tensor],
+    start: Int[Tensor, "b 1"],
+    end: int,
+    max_tokens: int = MAX_TOKENS,
 ) -> tuple[Int[Tensor, "b s"], Float[Tensor, " b"]]:
-    """The likeliest token again and again, and the mean probability of a row's tokens.
+    """The most probable token at each step, and the mean probability of a row's new tokens.
 
-    The mean is geometric, over the tokens written, the end included.
+    The mean is geometric and includes the end token.
     """
-    tokens, total = begun, torch.zeros(len(begun), device=begun.device)
-    ended = torch.zeros(len(begun), dtype=torch.bool, device=begun.device)
+    tokens, total = start, torch.zeros(len(start), device=start.device)
+    ended = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     count = torch.zeros_like(total)
-    while tokens.shape[1] < most and not ended.all():
-        following = logits(tokens)
-        chances = following.log_softmax(1)
-        if tokens.shape[1] < LEAST:
-            following[:, end] = -torch.inf
-        chosen = following.argmax(1).masked_fill(ended, end)
-        total += chances.gather(1, chosen[:, None])[:, 0].masked_fill(ended, 0)
+    while tokens.shape[1] < max_tokens and not ended.all():
+        scores = logits(tokens)
+        log_probabilities = scores.log_softmax(1)
+        if tokens.shape[1] < MIN_TOKENS:
+            scores[:, end] = -torch.inf
+        best = scores.argmax(1).masked_fill(ended, end)
+        total += log_probabilities.gather(1, best[:, None])[:, 0].masked_fill(ended, 0)
         count += ~ended
-        ended |= chosen == end
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        ended |= best == end
+        tokens = torch.cat([tokens, best[:, None]], dim=1)
     return tokens, (total / count).exp()

@@ -1,13 +1,11 @@
-"""Texts that a frozen model writes about pictures: `generate` of transformers, asked one way.
+"""Texts that a frozen model writes about images, by `generate` of transformers.
 
-Rows whose tensors have the same shapes run together, so that nothing is ever padded: a row says
-the same alone and in a batch, whatever the model makes of padding (BLIP's question decoder sees
-it). Decoding is greedy, or by beams where more than one text is wanted. An answer's score is the
-probability that the model gives to exactly its tokens, its end included; the longer texts of
-captions have the geometric mean of their tokens' probabilities.
+Decoding is greedy, or by beams if more than one text is wanted. An answer's score is the model's
+probability of exactly its tokens, the end token included; a caption, which is longer, has the
+geometric mean of its tokens' probabilities.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,33 +14,52 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer
-from zeroshot.models.hf import common
+from zeroshot.models.hf.checkpoint import quiet
+from zeroshot.models.vlm.image_text_inputs import Row, UnpaddedTexts, same_shape_batches
 
-__all__ = ["Row", "grouped", "written"]
+__all__ = ["TextGenerator", "generate_texts"]
 
-Row = Mapping[str, Tensor]
-"""What the model reads of one picture and its text: tensors `[1 ...]`."""
+ANSWER_TOKENS = 20
+"""Maximum number of new tokens of an answer."""
+CAPTION_TOKENS = 50
+"""Maximum number of new tokens of a caption."""
 
-ROWS_AT_ONCE = 32
 
+class TextGenerator(UnpaddedTexts):
+    """A model whose texts come from its own `generate`."""
 
-def grouped(
-    rows: Sequence[Row], at_once: int = ROWS_AT_ONCE
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of rows of equal shapes, each with the places of its rows."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for place, row in enumerate(rows):
-        shape = tuple((name, tuple(tensor.shape)) for name, tensor in row.items())
-        alike.setdefault(shape, []).append(place)
-    for places in alike.values():
-        for start in range(0, len(places), at_once):
-            batch = places[start : start + at_once]
-            names = rows[batch[0]].keys()
-            yield batch, {name: torch.cat([rows[i][name] for i in batch]) for name in names}
+    scored = "probability"
+
+    @property
+    def end_tokens(self) -> int | Iterable[int] | None:
+        """The tokens that end a text, as a configuration gives them: none, one or several."""
+        raise NotImplementedError
+
+    @property
+    def positions(self) -> int | None:
+        """The decoder's positions for prompt and text; None for no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
+
+    def generate(
+        self, rows: Sequence[Row], max_new_tokens: int, top_k: int = 1, *, mean: bool = False
+    ) -> list[tuple[Answer, ...]]:
+        """See `generate_texts`."""
+        ends = self.end_tokens
+        return generate_texts(
+            self.model.generate,
+            rows,
+            lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            [ends] if isinstance(ends, int) else set(ends or ()),
+            max_new_tokens=max_new_tokens,
+            positions=self.positions,
+            top_k=top_k,
+            mean=mean,
+        )
 
 
 @torch.inference_mode()
-def written(
+def generate_texts(
     generate: Callable[..., Any],
     rows: Sequence[Row],
     decode: Callable[[list[int]], str],
@@ -52,32 +69,31 @@ def written(
     positions: int | None = None,
     top_k: int = 1,
     mean: bool = False,
-    **more: Any,
+    **options: Any,
 ) -> list[tuple[Answer, ...]]:
-    """The `top_k` most probable texts found for each row, best first.
+    """The `top_k` most probable texts of each row, best first.
 
-    `generate` is the model's own; `decode` turns the new tokens, end and padding included, into
-    text; `ends` are the tokens that end one. A text ends where the decoder has no more
-    `positions` for what it read and wrote. `mean` scores a text by its mean token. `more` goes to
-    `generate` as it is.
+    `generate` is the model's own. `decode` turns the new tokens, end and padding included, into
+    text; `ends` are the tokens that end one. Prompt and text share the decoder's `positions`.
+    `mean` scores a text by the mean probability of its tokens. `options` are those of `generate`.
 
-    UserError for a row that leaves no room to write.
+    UserError for a row whose prompt leaves no position for a text.
     """
-    options = {"do_sample": False} | more
+    options = {"do_sample": False} | options
     if top_k > 1:
         options |= {"num_beams": max(top_k, options.get("num_beams", 1))}
         options |= {"num_return_sequences": top_k}
-    found: dict[int, tuple[Answer, ...]] = {}
-    for places, batch in grouped(rows):
+    answers: dict[int, tuple[Answer, ...]] = {}
+    for indices, batch in same_shape_batches(rows):
         room = max_new_tokens
         if positions is not None:
-            room = min(room, positions - length(batch))
+            room = min(room, positions - prompt_length(batch))
         if room < 1:
             raise UserError(
-                f"a text of {length(batch)} tokens leaves no room for an answer: the model has "
-                f"{positions} positions"
+                f"a text of {prompt_length(batch)} tokens leaves no room for an answer: the model "
+                f"has {positions} positions; shorten it"
             )
-        with common.quiet():
+        with quiet():
             output = generate(
                 **batch,
                 **options,
@@ -85,24 +101,24 @@ def written(
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        tokens, chances = new_tokens(output, ends, mean)
+        tokens, probabilities = new_tokens(output, ends, mean)
         texts = [
-            Answer(decode(row), chance)
-            for row, chance in zip(tokens.tolist(), chances.tolist(), strict=True)
+            Answer(decode(ids), probability)
+            for ids, probability in zip(tokens.tolist(), probabilities.tolist(), strict=True)
         ]
-        for number, place in enumerate(places):
-            found[place] = distinct(texts[number * top_k : (number + 1) * top_k])
-    return [found[place] for place in range(len(rows))]
+        for number, index in enumerate(indices):
+            answers[index] = unique_answers(texts[number * top_k : (number + 1) * top_k])
+    return [answers[index] for index in range(len(rows))]
 
 
-def length(batch: Row) -> int:
-    """Positions of the decoder that the prompt takes."""
-    read = batch.get("input_ids", batch.get("inputs_embeds"))
-    return 1 if read is None else read.shape[1]
+def prompt_length(batch: Row) -> int:
+    """The decoder's positions that the prompt takes."""
+    prompt = batch.get("input_ids", batch.get("inputs_embeds"))
+    return 1 if prompt is None else prompt.shape[1]
 
 
-def distinct(answers: Sequence[Answer]) -> tuple[Answer, ...]:
-    """Best first; of answers that read the same, the more probable."""
+def unique_answers(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Best first; among answers with the same text, the most probable."""
     best: dict[str, Answer] = {}
     for answer in sorted(answers, key=lambda answer: -(answer.score or 0.0)):
         best.setdefault(answer.text, answer)
@@ -112,10 +128,10 @@ def distinct(answers: Sequence[Answer]) -> tuple[Answer, ...]:
 def new_tokens(
     output: Any, ends: Collection[int], mean: bool = False
 ) -> tuple[Int[Tensor, "r s"], Float[Tensor, " r"]]:
-    """Tokens that were written after the prompt, and the (mean) probability of each row.
+    """The tokens after the prompt, and the (mean) probability of each row.
 
-    Whether the prompt is part of the sequences differs from model to model, so the new ones are
-    counted from the end: one for each step; of beams, as many as the longest that came back has.
+    In some models the sequences contain the prompt and in others not, so the new tokens are counted
+    from the end: one for each step; with beams, as many as the longest returned text has.
     """
     beams = getattr(output, "beam_indices", None)
     if beams is None:
@@ -129,7 +145,7 @@ def new_tokens(
     total = torch.zeros(len(tokens), device=tokens.device)
     for step in range(beams.shape[1]):
         logits = output.logits[step][beams[:, step].clamp_min(0)].float()
-        chance = logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0]
-        total += chance.masked_fill(padding[:, step], 0)
+        log_probability = logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0]
+        total += log_probability.masked_fill(padding[:, step], 0)
     count = (~padding).sum(1) if mean else 1
     return tokens, (total / count).exp().cpu()

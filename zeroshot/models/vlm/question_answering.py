@@ -1,28 +1,26 @@
-"""Question answering by a head over known answers: from pictures, or from regions of them.
+"""Question answering by a classifier over known answers: from images, or from their regions.
 
 ViLT (Kim et al. 2021, arXiv:2102.03334) reads pixels. LXMERT (Tan and Bansal 2019,
-arXiv:1908.07490) and VisualBERT (Li et al. 2019, arXiv:1908.03557) read what a detector saw:
-feature rows of regions that the user brings (36 rows of 2048 numbers from a Faster R-CNN, for the
-published weights).
+arXiv:1908.07490) and VisualBERT (Li et al. 2019, arXiv:1908.03557) read a detector's regions, which
+the user supplies: for the published weights 36 feature vectors of 2048 numbers from a Faster R-CNN.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image, Regions
-from zeroshot.models.devices import precision_name
-from zeroshot.models.hf import common
-from zeroshot.models.hf.text_inputs import Reading, architecture, best_answers, pixels_of
+from zeroshot.models.hf.checkpoint import Checkpoint
+from zeroshot.models.hf.model_inputs import image_inputs
 from zeroshot.models.model_files import Files
-from zeroshot.models.vlm.generation import grouped
+from zeroshot.models.vlm.image_text_inputs import Batch, UnpaddedTexts, best_answers, score_rows
 
 __all__ = [
     "CLASSIFIERS",
-    "REGION_CLASSIFIERS",
+    "REGION_ANSWERERS",
     "ViltAnswerer",
     "load_region_answerer",
     "load_vilt",
@@ -30,18 +28,15 @@ __all__ = [
 
 PREPROCESSING = "answers.1"
 CLASSIFIERS = ("ViltForQuestionAnswering",)
-REGION_CLASSIFIERS = ("LxmertForQuestionAnswering", "VisualBertForQuestionAnswering")
 
 
-class ViltAnswerer(Reading):
-    """ViLT's head over the answers of VQA v2, each scored by a sigmoid, as it was trained."""
+class ViltAnswerer(UnpaddedTexts):
+    """ViLT's head over the answers of VQA v2, a sigmoid for each, as it was trained."""
 
     scored = "sigmoid"
 
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
-        super().__init__(tokenizer, model.config)
-        self.name = name
-        self.model = model
+        super().__init__(name, model, tokenizer)
         self.image_processor = image_processor
         self.vocabulary = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
@@ -49,28 +44,29 @@ class ViltAnswerer(Reading):
         self, images: Sequence[Image], questions: Sequence[str], top_k: int = 1
     ) -> list[tuple[Answer, ...]]:
         """As `base.Answerer`."""
-        self.refuse_long(questions)
+        self.check_length(questions)
         rows = [
-            {**pixels_of(self.image_processor, [image], self.model), **self.tokens(question)}
+            {**image_inputs(self.image_processor, [image], self.model), **self.tokens(question)}
             for image, question in zip(images, questions, strict=True)
         ]
-        scores = torch.zeros(len(rows), len(self.vocabulary))
-        with torch.inference_mode():
-            for places, batch in grouped(rows):
-                scores[places] = self.model(**batch).logits.float().sigmoid().cpu()
+        scores = score_rows(
+            rows, len(self.vocabulary), lambda batch: self.model(**batch).logits.float().sigmoid()
+        )
         return best_answers(scores, self.vocabulary, top_k)
 
 
-class TransformersRegionAnswerer(Reading):
-    """What LXMERT and VisualBERT share."""
+class TransformersRegionAnswerer(UnpaddedTexts):
+    """Common base of LXMERT and VisualBERT."""
 
     scored: str
     boxed: bool
+    width_key: ClassVar[str]
+    """The configuration's name for the width of a region's feature vector."""
+    answers_key: ClassVar[str]
+    """The configuration's name for the number of answers."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, vocabulary: Sequence[str]) -> None:
-        super().__init__(tokenizer, model.config)
-        self.name = name
-        self.model = model
+        super().__init__(name, model, tokenizer)
         self.vocabulary = vocabulary
 
     @property
@@ -78,28 +74,29 @@ class TransformersRegionAnswerer(Reading):
         """As `base.RegionAnswerer`."""
         return len(self.vocabulary)
 
+    @property
+    def width(self) -> int:
+        """As `base.RegionAnswerer`."""
+        return int(getattr(self.model.config, self.width_key))
+
     def answer_regions(
         self, regions: Sequence[Regions], questions: Sequence[str], top_k: int = 1
     ) -> list[tuple[Answer, ...]]:
         """As `base.RegionAnswerer`."""
-        self.refuse_long(questions)
+        self.check_length(questions)
         rows = [
-            {**self._seen(seen), **self.tokens(question)}
-            for seen, question in zip(regions, questions, strict=True)
+            {**self._region_inputs(region), **self.tokens(question)}
+            for region, question in zip(regions, questions, strict=True)
         ]
-        scores = torch.zeros(len(rows), self.answers)
-        with torch.inference_mode():
-            for places, batch in grouped(rows):
-                scores[places] = self._scores(batch).float().cpu()
-        return best_answers(scores, self.vocabulary, top_k)
+        return best_answers(score_rows(rows, self.answers, self._scores), self.vocabulary, top_k)
 
-    def _seen(self, seen: Regions) -> dict[str, Tensor]:
+    def _region_inputs(self, regions: Regions) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _scores(self, batch: dict[str, Tensor]) -> Tensor:
+    def _scores(self, batch: Batch) -> Tensor:
         raise NotImplementedError
 
-    def _placed(self, rows: Tensor) -> Tensor:
+    def _to_model(self, rows: Tensor) -> Tensor:
         return rows[None].to(self.model.device, self.model.dtype)
 
 
@@ -108,38 +105,34 @@ class LxmertAnswerer(TransformersRegionAnswerer):
 
     scored = "sigmoid"
     boxed = True
+    width_key = "visual_feat_dim"
+    answers_key = "num_qa_labels"
 
-    @property
-    def width(self) -> int:
-        """As `base.RegionAnswerer`."""
-        return int(self.model.config.visual_feat_dim)
-
-    def _seen(self, seen: Regions) -> dict[str, Tensor]:
-        if seen.boxes is None:
-            raise UserError(f"{self.name} reads the regions' boxes too")
+    def _region_inputs(self, regions: Regions) -> dict[str, Tensor]:
+        if regions.boxes is None:
+            raise UserError(
+                f"{self.name} also reads the regions' boxes; add an array `boxes` to the features"
+            )
         return {
-            "visual_feats": self._placed(seen.features),
-            "visual_pos": self._placed(seen.boxes),
+            "visual_feats": self._to_model(regions.features),
+            "visual_pos": self._to_model(regions.boxes),
         }
 
-    def _scores(self, batch: dict[str, Tensor]) -> Tensor:
-        scores: Tensor = self.model(**batch).question_answering_score
-        return scores.float().sigmoid()
+    def _scores(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.model(**batch).question_answering_score
+        return logits.float().sigmoid()
 
 
 class VisualBertAnswerer(TransformersRegionAnswerer):
-    """VisualBERT: features alone; fine-tuned with a softmax over the answers."""
+    """VisualBERT: only features; fine-tuned with a softmax over the answers."""
 
     scored = "softmax"
     boxed = False
+    width_key = "visual_embedding_dim"
+    answers_key = "num_labels"
 
-    @property
-    def width(self) -> int:
-        """As `base.RegionAnswerer`."""
-        return int(self.model.config.visual_embedding_dim)
-
-    def _seen(self, seen: Regions) -> dict[str, Tensor]:
-        features = self._placed(seen.features)
+    def _region_inputs(self, regions: Regions) -> dict[str, Tensor]:
+        features = self._to_model(regions.features)
         ones = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
         # The authors set the type of every region to 1.
         return {
@@ -148,56 +141,51 @@ class VisualBertAnswerer(TransformersRegionAnswerer):
             "visual_attention_mask": ones,
         }
 
-    def _scores(self, batch: dict[str, Tensor]) -> Tensor:
-        scores: Tensor = self.model(**batch).logits
-        return scores.float().softmax(1)
+    def _scores(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.model(**batch).logits
+        return logits.float().softmax(1)
 
 
-REGION_ANSWERERS: dict[str, type[TransformersRegionAnswerer]] = dict(
-    zip(REGION_CLASSIFIERS, (LxmertAnswerer, VisualBertAnswerer), strict=True)
-)
+REGION_ANSWERERS: dict[str, type[TransformersRegionAnswerer]] = {
+    "LxmertForQuestionAnswering": LxmertAnswerer,
+    "VisualBertForQuestionAnswering": VisualBertAnswerer,
+}
 
 
-def load_vilt(
-    files: Files, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
-) -> ViltAnswerer:
-    """The ViLT with a head over answers in `files`."""
-    kind = common.named_class(architecture(files))
-    model, _ = common.load_model(kind, files, device, dtype, trust_remote_code)
+def load_vilt(checkpoint: Checkpoint) -> ViltAnswerer:
+    """The ViLT with a head over answers in `checkpoint`."""
+    model = checkpoint.load_model()
     model.config.max_image_length = -1  # else ViLT drops patches at random
     return ViltAnswerer(
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
+        checkpoint.name(PREPROCESSING),
         model,
-        common.load_image_processor(files, trust_remote_code),
-        common.load_tokenizer(files, trust_remote_code),
+        checkpoint.load_image_processor(),
+        checkpoint.load_tokenizer(),
     )
 
 
 def load_region_answerer(
-    files: Files,
-    answers: Sequence[str] | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
+    checkpoint: Checkpoint, answers: Sequence[str] | None
 ) -> TransformersRegionAnswerer:
-    """The LXMERT or VisualBERT with a head over answers in `files`.
+    """The LXMERT or VisualBERT with a head over answers in `checkpoint`.
 
-    The published ones do not name their answers: `answers` does, one for each output.
+    The published ones do not name their answers; then `answers` does, one for each output.
 
-    UserError for another model, and for answers that are as many as something else.
+    UserError for another model, and for a wrong number of answers.
     """
-    kind = architecture(files)
-    if kind not in REGION_ANSWERERS:
+    files = checkpoint.files
+    if files.architecture not in REGION_ANSWERERS:
         raise UserError(
-            f"{files.name} is a {kind}, which reads no regions; these do: "
+            f"{files.name} is a {files.architecture}, which reads no regions; these do: "
             f"{', '.join(REGION_ANSWERERS)}"
         )
-    model, _ = common.load_model(common.named_class(kind), files, device, dtype, trust_remote_code)
-    count = model.config.num_qa_labels if kind.startswith("Lxmert") else model.config.num_labels
-    return REGION_ANSWERERS[kind](
-        f"{files.identity}/{PREPROCESSING}/{precision_name(dtype)}",
+    answerer = REGION_ANSWERERS[files.architecture]
+    model = checkpoint.load_model()
+    count = getattr(model.config, answerer.answers_key)
+    return answerer(
+        checkpoint.name(PREPROCESSING),
         model,
-        common.load_tokenizer(files, trust_remote_code),
+        checkpoint.load_tokenizer(),
         _vocabulary(files, model.config, count, answers),
     )
 
@@ -207,10 +195,10 @@ def _vocabulary(files: Files, config: Any, count: int, answers: Sequence[str] | 
         if len(answers) != count:
             raise UserError(f"{len(answers)} answers, but the head of {files.name} has {count}")
         return list(answers)
-    own = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(count)]
-    if own and own[0] == "LABEL_0":
+    names = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(count)]
+    if names and names[0] == "LABEL_0":
         raise UserError(
             f"{files.name} does not say what its {count} answers are; give them, one a line "
             "(--answers FILE)"
         )
-    return own
+    return names

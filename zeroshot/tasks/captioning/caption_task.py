@@ -51,7 +51,7 @@ class Caption(Task[CaptionOptions]):
         )
         captioner.check_takes(method, given)
         self.models.require(language_model="language_model" in method.needs)
-        models = captioner.models_for_captions(self.models, options.coupling, cache, meter)
+        models = captioner.captioning_models(self.models, options.coupling, cache, meter)
         pool = captioner.pool_of(models, cache, meter) if "pool" in method.needs else None
         return CaptionRunner(
             task=self, models=models, method=method, pool=pool, cache=cache, batch_size=batch_size

@@ -20,14 +20,14 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Caption, Captioner, Pool
-from zeroshot.model_set.coupled_encoder import calibrate, with_classes
+from zeroshot.model_set.coupled_encoder import calibrate, with_classifier_head
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
 
@@ -117,7 +117,7 @@ def caption(
 
     for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
         good = batch.readable
-        images = join_images(encoder, batch.rows[good])
+        images = project_images(encoder, batch.rows[good])
         asked = [None if prompts is None else prompts(source) for source in batch.sources]
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):
@@ -189,7 +189,7 @@ def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
     }
 
 
-def models_for_captions(
+def captioning_models(
     models: ModelSet, coupling: str | None, cache: EmbeddingCache, meter: Meter
 ) -> ModelSet:
     """The set as captions use it: coupled as asked for, else as it says, else as suits captions.
@@ -198,9 +198,9 @@ def models_for_captions(
     classes have names that fit (docs/captioning.md).
     """
     if coupling is not None:
-        return models.coupled_by(coupling)
-    chosen = models.for_captions
-    if not models.leaves_coupling_open:
+        return models.with_coupling(coupling)
+    chosen = models.with_caption_coupling
+    if not models.has_default_coupling:
         return chosen
     coupled, anchors = chosen.coupled, chosen.anchors
 
@@ -208,11 +208,11 @@ def models_for_captions(
         return embed_texts(names, coupled.text_encoder, cache, meter)
 
     pairs = anchors.images, anchors.texts
-    beside = with_classes(coupled.coupling, coupled.image_encoder, read, *pairs)
+    beside = with_classifier_head(coupled.coupling, coupled.image_encoder, read, *pairs)
     if beside is coupled.coupling:
         return chosen
     scale = calibrate(beside, *pairs)
-    return chosen.coupled_as(replace(coupled, coupling=beside, logit_scale=scale))
+    return chosen.with_coupled_encoder(replace(coupled, coupling=beside, logit_scale=scale))
 
 
 def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
@@ -221,4 +221,4 @@ def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
     if not texts:
         raise UserError(f"the anchors of model set '{models.name}' have no captions to choose from")
     rows = embed_texts(texts, text_encoder_of(models.encoder), cache, meter)
-    return Pool(texts, join_texts(models.encoder, rows))
+    return Pool(texts, project_texts(models.encoder, rows))

@@ -20,9 +20,9 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
     pad_prompts,
+    project_images,
+    project_texts,
     refuse_long,
     text_encoder_of,
     with_views,
@@ -131,10 +131,10 @@ class Classifier:
         if isinstance(self.method, Coupling):
             cosine = self.method.cosines(rows, self.texts, self.text_mask)
             return cosine, cosine[:, :labels]
-        images, scale = join_images(self.encoder, rows), self.encoder.logit_scale
+        images, scale = project_images(self.encoder, rows), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
         if views is not None:
-            joined = join_images(self.encoder, views.flatten(0, 1))
+            joined = project_images(self.encoder, views.flatten(0, 1))
             more["views"] = joined.view(*views.shape[:2], -1)
         if self.parents is not None:
             more["parents"] = self.parents
@@ -223,7 +223,7 @@ def load_classifier(
         refuse_long(flat, text_encoder_of(encoder))
     rows = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
-        rows = join_texts(encoder, rows)
+        rows = project_texts(encoder, rows)
     texts, mask = pad_prompts(rows, [len(group) for group in prompts])
     return Classifier(
         method=_fitted(scorer, encoder, data, cache, meter),
@@ -352,7 +352,7 @@ def _fitted(
     """The method, fitted with its data in the space of its images."""
 
     def rows(sources: Sequence[Source]) -> Tensor:
-        return join_images(encoder, embed_all(sources, image_encoder_of(encoder), cache, meter))
+        return project_images(encoder, embed_all(sources, image_encoder_of(encoder), cache, meter))
 
     arrays: dict[str, Tensor] = {}
     if data.shots is not None:

@@ -14,7 +14,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
-from zeroshot.model_set.frame_encoder import FRAMES, AttendedFrames, ClipModels
+from zeroshot.model_set.frame_encoder import FRAMES, ClipModels, FrameAttentionScorer
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClipScorer
 from zeroshot.results.result import ClassifyResult
@@ -221,7 +221,7 @@ class ClipClassify(Task[VideoClassifyOptions]):
         if self.options.model is not None:
             return self.models.clip_scorer(self.options.model)
         self.models.require(language_model=False)
-        return AttendedFrames(self.models.encoder, self.options.frames or FRAMES)
+        return FrameAttentionScorer(self.models.encoder, self.options.frames or FRAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,9 @@ def video_task(models: ModelSet, options: VideoClassifyOptions) -> Classify | Cl
     model, attention = options.model, options.pooling == "attention"
     if model is None and not attention:
         own = models.frames if isinstance(models, ClipModels) else FRAMES
-        return Classify.from_options(ClipModels.of(models, options.frames or own), options)
+        return Classify.from_options(
+            ClipModels.from_model_set(models, options.frames or own), options
+        )
     if model is not None and (options.frames is not None or attention):
         raise UserError("a video model (--model) takes no --frames and no --pooling")
     unused = [

@@ -22,7 +22,7 @@ from zeroshot.methods.naclip import NACLIP
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DenseEncoder, Detections, Detector, DualEncoder, Grounder, Image
-from zeroshot.models.boxes import suppressed
+from zeroshot.models.boxes import nms
 from zeroshot.ops import normalize
 from zeroshot.results.regions import DetectResult, Found
 from zeroshot.results.result import Failure
@@ -230,7 +230,7 @@ def _finder(
 
 def _named(one: Detections, labels: Sequence[str], overlap: float) -> list[Found]:
     """Boxes with their labels, but for those that a better one of the same label covers."""
-    kept = suppressed(one.boxes, one.scores, one.labels, overlap)
+    kept = nms(one.boxes, one.scores, one.labels, overlap)
     return [
         Found(labels[int(one.labels[k])], float(one.scores[k]), _box(one.boxes[k]))
         for k in kept.tolist()

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Detections, DualEncoder
-from zeroshot.models.boxes import shared, suppressed
+from zeroshot.models.boxes import intersection_over_smaller, nms
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 
 __all__ = ["Prompts", "RegionDetector", "cut_out", "parts_of", "pyramid"]
@@ -96,7 +96,7 @@ class RegionDetector:
             best, label = score.max(1)
             kept = (label < prompts.labels) & (best >= threshold)
             boxes, best, label = torch.tensor(own).view(-1, 4)[kept], best[kept], label[kept]
-            whole = suppressed(boxes, best, label, NESTED, shared)
+            whole = nms(boxes, best, label, NESTED, intersection_over_smaller)
             found.append(Detections.within(image.size, boxes[whole], best[whole], label[whole]))
         return found
 

@@ -26,8 +26,8 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
+    project_images,
+    project_texts,
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
@@ -100,7 +100,7 @@ def by_encoder(
         )
         flat = [text for i in good for text in asked[i]]
         texts = iter(_rows(encoder, flat, cache, meter))
-        images = join_images(encoder, batch.rows[good]) if good else batch.rows
+        images = project_images(encoder, batch.rows[good]) if good else batch.rows
         fits: dict[int, tuple[Fit, ...]] = {}
         with meter.stage("scoring"):
             for i, image in zip(good, images, strict=True):
@@ -198,7 +198,7 @@ def _rows(
 ) -> Float[Tensor, "n m"]:
     if not texts:
         return torch.zeros(0, 0)
-    return join_texts(encoder, embed_texts(texts, text_encoder_of(encoder), cache, meter))
+    return project_texts(encoder, embed_texts(texts, text_encoder_of(encoder), cache, meter))
 
 
 def _wrong(reader: Any, texts: Sequence[str]) -> Failure | None:

@@ -19,9 +19,9 @@ from zeroshot.inference.embedding import (
     embed_pictures,
     embed_texts,
     image_encoder_of,
-    join_images,
-    join_texts,
     pad_prompts,
+    project_images,
+    project_texts,
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
@@ -250,7 +250,7 @@ def _answered(
     good, scale = batch.readable, ready.encoder.logit_scale
     if not good:
         return {}
-    images = join_images(ready.encoder, batch.rows[good])
+    images = project_images(ready.encoder, batch.rows[good])
     said = {}
     for i, image in zip(good, images, strict=True):
         here = []
@@ -299,7 +299,7 @@ def _means(
     """
     flat = [sentence for group in sentences for sentence in group]
     _refuse_long(flat, text_encoder_of(encoder))
-    rows = join_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
+    rows = project_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
     block, mask = pad_prompts(rows, [len(group) for group in sentences])
     mean = block.sum(1) / mask.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=1)

@@ -1,0 +1,95 @@
+"""Texts and images as a model of transformers reads them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ftfy
+from PIL.Image import Image
+from torch import Tensor
+
+from zeroshot.errors import UserError
+
+__all__ = [
+    "check_length",
+    "context_length",
+    "count_tokens",
+    "image_inputs",
+    "repair_text",
+    "tokenize",
+]
+
+UNLIMITED = 10**6
+"""The `model_max_length` of a tokenizer without a limit is 10**30."""
+
+# RoBERTa and its descendants number positions from the padding id on.
+OFFSET_POSITIONS = (
+    "altclip_text_model",
+    "camembert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
+def context_length(tokenizer: Any, config: Any) -> int | None:
+    """Maximum tokens of a text: the tower's positions, or fewer if its tokenizer says so.
+
+    None for relative positions (T5) without such a limit.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return int(tokenizer.model_max_length) if tokenizer.model_max_length < UNLIMITED else None
+    if config.model_type in OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Number of tokens of each whole text, special tokens included."""
+    if not texts:
+        return []
+    return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+
+def check_length(texts: Sequence[str], counts: Sequence[int], limit: int | None) -> None:
+    """UserError for a text of more tokens than the model reads."""
+    for text, count in zip(texts, counts, strict=True):
+        if limit is not None and count > limit:
+            start = text if len(text) <= 60 else f"{text[:60]}..."
+            raise UserError(
+                f"a text of {count} tokens, but the model reads {limit}: '{start}'; shorten it"
+            )
+
+
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int | None, padding: str = "longest"
+) -> Any:
+    """A batch of token ids `[b s]` with its mask, cut off after `max_tokens`."""
+    return tokenizer(
+        list(texts),
+        padding=padding,
+        truncation=max_tokens is not None,
+        max_length=max_tokens,
+        return_tensors="pt",
+    )
+
+
+def repair_text(text: str) -> str:
+    """Broken Unicode, control characters and typographic quotes as OpenAI's tokenizer has them.
+
+    transformers 4 did this in its CLIP tokenizer if ftfy was installed, and open_clip does. The
+    tokenizer of transformers 5 does not, and control characters change its tokens.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text  # ftfy would change nothing, and take its time
+    fixed: str = ftfy.fix_text(text)
+    return fixed
+
+
+def image_inputs(image_processor: Any, images: Sequence[Image], model: Any) -> dict[str, Tensor]:
+    """Images as the model reads them, in its precision and on its device."""
+    inputs = image_processor(images=list(images), return_tensors="pt")
+    return dict(inputs.to(model.device, model.dtype))
