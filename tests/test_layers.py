@@ -10,12 +10,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 FLOORS = [
-    {"errors", "ops", "prompts", "metrics", "packaging"},
+    {"errors", "ops", "packaging"},
+    {"prompts", "metrics"},
     {"models", "inputs"},
-    {"trace", "images", "output"},
-    {"decoding", "cache", "results"},
-    {"methods"},
-    {"model_set", "ranking"},
+    {"trace", "images"},
+    {"decoding", "results"},
+    {"methods", "output"},
+    {"ranking", "cache"},
+    {"model_set"},
     {"datasets", "inference"},
     {"tasks"},
     {"distributed", "evaluation"},

@@ -95,7 +95,7 @@ class Checkpoint:
         if holder and not trust_remote_code:
             raise UserError(
                 f"{files.name} comes with Python code of its own ({holder}: auto_map), which would "
-                "run on loading with all your rights. Read it first; then pass trust_remote_code=True "
+                "run with all your rights. Read it first, then pass trust_remote_code=True "
                 "(--trust-remote-code)"
             )
         return cls(files, device, dtype, trust_remote_code)
