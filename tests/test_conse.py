@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tests.toy import ToyEncoder
 from zeroshot.coupled import CoupledEncoder, reciprocal_rank, with_classes
 from zeroshot.errors import UserError
+from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods._conse import ConSE, standard_scores
-from zeroshot.methods._pairs import Rows
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
 from zeroshot.methods.csa_asif import CSAASIF
@@ -39,7 +39,7 @@ class Linear:
 
     @property
     def _images(self):
-        return Rows.of(self.anchors)
+        return AnchorMatrix.from_embeddings(self.anchors)
 
     def map_images(self, rows):
         return rows @ self.left

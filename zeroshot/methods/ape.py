@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.methods._shots import Memo, Tune, check, choose, class_sums, completed
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.tip_adapter import gathered

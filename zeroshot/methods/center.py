@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
 from zeroshot.methods._prior import estimate
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 SAMPLE, STEPS = 1024, 4

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.ops import masked_mean, normalize
 
 
@@ -41,7 +41,7 @@ class DN:
 
     image_mean_: Float[Tensor, " d"] | None = field(default=None, repr=False, compare=False)
 
-    raw_rows: ClassVar[bool] = True
+    wants_unnormalized: ClassVar[bool] = True
     """arrays are not brought to unit length before"""
 
     @property

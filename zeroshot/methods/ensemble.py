@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.ops import masked_mean, normalize
 
 

@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
 from zeroshot.methods._prior import warn_if_few
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 

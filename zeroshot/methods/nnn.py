@@ -7,7 +7,7 @@ arXiv:2410.24114; authors' code: multimodal-interpretability/nnn (MIT).
     score_qg = s_qg - b_g
 
 The correction is one number per item, so that it fits into an index of inner products: with the row
-`[g, -b_g]` in the index and the query `[q, 1]`, search is as before (`with_bias`, `with_one`).
+`[g, -b_g]` in the index and the query `[q, 1]`, search is as before (`with_bias`, `append_ones`).
 
 | here | paper |
 |---|---|
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
@@ -52,7 +52,7 @@ def with_bias(
     return torch.cat([gallery, -bias[:, None]], dim=1)
 
 
-def with_one(queries: Float[Tensor, "q d"]) -> Float[Tensor, "q d_plus_1"]:
+def append_ones(queries: Float[Tensor, "q d"]) -> Float[Tensor, "q d_plus_1"]:
     """Queries for such an index."""
     return torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1)
 

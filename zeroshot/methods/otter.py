@@ -34,8 +34,8 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
 from zeroshot.methods._prior import Assume, resolve
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.sinkhorn import biases
 

@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.zero import entropy
 

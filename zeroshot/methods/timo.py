@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.methods._shots import (
     Memo,
     Tune,

@@ -34,9 +34,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
-from zeroshot.methods._gmm import adjacency
+from zeroshot.methods._neighbour_graph import adjacency
 from zeroshot.methods._prior import warn_if_few
+from zeroshot.methods._protocols import Output
 from zeroshot.methods._shots import Memo
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import topk_stream

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.ops import filled, normalize
 
 BLOCK = 4096

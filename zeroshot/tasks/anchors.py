@@ -20,8 +20,9 @@ from zeroshot import alignment, methods
 from zeroshot.anchors import Anchors, Entry, Kind, Writer
 from zeroshot.errors import UserError
 from zeroshot.images import Source
-from zeroshot.methods._pairs import Rows
-from zeroshot.methods.auto import Auto, Report
+from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._coupling_report import Report
+from zeroshot.methods.auto import Auto
 from zeroshot.models.base import ImageEncoder, TextEncoder
 from zeroshot.models.names import parse
 from zeroshot.ops import normalize, topk_stream
@@ -187,7 +188,9 @@ def find_like(
     anchors: Anchors, rows: Float[Tensor, "1 e"], count: int
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
     """Places of the pairs whose texts are nearest to a text's row, and the cosines."""
-    cosines, places = topk_stream(normalize(rows), Rows.of(anchors.texts), count)
+    cosines, places = topk_stream(
+        normalize(rows), AnchorMatrix.from_embeddings(anchors.texts), count
+    )
     return places[0], cosines[0]
 
 
