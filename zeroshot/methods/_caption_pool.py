@@ -13,7 +13,7 @@ from zeroshot.errors import UserError
 from zeroshot.ops import topk_stream
 
 FREQUENCY_SAMPLE = 20_000
-"""Captions of a pool that its word frequencies are counted in, at most."""
+"""Word frequencies of a pool are counted in this many of its captions, at most."""
 
 
 @dataclass(frozen=True)

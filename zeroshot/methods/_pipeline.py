@@ -1,6 +1,6 @@
 """Several methods as one: `zpe+stata`, read from left to right.
 
-    refine texts, ...     a method that has `refine`, before one that scores
+    refine texts, ...     methods that have `refine`, before one that scores
     score                 the first method that does not refine
     score again, ...      methods that take `initial`: they start from the logits so far
     adjust, ...           methods that have `adjust`

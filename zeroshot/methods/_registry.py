@@ -1,4 +1,4 @@
-"""Methods by name: which there are, how they are configured, what they take, how they are shown."""
+"""Methods by name: the list of them, their options, the arrays they take, their description."""
 
 import ast
 import importlib

@@ -64,7 +64,7 @@ class Sums:
     count: Float[Tensor, " c"]
     total: Float[Tensor, "c d"]
     square: Float[Tensor, "*c d"]
-    """for each class, or summed over the classes where they share a variance"""
+    """for each class, or summed over the classes if they share a variance"""
 
     @classmethod
     def from_assignments(
@@ -156,7 +156,7 @@ class LabelledImages:
         return Sums.from_assignments(self.z, self.x, per_class, weight)
 
     def affinity(self, images: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n c"]:
-        """For each image, the sum of the classes of the shots that it is one of `k` nearest to."""
+        """For each image, the classes of the shots that have it among their `k` nearest images."""
         graph = adjacency(*topk_stream(self.x, images, k), len(images))
         affinity: Tensor = torch.sparse.mm(graph.t(), self.z)
         return affinity

@@ -1,12 +1,12 @@
-"""ASIF: two unimodal encoders coupled through a pile of image-text pairs.
+"""ASIF: two unimodal encoders coupled through a set of image-text pairs.
 
 Norelli et al. 2023, "ASIF: Coupled Data Turns Unimodal Models to Multimodal Without Training",
 NeurIPS, arXiv:2210.01738; authors' code: github.com/noranta4/ASIF (MIT).
 
-A picture is described by its similarities to the anchor pictures, a text by its similarities to
-the anchor texts; both are lists over the same anchors and so can be compared.
+An image is described by its similarities to the anchor images, a text by its similarities to the
+anchor texts; both are lists over the same anchors and so can be compared.
 
-    s     = A x                          similarities of unit rows, [a]        (1)
+    s     = A x                          similarities of unit vectors, [a]     (1)
     r_i   = max(s_i, 0)^p  for the k largest s_i, else 0                       (2)
     score = <r_image, r_text / |r_text|>                                       (3)
 
@@ -24,7 +24,7 @@ drops the last anchor when the count is twice the block size plus one, and fails
 block is smaller than `k`. The class score is the mean over its prompts unless `templates="max"`,
 which is theirs.
 
-Anchors pass in blocks and relative rows are sparse, so memory does not grow with `n x a`. An edit
+Anchors pass in blocks and `r` is sparse, so memory does not grow with `n x a`. An edit
 (`add`, `remove`) copies no anchor and gives what a rebuild gives, since nothing else is learned.
 """
 

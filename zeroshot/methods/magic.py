@@ -74,7 +74,7 @@ class MagicGuide:
         return self.encoder.matcher()
 
     def _text(self, tokens: Sequence[int]) -> str:
-        """The last `WINDOW` tokens as text; a closing end token says nothing about the picture."""
+        """The last `WINDOW` tokens as text; a final end token is left out."""
         window = tokens[-WINDOW:]
         ended = window[-1] == self.language_model.end
         return self.language_model.decode(window[:-1] if ended else window)

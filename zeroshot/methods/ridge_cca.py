@@ -1,4 +1,4 @@
-"""Ridge CCA on unit rows: canonical correlations of directions, with a ridge of a fixed size.
+"""Ridge CCA on unit vectors: canonical correlations of directions, with a ridge of a fixed size.
 
 Roschmann et al. 2026, "SOTAlign" (the teacher), as re-implemented in
 github.com/dominik-schnaus/unpaired-rosetta (MIT); weightings after CSA (Li et al. 2025).
