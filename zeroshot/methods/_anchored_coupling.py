@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zeroshot.methods._anchor_checks import check_added, check_pairs, check_removed
 from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._registry import name_of
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="AnchoredCoupling")
@@ -49,8 +50,7 @@ class AnchoredCoupling:
             UserError: too few pairs, an embedding that is zero or not finite, an option out of
                 range.
         """
-        name = type(self).__module__.rpartition(".")[2]
-        check_pairs(name, anchor_images, anchor_texts, self.least_pairs)
+        check_pairs(name_of(self), anchor_images, anchor_texts, self.least_pairs)
         images, texts = map(AnchorMatrix.from_embeddings, (anchor_images, anchor_texts))
         return self._learn(images, texts)
 

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._registry import name_of
 
-Optional = TypeVar("Optional", bound="OptionalBank")
-Required = TypeVar("Required", bound="RequiredBank")
+OptionalSelf = TypeVar("OptionalSelf", bound="OptionalBank")
+RequiredSelf = TypeVar("RequiredSelf", bound="RequiredBank")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class OptionalBank:
         """Unless there is a bank."""
         return self.bank_ is None
 
-    def fit(self: Optional, bank: Float[Tensor, "b d"] | None = None) -> Optional:
+    def fit(self: OptionalSelf, bank: Float[Tensor, "b d"] | None = None) -> OptionalSelf:
         """A copy that learns from these images, if there are any."""
         return replace(self, bank_=bank)
 
@@ -41,15 +42,14 @@ class RequiredBank:
 
     transductive: ClassVar[bool] = False
 
-    def fit(self: Required, bank: Float[Tensor, "b d"]) -> Required:
+    def fit(self: RequiredSelf, bank: Float[Tensor, "b d"]) -> RequiredSelf:
         """A copy with this bank.
 
         Raises:
             UserError: `k` below 1.
         """
         if self.k < 1:
-            name = type(self).__module__.rpartition(".")[2]
-            raise UserError(f"{name}: k={self.k}; k is at least 1")
+            raise UserError(f"{name_of(self)}: k={self.k}; k is at least 1")
         return replace(self, bank_=bank)
 
     @property

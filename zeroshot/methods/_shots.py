@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._protocols import Output
+from zeroshot.methods._registry import name_of
 from zeroshot.ops import normalize
 
 Tune = Literal["published", "loo"]
@@ -77,8 +78,9 @@ class FewShot:
     def _labelled(self, classes: int) -> tuple[Float[Tensor, "m d"], Int[Tensor, " m"]]:
         """The shots and their labels, all of them among `classes`."""
         if self.shots_ is None or self.shot_labels_ is None:
-            name = type(self).__module__.rpartition(".")[2]
-            raise UserError(f"{name} needs the arrays shots and shot_labels; call fit with them")
+            raise UserError(
+                f"{name_of(self)} needs the arrays shots and shot_labels; call fit with them"
+            )
         check_labels(self.shot_labels_, classes)
         return self.shots_, self.shot_labels_
 

@@ -58,8 +58,9 @@ class Consensus:
         scale = encoder.logit_scale
         pool = unique_captions(pool)
         captions = []
-        for near in retrieve(images, pool, self.neighbours, self.sharpness * scale):  # (1)
-            gain = expected_cider(near.texts, near.texts, near.weights, pool.frequency)  # (2)
-            best = int((gain + self.relevance * scale * near.cosine).argmax())  # (3)
-            captions.append(Caption(near.texts[best], float(near.cosine[best])))
+        for retrieved in retrieve(images, pool, self.neighbours, self.sharpness * scale):  # (1)
+            texts, cosine = retrieved.texts, retrieved.cosine
+            gain = expected_cider(texts, texts, retrieved.weights, pool.frequency)  # (2)
+            best = int((gain + self.relevance * scale * cosine).argmax())  # (3)
+            captions.append(Caption(texts[best], float(cosine[best])))
         return captions

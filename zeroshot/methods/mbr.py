@@ -92,15 +92,15 @@ class MBR:
         written = self._write(neighbours, scale, pool, language_model)
         embeddings = _encode(written, encoder)
         captions = []
-        for image, near, texts in zip(images.cpu(), neighbours, written, strict=True):
-            new = {text: tokens for text, tokens in texts.items() if text not in near.texts}
-            candidates = [*new, *near.texts]
-            tokens = [*new.values(), *map(language_model.encode, near.texts)]
+        for image, retrieved, texts in zip(images.cpu(), neighbours, written, strict=True):
+            new = {text: tokens for text, tokens in texts.items() if text not in retrieved.texts}
+            candidates = [*new, *retrieved.texts]
+            tokens = [*new.values(), *map(language_model.encode, retrieved.texts)]
             encoded = [embeddings[text] for text in new]
             new_cosine = torch.stack(encoded) @ image if new else image[:0]
-            cosine = torch.cat([new_cosine, near.cosine])
+            cosine = torch.cat([new_cosine, retrieved.cosine])
             fluency = torch.tensor(mean_log_probability(language_model, tokens))
-            gain = expected_cider(candidates, near.texts, near.weights, pool.frequency)
+            gain = expected_cider(candidates, retrieved.texts, retrieved.weights, pool.frequency)
             score = gain + self.relevance * scale * cosine + self.fluency * fluency  # (3)
             has_repeats = torch.tensor(
                 [has_repeated_word(text, pool.frequency, COMMON) for text in candidates]
@@ -120,14 +120,14 @@ class MBR:
         prefixes: list[list[int]] = []
         models: list[Continuations] = []
         owners: list[int] = []
-        for image, near in enumerate(neighbours):
+        for image, retrieved in enumerate(neighbours):
             whole = [
                 [language_model.start, *language_model.encode(text), language_model.end]
-                for text in near.texts
+                for text in retrieved.texts
             ]
-            beginnings = self._beginnings(near, scale, pool, language_model)
+            beginnings = self._beginnings(retrieved, scale, pool, language_model)
             prefixes += beginnings
-            models += [Continuations(whole, near.weights.tolist())] * len(beginnings)
+            models += [Continuations(whole, retrieved.weights.tolist())] * len(beginnings)
             owners += [image] * len(beginnings)
         room = language_model.context_length - max(map(len, prefixes), default=1)
         most = min(self.max_tokens, room)
@@ -149,14 +149,14 @@ class MBR:
         return texts
 
     def _beginnings(
-        self, near: RetrievedCaptions, scale: float, pool: Pool, language_model: LanguageModel
+        self, retrieved: RetrievedCaptions, scale: float, pool: Pool, language_model: LanguageModel
     ) -> list[list[int]]:
         """The start token alone, and with the first words of the best retrieved captions."""
-        gain = expected_cider(near.texts, near.texts, near.weights, pool.frequency)
-        order = (gain + self.relevance / 2 * scale * near.cosine).argsort(descending=True)
+        gain = expected_cider(retrieved.texts, retrieved.texts, retrieved.weights, pool.frequency)
+        order = (gain + self.relevance / 2 * scale * retrieved.cosine).argsort(descending=True)
         beginnings: dict[tuple[int, ...], None] = {(language_model.start,): None}
         for j in order[: self.beginnings].tolist():
-            words = near.texts[j].split()
+            words = retrieved.texts[j].split()
             for count in WORDS:
                 tokens = language_model.encode(" ".join(words[:count]))
                 beginnings[language_model.start, *tokens] = None
