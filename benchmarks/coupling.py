@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from zeroshot.methods._pairs import Relative, Rows
+from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._relative_representations import RelativeRepresentations
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
 from zeroshot.ops import normalize, topk_stream
@@ -96,8 +97,10 @@ def stages() -> None:
     print(f"| bare matrix product | {floor:.2f} | 1 | |")
     print(f"| product and topk, dense | {plain:.2f} | {plain / floor:.2f} | {naive:.0f} MB |")
     print(f"| first stage, streamed | {ours:.2f} | {ours / floor:.2f} | {extra:.0f} MB |")
-    left = Relative(found[1].int(), found[0].clamp_min(0) ** 8.0, len(anchors))
-    texts = Relative.of(prompts, Rows.of(other), K, 8.0).at_unit_length()
+    left = RelativeRepresentations(found[1].int(), found[0].clamp_min(0) ** 8.0, len(anchors))
+    texts = RelativeRepresentations.from_embeddings(
+        prompts, AnchorMatrix.from_embeddings(other), K, 8.0
+    ).normalized()
     second, product = seconds(lambda: left.product(texts))
     full = left.dense(), texts.dense()
     plain, expected = seconds(lambda: full[0] @ full[1].T, 1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zeroshot.errors import UserError
-from zeroshot.methods._pairs import Relative, Rows
+from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._relative_representations import RelativeRepresentations
 from zeroshot.methods.asif import ASIF
 from zeroshot.ops import normalize
 
@@ -53,14 +54,16 @@ def test_equals_the_definition():
 
 def test_by_hand():
     # similarities (.6, .8, -1): the two largest squared
-    anchors = Rows.of(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]]))
+    anchors = AnchorMatrix.from_embeddings(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]]))
     row = torch.tensor([[0.6, 0.8]])
     for k, p, expected in (
         (2, 2.0, [0.36, 0.64, 0.0]),
         (3, 2.0, [0.36, 0.64, 0.0]),
         (1, 1.0, [0.0, 0.8, 0.0]),
     ):
-        assert Relative.of(row, anchors, k, p).dense().tolist() == [pytest.approx(expected)]
+        assert RelativeRepresentations.from_embeddings(row, anchors, k, p).dense().tolist() == [
+            pytest.approx(expected)
+        ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -14,7 +14,6 @@ from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.methods._conse import ConSE, standard_scores
-from zeroshot.methods._pairs import Rows
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
 from zeroshot.methods.csa_asif import CSAASIF
@@ -39,7 +38,7 @@ class Linear:
 
     @property
     def _images(self):
-        return Rows.of(self.anchors)
+        return AnchorMatrix.from_embeddings(self.anchors)
 
     def map_images(self, rows):
         return rows @ self.left

@@ -11,8 +11,8 @@ import torch
 from tests.test_asif import arrays
 from zeroshot import ops
 from zeroshot.errors import ApproximateWarning, NotAvailableError, UserError
-from zeroshot.methods import _index, _pairs, name_of
-from zeroshot.methods._pairs import Rows
+from zeroshot.methods import _anchor_index, _relative_representations, name_of
+from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.auto import Auto
 from zeroshot.methods.csa import CSA
@@ -543,7 +543,7 @@ def test_pieces_are_rows():
     """Cut and joined, against a matrix that is cut and joined."""
     rows = torch.randn(50, 4, dtype=torch.float64)
     more = torch.randn(9, 4, dtype=torch.float64)
-    held = Rows.of(rows, centred=True).add(more)
+    held = AnchorMatrix.from_embeddings(rows, centred=True).add(more)
     whole = torch.cat([rows, more])
     for _ in range(6):
         gone = torch.randperm(len(whole))[:7]
@@ -568,12 +568,12 @@ def test_approximate_search(monkeypatch):
     exact = ASIF(k=40, p=2.0, center=True).fit(images, texts)
     expected = exact.scores(queries, prompts[:, None])
     approximate = ASIF(k=40, p=2.0, center=True, index="ivf")
-    monkeypatch.setattr(_index, "SHARE", 1)
+    monkeypatch.setattr(_anchor_index, "SHARE", 1)
     with pytest.warns(ApproximateWarning, match=r"900 anchor \w+ finds 1\.000 of the 40"):
         fitted = approximate.fit(images, texts)
     ours = fitted.scores(queries, prompts[:, None])
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(_index, "SHARE", 30)
+    monkeypatch.setattr(_anchor_index, "SHARE", 30)
     with pytest.warns(ApproximateWarning):
         few = approximate.fit(images, texts)
     truth = normalize(images - images.mean(0))[torch.arange(100) * 9]
@@ -598,7 +598,7 @@ def test_no_faiss(monkeypatch):
 
 
 def test_rows_in_full_are_bounded(monkeypatch):
-    monkeypatch.setattr(_pairs, "DENSE_BYTES", 1000)
+    monkeypatch.setattr(_relative_representations, "DENSE_BYTES", 1000)
     images, texts = world(150)
     fitted = ASIF(k=5).fit(images, texts)
     with pytest.raises(UserError, match=r"9 rows over 150 anchors .* csa has short ones"):

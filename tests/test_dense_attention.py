@@ -8,7 +8,7 @@ import torch
 from tests.golden import close, tensors
 from zeroshot.errors import UserError
 from zeroshot.methods import Dense, configure
-from zeroshot.methods._dense import neighbours, weights
+from zeroshot.methods._attention import gaussian_neighbourhood, weights
 from zeroshot.methods.naclip import NACLIP
 from zeroshot.methods.sclip import SCLIP
 
@@ -26,7 +26,7 @@ def block_output(z, method, grid):
 def test_naclip_is_the_authors(mode):
     z = tensors("naclip_a")
     grid, std = tuple(z["hp_grid"].tolist()), float(z["hp_gaussian_std"])
-    near = neighbours(grid, std, like=z["in_q"])
+    near = gaussian_neighbourhood(grid, std, like=z["in_q"])
     close(near, z["out_gaussian_addition"])
     close(weights(z["in_q"], z["in_k"], mode, near), z[f"out_attn_{mode}"])
     heads, output = block_output(z, NACLIP(attention=mode, std=std), grid)
@@ -95,11 +95,11 @@ def test_neighbours_by_hand():
     """One row of three patches behind a class token: distances 0, 1, 2."""
     one, two = math.exp(-0.5), math.exp(-2.0)
     expected = [[0, 0, 0, 0], [0, 1, one, two], [0, one, 1, one], [0, two, one, 1]]
-    torch.testing.assert_close(neighbours((1, 3), 1.0), torch.tensor(expected))
+    torch.testing.assert_close(gaussian_neighbourhood((1, 3), 1.0), torch.tensor(expected))
 
 
 def test_without_a_class_token_patches_are_all_there_is():
-    near = neighbours((2, 2), 1.0, before=0)
+    near = gaussian_neighbourhood((2, 2), 1.0, before=0)
     assert near.shape == (4, 4)
     assert float(near[0, 3]) == pytest.approx(math.exp(-1.0))
 

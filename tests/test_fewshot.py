@@ -295,10 +295,10 @@ def test_a_stand_in_by_hand():
     """The text (0, 1), moved the way (0.4, -0.8) that the other class's shots lie from its text."""
     means = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     texts = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
-    ours = _shots.stand_ins(means, torch.tensor([2, 0]), texts)
+    ours = _shots.complete_means(means, torch.tensor([2, 0]), texts)
     torch.testing.assert_close(ours[0], means[0])
     torch.testing.assert_close(ours[1], torch.tensor([0.4, 0.2]) / 0.2**0.5)
-    rows, labels = _shots.completed(means[:1], torch.tensor([0]), texts)
+    rows, labels = _shots.complete_shots(means[:1], torch.tensor([0]), texts)
     torch.testing.assert_close(rows, ours)
     assert labels.tolist() == [0, 1]
 
@@ -338,14 +338,14 @@ def test_left_out_shots_choose_and_pictures_do_not(method):
 def test_each_shot_is_left_out_once_and_no_class_vanishes():
     labels = torch.tensor([0, 1, 0, 2, 2, 2, 0, 4])
     held = []
-    for train, test in _shots.left_out(labels):
+    for train, test in _shots.splits(labels):
         assert set(train.tolist()) | set(test.tolist()) == set(range(8))
         assert set(labels[train].tolist()) == {0, 1, 2, 4}
         assert len(set(labels[test].tolist())) == len(test)
         held += test.tolist()
     assert sorted(held) == [0, 2, 3, 4, 5, 6]
-    assert list(_shots.left_out(torch.arange(4))) == []
-    many = [len(test) for _, test in _shots.left_out(torch.arange(2).repeat(16))]
+    assert list(_shots.splits(torch.arange(4))) == []
+    many = [len(test) for _, test in _shots.splits(torch.arange(2).repeat(16))]
     assert many == [8, 6, 6, 6, 6]
 
 

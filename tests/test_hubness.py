@@ -11,7 +11,7 @@ from zeroshot.errors import UserError
 from zeroshot.methods.csls import CSLS, crowding, csls
 from zeroshot.methods.dis import DIS, active, dis
 from zeroshot.methods.inverted_softmax import inverted_softmax
-from zeroshot.methods.nnn import NNN, bias, nnn, with_bias, with_one
+from zeroshot.methods.nnn import NNN, append_ones, bias, nnn, with_bias
 from zeroshot.tasks.classification.arrays import score_arrays
 
 
@@ -71,7 +71,7 @@ def test_authors_nnn():
 def test_the_bias_fits_into_an_index_of_inner_products():
     z = tensors("nnn_a")
     lent = bias(z["in_bank"] @ z["in_G"].T, 16)
-    found = with_one(z["in_Q"]) @ with_bias(z["in_G"], lent).T
+    found = append_ones(z["in_Q"]) @ with_bias(z["in_G"], lent).T
     torch.testing.assert_close(found, nnn(z["in_Q"] @ z["in_G"].T, z["in_bank"] @ z["in_G"].T, 16))
 
 

@@ -148,9 +148,9 @@ def test_a_beginning_is_part_of_the_text_and_a_title_is_not():
 
 
 def test_sentences_are_counted():
-    assert MaGiC(sentences=2)._finished("", " One two.  Three?\nFour! ") == "One two. Three?"
-    assert MaGiC()._finished("A", " b.  C") == "A b. C"
-    assert MaGiC(sentences=3)._finished("", "No end 3.5 here") == "No end 3.5 here"
+    assert MaGiC(sentences=2)._text("", " One two.  Three?\nFour! ") == "One two. Three?"
+    assert MaGiC()._text("A", " b.  C") == "A b. C"
+    assert MaGiC(sentences=3)._text("", "No end 3.5 here") == "No end 3.5 here"
 
 
 def test_a_trace_shows_every_choice_and_changes_none():

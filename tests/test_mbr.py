@@ -12,7 +12,7 @@ from zeroshot.decoding import mean_log_probability
 from zeroshot.errors import UserError
 from zeroshot.methods import Pool
 from zeroshot.methods._continuations import DOUBT, ContinuationGuide, Continuations
-from zeroshot.methods._risk import expected_cider, repeats
+from zeroshot.methods._risk import expected_cider, has_repeated_word
 from zeroshot.methods.consensus import Consensus
 from zeroshot.methods.mbr import MBR
 from zeroshot.metrics.captioning import cider, document_frequency
@@ -151,7 +151,7 @@ def test_pictures_do_not_depend_on_each_other(run):
 
 
 def test_word_frequencies_of_a_large_pool_do_not_depend_on_its_order(monkeypatch):
-    monkeypatch.setattr("zeroshot.methods.FREQUENCY_FROM", 3)
+    monkeypatch.setattr("zeroshot.methods._caption_pool.FREQUENCY_SAMPLE", 3)
     rows = torch.zeros(len(CAPTIONS), 2)
     frequency = Pool(CAPTIONS, rows).frequency
     assert frequency.pictures == 3
@@ -340,7 +340,7 @@ def test_a_rare_word_comes_once_where_there_is_a_choice():
 )
 def test_repeats(text, expected):
     frequency = document_frequency([["a cat"]] * 18 + [["a dog"]] + [["the tree"]])
-    assert repeats(text, frequency, 0.1) is expected
+    assert has_repeated_word(text, frequency, 0.1) is expected
 
 
 def test_what_is_missing_or_out_of_range():

@@ -12,7 +12,7 @@ from zeroshot.errors import FewClassesWarning, UserError
 from zeroshot.methods import _prior, otter
 from zeroshot.methods.center import Center
 from zeroshot.methods.dn import DN
-from zeroshot.methods.frolic import Frolic, leaning, stationary
+from zeroshot.methods.frolic import Frolic, class_bias, stationary
 from zeroshot.methods.otter import OTTER
 from zeroshot.methods.sinkhorn import Sinkhorn, biases
 from zeroshot.ops import normalize
@@ -233,7 +233,7 @@ def test_in_the_end_the_authors_early_stop_returns_its_uniform_start():
     z = tensors("frolic_a")
     close(stationary(z["out_debiased_logits"], compat=True), z["out_last_prior"])
     assert z["out_last_prior"].unique().numel() == 1
-    assert float(leaning(z["out_debiased_logits"]).abs().max()) > 0.1
+    assert float(class_bias(z["out_debiased_logits"]).abs().max()) > 0.1
 
 
 def test_authors_debiased_zero_shot_from_arrays():
@@ -285,6 +285,6 @@ def test_a_leaning_is_found_and_removed():
     before = (biased.argmax(1) == label).double().mean()
     after = (Frolic().adjust(biased).argmax(1) == label).double().mean()
     assert after > before + 0.05
-    found = leaning(biased)
+    found = class_bias(biased)
     assert float(found.mean()) == pytest.approx(0, abs=1e-12)
     assert float(found[0] - found[1:].mean()) == pytest.approx(1.5, abs=0.6)

@@ -8,7 +8,8 @@ import torch
 
 from zeroshot.errors import UserError
 from zeroshot.methods import pipeline
-from zeroshot.methods._gmm import Gaussians, Sums, adjacency, neighbours
+from zeroshot.methods._neighbour_graph import adjacency, neighbours
+from zeroshot.methods._transduction import Gaussians, Sums
 from zeroshot.methods.gda import GDA
 from zeroshot.methods.stata import StatA
 from zeroshot.methods.transclip import TransCLIP
@@ -213,8 +214,10 @@ def test_expanded_squares_equal_loops():
     rows, z, mean = (torch.randn(*s, generator=generator) for s in ((9, 5), (9, 3), (3, 5)))
     weights = z.softmax(1)
     expected = (weights[..., None] * (rows[:, None] - mean) ** 2).sum(0)
-    torch.testing.assert_close(Sums.of(weights, rows, True).scatter(mean), expected)
-    torch.testing.assert_close(Sums.of(weights, rows, False).scatter(mean), expected.sum(0))
+    torch.testing.assert_close(Sums.from_assignments(weights, rows, True).scatter(mean), expected)
+    torch.testing.assert_close(
+        Sums.from_assignments(weights, rows, False).scatter(mean), expected.sum(0)
+    )
     variance = torch.rand(3, 5, generator=generator) + 0.5
     log = torch.stack(
         [

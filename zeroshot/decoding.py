@@ -102,16 +102,14 @@ def generate(
             if guide is not None:
                 guidance = guide(group.rows, [generated[row] for row in group.rows], candidates)
             base = (1 - alpha) * probability + guidance
-            reach = alpha * (1 + group.context.mean(1).norm(dim=1, keepdim=True))
-            contenders = base >= base.amax(1, keepdim=True) - reach - ROUNDING
-            goes_on = candidates != language_model.end if left else torch.zeros_like(contenders)
-            fed = contenders & ((contenders.sum(1, keepdim=True) > 1) | goes_on)
+            goes_on = candidates != language_model.end if left else torch.zeros_like(base).bool()
+            can_win, fed = contenders(base, alpha, group.context, goes_on)
             if observe is not None:
-                fed = torch.ones_like(contenders)
+                fed = torch.ones_like(fed)
             ahead = look_ahead(language_model, group.step, candidates, fed)
             penalty = degeneration_penalty(ahead.hidden, group.context)
             total = base - alpha * penalty
-            chosen = total.masked_fill(~contenders, -torch.inf).argmax(1)
+            chosen = total.masked_fill(~can_win, -torch.inf).argmax(1)
             if observe is not None:
                 terms = (probability, penalty, guidance, total)
                 observe(Choice(tuple(group.rows), candidates, *terms, chosen))
@@ -187,6 +185,22 @@ class _Group:
             cache=language_model.select(ahead.cache, ahead.position[keep, winner]),
         )
         return _Group([self.rows[i] for i in alive], step, self.context[keep])
+
+
+def contenders(
+    base: Float[Tensor, "b k"],
+    alpha: float,
+    context: Float[Tensor, "b s e"],
+    goes_on: Bool[Tensor, "b k"],
+) -> tuple[Bool[Tensor, "b k"], Bool[Tensor, "b k"]]:
+    """Which candidates can win, and which of these to feed.
+
+    `base` is the score without the penalty, `goes_on` whether the text goes on after a candidate.
+    """
+    reach = alpha * (1 + context.mean(1).norm(dim=1, keepdim=True))
+    can_win = base >= base.amax(1, keepdim=True) - reach - ROUNDING
+    fed = can_win & ((can_win.sum(1, keepdim=True) > 1) | goes_on)
+    return can_win, fed
 
 
 def look_ahead(

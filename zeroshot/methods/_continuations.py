@@ -1,9 +1,9 @@
-"""What follows what in some texts, and a guide made of it.
+"""An n-gram model of weighted texts, and a guide for decoding made of it.
 
-An interpolated n-gram model over the language model's own tokens, of texts that have weights: after
-a context of `n` tokens it trusts what followed them by `mass / (mass + DOUBT)`, where `mass` is the
-weight of the texts that hold the context, and shorter contexts with the rest (Witten and Bell 1991;
-beside a neural model as in kNN-LM, Khandelwal et al. 2020, arXiv:1911.00172).
+The model interpolates n-grams over the language model's own tokens: a context of `n` tokens has the
+weight `mass / (mass + DOUBT)`, where `mass` is the weight of the texts that contain the context,
+and shorter contexts share the rest (Witten and Bell 1991; beside a neural model as in kNN-LM,
+Khandelwal et al. 2020, arXiv:1911.00172).
 """
 
 from collections import defaultdict
@@ -16,32 +16,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 ORDER = 4
-"""Tokens that an n-gram holds at most."""
+"""Tokens of an n-gram, at most."""
 DOUBT = 0.3
-"""Weight of texts, of 1 in all, at which a context is trusted by half."""
+"""Weight of texts, of 1 in all, at which a context counts by half."""
 
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """The next token after any text, as weighted texts have it."""
+    """Probabilities of the next token after any text, counted in weighted texts."""
 
     texts: Sequence[Sequence[int]]
-    """Tokens, from the start token to the end token."""
+    """Their tokens, from the start token to the end token."""
     weights: Sequence[float]
 
     def after(self, text: Sequence[int]) -> Mapping[int, float]:
-        """Probability of each token that some text has; `text` begins with the start token."""
+        """Probability of each token seen next in some text; `text` begins with the start token."""
         context = tuple(text[-(ORDER - 1) :])
-        known = self._known.get(context)
-        if known is None:
-            known = self._known[context] = self._interpolated(context)
-        return known
+        probability = self._cache.get(context)
+        if probability is None:
+            probability = self._cache[context] = self._interpolate(context)
+        return probability
 
-    def _interpolated(self, context: Tokens) -> Mapping[int, float]:
+    def _interpolate(self, context: Tokens) -> Mapping[int, float]:
         probability: dict[int, float] = defaultdict(float)
-        left = 1.0
+        rest = 1.0
         for begin in range(len(context) + 1):
             followers = self._followers.get(context[begin:])
             if followers is None:
@@ -49,8 +49,8 @@ class Continuations:
             mass = sum(followers.values())
             trust = 1.0 if begin == len(context) else mass / (mass + DOUBT)
             for token, weight in followers.items():
-                probability[token] += left * trust * weight / mass
-            left *= 1 - trust
+                probability[token] += rest * trust * weight / mass
+            rest *= 1 - trust
         return probability
 
     @cached_property
@@ -58,21 +58,21 @@ class Continuations:
         """Weight of each token after each context of up to `ORDER - 1` tokens."""
         followers: dict[Tokens, dict[int, float]] = {}
         for text, weight in zip(self.texts, self.weights, strict=True):
-            for place in range(1, len(text)):
-                for begin in range(max(0, place - ORDER + 1), place + 1):
-                    table = followers.setdefault(tuple(text[begin:place]), {})
-                    table[text[place]] = table.get(text[place], 0.0) + weight
+            for position, token in enumerate(text[1:], 1):
+                for begin in range(max(0, position - ORDER + 1), position + 1):
+                    table = followers.setdefault(tuple(text[begin:position]), {})
+                    table[token] = table.get(token, 0.0) + weight
         return followers
 
     @cached_property
-    def _known(self) -> dict[Tokens, Mapping[int, float]]:
-        """Answers so far."""
+    def _cache(self) -> dict[Tokens, Mapping[int, float]]:
+        """Probabilities by context, filled by `after`."""
         return {}
 
 
 @dataclass(frozen=True)
 class ContinuationGuide:
-    """`beta` times the probability that a row's own n-gram model gives each candidate."""
+    """`beta` times each candidate's probability under the n-gram model of its row."""
 
     models: Sequence[Continuations]
     """One for each row of `prefixes`."""
@@ -87,7 +87,7 @@ class ContinuationGuide:
     ) -> Float[Tensor, "b k"]:
         """See `decoding.Guide`."""
         scores = []
-        for row, tokens, asked in zip(rows, generated, candidates.tolist(), strict=True):
-            likely = self.models[row].after([*self.prefixes[row], *tokens])
-            scores.append([likely.get(token, 0.0) for token in asked])
+        for row, tokens, own in zip(rows, generated, candidates.tolist(), strict=True):
+            probability = self.models[row].after([*self.prefixes[row], *tokens])
+            scores.append([probability.get(token, 0.0) for token in own])
         return self.beta * torch.tensor(scores, device=candidates.device)

@@ -1,15 +1,15 @@
 """Several methods as one: `zpe+stata`, read from left to right.
 
-    refine texts, ...     a method that has `refine` and hands on to one that reads texts
+    refine texts, ...     methods that have `refine`, before one that scores
     score                 the first method that does not refine
-    score again, ...      methods that take `initial`: the logits so far are where they start
+    score again, ...      methods that take `initial`: they start from the logits so far
     adjust, ...           methods that have `adjust`
 
 Re-scoring and adjusting may come in any order. A refiner that is last, or right before an
-adjuster, scores by itself. An adjuster that was fitted with a bank wants the logits that the stages
-before it give the bank; where one of these scores rows together, or by arrays that belong to the
-images alone, there are none and the adjuster learns from the images. What no stage could mean is
-refused when the pipeline is made.
+adjuster, scores by itself. An adjuster fitted with a bank uses the bank's logits under the stages
+before it. If one of these is transductive or needs arrays that belong to the images, such logits
+do not exist and the adjuster uses the images instead. A pipeline whose stages cannot follow one
+another is refused when it is made.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,34 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot import methods
 from zeroshot.errors import UserError, unknown
-from zeroshot.methods import Coupling, Output, Scorer, as_logits
+from zeroshot.methods import _registry as registry
+from zeroshot.methods._protocols import Adjuster, Coupling, Output, Refiner, Scorer, as_logits
 
 Role = Literal["refine", "score", "score again", "adjust"]
+
+
+def pipeline(*stages: Any) -> "Pipeline":
+    """Methods as one, read from left to right: `pipeline(ZPE(), StatA())` is `zpe+stata`.
+
+    Raises:
+        UserError: stages that cannot follow one another.
+    """
+    return Pipeline(stages)
+
+
+def configure(name: str, given: Mapping[str, Any]) -> Any:
+    """The method called `name` with these options; texts are read as the option's type.
+
+    `name` may be a pipeline, `zpe+stata`, whose options are `stata.alpha`, or just `alpha` if only
+    one stage has it.
+
+    Raises:
+        UserError: an unknown method or option, or a value that is not of the option's type.
+    """
+    if "+" in name:
+        return Pipeline.configure(name, given)
+    return registry.configured(name, given)
 
 
 @dataclass(frozen=True)
@@ -37,56 +60,57 @@ class Pipeline:
             raise UserError("a pipeline takes two methods or more, as in zpe+stata")
         for stage in self.stages:
             if not isinstance(stage, Scorer):
-                raise UserError(f"'{methods.name_of(stage)}' does not classify: no part of a '+'")
+                raise UserError(f"'{registry.name_of(stage)}' does not classify: no part of a '+'")
             if isinstance(stage, Coupling):
                 raise UserError(
-                    f"'{methods.name_of(stage)}' couples two encoders and is no part of a '+'; "
+                    f"'{registry.name_of(stage)}' couples two encoders and is no part of a '+'; "
                     "with --encoder coupled the other methods work in its space"
                 )
         _ = self.roles
 
     @classmethod
     def configure(cls, name: str, given: Mapping[str, Any]) -> "Pipeline":
-        """`zpe+stata` with options `stata.alpha`, or `alpha` where one stage alone has it."""
+        """`zpe+stata` with options `stata.alpha`, or just `alpha` if only one stage has it."""
         names = name.split("+")
         if len(set(names)) < len(names):
             raise UserError(f"'{name}' has a method twice; its options could not be told apart")
-        known = {n: methods.options(methods.get(n)) for n in names}
+        known = {n: registry.options(registry.get(n)) for n in names}
         own: dict[str, dict[str, Any]] = {n: {} for n in names}
         for key, value in given.items():
             stage, dot, option = key.rpartition(".")
             if dot and stage not in known:
                 raise unknown(f"stage of {name}", stage, names)
-            homes = [stage] if dot else [n for n in names if key in known[n]]
-            if len(homes) > 1:
+            owners = [stage] if dot else [n for n in names if key in known[n]]
+            if len(owners) > 1:
                 raise UserError(
-                    f"option '{key}' belongs to {' and '.join(homes)}; write "
-                    + " or ".join(f"{n}.{key}" for n in homes)
+                    f"option '{key}' belongs to {' and '.join(owners)}; write "
+                    + " or ".join(f"{n}.{key}" for n in owners)
                 )
-            if not homes:
+            if not owners:
                 raise unknown(
                     f"option of {name}", key, [f"{n}.{o}" for n in names for o in known[n]]
                 )
-            own[homes[0]][option] = value
-        return cls(tuple(methods.configure(n, own[n]) for n in names))
+            own[owners[0]][option] = value
+        return cls(tuple(registry.configured(n, own[n]) for n in names))
 
     @property
     def transductive(self) -> bool:
-        """Whether any stage is, or becomes so for want of the bank's logits."""
+        """Whether any stage is, or becomes so because the bank has no logits."""
         if any(stage.transductive for stage in self.stages):
             return True
         banks = any(_bank(stage) is not None for stage in self.stages)
         scorers = (s for s, role in zip(self.stages, self.roles, strict=True) if role != "adjust")
-        return banks and not all(map(_scores_rows_alone, scorers))
+        return banks and not all(map(_can_score_bank, scorers))
 
     @property
-    def raw_rows(self) -> bool:
-        """Whether rows come as they are: the scorer wants them so, and nobody else reads them."""
-        return getattr(self.stages[0], "raw_rows", False) and set(self.roles[1:]) == {"adjust"}
+    def wants_unnormalized(self) -> bool:
+        """Whether embeddings come as they are: the scorer wants that, and only it reads them."""
+        scorer = self.stages[0]
+        return getattr(scorer, "wants_unnormalized", False) and set(self.roles[1:]) == {"adjust"}
 
     @property
     def output(self) -> Output:
-        """What the last stage gives."""
+        """That of the last stage."""
         last: Output = self.stages[-1].output
         return last
 
@@ -100,27 +124,27 @@ class Pipeline:
         roles: list[Role] = []
         for stage, after in zip(self.stages, [*self.stages[1:], None], strict=True):
             if not set(roles) - {"refine"}:
-                hands_on = after is not None and not hasattr(after, "adjust")
-                roles.append("refine" if hasattr(stage, "refine") and hands_on else "score")
-            elif hasattr(stage, "adjust"):
+                hands_on = after is not None and not isinstance(after, Adjuster)
+                roles.append("refine" if isinstance(stage, Refiner) and hands_on else "score")
+            elif isinstance(stage, Adjuster):
                 roles.append("adjust")
-            elif "initial" in methods.parameters(stage, "scores"):
+            elif "initial" in registry.parameters(stage, "scores"):
                 roles.append("score again")
             else:
-                what = (
+                why = (
                     "it chooses among prompts; put it before the method that scores"
-                    if hasattr(stage, "refine")
+                    if isinstance(stage, Refiner)
                     else "it neither starts from other scores nor adjusts them"
                 )
-                name, before = methods.name_of(stage), methods.name_of(self.stages[len(roles) - 1])
-                raise UserError(f"{name} cannot follow {before}: {what}")
+                name, before = map(registry.name_of, (stage, self.stages[len(roles) - 1]))
+                raise UserError(f"{name} cannot follow {before}: {why}")
         return tuple(roles)
 
     def parameters(self, verb: str) -> dict[str, bool]:
         """The arrays that any stage takes, needed if one stage needs them."""
         taken: dict[str, bool] = {}
         for stage, role in zip(self.stages, self.roles, strict=True):
-            own = methods.parameters(stage, verb)
+            own = registry.parameters(stage, verb)
             if role != "score":
                 own.pop("initial", None)
             for name, needed in own.items():
@@ -149,17 +173,16 @@ class Pipeline:
                 continue
             bank_scores: Tensor | None = None
             if role == "adjust":
-                own = bank_logits if _bank(stage) is not None else None
-                scores = stage.adjust(logits, own)
+                scores = stage.adjust(logits, bank_logits if _bank(stage) is not None else None)
                 if bank_logits is not None:
                     bank_scores = stage.adjust(bank_logits, bank_logits)
             else:
-                taken = methods.parameters(stage, "scores")
+                taken = registry.parameters(stage, "scores")
                 given = {k: v for k, v in extras.items() if k in taken}
                 if role == "score again":
                     given["initial"] = logits
                 scores = stage.scores(images, texts, text_mask, logit_scale, **given)
-                if bank is not None and _scores_rows_alone(stage):
+                if bank is not None and _can_score_bank(stage):
                     bank_scores = stage.scores(bank, texts, text_mask, logit_scale, **given)
             logits = as_logits(scores, stage.output, logit_scale)
             bank_logits = None
@@ -168,17 +191,17 @@ class Pipeline:
         return scores
 
 
-def _scores_rows_alone(stage: Any) -> bool:
-    """Whether other rows than the images could be scored beside them."""
-    of_rows = {"views", "initial"} & methods.parameters(stage, "scores").keys()
-    return not stage.transductive and not of_rows
+def _can_score_bank(stage: Any) -> bool:
+    """Whether it can score other images: it is not transductive and takes no arrays of theirs."""
+    per_image = {"views", "initial"} & registry.parameters(stage, "scores").keys()
+    return not stage.transductive and not per_image
 
 
 def _fitted(stage: Any, arrays: Mapping[str, Tensor]) -> Any:
-    own = {k: v for k, v in arrays.items() if k in methods.parameters(stage, "fit")}
+    own = {k: v for k, v in arrays.items() if k in registry.parameters(stage, "fit")}
     return stage.fit(**own) if own else stage
 
 
 def _bank(stage: Any) -> Tensor | None:
-    """The unlabelled rows an adjuster was fitted with."""
-    return getattr(stage, "bank_", None) if hasattr(stage, "adjust") else None
+    """The unlabelled images an adjuster was fitted with."""
+    return getattr(stage, "bank_", None) if isinstance(stage, Adjuster) else None

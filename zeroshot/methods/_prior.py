@@ -3,7 +3,7 @@
 The estimate is the maximum-likelihood prior of Saerens et al. 2002, "Adjusting the Outputs of a
 Classifier to New a Priori Probabilities", Neural Computation 14:
 
-    pi_c <- mean_i softmax_c(logits_ic + log pi_c)          from the uniform prior, until it stays
+    pi_c <- mean_i softmax_c(logits_ic + log pi_c)     from the uniform prior, until convergence
 """
 
 import warnings
@@ -16,13 +16,13 @@ from torch import Tensor
 from zeroshot.errors import FewClassesWarning, UserError
 
 Assume = Literal["given", "uniform", "estimated"]
-"""What to do without a prior: refuse, take all classes as equally frequent, or estimate."""
+"""Without a prior: refuse, assume that all classes are equally frequent, or estimate."""
 
 
 def resolve(
     method: str, prior: Float[Tensor, " c"] | None, assume: Assume, logits: Float[Tensor, "n c"]
 ) -> Float[Tensor, " c"]:
-    """The prior to work with, summing to 1.
+    """The prior to use, summing to 1.
 
     Raises:
         UserError: none was given and none may be assumed.
@@ -44,35 +44,35 @@ def resolve(
 def estimate(
     logits: Float[Tensor, "n c"], most: int = 200, tolerance: float = 1e-6
 ) -> Float[Tensor, " c"]:
-    """The prior under which these logits, made with a uniform one, are most likely."""
+    """The prior under which these logits, computed with a uniform one, are most likely."""
     prior = torch.full_like(logits[0], 1 / logits.shape[1])
     smallest = torch.finfo(logits.dtype).tiny
     for _ in range(most):
         after = (logits + prior.clamp_min(smallest).log()).softmax(1).mean(0)
-        moved = float((after - prior).abs().sum())
+        change = float((after - prior).abs().sum())
         prior = after
-        if moved < tolerance:
+        if change < tolerance:
             break
     return prior
 
 
 def presence(logits: Float[Tensor, "n c"]) -> tuple[float, float]:
-    """Classes that seem present, and how many so many rows would show if all were.
+    """How many classes seem present, and how many to expect if all are equally frequent.
 
     The first is the exponential of the entropy of the estimated prior. The second is the expected
-    number of different classes among n rows drawn from c equally frequent ones.
+    number of different classes among n images of c equally frequent classes.
     """
     prior = estimate(logits)
     present = float(torch.exp(-torch.special.xlogy(prior, prior).sum()))
-    rows, classes = logits.shape
-    return present, classes * (1 - (1 - 1 / classes) ** rows)
+    images, classes = logits.shape
+    return present, classes * (1 - (1 - 1 / classes) ** images)
 
 
 def warn_if_few(method: str, logits: Float[Tensor, "n c"]) -> None:
-    """Warn where two thirds of the classes that a uniform prior speaks of seem to be absent.
+    """Warn if two thirds of the classes to expect under a uniform prior seem to be absent.
 
-    A model's own leaning makes the estimated prior uneven too: on balanced rows it was seen to
-    leave half of the classes.
+    A model's class bias makes the estimated prior uneven too: on balanced images it reached half
+    of the classes.
     """
     present, expected = presence(logits)
     if present < expected / 3:

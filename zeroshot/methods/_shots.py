@@ -1,46 +1,50 @@
-"""Shots: what the few-shot methods share.
+"""Few-shot methods: fields and `fit`, class means, and the choice of hyper-parameters.
 
 Classes may have different numbers of shots, or none. Hyper-parameters come from the authors' tables
-or from the shots alone (`choose`), never from the pictures that are scored.
+or from the shots alone (`choose`), never from the images that are scored.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._protocols import Output
+from zeroshot.methods._registry import name_of
 from zeroshot.ops import normalize
 
 Tune = Literal["published", "loo"]
-"""Where a hyper-parameter comes from: the authors' value, or shots left out in turn."""
+"""Where a hyper-parameter comes from: the authors' value, or leave-one-out on the shots."""
 
 Candidate = TypeVar("Candidate")
 Learned = TypeVar("Learned")
+Self = TypeVar("Self", bound="FewShot")
 
 
 class Memo(Generic[Learned]):
-    """The last answer, for the same tensors again: a method that scores in batches learns once."""
+    """Caches the last result for the same tensors: a method that scores in batches learns once."""
 
     def __init__(self) -> None:
         self._given: tuple[Tensor | float | None, ...] = ()
         self._versions: tuple[int, ...] = ()
-        self._answer: Learned | None = None
+        self._result: Learned | None = None
 
     def __call__(self, learn: Callable[[], Learned], *given: Tensor | float | None) -> Learned:
-        """`learn()`, unless the call before was given these very tensors, unchanged."""
+        """`learn()`, unless the previous call had the same tensors, unchanged."""
         versions = tuple(_version(x) for x in given)
         same = len(given) == len(self._given) and all(
             a is b if isinstance(a, Tensor) else a == b
             for a, b in zip(given, self._given, strict=True)
         )
-        if self._answer is None or not same or versions != self._versions:
-            self._answer = learn()
+        if self._result is None or not same or versions != self._versions:
+            self._result = learn()
             self._given, self._versions = given, versions
-        return self._answer
+        return self._result
 
 
 def _version(given: Tensor | float | None) -> int:
@@ -48,16 +52,77 @@ def _version(given: Tensor | float | None) -> int:
     return given._version if isinstance(given, Tensor) and not given.is_inference() else 0
 
 
-def check(labels: Int[Tensor, " m"], classes: int) -> None:
+@dataclass(frozen=True)
+class FewShot:
+    """A method that learns from shots: labelled images, some per class."""
+
+    shots_: Float[Tensor, "m d"] | None = field(
+        default=None, kw_only=True, repr=False, compare=False
+    )
+    shot_labels_: Int[Tensor, " m"] | None = field(
+        default=None, kw_only=True, repr=False, compare=False
+    )
+
+    transductive: ClassVar[bool] = False
+
+    @property
+    def output(self) -> Output:
+        """Zero-shot logits and a weighted score of the shots."""
+        return "logit"
+
+    def fit(self: Self, shots: Float[Tensor, "m d"], shot_labels: Int[Tensor, " m"]) -> Self:
+        """A copy with these shots; classes may have different numbers of them, or none."""
+        check_labels(shot_labels, int(shot_labels.max()) + 1)
+        return replace(self, shots_=shots, shot_labels_=shot_labels)
+
+    def _labelled(self, classes: int) -> tuple[Float[Tensor, "m d"], Int[Tensor, " m"]]:
+        """The shots and their labels, all of them among `classes`."""
+        if self.shots_ is None or self.shot_labels_ is None:
+            raise UserError(
+                f"{name_of(self)} needs the arrays shots and shot_labels; call fit with them"
+            )
+        check_labels(self.shot_labels_, classes)
+        return self.shots_, self.shot_labels_
+
+
+@dataclass(frozen=True)
+class LinearFewShot(FewShot):
+    """A few-shot method that is a linear classifier, learned once for the same texts."""
+
+    memo_: Memo[tuple[Tensor, Tensor]] = field(
+        default_factory=Memo, init=False, repr=False, compare=False
+    )
+
+    def scores(
+        self,
+        images: Float[Tensor, "n d"],
+        texts: Float[Tensor, "c t d"],
+        text_mask: Bool[Tensor, "c t"] | None = None,
+        logit_scale: float = 100.0,
+    ) -> Float[Tensor, "n c"]:
+        """Logits: one matrix product."""
+        weight, bias = self.memo_(
+            lambda: self._learn(texts, text_mask, logit_scale), texts, text_mask, logit_scale
+        )
+        return images @ weight.T + bias
+
+    def _learn(
+        self, texts: Tensor, text_mask: Tensor | None, logit_scale: float
+    ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+        """Weight and bias of the classifier."""
+        raise NotImplementedError
+
+
+def check_labels(labels: Int[Tensor, " m"], classes: int) -> None:
     """Every label is a class.
 
     Raises:
-        UserError: it is not, or there are none.
+        UserError: some label is not, or there are none.
     """
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
-        found = f"{int(labels.min())} to {int(labels.max())}" if len(labels) else "none"
+        span = f"{int(labels.min())} to {int(labels.max())}" if len(labels) else "none"
         raise UserError(
-            f"shot_labels: {found}, but there are {classes} classes, numbered from 0; "
+            f"shot_labels: {span}, but there are {classes} classes, numbered from 0; "
             "row i of the texts is class i"
         )
 
@@ -68,74 +133,73 @@ def one_hot(labels: Int[Tensor, " m"], classes: int) -> Bool[Tensor, "m c"]:
     Raises:
         UserError: a label that is no class.
     """
-    check(labels, classes)
+    check_labels(labels, classes)
     return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 def class_sums(
-    rows: Float[Tensor, "m d"], labels: Int[Tensor, " m"], classes: int
+    x: Float[Tensor, "m d"], labels: Int[Tensor, " m"], classes: int
 ) -> Float[Tensor, "c d"]:
-    """Sum of the rows of each class."""
-    return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
+    """Sum of the rows of `x` in each class."""
+    return x.new_zeros(classes, x.shape[1]).index_add_(0, labels, x)
 
 
 def class_means(
-    rows: Float[Tensor, "m d"], labels: Int[Tensor, " m"], classes: int
+    x: Float[Tensor, "m d"], labels: Int[Tensor, " m"], classes: int
 ) -> tuple[Float[Tensor, "c d"], Int[Tensor, " c"]]:
-    """Mean of the rows of each class (zero where there is none) and how many there are."""
+    """Mean of the rows of `x` in each class (zero for an empty class) and their number."""
     count = torch.bincount(labels, minlength=classes)
-    total = class_sums(rows, labels, classes)
+    total = class_sums(x, labels, classes)
     return total / count.clamp_min(1)[:, None], count
 
 
-def stand_ins(
+def complete_means(
     means: Float[Tensor, "c d"], count: Int[Tensor, " c"], prototypes: Float[Tensor, "c d"]
 ) -> Float[Tensor, "c d"]:
-    """`means`, with a stand-in where a class has no shots.
+    """`means`, with a substitute for each class without shots.
 
-    It is the class's text row, moved by the mean way from the text row to the shots of the other
-    classes: between texts and pictures there is a gap, and the text row itself would lie on the
-    wrong side of it.
+    It is the class's text prototype plus the modality gap, which is the mean difference between
+    the shots' means and the prototypes of the other classes.
     """
-    known = count > 0
-    gap = (means - prototypes)[known].mean(0)
-    return torch.where(known[:, None], means, normalize(prototypes + gap))
+    has_shots = count > 0
+    gap = (means - prototypes)[has_shots].mean(0)
+    return torch.where(has_shots[:, None], means, normalize(prototypes + gap))
 
 
-def completed(
+def complete_shots(
     shots: Float[Tensor, "m d"], labels: Int[Tensor, " m"], prototypes: Float[Tensor, "c d"]
 ) -> tuple[Float[Tensor, "s d"], Int[Tensor, " s"]]:
-    """The shots, with one stand-in (see `stand_ins`) for each class that has none."""
+    """The shots, with one substitute (see `complete_means`) for each class that has none."""
     means, count = class_means(shots, labels, len(prototypes))
-    none = (count == 0).nonzero()[:, 0]
-    if len(none) == 0:
+    empty = (count == 0).nonzero()[:, 0]
+    if len(empty) == 0:
         return shots, labels
-    extra = stand_ins(means, count, prototypes)[none]
-    return torch.cat([shots, extra]), torch.cat([labels, none])
+    substitutes = complete_means(means, count, prototypes)[empty]
+    return torch.cat([shots, substitutes]), torch.cat([labels, empty])
 
 
 def published(table: Mapping[int, Candidate], labels: Int[Tensor, " m"]) -> Candidate:
-    """The entry for these many shots per class; for a number between, the nearer by ratio."""
+    """The table's entry for this number of shots per class, or for the nearest by ratio."""
     per_class = len(labels) / int((torch.bincount(labels) > 0).sum())
     return table[min(table, key=lambda shots: abs(math.log(shots / per_class)))]
 
 
-def left_out(
+def splits(
     labels: Int[Tensor, " m"], folds: int = 5
 ) -> Iterator[tuple[Int[Tensor, " r"], Int[Tensor, " h"]]]:
-    """Shots to learn from and shots held out: one of each class, in turn.
+    """Indices of the shots to learn from and of the held-out shots, fold by fold.
 
-    Up to `folds` shots per class this leaves out each shot once; beyond, a fold holds out several.
-    A class's only shot is never held out, so nothing comes out of one shot per class.
+    With up to `folds` shots per class a fold holds out one of each class, with more several. The
+    only shot of a class is never held out, so one shot per class gives no folds.
     """
     one = one_hot(labels, int(labels.max()) + 1)
-    order = (one.cumsum(0) * one).sum(1) - 1  # the how-manieth of its class, from 0
+    rank = (one.cumsum(0) * one).sum(1) - 1  # of each shot within its class, from 0
     size = one.sum(0)
-    alone = (one & (size == 1)).any(1)
+    only = (one & (size == 1)).any(1)
     for fold in range(min(folds, int(size.max()))):
-        held = (order % folds == fold) & ~alone
-        if held.any():
-            yield (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+        test = (rank % folds == fold) & ~only
+        if test.any():
+            yield (~test).nonzero()[:, 0], test.nonzero()[:, 0]
 
 
 def choose(
@@ -146,14 +210,14 @@ def choose(
     ],
     default: Candidate,
 ) -> Candidate:
-    """The candidate that gets most held-out shots right, the first of equals.
+    """The candidate that classifies most held-out shots correctly, the first of equals.
 
-    `learn(train, held)` gives the scores of the held-out shots as a function of the candidate.
-    Where no shot can be held out it is the `default`.
+    `learn(train, test)` gives the scores of the held-out shots as a function of the candidate.
+    If no shot can be held out the choice is `default`.
     """
-    right = [0] * len(candidates)
-    for train, held in left_out(labels):
-        scores = learn(train, held)
+    correct = [0] * len(candidates)
+    for train, test in splits(labels):
+        scores = learn(train, test)
         for i, candidate in enumerate(candidates):
-            right[i] += int((scores(candidate).argmax(1) == labels[held]).sum())
-    return candidates[right.index(max(right))] if any(right) else default
+            correct[i] += int((scores(candidate).argmax(1) == labels[test]).sum())
+    return candidates[correct.index(max(correct))] if any(correct) else default

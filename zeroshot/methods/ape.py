@@ -4,14 +4,14 @@ Zhu et al. 2023, "Not All Features Matter: Enhancing Few-shot CLIP with Adaptive
 ICCV, arXiv:2304.01195; authors' code: github.com/yangyangyang127/APE (no licence; written from the
 equations).
 
-    keep the feat_num channels with the largest  -w sim_d + (1 - w) var_c(w_cd)
-    L_c = logit_scale x . w_c + alpha sum_i [y_i = c] v_i exp(-beta (1 - x' . s'_i))
-    v_i = exp(gamma log2 1 / p_i)         p_i = softmax_c(s'_i . w'_c) of the shot's own class
+    keep the feat_num channels with the largest  -w sim_d + (1 - w) var_c(w_cd)                 (1)
+    L_c = logit_scale x . w_c + alpha sum_i [y_i = c] v_i exp(-beta (1 - x' . s'_i))            (2)
+    v_i = exp(gamma log2 1 / p_i)         p_i = softmax_c(s'_i . w'_c) of the shot's own class  (3)
 
-`'` is a row with the kept channels alone, at unit length. `sim_d` is the mean product of channel d
-over all pairs of rows (a class's text and shots) of different classes. With `S_c` the mean row of a
-class it is `((sum_c S_c)^2 - sum_c S_c^2) / (C (C - 1))`, where theirs is a loop over pairs of rows
-(2.9e8 steps for 1000 classes of 16 shots).
+`'` is an embedding restricted to these channels, at unit length. `sim_d` is the mean product of
+channel d over all pairs of embeddings (a class's text and shots) of different classes. With `S_c`
+the mean embedding of a class it is `((sum_c S_c)^2 - sum_c S_c^2) / (C (C - 1))`; theirs is a loop
+over pairs (2.9e8 steps for 1000 classes of 16 shots).
 
 | here | paper |
 |---|---|
@@ -20,29 +20,24 @@ class it is `((sum_c S_c)^2 - sum_c S_c^2) / (C (C - 1))`, where theirs is a loo
 | alpha, beta, gamma | alpha, beta, gamma |
 
 Departures from the authors' code. They choose `alpha`, `beta` and `gamma` on a validation set (for
-ImageNet, the test set); here they are what that search starts from, or chosen by leaving out shots
-(`tune=loo`). Theirs wants equal shots, sorted by class; see `tip_adapter` for classes of different
-size or without shots. Channels by default are half of them, near the 500 of 1024 they keep.
+ImageNet, the test set); here the defaults are the start of their search, and `tune=loo` chooses by
+leave-one-out on the shots. Theirs needs equally many shots per class, sorted by class; see
+`tip_adapter` for classes of different size or without shots. By default half of the channels are
+kept, which is near their 500 of 1024.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zeroshot.errors import UserError
-from zeroshot.methods import Output
-from zeroshot.methods._shots import Memo, Tune, check, choose, class_sums, completed
+from zeroshot.methods._shots import FewShot, Memo, Tune, choose, class_sums, complete_shots
 from zeroshot.methods.ensemble import Ensemble
-from zeroshot.methods.tip_adapter import gathered
+from zeroshot.methods.tip_adapter import BLOCK, sum_by_class
 from zeroshot.ops import normalize
-
-BLOCK = 1024
-"""Images whose similarities to all shots are held at a time."""
 
 GRID = tuple(
     (0.1 + 11.9 * i / 8, 0.1 + 4.9 * j / 6, 0.1 + 0.9 * k / 5)
@@ -53,7 +48,7 @@ GRID = tuple(
 
 @dataclass(frozen=True)
 class Cache:
-    """Kept channels, the texts and shots on them, and how much each shot counts."""
+    """The selected channels, the shots restricted to them, and how much each shot counts."""
 
     channels: Int[Tensor, " q"]
     shots: Float[Tensor, "m q"]
@@ -64,15 +59,15 @@ class Cache:
     def scores(
         self, images: Float[Tensor, "n d"], classes: int, beta: float, gamma: float
     ) -> Float[Tensor, "n c"]:
-        """What the shots say."""
+        """The sum over the shots in (2)."""
         affinity = (self.shots @ normalize(images[:, self.channels]).T).sub_(1).mul_(beta)
-        weighted = affinity.add_(gamma * self.surprise[:, None]).exp_()  # [m, n]
-        return gathered(weighted, self.labels, classes)
+        weighted = affinity.add_(gamma * self.surprise[:, None]).exp_()  # (3), [m, n]
+        return sum_by_class(weighted, self.labels, classes)
 
 
 @dataclass(frozen=True)
-class APE:
-    """Logits of image rows; `fit` gives it the shots."""
+class APE(FewShot):
+    """Logits; `fit` gives it the shots."""
 
     w: float = 0.7
     """weight of the similarity between classes against the variance of the texts"""
@@ -83,27 +78,13 @@ class APE:
     beta: float = 1.0
     """how fast a shot's influence falls with its distance"""
     gamma: float = 0.2
-    """how much more a shot counts that the texts get wrong"""
+    """how much more a shot counts that the texts misclassify"""
     tune: Tune = "published"
-    """alpha, beta and gamma as above, or those that get most left-out shots right"""
+    """alpha, beta and gamma as above, or chosen by leave-one-out on the shots"""
 
-    shots_: Float[Tensor, "m d"] | None = field(default=None, repr=False, compare=False)
-    shot_labels_: Int[Tensor, " m"] | None = field(default=None, repr=False, compare=False)
     memo_: Memo[tuple[Cache, tuple[float, float, float]]] = field(
         default_factory=Memo, init=False, repr=False, compare=False
     )
-
-    transductive: ClassVar[bool] = False
-
-    @property
-    def output(self) -> Output:
-        """Zero-shot logits and weighted similarities."""
-        return "logit"
-
-    def fit(self, shots: Float[Tensor, "m d"], shot_labels: Int[Tensor, " m"]) -> "APE":
-        """A copy that knows these shots; classes may have different numbers of them, or none."""
-        check(shot_labels, int(shot_labels.max()) + 1)
-        return replace(self, shots_=shots, shot_labels_=shot_labels)
 
     def cache(
         self,
@@ -111,12 +92,12 @@ class APE:
         labels: Int[Tensor, " m"],
         prototypes: Float[Tensor, "c d"],
     ) -> Cache:
-        """Channels and shots, refined."""
+        """The channels, and the shots restricted to them."""
         channels = self.channels(shots, labels, prototypes)
-        keys, owner = completed(shots, labels, prototypes)
+        keys, owner = complete_shots(shots, labels, prototypes)
         keys, texts = normalize(keys[:, channels]), normalize(prototypes[:, channels])
-        own = (keys @ texts.T).softmax(1).gather(1, owner[:, None])[:, 0]
-        return Cache(channels, keys, owner, torch.log2((1 + 1e-6) / (own + 1e-6)))
+        p = (keys @ texts.T).softmax(1).gather(1, owner[:, None])[:, 0]
+        return Cache(channels, keys, owner, torch.log2((1 + 1e-6) / (p + 1e-6)))
 
     def channels(
         self,
@@ -124,9 +105,9 @@ class APE:
         labels: Int[Tensor, " m"],
         prototypes: Float[Tensor, "c d"],
     ) -> Int[Tensor, " q"]:
-        """The channels to keep, best first."""
-        worth = (1 - self.w) * prototypes.var(0) - self.w * similarity(shots, labels, prototypes)
-        return worth.topk(min(self.feat_num or (len(worth) + 1) // 2, len(worth))).indices
+        """(1): the channels to keep, best first."""
+        score = (1 - self.w) * prototypes.var(0) - self.w * similarity(shots, labels, prototypes)
+        return score.topk(min(self.feat_num or (len(score) + 1) // 2, len(score))).indices
 
     def scores(
         self,
@@ -136,47 +117,48 @@ class APE:
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
         """Logits."""
-        if self.shots_ is None or self.shot_labels_ is None:
-            raise UserError("ape needs the arrays shots and shot_labels; call fit with them")
-        check(self.shot_labels_, len(texts))
+        shots, labels = self._labelled(len(texts))
         prototypes = Ensemble().classifier(texts, text_mask)
         cache, (beta, alpha, gamma) = self.memo_(
-            lambda: self._learned(prototypes, logit_scale), texts, text_mask, logit_scale
+            lambda: self._learn(shots, labels, prototypes, logit_scale),
+            *(texts, text_mask, logit_scale),
         )
         parts = [
-            logit_scale * rows @ prototypes.T + alpha * cache.scores(rows, len(texts), beta, gamma)
-            for rows in torch.split(images, BLOCK)
+            logit_scale * x @ prototypes.T + alpha * cache.scores(x, len(texts), beta, gamma)  # (2)
+            for x in torch.split(images, BLOCK)
         ]
         return torch.cat(parts)
 
-    def _learned(
-        self, prototypes: Float[Tensor, "c d"], scale: float
+    def _learn(
+        self,
+        shots: Float[Tensor, "m d"],
+        labels: Int[Tensor, " m"],
+        prototypes: Float[Tensor, "c d"],
+        scale: float,
     ) -> tuple[Cache, tuple[float, float, float]]:
-        assert self.shots_ is not None
-        assert self.shot_labels_ is not None
-        shots, labels = self.shots_, self.shot_labels_
+        """The cache, and beta, alpha and gamma."""
         cache = self.cache(shots, labels, prototypes)
-        given = self.beta, self.alpha, self.gamma
+        default = self.beta, self.alpha, self.gamma
         if self.tune == "published":
-            return cache, given
+            return cache, default
 
-        def learn(train: Tensor, held: Tensor) -> Callable[[tuple[float, float, float]], Tensor]:
+        def learn(train: Tensor, test: Tensor) -> Callable[[tuple[float, float, float]], Tensor]:
             rest = self.cache(shots[train], labels[train], prototypes)
-            zero_shot = scale * shots[held] @ prototypes.T
+            zero_shot = scale * shots[test] @ prototypes.T
 
             def scores(candidate: tuple[float, float, float]) -> Tensor:
                 beta, alpha, gamma = candidate
-                return zero_shot + alpha * rest.scores(shots[held], len(prototypes), beta, gamma)
+                return zero_shot + alpha * rest.scores(shots[test], len(prototypes), beta, gamma)
 
             return scores
 
-        return cache, choose(labels, GRID, learn, given)
+        return cache, choose(labels, GRID, learn, default)
 
 
 def similarity(
     shots: Float[Tensor, "m d"], labels: Int[Tensor, " m"], prototypes: Float[Tensor, "c d"]
 ) -> Float[Tensor, " d"]:
-    """Mean product of each channel over pairs of rows of different classes."""
+    """`sim`: mean product of each channel over pairs of embeddings of different classes."""
     classes = len(prototypes)
     count = 1 + torch.bincount(labels, minlength=classes)
     mean = (prototypes + class_sums(shots, labels, classes)) / count[:, None]

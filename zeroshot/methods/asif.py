@@ -1,14 +1,14 @@
-"""ASIF: two unimodal encoders coupled through a pile of image-text pairs.
+"""ASIF: two unimodal encoders coupled through a set of image-text pairs.
 
 Norelli et al. 2023, "ASIF: Coupled Data Turns Unimodal Models to Multimodal Without Training",
 NeurIPS, arXiv:2210.01738; authors' code: github.com/noranta4/ASIF (MIT).
 
-A picture is described by its similarities to the anchor pictures, a text by its similarities to
-the anchor texts; both are lists over the same anchors and so can be compared.
+An image is described by its similarities to the anchor images, a text by its similarities to the
+anchor texts; both are lists over the same anchors and so can be compared.
 
-    s     = A x                          similarities of unit rows, [a]
-    r_i   = max(s_i, 0)^p  for the k largest s_i, else 0
-    score = <r_image, r_text / |r_text|>
+    s     = A x                          similarities of unit vectors, [a]     (1)
+    r_i   = max(s_i, 0)^p  for the k largest s_i, else 0                       (2)
+    score = <r_image, r_text / |r_text|>                                       (3)
 
 | here | paper |
 |---|---|
@@ -24,7 +24,7 @@ drops the last anchor when the count is twice the block size plus one, and fails
 block is smaller than `k`. The class score is the mean over its prompts unless `templates="max"`,
 which is theirs.
 
-Anchors pass in blocks and relative rows are sparse, so memory does not grow with `n x a`. An edit
+Anchors pass in blocks and `r` is sparse, so memory does not grow with `n x a`. An edit
 (`add`, `remove`) copies no anchor and gives what a rebuild gives, since nothing else is learned.
 """
 
@@ -33,24 +33,17 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Explanation, Output
-from zeroshot.methods._index import Index
-from zeroshot.methods._pairs import (
-    Relative,
-    Rows,
-    Templates,
-    check_more,
-    check_pairs,
-    check_places,
-    check_rows,
-    fitted,
-    relative_scores,
-    strongest,
-)
+from zeroshot.methods._anchor_checks import check_embeddings
+from zeroshot.methods._anchor_index import AnchorIndex
+from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._anchored_coupling import AnchoredCoupling
+from zeroshot.methods._joint_space import Templates
+from zeroshot.methods._protocols import Explanation, Output
+from zeroshot.methods._relative_representations import RelativeRepresentations, relative_scores
 from zeroshot.ops import masked_mean, normalize
 
 SAMPLE = 4096
@@ -58,7 +51,7 @@ SAMPLE = 4096
 
 
 @dataclass(frozen=True)
-class ASIF:
+class ASIF(AnchoredCoupling):
     """A coupling by relative representations; `fit` gives it its anchors.
 
     The defaults are the paper's, for a million anchors and more. Small sets want small `k` and
@@ -66,9 +59,9 @@ class ASIF:
     """
 
     k: int = 800
-    """anchors kept for each row"""
+    """nearest anchors of an image or text that count"""
     p: float = 8.0
-    """exponent of the similarities kept"""
+    """exponent of their similarities"""
     center: bool = False
     """subtract the anchors' mean from both sides first (useful where all similarities are high)"""
     templates: Templates = "mean"
@@ -77,10 +70,8 @@ class ASIF:
     index: Literal["exact", "ivf"] = "exact"
     """search among the anchors: exact, or approximate in cells (extra `index`)"""
 
-    anchor_images_: Rows | None = field(default=None, repr=False, compare=False)
-    anchor_texts_: Rows | None = field(default=None, repr=False, compare=False)
-    image_index_: Index | None = field(default=None, repr=False, compare=False)
-    text_index_: Index | None = field(default=None, repr=False, compare=False)
+    image_index_: AnchorIndex | None = field(default=None, repr=False, compare=False)
+    text_index_: AnchorIndex | None = field(default=None, repr=False, compare=False)
 
     transductive: ClassVar[bool] = False
 
@@ -89,77 +80,52 @@ class ASIF:
         """A similarity, not a cosine: the image side is not normalised, as in the paper."""
         return "similarity"
 
-    def fit(self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]) -> "ASIF":
-        """A copy that knows these anchor pairs; row i of both belongs together.
-
-        The rows are kept as they are, not copied: in half precision, or in a mapped file.
-
-        Raises:
-            UserError: no anchors, rows that are zero or not finite, `k` or `p` out of range.
-        """
-        check_pairs("asif", anchor_images, anchor_texts)
-        return self.on(Rows.of(anchor_images), Rows.of(anchor_texts))
-
-    def on(self, images: Rows, texts: Rows) -> "ASIF":
-        """As `fit`, for checked rows."""
+    def _learn(self, images: AnchorMatrix, texts: AnchorMatrix) -> "ASIF":
         if self.k < 1 or self.p <= 0:
             raise UserError(f"k={self.k}, p={self.p}: k must be at least 1 and p above 0")
-        images, texts = (replace(rows, centred=self.center) for rows in (images, texts))
-        known = replace(
+        images, texts = (replace(side, centred=self.center) for side in (images, texts))
+        learned = replace(
             self, anchor_images_=images, anchor_texts_=texts, image_index_=None, text_index_=None
         )
         if self.index == "exact":
-            return known
+            return learned
         return replace(
-            known,
-            image_index_=Index.of("images", images, self.k),
-            text_index_=Index.of("texts", texts, self.k),
+            learned,
+            image_index_=AnchorIndex.build("images", images, self.k),
+            text_index_=AnchorIndex.build("texts", texts, self.k),
         )
 
-    def add(self, images: Float[Tensor, "m d"], texts: Float[Tensor, "_m e"]) -> "ASIF":
-        """With these pairs behind the others, as if fitted with all of them."""
-        check_more(images, texts, self._images, self._texts)
-        return self._edited(self._images.add(images), self._texts.add(texts))
-
-    def remove(self, index: Int[Tensor, " m"]) -> "ASIF":
-        """Without the pairs at these places; the others keep their order."""
-        gone = check_places(index, len(self._images))
-        return self._edited(self._images.remove(gone), self._texts.remove(gone))
-
-    def _edited(self, images: Rows, texts: Rows) -> "ASIF":
-        """An index does not follow an edit: what was edited searches exactly."""
-        return replace(
-            self,
-            index="exact",
-            anchor_images_=images,
-            anchor_texts_=texts,
-            image_index_=None,
-            text_index_=None,
-        )
+    def _learn_edited(self, images: AnchorMatrix, texts: AnchorMatrix) -> "ASIF":
+        """An index does not follow an edit: after one the search is exact."""
+        return replace(self, index="exact")._learn(images, texts)
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n a"]:
-        """Relative representations of image rows in full, as long as the paper leaves them."""
+        """Relative representations of images in full, not normalized, as in the paper."""
         return self.relative_images(images).dense()
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n a"]:
-        """Relative representations of text rows in full, at unit length."""
+        """Relative representations of texts in full, at unit length."""
         return self.relative_texts(texts).dense()
 
-    def relative_images(self, images: Float[Tensor, "n d"]) -> Relative:
+    def relative_images(self, images: Float[Tensor, "n d"]) -> RelativeRepresentations:
         """As `map_images`, sparse."""
-        check_rows("images", images, self._images.width)
-        return self._near(images, self._images, self.image_index_)
+        check_embeddings("images", images, self._images.width)
+        return self._relative(images, self._images, self.image_index_)
 
-    def relative_texts(self, texts: Float[Tensor, "n e"]) -> Relative:
+    def relative_texts(self, texts: Float[Tensor, "n e"]) -> RelativeRepresentations:
         """As `map_texts`, sparse."""
-        check_rows("texts", texts, self._texts.width)
-        return self._near(texts, self._texts, self.text_index_).at_unit_length()
+        check_embeddings("texts", texts, self._texts.width)
+        return self._relative(texts, self._texts, self.text_index_).normalized()
 
-    def _near(self, rows: Float[Tensor, "n d"], anchors: Rows, index: Index | None) -> Relative:
-        rows = anchors.directed(rows)
+    def _relative(
+        self, embeddings: Float[Tensor, "n d"], anchors: AnchorMatrix, index: AnchorIndex | None
+    ) -> RelativeRepresentations:
+        """Equations (1) and (2)."""
+        x = anchors.center_and_normalize(embeddings)
         if index is None:
-            return Relative.of(rows, anchors, self.k, self.p)
-        return Relative.near(*index.topk(rows, self.k), len(anchors), self.p)
+            return RelativeRepresentations.from_embeddings(x, anchors, self.k, self.p)
+        similar = index.topk(x, self.k)
+        return RelativeRepresentations.from_similarities(*similar, len(anchors), self.p)
 
     def scores(
         self,
@@ -178,17 +144,17 @@ class ASIF:
         text_mask: Bool[Tensor, "c t"] | None = None,
     ) -> Float[Tensor, "n c"]:
         """As `scores`, with the image side at unit length too."""
-        return self._scores(self.relative_images(images).at_unit_length(), texts, text_mask)
+        return self._scores(self.relative_images(images).normalized(), texts, text_mask)
 
     def _scores(
         self,
-        images: Relative,
+        images: RelativeRepresentations,
         texts: Float[Tensor, "c t e"],
         text_mask: Bool[Tensor, "c t"] | None,
     ) -> Float[Tensor, "n c"]:
         mask = torch.ones(texts.shape[:2], dtype=torch.bool) if text_mask is None else text_mask
         prompts = self.relative_texts(texts[mask])
-        return relative_scores(images, prompts, mask, self.templates)
+        return relative_scores(images, prompts, mask, self.templates)  # (3)
 
     def match(
         self, images: Float[Tensor, "b m"], texts: Float[Tensor, "b k e"]
@@ -201,7 +167,7 @@ class ASIF:
         resemble everything win: docs/couplings.md has the figures.
         """
         held, index = normalize(images).topk(min(self.k, images.shape[1]), dim=1)  # [b, i]
-        rows = self._texts.directed(texts.flatten(0, 1)).view_as(texts)
+        rows = self._texts.center_and_normalize(texts.flatten(0, 1)).view_as(texts)
         anchors = self._texts.take(index.flatten()).view(*index.shape, self._texts.width)
         similar = (rows @ anchors.transpose(1, 2)).clamp_min(0) ** self.p  # [b, k, i]
         square = self._square_lengths(rows, similar, index)
@@ -232,19 +198,11 @@ class ASIF:
         The share of anchor i is `r_image_i` times the mean over prompts (or, with
         `templates="max"`, the best prompt's) `r_text_i`.
         """
-        described = self.relative_images(image[None])
+        relative = self.relative_images(image[None])
         prompts = self.relative_texts(texts)
-        products = described.matrix().multiply(prompts.matrix()).tocsr()  # [t, a]
+        products = relative.matrix().multiply(prompts.matrix()).tocsr()  # [t, a]
         if self.templates == "mean":
             shares = products.mean(axis=0)
         else:
             shares = products[products.sum(axis=1).argmax()].todense()
-        return strongest(torch.from_numpy(np.asarray(shares)[0]), count)
-
-    @property
-    def _images(self) -> Rows:
-        return fitted(self, self.anchor_images_)
-
-    @property
-    def _texts(self) -> Rows:
-        return fitted(self, self.anchor_texts_)
+        return Explanation.from_shares(torch.from_numpy(np.asarray(shares)[0]), count)

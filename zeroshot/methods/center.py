@@ -1,37 +1,38 @@
-"""Centred scores: a class that every picture resembles a little gains nothing from it.
+"""Centred scores: a class that is a little similar to every image gains nothing from it.
 
-Mean subtraction of logits, the simplest of the corrections for class bias; the same step is part of
+Mean subtraction of logits, the simplest correction for class bias. The same step is part of
 Allingham et al. 2023 (ZPE, arXiv:2302.06235) and of hubness reduction by centring (Suzuki et al.
 2013, "Centering Similarity Measures to Reduce Hubs", EMNLP).
 
-    m_c   = mean_j L_jc - mean_jk L_jk
-    L_ic <- L_ic - lam (1 - pi_c) m_c
+    m_c   = mean_j L_jc - mean_jk L_jk          (1)
+    L_ic <- L_ic - lam (1 - pi_c) m_c           (2)
 
-The mean runs over the rows themselves or, once fitted, over a bank of unlabelled rows, after which
-every row stands alone.
+The mean runs over the images themselves or, once fitted, over a bank of unlabelled images; then the
+score of an image does not depend on the others.
 
-`pi_c` is no part of the literature: an estimate of how frequent the class is (Saerens et al. 2002,
-four steps on at most 1024 of the rows). A class that most rows belong to has a high mean because
-they do, and without the guard loses them: on synthetic batches of a single class, `lam = 1` took
-the accuracy from 56 to 1 %, and with the guard to 62 % (benchmarks/few_classes.py).
-`guard=false` is the plain mean.
+`pi_c` is ours: an estimate of the frequency of the class (Saerens et al. 2002, four steps on at
+most 1024 of the images). The mean of a class is also high if most images belong to it, and without
+`pi_c` it would lose them: on synthetic batches of a single class, `lam = 1` lowered the accuracy
+from 56 to 1 %, and with `pi_c` raised it to 62 % (benchmarks/few_classes.py). `guard=false` is the
+plain mean.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._bank import OptionalBank
 from zeroshot.methods._prior import estimate
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 SAMPLE, STEPS = 1024, 4
-"""Rows and steps for the estimated frequencies: no more than the scores themselves cost."""
+"""Images and steps for the estimated frequencies: no more than the scores themselves cost."""
 
 
 @dataclass(frozen=True)
-class Center:
+class Center(OptionalBank):
     """Logits minus a share of each class's mean logit."""
 
     lam: float = 0.5
@@ -39,26 +40,15 @@ class Center:
     guard: bool = True
     """spare a class in proportion to its estimated frequency"""
 
-    bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def transductive(self) -> bool:
-        """Unless a bank gives the means."""
-        return self.bank_ is None
-
     @property
     def output(self) -> Output:
         """Logits less a constant for each class."""
         return "logit"
 
-    def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "Center":
-        """A copy whose means are those of the bank."""
-        return replace(self, bank_=bank)
-
     def adjust(
         self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "n c"]:
-        """Centred logits, of whatever method."""
+        """Centred logits, of any method."""
         return logits - self._excess(logits if bank is None else bank)
 
     def scores(
@@ -76,7 +66,7 @@ class Center:
     def _excess(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
         """What to subtract from each class."""
         mean = logits.mean(0)
-        excess = self.lam * (mean - mean.mean())
+        excess = self.lam * (mean - mean.mean())  # (1), (2)
         if not self.guard:
             return excess
         sample = logits[:: -(-len(logits) // SAMPLE)]

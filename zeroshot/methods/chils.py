@@ -1,17 +1,17 @@
-"""CHiLS: a coarse class is recognised by the finer kinds that belong to it.
+"""CHiLS: a coarse class is recognized by its finer kinds.
 
 Novack et al. 2023, "CHiLS: Zero-Shot Image Classification with Hierarchical Label Sets", ICML,
 arXiv:2302.02551; authors' code: acmi-lab/CHILS (MIT).
 
-    q_j     = softmax_j(kinds) * softmax_c(coarse classes)[parent of j]
-    normal:   class = parent of argmax_j q_j,  so  score_c = max_{j of c} q_j
-    hat:      q_j   = softmax_j(kinds) * sum of softmax(kinds) over the siblings of j
-    supagg:   score_c = softmax_c(coarse classes) * sum_{j of c} softmax_j(kinds)
+    normal:   q_j     = softmax_j(kinds) * softmax_c(coarse classes)[parent of j]             (1)
+    hat:      q_j     = softmax_j(kinds) * sum of softmax(kinds) over the siblings of j       (2)
+    both:     class   = parent of argmax_j q_j,  so  score_c = max_{j of c} q_j               (3)
+    supagg:   score_c = softmax_c(coarse classes) * sum_{j of c} softmax_j(kinds)             (4)
 
-`texts` holds the prompts of both: coarse classes and kinds. `parents[j]` is the number of the class
-that kind j belongs to, and a coarse class names itself. A coarse class without kinds is its own
+`texts` has the prompts of coarse classes and of kinds. `parents[j]` is the number of the class that
+kind j belongs to; the parent of a coarse class is itself. A coarse class without kinds is its own
 only kind. Columns of `scores` are those of `texts`: `q_j` for a kind, the class's score for a
-coarse class; to classify, compare the coarse columns.
+coarse class. To classify, compare the coarse columns.
 
 | here | paper |
 |---|---|
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
@@ -39,7 +39,7 @@ class CHiLS:
     """Scores of coarse classes and of their kinds."""
 
     mode: Literal["normal", "hat", "supagg"] = "normal"
-    """how kinds and coarse classes become one score: best product, best own share, or sum"""
+    """how kinds and coarse classes become one score: equations (1) and (3), (2) and (3), or (4)"""
 
     transductive: ClassVar[bool] = False
 
@@ -64,23 +64,22 @@ class CHiLS:
         """
         coarse, kinds = levels(parents)
         logits = logit_scale * Ensemble().scores(images, texts, text_mask)
-        of_coarse = logits.masked_fill(~coarse, -torch.inf).softmax(1)
-        of_kind = logits.masked_fill(~kinds, -torch.inf).softmax(1)
-        family = torch.zeros_like(of_kind).index_add_(1, parents, of_kind)  # summed over kinds
+        p_coarse = logits.masked_fill(~coarse, -torch.inf).softmax(1)
+        p_kind = logits.masked_fill(~kinds, -torch.inf).softmax(1)
+        p_family = torch.zeros_like(p_kind).index_add_(1, parents, p_kind)  # summed over kinds
         if self.mode == "supagg":
-            joint, total = of_coarse[:, parents] * of_kind, of_coarse * family
+            q, score = p_coarse[:, parents] * p_kind, p_coarse * p_family  # (4)
         else:
-            prior = of_coarse if self.mode == "normal" else family
-            joint = of_kind * prior[:, parents]
-            places = parents.expand_as(joint)
-            total = torch.zeros_like(joint).scatter_reduce_(1, places, joint, "amax")
-        return torch.where(coarse, total, joint)
+            prior = p_coarse if self.mode == "normal" else p_family
+            q = p_kind * prior[:, parents]  # (1), (2)
+            columns = parents.expand_as(q)
+            score = torch.zeros_like(q).scatter_reduce_(1, columns, q, "amax")  # (3)
+        return torch.where(coarse, score, q)
 
 
 def levels(parents: Int[Tensor, " c"]) -> tuple[Bool[Tensor, " c"], Bool[Tensor, " c"]]:
     """Which classes are coarse, and which are kinds; a coarse class without kinds is both."""
-    own = torch.arange(len(parents), device=parents.device)
-    coarse = parents == own
+    coarse = parents == torch.arange(len(parents), device=parents.device)
     if not bool(coarse[parents].all()):
         where = int((~coarse[parents]).nonzero()[0])
         raise UserError(

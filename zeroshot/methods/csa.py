@@ -3,22 +3,24 @@
 Li et al. 2025, "CSA: Data-efficient Mapping of Unimodal Features to Multimodal Features", ICLR,
 arXiv:2410.07610; authors' code: github.com/UTAustin-SwarmLab/Multi-modal-Data-Alignment (MIT).
 
-    U diag(rho) V' = SVD(Sxx^-1/2 Sxy Syy^-1/2),   A = U' Sxx^-1/2,   B = V' Syy^-1/2
-    score = sum_{i <= s} rho_i (A x)_i (B y)_i / (|A x| |B y|)
+    U diag(rho) V' = SVD(Sxx^-1/2 Sxy Syy^-1/2),   A = U' Sxx^-1/2,   B = V' Syy^-1/2     (1)
+    score = sum_{i <= s} rho_i (A x)_i (B y)_i / (|A x| |B y|)                            (2)
 
-with the scatter matrices of the anchors about their means, which `x` and `y` are seen from too.
+The scatter matrices `S` are those of the anchors about their means, which are subtracted from `x`
+and `y` too.
 
 | here | paper |
 |---|---|
-| s | s, directions kept |
+| s | s, number of directions |
 | lam, ridge | none: the paper inverts the plain covariances |
 | rho | the canonical correlations |
 
-Departures. The published code multiplies `U` where the equation has `U'`, which leaves accuracy at
-chance (8 to 17 % in the parity data, against 79 to 83 %) and makes the result depend on the signs
-of the SVD; ours is the equation. A ridge goes onto both diagonals: without one CSA collapses where
-anchors are few. Their weights carry a factor N/(N-1) from a library, which changes no ranking.
-`weighting="cosine"`, ours, takes `sqrt(rho)` before the lengths, so that scores are true cosines.
+Departures. The published code multiplies by `U` where the equation has `U'`, which leaves accuracy
+at chance (8 to 17 % in the parity data, against 79 to 83 %) and makes the result depend on the
+signs of the SVD; ours is the equation. A ridge is added to both diagonals: without one CSA
+collapses if anchors are few. Their weights carry a factor N/(N-1) from a library, which changes no
+ranking. `weighting="cosine"`, ours, applies `sqrt(rho)` before the division by the lengths, so that
+scores are true cosines.
 
 Everything is learned from running moments in float64, so an edit costs the same however many
 anchors there are.
@@ -33,44 +35,38 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Explanation, Output
-from zeroshot.methods._pairs import (
-    Canonical,
-    Dense,
+from zeroshot.methods._anchor_checks import check_added, check_embeddings, check_removed
+from zeroshot.methods._anchor_matrix import BLOCK, AnchorMatrix
+from zeroshot.methods._anchored_coupling import AnchoredCoupling, fitted
+from zeroshot.methods._canonical_correlation import (
+    CanonicalDirections,
     Moments,
-    Rows,
-    Templates,
     Weighting,
-    check_more,
-    check_places,
-    check_rows,
-    fitted,
-    strongest,
-    weighted,
+    weight_by_correlation,
 )
+from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._protocols import Explanation, Output
 
 
 @dataclass(frozen=True)
-class CSA(Dense):
+class CSA(AnchoredCoupling, JointSpace):
     """A linear coupling by canonical correlations, with a ridge; `fit` gives it its anchors."""
 
     s: int = 0
-    """directions kept, the strongest; 0 for all that both sides have"""
+    """number of directions, those of largest rho; 0 for all that both sides have"""
     lam: float = 1.0
-    """ridge in units of each side's mean variance; more where anchors are few"""
+    """ridge in units of each side's mean variance; few anchors need more"""
     ridge: float = 0.0
     """a further ridge, added to the scatter matrices (not divided by the count) as it is"""
     weighting: Weighting = "csa"
-    """rho after bringing rows to unit length (csa), its root before (cosine), or not at all"""
+    """rho after normalizing (csa), its square root before (cosine), or not at all (none)"""
     templates: Templates = "mean"
     """how the scores of a class's prompts become one"""
 
-    anchor_images_: Rows | None = field(default=None, repr=False, compare=False)
-    anchor_texts_: Rows | None = field(default=None, repr=False, compare=False)
     moments_: Moments | None = field(default=None, repr=False, compare=False)
 
     transductive: ClassVar[bool] = False
-    least: ClassVar[int] = 2
+    least_pairs: ClassVar[int] = 2
 
     @property
     def output(self) -> Output:
@@ -78,60 +74,64 @@ class CSA(Dense):
         return "similarity"
 
     def fit(self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]) -> "CSA":
-        """See `methods.Coupling`; UserError also where the anchors do not vary."""
+        """See `methods.Coupling`; UserError also if the anchors do not vary."""
         learned = super().fit(anchor_images, anchor_texts)
         _ = learned.directions
         return learned
 
-    def _learn(self, images: Rows, texts: Rows, moments: Moments | None = None) -> "CSA":
+    def _learn(
+        self, images: AnchorMatrix, texts: AnchorMatrix, moments: Moments | None = None
+    ) -> "CSA":
         if self.s < 0 or self.lam < 0 or self.ridge < 0:
             raise UserError(f"s={self.s}, lam={self.lam}, ridge={self.ridge}: none may be below 0")
         if moments is None:
-            moments = Moments.of(images, texts)
+            moments = Moments.from_pairs(images, texts)
         return replace(self, anchor_images_=images, anchor_texts_=texts, moments_=moments)
 
     def add(self, images: Float[Tensor, "m d"], texts: Float[Tensor, "_m e"]) -> "CSA":
-        """With these pairs behind the others; what it learned follows when it is next used."""
-        check_more(images, texts, self._images, self._texts)
-        new = Moments.of(Rows.of(images), Rows.of(texts))
+        """With these pairs appended; `directions` are solved again on next use."""
+        check_added(images, texts, self._images, self._texts)
+        new = _pair_moments(images, texts)
         return self._learn(self._images.add(images), self._texts.add(texts), self._moments + new)
 
     def remove(self, index: Int[Tensor, " m"]) -> "CSA":
-        """Without the pairs at these places; what it learned follows when it is next used."""
-        gone = check_places(index, len(self._images))
+        """Without the pairs at `index`; `directions` are solved again on next use."""
+        removed = check_removed(index, len(self._images))
         images, texts = self._images, self._texts
-        lost = Moments.of(Rows.of(images.raw(gone)), Rows.of(texts.raw(gone)))
-        return self._learn(images.remove(gone), texts.remove(gone), self._moments - lost)
+        lost = _pair_moments(images.take_raw(removed), texts.take_raw(removed))
+        return self._learn(images.remove(removed), texts.remove(removed), self._moments - lost)
 
     @cached_property
-    def directions(self) -> Canonical:
+    def directions(self) -> CanonicalDirections:
         """`A`, `B` and `rho`, solved from the moments on first use."""
-        return self._moments.spectra.canonical(self.ridges, self.s)
+        return self._moments.spectra.canonical(self.ridges, self.s)  # (1)
 
     @property
     def ridges(self) -> tuple[float, float]:
-        """What is added to the diagonal of either scatter matrix."""
+        """Added to the diagonals of `Sxx` and `Syy`."""
         sides = self._moments.centred()[:2]
         left, right = (self.ridge + self.lam * float(s.diagonal().mean()) for s in sides)
         return left, right
 
     def image_coordinates(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n s"]:
-        """`A x`, without weights or unit length."""
-        check_rows("images", images, self._images.width)
-        return _seen_from(images, self._moments.x / self._moments.count, self.directions.image_map)
+        """`A x`, neither weighted nor normalized."""
+        check_embeddings("images", images, self._images.width)
+        return _project(images, self._moments.x / self._moments.count, self.directions.image_map)
 
     def text_coordinates(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n s"]:
-        """`B y`, without weights or unit length."""
-        check_rows("texts", texts, self._texts.width)
-        return _seen_from(texts, self._moments.y / self._moments.count, self.directions.text_map)
+        """`B y`, neither weighted nor normalized."""
+        check_embeddings("texts", texts, self._texts.width)
+        return _project(texts, self._moments.y / self._moments.count, self.directions.text_map)
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n s"]:
-        """Rows whose products with `map_texts` are the scores."""
-        return weighted(self.image_coordinates(images), self.directions.rho, self.weighting)
+        """Vectors whose dot products with `map_texts` are the scores (2)."""
+        coordinates = self.image_coordinates(images)
+        return weight_by_correlation(coordinates, self.directions.rho, self.weighting)
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n s"]:
         """As `map_images`, for texts."""
-        return weighted(self.text_coordinates(texts), self.directions.rho, self.weighting)
+        coordinates = self.text_coordinates(texts)
+        return weight_by_correlation(coordinates, self.directions.rho, self.weighting)
 
     def explain(
         self, image: Float[Tensor, " d"], texts: Float[Tensor, "t e"], count: int = 5
@@ -142,28 +142,32 @@ class CSA(Dense):
         gives `<A x, A x_i> <B y_i, B y>` over the lengths.
         """
         rho = self.directions.rho.to(image.dtype)
-        rows = self.map_images(image[None])[0]
+        joint = self.map_images(image[None])[0]
         prompts = self.map_texts(texts)
         prompt = prompts.mean(0)
         if self.templates == "max":
-            prompt = prompts[(prompts @ rows).argmax()]
-        left, right = rows / rho.sqrt(), prompt / rho.sqrt()
+            prompt = prompts[(prompts @ joint).argmax()]
+        left, right = joint / rho.sqrt(), prompt / rho.sqrt()
         if self.weighting == "none":
-            left, right = rows / rho, prompt
+            left, right = joint / rho, prompt
         shares = [
             (self.image_coordinates(x) @ left) * (self.text_coordinates(y) @ right)
-            for x, y in zip(
-                self._images.raw_blocks(8192), self._texts.raw_blocks(8192), strict=True
-            )
+            for x, y in zip(self._images.iter_raw(BLOCK), self._texts.iter_raw(BLOCK), strict=True)
         ]
-        return strongest(torch.cat(shares), count)
+        return Explanation.from_shares(torch.cat(shares), count)
 
     @property
     def _moments(self) -> Moments:
         return fitted(self, self.moments_)
 
 
-def _seen_from(
-    rows: Float[Tensor, "n d"], mean: Float[Tensor, " d"], directions: Float[Tensor, "d s"]
+def _pair_moments(images: Float[Tensor, "m d"], texts: Float[Tensor, "_m e"]) -> Moments:
+    left, right = map(AnchorMatrix.from_embeddings, (images, texts))
+    return Moments.from_pairs(left, right)
+
+
+def _project(
+    embeddings: Float[Tensor, "n d"], mean: Float[Tensor, " d"], directions: Float[Tensor, "d s"]
 ) -> Float[Tensor, "n s"]:
-    return (rows - mean.to(rows.dtype)) @ directions.to(rows.dtype)
+    dtype = embeddings.dtype
+    return (embeddings - mean.to(dtype)) @ directions.to(dtype)

@@ -1,4 +1,4 @@
-"""Distribution normalisation: both sides less a share of their mean.
+"""Distribution normalisation: a share of its mean is subtracted from either side.
 
 Zhou et al. 2023, "Test-Time Distribution Normalization for Contrastively Learned Vision-language
 Models", NeurIPS, arXiv:2302.11084; authors' code: fengyuli-dev/distribution-normalization (no
@@ -6,7 +6,7 @@ licence file, not used here).
 
     score = norm(x - lam mean_j x_j) . norm(w_c - lam mean_c w_c)
 
-The dot product stands in for the contrastive loss a model was trained with; the means put back, to
+The dot product approximates the contrastive loss a model was trained with; the means restore, to
 first order, the negatives that the dot product leaves out.
 
 | here | paper |
@@ -14,11 +14,10 @@ first order, the negatives that the dot product leaves out.
 | lam | lambda: 1/2 in theory, 0.25 in the authors' code and tables |
 | bank | 100 unlabelled images of the test distribution |
 
-Departures from the authors' code. Theirs works on rows as the encoder leaves them, before they are
-brought to unit length; so does this one on arrays, which it takes as they are. Pictures come as
-unit rows from the cache: the means then weigh every picture alike. A class of several prompts is
-their mean direction, as long as they are on average. Without a bank the images themselves give the
-mean.
+Departures from the authors' code. Theirs works on embeddings before they are normalized; so does
+this one on arrays, which it takes as they are. Embeddings from the cache are normalized, so the
+means weigh every image equally. A class of several prompts has their mean direction and their mean
+length. Without a bank the mean is that of the images themselves.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,21 +27,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.ops import masked_mean, normalize
 
 
 @dataclass(frozen=True)
 class DN:
-    """Cosines of rows that lie around their means."""
+    """Cosines of embeddings less a share of their means."""
 
     lam: float = 0.25
     """share of the means that is subtracted"""
 
     image_mean_: Float[Tensor, " d"] | None = field(default=None, repr=False, compare=False)
 
-    raw_rows: ClassVar[bool] = True
-    """arrays are not brought to unit length before"""
+    wants_unnormalized: ClassVar[bool] = True
+    """arrays are not normalized before"""
 
     @property
     def transductive(self) -> bool:
@@ -55,7 +54,7 @@ class DN:
         return "similarity"
 
     def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "DN":
-        """A copy that knows the mean of unlabelled images."""
+        """A copy with the mean of these unlabelled images, if there are any."""
         return self if bank is None else replace(self, image_mean_=bank.mean(0))
 
     def scores(
@@ -65,10 +64,10 @@ class DN:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
-        """Cosines of the normalised rows; rows need not come at unit length."""
+        """Cosines; the embeddings need not have unit length."""
         mean = images.mean(0) if self.image_mean_ is None else self.image_mean_
         length = texts.norm(dim=-1, keepdim=True)  # [c, t, 1]
-        # The mean of unit prompts as one product: their unit rows are never written down.
+        # The mean of unit prompts as one product, so that no normalized copy of them exists.
         weight = 1 / torch.where(length > 0, length, 1)
         if text_mask is not None:
             weight = weight * text_mask[..., None]

@@ -1,4 +1,4 @@
-"""Prompt ensembles: several sentences per class, one score.
+"""Prompt ensembles: several prompts per class, one score.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
 (CLIP), section 3.1.4 and the authors' notebook (`embed`); Menon and Vondrick 2023, "Visual
@@ -7,9 +7,9 @@ Classification via Description from Large Language Models" (`score`).
     embed: x . norm(mean_t e_ct)     score: mean_t x . e_ct
     max:   max_t x . e_ct            prob:  mean_t softmax_c(logit_scale x . e_ct)
 
-`embed` and `score` differ by the length of the mean alone: a class whose prompts disagree has a
-short one, and `embed` scales it up again. With ragged prompts `prob` lets a class without a t-th
-prompt compete in the t-th softmax with its mean cosine.
+`embed` and `score` differ only by the length of the mean: it is short if the prompts of a class
+disagree, and `embed` normalizes it. With ragged prompts, a class without a t-th prompt has its mean
+cosine in the t-th softmax of `prob`.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.ops import masked_mean, normalize
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Scores of unit image rows against the prompts of each class, ragged or not."""
+    """Scores of images against the prompts of each class, ragged or not."""
 
     mode: Literal["embed", "score", "prob", "max"] = "embed"
-    """what is averaged over a class's prompts: embeddings, scores, probabilities; or the best"""
+    """average over a class's prompts: of embeddings, scores or probabilities; or the maximum"""
 
     transductive: ClassVar[bool] = False
 
@@ -40,7 +40,7 @@ class Ensemble:
     def classifier(
         self, texts: Float[Tensor, "c t d"], text_mask: Bool[Tensor, "c t"] | None = None
     ) -> Float[Tensor, "c d"]:
-        """One row per class whose dot product with an image is its `embed` or `score` score."""
+        """One vector per class, whose dot product with an image is the `embed` or `score` score."""
         mean = masked_mean(texts, text_mask)
         return normalize(mean) if self.mode == "embed" else mean
 
@@ -51,7 +51,7 @@ class Ensemble:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
-        """Cosines (probabilities for `prob`); the temporary is `n x c x t` for `max` and `prob`."""
+        """Cosines, or probabilities for `prob`; `max` and `prob` need memory for `n x c x t`."""
         if self.mode in ("embed", "score"):
             return images @ self.classifier(texts, text_mask).T
         cosine = torch.einsum("nd,ctd->nct", images, texts)

@@ -1,21 +1,20 @@
-"""Frolic: the model's own leaning towards some classes, estimated from its predictions, removed.
+"""Frolic: the model's bias towards some classes is estimated from its predictions and removed.
 
 Zhu et al. 2024, "Enhancing Zero-Shot Vision Models by Label-Free Prompt Distribution Learning and
 Bias Correcting", NeurIPS, arXiv:2410.19294; authors' code: zhuhsingyuu/Frolic (no licence file, not
 used here).
 
-    S[k]  = mean of softmax(L_i) over the rows i whose best class is k, where the best class leads
-            the second by more than 1/c
-    pi    = stationary distribution of S, pi = S^T pi
-    L     <- L - log pi                                                     `rounds` times
+    S[k]  = mean of softmax(L_i) over the images i whose best class is k and leads the second
+            best by more than 1/c                                                            (1)
+    pi    = stationary distribution of S, pi = S^T pi                                        (2)
+    L     <- L - log pi                                                     `rounds` times   (3)
 
 and, with `lda`, scores by one Gaussian per class with a shared diagonal covariance:
 
-    score = x v w_c - w_c v w_c / 2 - x v x / 2      v = 1 / ((1 - lam) var + lam)
+    score = x v w_c - w_c v w_c / 2 - x v x / 2      v = 1 / ((1 - lam) var + lam)           (4)
 
-`var` is that of images and prompts pooled. All classes are taken as equally frequent: this suits a
-balanced set, and on a batch with few of the classes it forces pictures into the absent ones, of
-which it warns.
+`var` is that of images and prompts together. All classes are assumed equally frequent. This suits a
+balanced set; on a batch with few of the classes it forces images into the absent ones, and warns.
 
 | here | paper |
 |---|---|
@@ -24,68 +23,59 @@ which it warns.
 | pi | beta, the prior of the pre-training data |
 
 Departures from the authors' code, whose numbers `compat=True` gives. Their gate compares logits,
-not probabilities, with 1/c, so that with a scale of 100 nearly every row passes; their power
-iteration stops as soon as a step moves less than 1e-3 and returns the vector before it: with
+not probabilities, with 1/c, so that with a scale of 100 nearly every image passes. Their power
+iteration stops as soon as a step is smaller than 1e-3 and returns the vector before it: with
 confident logits that is the uniform start, and nothing is corrected. Here the gate is on
-probabilities and the stationary distribution is solved for, of S with a share of 1e-3 of the
-uniform distribution mixed in, so that there is one; since rounding grows with each round, the bias
-is computed in float64 whatever the logits are. It is brought to mean zero. Their prompt-learning
-stage, two InMaP runs whose scores they add, is not part of it.
+probabilities and the stationary distribution is solved for; S is mixed with a share of 1e-3 of the
+uniform distribution, so that it exists. Since rounding grows with each round, the bias is computed
+in float64 for all logits. Its mean is subtracted. Their prompt-learning stage, the sum of two InMaP
+runs, is left out.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._bank import OptionalBank
 from zeroshot.methods._prior import warn_if_few
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 UNIFORM_SHARE = 1e-3
+"""Of the uniform distribution, mixed into `S`."""
 
 
 @dataclass(frozen=True)
-class Frolic:
-    """Logits less the logarithm of the classes' estimated leaning."""
+class Frolic(OptionalBank):
+    """Logits less the logarithm of the classes' estimated bias."""
 
     rounds: int = 11
-    """times the leaning is estimated and removed; 0 leaves the scores"""
+    """times that the bias is estimated and removed; 0 leaves the scores"""
     gate: bool = True
-    """estimate from rows only whose best class leads the second by more than 1/c"""
+    """estimate only from images whose best class leads the second best by more than 1/c"""
     lda: bool = False
     """score by Gaussians around the classes' prompts instead of by cosines"""
     lam: float = 0.9
-    """of lda: weight of the identity in the covariance"""
+    """with lda: weight of the identity in the covariance"""
     compat: bool = False
     """the authors' gate and early stop"""
-
-    bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def transductive(self) -> bool:
-        """Unless a bank gives the leaning."""
-        return self.bank_ is None
 
     @property
     def output(self) -> Output:
         """Logits less a constant for each class."""
         return "logit"
 
-    def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "Frolic":
-        """A copy that estimates from these rows."""
-        return replace(self, bank_=bank)
-
     def adjust(
         self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "n c"]:
-        """Corrected logits, of whatever method."""
+        """Corrected logits, of any method."""
         if not self.rounds:
             return logits
         rows = logits if bank is None else bank
         warn_if_few("frolic", rows)
-        return logits - leaning(rows, self.rounds, self.gate, self.compat)
+        return logits - class_bias(rows, self.rounds, self.gate, self.compat)
 
     def scores(
         self,
@@ -118,46 +108,46 @@ def gaussian_scores(
     classifier: Float[Tensor, "c d"],
     precision: Float[Tensor, " d"],
 ) -> Float[Tensor, "n c"]:
-    """Log-likelihood of rows under each class, up to a constant."""
-    of_images = images.square() @ precision
-    of_classes = classifier.square() @ precision
-    return (images * precision) @ classifier.T - (of_images[:, None] + of_classes) / 2
+    """Equation (4): log-likelihood of images under each class, up to a constant."""
+    image_squares = images.square() @ precision
+    class_squares = classifier.square() @ precision
+    return (images * precision) @ classifier.T - (image_squares[:, None] + class_squares) / 2
 
 
-def leaning(
+def class_bias(
     logits: Float[Tensor, "n c"], rounds: int = 11, gate: bool = True, compat: bool = False
 ) -> Float[Tensor, " c"]:
     """What to subtract from the logits of each class."""
     precision, logits = logits.dtype, logits.double()
     total = torch.zeros_like(logits[0])
     for _ in range(rounds):
-        prior = stationary(logits - total, gate, compat)
+        prior = stationary(logits - total, gate, compat)  # (1), (2)
         step = (prior + 1e-12).log()
-        total = total + (step if compat else step - step.mean())
+        total = total + (step if compat else step - step.mean())  # (3)
     return total.to(precision)
 
 
 def stationary(
     logits: Float[Tensor, "n c"], gate: bool = True, compat: bool = False
 ) -> Float[Tensor, " c"]:
-    """Where a walk over the classes stays that goes from k as the rows predicted k do."""
+    """The stationary distribution of `S`."""
     classes = logits.shape[1]
     probability = logits.softmax(1)
     best = (logits if compat else probability).topk(2, dim=1).values
-    sure = best[:, 0] - best[:, 1] > (1 / classes if gate else -1)
-    label = logits.argmax(1)[sure]
-    walk = torch.zeros(classes, classes, dtype=logits.dtype, device=logits.device)
-    walk.index_add_(0, label, probability[sure])
+    confident = best[:, 0] - best[:, 1] > (1 / classes if gate else -1)
+    label = logits.argmax(1)[confident]
+    s = torch.zeros(classes, classes, dtype=logits.dtype, device=logits.device)
+    s.index_add_(0, label, probability[confident])
     count = torch.bincount(label, minlength=classes)
-    walk = walk / count.clamp_min(1)[:, None]
-    return _authors_walk(walk) if compat else _long_walk(walk, count == 0)
+    s = s / count.clamp_min(1)[:, None]
+    return _iterate_as_authors(s) if compat else _solve(s, count == 0)
 
 
-def _authors_walk(walk: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:
+def _iterate_as_authors(s: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:
     """Power iteration that stops early, one step behind."""
-    prior = torch.full_like(walk[0], 1 / len(walk))
+    prior = torch.full_like(s[0], 1 / len(s))
     for _ in range(100):
-        after = walk.T @ prior
+        after = s.T @ prior
         after = after / after.sum()
         if float((after - prior).abs().sum()) < 1e-3:
             break
@@ -165,14 +155,14 @@ def _authors_walk(walk: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:
     return prior
 
 
-def _long_walk(walk: Float[Tensor, "c c"], empty: Bool[Tensor, " c"]) -> Float[Tensor, " c"]:
-    """The stationary distribution, solved; from a class nobody is predicted one may go anywhere."""
-    uniform = torch.full_like(walk, 1 / len(walk))
-    walk = torch.where(empty[:, None], uniform, walk)
-    walk = (1 - UNIFORM_SHARE) * walk + UNIFORM_SHARE * uniform
-    equations = walk.T - torch.eye(len(walk), dtype=walk.dtype, device=walk.device)
-    equations[-1] = 1  # instead of one that follows from the others: shares sum to 1
-    right = torch.zeros_like(walk[0])
+def _solve(s: Float[Tensor, "c c"], empty: Bool[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """The solution of (2); the row of a class that is never predicted is uniform."""
+    uniform = torch.full_like(s, 1 / len(s))
+    s = torch.where(empty[:, None], uniform, s)
+    s = (1 - UNIFORM_SHARE) * s + UNIFORM_SHARE * uniform
+    equations = s.T - torch.eye(len(s), dtype=s.dtype, device=s.device)
+    equations[-1] = 1  # the last equation follows from the others; instead, shares sum to 1
+    right = torch.zeros_like(s[0])
     right[-1] = 1
     prior: Tensor = torch.linalg.solve(equations, right)
     return prior.clamp_min(0)

@@ -1,4 +1,4 @@
-"""Inverted softmax: a class that attracts every query must share its attraction among them.
+"""Inverted softmax: similarities are normalized over queries, so that hub classes lose.
 
 Smith et al. 2017, "Offline bilingual word vectors, orthogonal transformations and the inverted
 softmax", ICLR, arXiv:1702.03859; authors' code as in facebookresearch/MUSE (CC BY-NC, not used
@@ -6,8 +6,8 @@ here).
 
     score_qg = exp(beta s_qg) / sum_b exp(beta s_bg)
 
-The sum runs over the queries themselves or, once fitted, over a bank of others. Here the score is
-its logarithm over beta, in units of similarity:
+The sum runs over the queries themselves or, once fitted, over a bank of others. Our score is the
+logarithm of this, divided by beta, in units of similarity:
 
     score_qg = s_qg - log(mean_b exp(beta s_bg)) / beta
 
@@ -16,21 +16,22 @@ its logarithm over beta, in units of similarity:
 | beta | beta, 20 in QB-Norm |
 | bank | the source words |
 
-Departures from the authors' code: the logarithm, which ranks every row and every column alike;
-`compat=True` gives the quotient. As a classifier without a bank it takes all classes as equally
-frequent, and warns where few seem present. A matrix of similarities can be re-ranked without
-embeddings: `inverted_softmax(similarity, bank)`, rows queries and columns gallery.
+Departures from the authors' code: the logarithm, which leaves the ranking of every row and column
+unchanged; `compat=True` gives the quotient. As a classifier without a bank it assumes equally
+frequent classes, and warns if few seem present. A matrix of similarities, rows queries and columns
+gallery, can be re-ranked without embeddings: `inverted_softmax(similarity, bank)`.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._bank import OptionalBank
 from zeroshot.methods._prior import warn_if_few
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
@@ -40,37 +41,26 @@ def inverted_softmax(
     beta: float = 20.0,
     compat: bool = False,
 ) -> Float[Tensor, "q g"]:
-    """Similarities less what each column has for the bank; without one, for the rows."""
-    pull = beta * (similarity if bank is None else bank)
+    """Similarities less the soft maximum of each column over the bank, or over the rows."""
+    logits = beta * (similarity if bank is None else bank)
     if compat:
-        return torch.exp(beta * similarity - pull.logsumexp(0))
-    return similarity - (pull.logsumexp(0) - math.log(len(pull))) / beta
+        return torch.exp(beta * similarity - logits.logsumexp(0))
+    return similarity - (logits.logsumexp(0) - math.log(len(logits))) / beta
 
 
 @dataclass(frozen=True)
-class InvertedSoftmax:
+class InvertedSoftmax(OptionalBank):
     """Zero-shot cosines less each class's soft maximum over the bank."""
 
     beta: float = 20.0
-    """sharpness: large, and only the nearest of the bank counts"""
+    """sharpness: if large, only the nearest of the bank counts"""
     compat: bool = False
     """the quotient of the paper instead of its logarithm"""
-
-    bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def transductive(self) -> bool:
-        """Unless there is a bank."""
-        return self.bank_ is None
 
     @property
     def output(self) -> Output:
         """Shifted cosines; with `compat`, shares of a class."""
         return "probability" if self.compat else "similarity"
-
-    def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "InvertedSoftmax":
-        """A copy that takes the sums over unlabelled rows."""
-        return replace(self, bank_=bank)
 
     def scores(
         self,

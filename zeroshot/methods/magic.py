@@ -3,22 +3,22 @@
 Su et al. 2022, "Language Models Can See: Plugging Visual Controls in Text Generation",
 arXiv:2205.02655; authors' code: github.com/yxuansu/MAGIC.
 
-    score(v) = (1 - alpha) p(v) - alpha penalty(v) + beta f(v)
-    f(v)     = softmax over the k candidates of logit_scale * cos(text_v, image)
+    score(v) = (1 - alpha) p(v) - alpha penalty(v) + beta f(v)                          (4)
+    f(v)     = softmax over the k candidates of logit_scale * cos(text_v, image)        (5)
 
 | here | paper |
 |---|---|
-| k, alpha, beta | k, alpha, beta of equation 4 |
+| k, alpha, beta | k, alpha, beta of equation (4) |
 | penalty | max_j cos(h_v, h_{x_j}), the degeneration penalty |
-| f | the magic score, equation 5 |
+| f | the magic score, equation (5) |
 
-A story is the same under a title: the title and an end token come first, and only what follows
-counts as the text.
+A story follows a title: the title and an end token come first, and only what follows counts as the
+text.
 
 Departures from the authors' code, none of which changes a word before the end token: the text
-ends when the end token is chosen (theirs runs on and cuts afterwards); the candidate "end" is
-scored as the text so far, which is what their tokenizer makes of it; candidates that cannot win
-are not looked ahead on (`decoding.py`).
+ends when the end token is chosen (theirs continues and cuts afterwards); the candidate "end" is
+scored as the text so far, as their tokenizer does in effect; the look-ahead skips candidates that
+cannot win (`decoding.py`).
 """
 
 import re
@@ -33,19 +33,20 @@ from torch import Tensor
 
 from zeroshot.decoding import Choice, generate
 from zeroshot.errors import UserError
-from zeroshot.methods import Caption, Pool
+from zeroshot.methods._caption_pool import Pool
+from zeroshot.methods._protocols import Caption
 from zeroshot.models.base import DualEncoder, LanguageModel, Matcher
 from zeroshot.trace import Candidate, Trace, TraceStep
 
 WINDOW = 60
-"""Tokens of the language model the encoder is shown, the last ones (the authors' limit)."""
+"""The encoder sees this many of the last language-model tokens (the authors' limit)."""
 
 SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
 @dataclass(frozen=True)
 class MagicGuide:
-    """`beta f(v)`: how much better than its rivals each continuation fits the picture."""
+    """`beta f(v)`: how much better than the other candidates each one fits the image."""
 
     images: Float[Tensor, "n d"]
     encoder: DualEncoder
@@ -64,16 +65,16 @@ class MagicGuide:
             for tokens, row in zip(generated, candidates.tolist(), strict=True)
         ]
         cosine = self.match(self.images[list(rows)], texts)
-        guide = self.beta * (self.encoder.logit_scale * cosine).softmax(-1)
+        guide = self.beta * (self.encoder.logit_scale * cosine).softmax(-1)  # (5)
         return guide.to(candidates.device)
 
     @cached_property
     def match(self) -> Matcher:
-        """The encoder, remembering from step to step what texts have in common."""
+        """The encoder; it reuses from step to step what texts have in common."""
         return self.encoder.matcher()
 
     def _text(self, tokens: Sequence[int]) -> str:
-        """The last `WINDOW` tokens as text; a closing end token says nothing about the picture."""
+        """The last `WINDOW` tokens as text; a final end token is left out."""
         window = tokens[-WINDOW:]
         ended = window[-1] == self.language_model.end
         return self.language_model.decode(window[:-1] if ended else window)
@@ -84,7 +85,7 @@ class MaGiC:
     """Captions by guided decoding.
 
     The defaults are the authors' for COCO: k=45, alpha=0.1, beta=2 and 15 tokens (their length
-    of 16 counts the start token). `beta=0` is contrastive search, which sees no picture.
+    of 16 counts the start token). `beta=0` is contrastive search, which sees no image.
     """
 
     k: int = 45
@@ -92,15 +93,15 @@ class MaGiC:
     alpha: float = 0.1
     """weight of the degeneration penalty against the model's probability, in [0, 1]"""
     beta: float = 2.0
-    """weight of the picture"""
+    """weight of the image"""
     max_tokens: int = 15
-    """longest caption in language-model tokens, the start token or the title not counted"""
+    """longest caption in language-model tokens, without the start token or the title"""
     max_length: int = 0
-    """longest text with its title or beginning, in tokens; 0 sets no such limit"""
+    """longest text with its title or beginning, in tokens; 0 for no limit"""
     title: bool = False
-    """a prompt is a title, closed by an end token and no part of the text; else its beginning"""
+    """a prompt is a title, ended by an end token and not part of the text; else its beginning"""
     sentences: int = 0
-    """keep so many sentences; 0 keeps all"""
+    """number of sentences to keep; 0 for all"""
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     takes: ClassVar[frozenset[str]] = frozenset({"prompts", "trace"})
@@ -130,19 +131,19 @@ class MaGiC:
         prompts: Sequence[str] | None = None,
         trace: bool = False,
     ) -> list[Caption]:
-        """One caption per unit image row; rows with prompts of equal length decode together."""
+        """One caption per unit image embedding; prompts of equal length decode together."""
         if language_model is None:
             raise UserError("magic needs a language model")
-        asked = list(prompts) if prompts is not None else [""] * len(images)
-        if len(asked) != len(images):
-            raise UserError(f"{len(asked)} prompts for {len(images)} pictures")
+        beginnings = list(prompts) if prompts is not None else [""] * len(images)
+        if len(beginnings) != len(images):
+            raise UserError(f"{len(beginnings)} prompts for {len(images)} pictures")
         guide = None
         if self.beta:
             guide = MagicGuide(images, encoder, language_model, self.beta)
         choices: list[Choice] = []
-        generated = generate(
+        generated = generate(  # (4)
             language_model,
-            [self._prefix(prompt, language_model) for prompt in asked],
+            [self._prefix(prompt, language_model) for prompt in beginnings],
             guide,
             k=self.k,
             alpha=self.alpha,
@@ -151,8 +152,8 @@ class MaGiC:
             observe=choices.append if trace else None,
         )
         texts = [
-            self._finished("" if self.title else prompt, language_model.decode(tokens))
-            for prompt, tokens in zip(asked, generated, strict=True)
+            self._text("" if self.title else prompt, language_model.decode(tokens))
+            for prompt, tokens in zip(beginnings, generated, strict=True)
         ]
         cosine = torch.einsum("nd,nd->n", encoder.encode_texts(texts), images)
         traces = _traces(choices, generated, language_model) if trace else [None] * len(texts)
@@ -164,13 +165,13 @@ class MaGiC:
         ]
 
     def _prefix(self, prompt: str, language_model: LanguageModel) -> list[int]:
-        """What the text follows: its start, perhaps with a beginning; or a title and the end."""
+        """The tokens before the text: the start and a beginning, or a title and the end token."""
         if self.title and prompt:
             return [*language_model.encode(prompt), language_model.end]
         return [language_model.start, *language_model.encode(prompt)]
 
-    def _finished(self, beginning: str, text: str) -> str:
-        """Single spaces, no more than `sentences`."""
+    def _text(self, beginning: str, text: str) -> str:
+        """Beginning and text with single spaces, and no more than `sentences` sentences."""
         text = " ".join((beginning + text).split())
         if self.sentences:
             text = " ".join(SENTENCE_END.split(text)[: self.sentences])
@@ -180,7 +181,7 @@ class MaGiC:
 def _traces(
     choices: Sequence[Choice], generated: Sequence[Sequence[int]], language_model: LanguageModel
 ) -> list[Trace]:
-    """The choices of all rows, told row by row."""
+    """The choices that were made for all rows together, sorted by row."""
     steps: list[list[TraceStep]] = [[] for _ in generated]
     for choice in choices:
         terms = (choice.candidates, choice.probability, choice.penalty, choice.guide, choice.total)

@@ -1,16 +1,16 @@
-"""MTA: the mode of a picture's views, where views that agree count.
+"""MTA: the mode of an image's views, with larger weights for views that agree.
 
 Zanella and Ben Ayed 2024, "On the test-time zero-shot generalization of vision-language models: Do
 we really need prompt learning?", CVPR, arXiv:2405.02266; authors' code: github.com/MaxZanella/MTA
 (MIT).
 
-    K_v = exp(-|x_v - m|^2 / 2 h_v^2)         h_v^2 half the mean of the nearest squared distances
-    y   = softmax((K + lambda_q P P' y) / lambda_y)         P softmax(logit_scale x_v . w)
-    m   = norm(sum_v y_v K_v x_v)
-    L   = logit_scale m . w
+    K_v = exp(-|x_v - m|^2 / 2 h_v^2)     h_v^2 half the mean of the nearest squared distances   (1)
+    y   = softmax((K + lambda_q P P' y) / lambda_y)         P softmax(logit_scale x_v . w)       (2)
+    m   = norm(sum_v y_v K_v x_v)                                                                (3)
+    L   = logit_scale m . w                                                                      (4)
 
-`y` says how much each view belongs, `m` starts at the first view, and both are iterated in turn
-until they stay within `tol` or `inner_iter` steps are done, `max_iter` times.
+`y` are the weights of the views, `m` starts at the first view. Both are iterated in turn,
+`max_iter` times, each until it changes by less than `tol` or for `inner_iter` steps.
 
 | here | paper |
 |---|---|
@@ -18,8 +18,8 @@ until they stay within `tol` or `inner_iter` steps are done, `max_iter` times.
 | m | mode |
 | lambda_y, lambda_q | lambda_y, lambda |
 
-Departures from the authors' code: none in the numbers. All pictures are iterated together, each
-stopping by itself.
+Departures from the authors' code: none in the numbers. All images are iterated together, and each
+stops by itself.
 """
 
 from collections.abc import Callable
@@ -30,17 +30,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import normalize
 
 BLOCK = 500_000
-"""Numbers of views, or of their logits, at a time: what the steps read again stays in the cache."""
+"""Numbers of views, or of their logits, at a time: they fit into the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Where each picture's views gather, and how much each belongs."""
+    """The mode of each image's views, and the weight and bandwidth of each view."""
 
     mode: Float[Tensor, "n d"]
     inlierness: Float[Tensor, "n v"]
@@ -49,18 +49,18 @@ class Modes:
 
 @dataclass(frozen=True)
 class MTA:
-    """Logits of pictures of which several views are embedded."""
+    """Logits of images with several embedded views."""
 
     lambda_y: float = 0.2
     """evenness of the views' weights"""
     lambda_q: float = 4.0
     """weight of views that predict alike"""
     max_iter: int = 5
-    """turns of weights and mode"""
+    """alternations of weights and mode"""
     inner_iter: int = 5
-    """most steps of each in a turn"""
+    """most steps of each per alternation"""
     tol: float = 1e-6
-    """a step shorter than this is the last of its turn"""
+    """a step shorter than this is the last of its alternation"""
     bandwidth_fraction: float = 0.3
     """share of the other views whose distance sets the width of a view's kernel"""
 
@@ -80,15 +80,14 @@ class MTA:
         *,
         views: Float[Tensor, "n v d"],
     ) -> Float[Tensor, "n c"]:
-        """Logits; the first of a picture's `views` is the picture itself, `images` is not read."""
+        """Logits; the first of an image's `views` is the image itself, `images` is not read."""
         prototypes = logit_scale * Ensemble().classifier(texts, text_mask)
-        some = torch.split(
-            views, max(1, BLOCK // (views.shape[1] * max(len(texts), views.shape[2])))
-        )
-        return torch.cat([self.modes(part, prototypes).mode for part in some]) @ prototypes.T
+        size = max(1, BLOCK // (views.shape[1] * max(len(texts), views.shape[2])))
+        modes = [self.modes(block, prototypes).mode for block in torch.split(views, size)]
+        return torch.cat(modes) @ prototypes.T  # (4)
 
     def modes(self, views: Float[Tensor, "n v d"], prototypes: Float[Tensor, "c d"]) -> Modes:
-        """Mode and weights; `prototypes` are multiplied with the logit scale."""
+        """Mode and weights; `prototypes` include the logit scale."""
         affinity = (views @ prototypes.T).softmax(-1)
         affinity = self.lambda_q * affinity @ affinity.mT  # [n, v, v]
         width = self._bandwidth(views)
@@ -100,23 +99,23 @@ class MTA:
         def kernel(mode: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
             product = (views @ mode[..., None])[..., 0]  # [n, v]
             distance = square + mode.square().sum(-1, keepdim=True) - 2 * product
-            return torch.exp(-distance.clamp_min(0) / (2 * width**2))
+            return torch.exp(-distance.clamp_min(0) / (2 * width**2))  # (1)
 
-        def weights(near: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda y: (
-                (near + torch.einsum("nvw,nw->nv", affinity, y)) / self.lambda_y
+        def weight_step(k: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda y: (  # (2)
+                (k + torch.einsum("nvw,nw->nv", affinity, y)) / self.lambda_y
             ).softmax(1)
 
-        def shifted(weight: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda m: normalize(((weight * kernel(m))[:, None] @ views)[:, 0])
+        def mode_step(y: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda m: normalize(((y * kernel(m))[:, None] @ views)[:, 0])  # (3)
 
         for _ in range(self.max_iter):
-            weight = self._settled(weights(kernel(mode)), weight)
-            mode = self._settled(shifted(weight), mode)
+            weight = self._iterate(weight_step(kernel(mode)), weight)
+            mode = self._iterate(mode_step(weight), mode)
         return Modes(mode, weight, width)
 
-    def _settled(self, step: Callable[[Tensor], Tensor], x: Float[Tensor, "n k"]) -> Tensor:
-        """Rows after their steps; a row that moved less than `tol` stays."""
+    def _iterate(self, step: Callable[[Tensor], Tensor], x: Float[Tensor, "n k"]) -> Tensor:
+        """`x` after its steps; a row that moved less than `tol` stops."""
         moving = torch.ones_like(x[:, :1], dtype=torch.bool)
         for _ in range(self.inner_iter):
             after = torch.where(moving, step(x), x)
@@ -130,9 +129,8 @@ class MTA:
         count = max(1, min(int(self.bandwidth_fraction * (views.shape[1] - 1)), views.shape[1] - 1))
         square = views.square().sum(-1)
         distance = square[:, None] + square[..., None] - 2 * views @ views.mT  # [n, v, v]
-        nearest = (
-            distance.clamp_min(0).sort(dim=-1).values[..., 1 : count + 1]
-        )  # the view itself is first
+        ascending = distance.clamp_min(0).sort(dim=-1).values
+        nearest = ascending[..., 1 : count + 1]  # the view itself is first
         if nearest.shape[-1] == 0:
-            nearest = torch.ones_like(distance)  # one view alone: any width will do
+            nearest = torch.ones_like(distance)  # for a single view any width will do
         return (nearest.mean(-1) / 2).clamp_min(torch.finfo(views.dtype).eps).sqrt()

@@ -1,16 +1,15 @@
-"""NACLIP: patches attend to patches like themselves, and to those around them.
+"""NACLIP: patches attend to similar patches and to the patches around them.
 
 Hajimiri, Ben Ayed, Dolz 2025, "Pay Attention to Your Neighbours: Training-Free Open-Vocabulary
 Semantic Segmentation", WACV, arXiv:2404.08181; authors' code sinahmr/NACLIP (MIT).
 
     A = softmax(k k' / sqrt(d) + G) v,   G_ij = exp(-|p_i - p_j|^2 / 2 std^2)
 
-of the last block of the vision transformer, whose residual connection and feed-forward part are
-left out (`block=attention`); then each patch is projected as the class token is, and compared
-with the labels. G is 0 (not -inf) in the row and column of the class token, as in the authors'
-code.
+in the last block of the vision transformer, without its residual connection and feed-forward part
+(`block=attention`). Then each patch is projected as the class token is, and compared with the
+labels. G is 0 (not -inf) in the row and column of the class token, as in the authors' code.
 
-`attention` has its siblings: `kk` without G, `qq`, `csa` (SCLIP, Wang et al. 2024), `value`
+Other values of `attention`: `kk` without G, `qq`, `csa` (SCLIP, Wang et al. 2024), `value`
 (MaskCLIP, Zhou et al. 2022: each patch its own value), and `vanilla`, which the model was trained
 with.
 """
@@ -22,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods._dense import Attention, neighbours, weights
+from zeroshot.methods._attention import Attention, gaussian_neighbourhood, weights
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,16 @@ class NACLIP:
     """Attention for dense features, and how the logits of patches become a map."""
 
     attention: Attention = "naclip"
-    """who attends to whom in the last block"""
+    """which tokens attend to which in the last block"""
 
     std: float = 5.0
-    """of the Gaussian around each patch, in patches"""
+    """width of the Gaussian around each patch, in patches"""
 
     block: Literal["attention", "whole"] = "attention"
-    """what of the last block is kept: its attention alone, or all of it"""
+    """keep the attention of the last block alone, or the whole block"""
 
     scale: float = 40.0
-    """multiplies the cosines before the softmax over labels"""
+    """factor of the cosines before the softmax over labels"""
 
     def __post_init__(self) -> None:
         if not self.std > 0:
@@ -57,7 +56,7 @@ class NACLIP:
         value: Float[Tensor, "b h s d"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "b h s d"]:
-        """What each token gathers; tokens before the patches (the class token) come first."""
+        """The output of each token; tokens before the patches (the class token) come first."""
         before = query.shape[-2] - grid[0] * grid[1]
-        near = neighbours(grid, self.std, before, like=query)
-        return weights(query, key, self.attention, near) @ value
+        nearby = gaussian_neighbourhood(grid, self.std, before, like=query)
+        return weights(query, key, self.attention, nearby) @ value

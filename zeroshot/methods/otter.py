@@ -1,25 +1,26 @@
-"""OTTER: labels by optimal transport, when it is known how frequent the classes are.
+"""OTTER: labels by optimal transport, if the class frequencies are known.
 
 Shin et al. 2024, "OTTER: Effortless Label Distribution Adaptation of Zero-shot Models", NeurIPS,
 arXiv:2404.08461; authors' code: SprocketLab/OTTER (no licence file, not used here).
 
-    plan  = argmin sum_ic plan_ic cost_ic     rows sum to 1/n, columns to pi_c, none negative
-    cost  = -log(softmax(logits / temperature) + epsilon)
+    cost  = -log(softmax(logits / temperature) + epsilon)                                        (1)
+    plan  = argmin sum_ic plan_ic cost_ic     rows sum to 1/n, columns to pi_c, none negative    (2)
     class = argmax_c plan_ic
 
-A linear program, solved exactly: over the cheap cells of each row first, then with every cell whose
-reduced cost is negative, until there is none; the dual prices of HiGHS say which. A row's score is
-its mass, split over classes: a vertex of the polytope splits c - 1 rows at most.
+The linear program is solved exactly: first over the cheap cells of each row, then with every cell
+of negative reduced cost added, until there is none; the reduced costs follow from the dual prices
+of HiGHS. An image's scores are its masses: a vertex of the polytope splits c - 1 images at most
+over several classes.
 
 | here | paper |
 |---|---|
 | prior | nu, the label distribution |
 | temperature, epsilon | 1 and 1e-9 in `ot_predict`, on cosines; 1 and 1e-6 in `ot_posthoc` |
 
-Departures from the authors' code. The softmax's denominator and the scale of the logits change
-every plan's cost alike, so `epsilon = 0` is the exact program on the logits; the authors' epsilon
-makes all classes below it equally expensive. Their `ot_posthoc_logits` meets "Problem infeasible"
-in the solver when logits are large, and then puts everything into class 0.
+Departures from the authors' code. The softmax's denominator and the scale of the logits change the
+cost of every plan equally, so `epsilon = 0` is the exact program on the logits; the authors'
+epsilon makes all classes below it equally expensive. If logits are large, the solver of their
+`ot_posthoc_logits` reports "Problem infeasible" and everything is put into class 0.
 """
 
 from dataclasses import dataclass, field, replace
@@ -34,8 +35,8 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
 from zeroshot.methods._prior import Assume, resolve
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.sinkhorn import biases
 
@@ -43,22 +44,22 @@ Cells = npt.NDArray[np.bool_]
 Cost = npt.NDArray[np.float64]
 
 LARGEST = 20_000_000
-"""Rows x classes beyond which the program is refused; the biases of sinkhorn come close to it."""
+"""Images x classes beyond which the program is refused; sinkhorn approximates it."""
 
 WIDE = 8
-"""Cells of each row that the program begins with."""
+"""Cells of each row that the program starts with."""
 
 
 @dataclass(frozen=True)
 class OTTER:
-    """Each row's mass over the classes in the cheapest plan that meets the prior."""
+    """Each image's mass over the classes in the cheapest plan that meets the prior."""
 
     temperature: float = 1.0
-    """divides the logits before the softmax; without effect where epsilon is 0"""
+    """divides the logits before the softmax; without effect if epsilon is 0"""
     epsilon: float = 0.0
     """added to probabilities before the logarithm (authors: 1e-9)"""
     assume: Assume = "given"
-    """without a prior: refuse, take classes as equally frequent, or estimate their frequencies"""
+    """without a prior: refuse, assume equally frequent classes, or estimate their frequencies"""
 
     prior_: Float[Tensor, " c"] | None = field(default=None, repr=False, compare=False)
 
@@ -66,22 +67,22 @@ class OTTER:
 
     @property
     def output(self) -> Output:
-        """Shares of a row: one for its class, zero for the others, but for the few split rows."""
+        """Shares of an image: one for its class, zero for the others, except for few images."""
         return "probability"
 
     def fit(self, prior: Float[Tensor, " c"] | None = None) -> "OTTER":
-        """A copy that knows how frequent the classes are."""
+        """A copy with these class frequencies."""
         return replace(self, prior_=prior)
 
     def adjust(
         self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "n c"]:
-        """Shares by the logits of whatever method; a bank has no part in it."""
+        """Shares by the logits of any method; a bank is ignored."""
         prior = resolve("otter", self.prior_, self.assume, logits)
-        cost = -(logits / self.temperature).log_softmax(1)
+        cost = -(logits / self.temperature).log_softmax(1)  # (1)
         if self.epsilon:
             cost = -(torch.exp(-cost) + self.epsilon).log()
-        plan = transport(cost.double().numpy(), prior.double().numpy())
+        plan = transport(cost.double().numpy(), prior.double().numpy())  # (2)
         return torch.from_numpy(len(logits) * plan).to(logits.dtype)
 
     def scores(
@@ -99,7 +100,7 @@ def transport(cost: Cost, prior: npt.NDArray[np.float64]) -> Cost:
     """The plan of least cost whose rows sum to 1/n and whose columns sum to `prior`.
 
     Raises:
-        UserError: more cells than this should take.
+        UserError: more than `LARGEST` cells.
     """
     rows, classes = cost.shape
     if cost.size > LARGEST:
@@ -118,15 +119,15 @@ def transport(cost: Cost, prior: npt.NDArray[np.float64]) -> Cost:
 
 
 def _cheap(cost: Cost, prior: npt.NDArray[np.float64]) -> Cells:
-    """Cells worth trying, a plan that meets the marginals among them."""
+    """Cells to start with; they contain a plan that meets the marginals."""
     rows, classes = cost.shape
-    # seen from nearly right prices, the cheap cells of a row are few
+    # with nearly correct prices only few cells of a row are cheap
     price = biases(torch.from_numpy(-20 * cost / np.ptp(cost)), torch.from_numpy(prior))
     reduced = cost - price.numpy() * np.ptp(cost) / 20
     cells = np.zeros(cost.shape, dtype=bool)
     wide = min(WIDE, classes)
     np.put_along_axis(cells, np.argpartition(reduced, wide - 1, axis=1)[:, :wide], True, axis=1)
-    # north-west corner: fill the classes one after the other
+    # north-west corner rule: fill the classes one after the other
     order = np.argsort(np.argmin(reduced, axis=1), kind="stable")
     edges = np.concatenate([[0.0], np.cumsum(prior * rows)])
     edges[-1] = rows
@@ -144,13 +145,13 @@ def _solve(
     ones, variables = np.ones(2 * len(i)), np.tile(np.arange(len(i)), 2)
     sums = coo_array((ones, (np.concatenate([i, rows + c]), variables)))
     sums.resize(len(marginals), len(i))
-    # one equation follows from the others; in floating point it could contradict them
-    found = linprog(
+    # the last equation follows from the others; in floating point it could contradict them
+    solution = linprog(
         cost[i, c], A_eq=sums.tocsr()[:-1], b_eq=marginals[:-1], bounds=(0, None), method="highs"
     )
-    if found.x is None:
-        raise RuntimeError(f"the transport program was not solved: {found.message}")
+    if solution.x is None:
+        raise RuntimeError(f"the transport program was not solved: {solution.message}")
     plan = np.zeros_like(cost)
-    plan[i, c] = found.x
-    prices = np.append(found.eqlin.marginals, 0.0)
+    plan[i, c] = solution.x
+    prices = np.append(solution.eqlin.marginals, 0.0)
     return plan, prices[:rows], prices[rows:]

@@ -1,26 +1,26 @@
-"""Relative representations, plain: a row is its similarities to all anchors.
+"""Relative representations, plain: an embedding as its similarities to all anchors.
 
 Moschella et al. 2023, "Relative representations enable zero-shot latent space communication",
 ICLR, arXiv:2209.15430; authors' code: github.com/lucmos/relreps and github.com/Flegyas/latentis
 (MIT, Apache-2.0); between an image and a text encoder as in Maniparambil et al., CVPR 2024.
 
-    r(x) = [sim(x, a_1) ... sim(x, a_A)],  each side on its own half of the anchor pairs
-    score = cos(r_image, r_text)
+    r(x) = [sim(x, a_1) ... sim(x, a_A)],  each side on its own half of the anchor pairs     (1)
+    score = cos(r_image, r_text)                                                             (2)
 
 | projection | sim(x, a) |
 |---|---|
-| cosine | <x, a> of unit rows |
-| inner | <x, a> / sqrt(d) of the rows as they are |
-| angular | arccos(<x, a>) / pi of unit rows, an angle and not a likeness |
-| basis_change | coefficients c of unit rows, smallest that solve sum_i c_i a_i = x |
+| cosine | <x, a> of unit vectors |
+| inner | <x, a> / sqrt(d) of the embeddings as they are |
+| angular | arccos(<x, a>) / pi of unit vectors, an angle and not a similarity |
+| basis_change | coefficients c of unit vectors, smallest that solve sum_i c_i a_i = x |
 
-ASIF is this with only the nearest anchors, and a power. Without centring the scores of encoders
-whose rows all point one way say little: on the photographs of docs/couplings.md R@1 is 0.01
-without and 0.25 with `center`.
+ASIF is this with only the nearest anchors, and a power. If all embeddings of an encoder point in
+similar directions, scores say little without `center`: on the photographs of docs/couplings.md R@1
+is 0.01 without and 0.25 with it.
 
-Departures, none of which changes a score: where sim is linear in x, so is r, and its products are
-kept in an orthonormal basis of the columns of both sides' anchors: rows have `d + e` numbers at
-most, however many anchors there are. `center` is ours.
+Departures, none of which changes a score: if sim is linear in x, so is r, and r is written in an
+orthonormal basis of the columns of both sides' anchors. It then has `d + e` numbers at most,
+however many anchors there are. `center` is ours.
 """
 
 import math
@@ -31,29 +31,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.methods import Output
-from zeroshot.methods._pairs import Dense, Moments, Rows, Templates, check_rows, dense_room, fitted
+from zeroshot.methods._anchor_checks import check_embeddings
+from zeroshot.methods._anchor_matrix import BLOCK, AnchorMatrix
+from zeroshot.methods._anchored_coupling import AnchoredCoupling, fitted
+from zeroshot.methods._canonical_correlation import Moments
+from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._protocols import Output
+from zeroshot.methods._relative_representations import check_dense_size
 from zeroshot.ops import normalize
 
 Projection = Literal["cosine", "inner", "angular", "basis_change"]
 
 
 def relative(
-    rows: Float[Tensor, "n d"], anchors: Float[Tensor, "a d"], projection: Projection = "cosine"
+    embeddings: Float[Tensor, "n d"],
+    anchors: Float[Tensor, "a d"],
+    projection: Projection = "cosine",
 ) -> Float[Tensor, "n a"]:
-    """Each row as its similarities to all anchors, written out."""
+    """Equation (1): each embedding as its similarities to all anchors, written out."""
     if projection == "inner":
-        return rows @ anchors.T / math.sqrt(rows.shape[1])
-    rows, anchors = normalize(rows), normalize(anchors)
+        return embeddings @ anchors.T / math.sqrt(embeddings.shape[1])
+    x, anchors = normalize(embeddings), normalize(anchors)
     if projection == "basis_change":
-        solve: Tensor = torch.linalg.pinv(anchors)
-        return rows @ solve
-    cosine = rows @ anchors.T
+        inverse: Tensor = torch.linalg.pinv(anchors)
+        return x @ inverse
+    cosine = x @ anchors.T
     return cosine.clamp(-1, 1).arccos() / math.pi if projection == "angular" else cosine
 
 
 @dataclass(frozen=True)
-class Relative(Dense):
+class Relative(AnchoredCoupling, JointSpace):
     """The plainest coupling: nothing is chosen, nothing is solved."""
 
     projection: Projection = "cosine"
@@ -63,8 +70,6 @@ class Relative(Dense):
     templates: Templates = "mean"
     """how the scores of a class's prompts become one"""
 
-    anchor_images_: Rows | None = field(default=None, repr=False, compare=False)
-    anchor_texts_: Rows | None = field(default=None, repr=False, compare=False)
     image_map_: Float[Tensor, "d m"] | None = field(default=None, repr=False, compare=False)
     text_map_: Float[Tensor, "e m"] | None = field(default=None, repr=False, compare=False)
 
@@ -75,40 +80,40 @@ class Relative(Dense):
         """A cosine."""
         return "similarity"
 
-    def _learn(self, images: Rows, texts: Rows) -> "Relative":
-        images, texts = (replace(rows, centred=self.center) for rows in (images, texts))
+    def _learn(self, images: AnchorMatrix, texts: AnchorMatrix) -> "Relative":
+        images, texts = (replace(side, centred=self.center) for side in (images, texts))
         learned = replace(self, anchor_images_=images, anchor_texts_=texts)
         if self.projection == "angular":
             return learned
-        moments = Moments.of(images, texts, directed=self.projection != "inner")
+        moments = Moments.from_pairs(images, texts, normalized=self.projection != "inner")
         xx, yy, xy = moments.xx, moments.yy, moments.xy
         if self.projection == "basis_change":
             left, right = (torch.linalg.pinv(side, hermitian=True) for side in (xx, yy))
             xx, yy, xy = left, right, left @ xy @ right
-        # [P Q]' [P Q] of both sides' maps to anchors, as F F': rows of F are what products need
+        # [P Q]' [P Q] of both sides' maps to anchors is F F', so products need only the rows of F
         gram = torch.cat([torch.cat([xx, xy], dim=1), torch.cat([xy.T, yy], dim=1)])
         values, vectors = torch.linalg.eigh(gram)
-        kept = values > values.amax() * len(values) * torch.finfo(values.dtype).eps
-        root = vectors[:, kept] * values[kept].sqrt()  # [d + e, m]
+        positive = values > values.amax() * len(values) * torch.finfo(values.dtype).eps
+        root = vectors[:, positive] * values[positive].sqrt()  # [d + e, m]
         return replace(learned, image_map_=root[: len(xx)], text_map_=root[len(xx) :])
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-        """Relative rows at unit length, in the short basis (angular: over the anchors)."""
-        check_rows("images", images, self._images.width)
+        """`r` at unit length, in the short basis (angular: over the anchors)."""
+        check_embeddings("images", images, self._images.width)
         return self._map(images, self._images, self.image_map_)
 
     def map_texts(self, texts: Float[Tensor, "n e"]) -> Float[Tensor, "n m"]:
         """As `map_images`, for texts."""
-        check_rows("texts", texts, self._texts.width)
+        check_embeddings("texts", texts, self._texts.width)
         return self._map(texts, self._texts, self.text_map_)
 
-    def _map(self, rows: Tensor, anchors: Rows, short: Tensor | None) -> Tensor:
+    def _map(self, x: Tensor, anchors: AnchorMatrix, basis: Tensor | None) -> Tensor:
         if self.projection != "inner":
-            rows = anchors.directed(rows)
+            x = anchors.center_and_normalize(x)
         elif self.center:
-            rows = rows - anchors.mean.to(rows.dtype)
+            x = x - anchors.mean.to(x.dtype)
         if self.projection != "angular":
-            return normalize(rows @ fitted(self, short).to(rows.dtype))
-        dense_room(len(rows), len(anchors), rows.element_size())
-        blocks = [relative(rows, block, "angular") for block in anchors.blocks(8192)]
+            return normalize(x @ fitted(self, basis).to(x.dtype))
+        check_dense_size(len(x), len(anchors), x.element_size())
+        blocks = [relative(x, block, "angular") for block in anchors.blocks(BLOCK)]  # (1)
         return normalize(torch.cat(blocks, dim=1))

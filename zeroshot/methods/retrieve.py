@@ -3,7 +3,7 @@
     caption(x) = argmax_j cos(text_j, x)
 
 The baseline every captioner has to beat: with CLIP and the training captions of COCO it reaches
-CIDEr 53.4 where MaGiC reaches 49.3 (as Zeng et al. 2024, "MeaCap", report).
+CIDEr 53.4, and MaGiC 49.3 (reported by Zeng et al. 2024, "MeaCap").
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Caption, Pool
+from zeroshot.methods._caption_pool import Pool
+from zeroshot.methods._protocols import Caption
 from zeroshot.models.base import DualEncoder, LanguageModel
 from zeroshot.ops import topk_stream
 
 
 @dataclass(frozen=True)
 class Retrieve:
-    """The caption of the pool with the largest cosine to the picture."""
+    """The caption of the pool with the largest cosine to the image."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"pool"})
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -36,7 +37,7 @@ class Retrieve:
         prompts: Sequence[str] | None = None,
         trace: bool = False,
     ) -> list[Caption]:
-        """One caption of `pool` per unit image row."""
+        """One caption of `pool` per unit image embedding."""
         if prompts or trace:
             raise UserError("retrieve generates nothing: it takes no prompt and leaves no trace")
         if pool is None or not pool.texts:

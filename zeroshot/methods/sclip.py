@@ -5,8 +5,8 @@ ECCV, arXiv:2312.01597; authors' code wangf3014/SCLIP (no licence file).
 
     A = (softmax(q q' / sqrt(d)) + softmax(k k' / sqrt(d))) v
 
-of the last block of the vision transformer, whose residual connections and feed-forward part
-stay. The two maps are summed, not averaged, as in the authors' code: the weights sum to 2.
+in the last block of the vision transformer, with its residual connections and feed-forward part.
+The two maps are summed, not averaged, as in the authors' code: the weights sum to 2.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.methods._dense import weights
+from zeroshot.methods._attention import weights
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SCLIP:
     """Attention for dense features, and how the logits of patches become a map."""
 
     scale: float = 40.0
-    """multiplies the cosines before the softmax over labels"""
+    """factor of the cosines before the softmax over labels"""
 
     whole_block: ClassVar[bool] = True
 
@@ -34,5 +34,5 @@ class SCLIP:
         value: Float[Tensor, "b h s d"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "b h s d"]:
-        """What each token gathers."""
+        """The output of each token."""
         return weights(query, key, "csa") @ value

@@ -1,17 +1,17 @@
-"""Sinkhorn: class biases under which the predictions have the frequencies that are known.
+"""Sinkhorn: class biases under which the predictions have the given class frequencies.
 
 Cuturi 2013, "Sinkhorn Distances", NeurIPS, arXiv:1306.0895. InMaP (Qian et al. 2023,
 arXiv:2310.19752) makes CLIP's pseudo-labels this way; OTTER (Shin et al. 2024, arXiv:2404.08461)
 is the limit without entropy.
 
-    u_i = -log sum_c exp(L_ic + v_c)                  every row has mass 1
-    v_c = log pi_c - log mean_i exp(L_ic + u_i)       class c gets its share pi_c
-    L_ic <- L_ic + v_c
+    u_i = -log sum_c exp(L_ic + v_c)                  every image has mass 1            (1)
+    v_c = log pi_c - log mean_i exp(L_ic + u_i)       class c gets its share pi_c       (2)
+    L_ic <- L_ic + v_c                                                                  (3)
 
-All that remains of the iteration is one bias per class: it is kept, and with a bank the biases come
-from there and every row stands alone. The prior must be given. `assume=uniform` is what papers use
-on balanced benchmarks; on a batch with few of the classes it forces pictures into the absent ones,
-and says so. `assume=estimated` first estimates the prior (Saerens et al. 2002).
+The result of the iteration is one bias per class. With a bank the biases are computed from it, and
+the score of an image does not depend on the others. The prior must be given. `assume=uniform` is
+what papers use on balanced benchmarks; on a batch with few of the classes it forces images into the
+absent ones, and warns. `assume=estimated` first estimates the prior (Saerens et al. 2002).
 
 | here | paper |
 |---|---|
@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
 from zeroshot.methods._prior import Assume, resolve
+from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
@@ -37,14 +37,14 @@ class Sinkhorn:
     iterations: int = 20
     """rounds of rows and columns"""
     assume: Assume = "given"
-    """without a prior: refuse, take classes as equally frequent, or estimate their frequencies"""
+    """without a prior: refuse, assume equally frequent classes, or estimate their frequencies"""
 
     prior_: Float[Tensor, " c"] | None = field(default=None, repr=False, compare=False)
     bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)
 
     @property
     def transductive(self) -> bool:
-        """Unless a bank gives the biases."""
+        """Unless there is a bank."""
         return self.bank_ is None
 
     @property
@@ -57,16 +57,16 @@ class Sinkhorn:
         prior: Float[Tensor, " c"] | None = None,
         bank: Float[Tensor, "b d"] | None = None,
     ) -> "Sinkhorn":
-        """A copy that knows how frequent the classes are, and rows to balance instead."""
+        """A copy with these class frequencies, and a bank to balance instead of the images."""
         return replace(self, prior_=prior, bank_=bank)
 
     def adjust(
         self, logits: Float[Tensor, "n c"], bank: Float[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "n c"]:
-        """Balanced logits, of whatever method."""
+        """Balanced logits, of any method."""
         rows = logits if bank is None else bank
         prior = resolve("sinkhorn", self.prior_, self.assume, rows)
-        return logits + biases(rows, prior, self.iterations)
+        return logits + biases(rows, prior, self.iterations)  # (3)
 
     def scores(
         self,
@@ -85,11 +85,11 @@ def biases(
     logits: Float[Tensor, "n c"], prior: Float[Tensor, " c"], iterations: int = 20
 ) -> Float[Tensor, " c"]:
     """The `v` under which softmax(logits + v) has the column means `prior`, in the limit."""
-    wanted = prior.clamp_min(torch.finfo(prior.dtype).tiny).log() + torch.log(
+    log_mass = prior.clamp_min(torch.finfo(prior.dtype).tiny).log() + torch.log(
         torch.tensor(float(len(logits)), dtype=prior.dtype)
     )
     v = torch.zeros_like(prior)
     for _ in range(iterations):
-        u = -(logits + v).logsumexp(1, keepdim=True)
-        v = wanted - (logits + u).logsumexp(0)
+        u = -(logits + v).logsumexp(1, keepdim=True)  # (1)
+        v = log_mass - (logits + u).logsumexp(0)  # (2)
     return v

@@ -4,14 +4,15 @@ Zanella, Fuchs, De Vleeschouwer and Ben Ayed 2025, "Realistic Test-Time Adaptati
 Vision-Language Models", CVPR, arXiv:2501.03729; authors' code: github.com/MaxZanella/StatA
 (AGPL-3.0; this is written from the equations).
 
-    z_ic  proportional to  y_ic^lambda exp[(l_ic + lambda_L (50 / 2k) sum_j A_ij z_jc) / 50]
-    l_ic  = -1/2 sum_d (x_i - mu_c)^2 / s_c - 1/2 sum_d log s_c
-    b_c   = n_c / (alpha + n_c)
-    mu_c  = norm(b_c norm(mean of x, weighted by z_ic) + (1 - b_c) w_c)
-    s_c   = b_c var_c + (1 - b_c) (s_0 + (w_c - mu_c)^2)
+    z_ic  proportional to  y_ic^lambda exp[(l_ic + lambda_L (50 / 2k) sum_j A_ij z_jc) / 50]   (1)
+    l_ic  = -1/2 sum_d (x_i - mu_c)^2 / s_c - 1/2 sum_d log s_c                                (2)
+    b_c   = n_c / (alpha + n_c)                                                                (3)
+    mu_c  = norm(b_c norm(mean of x, weighted by z_ic) + (1 - b_c) w_c)                        (4)
+    s_c   = b_c var_c + (1 - b_c) (s_0 + (w_c - mu_c)^2)                                       (5)
 
-A class that no picture chose has `n_c = 0` and stays at its text row `w_c`: that is the statistical
-anchor. `s_0` is the variance around the text rows. Classes and parameters are updated in turn.
+A class without images has `n_c = 0` and stays at its text embedding `w_c`: that is the statistical
+anchor. `s_0` is the variance around the text embeddings. Assignments and parameters are updated in
+turn.
 
 | here | paper |
 |---|---|
@@ -20,87 +21,61 @@ anchor. `s_0` is the variance around the text rows. Classes and parameters are u
 | mu, s | mean and diagonal covariance |
 | alpha, b | anchor weight alpha and beta |
 
-Departures from the authors' code. `s_0` is the mean over all pictures; theirs divides by their
-number after each block of 2500, so that beyond 2500 pictures only the last block counts and `s_0`
-is too small (0.17 of it for 6000 pictures, 0.05 for 50 000): `compat=True` does that, and their
-published full-set figures have it. The logit scale is the model's, theirs is 100. Shots (the
-authors have none here) enter as in `transclip`, and count in `n_c`.
+Departures from the authors' code. `s_0` is the mean over all images; theirs divides by the number
+of images after each block of 2500, so that beyond 2500 images only the last block counts and `s_0`
+is too small (0.17 of it for 6000 images, 0.05 for 50 000). `compat=True` does that, as do their
+published full-set figures. The logit scale is the model's, theirs is 100. Shots (the authors have
+none here) enter as in `transclip`, and count in `n_c`.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zeroshot.methods import Output
-from zeroshot.methods._gmm import Gaussians, Problem, Shots, Sums, adjacency, directions, neighbours
+from zeroshot.methods._neighbour_graph import adjacency, neighbours
+from zeroshot.methods._transduction import (
+    Gaussians,
+    Problem,
+    Solution,
+    Sums,
+    Transduction,
+    mean_directions,
+)
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import normalize
 
 
 @dataclass(frozen=True)
-class Solution:
-    """Assignments and what the classes look like in the end."""
+class AnchoredSolution(Solution):
+    """A solution with the weight `b` of each class's images against its text anchor."""
 
-    z: Float[Tensor, "n c"]
-    mean: Float[Tensor, "c d"]
-    variance: Float[Tensor, "c d"]
     beta: Float[Tensor, " c"]
 
 
 @dataclass(frozen=True)
-class StatA:
-    """Probabilities of all pictures together; `fit` gives it shots, and it works without."""
+class StatA(Transduction):
+    """Class probabilities of all images together; shots are optional."""
 
     alpha: float = 1.0
-    """weight of the text row, in pictures"""
+    """weight of the text embedding, as a number of images"""
     soft_beta: bool = False
-    """count a class's pictures by their assignments instead of their best classes"""
+    """count a class's images by their assignments instead of their best classes"""
     lambda_y_hat: float = 1.0
     """exponent of the zero-shot probability"""
     lambda_laplacian: float = 1.0
     """weight of the neighbour graph"""
     n_neighbors: int = 3
-    """neighbours of each picture"""
+    """neighbours of each image"""
     max_iter: int = 10
     """updates of means and variances"""
     inner_iter: int = 5
-    """updates of the assignments before each of them"""
+    """updates of the assignments before each update of means and variances"""
     gamma: float = 0.02
-    """weight of the shots: 0.02 makes all shots weigh what all pictures weigh"""
+    """weight of the shots: with 0.02 all shots weigh as much as all images"""
     compat: bool = False
-    """the authors' initial variance, which forgets all but the last block of 2500 pictures"""
-
-    shots_: Float[Tensor, "m d"] | None = field(default=None, repr=False, compare=False)
-    shot_labels_: Int[Tensor, " m"] | None = field(default=None, repr=False, compare=False)
-
-    transductive: ClassVar[bool] = True
-
-    @property
-    def output(self) -> Output:
-        """Assignments sum to one."""
-        return "probability"
-
-    def fit(
-        self,
-        shots: Float[Tensor, "m d"] | None = None,
-        shot_labels: Int[Tensor, " m"] | None = None,
-    ) -> "StatA":
-        """A copy that knows these shots, if there are any."""
-        return replace(self, shots_=shots, shot_labels_=shot_labels)
-
-    def scores(
-        self,
-        images: Float[Tensor, "n d"],
-        texts: Float[Tensor, "c t d"],
-        text_mask: Bool[Tensor, "c t"] | None = None,
-        logit_scale: float = 100.0,
-        initial: Float[Tensor, "n c"] | None = None,
-    ) -> Float[Tensor, "n c"]:
-        """Probabilities; `initial` are logits to start from instead of the zero-shot ones."""
-        return self.solve(images, texts, text_mask, logit_scale, initial).z
+    """the authors' initial variance, which forgets all but the last block of 2500 images"""
 
     def solve(
         self,
@@ -109,65 +84,56 @@ class StatA:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
         initial: Float[Tensor, "n c"] | None = None,
-    ) -> Solution:
-        """Assignments, means, variances and the weights of the statistics."""
-        anchor = Ensemble().classifier(texts, text_mask)
-        logits = logit_scale * images @ anchor.T if initial is None else initial
-        z = logits.softmax(1)
-        spread = _spread(images, z, anchor, 2500 if self.compat else len(images))
-        known = Shots.of(self.shots_, self.shot_labels_, len(anchor))
-        pinned, fixed, count = None, None, torch.zeros_like(anchor[:, 0])
-        if known is not None:
-            weight = self.gamma * 50 * len(images) / len(known.rows)
-            pinned = known.pull(images, self.n_neighbors).mul_(self._pull)
-            fixed = Sums.of(known.classes, known.rows, per_class=True, weight=weight)
-            count = known.classes.sum(0)
+    ) -> AnchoredSolution:
+        """Assignments `z`, means `mu`, variances `s` and weights `b`."""
+        w = Ensemble().classifier(texts, text_mask)
+        logits = logit_scale * images @ w.T if initial is None else initial
+        z = last = logits.softmax(1)
+        s_0 = _initial_variance(images, z, w, 2500 if self.compat else len(images))
+        graph_weight = self.lambda_laplacian / (2 * self.n_neighbors)
+        shots = self._labelled(len(w))
+        shot_sums, shot_affinity, shot_count = None, None, torch.zeros_like(w[:, 0])
+        if shots is not None:
+            shot_sums = shots.sums(self.gamma, len(images), per_class=True)
+            shot_affinity = shots.affinity(images, self.n_neighbors).mul_(graph_weight)
+            shot_count = shots.z.sum(0)
 
         def beta(z: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
-            own = z.sum(0) if self.soft_beta else torch.bincount(z.argmax(1), minlength=len(anchor))
-            return (own + count) / (self.alpha + own + count)
+            own = z.sum(0) if self.soft_beta else torch.bincount(z.argmax(1), minlength=len(w))
+            return (own + shot_count) / (self.alpha + own + shot_count)  # (3)
 
         def estimate(z: Float[Tensor, "n c"], before: Gaussians) -> Gaussians:
-            sums = Sums.of(z, images, per_class=True)
-            if fixed is not None:
-                sums = sums + fixed
+            nonlocal last
+            last = z
+            sums = Sums.from_assignments(z, images, per_class=True)
+            if shot_sums is not None:
+                sums = sums + shot_sums
             b = beta(z)[:, None]
-            mean = normalize(b * directions(sums, anchor) + (1 - b) * anchor)
-            size = torch.where(sums.count > 0, sums.count, 1)[:, None]
-            variance = b * sums.scatter(mean) / size + (1 - b) * (spread + (anchor - mean) ** 2)
-            return Gaussians.of(mean, variance)
+            mu = normalize(b * mean_directions(sums, w) + (1 - b) * w)  # (4)
+            count = torch.where(sums.count > 0, sums.count, 1)[:, None]
+            variance = b * sums.scatter(mu) / count + (1 - b) * (s_0 + (w - mu) ** 2)  # (5)
+            return Gaussians.with_floor(mu, variance)
 
         graph = adjacency(*neighbours(images, self.n_neighbors), len(images))
-        problem = Problem(
+        problem = Problem(  # (1), (2)
             images,
             logits.log_softmax(1),
             self.lambda_y_hat,
             (graph + graph.t()).coalesce(),
-            self._pull,
-            pinned,
+            graph_weight,
+            shot_affinity,
         )
-        last = z
-
-        def noted(z: Float[Tensor, "n c"], before: Gaussians) -> Gaussians:
-            nonlocal last
-            last = z
-            return estimate(z, before)
-
-        start = Gaussians.of(anchor, spread.expand_as(anchor))
-        z, found = problem.solve(z, start, noted, self.max_iter, self.inner_iter)
-        return Solution(z, found.mean, found.variance, beta(last))
-
-    @property
-    def _pull(self) -> float:
-        return self.lambda_laplacian / (2 * self.n_neighbors)
+        start = Gaussians.with_floor(w, s_0.expand_as(w))
+        z, classes = problem.solve(z, start, estimate, self.max_iter, self.inner_iter)
+        return AnchoredSolution(z, classes.mean, classes.variance, beta(last))
 
 
-def _spread(
-    images: Float[Tensor, "n d"], z: Float[Tensor, "n c"], anchor: Float[Tensor, "c d"], block: int
+def _initial_variance(
+    images: Float[Tensor, "n d"], z: Float[Tensor, "n c"], w: Float[Tensor, "c d"], block: int
 ) -> Float[Tensor, " d"]:
-    """Mean squared distance to the text rows; with a `block` below `n` the authors' fault."""
-    spread = torch.zeros_like(images[0])
-    for rows, weights in zip(torch.split(images, block), torch.split(z, block), strict=True):
-        sums = Sums.of(weights, rows, per_class=False)
-        spread = (spread + sums.scatter(anchor)) / len(images)
-    return spread
+    """Mean squared distance to the texts; a `block` below `n` repeats the authors' fault."""
+    variance = torch.zeros_like(images[0])
+    for x, weights in zip(torch.split(images, block), torch.split(z, block), strict=True):
+        sums = Sums.from_assignments(weights, x, per_class=False)
+        variance = (variance + sums.scatter(w)) / len(images)
+    return variance

@@ -1,16 +1,16 @@
-"""ZPE: each prompt template gets the weight it earns on the images at hand, without labels.
+"""ZPE: prompt templates are weighted by how well they separate the images, without labels.
 
 Allingham et al. 2023, "A Simple Zero-shot Prompt Weighting Technique to Improve Prompt Ensembling
 in Text-Image Models", ICML, arXiv:2302.06235; authors' code: google/uncertainty-baselines,
 experimental/multimodal (Apache-2.0).
 
-    z_ipc   = s x_i . e_pc
-    score_p = mean_i max_c (z_ipc - b_pc)      b_pc = (mean_i z_ipc + mean_j z'_jpc) / 2
-    w       = softmax_p(score_p / temperature)
-    score_c = sum_p w_p x . e_pc
+    z_ipc   = s x_i . e_pc                                                                    (1)
+    score_p = mean_i max_c (z_ipc - b_pc)      b_pc = (mean_i z_ipc + mean_j z'_jpc) / 2      (2)
+    w       = softmax_p(score_p / temperature)                                                (3)
+    score_c = sum_p w_p x . e_pc                                                              (4)
 
-A template that makes every picture match something is not yet a good one: the mean logit over the
-pictures and over a bank of unrelated ones (z') is taken off first. Means are linear, so b costs
+A template is not good just because every image matches some class: so the mean logit over the
+images and over a bank of unrelated images (z') is subtracted first. Means are linear, so b costs
 two mean vectors and no second pass.
 
 | here | paper |
@@ -20,11 +20,11 @@ two mean vectors and no second pass.
 | threshold | tau of the median rule: keep p where (score_p - median) / MAD > tau |
 
 Departures from the authors' code. Their logits are the mean over the P templates of `w_p z_p`, P
-times smaller than the weighted mean: the ranking is the same, a softmax of it is far too flat;
-`compat=True` gives theirs. They take the softmax over all templates before some are selected, here
-it runs over the selected ones (again `compat`). Without a bank `both` and the pretrain variants
-cannot be computed, and `auto` is `both` with a bank and `test` without. A template that a class
-lacks (ragged prompts) counts with the class's mean prompt.
+times smaller than the weighted mean: the ranking is the same, but a softmax of it is far too flat.
+Their softmax of the weights runs over all templates before some are selected, ours over the
+selected ones. `compat=True` gives theirs in both cases. Without a bank `both` and the pretrain
+variants cannot be computed; `auto` is `both` with a bank and `test` without. A template that a
+class lacks (ragged prompts) is replaced by the class's mean prompt.
 """
 
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.methods import Output
+from zeroshot.methods._protocols import Output
 from zeroshot.ops import filled, normalize
 
 BLOCK = 4096
@@ -47,11 +47,11 @@ class ZPE:
     """Weights for prompt templates, and scores by the weighted prompts."""
 
     debias: Literal["auto", "both", "test", "pretrain", "pretrain_star", "none"] = "auto"
-    """mean logits taken off: of the images (test), of the bank (pretrain), or half of each"""
+    """mean logits to subtract: of the images (test), of the bank (pretrain), or half of each"""
     weighting: Literal["softmax", "scores", "equal"] = "softmax"
     """how scores become weights; equal makes sense with a threshold"""
     temperature: float = 1.0
-    """of the softmax over the templates"""
+    """temperature of the softmax over the templates"""
     threshold: float | None = None
     """keep templates this many MADs above the median (authors: 0.5 for ImageNet, 2 fine-grained)"""
     compat: bool = False
@@ -70,7 +70,7 @@ class ZPE:
         return "similarity"
 
     def fit(self, bank: Float[Tensor, "b d"] | None = None) -> "ZPE":
-        """A copy that knows the mean of images from elsewhere."""
+        """A copy with the mean of these unrelated images, if there are any."""
         return self if bank is None else replace(self, bank_mean_=bank.mean(0))
 
     def template_scores(
@@ -80,14 +80,14 @@ class ZPE:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
     ) -> Float[Tensor, " t"]:
-        """How well each template separates the images, bias removed."""
+        """(2): how well each template separates the images."""
         texts = filled(texts, text_mask)
         bias = self._bias(images, texts)  # [c, t]
         totals = []
         for t in range(texts.shape[1]):
             prompts = texts[:, t].T
-            tops = (block @ prompts - bias[:, t] for block in torch.split(images, BLOCK))
-            totals.append(torch.stack([top.amax(1).sum() for top in tops]).sum())
+            scores = (block @ prompts - bias[:, t] for block in torch.split(images, BLOCK))
+            totals.append(torch.stack([score.amax(1).sum() for score in scores]).sum())
         return logit_scale * torch.stack(totals) / len(images)
 
     def weights(
@@ -97,20 +97,20 @@ class ZPE:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
     ) -> Float[Tensor, " t"]:
-        """A weight for each template, zero for those not selected.
+        """(3): a weight for each template, zero for those not selected.
 
         Raises:
             UserError: a threshold that no template passes, or a mean that needs the bank.
         """
         scores = self.template_scores(images, texts, text_mask, logit_scale)
-        kept = self._selected(scores)
+        selected = self._select(scores)
         if self.weighting == "equal":
-            return kept / kept.sum()
+            return selected / selected.sum()
         if self.weighting == "scores":
-            return scores * kept / (1 if self.compat else (scores * kept).sum())
+            return scores * selected / (1 if self.compat else (scores * selected).sum())
         if self.compat:
-            return (scores / self.temperature).softmax(0) * kept
-        return (scores / self.temperature).masked_fill(kept == 0, -torch.inf).softmax(0)
+            return (scores / self.temperature).softmax(0) * selected
+        return (scores / self.temperature).masked_fill(selected == 0, -torch.inf).softmax(0)
 
     def refine(
         self,
@@ -119,7 +119,7 @@ class ZPE:
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
     ) -> tuple[Float[Tensor, "c 1 d"], None]:
-        """One unit prototype per class: its prompts by their weights."""
+        """One unit prototype per class: the weighted mean of its prompts."""
         weights = self.weights(images, texts, text_mask, logit_scale)
         return normalize(_prototypes(weights, filled(texts, text_mask)))[:, None], None
 
@@ -135,18 +135,19 @@ class ZPE:
         prototypes = _prototypes(weights, filled(texts, text_mask))
         if self.compat:
             prototypes = prototypes / (1 if self.weighting == "equal" else self._count(weights))
-        return images @ prototypes.T
+        return images @ prototypes.T  # (4)
 
     def _count(self, weights: Tensor) -> int:
-        """Templates that the authors' mean runs over: the selected ones."""
+        """Number of templates in the authors' mean: of the selected ones."""
         return int((weights != 0).sum())
 
     def _bias(
         self, images: Float[Tensor, "n d"], texts: Float[Tensor, "c t d"]
     ) -> Float[Tensor, "c t"]:
-        """Mean cosines to subtract."""
-        known = self.bank_mean_ is not None
-        kind = ("both" if known else "test") if self.debias == "auto" else self.debias
+        """`b`, as cosines."""
+        kind: str = self.debias
+        if kind == "auto":
+            kind = "test" if self.bank_mean_ is None else "both"
         if kind == "none":
             return torch.zeros_like(texts[..., 0])
         test = texts @ images.mean(0)
@@ -159,20 +160,20 @@ class ZPE:
             return (test + pretrain) / 2
         return pretrain if kind == "pretrain" else pretrain.mean(0).expand_as(pretrain)
 
-    def _selected(self, scores: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    def _select(self, scores: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """One for each template above the threshold, else zero."""
         if self.threshold is None:
             return torch.ones_like(scores)
         above = scores - _median(scores)
         spread = _median(above.abs())
-        kept = (above > self.threshold * spread).to(scores.dtype)
-        if not kept.any():
+        selected = (above > self.threshold * spread).to(scores.dtype)
+        if not selected.any():
             best = f"{float(above.max() / spread):.2f}" if spread > 0 else "0"
             raise UserError(
                 f"zpe: no template passes threshold={self.threshold}; the best one is {best} MADs "
                 "above the median"
             )
-        return kept
+        return selected
 
 
 def _median(values: Float[Tensor, " t"]) -> Tensor:

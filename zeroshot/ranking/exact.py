@@ -32,7 +32,7 @@ from zeroshot.methods.csls import CSLS, csls
 from zeroshot.methods.dis import DIS
 from zeroshot.methods.dn import DN
 from zeroshot.methods.inverted_softmax import InvertedSoftmax, inverted_softmax
-from zeroshot.methods.nnn import NNN, nnn, with_one
+from zeroshot.methods.nnn import NNN, append_ones, nnn
 from zeroshot.ops import BLOCK, Keys, normalize, topk_stream
 
 Places = slice | Tensor
@@ -221,7 +221,7 @@ def _corrected(
         bias = column_bias(gallery, bank, lambda s, b: csls(s, b, method.k))
         scale, level = 2.0, nearest(queries, gallery, method.k, block)[0].mean(1, keepdim=True)
     biased = gallery.then(lambda rows, at: torch.cat([scale * rows, -bias[at][:, None]], dim=1))
-    scores, index = nearest(with_one(queries), biased, k, block)
+    scores, index = nearest(append_ones(queries), biased, k, block)
     return scores - level, index
 
 

@@ -23,8 +23,9 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.methods._pairs import Rows
-from zeroshot.methods.auto import Auto, Report
+from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._coupling_report import Report
+from zeroshot.methods.auto import Auto
 from zeroshot.metrics import alignment
 from zeroshot.model_set.anchor_file import Anchors, Entry, Kind
 from zeroshot.model_set.anchor_writer import AnchorWriter
@@ -189,7 +190,9 @@ def find_like(
     anchors: Anchors, rows: Float[Tensor, "1 e"], count: int
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
     """Places of the pairs whose texts are nearest to a text's row, and the cosines."""
-    cosines, places = topk_stream(normalize(rows), Rows.of(anchors.texts), count)
+    cosines, places = topk_stream(
+        normalize(rows), AnchorMatrix.from_embeddings(anchors.texts), count
+    )
     return places[0], cosines[0]
 
 

@@ -76,7 +76,7 @@ def score_arrays(
 ) -> dict[str, Array]:
     """`scores [n c]` and what else the method learned, by name without the trailing `_`.
 
-    Embeddings are brought to unit length, but for couplings and methods that say `raw_rows`,
+    Embeddings are brought to unit length, but for couplings and methods with `wants_unnormalized`,
     which centre them first; all is computed in the precision the arrays come in. Arrays the
     method has no use for stay unused, so that one file serves several methods.
 
@@ -88,7 +88,8 @@ def score_arrays(
         raise UserError(f"method '{method}' does not score arrays")
     fit, score = (methods.parameters(chosen, verb) for verb in ("fit", "scores"))
     tensors = _checked(arrays, method, fit | score)
-    if not isinstance(chosen, methods.Coupling) and not getattr(chosen, "raw_rows", False):
+    unnormalized = getattr(chosen, "wants_unnormalized", False)
+    if not unnormalized and not isinstance(chosen, methods.Coupling):
         tensors |= {k: normalize(v) for k, v in tensors.items() if k in EMBEDDINGS}
     if learned_from := {name: tensors[name] for name in fit if name in tensors}:
         chosen = chosen.fit(**learned_from)
