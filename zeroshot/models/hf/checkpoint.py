@@ -94,9 +94,9 @@ class Checkpoint:
         holder = next((file for file in MAY_NAME_CODE if "auto_map" in files.read(file)), None)
         if holder and not trust_remote_code:
             raise UserError(
-                f"{files.name} comes with Python code of its own ({holder}: auto_map), which loading "
-                "would run with all your rights. Read it first; then pass trust_remote_code=True "
-                "(--trust-remote-code)"
+                f"{files.name} comes with Python code of its own ({holder}: auto_map), which "
+                "loading would run with all your rights. Read it first; then pass "
+                "trust_remote_code=True (--trust-remote-code)"
             )
         return cls(files, device, dtype, trust_remote_code)
 
