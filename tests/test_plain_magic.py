@@ -87,7 +87,7 @@ def test_open_clip(batch, open_clip_encoder):
     encoder = open_clip_encoder
 
     def encode(texts):
-        return encoder.model.encode_text(encoder.tokenizer(encoder._ended(texts)))
+        return encoder.model.encode_text(encoder.tokenizer(encoder._prepare(texts)))
 
     wanted = expected(language_model(), encode, rows(), encoder.logit_scale)
     assert len({tuple(tokens) for tokens in wanted}) > 3

@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -20,28 +22,24 @@ BUILDERS = {
 
 @pytest.fixture(scope="session")
 def directory_of(tmp_path_factory):
-    """The directory of the tiny model called so, built when it is first asked for."""
-    built = {}
+    """The directory of the tiny model called so, built once."""
 
+    @cache
     def build(name):
-        if name not in built:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                built[name] = BUILDERS[name](tmp_path_factory.mktemp("tiny") / name)
-        return built[name]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return BUILDERS[name](tmp_path_factory.mktemp("tiny") / name)
 
     return build
 
 
 @pytest.fixture(scope="session")
 def loaded(directory_of):
-    """The tiny model called so, loaded through the public loader."""
-    seen = {}
+    """The tiny model called so, loaded once by a public loader."""
 
-    def load(name):
-        if name not in seen:
-            seen[name] = models.load(str(directory_of(name)), device="cpu")
-        return seen[name]
+    @cache
+    def load(name, loader=models.load):
+        return loader(str(directory_of(name)), device="cpu")
 
     return load
 

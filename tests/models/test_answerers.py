@@ -16,15 +16,8 @@ every_answerer = pytest.mark.parametrize("name", tiny_pairs.ANSWERERS)
 
 
 @pytest.fixture(scope="module")
-def answerer_of(directory_of):
-    seen = {}
-
-    def load(name):
-        if name not in seen:
-            seen[name] = models.load_answerer(str(directory_of(name)), device="cpu")
-        return seen[name]
-
-    return load
+def answerer_of(loaded):
+    return lambda name: loaded(name, models.load_answerer)
 
 
 def texts(answers):
@@ -75,10 +68,9 @@ def test_a_question_that_is_too_long_is_refused_not_cut(name, answerer_of, pictu
 
 @torch.no_grad()
 def test_vilt_is_the_library_own_forward(directory_of, answerer_of, pictures):
-    directory = directory_of("vilt_vqa")
-    model = tr.AutoModelForVisualQuestionAnswering.from_pretrained(directory).eval()
-    pixels = tr.AutoImageProcessor.from_pretrained(directory, backend="pil")
-    tokens = tr.AutoTokenizer.from_pretrained(directory)
+    model, pixels, tokens = tiny_pairs.library(
+        directory_of("vilt_vqa"), tr.AutoModelForVisualQuestionAnswering
+    )
     for picture, question in zip(pictures, QUESTIONS, strict=True):
         x = {
             **pixels(images=picture, return_tensors="pt"),
@@ -104,10 +96,9 @@ def probability(logits, tokens, ends):
 @torch.no_grad()
 def test_blip_answers_as_the_library_generates(directory_of, answerer_of, pictures):
     """Greedy, one by one; the score from a pass of the decoder over the whole answer."""
-    directory = directory_of("blip_vqa")
-    model = tr.BlipForQuestionAnswering.from_pretrained(directory).eval()
-    pixels = tr.AutoImageProcessor.from_pretrained(directory, backend="pil")
-    tokens = tr.AutoTokenizer.from_pretrained(directory)
+    model, pixels, tokens = tiny_pairs.library(
+        directory_of("blip_vqa"), tr.BlipForQuestionAnswering
+    )
     end = tokens.sep_token_id
     for picture, question in zip(pictures[:3], QUESTIONS[:3], strict=True):
         x = dict(pixels(images=picture, return_tensors="pt"))
@@ -128,10 +119,7 @@ def test_blip_answers_as_the_library_generates(directory_of, answerer_of, pictur
 @torch.no_grad()
 def test_git_answers_as_the_library_generates(directory_of, answerer_of, pictures):
     """[CLS] and the question, without an end; what it writes is the tail of the sequence."""
-    directory = directory_of("git")
-    model = tr.AutoModelForImageTextToText.from_pretrained(directory).eval()
-    pixels = tr.AutoImageProcessor.from_pretrained(directory, backend="pil")
-    tokens = tr.AutoTokenizer.from_pretrained(directory)
+    model, pixels, tokens = tiny_pairs.library(directory_of("git"), tr.AutoModelForImageTextToText)
     asked = tokens(QUESTIONS[1], add_special_tokens=False)["input_ids"]
     ids = torch.tensor([[tokens.cls_token_id, *asked]])
     x = pixels(images=pictures[1], return_tensors="pt")
@@ -143,10 +131,9 @@ def test_git_answers_as_the_library_generates(directory_of, answerer_of, picture
 @torch.no_grad()
 def test_blip_2_answers_only_what_is_new(directory_of, answerer_of, pictures):
     """Its output holds image tokens and prompt too."""
-    directory = directory_of("blip_2")
-    model = tr.AutoModelForVisualQuestionAnswering.from_pretrained(directory).eval()
-    pixels = tr.AutoImageProcessor.from_pretrained(directory, backend="pil")
-    tokens = tr.AutoTokenizer.from_pretrained(directory)
+    model, pixels, tokens = tiny_pairs.library(
+        directory_of("blip_2"), tr.AutoModelForVisualQuestionAnswering
+    )
     asked = tokens("Question: is it? Answer:")["input_ids"]
     ids = torch.tensor([[model.config.image_token_index] * 3 + asked])
     x = pixels(images=pictures[1], return_tensors="pt")
@@ -167,10 +154,7 @@ def test_llava_puts_the_picture_where_its_template_says(answerer_of, pictures):
 @torch.no_grad()
 def test_beams_score_as_the_library_adds_up(directory_of, answerer_of, pictures):
     """`compute_transition_scores` of transformers, on the same beams."""
-    directory = directory_of("git")
-    model = tr.AutoModelForImageTextToText.from_pretrained(directory).eval()
-    pixels = tr.AutoImageProcessor.from_pretrained(directory, backend="pil")
-    tokens = tr.AutoTokenizer.from_pretrained(directory)
+    model, pixels, tokens = tiny_pairs.library(directory_of("git"), tr.AutoModelForImageTextToText)
     asked = tokens(QUESTIONS[0], add_special_tokens=False)["input_ids"]
     out = model.generate(
         **pixels(images=pictures[0], return_tensors="pt"),

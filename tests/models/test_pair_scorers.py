@@ -22,15 +22,8 @@ def load(directory):
 
 
 @pytest.fixture(scope="module")
-def scorer_of(directory_of):
-    seen = {}
-
-    def loaded(name):
-        if name not in seen:
-            seen[name] = load(directory_of(name))
-        return seen[name]
-
-    return loaded
+def scorer_of(loaded):
+    return lambda name: loaded(name, models.load_pair_scorer)
 
 
 def shown(scorer, pictures):

@@ -19,15 +19,8 @@ every_writer = pytest.mark.parametrize("name", tiny_pairs.WRITERS)
 
 
 @pytest.fixture(scope="module")
-def writer_of(directory_of):
-    seen = {}
-
-    def load(name):
-        if name not in seen:
-            seen[name] = models.load_writer(str(directory_of(name)), device="cpu")
-        return seen[name]
-
-    return load
+def writer_of(loaded):
+    return lambda name: loaded(name, models.load_writer)
 
 
 @every_writer
@@ -56,10 +49,9 @@ def test_prompts_that_would_not_be_read_are_refused(name, writer_of, pictures):
 
 @torch.no_grad()
 def test_blip_captions_as_the_library_does(directory_of, writer_of, pictures):
-    directory = directory_of("blip_caption")
-    model = tr.BlipForConditionalGeneration.from_pretrained(directory).eval()
-    pixels = tr.AutoImageProcessor.from_pretrained(directory, backend="pil")
-    tokens = tr.AutoTokenizer.from_pretrained(directory)
+    model, pixels, tokens = tiny_pairs.library(
+        directory_of("blip_caption"), tr.BlipForConditionalGeneration
+    )
     room = model.config.text_config.max_position_embeddings - 2
     for picture in pictures[:3]:
         x = pixels(images=picture, return_tensors="pt")

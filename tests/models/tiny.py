@@ -35,6 +35,8 @@ VISION = {
     "patch_size": 8,
 }
 PIXELS = {"size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16}}
+CROP = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+CROP_32 = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits + ".,!?'"
 
 
@@ -154,35 +156,30 @@ def save(directory, model, *companions):
 # ---------------------------------------------------------------------------- dual encoders
 
 
-def clip(directory, seed=0):
-    tokenizer = clip_tokenizer()
-    text = {
+def clip_text(tokenizer):
+    """The text side of what is built on CLIP."""
+    return {
         **TEXT,
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def clip(directory, seed=0):
+    tokenizer = clip_tokenizer()
+    text = clip_text(tokenizer)
     config = tr.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
-    images = tr.CLIPImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = tr.CLIPImageProcessorPil(**CROP)
     return save(directory, randomize(tr.CLIPModel(config), seed), tokenizer, images)
 
 
 def metaclip_2(directory):
     tokenizer = roberta_like_tokenizer()
-    text = {
-        **TEXT,
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    text = clip_text(tokenizer)
     config = tr.MetaClip2Config(text_config=text, vision_config=VISION, projection_dim=12)
-    images = tr.CLIPImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = tr.CLIPImageProcessorPil(**CROP)
     return save(directory, randomize(tr.MetaClip2Model(config)), tokenizer, images)
 
 
@@ -201,9 +198,7 @@ def altclip(directory):
     tokenizer = roberta_like_tokenizer()
     text = {**TEXT, "vocab_size": len(tokenizer), "project_dim": 12, "pad_token_id": 1}
     config = tr.AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
-    images = tr.CLIPImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = tr.CLIPImageProcessorPil(**CROP)
     return save(directory, randomize(tr.AltCLIPModel(config)), tokenizer, images)
 
 
@@ -353,9 +348,7 @@ def vit_classifier(directory):
 
 def dinov2(directory):
     config = tr.Dinov2Config(**VISION)
-    images = tr.BitImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = tr.BitImageProcessorPil(**CROP)
     return save(directory, randomize(tr.Dinov2Model(config)), images)
 
 
@@ -382,17 +375,13 @@ def poolformer(directory):
         padding=[1, 1],
         layer_scale_init_value=1.0,
     )
-    images = tr.PoolFormerImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
+    images = tr.PoolFormerImageProcessorPil(**CROP_32)
     return save(directory, randomize(tr.PoolFormerModel(config)), images)
 
 
 def mobilenet_v2(directory):
     config = tr.MobileNetV2Config(depth_multiplier=0.25, image_size=32)
-    images = tr.MobileNetV2ImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
+    images = tr.MobileNetV2ImageProcessorPil(**CROP_32)
     return save(directory, randomize(tr.MobileNetV2ForImageClassification(config)), images)
 
 
@@ -495,21 +484,10 @@ def write(path, content):
 # ------------------------------------------------------------------ segmentation and detection
 
 
-def _clip_like(tokenizer):
-    """The text side of what is built on CLIP."""
-    return {
-        **TEXT,
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-
-
 def clipseg(directory):
     tokenizer = clip_tokenizer()
     config = tr.CLIPSegConfig(
-        text_config=_clip_like(tokenizer),
+        text_config=clip_text(tokenizer),
         vision_config={**VISION, "num_hidden_layers": 3},
         projection_dim=12,
         reduce_dim=8,
@@ -534,16 +512,14 @@ def xclip(directory):
         "mit_num_attention_heads": 2,
     }
     config = tr.XCLIPConfig(
-        text_config=_clip_like(tokenizer),
+        text_config=clip_text(tokenizer),
         vision_config=vision,
         projection_dim=12,
         prompt_layers=2,
         prompt_num_attention_heads=2,
         prompt_alpha=0.5,
     )
-    images = tr.VideoMAEImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = tr.VideoMAEImageProcessorPil(**CROP)
     return save(directory, randomize(tr.XCLIPModel(config)), tokenizer, images)
 
 
@@ -558,14 +534,12 @@ def groupvit(directory):
         "num_output_groups": [6, 3, 0],
     }
     config = tr.GroupViTConfig(
-        text_config=_clip_like(tokenizer),
+        text_config=clip_text(tokenizer),
         vision_config=vision,
         projection_dim=12,
         projection_intermediate_dim=24,
     )
-    images = tr.CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
+    images = tr.CLIPImageProcessorPil(**CROP_32)
     return save(directory, randomize(tr.GroupViTModel(config)), tokenizer, images)
 
 
@@ -575,7 +549,7 @@ SEGMENTERS = {"clipseg": clipseg, "groupvit": groupvit}
 def _owl(directory, config, model, images):
     tokenizer = clip_tokenizer()
     tokenizer.model_max_length = 16
-    text = {**_clip_like(tokenizer), "max_position_embeddings": 16}
+    text = {**clip_text(tokenizer), "max_position_embeddings": 16}
     made = config(text_config=text, vision_config={**VISION, "image_size": 32}, projection_dim=16)
     return save(directory, randomize(model(made)), tokenizer, images)
 

@@ -7,7 +7,7 @@ import transformers as tr
 from safetensors.torch import save_file
 
 from tests.models import tiny
-from tests.models.tiny import SQUARE, TEXT, VISION, bert_tokenizer, randomize, save
+from tests.models.tiny import CROP, SQUARE, TEXT, VISION, bert_tokenizer, randomize, save
 
 ANSWERS = ["yes", "no", "two", "cat", "red"]
 BERT = {
@@ -17,6 +17,15 @@ BERT = {
     "num_attention_heads": 2,
     "max_position_embeddings": 40,
 }
+
+
+def library(directory, kind):
+    """Model, preprocessing and tokenizer as transformers itself loads them."""
+    return (
+        kind.from_pretrained(directory).eval(),
+        tr.AutoImageProcessor.from_pretrained(directory, backend="pil"),
+        tr.AutoTokenizer.from_pretrained(directory),
+    )
 
 
 def blip_config(tokenizer):
@@ -114,9 +123,7 @@ def git(directory):
         eos_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    images = tr.CLIPImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = tr.CLIPImageProcessorPil(**CROP)
     return save(directory, randomize(tr.GitForCausalLM(config), seed=4), tokenizer, images)
 
 

@@ -136,11 +136,11 @@ def read_anchors(path: Path) -> Anchors:
         UserError: arrays that are missing, do not match or are not finite.
     """
     if not path.is_file():
-        raise NotAvailableError(f"no anchors at '{path}', the file that models.toml names")
+        raise NotAvailableError(f"the anchors '{path}' are not there; models.toml names them")
     header, start = read_header(path)
     names = {name for name in header if name != "__metadata__"}
     if not {"images", "texts"} <= names:
-        raise UserError(f"'{path}' has the arrays {sorted(names)}; anchors are images and texts")
+        raise UserError(f"'{path}' holds {sorted(names)}; anchors are two arrays: images, texts")
     images, texts = (_array(path, header[name], start, name) for name in ("images", "texts"))
     if images.ndim != 2 or texts.ndim != 2 or len(images) != len(texts) or not len(images):
         raise UserError(

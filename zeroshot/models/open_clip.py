@@ -65,7 +65,7 @@ class OpenClipDualEncoder(CachedTextEncoder, DensePatches):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """As `base.TextEncoder`."""
-        return [self._count(text) for text in _until_end(texts)]
+        return [self._count(text) for text in self._prepare(texts)]
 
     def _vision_tower(self) -> VisionTower | None:
         return vision_tower(self.model.visual, self.device, self.dtype)
@@ -76,7 +76,7 @@ class OpenClipDualEncoder(CachedTextEncoder, DensePatches):
         return features
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        tokens = self.tokenizer(_until_end(texts)).to(self.device)
+        tokens = self.tokenizer(self._prepare(texts)).to(self.device)
         encode = trimmed_text_features if can_trim(self.model) else type(self.model).encode_text
         features: Tensor = encode(self.model, tokens)
         return features
@@ -87,23 +87,22 @@ class OpenClipDualEncoder(CachedTextEncoder, DensePatches):
     def _paths(self, texts: Sequence[str]) -> list[Tokens]:
         text = text_module(self.model)
         end = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
-        rows = self.tokenizer(_until_end(texts)).tolist()
+        rows = self.tokenizer(self._prepare(texts)).tolist()
         if pool_type(text) == "argmax":
             return [tuple(ids[: ids.index(max(ids)) + 1]) for ids in rows]
         return [tuple(ids[: (ids.index(end) if end in ids else 0) + 1]) for ids in rows]
+
+    def _prepare(self, texts: Sequence[str]) -> list[str]:
+        """Texts up to a literal end token.
+
+        There the tokenizers of transformers end a text; open_clip's would spell the token out.
+        """
+        return [text.partition(END_OF_TEXT)[0] for text in texts]
 
     def _count(self, text: str) -> int:
         if hasattr(self.tokenizer, "encode"):
             return len(self.tokenizer.encode(text)) + 2
         return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(text))["input_ids"])
-
-
-def _until_end(texts: Sequence[str]) -> list[str]:
-    """Texts up to a literal end token.
-
-    There the tokenizers of transformers end a text; open_clip's would spell the token out.
-    """
-    return [text.partition(END_OF_TEXT)[0] for text in texts]
 
 
 @dataclass(frozen=True)
