@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as reference
 
 import zeroshot as zs
-from zeroshot.datasets.multilabel_images import read_multilabelled
+from zeroshot.datasets.multilabel_images import read_multilabel_dataset
 from zeroshot.errors import UserError
 from zeroshot.metrics import multilabel
 
@@ -124,16 +124,16 @@ def test_no_label_at_all_has_no_figure():
 )
 def test_labels_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    held = read_multilabelled(tmp_path)
+    held = read_multilabel_dataset(tmp_path)
     assert held.labels == ("cat", "dog")
     assert [Path(s.path).name for s in held.sources] == ["a.png", "b.png", "c.png"]
     assert held.truth == ((0, 1), (), (1,))
     assert held.table([0, 1]).tolist() == [[True, True], [False, False]]
-    assert read_multilabelled(tmp_path / name).sources == held.sources
-    more = read_multilabelled(tmp_path, labels="bird,dog,cat")
+    assert read_multilabel_dataset(tmp_path / name).sources == held.sources
+    more = read_multilabel_dataset(tmp_path, labels="bird,dog,cat")
     assert more.truth == ((1, 2), (), (1,))
     with pytest.raises(UserError, match="'cat' is none of the labels: bird, dog"):
-        read_multilabelled(tmp_path, labels="bird,dog")
+        read_multilabel_dataset(tmp_path, labels="bird,dog")
 
 
 COCO = {
@@ -150,7 +150,7 @@ COCO = {
 def test_coco_instances(tmp_path):
     """Categories in their order; several things of a kind are one label."""
     (tmp_path / "instances.json").write_text(json.dumps(COCO))
-    held = read_multilabelled(tmp_path, truth=tmp_path / "instances.json")
+    held = read_multilabel_dataset(tmp_path, truth=tmp_path / "instances.json")
     assert held.labels == ("dog", "cat")
     assert held.truth == ((0, 1), ())
 
@@ -172,14 +172,14 @@ def test_coco_instances(tmp_path):
 def test_another_file_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read_multilabelled(tmp_path, truth=tmp_path / name)
+        read_multilabel_dataset(tmp_path, truth=tmp_path / name)
 
 
 def test_no_file_of_labels_is_said(tmp_path):
     with pytest.raises(UserError, match="--truth FILE"):
-        read_multilabelled(tmp_path)
+        read_multilabel_dataset(tmp_path)
     with pytest.raises(UserError, match="no such data"):
-        read_multilabelled(tmp_path / "none")
+        read_multilabel_dataset(tmp_path / "none")
 
 
 def npy(*values, dtype="float32"):
@@ -206,18 +206,21 @@ def shard(folder, *members, names="cat\ndog\n"):
 def test_a_webdataset_of_several_labels(tmp_path):
     whole = (SCENES / "1-red-heart.png").read_bytes()
     members = [("s1.png", whole), ("s1.npy", npy(1, 1)), ("s2.npy", npy(0, 0, dtype="int64"))]
-    held = read_multilabelled(shard(tmp_path, *members, ("s2.png", whole)))
+    held = read_multilabel_dataset(shard(tmp_path, *members, ("s2.png", whole)))
     assert held.labels == ("cat", "dog")
     assert held.truth == ((0, 1), ())
     assert held.sentences == [["a photo of a cat."], ["a photo of a dog."]]
     assert [Path(s.path).name for s in held.sources] == ["s1.png", "s2.png"]
-    assert read_multilabelled(tmp_path, labels="a,b", templates="none").sentences == [["a"], ["b"]]
+    assert read_multilabel_dataset(tmp_path, labels="a,b", templates="none").sentences == [
+        ["a"],
+        ["b"],
+    ]
     for how, message in (
         ({"labels": "a"}, "1 labels for the 2"),
         ({"split": "val"}, "only a webdataset"),
     ):
         with pytest.raises(UserError, match=message):
-            read_multilabelled(tmp_path, **how)
+            read_multilabel_dataset(tmp_path, **how)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,7 @@ def test_a_webdataset_of_several_labels(tmp_path):
 )
 def test_arrays_that_are_not_what_they_should_be(tmp_path, members, message):
     with pytest.raises(UserError, match=message):
-        read_multilabelled(shard(tmp_path, *members))
+        read_multilabel_dataset(shard(tmp_path, *members))
 
 
 # The command

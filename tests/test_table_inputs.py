@@ -21,7 +21,7 @@ from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
 
 datasets = pytest.importorskip("datasets")
 fsspec = pytest.importorskip("fsspec")
@@ -50,7 +50,7 @@ def outcome(source):
 
 
 def outcomes(*names, **options):
-    return [outcome(s) for s in find(names, options=Options(**options)).sources]
+    return [outcome(s) for s in find(names, options=InputOptions(**options)).sources]
 
 
 @pytest.fixture
@@ -110,7 +110,10 @@ def test_urls_and_buckets(folder, suffix):
         [{"url": "https://x.org/a.png"}, {"url": "s3://b/a.png"}, {"url": "ftp://x"}],
     )
     first, second, third = find(name).sources
-    assert (first.path, first.content) == ("https://x.org/a.png", Url(first.path, Options().fetch))
+    assert (first.path, first.content) == (
+        "https://x.org/a.png",
+        Url(first.path, InputOptions().fetch),
+    )
     assert (second.path, second.content) == ("s3://b/a.png", fsspec_files.Remote("s3://b/a.png"))
     assert outcome(third) == (f"{name}#2", "'ftp://x': a table names paths, URLs and buckets")
 
@@ -168,10 +171,10 @@ def test_columns_by_name(folder, suffix):
     with pytest.raises(UserError, match=r"several columns .* 'path', 'url'; choose one"):
         find(name)
     columns = Columns("url", "title_de", "k")
-    [source] = find(name, options=Options(columns)).sources
+    [source] = find(name, options=InputOptions(columns)).sources
     assert (source.path, source.fields) == ("set/a.png", {"caption": "ja", "label": "1"})
     with pytest.raises(UserError, match="has no column 'where'; it has 'path', 'url'"):
-        find(name, options=Options(Columns("where")))
+        find(name, options=InputOptions(Columns("where")))
 
 
 @ALL
@@ -374,7 +377,7 @@ def test_texts_in_parquet_that_are_no_utf8(folder):
 def test_columns_of_other_types(folder):
     pq.write_table(pa.table({"image": [[1, 2]], "path": ["a.png"]}), "x.parquet")
     with pytest.raises(UserError, match=r"column 'image' is list<.*--image-column names another"):
-        find("x.parquet", options=Options(Columns("image")))
+        find("x.parquet", options=InputOptions(Columns("image")))
 
 
 def test_damaged_parquet(folder):
@@ -595,7 +598,7 @@ def test_memory_of_a_source(folder):
 def test_offline_asks_no_bucket(folder, bucket):
     offline = Fetch(offline=True)
     with pytest.raises(NotAvailableError, match="the network is not to be asked"):
-        find("s3://b/x.png", options=Options(fetch=offline))
+        find("s3://b/x.png", options=InputOptions(fetch=offline))
     name = rows_of(folder, ".csv", [{"path": "s3://b/x.png"}, {"path": "a.png"}])
     assert outcomes(name, fetch=offline) == [
         (f"{name}#0", "the network is not to be asked (--offline)"),

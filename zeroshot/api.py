@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from zeroshot import images as pictures, models as loaders, prompts as sentences_of
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import read_labelled
+from zeroshot.datasets.labels import read_labeled_images
 from zeroshot.datasets.protocols import Task
 from zeroshot.errors import UserError
 from zeroshot.evaluation.evaluation import Evaluation, Sampling, evaluation
@@ -151,7 +151,7 @@ def classify(
         options,
         score,
         learn=Learn(
-            shots=None if shots is None else read_labelled(Path(shots), names),
+            shots=None if shots is None else read_labeled_images(Path(shots), names),
             bank=pictures.find(bank).sources,
             prior=tuple(prior),
             views=views,

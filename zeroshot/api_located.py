@@ -7,7 +7,7 @@ from typing import Any
 from zeroshot import images as pictures, prompts as sentences_of
 from zeroshot.api import _run, _set
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import read_labelled
+from zeroshot.datasets.labels import read_labeled_images
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inputs.source import Input
 from zeroshot.model_set.model_set import ModelSet
@@ -72,7 +72,7 @@ def segment(
         model,
         method,
         options,
-        None if examples is None else read_labelled(Path(examples), names),
+        None if examples is None else read_labeled_images(Path(examples), names),
         mix,
         threshold,
         resolution,

@@ -62,13 +62,13 @@ class Calibrating:
         out = self._out(run, names)
         from zeroshot import prompts
         from zeroshot.commands import console
-        from zeroshot.datasets.labels import read_labelled
+        from zeroshot.datasets.labels import read_labeled_images
         from zeroshot.inference.meter import Meter
         from zeroshot.tasks.classification import calibration as task, classifier as classification
 
         labels = prompts.load_labels(self.labels or "")
         sentences = prompts.expand(labels, prompts.load_templates(self.templates, labels))
-        known = None if self.truth is None else read_labelled(self.truth, labels)
+        known = None if self.truth is None else read_labeled_images(self.truth, labels)
         sources = run.sources(names or []) if known is None else list(known.sources)
         meter = Meter()
         with run.open_cache() as cache:

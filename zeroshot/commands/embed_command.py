@@ -38,9 +38,9 @@ def embed(run: Rows, images: Images, layout: Layout = None, half: Half = False) 
 
 def have_captions(sources: "Inputs") -> bool:
     """Whether pictures come with captions; of files that are a shard each, those of the first."""
-    from zeroshot.inputs.containers import Bundles
+    from zeroshot.inputs.containers import Containers
 
-    if isinstance(sources, Bundles):
+    if isinstance(sources, Containers):
         pictures = (list(file.pictures()) for file in sources.files)
         sources = next(filter(None, pictures), [])
     return any("caption" in source.fields for source in sources)

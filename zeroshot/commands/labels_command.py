@@ -200,11 +200,11 @@ class Labelling:
     def _learn(
         self, run: Rows, names: tuple[str, ...], views: int, parents: tuple[int, ...]
     ) -> Any:
-        from zeroshot.datasets.labels import read_labelled, read_prior
+        from zeroshot.datasets.labels import read_labeled_images, read_prior
         from zeroshot.tasks.classification.classifier import Learn
 
         return Learn(
-            shots=None if self.shots is None else read_labelled(self.shots, names),
+            shots=None if self.shots is None else read_labeled_images(self.shots, names),
             bank=run.sources(self.bank) if self.bank else (),
             prior=() if self.prior is None else read_prior(self.prior, names),
             views=views,
@@ -213,14 +213,14 @@ class Labelling:
 
     def show(self, run: Rows, job: "ClassifyJob", sources: "Inputs") -> None:
         """Run the job, or compare the methods that are named."""
-        from zeroshot.inputs.containers import Bundles
+        from zeroshot.inputs.containers import Containers
 
         if not self.compare:
             run.show(job, sources)
         elif self.method or self.calibration or run.out:
             raise UserError("--compare takes no --method, --calibration or --out")
         else:
-            assert not isinstance(sources, Bundles)  # they are for folders
+            assert not isinstance(sources, Containers)  # they are for folders
             _compare(run, job, self.compare, list(sources))
 
 

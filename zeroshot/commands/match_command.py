@@ -74,7 +74,7 @@ def match(
     ] = None,
 ) -> None:
     """Say how well texts fit pictures: cosines, or a matching head's probability."""
-    from zeroshot.inputs.containers import Bundles
+    from zeroshot.inputs.containers import Containers
     from zeroshot.tasks.matching.match_task import MatchJob
     from zeroshot.tasks.matching.thresholds import read_thresholds
 
@@ -86,7 +86,7 @@ def match(
         raise UserError(f"--form {form} has texts of its own, --text is for pictures")
     sources = _sources(run, pairs, form)
     captions = None
-    if not isinstance(sources, Bundles):  # else their versions answer for them, and shards retry
+    if not isinstance(sources, Containers):  # else their versions answer for them, and shards retry
         _refuse_to_retry_twins(run, sources)
         captions = None if text else _captions(sources)
     job = MatchJob(
@@ -101,7 +101,7 @@ def match(
     if learn_thresholds is not None:
         _learn(run, job, sources, learn_thresholds, (order or "").split(","))
     elif form == "winoground":
-        assert not isinstance(sources, Bundles)
+        assert not isinstance(sources, Containers)
         _winoground(run, job, sources)
     else:
         run.show(job, sources)

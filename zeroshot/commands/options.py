@@ -19,9 +19,9 @@ from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
     from zeroshot.cache.embedding_cache import EmbeddingCache
-    from zeroshot.inputs.resolve import Named
+    from zeroshot.inputs.resolve import ResolvedInputs
     from zeroshot.inputs.source import Source
-    from zeroshot.inputs.tables import Options
+    from zeroshot.inputs.tables import InputOptions
     from zeroshot.model_set.model_set import ModelSet
 
 
@@ -258,13 +258,13 @@ class Run:
         """The pictures that `images` name; what a folder holds besides is mentioned."""
         return self.listed(self.named(images))
 
-    def named(self, images: Sequence[str]) -> "Named":
+    def named(self, images: Sequence[str]) -> "ResolvedInputs":
         """What `images` name; no file of pictures is opened."""
         from zeroshot import inputs
 
-        return inputs.named(images, options=self._options())
+        return inputs.resolve_inputs(images, options=self._options())
 
-    def listed(self, found: "Named") -> "list[Source]":
+    def listed(self, found: "ResolvedInputs") -> "list[Source]":
         """The pictures of it, up to the limit; what is none is mentioned."""
         left_out = list(found.left_out)
         sources = list(islice(found.pictures(left_out), self.limit))
@@ -278,13 +278,13 @@ class Run:
         if files and not self.quiet:
             console.say(_left_out(files, self.things.removesuffix("s")))
 
-    def _options(self) -> "Options":
+    def _options(self) -> "InputOptions":
         from zeroshot.inputs.columns import Columns
         from zeroshot.inputs.remote.fetch import Fetch
         from zeroshot.inputs.source import CLIPS, PICTURES
-        from zeroshot.inputs.tables import Options
+        from zeroshot.inputs.tables import InputOptions
 
-        return Options(
+        return InputOptions(
             Columns(self.image_column, self.caption_column, self.label_column),
             None if self.image_root is None else str(self.image_root),
             Fetch(

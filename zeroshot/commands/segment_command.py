@@ -112,7 +112,7 @@ def segment(
     if not labels:
         raise UserError("segment needs --labels: cat,dog,sky, or a .txt or .json file")
     from zeroshot import prompts
-    from zeroshot.datasets.labels import read_labelled
+    from zeroshot.datasets.labels import read_labeled_images
     from zeroshot.tasks.localization.segment_task import SegmentJob
 
     names = prompts.load_labels(labels)
@@ -127,7 +127,7 @@ def segment(
         model,
         method,
         read_options(option),
-        None if examples is None else read_labelled(examples, names),
+        None if examples is None else read_labeled_images(examples, names),
         mix,
         threshold,
         resolution,

@@ -21,14 +21,14 @@ Named = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionDataset:
     """Pictures and what people said of each."""
 
     sources: tuple[Source, ...]
     references: tuple[tuple[str, ...], ...]
 
 
-def captions_beside(folder: Path) -> Path:
+def find_caption_file(folder: Path) -> Path:
     """The file of captions in a folder of pictures; UserError says which are looked for."""
     for name in BESIDE:
         if (folder / name).is_file():
@@ -38,7 +38,7 @@ def captions_beside(folder: Path) -> Path:
     )
 
 
-def read_captioned(truth: Path, folder: Path, split: str | None = None) -> Captioned:
+def read_caption_dataset(truth: Path, folder: Path, split: str | None = None) -> CaptionDataset:
     """The pictures that `truth` names, below `folder`, in its order, with their captions.
 
     Args:
@@ -49,7 +49,7 @@ def read_captioned(truth: Path, folder: Path, split: str | None = None) -> Capti
             captions, or a split that the file does not have.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for where, name, captions in named_captions(truth, split):
+    for where, name, captions in read_captions_by_name(truth, split):
         path = below(folder, name, where)
         if path in found:
             raise UserError(f"{where}: '{name}' has captions already; give all of them in one row")
@@ -58,10 +58,10 @@ def read_captioned(truth: Path, folder: Path, split: str | None = None) -> Capti
         found[path] = captions
     if not found:
         raise UserError(f"'{truth}' names no pictures")
-    return Captioned(tuple(map(Source, found)), tuple(found.values()))
+    return CaptionDataset(tuple(map(Source, found)), tuple(found.values()))
 
 
-def named_captions(truth: Path, split: str | None = None) -> Iterator[Named]:
+def read_captions_by_name(truth: Path, split: str | None = None) -> Iterator[Named]:
     """Pictures by name with their captions, wherever the pictures are."""
     name = truth.name.lower().removesuffix(".gz")
     if name.endswith(".json"):
@@ -96,7 +96,7 @@ def texts(values: object, where: str) -> tuple[str, ...]:
     return tuple(value.strip() for value in values)
 
 
-def own_references(row: dict[str, Any], where: str) -> tuple[str, ...] | None:
+def references_in(row: dict[str, Any], where: str) -> tuple[str, ...] | None:
     """What a row of JSON lines says that people said: `references`, `captions`, or `caption`."""
     for key in ("references", "captions", "caption"):
         if key in row:
@@ -106,7 +106,7 @@ def own_references(row: dict[str, Any], where: str) -> tuple[str, ...] | None:
 
 def _of_lines(truth: Path) -> Iterator[Named]:
     for where, row in read_rows(truth):
-        name, captions = row.get("path", row.get("file")), own_references(row, where)
+        name, captions = row.get("path", row.get("file")), references_in(row, where)
         if not isinstance(name, str) or captions is None:
             raise UserError(f"{where}: expected path (or file) and references (or captions)")
         yield where, name, captions

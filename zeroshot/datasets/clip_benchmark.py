@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from zeroshot.datasets.captions import Captioned
+from zeroshot.datasets.captions import CaptionDataset
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.inputs.source import Refused, Source
-from zeroshot.inputs.webdataset import Dataset, key_of, parts, pictures, read_dataset
+from zeroshot.inputs.source import Source, UnreadableBlob
+from zeroshot.inputs.webdataset import WebDataset, key_of, parts, pictures, read_dataset
 
 LABELS = ".npy"
 """Beside a picture of several labels: an array of zeros and ones."""
 
 
 @dataclass(frozen=True)
-class MultiLabelledShards:
+class MultilabelShards:
     """Pictures of a set of several labels, with its own class names and templates."""
 
     sources: tuple[Source, ...]
@@ -31,7 +31,7 @@ class MultiLabelledShards:
 
 
 @dataclass(frozen=True)
-class LabelledShards:
+class ClassificationShards:
     """Pictures of a classification set, with its own class names and templates."""
 
     sources: tuple[Source, ...]
@@ -45,7 +45,7 @@ def is_wds(folder: Path, split: str = "test") -> bool:
     return (folder / split / "nshards.txt").is_file()
 
 
-def read_classes(folder: Path, split: str = "test") -> LabelledShards:
+def read_classification(folder: Path, split: str = "test") -> ClassificationShards:
     """A classification set; class names may repeat, since a class is known by its place.
 
     Raises:
@@ -60,10 +60,10 @@ def read_classes(folder: Path, split: str = "test") -> LabelledShards:
             raise UserError(f"'{source.path}': '{text[:20]}' is no class; {known}")
         sources.append(source)
         classes.append(int(text))
-    return LabelledShards(tuple(sources), tuple(classes), held.classes, held.templates)
+    return ClassificationShards(tuple(sources), tuple(classes), held.classes, held.templates)
 
 
-def read_labels(folder: Path, split: str = "test") -> MultiLabelledShards:
+def read_multilabel(folder: Path, split: str = "test") -> MultilabelShards:
     """A set of several labels per picture, as `voc2007_multilabel` is.
 
     Raises:
@@ -87,7 +87,7 @@ def read_labels(folder: Path, split: str = "test") -> MultiLabelledShards:
         truth.append(own)
     if arrays:
         raise UserError(f"'{next(iter(arrays))}{LABELS}' has no picture")
-    return MultiLabelledShards(tuple(sources), tuple(truth), held.classes, held.templates)
+    return MultilabelShards(tuple(sources), tuple(truth), held.classes, held.templates)
 
 
 def _ones(data: bytes, length: int, name: str) -> tuple[int, ...]:
@@ -108,7 +108,7 @@ def _ones(data: bytes, length: int, name: str) -> tuple[int, ...]:
     return tuple(np.flatnonzero(values).tolist())
 
 
-def _named(folder: Path, split: str, kind: str) -> Dataset:
+def _named(folder: Path, split: str, kind: str) -> WebDataset:
     held = _dataset(folder, split, kind)
     for name, lines in (
         ("classnames.txt", held.classes),
@@ -119,7 +119,7 @@ def _named(folder: Path, split: str, kind: str) -> Dataset:
     return held
 
 
-def read_captions(folder: Path, split: str = "test") -> Captioned:
+def read_retrieval(folder: Path, split: str = "test") -> CaptionDataset:
     """A retrieval set: a caption per line of a picture's `.txt`.
 
     Raises:
@@ -134,10 +134,10 @@ def read_captions(folder: Path, split: str = "test") -> Captioned:
             raise UserError(f"'{source.path}' has no captions")
         sources.append(source)
         references.append(captions)
-    return Captioned(tuple(sources), tuple(references))
+    return CaptionDataset(tuple(sources), tuple(references))
 
 
-def _dataset(folder: Path, split: str, kind: str) -> Dataset:
+def _dataset(folder: Path, split: str, kind: str) -> WebDataset:
     held = read_dataset(folder, split)
     if held.kind != kind:
         raise UserError(f"'{folder}' is a {held.kind} set, and this takes a {kind} set")
@@ -146,12 +146,12 @@ def _dataset(folder: Path, split: str, kind: str) -> Dataset:
     return held
 
 
-def _sources(held: Dataset, suffix: str | None) -> Iterator[Source]:
+def _sources(held: WebDataset, suffix: str | None) -> Iterator[Source]:
     """The pictures; UserError for a member that is none, or a truth without its picture."""
     for name in held.tars:
         beside: list[str] = []
         for source in pictures(name, beside):
-            if isinstance(source.content, Refused):
+            if isinstance(source.content, UnreadableBlob):
                 try:
                     source.content.read()
                 except UnreadableImageError as error:

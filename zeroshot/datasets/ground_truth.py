@@ -8,8 +8,8 @@ from pathlib import Path
 
 from zeroshot import images, prompts
 from zeroshot.datasets import clip_benchmark
-from zeroshot.datasets.captions import Captioned, captions_beside, read_captioned
-from zeroshot.datasets.labels import labelled_rows, read_labelled
+from zeroshot.datasets.captions import CaptionDataset, find_caption_file, read_caption_dataset
+from zeroshot.datasets.labels import read_labeled_images, read_labeled_rows
 from zeroshot.datasets.protocols import Protocol
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
@@ -20,7 +20,7 @@ TRUTH = ("truth.csv", "truth.jsonl")
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassificationDataset:
     """Pictures with the number of each one's class, the classes, and how to ask for them."""
 
     sources: tuple[Source, ...]
@@ -34,7 +34,7 @@ class Classes:
         return prompts.expand(self.labels, self.templates)
 
 
-def read_classes(
+def load_classification(
     data: Path,
     *,
     truth: Path | None = None,
@@ -42,7 +42,7 @@ def read_classes(
     labels: str | None = None,
     templates: str | None = None,
     protocol: Protocol | None = None,
-) -> Classes:
+) -> ClassificationDataset:
     """A folder per class, a CLIP_benchmark webdataset, or a file of paths and labels.
 
     Args:
@@ -70,13 +70,13 @@ def read_classes(
     return found
 
 
-def read_captions(
+def load_captions(
     data: Path,
     *,
     truth: Path | None = None,
     split: str | None = None,
     protocol: Protocol | None = None,
-) -> Captioned:
+) -> CaptionDataset:
     """Pictures in the folder `data` with the captions of `truth`, or of a file beside them.
 
     Raises:
@@ -86,9 +86,9 @@ def read_captions(
         split = protocol.split
     _see_to(data)
     if clip_benchmark.is_wds(data, split or "test") and truth is None:
-        found = clip_benchmark.read_captions(data, split or "test")
+        found = clip_benchmark.read_retrieval(data, split or "test")
     else:
-        found = read_captioned(truth or captions_beside(data), data, split)
+        found = read_caption_dataset(truth or find_caption_file(data), data, split)
     _fits(protocol, found.sources)
     if protocol is not None and protocol.captions is not None:
         short = [r for r in found.references if len(r) < protocol.captions]
@@ -128,8 +128,10 @@ def _fits(protocol: Protocol | None, sources: Sequence[Source]) -> None:
         )
 
 
-def _of_shards(data: Path, split: str, labels: str | None, templates: str | None) -> Classes:
-    held = clip_benchmark.read_classes(data, split)
+def _of_shards(
+    data: Path, split: str, labels: str | None, templates: str | None
+) -> ClassificationDataset:
+    held = clip_benchmark.read_classification(data, split)
     names = held.labels
     if labels is not None:
         names = prompts.load_labels(labels)
@@ -138,7 +140,7 @@ def _of_shards(data: Path, split: str, labels: str | None, templates: str | None
     sets: prompts.Templates = held.templates
     if templates is not None:
         sets = prompts.load_templates(templates, names)
-    return Classes(held.sources, held.classes, names, sets)
+    return ClassificationDataset(held.sources, held.classes, names, sets)
 
 
 def _of_files(
@@ -149,16 +151,18 @@ def _of_files(
     templates: str | None,
     *,
     by_place: bool,
-) -> Classes:
+) -> ClassificationDataset:
     names = None if labels is None else prompts.load_labels(labels)
     place = _place(data, truth, split)
     if names is not None and by_place:
         sources, classes = _in_order(place, names)
     else:
         names = names or prompts.load_labels(_names_in(place))
-        held = read_labelled(place, names)
+        held = read_labeled_images(place, names)
         sources, classes = held.sources, held.classes
-    return Classes(sources, classes, names, prompts.load_templates(templates or "simple", names))
+    return ClassificationDataset(
+        sources, classes, names, prompts.load_templates(templates or "simple", names)
+    )
 
 
 def _place(data: Path, truth: Path | None, split: str | None) -> Path:
@@ -186,7 +190,7 @@ def _folders(place: Path) -> list[Path]:
 
 def _names_in(place: Path) -> list[str]:
     if not place.is_dir():
-        return sorted({label for _, _, label in labelled_rows(place)})
+        return sorted({label for _, _, label in read_labeled_rows(place)})
     folders = _folders(place)
     if not folders:
         raise UserError(

@@ -13,14 +13,14 @@ from zeroshot.inputs.source import Source
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImages:
     """Pictures and the number of each one's class."""
 
     sources: tuple[Source, ...]
     classes: tuple[int, ...]
 
 
-def read_labelled(path: Path, labels: Sequence[str]) -> Labelled:
+def read_labeled_images(path: Path, labels: Sequence[str]) -> LabeledImages:
     """Pictures below folders named as the labels, or rows of a file with `path` and `label`.
 
     The file is CSV or JSON lines, and paths in it are relative to its folder. Not every class needs
@@ -34,12 +34,12 @@ def read_labelled(path: Path, labels: Sequence[str]) -> Labelled:
     else:
         pairs = [
             (Source(str(path.parent / name)), _class_of(label, labels, f"{where}:"))
-            for where, name, label in labelled_rows(path)
+            for where, name, label in read_labeled_rows(path)
         ]
     if not pairs:
         raise UserError(f"'{path}' holds no labelled pictures")
     sources, classes = zip(*pairs, strict=True)
-    return Labelled(sources, classes)
+    return LabeledImages(sources, classes)
 
 
 def _of_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
@@ -51,7 +51,7 @@ def _of_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
     return found
 
 
-def labelled_rows(path: Path) -> list[tuple[str, str, str]]:
+def read_labeled_rows(path: Path) -> list[tuple[str, str, str]]:
     """`'file' line 3`, path and label of each row of a .csv or .jsonl file.
 
     Raises:

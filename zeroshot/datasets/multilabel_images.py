@@ -24,7 +24,7 @@ Named = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class MultiLabelled:
+class MultilabelDataset:
     """Pictures with the numbers of the labels that hold, all labels, and how to ask for them."""
 
     sources: tuple[Source, ...]
@@ -45,14 +45,14 @@ class MultiLabelled:
         return held
 
 
-def read_multilabelled(
+def read_multilabel_dataset(
     data: Path,
     *,
     truth: Path | None = None,
     split: str | None = None,
     labels: str | None = None,
     templates: str | None = None,
-) -> MultiLabelled:
+) -> MultilabelDataset:
     """Pictures in the folder `data` with the labels of `truth`, or of a file in it; or that file.
 
     The folder may also be a CLIP_benchmark webdataset of several labels, of which `split` is one.
@@ -96,7 +96,7 @@ def read_multilabelled(
         if unknown := [label for label in labels_of if label not in number]:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise UserError(f"{first[path]}: '{unknown[0]}' is none of the labels: {shown}")
-    return MultiLabelled(
+    return MultilabelDataset(
         tuple(map(Source, held)),
         tuple(tuple(sorted(number[label] for label in own)) for own in held.values()),
         names,
@@ -104,13 +104,15 @@ def read_multilabelled(
     )
 
 
-def _of_shards(data: Path, split: str, labels: str | None, templates: str | None) -> MultiLabelled:
-    held = clip_benchmark.read_labels(data, split)
+def _of_shards(
+    data: Path, split: str, labels: str | None, templates: str | None
+) -> MultilabelDataset:
+    held = clip_benchmark.read_multilabel(data, split)
     names = held.labels if labels is None else prompts.load_labels(labels)
     if len(names) != len(held.labels):
         raise UserError(f"{len(names)} labels for the {len(held.labels)} classes of '{data}'")
     written = held.templates if templates is None else prompts.load_templates(templates, names)
-    return MultiLabelled(held.sources, held.truth, names, written)
+    return MultilabelDataset(held.sources, held.truth, names, written)
 
 
 def _beside(folder: Path) -> Path:

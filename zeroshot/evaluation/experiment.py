@@ -9,9 +9,9 @@ from typing import Any
 from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets import ground_truth
-from zeroshot.datasets.captions import Captioned
-from zeroshot.datasets.ground_truth import Classes
-from zeroshot.datasets.multilabel_images import MultiLabelled, read_multilabelled
+from zeroshot.datasets.captions import CaptionDataset
+from zeroshot.datasets.ground_truth import ClassificationDataset
+from zeroshot.datasets.multilabel_images import MultilabelDataset, read_multilabel_dataset
 from zeroshot.datasets.protocols import Protocol, Task, protocol as named
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predict, predictions
@@ -41,7 +41,7 @@ class Question:
     task: Task
     place: Path
     """the data, as they were named"""
-    data: Classes | MultiLabelled | Captioned
+    data: ClassificationDataset | MultilabelDataset | CaptionDataset
     models: ModelSet
     cache: EmbeddingCache
     meter: Meter
@@ -61,13 +61,13 @@ class Question:
     def limited(self, pictures: int) -> "Question":
         """About the first pictures alone; a protocol is no longer kept."""
         data = self.data
-        first: Classes | MultiLabelled | Captioned
-        if isinstance(data, Classes):
+        first: ClassificationDataset | MultilabelDataset | CaptionDataset
+        if isinstance(data, ClassificationDataset):
             first = replace(data, sources=data.sources[:pictures], classes=data.classes[:pictures])
-        elif isinstance(data, MultiLabelled):
+        elif isinstance(data, MultilabelDataset):
             first = replace(data, sources=data.sources[:pictures], truth=data.truth[:pictures])
         else:
-            first = Captioned(data.sources[:pictures], data.references[:pictures])
+            first = CaptionDataset(data.sources[:pictures], data.references[:pictures])
         return replace(self, data=first, protocol=None)
 
     def answers(
@@ -90,10 +90,10 @@ class Question:
         Raises:
             UserError: a method that cannot do this, or captions of other settings in `keep`.
         """
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             ready = self._classifier(method, options, self.data.labels, self.data.sentences)
             return predict.classified(self.data, ready, self.cache, self.meter, self.batch_size)
-        if isinstance(self.data, MultiLabelled):
+        if isinstance(self.data, MultilabelDataset):
             ready = self._classifier(method, options, self.data.labels, self.data.sentences)
             return predict.multilabelled(
                 self.data, ready, self.cache, self.meter, self.batch_size, self.choice
@@ -110,11 +110,11 @@ class Question:
         Raises:
             UserError: rows that do not fit the pictures.
         """
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
             return predict.classified_before(given.name, self.data, rows)
-        if isinstance(self.data, MultiLabelled):
+        if isinstance(self.data, MultilabelDataset):
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
             return predict.multilabelled_before(given.name, self.data, rows, self.choice)
@@ -128,9 +128,9 @@ class Question:
         """The data, the question and the models, for the result."""
         model, pretrained = _named(self.models, answers)
         truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]]
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             truth = self.data.classes
-        elif isinstance(self.data, MultiLabelled):
+        elif isinstance(self.data, MultilabelDataset):
             truth = self.data.truth
         else:
             truth = self.data.references
@@ -142,7 +142,7 @@ class Question:
             "split": self.protocol.split if self.protocol else self.split,
             "truth": ground_truth.fingerprint(self.place, self.data.sources, truth),
         }
-        if isinstance(self.data, Classes | MultiLabelled):
+        if isinstance(self.data, ClassificationDataset | MultilabelDataset):
             told["prompts"] = {
                 "classes": list(self.data.labels),
                 "templates": self.data.templates,
@@ -152,11 +152,11 @@ class Question:
 
     def truth_rows(self) -> list[dict[str, Any]]:
         """What is true of each picture, as `--truth` reads it."""
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             labels = [self.data.labels[number] for number in self.data.classes]
             pairs = zip(self.data.sources, labels, strict=True)
             return [{"path": source.path, "label": label} for source, label in pairs]
-        if isinstance(self.data, MultiLabelled):
+        if isinstance(self.data, MultilabelDataset):
             each = zip(self.data.sources, self.data.truth, strict=True)
             names = self.data.labels
             return [{"path": s.path, "labels": [names[i] for i in own]} for s, own in each]
@@ -186,7 +186,7 @@ class Question:
 
     def _captions(
         self,
-        data: Captioned,
+        data: CaptionDataset,
         method: str | None,
         options: Mapping[str, Any],
         keep: Path | None,
@@ -266,17 +266,17 @@ def question(
         raise UserError("--judge and --coupling are for captions")
     choice = choice or Choice()
     _see_to_choice(task, choice, against)
-    held: Classes | MultiLabelled | Captioned
+    held: ClassificationDataset | MultilabelDataset | CaptionDataset
     if data is None:
         if task != "caption" or rows is None or truth is not None or asked is not None:
             raise UserError(f"eval --task {task} needs DATA: the pictures and what is true of them")
         data, held = rows, predictions.read_captions(rows).captioned
     elif task == "classify":
-        held = ground_truth.read_classes(
+        held = ground_truth.load_classification(
             data, truth=truth, split=split, labels=labels, templates=templates, protocol=asked
         )
     elif task == "multilabel":
-        held = read_multilabelled(
+        held = read_multilabel_dataset(
             data,
             truth=truth,
             split=asked.split if asked else split,
@@ -284,7 +284,7 @@ def question(
             templates=templates,
         )
     else:
-        held = ground_truth.read_captions(data, truth=truth, split=split, protocol=asked)
+        held = ground_truth.load_captions(data, truth=truth, split=split, protocol=asked)
     judging = Judge(judge, cache, meter) if judge is not None else None
     return Question(
         task,

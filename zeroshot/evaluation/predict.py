@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.captions import Captioned
-from zeroshot.datasets.ground_truth import Classes
-from zeroshot.datasets.multilabel_images import MultiLabelled
+from zeroshot.datasets.captions import CaptionDataset
+from zeroshot.datasets.ground_truth import ClassificationDataset
+from zeroshot.datasets.multilabel_images import MultilabelDataset
 from zeroshot.errors import UserError
 from zeroshot.evaluation.clip_score import Judge
 from zeroshot.inference.embedding import AUTO_BATCH, canonical_names
@@ -68,7 +68,7 @@ class Answers:
 
 
 def classified(
-    data: Classes,
+    data: ClassificationDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
@@ -89,7 +89,7 @@ def classified(
 
 
 def retrieved(
-    data: Captioned,
+    data: CaptionDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
@@ -134,7 +134,7 @@ class Choice:
 
 
 def multilabelled(
-    data: MultiLabelled,
+    data: MultilabelDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
@@ -154,7 +154,7 @@ def multilabelled(
 
 
 def multilabelled_before(
-    name: str, data: MultiLabelled, given: Sequence[Row], choice: Choice
+    name: str, data: MultilabelDataset, given: Sequence[Row], choice: Choice
 ) -> Answers:
     """Scores that an earlier run wrote, a row for each picture.
 
@@ -182,7 +182,7 @@ def multilabelled_before(
 
 def _multi(
     name: str,
-    data: MultiLabelled,
+    data: MultilabelDataset,
     rows: Sequence[Row],
     scored: Sequence[int],
     scores: Float[np.ndarray, "n c"],
@@ -264,7 +264,7 @@ def _scored(
     return _Seen(rows, scored, np.concatenate(scores), meter.working - before)
 
 
-def classified_before(name: str, data: Classes, given: Sequence[Row]) -> Answers:
+def classified_before(name: str, data: ClassificationDataset, given: Sequence[Row]) -> Answers:
     """Labels that an earlier run chose, a row for each picture.
 
     Raises:
@@ -295,7 +295,7 @@ def classified_before(name: str, data: Classes, given: Sequence[Row]) -> Answers
 
 def captioned(
     name: str,
-    data: Captioned,
+    data: CaptionDataset,
     given: Iterable[Row],
     *,
     settings: Mapping[str, Any] | None = None,

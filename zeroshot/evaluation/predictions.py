@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from zeroshot.datasets.captions import Captioned, own_references
+from zeroshot.datasets.captions import CaptionDataset, references_in
 from zeroshot.datasets.text_files import read_rows
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
@@ -24,7 +24,7 @@ class Predictions:
     """what people said, where the rows bring it along"""
 
     @property
-    def captioned(self) -> Captioned:
+    def captioned(self) -> CaptionDataset:
         """The pictures and references of the rows themselves.
 
         Raises:
@@ -35,7 +35,7 @@ class Predictions:
                 f"the rows of {self.name} have no references: name the pictures, and the file of "
                 "captions with --truth"
             )
-        return Captioned(tuple(Source(row["path"]) for row in self.rows), self.references)
+        return CaptionDataset(tuple(Source(row["path"]) for row in self.rows), self.references)
 
 
 def read_captions(file: Path) -> Predictions:
@@ -52,7 +52,7 @@ def read_captions(file: Path) -> Predictions:
         if not isinstance(said, str) and not row.get("error"):
             raise UserError(f"{where}: expected a caption (or a prediction), a text")
         told = {key: value for key, value in row.items() if key in ("references", "captions")}
-        references.append(own_references(told, where) or ())
+        references.append(references_in(told, where) or ())
         rows.append({"schema": CAPTION, **row, "caption": said, "path": _text(path, where)})
     silent = sum(
         not own and not row.get("error") for own, row in zip(references, rows, strict=True)

@@ -9,18 +9,18 @@ from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import hf_datasets, parquet, tables, webdataset
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
 
 ASKED_TOGETHER = 32
 """Remote files whose state is asked for at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class ImageContainer:
     """A tar file, a table or a Parquet file; or a data set of Hugging Face, which is no file."""
 
     name: str
-    options: Options
+    options: InputOptions
     version: str | None = None
     """`storage.version_of` as it was when the file was named, where that was told."""
 
@@ -53,13 +53,13 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Bundles:
+class Containers:
     """Files of pictures, not listed yet: inputs of which each can be a shard."""
 
-    files: tuple[Bundle, ...]
+    files: tuple[ImageContainer, ...]
 
 
-def is_bundle(name: str) -> bool:
+def is_container(name: str) -> bool:
     """By its name."""
     return webdataset.is_tar(name) or bool(table_suffix(name))
 
@@ -75,10 +75,10 @@ def table_suffix(name: str) -> str:
     return suffix if suffix in tables.SUFFIXES else ""
 
 
-def versions(bundles: Sequence[Bundle]) -> list[str | None]:
+def versions(files: Sequence[ImageContainer]) -> list[str | None]:
     """As they were named, or, where nobody told, as they are now; None of what is not there."""
     with ThreadPoolExecutor(ASKED_TOGETHER, thread_name_prefix="versions") as pool:
-        return list(pool.map(lambda b: b.version or version_now(b.name), bundles))
+        return list(pool.map(lambda file: file.version or version_now(file.name), files))
 
 
 def version_now(name: str) -> str | None:
@@ -89,13 +89,13 @@ def version_now(name: str) -> str | None:
         return None
 
 
-def carried(source: Source) -> Source:
+def with_bytes(source: Source) -> Source:
     """The source with its bytes, where they lie in a remote file that this process holds."""
     content = source.content
     if isinstance(content, webdataset.InTar):
         name = content.tar
-    elif isinstance(content, parquet.Cell):
-        name = content.cells.table.name
+    elif isinstance(content, parquet.ParquetCell):
+        name = content.column.table.name
     else:
         return source
     try:

@@ -25,41 +25,49 @@ from PIL.Image import Image
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.inputs import hf_datasets, local_files as files, webdataset
 from zeroshot.inputs.columns import Columns
-from zeroshot.inputs.containers import Bundle, Bundles, is_bundle, table_suffix, version_now
+from zeroshot.inputs.containers import (
+    Containers,
+    ImageContainer,
+    is_container,
+    table_suffix,
+    version_now,
+)
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import URL, Blob, Found, Input, Refused, Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.source import URL, Blob, Input, Listing, Source, UnreadableBlob
+from zeroshot.inputs.tables import InputOptions
 
 __all__ = [
     "Blob",
-    "Bundle",
-    "Bundles",
     "Columns",
+    "Containers",
     "Fetch",
-    "Found",
+    "ImageContainer",
     "Input",
-    "Named",
-    "Options",
-    "Refused",
+    "InputOptions",
+    "Listing",
+    "ResolvedInputs",
     "Source",
+    "UnreadableBlob",
     "find",
-    "named",
+    "resolve_inputs",
 ]
 
 
 @dataclass(frozen=True)
-class Named:
+class ResolvedInputs:
     """What inputs name, in order, before any file of pictures is opened."""
 
-    items: tuple[Source | Bundle, ...]
+    items: tuple[Source | ImageContainer, ...]
     left_out: tuple[str, ...]
     """Files that a scan found and that hold no picture."""
 
     @property
-    def files(self) -> tuple[Bundle, ...]:
+    def files(self) -> tuple[ImageContainer, ...]:
         """Those of them that are files of pictures."""
-        return tuple(item for item in self.items if isinstance(item, Bundle) and item.is_file)
+        return tuple(
+            item for item in self.items if isinstance(item, ImageContainer) and item.is_file
+        )
 
     @property
     def loose(self) -> str | None:
@@ -74,18 +82,18 @@ class Named:
     def pictures(self, left_out: list[str]) -> Iterator[Source]:
         """All of them, each file opened when its turn comes; `left_out` is added to."""
         for item in self.items:
-            if isinstance(item, Bundle):
+            if isinstance(item, ImageContainer):
                 yield from item.pictures(left_out)
             else:
                 yield item
 
 
-class _Namer:
+class _InputResolver:
     """Collects what one input after another stands for."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: InputOptions) -> None:
         self.options = options
-        self.items: list[Source | Bundle] = []
+        self.items: list[Source | ImageContainer] = []
         self.left_out: list[str] = []
         self.asked: set[str] = set()
         """Remote folders that are known to be reachable."""
@@ -93,7 +101,7 @@ class _Namer:
     def add(self, name: str, *, pattern: bool = True) -> None:
         """All that a name stands for; `pattern` says whether it may be one."""
         if name.lower().startswith(hf_datasets.PREFIX):
-            self.items.append(Bundle(name, self.options))
+            self.items.append(ImageContainer(name, self.options))
         elif URL.match(name):
             self.items.append(Source(name, Url(name, self.options.fetch)))
         elif name.lower().startswith("file://"):
@@ -112,16 +120,16 @@ class _Namer:
         if self.options.fetch.offline and fsspec_files.asks_the_network(name):
             raise NotAvailableError(f"'{name}': the network is not to be asked (--offline)")
         folder = name.rpartition("/")[0]
-        if is_bundle(name) and not glob.has_magic(name) and folder in self.asked:
-            self.items.append(Bundle(name, self.options))  # one of thousands
+        if is_container(name) and not glob.has_magic(name) and folder in self.asked:
+            self.items.append(ImageContainer(name, self.options))  # one of thousands
             return
         self.asked.add(folder)
         infos, left_out = fsspec_files.listed(name, table_suffix(name), self.options.suffixes)
         self.left_out.extend(left_out)
         for file, info in infos.items():
-            if is_bundle(file):
+            if is_container(file):
                 told = fsspec_files.version(info) if info else None
-                self.items.append(Bundle(file, self.options, told))
+                self.items.append(ImageContainer(file, self.options, told))
             else:
                 remote = fsspec_files.Remote(file, fsspec_files.remote_state(info))
                 self.items.append(Source(file, remote))
@@ -137,8 +145,8 @@ class _Namer:
 
     def _file(self, name: str) -> None:
         """A file of this machine: one of pictures, or a picture."""
-        if is_bundle(name):
-            self.items.append(Bundle(name, self.options, version_now(name)))
+        if is_container(name):
+            self.items.append(ImageContainer(name, self.options, version_now(name)))
         else:
             self.items.append(Source(name))
 
@@ -147,39 +155,39 @@ def _is_glob(name: str) -> bool:
     return glob.has_magic(name) and not os.path.lexists(name)
 
 
-def named(
+def resolve_inputs(
     inputs: Input | Iterable[object],
     stdin: Iterable[str] | None = None,
-    options: Options | None = None,
-) -> Named:
+    options: InputOptions | None = None,
+) -> ResolvedInputs:
     """What the inputs name (see above); no tar file and no table is opened.
 
     Raises:
         UserError: nothing is there, or something that is no picture was given.
         NotAvailableError: a library is not installed, a service not reachable.
     """
-    namer = _Namer(options or Options())
+    resolver = _InputResolver(options or InputOptions())
     for given in [inputs] if isinstance(inputs, Input) else inputs:
         if isinstance(given, Source):
-            namer.items.append(given)
+            resolver.items.append(given)
         elif isinstance(given, Image | bytes):
-            namer.items.append(Source(None, given))
+            resolver.items.append(Source(None, given))
         elif isinstance(given, str) and given == "-":
             for path in files.paths_on(stdin or sys.stdin):
-                namer.add(path, pattern=False)
+                resolver.add(path, pattern=False)
         elif isinstance(given, str | Path):
-            namer.add(str(given))
+            resolver.add(str(given))
         else:
             kind = type(given).__name__
             raise UserError(f"a picture is a path, a PIL image or bytes, not {kind}")
-    return Named(tuple(namer.items), tuple(namer.left_out))
+    return ResolvedInputs(tuple(resolver.items), tuple(resolver.left_out))
 
 
 def find(
     inputs: Input | Iterable[object],
     stdin: Iterable[str] | None = None,
-    options: Options | None = None,
-) -> Found:
+    options: InputOptions | None = None,
+) -> Listing:
     """What the inputs name: see above; also `-`, and pictures in memory.
 
     Order is kept, and what is named twice comes twice. What does not exist becomes a source that
@@ -191,7 +199,7 @@ def find(
         UserError: nothing is there, or a table has no column of pictures.
         NotAvailableError: a library is not installed, a service or a data set not reachable.
     """
-    found = named(inputs, stdin, options)
+    found = resolve_inputs(inputs, stdin, options)
     left_out = list(found.left_out)
     sources = tuple(found.pictures(left_out))
-    return Found(sources, tuple(left_out))
+    return Listing(sources, tuple(left_out))

@@ -109,7 +109,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class UnreadableBlob:
     """A `Blob` that was found to be none: reading it fails, for the reason known already."""
 
     reason: str
@@ -125,7 +125,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """Sources in the order of the inputs, and the files that a scan left out."""
 
     sources: tuple[Source, ...]

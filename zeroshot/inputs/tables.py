@@ -18,7 +18,7 @@ from zeroshot.errors import UserError
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import PICTURES, SCHEME, URL, File, Refused, Source
+from zeroshot.inputs.source import PICTURES, SCHEME, URL, File, Source, UnreadableBlob
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MAX_LINE = 1 << 24
@@ -26,7 +26,7 @@ MAX_LINE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Options:
+class InputOptions:
     """How tables and URLs are read, and what is looked for among other files."""
 
     columns: Columns = field(default_factory=Columns)
@@ -38,11 +38,11 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageTable:
     """A table that was named, and what its cells mean."""
 
     name: str
-    options: Options
+    options: InputOptions
 
     @property
     def root(self) -> str:
@@ -51,7 +51,7 @@ class Table:
 
     def refused(self, row: int, reason: str) -> Source:
         """The source of a row that names no picture."""
-        return Source(f"{self.name}#{row}", Refused(reason))
+        return Source(f"{self.name}#{row}", UnreadableBlob(reason))
 
     def source(self, row: int, cell: object, fields: Mapping[str, str]) -> Source:
         """The picture that a cell names: a path below `root`, a URL, an object of a bucket."""
@@ -89,15 +89,15 @@ def below(root: str, path: str) -> str | None:
     return joined
 
 
-def rows(name: str, options: Options) -> Iterator[Source]:
+def rows(name: str, options: InputOptions) -> Iterator[Source]:
     """The pictures of a CSV, TSV or JSON lines file.
 
     Raises:
         UserError: it has no column of pictures, or several.
     """
-    table = Table(name, options)
+    table = ImageTable(name, options)
     suffix = os.path.splitext(name)[1].lower()
-    read: Callable[[Table, io.TextIOWrapper], Iterator[Source]]
+    read: Callable[[ImageTable, io.TextIOWrapper], Iterator[Source]]
     read = _json_lines if suffix == ".jsonl" else _separated
     try:
         with (
@@ -108,9 +108,9 @@ def rows(name: str, options: Options) -> Iterator[Source]:
     except UserError:
         raise
     except FileNotFoundError:
-        yield Source(name, Refused("no such file"))
+        yield Source(name, UnreadableBlob("no such file"))
     except fsspec_files.failures(name) as error:
-        yield Source(name, Refused(f"cannot be read: {fsspec_files.why(error)}"))
+        yield Source(name, UnreadableBlob(f"cannot be read: {fsspec_files.why(error)}"))
 
 
 def _text(file: File) -> io.TextIOWrapper:
@@ -119,14 +119,16 @@ def _text(file: File) -> io.TextIOWrapper:
     return io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
 
 
-def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
+def _separated(table: ImageTable, text: io.TextIOWrapper) -> Iterator[Source]:
     csv.field_size_limit(min(sys.maxsize, MAX_LINE))
     reader = csv.reader(text, delimiter="\t" if table.name.lower().endswith(".tsv") else ",")
     number = 0
     try:
         header = next(reader, None)
         if not header or not _is_text("".join(header)):
-            yield Source(table.name, Refused("no table: it begins with no row of column names"))
+            yield Source(
+                table.name, UnreadableBlob("no table: it begins with no row of column names")
+            )
             return
         columns = resolve(table.name, header, table.options.columns)
         for cells in reader:
@@ -143,7 +145,7 @@ def _is_text(line: str) -> bool:
 
 
 def _row(
-    table: Table, number: int, header: Sequence[str], cells: Sequence[str], columns: Columns
+    table: ImageTable, number: int, header: Sequence[str], cells: Sequence[str], columns: Columns
 ) -> Source:
     if len(cells) != len(header):
         return table.refused(number, f"{len(cells)} cells for {len(header)} columns")
@@ -151,7 +153,7 @@ def _row(
     return _source(table, number, row, columns)
 
 
-def _source(table: Table, number: int, row: Mapping[str, object], columns: Columns) -> Source:
+def _source(table: ImageTable, number: int, row: Mapping[str, object], columns: Columns) -> Source:
     try:
         fields = fields_of(row, columns)
     except ValueError as error:
@@ -159,23 +161,23 @@ def _source(table: Table, number: int, row: Mapping[str, object], columns: Colum
     return table.source(number, row.get(columns.image or ""), fields)
 
 
-def _json_lines(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
+def _json_lines(table: ImageTable, text: io.TextIOWrapper) -> Iterator[Source]:
     number = 0
     while line := text.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith("\n"):
             yield table.refused(number, f"damaged: a line of more than {MAX_LINE} characters")
             return
         if number == 0 and not (_is_text(line) or line.startswith("{")):
-            yield Source(table.name, Refused("no table: it begins with no JSON"))
+            yield Source(table.name, UnreadableBlob("no table: it begins with no JSON"))
             return
         if line.strip():
             yield _json_row(table, number, line)
             number += 1
     if not number:
-        yield Source(table.name, Refused("an empty table"))
+        yield Source(table.name, UnreadableBlob("an empty table"))
 
 
-def _json_row(table: Table, number: int, line: str) -> Source:
+def _json_row(table: ImageTable, number: int, line: str) -> Source:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs import tar
 from zeroshot.inputs.columns import fields_of
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Refused, Source
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Source, UnreadableBlob
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Names of tar files; compressed ones are refused with advice."""
@@ -81,11 +81,11 @@ def pictures(
                 yield from _sources(name, file, sample, count, seen, beside, suffixes)
                 count += len(sample)
     except tar.DamagedError as error:
-        yield Source(f"{name}#{count}" if count else name, Refused(f"tar file: {error}"))
+        yield Source(f"{name}#{count}" if count else name, UnreadableBlob(f"tar file: {error}"))
     except FileNotFoundError:
-        yield Source(name, Refused("no such file"))
+        yield Source(name, UnreadableBlob("no such file"))
     except fsspec_files.failures(name) as error:
-        yield Source(name, Refused(f"cannot be read: {fsspec_files.why(error)}"))
+        yield Source(name, UnreadableBlob(f"cannot be read: {fsspec_files.why(error)}"))
 
 
 def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
@@ -146,18 +146,18 @@ def _sources(
         try:
             fields = _fields(file, parts)
         except ValueError as error:
-            fault = Refused(str(error))
+            fault = UnreadableBlob(str(error))
     for number, member in enumerate(sample, first):
         label = f"{name}/{member.name.removeprefix('./')}"
         bad = _fault(member, suffixes)
         if bad is not None:
-            yield Source(f"{name}#{number}", Refused(bad))
+            yield Source(f"{name}#{number}", UnreadableBlob(bad))
         elif not _is_picture(member.name, suffixes):
             if len(parts) == len(whole) or not _is_field(member.name):
                 beside.append(label)
         elif label in seen:
             again = f"the tar file holds {member.name!r} twice; the first is taken"
-            yield Source(f"{name}#{number}", Refused(again))
+            yield Source(f"{name}#{number}", UnreadableBlob(again))
         else:
             seen.add(label)
             yield Source(label, fault or InTar(name, member.start, member.size), fields)
@@ -250,7 +250,7 @@ def missing_shards(nshards: str, there: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class WebDataset:
     """One split of a data set that CLIP_benchmark keeps as tar files."""
 
     tars: tuple[str, ...]
@@ -267,7 +267,7 @@ class Dataset:
             yield from pictures(name)
 
 
-def read_dataset(folder: Path, split: str = "test") -> Dataset:
+def read_dataset(folder: Path, split: str = "test") -> WebDataset:
     """The data set in a folder.
 
     Raises:
@@ -282,7 +282,7 @@ def read_dataset(folder: Path, split: str = "test") -> Dataset:
         text = path.read_text("utf-8") if path.is_file() else ""
         return tuple(line.strip() for line in text.splitlines() if line.strip())
 
-    return Dataset(
+    return WebDataset(
         tuple(missing_shards(str(nshards), [])),
         next(iter(lines("dataset_type.txt")), "classification").lower(),
         lines("classnames.txt"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from zeroshot.datasets.captions import Captioned, named_captions
+from zeroshot.datasets.captions import CaptionDataset, read_captions_by_name
 from zeroshot.datasets.protocols import TASKS, Task
 from zeroshot.datasets.text_files import below, read_json, read_rows
 from zeroshot.errors import UserError
@@ -170,21 +170,21 @@ def _add_rows(
         _add(group, Method(given.name, given.rows), file)
 
 
-def _captioned(given: predictions.Predictions, truth: Path | None) -> Captioned | None:
+def _captioned(given: predictions.Predictions, truth: Path | None) -> CaptionDataset | None:
     """The references of the rows' pictures; a truth may hold more pictures."""
     if truth is None:
         return given.captioned if given.references is not None else None
-    known = {name: own for _, name, own in named_captions(truth)}
+    known = {name: own for _, name, own in read_captions_by_name(truth)}
     sources = [Source(name) for name in known]
     places = predictions.found_in(given, sources)
-    return Captioned(
+    return CaptionDataset(
         tuple(Source(row["path"]) for row in given.rows),
         tuple(known[str(sources[place].path)] for place in places),
     )
 
 
 def _measured(
-    given: predictions.Predictions, held: Captioned, sampling: Sampling
+    given: predictions.Predictions, held: CaptionDataset, sampling: Sampling
 ) -> Mapping[str, Any] | None:
     if sum(not row.get("error") for row in given.rows) < 2:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import Labelled
+from zeroshot.datasets.labels import LabeledImages
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
@@ -53,7 +53,7 @@ OPTIONS = {
 class Learn:
     """What a method may learn from or be told besides the prompts."""
 
-    shots: Labelled | None = None
+    shots: LabeledImages | None = None
     """Labelled pictures."""
     bank: Sequence[Source] = ()
     """Unlabelled pictures."""

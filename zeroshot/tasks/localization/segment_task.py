@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import Labelled
+from zeroshot.datasets.labels import LabeledImages
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
@@ -34,7 +34,7 @@ class SegmentJob:
     method: str | None = None
     """Of the dual encoder: `naclip` without one."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    examples: Labelled | None = None
+    examples: LabeledImages | None = None
     """Pictures of labels, as prompts."""
     mix: float = 0.5
     """Their share in a label's row."""

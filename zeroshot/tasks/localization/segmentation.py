@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import Labelled
+from zeroshot.datasets.labels import LabeledImages
 from zeroshot.errors import UserError
 from zeroshot.inference.batching import in_batches
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
@@ -88,7 +88,7 @@ def prompted(
     cache: EmbeddingCache,
     meter: Meter,
     *,
-    examples: Labelled | None = None,
+    examples: LabeledImages | None = None,
     mix: float = 0.5,
     threshold: float | None = None,
 ) -> Prompted:
@@ -129,7 +129,7 @@ def _rows(
 def _mixed(
     prompts: Float[Tensor, "c d"],
     segmenter: Segmenter,
-    examples: Labelled,
+    examples: LabeledImages,
     mix: float,
     meter: Meter,
 ) -> Float[Tensor, "c d"]:
