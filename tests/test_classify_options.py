@@ -205,9 +205,9 @@ def test_labelled_pictures_that_are_not(tmp_path):
     (tmp_path / "wrong.csv").write_text("path,label\n1.png,z\n")
     for name, message in [
         ("x", r"folder 'c' is none of the labels: a, b"),
-        ("empty", "holds no labelled pictures"),
-        ("bad.csv", "line 2: expected the columns path,label"),
-        ("wrong.csv", "line 2: 'z' is none of the labels"),
+        ("empty", "has no labeled images"),
+        ("bad.csv", "line 2, column 'path': expected a text, got no such column"),
+        ("wrong.csv", "line 2, column 'label': 'z' is none of the labels"),
         ("none.csv", "cannot read"),
         ("none", "neither a folder"),
     ]:

@@ -12,9 +12,10 @@ from PIL import Image
 from zeroshot import images
 from zeroshot.datasets import captions, clip_benchmark, ground_truth
 from zeroshot.datasets.protocols import PROTOCOLS, Protocol, protocol
-from zeroshot.datasets.text_files import below, read_text
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predictions
+from zeroshot.inputs.tables import path_below
+from zeroshot.inputs.text_files import read_text
 
 RNG = np.random.default_rng(2)
 
@@ -95,25 +96,33 @@ def test_captions_of_every_layout(name, tmp_path):
         ("x.json", "[1]", "no file of captions"),
         ("x.json", "{", "not JSON"),
         ("x.json", "[" * 100_000, "not JSON"),
-        ("x.json", {"images": [{"id": 1}], "annotations": []}, "file_name"),
+        (
+            "x.json",
+            {"images": [{"id": 1}], "annotations": []},
+            "entry 1: expected an id .* file_name",
+        ),
         ("x.json", {"images": COCO["images"] * 2, "annotations": []}, "id of its own"),
         ("x.json", COCO | {"annotations": [{"image_id": 9, "caption": "x"}]}, "one of the images"),
         ("x.json", COCO | {"annotations": COCO["annotations"][:1]}, "'b.jpg' has no captions"),
-        ("x.json", {"images": [{"filename": "a.jpg"}]}, "filename, split and sentences"),
+        ("x.json", {"images": [{"filename": "a.jpg"}]}, "image 1: expected filename and sentences"),
         ("x.json", KARPATHY, "choose with --split"),
-        ("x.jsonl", lines({"path": "a.jpg", "captions": [3]}), "list of texts"),
+        (
+            "x.jsonl",
+            lines({"path": "a.jpg", "captions": [3]}),
+            "line 1, column 'captions': .* a list of captions",
+        ),
         ("x.jsonl", lines({"path": "a.jpg", "captions": []}), "no captions"),
         ("x.jsonl", lines({"path": "a.jpg", "captions": [" "]}), "empty caption"),
-        ("x.jsonl", lines({"path": "a.jpg"}), "expected path"),
+        ("x.jsonl", lines({"path": "a.jpg"}), "line 1: expected a column named references"),
         ("x.jsonl", lines(ROWS[0], ROWS[0]), "captions already"),
-        ("x.jsonl", lines(ROWS[0]) + "[1]\n", "line 2: expected an object"),
-        ("x.jsonl", "\n", "names no pictures"),
-        ("x.jsonl", b"\xff\xfe", "not UTF-8"),
-        ("x.jsonl.gz", b"\x1f\x8b nothing", "cannot read"),
-        ("x.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)[:30], "cannot read"),
+        ("x.jsonl", lines(ROWS[0]) + "[1]\n", "line 2: expected a JSON object"),
+        ("x.jsonl", "\n", "has no rows"),
+        ("x.jsonl", b"\xff\xfe", "has no rows"),
+        ("x.jsonl.gz", b"\x1f\x8b nothing", "cannot be unpacked"),
+        ("x.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)[:30], "cannot be unpacked"),
         ("x.token", "a.jpg a dog\n", "NAME#NUMBER"),
-        ("x.csv", "image,caption\na.jpg\n", "image,caption"),
-        ("x.csv", "image,caption\na.jpg,b,c\n", "more cells"),
+        ("x.csv", "image,caption\na.jpg\n", "line 2: 1 cells for 2 columns"),
+        ("x.csv", "image,caption\na.jpg,b,c\n", "line 2: 3 cells for 2 columns"),
         ("x.xml", "<a/>", "known are"),
     ],
 )
@@ -131,12 +140,12 @@ def test_a_split_of_a_file_without_splits(tmp_path):
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", ""])
 def test_a_name_that_leads_out_of_the_folder(name, tmp_path):
     with pytest.raises(UserError, match="outside the folder"):
-        below(tmp_path, name, "here")
-    assert below(tmp_path, "a/../b.jpg", "here") == str(tmp_path / "b.jpg")
+        path_below(tmp_path, name, "here")
+    assert path_below(tmp_path, "a/../b.jpg", "here") == str(tmp_path / "b.jpg")
 
 
 def test_a_file_that_grows_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("zeroshot.datasets.text_files.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("zeroshot.inputs.text_files.MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="more than 1 MiB"):
         read_text(write(tmp_path / "bomb.jsonl.gz", gzip.compress(b" " * (2 << 20))))
 
@@ -174,7 +183,7 @@ def test_folders_in_order_by_a_protocol(folders, tmp_path):
     assert found.sentences == [["house cat"], ["big dog"]]
     assert found.classes == (0, 0, 1)
     write(folders / "val" / "cat" / "3.png", picture())
-    with pytest.raises(UserError, match="has 3 pictures, and these data 4"):
+    with pytest.raises(UserError, match="has 3 images, and these data have 4"):
         ground_truth.load_classification(folders, protocol=own)
     write(folders / "val" / "eel" / "3.png", picture())
     with pytest.raises(UserError, match="3 folders for 2 classes"):
@@ -286,7 +295,7 @@ def test_a_webdataset_with_captions(shards):
     tar(folder / "test" / "0.tar", ("s.jpg", held[1]), ("s.txt", b"a cat\na small cat\n"))
     found = ground_truth.load_captions(folder, protocol=protocol("clip_benchmark/retrieval"))
     assert found.references == (("a cat", "a small cat"),)
-    with pytest.raises(UserError, match="retrieval set"):
+    with pytest.raises(UserError, match="is a retrieval set"):
         ground_truth.load_classification(folder)
 
 
@@ -299,10 +308,10 @@ LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
         ([("a.png", b"x"), ("a.cls", b"7")], "'7' is no class"),
         ([("a.png", b"x"), ("a.cls", b"-1")], "is no class"),
         ([("a.png", b"x"), ("a.cls", b"9" * 5000)], "is no class"),
-        ([("a.png", b"x"), ("a.cls", b"\xff")], "no UTF-8"),
+        ([("a.png", b"x"), ("a.cls", b"\xff")], "not UTF-8"),
         ([("a.png", b"x"), ("a.cls", b"1" * (2 << 20))], "larger than"),
         ([("a.png", b"x")], "'' is no class"),
-        ([("a.cls", b"1")], r"a\.cls' has no picture"),
+        ([("a.cls", b"1")], r"a\.cls' has no image"),
         ([("a.png", LINK), ("a.cls", b"1")], "symbolic link"),
         ([("a.png", DEVICE), ("a.cls", b"1")], "device"),
         ([("../a.png", b"x"), ("../a.cls", b"1")], "leads out"),
@@ -397,8 +406,8 @@ def test_rows_with_their_own_references(tmp_path):
     ("read", "row", "message"),
     [
         (predictions.read_captions, {"path": "a"}, "expected a caption"),
-        (predictions.read_captions, {"path": 3, "caption": "x"}, "expected path"),
-        (predictions.read_captions, {"caption": "x"}, "expected path"),
+        (predictions.read_captions, {"path": 3, "caption": "x"}, "column 'path': expected a text"),
+        (predictions.read_captions, {"caption": "x"}, "column 'path': expected a text"),
         (predictions.read_labels, {"path": "a", "labels": []}, "expected labels"),
         (predictions.read_labels, {"path": "a", "labels": [{"label": "x"}]}, "expected labels"),
         (predictions.read_labels, {"path": "a", "labels": "x"}, "expected labels"),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 FLOORS = [
-    {"errors", "ops", "prompts", "metrics"},
+    {"errors", "ops", "metrics"},
     {"models", "inputs"},
-    {"trace", "images", "output"},
+    {"trace", "images", "output", "prompts"},
     {"decoding", "cache", "results"},
     {"methods"},
     {"model_set", "ranking"},

@@ -78,8 +78,8 @@ def caption(
     The method is the model set's; else mbr where the set has captions beside its anchors, and
     magic where it has none or a preset, a prompt or a trace is asked for.
     """
+    from zeroshot.datasets.questions import read_prompts
     from zeroshot.tasks.captioning.caption_task import CaptionJob
-    from zeroshot.tasks.captioning.captioner import read_prompts
     from zeroshot.tasks.captioning.sidecars import SidecarJob
     from zeroshot.tasks.captioning.trained_task import NativeCaptionJob
 

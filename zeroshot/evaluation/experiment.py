@@ -10,8 +10,8 @@ from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets import ground_truth
 from zeroshot.datasets.captions import CaptionDataset
-from zeroshot.datasets.ground_truth import ClassificationDataset
-from zeroshot.datasets.multilabel_images import MultilabelDataset, read_multilabel_dataset
+from zeroshot.datasets.labels import ClassificationDataset
+from zeroshot.datasets.multilabel_images import MultilabelDataset
 from zeroshot.datasets.protocols import Protocol, Task, protocol as named
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predict, predictions
@@ -67,7 +67,9 @@ class Question:
         elif isinstance(data, MultilabelDataset):
             first = replace(data, sources=data.sources[:pictures], truth=data.truth[:pictures])
         else:
-            first = CaptionDataset(data.sources[:pictures], data.references[:pictures])
+            first = replace(
+                data, sources=data.sources[:pictures], references=data.references[:pictures]
+            )
         return replace(self, data=first, protocol=None)
 
     def answers(
@@ -120,7 +122,7 @@ class Question:
             return predict.multilabelled_before(given.name, self.data, rows, self.choice)
         if self.task == "retrieve":
             raise UserError("--predictions holds captions or labels, and retrieval needs scores")
-        given = predictions.read_captions(file)
+        given = predictions.read_captions(file, self.data.ids)
         rows = predictions.in_order(given, self.data.sources)
         return predict.captioned(given.name, self.data, rows, judge=self.judge)
 
@@ -276,7 +278,7 @@ def question(
             data, truth=truth, split=split, labels=labels, templates=templates, protocol=asked
         )
     elif task == "multilabel":
-        held = read_multilabel_dataset(
+        held = ground_truth.load_multilabel(
             data,
             truth=truth,
             split=asked.split if asked else split,

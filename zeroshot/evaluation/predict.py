@@ -15,7 +15,7 @@ from jaxtyping import Float
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.captions import CaptionDataset
-from zeroshot.datasets.ground_truth import ClassificationDataset
+from zeroshot.datasets.labels import ClassificationDataset
 from zeroshot.datasets.multilabel_images import MultilabelDataset
 from zeroshot.errors import UserError
 from zeroshot.evaluation.clip_score import Judge

@@ -90,7 +90,7 @@ def rows(given: str, options: InputOptions) -> Iterator[Source]:
         try:
             fields = fields_of(values, columns)
         except ValueError as error:
-            yield table.refused(number, str(error))
+            yield table.unreadable(number, str(error))
         else:
             yield Source(f"{given}#{number}", HubRow(pictures, number), fields)
 

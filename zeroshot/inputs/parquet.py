@@ -110,6 +110,8 @@ def rows(name: str, options: InputOptions) -> Iterator[Source]:
             for source in _listed(table, parquet):
                 yield source
                 number += 1
+        if not number:
+            yield Source(name, UnreadableBlob("the table has no rows"))
     except UserError:
         raise
     except FileNotFoundError:
@@ -145,7 +147,7 @@ def _source(
         values = {name: _text(value) for name, value in values.items()}
         fields = fields_of(values, columns)
     except ValueError as error:
-        return table.refused(number, str(error))
+        return table.unreadable(number, str(error))
     if kind == "text":
         return table.source(number, values[column.name], fields)
     return Source(f"{table.name}#{number}", ParquetCell(column, group, row), fields)
