@@ -19,6 +19,7 @@ import zeroshot
 from zeroshot.cli import run
 from zeroshot.datasets.pairs import read_pairs
 from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.images import read
 from zeroshot.model_set import anchor_file as files
 from zeroshot.model_set.anchor_file import Entry, read_anchors
 from zeroshot.model_set.anchor_writer import AnchorWriter, write_anchors
@@ -102,27 +103,38 @@ def test_every_kind_of_list_gives_the_same_pairs(folder, kind):
     pairs = list(read_pairs(str(write_list(kind))))
     assert [pair.captions for pair in pairs] == CAPTIONS
     for pair, scene in zip(pairs, SCENES, strict=True):
-        content = pair.source.content or Path(pair.source.path).read_bytes()
-        assert content == scene.read_bytes()
+        assert read(pair.source) == read(scene)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "picture,words\nx,y\n", "one of image, path"),
-        ("a.csv", "", "has nothing"),
-        ("a.csv", "image,caption\n", "has no pairs"),
-        ("a.jsonl", "[1]\n", "is no object"),
-        ("a.jsonl", "{", "no file of JSON lines"),
-        ("a.jsonl", '{"image": 3, "caption": "a"}', "no picture's name"),
-        ("a.jsonl", '{"image": "x.png", "captions": [3]}', "no picture's name"),
-        ("a.jsonl", "[" * 100_000, "no file of JSON lines"),
-        ("a.json", "{}", "neither COCO"),
-        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "neither COCO"),
-        ("a.json", '{"images": [{"id": 1, "file_name": 3}], "annotations": []}', "no picture's"),
-        ("a.tar", "hello", "no whole tar"),
+        ("a.csv", "picture,words\nx,y\n", "line 2: expected a column named image, path"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "image,caption\n", "has column names and no rows"),
+        ("a.jsonl", "[1]\n", "line 1: expected a JSON object"),
+        ("a.jsonl", "{", "line 1: not JSON at character 2"),
+        (
+            "a.jsonl",
+            '{"image": 3, "caption": "a"}',
+            "line 1, column 'image': expected the name of an image, got 3",
+        ),
+        (
+            "a.jsonl",
+            '{"image": "x.png", "captions": [3]}',
+            "line 1, column 'captions': expected a caption",
+        ),
+        ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("a.json", "{}", "expected COCO's .* or Karpathy's"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "images, entry 1: expected an id"),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": 3}], "annotations": []}',
+            "images, entry 1: .* a file_name",
+        ),
+        ("a.tar", "hello", "has no pairs .*: tar file: cut off in the header"),
         ("a.parquet", "hello", "no Parquet"),
-        ("a.pkl", "hello", "no list of pairs"),
+        ("a.pkl", "hello", "no file of pairs; pairs are read from .csv"),
     ],
 )
 def test_lists_that_are_wrong(tmp_path, name, content, message):
@@ -433,9 +445,13 @@ def test_a_header_longer_than_its_file(tmp_path):
 
 def test_lines_that_are_wrong(tmp_path):
     anchors = small(tmp_path / "a.safetensors", 2)
-    for text in ("[1]\n{}\n", '{"captions": 3}\n', "{\n"):
+    for text, message in (
+        ("[1]\n{}\n", "line 1: expected a JSON object"),
+        ('{"captions": 3}\n', "line 1, column 'captions': expected a list of texts"),
+        ("{\n", "line 1: not JSON at character 2"),
+    ):
         (tmp_path / "a.jsonl").write_text(text)
-        with pytest.raises(UserError, match="line 1: not an object with captions"):
+        with pytest.raises(UserError, match=message):
             read_anchors(anchors.path)
 
 

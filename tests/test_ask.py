@@ -232,9 +232,9 @@ def test_a_file_of_questions(model_of, scenes, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no questions"),
-        ("{", "is not JSON"),
-        ('{"path": "a"}', "expected the texts path and question"),
+        ("", "has no rows"),
+        ("{", "line 1: not JSON at character 2"),
+        ('{"path": "a"}', "line 1, column 'question': expected a text"),
         ('{"path": "a", "question": "b"}\n{"path": "a", "question": "b"}', "twice"),
     ],
 )
@@ -316,7 +316,7 @@ def test_counts_leave_padding_out(tmp_path):
         ({"features": np.zeros((2, 3, 5))}, r"features must be numbers \[2, r, 12\]"),
         ({"features": np.zeros((2, 3, 12), int)}, "not int64"),
         ({"features": np.full((2, 3, 12), np.nan)}, "not finite"),
-        ({"boxes": None}, "needs boxes"),
+        ({"boxes": None}, "has no boxes"),
         ({"boxes": np.full((2, 3, 4), 7.0)}, r"in 0..1, not 7..7"),
         ({"boxes": np.tile([0.5, 0.5, 0.2, 0.9], (2, 3, 1))}, "ends before it begins"),
         ({"boxes": np.zeros((2, 2, 4))}, "boxes must be numbers"),

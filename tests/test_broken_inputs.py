@@ -501,7 +501,7 @@ LONG = "a " + "very " * 90 + "long label"
         (f"red heart,{LONG}", "--long-text"),
         ("red heart,\udcff", "is no valid text"),
         ("labels.txt", "has labels more than once: 'red heart'"),
-        ("binary.txt", "is not UTF-8 text"),
+        ("binary.txt", "line 1, character 1 is the byte 0xff, which is not UTF-8"),
         ("empty.txt", "has no labels"),
         ("empty.json", "has no labels"),
         ("broken.json", "is not JSON"),
@@ -511,7 +511,7 @@ LONG = "a " + "very " * 90 + "long label"
 def test_labels_that_are_none(tmp_path, monkeypatch, capsys, labels, message):
     monkeypatch.chdir(tmp_path)
     Path("labels.txt").write_text("red heart\nblue star\nred heart\n")
-    Path("binary.txt").write_bytes(b"\xff\xfe\0\x80")
+    Path("binary.txt").write_bytes(b"\xff\0\x80")
     Path("empty.txt").write_bytes(b"\n \n")
     Path("empty.json").write_bytes(b"[]")
     Path("broken.json").write_bytes(b'["a", ')

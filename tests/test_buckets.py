@@ -32,7 +32,7 @@ import os, sys, time
 from dataclasses import dataclass
 from tests.test_scale import Toy, join
 from zeroshot.buckets import Bucket
-from zeroshot.scale.shards import WorkerOptions, work
+from zeroshot.distributed.worker import WorkerOptions, work
 from zeroshot.tasks.meter import Meter
 seen = 0
 def stall(result):

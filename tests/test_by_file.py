@@ -23,11 +23,11 @@ from zeroshot.distributed.worker import Share, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.columns import Columns
-from zeroshot.inputs.containers import Bundles
+from zeroshot.inputs.containers import Containers
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.resolve import named, webdataset
+from zeroshot.inputs.resolve import resolve_inputs, webdataset
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.classification.classify_task import Classify
@@ -98,7 +98,7 @@ class ToyTask(Task):
 
 
 def files(*names, **options):
-    return Bundles(named(names, options=Options(**options)).files)
+    return Containers(resolve_inputs(names, options=InputOptions(**options)).files)
 
 
 def join(out, toy=None, inputs=None):
@@ -435,8 +435,8 @@ def task(method):
 
 
 def test_methods_that_look_at_all_pictures(tars, listed):
-    for name, inputs in (("a", files("in")), ("b", named("in").pictures([]))):
-        inputs = inputs if isinstance(inputs, Bundles) else list(inputs)
+    for name, inputs in (("a", files("in")), ("b", resolve_inputs("in").pictures([]))):
+        inputs = inputs if isinstance(inputs, Containers) else list(inputs)
         listed.clear()
         order = RunSpec(task("center"), inputs, OutputSpec(Path(name)), batch_size=2)
         run(order, NullCache(), Meter())
@@ -455,7 +455,7 @@ def test_pictures_that_are_gone_when_all_are_scored(tars, monkeypatch):
     def fails_later(name, *more):
         seen[name] += 1
         if name == "in/1.tar" and seen[name] == 2:
-            return iter([Source(name, webdataset.Refused("cannot be read: busy"))])
+            return iter([Source(name, webdataset.UnreadableBlob("cannot be read: busy"))])
         return pictures(name, *more)
 
     monkeypatch.setattr(webdataset, "pictures", fails_later)

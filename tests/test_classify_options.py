@@ -12,7 +12,7 @@ import torch
 
 from zeroshot import cli, methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import read_labelled, read_prior
+from zeroshot.datasets.labels import read_labeled_images, read_prior
 from zeroshot.errors import UserError
 from zeroshot.images.pixels import view
 from zeroshot.inference.embedding import embed_pictures, with_views
@@ -205,14 +205,14 @@ def test_labelled_pictures_that_are_not(tmp_path):
     (tmp_path / "wrong.csv").write_text("path,label\n1.png,z\n")
     for name, message in [
         ("x", r"folder 'c' is none of the labels: a, b"),
-        ("empty", "holds no labelled pictures"),
-        ("bad.csv", "line 2: expected the columns path,label"),
-        ("wrong.csv", "line 2: 'z' is none of the labels"),
+        ("empty", "has no labeled images"),
+        ("bad.csv", "line 2, column 'path': expected a text, got no such column"),
+        ("wrong.csv", "line 2, column 'label': 'z' is none of the labels"),
         ("none.csv", "cannot read"),
         ("none", "neither a folder"),
     ]:
         with pytest.raises(UserError, match=message):
-            read_labelled(tmp_path / name, labels)
+            read_labeled_images(tmp_path / name, labels)
     (tmp_path / "p.json").write_text('{"b": 1, "a": 3}')
     assert read_prior(str(tmp_path / "p.json"), labels) == (3, 1)
     with pytest.raises(UserError, match="a number for each label"):

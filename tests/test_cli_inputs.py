@@ -71,7 +71,10 @@ def test_a_table(zeroshot):
     ]
     code, _, err = zeroshot("embed", "pairs.csv")
     assert code == 2
-    assert "'what', 'said', none of them known to hold pictures; name it with --image-column" in err
+    assert (
+        "'what', 'said'; none of these names is known for images. Choose one with --image-column"
+        in err
+    )
     code, rows, _ = zeroshot("embed", "pairs.csv", "--image-column", "what", "--image-root", "/")
     assert [row["path"] for row in rows] == ["/red.png", "/../b.png"]
 

@@ -12,9 +12,10 @@ from PIL import Image
 from zeroshot import images
 from zeroshot.datasets import captions, clip_benchmark, ground_truth
 from zeroshot.datasets.protocols import PROTOCOLS, Protocol, protocol
-from zeroshot.datasets.text_files import below, read_text
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predictions
+from zeroshot.inputs.tables import path_below
+from zeroshot.inputs.text_files import read_text
 
 RNG = np.random.default_rng(2)
 
@@ -84,7 +85,7 @@ def test_captions_of_every_layout(name, tmp_path):
     content, expected = FILES[name]
     truth = write(tmp_path / name, content)
     split = "test" if "dataset" in name else None
-    found = captions.read_captioned(truth, tmp_path / "photos", split)
+    found = captions.read_caption_dataset(truth, tmp_path / "photos", split)
     assert names(found.sources, tmp_path / "photos") == expected
     assert found.references == (("a cat",), ("one dog", "a dog"))
 
@@ -95,48 +96,56 @@ def test_captions_of_every_layout(name, tmp_path):
         ("x.json", "[1]", "no file of captions"),
         ("x.json", "{", "not JSON"),
         ("x.json", "[" * 100_000, "not JSON"),
-        ("x.json", {"images": [{"id": 1}], "annotations": []}, "file_name"),
+        (
+            "x.json",
+            {"images": [{"id": 1}], "annotations": []},
+            "entry 1: expected an id .* file_name",
+        ),
         ("x.json", {"images": COCO["images"] * 2, "annotations": []}, "id of its own"),
         ("x.json", COCO | {"annotations": [{"image_id": 9, "caption": "x"}]}, "one of the images"),
         ("x.json", COCO | {"annotations": COCO["annotations"][:1]}, "'b.jpg' has no captions"),
-        ("x.json", {"images": [{"filename": "a.jpg"}]}, "filename, split and sentences"),
+        ("x.json", {"images": [{"filename": "a.jpg"}]}, "image 1: expected filename and sentences"),
         ("x.json", KARPATHY, "choose with --split"),
-        ("x.jsonl", lines({"path": "a.jpg", "captions": [3]}), "list of texts"),
+        (
+            "x.jsonl",
+            lines({"path": "a.jpg", "captions": [3]}),
+            "line 1, column 'captions': .* a list of captions",
+        ),
         ("x.jsonl", lines({"path": "a.jpg", "captions": []}), "no captions"),
         ("x.jsonl", lines({"path": "a.jpg", "captions": [" "]}), "empty caption"),
-        ("x.jsonl", lines({"path": "a.jpg"}), "expected path"),
+        ("x.jsonl", lines({"path": "a.jpg"}), "line 1: expected a column named references"),
         ("x.jsonl", lines(ROWS[0], ROWS[0]), "captions already"),
-        ("x.jsonl", lines(ROWS[0]) + "[1]\n", "line 2: expected an object"),
-        ("x.jsonl", "\n", "names no pictures"),
-        ("x.jsonl", b"\xff\xfe", "not UTF-8"),
-        ("x.jsonl.gz", b"\x1f\x8b nothing", "cannot read"),
-        ("x.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)[:30], "cannot read"),
+        ("x.jsonl", lines(ROWS[0]) + "[1]\n", "line 2: expected a JSON object"),
+        ("x.jsonl", "\n", "has no rows"),
+        ("x.jsonl", b"\xff\xfe", "has no rows"),
+        ("x.jsonl.gz", b"\x1f\x8b nothing", "cannot be unpacked"),
+        ("x.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)[:30], "cannot be unpacked"),
         ("x.token", "a.jpg a dog\n", "NAME#NUMBER"),
-        ("x.csv", "image,caption\na.jpg\n", "image,caption"),
-        ("x.csv", "image,caption\na.jpg,b,c\n", "more cells"),
+        ("x.csv", "image,caption\na.jpg\n", "line 2: 1 cells for 2 columns"),
+        ("x.csv", "image,caption\na.jpg,b,c\n", "line 2: 3 cells for 2 columns"),
         ("x.xml", "<a/>", "known are"),
     ],
 )
 def test_files_that_are_no_captions(name, content, message, tmp_path):
     truth = write(tmp_path / name, content)
     with pytest.raises(UserError, match=message):
-        captions.read_captioned(truth, tmp_path)
+        captions.read_caption_dataset(truth, tmp_path)
 
 
 def test_a_split_of_a_file_without_splits(tmp_path):
     with pytest.raises(UserError, match="no splits"):
-        captions.read_captioned(write(tmp_path / "c.json", COCO), tmp_path, "test")
+        captions.read_caption_dataset(write(tmp_path / "c.json", COCO), tmp_path, "test")
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", ""])
 def test_a_name_that_leads_out_of_the_folder(name, tmp_path):
     with pytest.raises(UserError, match="outside the folder"):
-        below(tmp_path, name, "here")
-    assert below(tmp_path, "a/../b.jpg", "here") == str(tmp_path / "b.jpg")
+        path_below(tmp_path, name, "here")
+    assert path_below(tmp_path, "a/../b.jpg", "here") == str(tmp_path / "b.jpg")
 
 
 def test_a_file_that_grows_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("zeroshot.datasets.text_files.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("zeroshot.inputs.text_files.MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="more than 1 MiB"):
         read_text(write(tmp_path / "bomb.jsonl.gz", gzip.compress(b" " * (2 << 20))))
 
@@ -152,7 +161,7 @@ def folders(tmp_path):
 
 
 def test_a_folder_per_class(folders):
-    found = ground_truth.read_classes(folders, split="val")
+    found = ground_truth.load_classification(folders, split="val")
     assert found.labels == ("cat", "dog")
     assert names(found.sources, folders / "val") == ["cat/1.png", "cat/2.png", "dog/1.png"]
     assert found.classes == (0, 0, 1)
@@ -160,7 +169,7 @@ def test_a_folder_per_class(folders):
 
 
 def test_folders_by_given_names(folders):
-    found = ground_truth.read_classes(
+    found = ground_truth.load_classification(
         folders, split="val", labels="dog,cat,bird", templates="a {c}"
     )
     assert found.classes == (1, 1, 0)
@@ -170,15 +179,15 @@ def test_folders_by_given_names(folders):
 def test_folders_in_order_by_a_protocol(folders, tmp_path):
     write(tmp_path / "names.json", ["house cat", "big dog"])
     own = Protocol("own", "classify", "", "", str(tmp_path / "names.json"), "none", "val", 3)
-    found = ground_truth.read_classes(folders, protocol=own)
+    found = ground_truth.load_classification(folders, protocol=own)
     assert found.sentences == [["house cat"], ["big dog"]]
     assert found.classes == (0, 0, 1)
     write(folders / "val" / "cat" / "3.png", picture())
-    with pytest.raises(UserError, match="has 3 pictures, and these data 4"):
-        ground_truth.read_classes(folders, protocol=own)
+    with pytest.raises(UserError, match="has 3 images, and these data have 4"):
+        ground_truth.load_classification(folders, protocol=own)
     write(folders / "val" / "eel" / "3.png", picture())
     with pytest.raises(UserError, match="3 folders for 2 classes"):
-        ground_truth.read_classes(folders, protocol=own)
+        ground_truth.load_classification(folders, protocol=own)
 
 
 @pytest.mark.parametrize("name", ["truth.csv", "truth.jsonl"])
@@ -187,28 +196,31 @@ def test_a_file_of_labels(name, tmp_path):
     table = "path,label\n" + "".join(f"{p},{c}\n" for p, c in rows)
     each = lines(*({"path": p, "label": c} for p, c in rows))
     truth = write(tmp_path / name, table if name.endswith("csv") else each)
-    for found in (ground_truth.read_classes(tmp_path), ground_truth.read_classes(truth)):
+    for found in (
+        ground_truth.load_classification(tmp_path),
+        ground_truth.load_classification(truth),
+    ):
         assert found.labels == ("cat", "dog")
         assert found.classes == (1, 0, 1)
         assert names(found.sources, tmp_path) == ["b.png", "a.png", "c.png"]
     with pytest.raises(UserError, match="none of the labels"):
-        ground_truth.read_classes(tmp_path, labels="cat,bird")
+        ground_truth.load_classification(tmp_path, labels="cat,bird")
 
 
 def test_no_data(tmp_path):
     with pytest.raises(UserError, match="no such data"):
-        ground_truth.read_classes(tmp_path / "x")
+        ground_truth.load_classification(tmp_path / "x")
     with pytest.raises(UserError, match="no folder per class"):
-        ground_truth.read_classes(tmp_path)
+        ground_truth.load_classification(tmp_path)
     with pytest.raises(UserError, match="no folder 'test'"):
-        ground_truth.read_classes(tmp_path, split="test")
+        ground_truth.load_classification(tmp_path, split="test")
     with pytest.raises(UserError, match=r"no captions.jsonl or captions.json"):
-        ground_truth.read_captions(tmp_path)
+        ground_truth.load_captions(tmp_path)
 
 
 def test_fingerprints_follow_the_truth_and_not_the_place(folders, tmp_path):
     def of(place):
-        found = ground_truth.read_classes(place, split="val")
+        found = ground_truth.load_classification(place, split="val")
         return ground_truth.fingerprint(place, found.sources, found.classes)
 
     first = of(folders)
@@ -254,7 +266,9 @@ def shards(tmp_path):
 
 def test_a_webdataset_as_it_is(shards):
     folder, held = shards
-    found = ground_truth.read_classes(folder, protocol=protocol("clip_benchmark/classification"))
+    found = ground_truth.load_classification(
+        folder, protocol=protocol("clip_benchmark/classification")
+    )
     assert found.labels == ("missile", "cat, small", "missile")
     assert found.classes == (2, 1, 0)
     assert found.sentences[1] == ["a photo of a cat, small.", "a cat, small"]
@@ -268,10 +282,10 @@ def test_a_webdataset_as_it_is(shards):
 
 
 def test_own_names_for_the_classes_of_a_webdataset(shards):
-    found = ground_truth.read_classes(shards[0], labels="a,b,c", templates="none")
+    found = ground_truth.load_classification(shards[0], labels="a,b,c", templates="none")
     assert found.sentences == [["a"], ["b"], ["c"]]
     with pytest.raises(UserError, match="2 labels for the 3 classes"):
-        ground_truth.read_classes(shards[0], labels="a,b")
+        ground_truth.load_classification(shards[0], labels="a,b")
 
 
 def test_a_webdataset_with_captions(shards):
@@ -279,10 +293,10 @@ def test_a_webdataset_with_captions(shards):
     write(folder / "dataset_type.txt", "retrieval\n")
     write(folder / "test" / "nshards.txt", "1")
     tar(folder / "test" / "0.tar", ("s.jpg", held[1]), ("s.txt", b"a cat\na small cat\n"))
-    found = ground_truth.read_captions(folder, protocol=protocol("clip_benchmark/retrieval"))
+    found = ground_truth.load_captions(folder, protocol=protocol("clip_benchmark/retrieval"))
     assert found.references == (("a cat", "a small cat"),)
-    with pytest.raises(UserError, match="retrieval set"):
-        ground_truth.read_classes(folder)
+    with pytest.raises(UserError, match="is a retrieval set"):
+        ground_truth.load_classification(folder)
 
 
 LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
@@ -294,10 +308,10 @@ LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
         ([("a.png", b"x"), ("a.cls", b"7")], "'7' is no class"),
         ([("a.png", b"x"), ("a.cls", b"-1")], "is no class"),
         ([("a.png", b"x"), ("a.cls", b"9" * 5000)], "is no class"),
-        ([("a.png", b"x"), ("a.cls", b"\xff")], "no UTF-8"),
+        ([("a.png", b"x"), ("a.cls", b"\xff")], "not UTF-8"),
         ([("a.png", b"x"), ("a.cls", b"1" * (2 << 20))], "larger than"),
         ([("a.png", b"x")], "'' is no class"),
-        ([("a.cls", b"1")], r"a\.cls' has no picture"),
+        ([("a.cls", b"1")], r"a\.cls' has no image"),
         ([("a.png", LINK), ("a.cls", b"1")], "symbolic link"),
         ([("a.png", DEVICE), ("a.cls", b"1")], "device"),
         ([("../a.png", b"x"), ("../a.cls", b"1")], "leads out"),
@@ -307,28 +321,28 @@ LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
 def test_shards_that_are_not_what_they_should_be(members, message, shards):
     tar(shards[0] / "test" / "0.tar", *members)
     with pytest.raises(UserError, match=message):
-        clip_benchmark.read_classes(shards[0])
+        clip_benchmark.read_classification(shards[0])
 
 
 @pytest.mark.parametrize("count", ["", "x", "0", "-1", "9" * 5000])
 def test_no_number_of_shards(count, shards):
     write(shards[0] / "test" / "nshards.txt", count)
     with pytest.raises(UserError, match="tar files"):
-        clip_benchmark.read_classes(shards[0])
+        clip_benchmark.read_classification(shards[0])
 
 
 @pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt"])
 def test_a_webdataset_without_names_or_templates(name, shards):
     (shards[0] / name).unlink()
     with pytest.raises(UserError, match="missing or empty"):
-        clip_benchmark.read_classes(shards[0])
+        clip_benchmark.read_classification(shards[0])
 
 
 def test_a_picture_of_a_webdataset_without_captions(shards):
     write(shards[0] / "dataset_type.txt", "retrieval")
     tar(shards[0] / "test" / "0.tar", ("s.jpg", b"x"), ("s.txt", b" \n"))
     with pytest.raises(UserError, match="has no captions"):
-        clip_benchmark.read_captions(shards[0])
+        clip_benchmark.read_retrieval(shards[0])
 
 
 def test_a_shard_that_is_missing_or_torn(shards):
@@ -336,10 +350,10 @@ def test_a_shard_that_is_missing_or_torn(shards):
     for data in (archive.read_bytes()[:700], b"no archive" * 100):
         archive.write_bytes(data)
         with pytest.raises(UserError, match="tar file"):
-            clip_benchmark.read_classes(shards[0])
+            clip_benchmark.read_classification(shards[0])
     archive.unlink()
     with pytest.raises(UserError, match="no such file"):
-        clip_benchmark.read_classes(shards[0])
+        clip_benchmark.read_classification(shards[0])
 
 
 # --- rows of earlier runs -----------------------------------------------------------------------
@@ -392,8 +406,8 @@ def test_rows_with_their_own_references(tmp_path):
     ("read", "row", "message"),
     [
         (predictions.read_captions, {"path": "a"}, "expected a caption"),
-        (predictions.read_captions, {"path": 3, "caption": "x"}, "expected path"),
-        (predictions.read_captions, {"caption": "x"}, "expected path"),
+        (predictions.read_captions, {"path": 3, "caption": "x"}, "column 'path': expected a text"),
+        (predictions.read_captions, {"caption": "x"}, "column 'path': expected a text"),
         (predictions.read_labels, {"path": "a", "labels": []}, "expected labels"),
         (predictions.read_labels, {"path": "a", "labels": [{"label": "x"}]}, "expected labels"),
         (predictions.read_labels, {"path": "a", "labels": "x"}, "expected labels"),
@@ -415,10 +429,10 @@ def test_every_protocol_can_be_kept():
 def test_a_protocol_takes_the_first_captions(tmp_path):
     own = Protocol("own", "retrieve", "", "", split=None, captions=1)
     write(tmp_path / "captions.jsonl", lines(*ROWS))
-    assert ground_truth.read_captions(tmp_path, protocol=own).references == (
+    assert ground_truth.load_captions(tmp_path, protocol=own).references == (
         ("a cat",),
         ("one dog",),
     )
     own = Protocol("own", "retrieve", "", "", split=None, captions=2)
     with pytest.raises(UserError, match="1 have fewer"):
-        ground_truth.read_captions(tmp_path, protocol=own)
+        ground_truth.load_captions(tmp_path, protocol=own)

@@ -15,9 +15,9 @@ from zeroshot import cli
 from zeroshot.distributed.sharding import FileRefusedError, planned
 from zeroshot.images.reading import read
 from zeroshot.inputs import containers
-from zeroshot.inputs.containers import Bundles
+from zeroshot.inputs.containers import Containers
 from zeroshot.inputs.remote import cached_files, fsspec_files
-from zeroshot.inputs.resolve import named
+from zeroshot.inputs.resolve import resolve_inputs
 
 fsspec = pytest.importorskip("fsspec", reason="remote files need the extra [data]")
 
@@ -113,7 +113,7 @@ def bucket():
         held_by.clear()
     yield Counted.store
     for name in list(fsspec_files._held):
-        fsspec_files.let_go(name)
+        fsspec_files.release(name)
 
 
 def asked():
@@ -127,7 +127,7 @@ def asked():
 
 
 def by_file(*names):
-    return planned(Bundles(named(names).files), "file")
+    return planned(Containers(resolve_inputs(names).files), "file")
 
 
 @pytest.mark.parametrize(("pictures", "size"), [(400, 30_000), (8, 3_000_000)])
@@ -168,7 +168,7 @@ def test_any_part_in_any_order(monkeypatch):
     monkeypatch.setattr(cached_files, "BLOCK", 100)
     data = np.random.default_rng(0).bytes(2345)
     Counted.store["b/x"] = data
-    copy = cached_files.Held(Counted(), "b/x", len(data), None)
+    copy = cached_files.RemoteCopy(Counted(), "b/x", len(data), None)
     places = np.random.default_rng(1).integers(0, 2400, (500, 2))
     with ThreadPoolExecutor(8) as threads:
         parts = list(threads.map(lambda p: copy.read(int(p[0]), int(p[1])), places))
@@ -184,7 +184,7 @@ def test_any_part_in_any_order(monkeypatch):
 def test_blocks_are_fetched_ahead_only_in_order(monkeypatch):
     monkeypatch.setattr(cached_files, "BLOCK", 10)
     Counted.store["b/x"] = bytes(1000)
-    copy = cached_files.Held(Counted(), "b/x", 1000, None)
+    copy = cached_files.RemoteCopy(Counted(), "b/x", 1000, None)
     done = threading.Event()
     for place in (500, 300, 900):  # from header to header of large members
         copy.read(place, 5)
@@ -200,14 +200,14 @@ def test_blocks_are_fetched_ahead_only_in_order(monkeypatch):
 def test_a_block_that_did_not_come_is_asked_for_again(monkeypatch):
     Counted.store["b/x"] = b"something"
     Counted.broken.add("b/x")
-    copy = cached_files.Held(Counted(), "b/x", 9, None)
+    copy = cached_files.RemoteCopy(Counted(), "b/x", 9, None)
     with pytest.raises(PermissionError):
         copy.read(0, 9)
     Counted.broken.clear()
     assert copy.read(0, 9) == b"something"
     Counted.store["b/x"] = b"some"
     with pytest.raises(OSError, match="4 bytes came instead of 9: it has changed"):
-        cached_files.Held(Counted(), "b/x", 9, None).read(0, 9)
+        cached_files.RemoteCopy(Counted(), "b/x", 9, None).read(0, 9)
 
 
 def test_what_is_too_large_is_read_by_ranges(bucket, monkeypatch):
@@ -290,8 +290,8 @@ def test_bytes_go_along_to_who_decodes(bucket):
     plan = by_file("counted://b/x.tar")
     [source] = plan.shard(0)
     asked()
-    sent = containers.carried(source)
+    sent = containers.with_bytes(source)
     assert (sent.path, sent.fields, sent.content) == (source.path, source.fields, scene(0))
     assert asked() == {}
     plan.let_go(0)
-    assert containers.carried(source) is source
+    assert containers.with_bytes(source) is source

@@ -130,7 +130,7 @@ def test_pictures_in_memory():
         ("empty", "no files found in folder 'empty'"),
         ("data", "no files found in folder 'data' beside 1 that hold no picture"),
         ("in/*.gif", "no files found in pattern 'in/*.gif'"),
-        ([np.zeros((2, 3))], "a picture is a path, a PIL image or bytes, not ndarray"),
+        ([np.zeros((2, 3))], "an image is a path, a PIL image or bytes, not ndarray"),
     ],
 )
 def test_inputs_refused(tree, inputs, message):

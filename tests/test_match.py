@@ -337,9 +337,9 @@ def test_winoground_by_hand():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "is not JSON"),
-        ('{"left": 1}', "expected the texts left, right, sentence"),
-        ('{"left": "../a.png", "right": "b.png", "sentence": "c"}', "outside the file's folder"),
+        ("{", "line 1: not JSON at character 2"),
+        ('{"left": 1}', "line 1, column 'left': expected a text, got 1"),
+        ('{"left": "../a.png", "right": "b.png", "sentence": "c"}', "outside the folder of images"),
     ],
 )
 def test_wrong_forms(row, message, scenes, capsys):

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as reference
 
 import zeroshot as zs
-from zeroshot.datasets.multilabel_images import read_multilabelled
+from zeroshot.datasets.ground_truth import load_multilabel
 from zeroshot.errors import UserError
 from zeroshot.metrics import multilabel
 
@@ -124,16 +124,16 @@ def test_no_label_at_all_has_no_figure():
 )
 def test_labels_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    held = read_multilabelled(tmp_path)
+    held = load_multilabel(tmp_path)
     assert held.labels == ("cat", "dog")
     assert [Path(s.path).name for s in held.sources] == ["a.png", "b.png", "c.png"]
     assert held.truth == ((0, 1), (), (1,))
     assert held.table([0, 1]).tolist() == [[True, True], [False, False]]
-    assert read_multilabelled(tmp_path / name).sources == held.sources
-    more = read_multilabelled(tmp_path, labels="bird,dog,cat")
+    assert load_multilabel(tmp_path / name).sources == held.sources
+    more = load_multilabel(tmp_path, labels="bird,dog,cat")
     assert more.truth == ((1, 2), (), (1,))
     with pytest.raises(UserError, match="'cat' is none of the labels: bird, dog"):
-        read_multilabelled(tmp_path, labels="bird,dog")
+        load_multilabel(tmp_path, labels="bird,dog")
 
 
 COCO = {
@@ -150,7 +150,7 @@ COCO = {
 def test_coco_instances(tmp_path):
     """Categories in their order; several things of a kind are one label."""
     (tmp_path / "instances.json").write_text(json.dumps(COCO))
-    held = read_multilabelled(tmp_path, truth=tmp_path / "instances.json")
+    held = load_multilabel(tmp_path, truth=tmp_path / "instances.json")
     assert held.labels == ("dog", "cat")
     assert held.truth == ((0, 1), ())
 
@@ -159,11 +159,15 @@ def test_coco_instances(tmp_path):
     ("name", "text", "message"),
     [
         ("t.json", "[]", "not COCO's instances"),
-        ("t.json", json.dumps(COCO | {"images": []}), "not COCO's instances"),
-        ("t.json", json.dumps(COCO | {"images": [{"id": 1, "file_name": 3}]}), "not COCO's"),
-        ("t.csv", "file,labels\na.png,cat\n", "expected path,labels"),
+        ("t.json", json.dumps(COCO | {"images": []}), "entry 1: image_id 7 is none of the images"),
+        (
+            "t.json",
+            json.dumps(COCO | {"images": [{"id": 1, "file_name": 3}]}),
+            "images, entry 1: .* file_name",
+        ),
+        ("t.csv", "file,labels\na.png,cat\n", "line 2, column 'path': .* no such column"),
         ("t.csv", "path,labels\n../a.png,cat\n", "outside the folder"),
-        ("t.csv", "path,labels\na.png,\n", "names no picture"),
+        ("t.csv", "path,labels\na.png,\n", "has no image with a label"),
         ("t.jsonl", '{"path": "a.png", "labels": "cat"}', "a list of texts"),
         ("t.jsonl", '{"path": "a.png", "labels": [" "]}', "a list of texts"),
         ("t.txt", "a", "are read from"),
@@ -172,14 +176,14 @@ def test_coco_instances(tmp_path):
 def test_another_file_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read_multilabelled(tmp_path, truth=tmp_path / name)
+        load_multilabel(tmp_path, truth=tmp_path / name)
 
 
 def test_no_file_of_labels_is_said(tmp_path):
     with pytest.raises(UserError, match="--truth FILE"):
-        read_multilabelled(tmp_path)
+        load_multilabel(tmp_path)
     with pytest.raises(UserError, match="no such data"):
-        read_multilabelled(tmp_path / "none")
+        load_multilabel(tmp_path / "none")
 
 
 def npy(*values, dtype="float32"):
@@ -206,25 +210,28 @@ def shard(folder, *members, names="cat\ndog\n"):
 def test_a_webdataset_of_several_labels(tmp_path):
     whole = (SCENES / "1-red-heart.png").read_bytes()
     members = [("s1.png", whole), ("s1.npy", npy(1, 1)), ("s2.npy", npy(0, 0, dtype="int64"))]
-    held = read_multilabelled(shard(tmp_path, *members, ("s2.png", whole)))
+    held = load_multilabel(shard(tmp_path, *members, ("s2.png", whole)))
     assert held.labels == ("cat", "dog")
     assert held.truth == ((0, 1), ())
     assert held.sentences == [["a photo of a cat."], ["a photo of a dog."]]
     assert [Path(s.path).name for s in held.sources] == ["s1.png", "s2.png"]
-    assert read_multilabelled(tmp_path, labels="a,b", templates="none").sentences == [["a"], ["b"]]
+    assert load_multilabel(tmp_path, labels="a,b", templates="none").sentences == [
+        ["a"],
+        ["b"],
+    ]
     for how, message in (
         ({"labels": "a"}, "1 labels for the 2"),
         ({"split": "val"}, "only a webdataset"),
     ):
         with pytest.raises(UserError, match=message):
-            read_multilabelled(tmp_path, **how)
+            load_multilabel(tmp_path, **how)
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
         ([("a.png", b"x")], "has no .npy"),
-        ([("a.npy", npy(1, 0))], "has no picture"),
+        ([("a.npy", npy(1, 0))], "has no image"),
         ([("a.png", b"x"), ("a.npy", npy(1, 0, 1))], "not 2 zeros and ones"),
         ([("a.png", b"x"), ("a.npy", npy(1, 2))], "other numbers"),
         ([("a.png", b"x"), ("a.npy", npy(1, float("nan")))], "other numbers"),
@@ -236,7 +243,7 @@ def test_a_webdataset_of_several_labels(tmp_path):
 )
 def test_arrays_that_are_not_what_they_should_be(tmp_path, members, message):
     with pytest.raises(UserError, match=message):
-        read_multilabelled(shard(tmp_path, *members))
+        load_multilabel(shard(tmp_path, *members))
 
 
 # The command

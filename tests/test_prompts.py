@@ -110,10 +110,14 @@ def test_labels_refused(labels, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "cat\nbus, coach\n", "'bus, coach' has a comma; a .txt file holds one label"),
+        (
+            "a.txt",
+            "cat\nbus, coach\n",
+            "line 2: 'bus, coach' has a comma; a .txt file has one label a line",
+        ),
         ("a.txt", "\n \n", "a.txt' has no labels"),
         ("a.txt", "cat\n cat\n", "more than once: 'cat'"),
-        ("a.json", "[1", "a.json' is not JSON: Expecting"),
+        ("a.json", "[1", "a.json' line 1, character 3 is not JSON: Expecting"),
         ("a.json", '"cat"', "expected a list of strings, got str"),
         ("a.json", '["cat", ["dog"]]', "expected strings, got ['dog']"),
     ],

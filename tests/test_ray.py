@@ -19,8 +19,8 @@ from zeroshot.distributed.local import RunSpec, run
 from zeroshot.distributed.sharding import FileRefusedError
 from zeroshot.distributed.worker import WorkerOptions
 from zeroshot.inference.meter import Meter
-from zeroshot.inputs.containers import Bundles
-from zeroshot.inputs.resolve import named
+from zeroshot.inputs.containers import Containers
+from zeroshot.inputs.resolve import resolve_inputs
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
@@ -154,7 +154,7 @@ def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
         with tarfile.open(tmp_path / "in" / f"{number}.tar", "w") as file:
             for source in pictures[number * 10 : number * 10 + 10]:
                 file.add(source.path, Path(source.path).name)
-    tars = Bundles(named(str(tmp_path / "in")).files)
+    tars = Containers(resolve_inputs(str(tmp_path / "in")).files)
     given = order("embed", tars, tmp_path / "ray", None)
     run(replace(given, place=replace(given.place, path=tmp_path / "alone")), NullCache(), Meter())
     expected = files(tmp_path / "alone")

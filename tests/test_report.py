@@ -252,7 +252,7 @@ def test_results_that_somebody_made_up_are_refused_or_harmless(run, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "holds no rows"),
+        ([], "has no rows"),
         ([{"schema": "zeroshot.embed/1", "path": "a"}], "no rows of caption or classify"),
         ([{"path": "a", "caption": "x"}], "no rows of caption or classify"),
         ([said("a", "x"), {"schema": "zeroshot.classify/1"}], "no rows of caption or classify"),

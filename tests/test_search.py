@@ -263,8 +263,8 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
         (["--image", "gone.png", SCENES], "'image:gone.png': there is no such file"),
         (["--image", STAR, "a star", SCENES], "'a star' is no file or folder; with --image"),
         (["--image", STAR, "--queries", "q.txt", SCENES], "give one"),
-        (["--queries", "gone.txt", SCENES], "cannot read queries from 'gone.txt'"),
-        (["--queries", STAR, SCENES], "cannot read queries from"),
+        (["--queries", "gone.txt", SCENES], "cannot read 'gone.txt'"),
+        (["--queries", STAR, SCENES], "line 1, character 1 is the byte 0x89, which is not UTF-8"),
         (["a", SCENES, "--minus", "a"], "the terms of 'a - a' cancel each other"),
         (["a", SCENES, "--method", "nnn"], "give --bank too"),
         (["a", SCENES, "--bank", "b.txt"], "give --method too"),
@@ -285,9 +285,9 @@ def test_wrong_usage_is_one_clear_message(zeroshot, arguments, message, tmp_path
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "has no queries"),
-        ("a star", "line 1: no JSON"),
-        ("[]", 'expected {"text"'),
+        ("", "has no rows"),
+        ("a star", "line 1: not JSON at character 1"),
+        ("[]", "line 1: expected a JSON object, got []"),
         ('{"text": "a", "image": "b"}', 'expected {"text"'),
         ('{"text": "a", "k": 3}', 'expected {"text"'),
         ('{"text": 3}', '"text" is a text'),

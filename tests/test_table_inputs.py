@@ -16,13 +16,13 @@ import pytest
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.images.reading import read
-from zeroshot.inputs import parquet, tables
+from zeroshot.inputs import parquet, tables, text_files
 from zeroshot.inputs.columns import Columns
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.packaging.extras import how_to_install
 
 datasets = pytest.importorskip("datasets")
@@ -52,7 +52,7 @@ def outcome(source):
 
 
 def outcomes(*names, **options):
-    return [outcome(s) for s in find(names, options=Options(**options)).sources]
+    return [outcome(s) for s in find(names, options=InputOptions(**options)).sources]
 
 
 @pytest.fixture
@@ -112,9 +112,13 @@ def test_urls_and_buckets(folder, suffix):
         [{"url": "https://x.org/a.png"}, {"url": "s3://b/a.png"}, {"url": "ftp://x"}],
     )
     first, second, third = find(name).sources
-    assert (first.path, first.content) == ("https://x.org/a.png", Url(first.path, Options().fetch))
+    assert (first.path, first.content) == (
+        "https://x.org/a.png",
+        Url(first.path, InputOptions().fetch),
+    )
     assert (second.path, second.content) == ("s3://b/a.png", fsspec_files.Remote("s3://b/a.png"))
-    assert outcome(third) == (f"{name}#2", "'ftp://x': a table names paths, URLs and buckets")
+    assert third.path == f"{name}#2"
+    assert "'ftp://x' is neither a path nor a URL nor an object of a bucket" in outcome(third)[1]
 
 
 HOSTILE = ["../secret.png", "/etc/passwd", "x/../../secret.png", "{folder}/secret.png", "../set2/x"]
@@ -127,7 +131,7 @@ def test_paths_that_lead_out_of_the_folder(folder, suffix, path):
     name = rows_of(folder, suffix, [{"path": path}, {"path": "a.png"}])
     bad, good = outcomes(name)
     assert bad[0] == f"{name}#0"
-    assert "lies outside the folder 'set'; --image-root names the one" in bad[1]
+    assert "lies outside the folder 'set'; --image-root names the folder" in bad[1]
     assert good == ("set/a.png", ok(0))
 
 
@@ -148,10 +152,10 @@ def test_image_root(folder):
         (".", "a folder, not a picture"),
         ("pipe", "a pipe or a device, not a file"),
         ("loop", "Too many levels of symbolic links"),
-        (" ", "the row names no picture"),
-        ("file:///etc/passwd", "a table names paths, URLs and buckets"),
-        ("zip://a.png::s3://b/c.zip", "a table names paths, URLs and buckets"),
-        ("s3://b/c::file:///etc/passwd", "a table names paths, URLs and buckets"),
+        (" ", "the row names no image"),
+        ("file:///etc/passwd", "is neither a path nor a URL nor an object of a bucket"),
+        ("zip://a.png::s3://b/c.zip", "is neither a path nor a URL nor an object of a bucket"),
+        ("s3://b/c::file:///etc/passwd", "is neither a path nor a URL nor an object of a bucket"),
     ],
 )
 def test_paths_that_are_no_pictures(folder, suffix, path, reason):
@@ -170,16 +174,16 @@ def test_columns_by_name(folder, suffix):
     with pytest.raises(UserError, match=r"several columns .* 'path', 'url'; choose one"):
         find(name)
     columns = Columns("url", "title_de", "k")
-    [source] = find(name, options=Options(columns)).sources
+    [source] = find(name, options=InputOptions(columns)).sources
     assert (source.path, source.fields) == ("set/a.png", {"caption": "ja", "label": "1"})
     with pytest.raises(UserError, match="has no column 'where'; it has 'path', 'url'"):
-        find(name, options=Options(Columns("where")))
+        find(name, options=InputOptions(Columns("where")))
 
 
 @ALL
 def test_a_table_without_pictures(folder, suffix):
     name = rows_of(folder, suffix, [{"what": "a.png"}])
-    with pytest.raises(UserError, match="'what', none of them known to hold pictures"):
+    with pytest.raises(UserError, match="'what'; none of these names is known for images"):
         find(name)
 
 
@@ -196,39 +200,48 @@ def test_tables_are_named_outright(folder):
 def test_csv_rows_that_do_not_fit(folder):
     (folder / "set/x.csv").write_bytes(
         b"path,caption\na.png\n\nb.png,one, two\nb.png,caf\xe9\na.png,ok\n"
-        b'"a.png","never closed\n' + b"x" * 100
+        b'"a.png","in two\nlines",\n"a.png","never closed\n' + b"x" * 100
     )
     said = outcomes("set/x.csv")
     assert [name for name, _ in said] == [
         *(f"set/x.csv#{i}" for i in range(3)),
         "set/a.png",
         "set/a.png",
+        "set/x.csv#5",
     ]
-    assert said[0][1] == "1 cells for 2 columns"
-    assert said[1][1] == "3 cells for 2 columns"
-    assert "its caption (column 'caption') is no valid text" in said[2][1]
+    assert said[0][1] == "line 2: 1 cells for 2 columns"
+    assert said[1][1] == "line 4: 3 cells for 2 columns"
+    assert said[2][1].startswith("line 5, column 'caption': 'caf\\udce9' is no valid text")
+    assert "iconv -f cp1252 -t utf-8" in said[2][1]
+    assert said[5][1] == (
+        "the rows from here on cannot be read: line 9: a cell begins with a quotation mark and "
+        "never ends"
+    )
 
 
-@pytest.fixture
-def _field_limit():
-    before = csv.field_size_limit()
-    yield
-    csv.field_size_limit(before)
-
-
-@pytest.mark.usefixtures("_field_limit")
 def test_csv_that_is_damaged(folder, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_LINE", 1000)
+    before = csv.field_size_limit()
+    monkeypatch.setattr(text_files, "MAX_LINE", 1000)
     (folder / "set/x.csv").write_text('path,caption\na.png,x\n"b.png,' + "y" * 2000)
     good, bad = outcomes("set/x.csv")
     assert good == ("set/a.png", ok(0))
     assert bad[0] == "set/x.csv#1"
-    assert bad[1].startswith("damaged, rows from here on cannot be read: field larger than")
-    for content in (b"", b"\0\1\2,\0\n", b"\n"):
+    assert bad[1] == "the rows from here on cannot be read: line 3 has more than 1000 characters"
+    (folder / "set/x.csv").write_text('path,caption\na.png,x\n"b.png,' + "y\n" * 600)
+    assert "line 3: field larger than field limit (1000)" in outcomes("set/x.csv")[1][1]
+    assert csv.field_size_limit() == before
+    for content, reason in (
+        (b"", "is empty; a table begins with a row of column names"),
+        (b"\n", "is empty; a table begins with a row of column names"),
+        (b"\0\1\2,\0\n", "line 1, character 1 is null: this is no text"),
+        (b"caf\xe9,path\nx,a.png\n", "line 1, character 4 is the byte 0xe9, which is not UTF-8"),
+        (b"path,url,path\n", "line 1, column 'path': 2 columns have this name"),
+        (b"path,caption\n\n,\n", "has column names and no rows"),
+    ):
         (folder / "set/x.csv").write_bytes(content)
-        assert outcomes("set/x.csv") == [
-            ("set/x.csv", "no table: it begins with no row of column names")
-        ]
+        [(name, said)] = outcomes("set/x.csv")
+        assert name == "set/x.csv"
+        assert said.startswith(f"the table {reason}")
 
 
 def test_file_names_that_are_no_utf8(folder):
@@ -245,7 +258,7 @@ def test_a_byte_order_mark_and_other_line_ends(folder):
 
 
 def test_json_lines_that_do_not_fit(folder, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_LINE", 500)
+    monkeypatch.setattr(text_files, "MAX_LINE", 500)
     lines = ['{"path": "a.png"}', "{", "[1]", '{"x": 1}', '{"path": 7}', "[" * 400]
     lines += ['{"path": "b.png", "caption": "\\ud800"}', "", '{"path": "b.png"}', "9" * 600]
     (folder / "set/x.jsonl").write_text("\n".join(lines))
@@ -256,15 +269,27 @@ def test_json_lines_that_do_not_fit(folder, monkeypatch):
         "set/b.png",
         "set/x.jsonl#8",
     ]
-    assert said["set/x.jsonl#1"].startswith("no JSON: ")
-    assert said["set/x.jsonl#2"] == "no JSON object"
-    assert "none of them known to hold pictures" in said["set/x.jsonl#3"]
-    assert said["set/x.jsonl#4"] == "the row names no picture"
-    assert said["set/x.jsonl#5"].startswith("no JSON: ")
-    assert "no valid text" in said["set/x.jsonl#6"]
-    assert said["set/x.jsonl#8"] == "damaged: a line of more than 500 characters"
+    assert said["set/x.jsonl#1"].startswith("line 2: not JSON at character 2: ")
+    assert said["set/x.jsonl#2"] == "line 3: expected a JSON object, got [1]"
+    assert "none of these names is known for images" in said["set/x.jsonl#3"]
+    assert said["set/x.jsonl#4"] == "line 5: the row names no image"
+    assert said["set/x.jsonl#5"].startswith("line 6: not JSON")
+    assert said["set/x.jsonl#6"] == "line 7, column 'caption': '\\ud800' is no valid text"
+    assert said["set/x.jsonl#8"].endswith("line 10 has more than 500 characters")
     (folder / "set/x.jsonl").write_text("")
-    assert outcomes("set/x.jsonl") == [("set/x.jsonl", "an empty table")]
+    assert outcomes("set/x.jsonl") == [("set/x.jsonl", "the table has no rows")]
+
+
+def test_labels_that_are_nested_too_deeply(folder):
+    """At some depth a value can still be read, and no longer be written."""
+    rows = [f'{{"path": "a.png", "label": {"[" * deep}{"]" * deep}}}' for deep in range(700, 1000)]
+    (folder / "set/x.jsonl").write_text("\n".join(rows))
+    for source in find("set/x.jsonl").sources:
+        assert (
+            source.fields
+            or "nested too deeply" in outcome(source)[1]
+            or "not JSON" in outcome(source)[1]
+        )
 
 
 @ALL
@@ -376,7 +401,7 @@ def test_texts_in_parquet_that_are_no_utf8(folder):
 def test_columns_of_other_types(folder):
     pq.write_table(pa.table({"image": [[1, 2]], "path": ["a.png"]}), "x.parquet")
     with pytest.raises(UserError, match=r"column 'image' is list<.*--image-column names another"):
-        find("x.parquet", options=Options(Columns("image")))
+        find("x.parquet", options=InputOptions(Columns("image")))
 
 
 def test_damaged_parquet(folder):
@@ -597,11 +622,11 @@ def test_memory_of_a_source(folder):
 
 def test_offline_asks_no_bucket(folder, bucket):
     offline = Fetch(offline=True)
-    with pytest.raises(NotAvailableError, match="the network is not to be asked"):
-        find("s3://b/x.png", options=Options(fetch=offline))
+    with pytest.raises(NotAvailableError, match="needs the network"):
+        find("s3://b/x.png", options=InputOptions(fetch=offline))
     name = rows_of(folder, ".csv", [{"path": "s3://b/x.png"}, {"path": "a.png"}])
     assert outcomes(name, fetch=offline) == [
-        (f"{name}#0", "the network is not to be asked (--offline)"),
+        (f"{name}#0", "line 2: 's3://b/x.png' needs the network (--offline)"),
         ("set/a.png", ok(0)),
     ]
     assert outcomes("memory://b/in/1.png", fetch=offline) == [("memory://b/in/1.png", ok(1))]

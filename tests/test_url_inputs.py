@@ -21,7 +21,7 @@ from zeroshot.inputs.remote.addresses import is_public
 from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
 
 HERE = Fetch(allow_private=True, timeout=5, connect=2, silence=2)
 
@@ -371,7 +371,7 @@ def test_offline(server):
 
 def test_found_beside_files(server, tmp_path):
     (tmp_path / "a.png").write_bytes(png(1))
-    options = Options(fetch=HERE)
+    options = InputOptions(fetch=HERE)
     given = [f"{server.url}/good", tmp_path / "a.png", f"{server.url}/gone"]
     found = find(given, options=options).sources
     assert [s.path for s in found] == [str(g) for g in given]

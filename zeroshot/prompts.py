@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import json
+import os
 import random
 import re
 import string
@@ -20,9 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError, unknown
+from zeroshot.inputs.columns import LABEL, known
+from zeroshot.inputs.text_files import read_json, read_lines, read_records, suffix_of
 
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
 """Sentences with a place for the label, the same for every class; or each class's own sentences."""
+LISTS = (".txt", ".names")
+"""Suffixes of files with one entry a line."""
+TABLES = (".csv", ".tsv")
 
 PLACE = re.compile(r"\{c?\}")
 """Where the label goes: `{}`, or `{c}` as CLIP_benchmark writes it."""
@@ -33,27 +39,6 @@ def _data() -> dict[str, Any]:
     text = resources.files("zeroshot").joinpath("prompt_data.json").read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text)
     return data
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
-
-
-def _read_lines(path: str) -> list[str]:
-    """Lines that hold something, stripped."""
-    return [line.strip() for line in _read_text(path).split("\n") if line.strip()]
-
-
-def _read_json(path: str) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"'{path}' is not JSON: {error}") from error
 
 
 def _strings(values: object, where: str) -> list[str]:
@@ -82,13 +67,44 @@ def _checked_labels(values: object, where: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _without_commas(labels: list[str], path: str) -> list[str]:
-    for label in labels:
+def _file_suffix(spec: str, what: str, suffixes: Sequence[str], kinds: str) -> str:
+    """The suffix of the file that `spec` names; empty if it names none.
+
+    Raises:
+        UserError: a file that is there and has another suffix.
+    """
+    suffix = suffix_of(spec)
+    if suffix in suffixes:
+        return suffix
+    if suffix and os.path.isfile(spec):
+        raise UserError(f"'{spec}' is a file, and {what} are read from {kinds}")
+    return ""
+
+
+def _lines(path: str) -> list[str]:
+    return [line for _, line in read_lines(Path(path))]
+
+
+def _labels_in_lines(path: str) -> list[str]:
+    for where, label in read_lines(Path(path)):
         if "," in label:
             raise UserError(
-                f"'{path}': '{label}' has a comma; a .txt file holds one label per line "
-                "(a .json list may hold labels with commas)"
+                f"{where}: '{label}' has a comma; a .txt file has one label a line (labels with "
+                "commas can be a .json list)"
             )
+    return _lines(path)
+
+
+def _labels_in_table(path: str) -> list[str]:
+    labels = []
+    for where, row in read_records(Path(path)):
+        columns = known(LABEL, row)
+        if not columns:
+            raise UserError(
+                f"{where}: expected a column named {', '.join(LABEL[:-1])} or {LABEL[-1]}, there "
+                f"are {', '.join(map(repr, row))}; a list without column names is a .txt file"
+            )
+        labels.append(row[columns[0]])
     return labels
 
 
@@ -178,13 +194,16 @@ def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
         return ("{}",)
     if match := re.fullmatch(r"waffle(?::(\d+))?", spec):
         return waffle(labels or ["label"], seed=int(match[1] or 0))
-    if spec.endswith(".txt"):
-        return _checked_templates(_read_lines(spec), f"'{spec}'")
-    if spec.endswith(".json"):
-        held = _read_json(spec)
-        if isinstance(held, dict):
-            return _own_sentences(held, spec)
-        return _checked_templates(held, f"'{spec}'")
+    suffix = _file_suffix(
+        spec, "templates", (*LISTS, ".json"), ".txt (one a line) and .json (a list, or by class)"
+    )
+    if suffix in LISTS:
+        return _checked_templates(_lines(spec), f"'{spec}'")
+    if suffix == ".json":
+        document = read_json(Path(spec))
+        if isinstance(document, dict):
+            return _own_sentences(document, spec)
+        return _checked_templates(document, f"'{spec}'")
     if PLACE.search(spec):
         return (spec,)
     if spec in _data()["templates"]:
@@ -195,21 +214,32 @@ def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
 
 
 def load_labels(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Labels from a list, `person,dog`, a `.txt` file (one per line), a `.json` file, `imagenet`.
+    """Labels from a list, `person,dog`, a file, or `imagenet`.
 
-    A `.json` file holds a list of labels, or an object whose keys they are. Labels come stripped
-    of surrounding space and must be distinct; only `imagenet` keeps the two names that two classes
-    share. Raises UserError for anything doubtful.
+    A `.txt` or `.names` file has one label a line, a `.csv` or `.tsv` file a column of them. A
+    `.json` file holds a list of labels, or an object whose keys they are. Labels come stripped of
+    surrounding space and must be distinct; only `imagenet` keeps the two names that two classes
+    share. Raises UserError for anything doubtful, also for a file with another suffix.
     """
     if not isinstance(spec, str):
         return _checked_labels(list(spec), "the list of labels")
     if spec == "imagenet":
         return tuple(_data()["imagenet"])
-    if spec.endswith(".txt"):
-        return _checked_labels(_without_commas(_read_lines(spec), spec), f"'{spec}'")
-    if spec.endswith(".json"):
-        held = _read_json(spec)
-        return _checked_labels(list(held) if isinstance(held, dict) else held, f"'{spec}'")
+    suffix = _file_suffix(
+        spec,
+        "labels",
+        (*LISTS, ".json", *TABLES),
+        ".txt and .names (one a line), .json (a list, or an object whose keys they are), .csv and "
+        ".tsv (a column named label)",
+    )
+    if suffix in LISTS:
+        return _checked_labels(_labels_in_lines(spec), f"'{spec}'")
+    if suffix in TABLES:
+        return _checked_labels(_labels_in_table(spec), f"'{spec}'")
+    if suffix == ".json":
+        document = read_json(Path(spec))
+        labels = list(document) if isinstance(document, dict) else document
+        return _checked_labels(labels, f"'{spec}'")
     return _checked_labels(spec.split(","), f"'{spec}'")
 
 

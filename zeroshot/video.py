@@ -13,7 +13,7 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import CLIPS, Input, Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.model_set.frame_encoder import FRAMES, ClipModels
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import (
@@ -135,7 +135,7 @@ def embed(
 
 
 def _sources(clips: Input | Iterable[Input]) -> tuple[Source, ...]:
-    return find(clips, options=Options(suffixes=CLIPS)).sources
+    return find(clips, options=InputOptions(suffixes=CLIPS)).sources
 
 
 def _models(models: str | ModelSet, frames: int | None) -> ClipModels:

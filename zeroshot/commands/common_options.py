@@ -18,9 +18,9 @@ from zeroshot.tasks.options import option, option_of
 
 if TYPE_CHECKING:
     from zeroshot.cache.embedding_cache import EmbeddingCache
-    from zeroshot.inputs.resolve import Named
+    from zeroshot.inputs.resolve import ResolvedInputs
     from zeroshot.inputs.source import Source
-    from zeroshot.inputs.tables import Options
+    from zeroshot.inputs.tables import InputOptions
     from zeroshot.model_set.model_set import ModelSet
 
 
@@ -215,15 +215,15 @@ class CommonOptions:
 
     def sources(self, images: Sequence[str]) -> "list[Source]":
         """The images that `images` name; other files of a folder are mentioned."""
-        return self.listed(self.named(images))
+        return self.listed(self.resolved(images))
 
-    def named(self, images: Sequence[str]) -> "Named":
+    def resolved(self, images: Sequence[str]) -> "ResolvedInputs":
         """What `images` name; no container of images is opened."""
-        from zeroshot.inputs.resolve import named
+        from zeroshot.inputs.resolve import resolve_inputs
 
-        return named(images, options=self._options())
+        return resolve_inputs(images, options=self._options())
 
-    def listed(self, found: "Named") -> "list[Source]":
+    def listed(self, found: "ResolvedInputs") -> "list[Source]":
         """The images of it, up to the limit; files that hold none are mentioned."""
         left_out = list(found.left_out)
         sources = list(islice(found.pictures(left_out), self.limit))
@@ -237,13 +237,13 @@ class CommonOptions:
         if files and not self.quiet:
             console.say(_left_out(files, self.modality))
 
-    def _options(self) -> "Options":
+    def _options(self) -> "InputOptions":
         from zeroshot.inputs.columns import Columns
         from zeroshot.inputs.remote.fetch import Fetch
         from zeroshot.inputs.source import CLIPS, PICTURES
-        from zeroshot.inputs.tables import Options
+        from zeroshot.inputs.tables import InputOptions
 
-        return Options(
+        return InputOptions(
             Columns(self.image_column, self.caption_column, self.label_column),
             None if self.image_root is None else str(self.image_root),
             Fetch(

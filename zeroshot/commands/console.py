@@ -136,7 +136,7 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
 
 
 def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
-    """A table for each query: rank, score, path, and the anchors that carried a hit."""
+    """A table for each query: rank, score, path, and the anchors that contribute to a hit."""
     console = Console(highlight=False)
     for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
         of_query = list(group)

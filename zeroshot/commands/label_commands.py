@@ -74,7 +74,7 @@ def show_labels(
     run: OutputOptions, task: "Classify | ClipClassify", sources: "Inputs", compare: str | None
 ) -> None:
     """Run the task, or compare methods on it."""
-    from zeroshot.inputs.containers import Bundles
+    from zeroshot.inputs.containers import Containers
     from zeroshot.tasks.classification.classify_task import Classify
 
     if not compare:
@@ -86,7 +86,7 @@ def show_labels(
             "--compare compares methods; leave --model and --pooling attention, which have none"
         )
     else:
-        assert not isinstance(sources, Bundles)  # they are for folders
+        assert not isinstance(sources, Containers)  # they are for folders
         _compare(run, task, compare, list(sources))
 
 
@@ -152,7 +152,7 @@ def calibrate_on(
     """
     out = _calibration_file(run, options, names)
     from zeroshot.commands import console
-    from zeroshot.datasets.labels import read_labelled
+    from zeroshot.datasets.labels import read_labeled_images
     from zeroshot.inference.meter import Meter
     from zeroshot.prompts import fingerprint
     from zeroshot.tasks.classification.calibration import calibrate
@@ -161,10 +161,14 @@ def calibrate_on(
 
     given, meter = options.classify, Meter()
     vocabulary = read_vocabulary(given)
-    truth = None if options.truth is None else read_labelled(Path(options.truth), vocabulary.labels)
+    truth = (
+        None
+        if options.truth is None
+        else read_labeled_images(Path(options.truth), vocabulary.labels)
+    )
     sources = run.sources(names or []) if truth is None else list(truth.sources)
     with run.open_cache() as cache:
-        ready = load_classifier(models, vocabulary.labels, vocabulary.prompts, given, cache, meter)
+        ready = load_classifier(models, labels, vocabulary.prompts, given, cache, meter)
         made, reports = calibrate(
             ready,
             sources,

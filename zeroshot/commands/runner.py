@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zeroshot.distributed.sharding import Inputs, Size
     from zeroshot.distributed.worker import WorkerOptions
     from zeroshot.inference.meter import Meter
-    from zeroshot.inputs.resolve import Named
+    from zeroshot.inputs.resolve import ResolvedInputs
     from zeroshot.inputs.source import Source
     from zeroshot.output.object_store import Bucket
     from zeroshot.output.resumable import Output
@@ -82,17 +82,17 @@ class OutputOptions(CommonOptions):
         if self.folder is None:
             return self.sources(images)
         from zeroshot.commands import console
-        from zeroshot.inputs.containers import Bundles
+        from zeroshot.inputs.containers import Containers
 
-        found = self.named(images)
+        found = self.resolved(images)
         if self._by_file(found):
             if not self.quiet:
                 console.say(f"a shard for each of {len(found.files)} files")
                 self.say_left_out(found.left_out)
-            return Bundles(found.files)
+            return Containers(found.files)
         return self.listed(found)
 
-    def _by_file(self, found: "Named") -> bool:
+    def _by_file(self, found: "ResolvedInputs") -> bool:
         """Whether each file is a shard: as asked for, as the folder was begun, or as fits it."""
         from zeroshot.distributed.folder import OutputSpec
 
@@ -105,7 +105,7 @@ class OutputOptions(CommonOptions):
             return True
         return size is None and self.limit is None and self._are_shards(found)
 
-    def _refuse_to_list(self, found: "Named") -> None:
+    def _refuse_to_list(self, found: "ResolvedInputs") -> None:
         """What cannot be a shard, or would have all shards counted."""
         if self.limit is not None:
             raise UserError(
@@ -119,7 +119,7 @@ class OutputOptions(CommonOptions):
                 "another --out with --shard-size 10000"
             )
 
-    def _are_shards(self, found: "Named") -> bool:
+    def _are_shards(self, found: "ResolvedInputs") -> bool:
         """Whether there are several files and all are shards by nature; what is not, is said."""
         from zeroshot.commands import console
         from zeroshot.inputs.containers import is_shard
@@ -149,11 +149,11 @@ class OutputOptions(CommonOptions):
         Raises:
             typer.Exit: with code 3, if an image failed.
         """
-        from zeroshot.inputs.containers import Bundles
+        from zeroshot.inputs.containers import Containers
 
         if self.folder is None:
             self._refuse_without_folder(layout, half)
-            assert not isinstance(sources, Bundles)
+            assert not isinstance(sources, Containers)
             self._show_rows(task, list(sources), through)
             return
         if self.json and (self.devices or self.engine == "ray"):

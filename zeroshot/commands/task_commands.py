@@ -91,8 +91,8 @@ def caption(
     Default method: the set's own; otherwise mbr if its anchors have captions, else magic. --preset,
     --prompt and --trace use magic.
     """
+    from zeroshot.datasets.questions import read_prompts
     from zeroshot.tasks.captioning.caption_task import Caption
-    from zeroshot.tasks.captioning.captioner import read_prompts
     from zeroshot.tasks.captioning.sidecars import SidecarCaption
 
     if options.prompt is not None and prompts is not None:
@@ -221,9 +221,9 @@ def show_embeddings(
 
 def _have_captions(sources: "Inputs") -> bool:
     """Whether images come with captions; if each file is a shard, the first with images tells."""
-    from zeroshot.inputs.containers import Bundles
+    from zeroshot.inputs.containers import Containers
 
-    if isinstance(sources, Bundles):
+    if isinstance(sources, Containers):
         files = (list(file.pictures()) for file in sources.files)
         first = next((images for images in files if images), [])
         return any("caption" in source.fields for source in first)
@@ -319,7 +319,7 @@ def match(
     ] = None,
 ) -> None:
     """Score how well texts fit images: cosines, or the probability of a matching head."""
-    from zeroshot.inputs.containers import Bundles
+    from zeroshot.inputs.containers import Containers
     from zeroshot.tasks.matching.match_task import Match
 
     if learn_thresholds is not None and options.thresholds is not None:
@@ -330,14 +330,14 @@ def match(
         raise UserError(f"--form {form} has texts of its own, --text is for images")
     sources = _pairs(run, pairs, form)
     captions = None
-    if not isinstance(sources, Bundles):  # else their versions identify them, and shards retry
+    if not isinstance(sources, Containers):  # else their versions identify them, and shards retry
         _check_retry(run, sources)
         captions = None if options.texts else _captions(sources)
     task = Match.from_options(run.model_set(), options, captions)
     if learn_thresholds is not None:
         _learn(run, task, sources, learn_thresholds, (order or "").split(","))
     elif form == "winoground":
-        assert not isinstance(sources, Bundles)
+        assert not isinstance(sources, Containers)
         _winoground(run, task, sources)
     else:
         run.show(task, sources)

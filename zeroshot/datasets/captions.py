@@ -1,190 +1,184 @@
-"""Pictures that people captioned: COCO's, Karpathy's and Flickr's files, JSON lines."""
+"""Images with reference captions, from the files of COCO, Karpathy and Flickr, and from tables."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeroshot.datasets.text_files import below, read_json, read_rows, read_table, read_text
+from zeroshot.datasets.coco_json import ImageCaptions, caption_texts, captions_in
 from zeroshot.errors import UserError
+from zeroshot.inputs.columns import CAPTION, known
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import path_below
+from zeroshot.inputs.text_files import read_json, read_lines, read_records, suffix_of
 
-BESIDE = ("captions.jsonl", "captions.json")
-"""Where captions are looked for in a folder of pictures."""
+FILES = ("captions.jsonl", "captions.json")
+"""The files of captions that are looked for in a folder of images."""
 KINDS = (
     ".json of COCO (images, annotations) or Karpathy (dataset_coco.json), .jsonl with path and "
-    "references, .csv with image,caption, or .token of Flickr"
+    "references, .csv or .tsv with image and caption, or .token of Flickr"
 )
-
-Named = tuple[str, str, tuple[str, ...]]
-"""Where it stands, the picture's name, its captions."""
+IMAGE_COLUMNS = (
+    *("image", "path", "file", "filepath"),
+    *("file_name", "filename", "image_path", "image_file"),
+)
+CAPTION_COLUMNS = tuple(dict.fromkeys(["references", "captions", *CAPTION]))
+"""Names of columns, in upper or lower case. The first one that a row has is used."""
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """Pictures and what people said of each."""
+class CaptionDataset:
+    """Images with their reference captions."""
 
     sources: tuple[Source, ...]
     references: tuple[tuple[str, ...], ...]
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """The path of each image by its id, if the file has ids, as COCO's files do."""
 
 
-def captions_beside(folder: Path) -> Path:
-    """The file of captions in a folder of pictures; UserError says which are looked for."""
-    for name in BESIDE:
+def find_caption_file(folder: Path) -> Path:
+    """The file of captions in a folder of images; UserError if there is none."""
+    for name in FILES:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"'{folder}' holds no {' or '.join(BESIDE)}; name the captions with --truth FILE: {KINDS}"
+        f"'{folder}' has no {' or '.join(FILES)}; name the captions with --truth FILE: {KINDS}"
     )
 
 
-def read_captioned(truth: Path, folder: Path, split: str | None = None) -> Captioned:
-    """The pictures that `truth` names, below `folder`, in its order, with their captions.
+def read_caption_dataset(truth: Path, folder: Path, split: str | None = None) -> CaptionDataset:
+    """The images that `truth` names, in its order, with their captions.
 
     Args:
+        folder: the images lie in it or below.
         split: of Karpathy's files: train, restval, val or test.
 
     Raises:
-        UserError: another kind of file, a picture outside the folder or named twice, one without
-            captions, or a split that the file does not have.
+        UserError: another kind of file, a split that the file does not have, an image outside the
+            folder, without captions or named twice.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    for where, name, captions in named_captions(truth, split):
-        path = below(folder, name, where)
-        if path in found:
-            raise UserError(f"{where}: '{name}' has captions already; give all of them in one row")
-        if not captions:
-            raise UserError(f"{where}: '{name}' has no captions")
-        found[path] = captions
-    if not found:
-        raise UserError(f"'{truth}' names no pictures")
-    return Captioned(tuple(map(Source, found)), tuple(found.values()))
+    captions: dict[str, tuple[str, ...]] = {}
+    ids: dict[str, str] = {}
+    for image in _of_split(read_image_captions(truth), truth, split):
+        path = path_below(folder, image.name, image.where)
+        if path in captions:
+            raise UserError(
+                f"{image.where}: '{image.name}' has captions already; put all of them in one row"
+            )
+        check_captions(image)
+        captions[path] = image.captions
+        if image.id is not None:
+            ids[image.id] = path
+    return CaptionDataset(tuple(map(Source, captions)), tuple(captions.values()), ids)
 
 
-def named_captions(truth: Path, split: str | None = None) -> Iterator[Named]:
-    """Pictures by name with their captions, wherever the pictures are."""
-    name = truth.name.lower().removesuffix(".gz")
-    if name.endswith(".json"):
-        held = read_json(truth)
-        match held:
-            case {"images": list(images), "annotations": list(annotations)}:
-                rows = _of_coco(images, annotations, str(truth))
-            case {"images": list(images)}:
-                return _of_karpathy(images, str(truth), split)
-            case _:
-                raise UserError(f"'{truth}' is no file of captions; known are {KINDS}")
-    elif name.endswith(".jsonl"):
-        rows = _of_lines(truth)
-    elif name.endswith(".csv") or _is_table(truth):
-        rows = _together(_of_table(truth))
-    elif name.endswith((".token", ".txt")):
-        rows = _together(_of_flickr(truth))
+def check_captions(image: ImageCaptions) -> None:
+    """UserError if an image has no captions or an empty one."""
+    if not image.captions:
+        raise UserError(f"{image.where}: '{image.name}' has no captions")
+    if not all(image.captions):
+        raise UserError(f"{image.where}: '{image.name}' has an empty caption")
+
+
+def read_image_captions(file: Path) -> Iterator[ImageCaptions]:
+    """The images that a file names, with their captions. Empty captions are not left out.
+
+    Raises:
+        UserError: another kind of file, a file without images, or a fault in one of its rows.
+    """
+    suffix = suffix_of(file.name)
+    if suffix == ".json":
+        images = captions_in(read_json(file), str(file))
+    elif suffix == ".jsonl":
+        images = (captions_of_row(row, where) for where, row in read_records(file))
+    elif suffix in (".csv", ".tsv") or (suffix == ".txt" and _is_table(file)):
+        images = _by_image(captions_of_row(row, where) for where, row in read_records(file))
+    elif suffix in (".token", ".txt"):
+        images = _by_image(_flickr_captions(file))
     else:
-        raise UserError(f"'{truth}' is no file of captions; known are {KINDS}")
-    if split is not None:
-        raise UserError(f"'{truth}' has no splits, so --split {split} chooses nothing")
-    return rows
+        raise UserError(f"'{file}' is no file of captions; known are {KINDS}")
+    first = next(images, None)
+    if first is None:
+        raise UserError(f"'{file}' names no images")
+    yield first
+    yield from images
 
 
-def texts(values: object, where: str) -> tuple[str, ...]:
-    """A text or a list of them; UserError for anything else."""
-    values = [values] if isinstance(values, str) else values
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise UserError(f"{where}: expected captions as a list of texts")
-    if any(not value.strip() for value in values):
-        raise UserError(f"{where} has an empty caption")
-    return tuple(value.strip() for value in values)
+def captions_of_row(row: Mapping[str, Any], where: str) -> ImageCaptions:
+    """The image and the captions of a row; UserError if it has no such columns."""
+    image, caption = caption_columns(tuple(row), where)
+    name = row[image]
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{where}, column '{image}': expected the name of an image, got {name!r}")
+    return ImageCaptions(where, name, caption_texts(row[caption], f"{where}, column '{caption}'"))
 
 
-def own_references(row: dict[str, Any], where: str) -> tuple[str, ...] | None:
-    """What a row of JSON lines says that people said: `references`, `captions`, or `caption`."""
-    for key in ("references", "captions", "caption"):
-        if key in row:
-            return texts(row[key], where)
-    return None
-
-
-def _of_lines(truth: Path) -> Iterator[Named]:
-    for where, row in read_rows(truth):
-        name, captions = row.get("path", row.get("file")), own_references(row, where)
-        if not isinstance(name, str) or captions is None:
-            raise UserError(f"{where}: expected path (or file) and references (or captions)")
-        yield where, name, captions
-
-
-def _of_coco(images: list[Any], annotations: list[Any], file: str) -> Iterator[Named]:
-    captions: dict[object, list[str]] = {}
-    for image in images:
-        match image:
-            case {"id": int() | str() as key, "file_name": str()} if key not in captions:
-                captions[key] = []
-            case _:
-                raise UserError(
-                    f"'{file}': an image needs an id of its own and a file_name: {image!r:.80}"
-                )
-    for annotation in annotations:
-        match annotation:
-            case {"image_id": int() | str() as key, "caption": str(caption)} if key in captions:
-                captions[key] += texts(caption, f"'{file}', image {key}")
-            case _:
-                raise UserError(
-                    f"'{file}': an annotation needs the image_id of one of the images and a "
-                    f"caption: {annotation!r:.80}"
-                )
-    for image in images:
-        yield f"'{file}'", image["file_name"], tuple(captions[image["id"]])
-
-
-def _of_karpathy(images: list[Any], file: str, split: str | None) -> Iterator[Named]:
-    splits = set()
-    for image in images:
-        match image:
-            case {"filename": str(name), "split": str(own), "sentences": list(sentences)}:
-                splits.add(own)
-            case _:
-                raise UserError(
-                    f"'{file}': an image needs filename, split and sentences: {image!r:.80}"
-                )
-        if own == split:
-            where = f"'{file}', image '{name}'"
-            said = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
-            yield where, str(Path(str(image.get("filepath", ""))) / name), texts(said, where)
-    if split not in splits:
+def caption_columns(names: tuple[str, ...], where: str) -> tuple[str, str]:
+    """The columns of images and of captions among these; UserError if one is missing."""
+    image, caption = _columns(names)
+    if image is None or caption is None:
+        wanted = IMAGE_COLUMNS if image is None else CAPTION_COLUMNS
         raise UserError(
-            f"'{file}' has the splits {', '.join(sorted(splits)) or 'none'}; choose with --split"
+            f"{where}: expected a column named {', '.join(wanted[:-1])} or {wanted[-1]}; there are "
+            f"{', '.join(map(repr, names)) or 'none'}"
         )
+    return image, caption
 
 
-def _is_table(truth: Path) -> bool:
-    return read_text(truth).split("\n", 1)[0].strip().lower() == "image,caption"
+@functools.lru_cache(maxsize=16)
+def _columns(names: tuple[str, ...]) -> tuple[str | None, str | None]:
+    image, caption = known(IMAGE_COLUMNS, names), known(CAPTION_COLUMNS, names)
+    return next(iter(image), None), next(iter(caption), None)
 
 
-def _of_table(truth: Path) -> Iterator[tuple[str, str, str]]:
-    for where, row in read_table(truth):
-        name, caption = row.get("image") or row.get("path"), row.get("caption")
-        if not name or not caption:
-            raise UserError(f"{where}: expected the columns image,caption")
-        yield where, name, caption
+def references_of_row(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The reference captions that a row of predictions brings along; empty if it has none."""
+    for column in ("references", "captions"):
+        if column in row:
+            texts = caption_texts(row[column], f"{where}, column '{column}'")
+            if not all(texts):
+                raise UserError(f"{where}, column '{column}': an empty caption")
+            return texts
+    return ()
 
 
-def _of_flickr(truth: Path) -> Iterator[tuple[str, str, str]]:
-    for number, line in enumerate(read_text(truth).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"'{truth}' line {number}"
+def _of_split(
+    images: Iterable[ImageCaptions], file: Path, split: str | None
+) -> Iterator[ImageCaptions]:
+    """The images of a split, or all images of a file without splits."""
+    splits: set[str] = set()
+    for image in images:
+        if image.split is not None:
+            splits.add(image.split)
+        if image.split == split:
+            yield image
+    if not splits and split is not None:
+        raise UserError(f"'{file}' has no splits; leave --split {split} out")
+    if splits and split not in splits:
+        raise UserError(f"'{file}' has the splits {', '.join(sorted(splits))}; choose with --split")
+
+
+def _is_table(file: Path) -> bool:
+    lines = read_lines(file)
+    return bool(lines) and lines[0][1].lower() == "image,caption"
+
+
+def _flickr_captions(file: Path) -> Iterator[ImageCaptions]:
+    for where, line in read_lines(file):
         key, tab, caption = line.partition("\t")
         name, mark, _ = key.rpartition("#")
         if not tab or not mark:
             raise UserError(f"{where}: expected NAME#NUMBER, a tab and a caption")
-        yield where, name, caption
+        yield ImageCaptions(where, name, (caption.strip(),))
 
 
-def _together(rows: Iterable[tuple[str, str, str]]) -> Iterator[Named]:
-    """Rows of one caption each, gathered by picture."""
+def _by_image(rows: Iterable[ImageCaptions]) -> Iterator[ImageCaptions]:
+    """One entry for each image, with the captions of all its rows."""
     first: dict[str, str] = {}
     captions: dict[str, list[str]] = {}
-    for where, name, caption in rows:
-        first.setdefault(name, where)
-        captions.setdefault(name, []).extend(texts(caption, where))
-    for name, said in captions.items():
-        yield first[name], name, tuple(said)
+    for row in rows:
+        first.setdefault(row.name, row.where)
+        captions.setdefault(row.name, []).extend(row.captions)
+    for name, texts in captions.items():
+        yield ImageCaptions(first[name], name, tuple(texts))

@@ -1,43 +1,26 @@
-"""CLIP_benchmark's webdatasets, with the truth of every picture.
+"""CLIP_benchmark's webdatasets with the truth of every image.
 
-`inputs.webdataset` reads them; what a person may look at with a sample missing cannot be measured
-on, so here all that is damaged or lacks its class or its captions is refused.
+`inputs.webdataset` reads the tar files. To measure on them, every image must be readable and have
+its class, its labels or its captions; here a sample without them is an error.
 """
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zeroshot.datasets.captions import Captioned
-from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.inputs.source import Refused, Source
-from zeroshot.inputs.webdataset import Dataset, key_of, parts, pictures, read_dataset
+from zeroshot import prompts
+from zeroshot.datasets.captions import CaptionDataset
+from zeroshot.datasets.labels import ClassificationDataset
+from zeroshot.datasets.multilabel_images import MultilabelDataset
+from zeroshot.errors import UserError
+from zeroshot.inputs.source import Source, UnreadableBlob
+from zeroshot.inputs.text_files import split_lines
+from zeroshot.inputs.webdataset import WebDataset, key_of, parts, pictures, read_dataset
 
 LABELS = ".npy"
-"""Beside a picture of several labels: an array of zeros and ones."""
-
-
-@dataclass(frozen=True)
-class MultiLabelledShards:
-    """Pictures of a set of several labels, with its own class names and templates."""
-
-    sources: tuple[Source, ...]
-    truth: tuple[tuple[int, ...], ...]
-    labels: tuple[str, ...]
-    templates: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LabelledShards:
-    """Pictures of a classification set, with its own class names and templates."""
-
-    sources: tuple[Source, ...]
-    classes: tuple[int, ...]
-    labels: tuple[str, ...]
-    templates: tuple[str, ...]
+"""Suffix of the array of zeros and ones beside an image with several labels."""
 
 
 def is_wds(folder: Path, split: str = "test") -> bool:
@@ -45,49 +28,135 @@ def is_wds(folder: Path, split: str = "test") -> bool:
     return (folder / split / "nshards.txt").is_file()
 
 
-def read_classes(folder: Path, split: str = "test") -> LabelledShards:
-    """A classification set; class names may repeat, since a class is known by its place.
+def read_classification(
+    folder: Path, split: str = "test", labels: str | None = None, templates: str | None = None
+) -> ClassificationDataset:
+    """A classification set. Class names may repeat, because the index identifies a class.
+
+    Args:
+        labels: for `prompts.load_labels`; by default those of the set.
+        templates: for `prompts.load_templates`; by default those of the set.
 
     Raises:
-        UserError: another kind of set, a file that is missing, or a class that has no name.
+        UserError: another kind of set, a missing file, or an image without one of the classes.
     """
-    held = _named(folder, split, "classification")
+    dataset = _dataset(folder, split, "classification")
+    names = _class_names(folder, dataset, labels)
+    chosen = _templates(folder, dataset, templates, names)
     sources, classes = [], []
-    for source in _sources(held, ".cls"):
+    for source in _sources(dataset, ".cls"):
         text = source.fields.get("label", "")
-        if not text.isdecimal() or len(text) > 9 or int(text) >= len(held.classes):
-            known = f"classnames.txt has 0 to {len(held.classes) - 1}"
+        if not text.isdecimal() or len(text) > 9 or int(text) >= len(names):
+            known = f"the classes are 0 to {len(names) - 1}"
             raise UserError(f"'{source.path}': '{text[:20]}' is no class; {known}")
         sources.append(source)
         classes.append(int(text))
-    return LabelledShards(tuple(sources), tuple(classes), held.classes, held.templates)
+    return ClassificationDataset(tuple(sources), tuple(classes), names, chosen)
 
 
-def read_labels(folder: Path, split: str = "test") -> MultiLabelledShards:
-    """A set of several labels per picture, as `voc2007_multilabel` is.
+def read_multilabel(
+    folder: Path, split: str = "test", labels: str | None = None, templates: str | None = None
+) -> MultilabelDataset:
+    """A set with several labels per image, as `voc2007_multilabel` is.
+
+    Args:
+        labels, templates: as of `read_classification`.
 
     Raises:
-        UserError: another kind of set, a file that is missing, a picture without its array, or an
-            array that is not a zero or a one for each class.
+        UserError: another kind of set, a missing file, an image without its array, or an array
+            that is not a zero or a one for each class.
     """
-    held = _named(folder, split, "multilabel")
-    arrays: dict[str, tuple[int, ...]] = {}
-    for name in held.tars:
-        try:
-            for key, data in parts(name, LABELS):
-                arrays[key] = _ones(data, len(held.classes), f"{key}{LABELS}")
-        except ValueError as error:
-            raise UserError(f"'{name}': {error}") from None
+    dataset = _dataset(folder, split, "multilabel")
+    names = _class_names(folder, dataset, labels)
+    chosen = _templates(folder, dataset, templates, names)
+    arrays = _arrays(dataset, len(names))
     sources, truth = [], []
-    for source in _sources(held, None):
+    for source in _sources(dataset, None):
         own = arrays.pop(key_of(source.path or ""), None)
         if own is None:
             raise UserError(f"'{source.path}' has no {LABELS} beside it")
         sources.append(source)
         truth.append(own)
     if arrays:
-        raise UserError(f"'{next(iter(arrays))}{LABELS}' has no picture")
-    return MultiLabelledShards(tuple(sources), tuple(truth), held.classes, held.templates)
+        raise UserError(f"'{next(iter(arrays))}{LABELS}' has no image")
+    return MultilabelDataset(tuple(sources), tuple(truth), names, chosen)
+
+
+def read_retrieval(folder: Path, split: str = "test") -> CaptionDataset:
+    """A retrieval set: each line of an image's `.txt` is a caption.
+
+    Raises:
+        UserError: another kind of set, a missing file, or an image without captions.
+    """
+    sources, references = [], []
+    for source in _sources(_dataset(folder, split, "retrieval"), ".txt"):
+        lines = split_lines(source.fields.get("caption", ""))
+        captions = tuple(line.strip() for line in lines if line.strip())
+        if not captions:
+            raise UserError(f"'{source.path}' has no captions")
+        sources.append(source)
+        references.append(captions)
+    return CaptionDataset(tuple(sources), tuple(references))
+
+
+def _dataset(folder: Path, split: str, kind: str) -> WebDataset:
+    dataset = read_dataset(folder, split)
+    if dataset.kind != kind:
+        raise UserError(f"'{folder}' is a {dataset.kind} set, and the task needs a {kind} set")
+    if not dataset.tars:
+        raise UserError(f"'{folder / split / 'nshards.txt'}' says that there are no tar files")
+    return dataset
+
+
+def _class_names(folder: Path, dataset: WebDataset, labels: str | None) -> tuple[str, ...]:
+    if labels is None:
+        if not dataset.classes:
+            raise UserError(
+                f"'{folder / 'classnames.txt'}' is missing or empty; --labels gives the names"
+            )
+        return dataset.classes
+    names = prompts.load_labels(labels)
+    if len(names) != len(dataset.classes or names):
+        raise UserError(f"{len(names)} labels for the {len(dataset.classes)} classes of '{folder}'")
+    return names
+
+
+def _templates(
+    folder: Path, dataset: WebDataset, templates: str | None, names: Sequence[str]
+) -> prompts.Templates:
+    if templates is not None:
+        return prompts.load_templates(templates, names)
+    if not dataset.templates:
+        raise UserError(
+            f"'{folder / 'zeroshot_classification_templates.txt'}' is missing or empty; "
+            "--templates gives others"
+        )
+    return dataset.templates
+
+
+def _sources(dataset: WebDataset, suffix: str | None) -> Iterator[Source]:
+    """The images; UserError for one that cannot be read, or a truth without its image."""
+    for name in dataset.tars:
+        beside: list[str] = []
+        for source in pictures(name, beside):
+            if isinstance(source.content, UnreadableBlob):
+                raise UserError(f"'{source.path}': {source.content.reason}")
+            yield source
+        alone = [member for member in beside if suffix and member.endswith(suffix)]
+        if alone:
+            raise UserError(f"'{alone[0]}' has no image")
+
+
+def _arrays(dataset: WebDataset, length: int) -> dict[str, tuple[int, ...]]:
+    """Where the array of each image has ones, by the key of the image's path."""
+    arrays: dict[str, tuple[int, ...]] = {}
+    for name in dataset.tars:
+        try:
+            for key, data in parts(name, LABELS):
+                arrays[key] = _ones(data, length, f"{key}{LABELS}")
+        except ValueError as error:
+            raise UserError(f"'{name}': {error}") from None
+    return arrays
 
 
 def _ones(data: bytes, length: int, name: str) -> tuple[int, ...]:
@@ -101,62 +170,8 @@ def _ones(data: bytes, length: int, name: str) -> tuple[int, ...]:
     header = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
     shape, _, dtype = getattr(np.lib.format, header)(file)
     if shape != (length,) or dtype.kind not in "biuf":
-        raise ValueError(f"'{name}' holds {dtype} {list(shape)}, not {length} zeros and ones")
+        raise ValueError(f"'{name}' is {dtype} {list(shape)}, not {length} zeros and ones")
     values = np.frombuffer(data, dtype, length, file.tell())
     if not np.isin(values, (0, 1)).all():
-        raise ValueError(f"'{name}' holds other numbers than zeros and ones")
+        raise ValueError(f"'{name}' has other numbers than zeros and ones")
     return tuple(np.flatnonzero(values).tolist())
-
-
-def _named(folder: Path, split: str, kind: str) -> Dataset:
-    held = _dataset(folder, split, kind)
-    for name, lines in (
-        ("classnames.txt", held.classes),
-        ("zeroshot_classification_templates.txt", held.templates),
-    ):
-        if not lines:
-            raise UserError(f"'{folder / name}' is missing or empty")
-    return held
-
-
-def read_captions(folder: Path, split: str = "test") -> Captioned:
-    """A retrieval set: a caption per line of a picture's `.txt`.
-
-    Raises:
-        UserError: another kind of set, a file that is missing, or a picture without captions.
-    """
-    held = _dataset(folder, split, "retrieval")
-    sources, references = [], []
-    for source in _sources(held, ".txt"):
-        said = source.fields.get("caption", "").splitlines()
-        captions = tuple(line.strip() for line in said if line.strip())
-        if not captions:
-            raise UserError(f"'{source.path}' has no captions")
-        sources.append(source)
-        references.append(captions)
-    return Captioned(tuple(sources), tuple(references))
-
-
-def _dataset(folder: Path, split: str, kind: str) -> Dataset:
-    held = read_dataset(folder, split)
-    if held.kind != kind:
-        raise UserError(f"'{folder}' is a {held.kind} set, and this takes a {kind} set")
-    if not held.tars:
-        raise UserError(f"'{folder / split / 'nshards.txt'}' says that there are no tar files")
-    return held
-
-
-def _sources(held: Dataset, suffix: str | None) -> Iterator[Source]:
-    """The pictures; UserError for a member that is none, or a truth without its picture."""
-    for name in held.tars:
-        beside: list[str] = []
-        for source in pictures(name, beside):
-            if isinstance(source.content, Refused):
-                try:
-                    source.content.read()
-                except UnreadableImageError as error:
-                    raise UserError(f"'{source.path}': {error}") from None
-            yield source
-        alone = [member for member in beside if suffix and member.endswith(suffix)]
-        if alone:
-            raise UserError(f"'{alone[0]}' has no picture")

@@ -1,40 +1,35 @@
-"""Data sets with their truth: what `zeroshot eval` measures on."""
+"""Data sets with their ground truth, as `zeroshot eval` measures on them."""
 
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from zeroshot import images, prompts
 from zeroshot.datasets import clip_benchmark
-from zeroshot.datasets.captions import Captioned, captions_beside, read_captioned
-from zeroshot.datasets.labels import labelled_rows, read_labelled
+from zeroshot.datasets.captions import CaptionDataset, find_caption_file, read_caption_dataset
+from zeroshot.datasets.labels import (
+    ClassificationDataset,
+    class_folders,
+    read_labeled_images,
+    read_labeled_rows,
+)
+from zeroshot.datasets.multilabel_images import (
+    MultilabelDataset,
+    find_label_file,
+    read_multilabel_dataset,
+)
 from zeroshot.datasets.protocols import Protocol
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
 from zeroshot.output.formats import to_json, utf8
 
-TRUTH = ("truth.csv", "truth.jsonl")
-"""Where labels are looked for in a folder that is neither a webdataset nor folders of classes."""
+FILES = ("truth.csv", "truth.jsonl")
+"""The files of labels that are looked for in a folder that has neither tar files nor classes."""
 
 
-@dataclass(frozen=True)
-class Classes:
-    """Pictures with the number of each one's class, the classes, and how to ask for them."""
-
-    sources: tuple[Source, ...]
-    classes: tuple[int, ...]
-    labels: tuple[str, ...]
-    templates: prompts.Templates
-
-    @property
-    def sentences(self) -> list[list[str]]:
-        """The prompts of each class."""
-        return prompts.expand(self.labels, self.templates)
-
-
-def read_classes(
+def load_classification(
     data: Path,
     *,
     truth: Path | None = None,
@@ -42,64 +37,98 @@ def read_classes(
     labels: str | None = None,
     templates: str | None = None,
     protocol: Protocol | None = None,
-) -> Classes:
+) -> ClassificationDataset:
     """A folder per class, a CLIP_benchmark webdataset, or a file of paths and labels.
 
     Args:
         data: the folder, or the file.
-        truth: the file, where `data` holds pictures alone.
-        split: a folder within `data`.
-        labels: for `prompts.load_labels`; without, the names of the folders, sorted, the data
-            set's own, or all that the file names, sorted.
-        templates: for `prompts.load_templates`; without, the data set's own, else `simple`.
-        protocol: brings labels, templates and split, and is held to its number of pictures.
+        truth: the file, if `data` is a folder of images only.
+        split: a folder in `data`.
+        labels: for `prompts.load_labels`; by default those of the webdataset, the names of the
+            folders, or all labels of the file, sorted.
+        templates: for `prompts.load_templates`; by default those of the webdataset, else `simple`.
+        protocol: fixes labels, templates, split and the number of images.
 
     Raises:
         UserError: no such data, or data that do not fit the protocol.
     """
     if protocol is not None:
         split, labels, templates = protocol.split, protocol.labels, protocol.templates
-    _see_to(data)
+    _check_exists(data)
     if data.is_dir() and clip_benchmark.is_wds(data, split or "test") and truth is None:
-        found = _of_shards(data, split or "test", labels, templates)
+        dataset = clip_benchmark.read_classification(data, split or "test", labels, templates)
     elif protocol is not None and protocol.name.startswith("clip_benchmark/"):
         raise UserError(f"protocol '{protocol.name}': '{data}' has no {split}/nshards.txt")
     else:
-        found = _of_files(data, truth, split, labels, templates, by_place=protocol is not None)
-    _fits(protocol, found.sources)
-    return found
+        dataset = _from_files(
+            _truth_of(data, truth, split), labels, templates, by_order=protocol is not None
+        )
+    _check_count(protocol, dataset.sources)
+    return dataset
 
 
-def read_captions(
+def load_multilabel(
+    data: Path,
+    *,
+    truth: Path | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+    templates: str | None = None,
+) -> MultilabelDataset:
+    """Images with the labels of `truth`, or of a file in the folder `data`; or a webdataset.
+
+    Args:
+        data: a folder of images, a CLIP_benchmark webdataset, or the file of labels itself, beside
+            the images.
+        truth: see `multilabel_images.read_multilabel_dataset`, also for `labels` and `templates`.
+        split: of a webdataset.
+
+    Raises:
+        UserError: no such data, or a fault in the file of labels.
+    """
+    _check_exists(data)
+    if truth is None and data.is_dir() and clip_benchmark.is_wds(data, split or "test"):
+        return clip_benchmark.read_multilabel(data, split or "test", labels, templates)
+    if split is not None:
+        raise UserError(
+            f"'{data}' has no {split}/nshards.txt; only a webdataset has splits (--split, "
+            "--protocol), and --truth names the images itself"
+        )
+    file = truth or (find_label_file(data) if data.is_dir() else data)
+    folder = data if data.is_dir() else data.parent
+    return read_multilabel_dataset(file, folder, labels=labels, templates=templates)
+
+
+def load_captions(
     data: Path,
     *,
     truth: Path | None = None,
     split: str | None = None,
     protocol: Protocol | None = None,
-) -> Captioned:
-    """Pictures in the folder `data` with the captions of `truth`, or of a file beside them.
+) -> CaptionDataset:
+    """Images in the folder `data` with the captions of `truth`, or of a file in the folder.
 
     Raises:
         UserError: no such data, or data that do not fit the protocol.
     """
     if protocol is not None:
         split = protocol.split
-    _see_to(data)
+    _check_exists(data)
     if clip_benchmark.is_wds(data, split or "test") and truth is None:
-        found = clip_benchmark.read_captions(data, split or "test")
+        dataset = clip_benchmark.read_retrieval(data, split or "test")
     else:
-        found = read_captioned(truth or captions_beside(data), data, split)
-    _fits(protocol, found.sources)
+        dataset = read_caption_dataset(truth or find_caption_file(data), data, split)
+    _check_count(protocol, dataset.sources)
     if protocol is not None and protocol.captions is not None:
-        short = [r for r in found.references if len(r) < protocol.captions]
+        short = sum(len(own) < protocol.captions for own in dataset.references)
         if short:
             raise UserError(
-                f"protocol '{protocol.name}' takes the first {protocol.captions} captions of each "
-                f"picture, and {len(short)} have fewer"
+                f"protocol '{protocol.name}' uses the first {protocol.captions} captions of each "
+                f"image, and {short} have fewer"
             )
-        kept = tuple(r[: protocol.captions] for r in found.references)
-        found = replace(found, references=kept)
-    return found
+        first = tuple(own[: protocol.captions] for own in dataset.references)
+        dataset = replace(dataset, references=first)
+    return dataset
 
 
 def fingerprint(
@@ -107,7 +136,7 @@ def fingerprint(
     sources: Sequence[Source],
     truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]],
 ) -> str:
-    """sha256 of which pictures there are, by their place in the data, and what is true of each."""
+    """sha256 of the images, by their paths below the data, and of their ground truth."""
     lines = [
         [os.path.relpath(source.path or "", data), own]
         for source, own in zip(sources, truth, strict=True)
@@ -115,96 +144,71 @@ def fingerprint(
     return hashlib.sha256(utf8(to_json(lines))).hexdigest()
 
 
-def _see_to(data: Path) -> None:
+def _check_exists(data: Path) -> None:
     if not data.exists():
         raise UserError(f"no such data: '{data}'")
 
 
-def _fits(protocol: Protocol | None, sources: Sequence[Source]) -> None:
+def _check_count(protocol: Protocol | None, sources: Sequence[Source]) -> None:
     if protocol is not None and protocol.pictures not in (None, len(sources)):
         raise UserError(
-            f"protocol '{protocol.name}' has {protocol.pictures} pictures, and these data "
+            f"protocol '{protocol.name}' has {protocol.pictures} images, and these data have "
             f"{len(sources)}; leave --protocol out to measure on them"
         )
 
 
-def _of_shards(data: Path, split: str, labels: str | None, templates: str | None) -> Classes:
-    held = clip_benchmark.read_classes(data, split)
-    names = held.labels
-    if labels is not None:
-        names = prompts.load_labels(labels)
-        if len(names) != len(held.labels):
-            raise UserError(f"{len(names)} labels for the {len(held.labels)} classes of '{data}'")
-    sets: prompts.Templates = held.templates
-    if templates is not None:
-        sets = prompts.load_templates(templates, names)
-    return Classes(held.sources, held.classes, names, sets)
-
-
-def _of_files(
-    data: Path,
-    truth: Path | None,
-    split: str | None,
-    labels: str | None,
-    templates: str | None,
-    *,
-    by_place: bool,
-) -> Classes:
-    names = None if labels is None else prompts.load_labels(labels)
-    place = _place(data, truth, split)
-    if names is not None and by_place:
-        sources, classes = _in_order(place, names)
+def _from_files(
+    truth: Path, labels: str | None, templates: str | None, *, by_order: bool
+) -> ClassificationDataset:
+    names = prompts.load_labels(_names_in(truth) if labels is None else labels)
+    if labels is not None and by_order:
+        sources, classes = _in_order(truth, names)
     else:
-        names = names or prompts.load_labels(_names_in(place))
-        held = read_labelled(place, names)
-        sources, classes = held.sources, held.classes
-    return Classes(sources, classes, names, prompts.load_templates(templates or "simple", names))
+        images = read_labeled_images(truth, names)
+        sources, classes = images.sources, images.classes
+    return ClassificationDataset(
+        sources, classes, names, prompts.load_templates(templates or "simple", names)
+    )
 
 
-def _place(data: Path, truth: Path | None, split: str | None) -> Path:
+def _truth_of(data: Path, truth: Path | None, split: str | None) -> Path:
     """The folder of classes, or the file of labels."""
     if truth is not None:
         if split is not None:
-            raise UserError(
-                "--split chooses a folder of classes; --truth names the pictures itself"
-            )
+            raise UserError("--split chooses a folder of classes; --truth names the images itself")
         return truth
     if split is not None:
         if not (data / split).is_dir():
             raise UserError(f"'{data}' has no folder '{split}'")
         return data / split
     if data.is_dir():
-        for name in TRUTH:
+        for name in FILES:
             if (data / name).is_file():
                 return data / name
     return data
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _names_in(place: Path) -> list[str]:
-    if not place.is_dir():
-        return sorted({label for _, _, label in labelled_rows(place)})
-    folders = _folders(place)
+def _names_in(truth: Path) -> list[str]:
+    if not truth.is_dir():
+        return sorted({label for _, _, label in read_labeled_rows(truth)})
+    folders = class_folders(truth)
     if not folders:
         raise UserError(
-            f"'{place}' holds no folder per class, no {' or '.join(TRUTH)} and no webdataset; "
-            "--truth FILE names a .csv or .jsonl file with path and label"
+            f"'{truth}' has no folder per class, no {' or '.join(FILES)} and no webdataset; "
+            "--truth FILE names a .csv, .tsv or .jsonl file with path and label"
         )
     return [folder.name for folder in folders]
 
 
-def _in_order(place: Path, names: Sequence[str]) -> tuple[tuple[Source, ...], tuple[int, ...]]:
-    """Folders by their place in order of names, as torchvision's ImageFolder numbers them."""
-    folders = _folders(place)
+def _in_order(folder: Path, names: Sequence[str]) -> tuple[tuple[Source, ...], tuple[int, ...]]:
+    """The sorted folders are the classes in order, as torchvision's ImageFolder numbers them."""
+    folders = class_folders(folder)
     if len(folders) != len(names):
-        raise UserError(f"'{place}' has {len(folders)} folders for {len(names)} classes")
+        raise UserError(f"'{folder}' has {len(folders)} folders for {len(names)} classes")
     pairs = [
         (source, number)
-        for number, folder in enumerate(folders)
-        for source in images.find(folder).sources
+        for number, class_folder in enumerate(folders)
+        for source in images.find(class_folder).sources
     ]
     sources, classes = zip(*pairs, strict=True)
     return sources, classes

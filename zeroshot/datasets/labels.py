@@ -1,76 +1,89 @@
-"""Pictures that somebody labelled: a folder per class, or a file of paths and labels."""
+"""Images with one label each: a folder per class, or a file of paths and labels."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zeroshot import images, prompts
-from zeroshot.datasets.text_files import read_rows, read_table
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.text_files import read_json, read_records, suffix_of, text_in
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Pictures and the number of each one's class."""
+class LabeledImages:
+    """Images, and for each the index of its class."""
 
     sources: tuple[Source, ...]
     classes: tuple[int, ...]
 
 
-def read_labelled(path: Path, labels: Sequence[str]) -> Labelled:
-    """Pictures below folders named as the labels, or rows of a file with `path` and `label`.
+@dataclass(frozen=True)
+class ClassificationDataset:
+    """Images, for each the index of its class, the names of the classes and their templates."""
 
-    The file is CSV or JSON lines, and paths in it are relative to its folder. Not every class needs
-    pictures.
+    sources: tuple[Source, ...]
+    classes: tuple[int, ...]
+    labels: tuple[str, ...]
+    templates: prompts.Templates
+
+    @property
+    def sentences(self) -> list[list[str]]:
+        """The prompts of each class."""
+        return prompts.expand(self.labels, self.templates)
+
+
+def read_labeled_images(path: Path, labels: Sequence[str]) -> LabeledImages:
+    """Images in folders named as the labels, or the rows of a file with `path` and `label`.
+
+    Paths in a file are relative to its folder. A class may be without images.
 
     Raises:
-        UserError: no such place, a name that is no label, or no pictures.
+        UserError: no such file or folder, an unknown label, or no images.
     """
     if path.is_dir():
-        pairs = _of_folders(path, labels)
+        pairs = _in_folders(path, labels)
     else:
         pairs = [
-            (Source(str(path.parent / name)), _class_of(label, labels, f"{where}:"))
-            for where, name, label in labelled_rows(path)
+            (Source(str(path.parent / name)), _class_of(label, labels, f"{where}, column 'label':"))
+            for where, name, label in read_labeled_rows(path)
         ]
     if not pairs:
-        raise UserError(f"'{path}' holds no labelled pictures")
+        raise UserError(f"'{path}' has no labeled images")
     sources, classes = zip(*pairs, strict=True)
-    return Labelled(sources, classes)
+    return LabeledImages(sources, classes)
 
 
-def _of_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = []
-    for folder in folders:
-        place = _class_of(folder.name, labels, f"'{path}', folder")
-        found += [(source, place) for source in images.find(folder).sources]
-    return found
+def class_folders(path: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, without hidden ones."""
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def labelled_rows(path: Path) -> list[tuple[str, str, str]]:
-    """`'file' line 3`, path and label of each row of a .csv or .jsonl file.
+def _in_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
+    return [
+        (source, number)
+        for folder in class_folders(path)
+        for number in [_class_of(folder.name, labels, f"'{path}', folder")]
+        for source in images.find(folder).sources
+    ]
+
+
+def read_labeled_rows(path: Path) -> list[tuple[str, str, str]]:
+    """Each row of a .csv, .tsv or .jsonl file: its place (`'file' line 3`), path and label.
 
     Raises:
-        UserError: another kind of file, or a row without them.
+        UserError: another kind of file, or a row without path or label.
     """
-    kinds = {".csv": read_table, ".jsonl": read_rows}
-    if path.suffix.lower() not in kinds:
+    if suffix_of(path.name) not in (".csv", ".tsv", ".jsonl"):
         raise UserError(
-            f"'{path}' is neither a folder (with a folder of pictures per class) nor a .csv or "
-            ".jsonl file with path and label"
+            f"'{path}' is neither a folder with a folder of images for each class, nor a .csv, "
+            ".tsv or .jsonl file with the columns path and label"
         )
-    found = []
-    for where, row in kinds[path.suffix.lower()](path):
-        match row:
-            case {"path": str(name), "label": str(label)} if name and label:
-                found.append((where, name, label))
-            case _:
-                raise UserError(f"{where}: expected the columns path,label")
-    return found
+    return [
+        (where, text_in(row, "path", where), text_in(row, "label", where))
+        for where, row in read_records(path)
+    ]
 
 
 def _class_of(name: str, labels: Sequence[str], where: str) -> int:
@@ -86,19 +99,16 @@ def read_hierarchy(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
     Raises:
         UserError: another kind of file, or a coarse label or a kind that is no text.
     """
-    try:
-        held = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read '{path}': {error}") from error
-    if not isinstance(held, dict) or len(held) < 2:
+    document = read_json(path)
+    if not isinstance(document, dict) or len(document) < 2:
         raise UserError(f"'{path}': expected an object of two or more labels with their kinds")
-    parents, kinds = list(range(len(held))), []
-    for place, (label, own) in enumerate(held.items()):
+    parents, kinds = list(range(len(document))), []
+    for number, (label, own) in enumerate(document.items()):
         if not isinstance(own, list) or not all(isinstance(k, str) and k.strip() for k in own):
             raise UserError(f"'{path}', label '{label}': expected a list of names")
         kinds += [kind.strip() for kind in own]
-        parents += [place] * len(own)
-    return prompts.load_labels(list(held)), tuple(kinds), tuple(parents)
+        parents += [number] * len(own)
+    return prompts.load_labels(list(document)), tuple(kinds), tuple(parents)
 
 
 def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
@@ -107,20 +117,17 @@ def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
     Raises:
         UserError: not one number, zero or more, for each label.
     """
-    if spec.endswith(".json"):
-        try:
-            held = json.loads(Path(spec).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read '{spec}': {error}") from error
-        if not isinstance(held, dict) or held.keys() != set(labels):
+    if suffix_of(spec) == ".json":
+        document = read_json(Path(spec))
+        if not isinstance(document, dict) or document.keys() != set(labels):
             raise UserError(f"'{spec}': expected an object with a number for each label")
-        given = [held[label] for label in labels]
+        given = [document[label] for label in labels]
     else:
         given = spec.split(",")
     try:
         shares = tuple(float(x) for x in given)
     except (TypeError, ValueError):
-        raise UserError(f"--prior {spec}: expected numbers") from None
+        raise UserError(f"--prior {spec}: expected numbers, or a .json file") from None
     if len(shares) != len(labels) or not all(0 <= x < math.inf for x in shares) or not sum(shares):
         raise UserError(
             f"--prior {spec}: expected {len(labels)} numbers, one for each label, none negative, "

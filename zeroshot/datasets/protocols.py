@@ -1,7 +1,7 @@
-"""Named protocols: what a figure has to be made of to stand beside a published one.
+"""Named protocols: conditions under which a figure compares with a published one.
 
-A protocol fixes the class names, the templates, the split, how many captions a picture brings, and
-which figure counts. Data that do not fit it are refused.
+A protocol fixes the class names, the templates, the split, the number of captions per image and
+the metric. Data that do not fit it are an error.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,7 @@ TASKS: dict[Task, str] = {
     "caption": "captioning",
     "retrieve": "zeroshot_retrieval",
 }
-"""The tasks, and what results call them: as CLIP_benchmark does, which has no own name for several
-labels."""
+"""The tasks and their names in results: CLIP_benchmark's, which has none for several labels."""
 HEADLINE: dict[Task, str] = {
     "classify": "acc1",
     "multilabel": "mean_average_precision",
@@ -30,7 +29,7 @@ HEADLINE: dict[Task, str] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is fixed; None where the data decide."""
+    """The conditions; None if the data decide."""
 
     name: str
     task: Task
@@ -42,7 +41,7 @@ class Protocol:
     split: str | None = None
     pictures: int | None = None
     captions: int | None = None
-    """of each picture, the first so many"""
+    """the number of captions of each image that are used, the first ones"""
 
 
 _CLIP = "Radford et al. 2021, arXiv:2103.00020; class names and templates of OpenAI's notebook"

@@ -1,40 +1,42 @@
-"""Questions of each picture, from a file."""
+"""Texts about images, from JSON lines: questions to answer, prompts that captions begin with."""
 
-import json
 from pathlib import Path
 
 from zeroshot.errors import UserError
-
-__all__ = ["read_questions"]
+from zeroshot.inputs.text_files import read_json_lines, text_in
 
 
 def read_questions(file: Path) -> dict[str, tuple[str, ...]]:
-    """The questions about each picture, by its path, from JSON lines `{"path", "question"}`.
+    """The questions about each image, by its path, from JSON lines `{"path", "question"}`.
 
-    Paths are relative to the file; a picture may have several lines.
+    Paths are relative to the file. An image may have several lines.
 
-    UserError for anything else, and for a question that is asked twice of one picture.
+    Raises:
+        UserError: another kind of file, or a question that is asked twice about an image.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{file}': {error}") from None
     questions: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"'{file}' line {number} is not JSON: {error}") from None
-        match row:
-            case {"path": str(name), "question": str(question)} if question.strip():
-                path = str(file.parent / name)
-            case _:
-                raise UserError(f"'{file}' line {number}: expected the texts path and question")
+    for where, row in read_json_lines(file):
+        name, question = text_in(row, "path", where), text_in(row, "question", where)
+        path = str(file.parent / name)
         if question in questions.get(path, ()):
-            raise UserError(f"'{file}' line {number}: '{question}' is asked of '{name}' twice")
+            raise UserError(f"{where}: '{question}' is asked about '{name}' twice")
         questions[path] = (*questions.get(path, ()), question)
-    if not questions:
-        raise UserError(f"'{file}' has no questions")
     return questions
+
+
+def read_prompts(file: Path) -> dict[str, str]:
+    """The prompt of each image, by its path, from JSON lines `{"path", "prompt"}`.
+
+    Paths are relative to the file. A prompt may be empty.
+
+    Raises:
+        UserError: another kind of file, or two prompts for an image.
+    """
+    prompts: dict[str, str] = {}
+    for where, row in read_json_lines(file):
+        name, prompt = text_in(row, "path", where), row.get("prompt")
+        if not isinstance(prompt, str):
+            raise UserError(f"{where}, column 'prompt': expected a text, got {prompt!r:.60}")
+        if prompts.setdefault(str(file.parent / name), prompt) != prompt:
+            raise UserError(f"{where}: a second prompt for '{name}'")
+    return prompts

@@ -1,11 +1,11 @@
-"""What a detector saw in pictures, as the user brings it: an .npz file, checked before it is used.
+"""Features of image regions from a detector, in an .npz file that is checked before use.
 
 | array | shape | meaning |
 |---|---|---|
-| `paths` | `[n]`, text | the pictures, relative to the file |
-| `features` | `[n, r, f]` | a row for each region |
+| `paths` | `[n]`, text | the images, relative to the file |
+| `features` | `[n, r, f]` | an embedding for each region |
 | `boxes` | `[n, r, 4]` | left, top, right, bottom as shares of the sides (LXMERT) |
-| `counts` | `[n]` | optional: how many of a picture's regions there are; the rest is padding |
+| `counts` | `[n]` | optional: the number of regions of an image; the rest is padding |
 """
 
 import os
@@ -25,10 +25,14 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_regions(file: Path, width: int, boxed: bool) -> dict[str, Regions]:
-    """The regions of each picture, by its absolute path, for a model that reads rows of `width`.
+    """The regions of each image, by its absolute path.
 
-    UserError for anything but such arrays: the message names the array, what came and what was
-    expected.
+    Args:
+        width: the number of features that the model reads.
+        boxed: whether the model needs boxes.
+
+    Raises:
+        UserError: an array is missing or has another shape or type than expected.
     """
     arrays = _load(file)
     paths, features = arrays["paths"], arrays["features"]
@@ -37,12 +41,12 @@ def read_regions(file: Path, width: int, boxed: bool) -> dict[str, Regions]:
     _check(file, "features", features, (len(paths), None, width))
     boxes = arrays.get("boxes")
     if boxes is None and boxed:
-        raise UserError(f"'{file}' needs boxes [n, r, 4]: the model reads where regions are")
+        raise UserError(f"'{file}' has no boxes [n, r, 4], and the model needs them")
     if boxes is not None:
         _check(file, "boxes", boxes, (*features.shape[:2], 4))
         if boxes.size and (boxes.min() < 0 or boxes.max() > 1):
             raise UserError(
-                f"'{file}': boxes must be shares of the picture's sides, in 0..1, not "
+                f"'{file}': boxes must be shares of the image's sides, in 0..1, not "
                 f"{boxes.min():g}..{boxes.max():g}"
             )
         if (boxes[..., :2] > boxes[..., 2:]).any():
@@ -64,8 +68,8 @@ def read_regions(file: Path, width: int, boxed: bool) -> dict[str, Regions]:
 def _load(file: Path) -> Arrays:
     try:
         # Opened here: numpy leaves the file of a damaged archive open.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read regions from '{file}': {error}") from None
     for name in arrays:

@@ -250,7 +250,7 @@ class ReadAhead:
         if not self.decoders:
             return None, None, batch
         decoder = self.decoders[next(self.turn) % len(self.decoders)]
-        sent = [containers.carried(source) for source in batch]
+        sent = [containers.with_bytes(source) for source in batch]
         return decoder, decoder.decode.remote(sent), batch
 
     def _take(self, decoder: Any, promised: Any, batch: list[Source]) -> list[Source]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from zeroshot.errors import UserError
 from zeroshot.inputs import containers
-from zeroshot.inputs.containers import Bundle, Bundles
+from zeroshot.inputs.containers import Containers, ImageContainer
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import Blob, Source
 
@@ -127,7 +127,7 @@ class ByFile:
     A file that has changed since the output was begun is refused by itself, the others are not.
     """
 
-    files: Sequence[Bundle]
+    files: Sequence[ImageContainer]
     known: Sequence[str | None] | None = None
     """Their versions when the output was begun; None of what was not there or not to be had."""
 
@@ -167,7 +167,7 @@ class ByFile:
 
     def release(self, number: int) -> None:
         """The shard is not read any more."""
-        fsspec_files.let_go(self.files[number].name)
+        fsspec_files.release(self.files[number].name)
 
     def rows(self, number: int) -> None:
         """Only listing would tell."""
@@ -229,7 +229,7 @@ class ByFile:
 
 
 Plan = ByNumber | ByFile
-Inputs = Sequence[Source] | Bundles
+Inputs = Sequence[Source] | Containers
 """Pictures, or files of them that are not listed yet."""
 
 
@@ -239,7 +239,7 @@ def planned(inputs: Inputs, size: Size | None) -> Plan:
     Raises:
         UserError: a shard for each file, and pictures that are none.
     """
-    if isinstance(inputs, Bundles):
+    if isinstance(inputs, Containers):
         if size is None or size == "file":
             return ByFile(inputs.files)
         inputs = [source for file in inputs.files for source in file.pictures()]

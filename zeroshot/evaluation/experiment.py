@@ -9,9 +9,9 @@ from typing import Any
 from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets import ground_truth
-from zeroshot.datasets.captions import Captioned
-from zeroshot.datasets.ground_truth import Classes
-from zeroshot.datasets.multilabel_images import MultiLabelled, read_multilabelled
+from zeroshot.datasets.captions import CaptionDataset
+from zeroshot.datasets.labels import ClassificationDataset
+from zeroshot.datasets.multilabel_images import MultilabelDataset
 from zeroshot.datasets.protocols import Protocol, Task, protocol as named
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predict, predictions
@@ -42,7 +42,7 @@ class Experiment:
     task: Task
     place: Path
     """the data, as the user named them"""
-    data: Classes | MultiLabelled | Captioned
+    data: ClassificationDataset | MultilabelDataset | CaptionDataset
     models: ModelSet
     options: EvaluateOptions
     cache: EmbeddingCache
@@ -60,13 +60,13 @@ class Experiment:
     def limited(self, images: int) -> "Experiment":
         """On the first images alone, which follows no protocol."""
         data = self.data
-        first: Classes | MultiLabelled | Captioned
-        if isinstance(data, Classes):
+        first: ClassificationDataset | MultilabelDataset | CaptionDataset
+        if isinstance(data, ClassificationDataset):
             first = replace(data, sources=data.sources[:images], classes=data.classes[:images])
-        elif isinstance(data, MultiLabelled):
+        elif isinstance(data, MultilabelDataset):
             first = replace(data, sources=data.sources[:images], truth=data.truth[:images])
         else:
-            first = Captioned(data.sources[:images], data.references[:images])
+            first = CaptionDataset(data.sources[:images], data.references[:images])
         return replace(self, data=first, protocol=None)
 
     def evaluate_method(
@@ -89,10 +89,10 @@ class Experiment:
         Raises:
             UserError: a method that cannot do this, or captions of other settings in `keep`.
         """
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             ready = self._classifier(method, options, self.data.labels, self.data.sentences)
             return predict.classified(self.data, ready, self.cache, self.meter, self.batch_size)
-        if isinstance(self.data, MultiLabelled):
+        if isinstance(self.data, MultilabelDataset):
             ready = self._classifier(method, options, self.data.labels, self.data.sentences)
             return predict.multilabelled(
                 self.data, ready, self.cache, self.meter, self.batch_size, self.selection
@@ -109,17 +109,17 @@ class Experiment:
         Raises:
             UserError: rows that do not fit the pictures.
         """
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
             return predict.score_predictions(given.name, self.data, rows)
-        if isinstance(self.data, MultiLabelled):
+        if isinstance(self.data, MultilabelDataset):
             given = predictions.read_labels(file)
             rows = predictions.in_order(given, self.data.sources)
             return predict.score_multilabel_predictions(given.name, self.data, rows, self.selection)
         if self.task == "retrieve":
             raise UserError("--predictions holds captions or labels, and retrieval needs scores")
-        given = predictions.read_captions(file)
+        given = predictions.read_captions(file, self.data.ids)
         rows = predictions.in_order(given, self.data.sources)
         return predict.captioned(given.name, self.data, rows, judge=self.judge)
 
@@ -127,9 +127,9 @@ class Experiment:
         """The data, the question and the models, for the result."""
         model, pretrained = _named(self.models, answers)
         truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]]
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             truth = self.data.classes
-        elif isinstance(self.data, MultiLabelled):
+        elif isinstance(self.data, MultilabelDataset):
             truth = self.data.truth
         else:
             truth = self.data.references
@@ -141,7 +141,7 @@ class Experiment:
             "split": self.protocol.split if self.protocol else self.options.split,
             "truth": ground_truth.fingerprint(self.place, self.data.sources, truth),
         }
-        if isinstance(self.data, Classes | MultiLabelled):
+        if isinstance(self.data, ClassificationDataset | MultilabelDataset):
             made_with["prompts"] = {
                 "classes": list(self.data.labels),
                 "templates": self.data.templates,
@@ -151,11 +151,11 @@ class Experiment:
 
     def truth_rows(self) -> list[dict[str, Any]]:
         """What is true of each picture, as `--truth` reads it."""
-        if isinstance(self.data, Classes):
+        if isinstance(self.data, ClassificationDataset):
             labels = [self.data.labels[number] for number in self.data.classes]
             pairs = zip(self.data.sources, labels, strict=True)
             return [{"path": source.path, "label": label} for source, label in pairs]
-        if isinstance(self.data, MultiLabelled):
+        if isinstance(self.data, MultilabelDataset):
             each = zip(self.data.sources, self.data.truth, strict=True)
             names = self.data.labels
             return [{"path": s.path, "labels": [names[i] for i in own]} for s, own in each]
@@ -181,7 +181,7 @@ class Experiment:
 
     def _captions(
         self,
-        data: Captioned,
+        data: CaptionDataset,
         method: str | None,
         options: Mapping[str, Any],
         keep: Path | None,
@@ -249,13 +249,13 @@ def experiment(
     if task != "caption" and (judge is not None or options.coupling is not None):
         raise UserError("--judge and --coupling are for captions")
     _check_threshold_options(task, options)
-    dataset: Classes | MultiLabelled | Captioned
+    dataset: ClassificationDataset | MultilabelDataset | CaptionDataset
     if data is None:
         if task != "caption" or rows is None or truth is not None or protocol is not None:
             raise UserError(f"eval --task {task} needs DATA: images and their truth")
         data, dataset = rows, predictions.read_captions(rows).captioned
     elif task == "classify":
-        dataset = ground_truth.read_classes(
+        dataset = ground_truth.load_classification(
             data,
             truth=truth,
             split=options.split,
@@ -264,7 +264,7 @@ def experiment(
             protocol=protocol,
         )
     elif task == "multilabel":
-        dataset = read_multilabelled(
+        dataset = ground_truth.load_multilabel(
             data,
             truth=truth,
             split=protocol.split if protocol else options.split,
@@ -272,7 +272,7 @@ def experiment(
             templates=options.templates,
         )
     else:
-        dataset = ground_truth.read_captions(
+        dataset = ground_truth.load_captions(
             data, truth=truth, split=options.split, protocol=protocol
         )
     return Experiment(

@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.captions import Captioned
-from zeroshot.datasets.ground_truth import Classes
-from zeroshot.datasets.multilabel_images import MultiLabelled
+from zeroshot.datasets.captions import CaptionDataset
+from zeroshot.datasets.labels import ClassificationDataset
+from zeroshot.datasets.multilabel_images import MultilabelDataset
 from zeroshot.errors import UserError
 from zeroshot.evaluation.clip_score import Judge
 from zeroshot.inference.embedding import AUTO_BATCH, canonical_names
@@ -68,7 +68,7 @@ class Predictions:
 
 
 def classified(
-    data: Classes,
+    data: ClassificationDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
@@ -89,7 +89,7 @@ def classified(
 
 
 def retrieved(
-    data: Captioned,
+    data: CaptionDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
@@ -134,7 +134,7 @@ class ThresholdSelection:
 
 
 def multilabelled(
-    data: MultiLabelled,
+    data: MultilabelDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
@@ -156,7 +156,7 @@ def multilabelled(
 
 
 def score_multilabel_predictions(
-    name: str, data: MultiLabelled, given: Sequence[Row], selection: ThresholdSelection
+    name: str, data: MultilabelDataset, given: Sequence[Row], selection: ThresholdSelection
 ) -> Predictions:
     """Scores that an earlier run wrote, a row for each picture.
 
@@ -184,7 +184,7 @@ def score_multilabel_predictions(
 
 def _multi(
     name: str,
-    data: MultiLabelled,
+    data: MultilabelDataset,
     rows: Sequence[Row],
     scored: Sequence[int],
     scores: Float[np.ndarray, "n c"],
@@ -266,7 +266,7 @@ def _scored(
     return _Seen(rows, scored, np.concatenate(scores), meter.working - before)
 
 
-def score_predictions(name: str, data: Classes, given: Sequence[Row]) -> Predictions:
+def score_predictions(name: str, data: ClassificationDataset, given: Sequence[Row]) -> Predictions:
     """Labels that an earlier run chose, a row for each picture.
 
     Raises:
@@ -297,7 +297,7 @@ def score_predictions(name: str, data: Classes, given: Sequence[Row]) -> Predict
 
 def captioned(
     name: str,
-    data: Captioned,
+    data: CaptionDataset,
     given: Iterable[Row],
     *,
     settings: Mapping[str, Any] | None = None,

@@ -1,15 +1,15 @@
-"""Rows that an earlier run wrote, or another program: read, and brought to the truth's pictures."""
+"""Predictions of an earlier run or of another program, matched with the images of the truth."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from zeroshot.datasets.captions import Captioned, own_references
-from zeroshot.datasets.text_files import read_rows
+from zeroshot.datasets.captions import CaptionDataset, references_of_row
+from zeroshot.datasets.coco_json import results_in
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.text_files import read_json, read_json_lines, suffix_of, text_in
 
 CAPTION, CLASSIFY = "zeroshot.caption/1", "zeroshot.classify/1"
 
@@ -24,7 +24,7 @@ class SavedPredictions:
     """what people said, where the rows bring it along"""
 
     @property
-    def captioned(self) -> Captioned:
+    def captioned(self) -> CaptionDataset:
         """The pictures and references of the rows themselves.
 
         Raises:
@@ -35,25 +35,27 @@ class SavedPredictions:
                 f"the rows of {self.name} have no references: name the pictures, and the file of "
                 "captions with --truth"
             )
-        return Captioned(tuple(Source(row["path"]) for row in self.rows), self.references)
+        return CaptionDataset(tuple(Source(row["path"]) for row in self.rows), self.references)
 
 
-def read_captions(file: Path) -> SavedPredictions:
-    """Rows of `zeroshot caption`, or any with `path` and `caption` (or `prediction`).
+def read_captions(file: Path, ids: Mapping[str, str] | None = None) -> SavedPredictions:
+    """Rows of `zeroshot caption`, COCO's results, or others with `caption` (or `prediction`).
+
+    Args:
+        ids: the path of each image by its id, for rows that have an `image_id` and no `path`.
 
     Raises:
         UserError: a row without caption and without error, or references in some rows only.
     """
     rows: list[dict[str, Any]] = []
     references: list[tuple[str, ...]] = []
-    for where, row in read_rows(file):
-        path = row.get("path", row.get("file", row.get("id")))
-        said = row.get("prediction", row.get("caption"))
-        if not isinstance(said, str) and not row.get("error"):
+    for where, row in _rows(file):
+        caption = row.get("prediction", row.get("caption"))
+        if not isinstance(caption, str) and not row.get("error"):
             raise UserError(f"{where}: expected a caption (or a prediction), a text")
-        told = {key: value for key, value in row.items() if key in ("references", "captions")}
-        references.append(own_references(told, where) or ())
-        rows.append({"schema": CAPTION, **row, "caption": said, "path": _text(path, where)})
+        references.append(references_of_row(row, where))
+        path = _path_of(row, where, ids or {})
+        rows.append({"schema": CAPTION, **row, "caption": caption, "path": path})
     silent = sum(
         not own and not row.get("error") for own, row in zip(references, rows, strict=True)
     )
@@ -69,15 +71,38 @@ def read_labels(file: Path) -> SavedPredictions:
         UserError: a row without labels and without error.
     """
     rows = []
-    for where, row in read_rows(file):
+    for where, row in _rows(file):
         labels = row.get("labels")
         good = isinstance(labels, list) and labels and all(map(_is_label, labels))
         if not good and not row.get("error"):
             raise UserError(
                 f"{where}: expected labels with label and score, as classify writes them"
             )
-        rows.append({**row, "path": _text(row.get("path"), where)})
+        rows.append({**row, "path": text_in(row, "path", where)})
     return _predictions(file, rows, None)
+
+
+def _rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """The objects of JSON lines, or of a JSON list, each after its place in the file."""
+    if suffix_of(file.name) == ".json":
+        return results_in(read_json(file), str(file))
+    return read_json_lines(file)
+
+
+def _path_of(row: Mapping[str, Any], where: str, ids: Mapping[str, str]) -> str:
+    """The image of a row: its path, or the path of the image with its id."""
+    column = next((name for name in ("path", "file", "id") if name in row), "path")
+    if column in row or "image_id" not in row:
+        return text_in(row, column, where)
+    key = str(row["image_id"])
+    if not ids:
+        raise UserError(
+            f"{where}: image_id {key} stands for an image of COCO's file of captions; name that "
+            "file with --truth, and the folder of images"
+        )
+    if key not in ids:
+        raise UserError(f"{where}: image_id {key} is none of the images of the captions")
+    return ids[key]
 
 
 def in_order(predictions: SavedPredictions, sources: Sequence[Source]) -> list[dict[str, Any]]:
@@ -137,15 +162,10 @@ def _predictions(
     file: Path, rows: list[dict[str, Any]], references: tuple[tuple[str, ...], ...] | None
 ) -> SavedPredictions:
     if not rows:
-        raise UserError(f"'{file}' holds no rows")
-    name = file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".rows")
+        raise UserError(f"'{file}' has no rows")
+    name = file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+    name = name.removesuffix(".rows")
     return SavedPredictions(name, tuple(rows), references)
-
-
-def _text(path: object, where: str) -> str:
-    if not isinstance(path, str):
-        raise UserError(f"{where}: expected path, a text, got {json.dumps(path)}")
-    return path
 
 
 def _is_label(label: object) -> bool:

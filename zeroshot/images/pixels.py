@@ -1,7 +1,7 @@
 """From the bytes of a picture file to an upright RGB image.
 
 Six formats are decoded: JPEG (and the first picture of an MPO), PNG, WebP, GIF and TIFF (first
-frame or page) and BMP. EmbeddingBatch colour profiles are not applied, as the encoders' own
+frame or page) and BMP. Embedded colour profiles are not applied, as the encoders' own
 preprocessing never did.
 """
 

@@ -18,8 +18,8 @@ from zeroshot.errors import UnreadableImageError
 from zeroshot.images import pixels
 from zeroshot.inputs.local_files import read_file
 from zeroshot.inputs.resolve import find
-from zeroshot.inputs.source import CLIPS, MAX_BYTES, PICTURES, Blob, Found, Input, Picture, Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.source import CLIPS, MAX_BYTES, PICTURES, Blob, Input, Listing, Picture, Source
+from zeroshot.inputs.tables import InputOptions
 
 __all__ = [
     "CLIPS",
@@ -28,9 +28,9 @@ __all__ = [
     "PICTURES",
     "VERSION",
     "Blob",
-    "Found",
     "Input",
-    "Options",
+    "InputOptions",
+    "Listing",
     "Picture",
     "Source",
     "find",

@@ -1,11 +1,15 @@
 from .columns import Columns as Columns
-from .containers import Bundle as Bundle, Bundles as Bundles
-from .resolve import Named as Named, find as find, named as named
+from .containers import Containers as Containers, ImageContainer as ImageContainer
+from .resolve import (
+    ResolvedInputs as ResolvedInputs,
+    find as find,
+    resolve_inputs as resolve_inputs,
+)
 from .source import (
     Blob as Blob,
-    Found as Found,
     Input as Input,
-    Refused as Refused,
+    Listing as Listing,
     Source as Source,
+    UnreadableBlob as UnreadableBlob,
 )
-from .tables import Options as Options
+from .tables import InputOptions as InputOptions

@@ -1,8 +1,8 @@
-"""Which column of a table is what: the picture, its caption, its label."""
+"""Which column of a table holds the images, which their captions and labels."""
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zeroshot.errors import UserError
@@ -14,12 +14,12 @@ IMAGE = (
 )
 CAPTION = ("caption", "captions", "text", "texts", "sentence", "title", "comment")
 LABEL = ("label", "labels", "class", "cls", "class_name", "category")
-"""Names of columns that are known without being named, in any case of letters."""
+"""Names by which a column is known, in upper or lower case."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; None where the known names are to be looked for."""
+    """Names of a table's columns; None stands for the first known name that the table has."""
 
     image: str | None = None
     caption: str | None = None
@@ -27,33 +27,33 @@ class Columns:
 
 
 def resolve(name: str, there: Sequence[str], given: Columns) -> Columns:
-    """The columns that a table called `name` has; a caption or a label may have none.
+    """The columns of a table called `name`; there need be none of captions or labels.
 
     Raises:
-        UserError: no column of pictures, several, or none of the name that was given.
+        UserError: no column of images, several, or none of the given name.
     """
     for wanted in (given.image, given.caption, given.label):
         if wanted is not None and wanted not in there:
             raise UserError(f"'{name}' has no column '{wanted}'; it has {_list(there)}")
-    images = _known(IMAGE, there) if given.image is None else [given.image]
+    images = known(IMAGE, there) if given.image is None else [given.image]
     if not images:
         raise UserError(
-            f"'{name}' has the columns {_list(there)}, none of them known to hold pictures; name "
-            f"it with --image-column. Known are {', '.join(IMAGE)}"
+            f"'{name}' has the columns {_list(there)}; none of these names is known for images. "
+            f"Choose one with --image-column; known are {', '.join(IMAGE)}"
         )
     if len(images) > 1:
         raise UserError(
-            f"'{name}' has several columns that may hold pictures, {_list(images)}; choose one "
+            f"'{name}' has several columns that may hold images, {_list(images)}; choose one "
             "with --image-column"
         )
     return Columns(
         images[0],
-        given.caption or next(iter(_known(CAPTION, there)), None),
-        given.label or next(iter(_known(LABEL, there)), None),
+        given.caption or next(iter(known(CAPTION, there)), None),
+        given.label or next(iter(known(LABEL, there)), None),
     )
 
 
-def _known(names: Sequence[str], there: Sequence[str]) -> list[str]:
+def known(names: Sequence[str], there: Iterable[str]) -> list[str]:
     """Columns with one of these names, in the order of the names."""
     columns = {column.strip().lower(): column for column in there}
     return [columns[name] for name in names if name in columns]
@@ -67,26 +67,33 @@ def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> Fiel
     """`caption` and `label` of a row as texts: several captions as lines, other values as JSON.
 
     Raises:
-        ValueError: one of them holds half a character.
+        ValueError: one of them cannot be written as UTF-8, or is nested too deeply.
     """
     if columns is None:
         there = list(row)
-        caption, label = (next(iter(_known(names, there)), None) for names in (CAPTION, LABEL))
+        caption, label = (next(iter(known(names, there)), None) for names in (CAPTION, LABEL))
         columns = Columns(None, caption, label)
-    found = {}
+    texts = {}
     for field, column in (("caption", columns.caption), ("label", columns.label)):
         value = row.get(column) if column is not None else None
         if value is not None:
-            found[field] = _as_text(value, f"its {field} (column '{column}')")
-    if "label" in found:
-        found["label"] = sys.intern(found["label"])  # there are few of them
-    return Fields(**found)
+            texts[field] = _as_text(value, f"column '{column}'")
+    if "label" in texts:
+        texts["label"] = sys.intern(texts["label"])  # there are few of them
+    return Fields(**texts)
 
 
-def _as_text(value: object, what: str) -> str:
+def _as_text(value: object, column: str) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = "\n".join(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else _as_json(value, column)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError(f"{what} is no valid text: {text!r:.60}")
+        raise ValueError(f"{column}: {text!r:.60} is no valid text")
     return text
+
+
+def _as_json(value: object, column: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        raise ValueError(f"{column}: a value that is nested too deeply") from None

@@ -1,6 +1,5 @@
-"""Files that hold pictures: they can be named, and counted on, long before they are opened."""
+"""Files that contain images: they can be named and counted long before they are opened."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -9,39 +8,40 @@ from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import hf_datasets, parquet, tables, webdataset
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.tables import InputOptions
+from zeroshot.inputs.text_files import suffix_of
 
 ASKED_TOGETHER = 32
-"""Remote files whose state is asked for at a time."""
+"""Number of remote files whose state is requested at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A tar file, a table or a Parquet file; or a data set of Hugging Face, which is no file."""
+class ImageContainer:
+    """A tar file, a table, a Parquet file, or a data set of Hugging Face (which is no file)."""
 
     name: str
-    options: Options
+    options: InputOptions
     version: str | None = None
-    """`storage.version_of` as it was when the file was named, where that was told."""
+    """`fsspec_files.version_of` the file when it was named, if its listing says so."""
 
     @property
     def is_file(self) -> bool:
-        """Whether it can be a shard of its own."""
+        """Whether it is a file, so that it can be a shard by itself."""
         return not self.name.lower().startswith(hf_datasets.PREFIX)
 
     @property
     def reading(self) -> dict[str, object]:
-        """Of a table, the options that decide which pictures its rows are."""
+        """The options that decide which images the rows of a table are."""
         if webdataset.is_tar(self.name):
             return {}
         columns = {k: v for k, v in asdict(self.options.columns).items() if v is not None}
         return columns | ({} if self.options.root is None else {"root": self.options.root})
 
     def pictures(self, left_out: list[str] | None = None) -> Iterator[Source]:
-        """Opens it: its pictures in order; what is none of them is named in `left_out`.
+        """Opens it and yields its images in order. Names of other files are added to `left_out`.
 
         Raises:
-            UserError: a table without a column of pictures. NotAvailableError: a library is absent.
+            UserError: a table without a column of images. NotAvailableError: a library is absent.
         """
         if not self.is_file:
             return hf_datasets.rows(self.name, self.options)
@@ -53,52 +53,53 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Bundles:
-    """Files of pictures, not listed yet: inputs of which each can be a shard."""
+class Containers:
+    """Files that contain images and have not been opened: each of them can be a shard."""
 
-    files: tuple[Bundle, ...]
+    files: tuple[ImageContainer, ...]
 
 
-def is_bundle(name: str) -> bool:
-    """By its name."""
+def is_container(name: str) -> bool:
+    """Whether a file contains images, by its name."""
     return webdataset.is_tar(name) or bool(table_suffix(name))
 
 
 def is_shard(name: str) -> bool:
-    """Whether it is one of many by its nature: a tar or a Parquet file."""
+    """Whether a file usually is one of many: a tar or a Parquet file."""
     return webdataset.is_tar(name) or table_suffix(name) == ".parquet"
 
 
 def table_suffix(name: str) -> str:
-    """`.csv` of a table that was named outright, or by a pattern that ends so; else nothing."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix if suffix in tables.SUFFIXES else ""
+    """`.csv` of `x.csv`, of `x.csv.gz` and of a pattern that ends so; empty for other files."""
+    suffix = suffix_of(name)
+    compressed = name.lower().endswith(".gz")
+    return suffix if suffix in tables.SUFFIXES and not (compressed and suffix == ".parquet") else ""
 
 
-def versions(bundles: Sequence[Bundle]) -> list[str | None]:
-    """As they were named, or, where nobody told, as they are now; None of what is not there."""
+def versions(files: Sequence[ImageContainer]) -> list[str | None]:
+    """The version of each file when it was named, else its version now; None if it is missing."""
     with ThreadPoolExecutor(ASKED_TOGETHER, thread_name_prefix="versions") as pool:
-        return list(pool.map(lambda b: b.version or version_now(b.name), bundles))
+        return list(pool.map(lambda file: file.version or version_now(file.name), files))
 
 
 def version_now(name: str) -> str | None:
-    """`storage.version_of`; None where that is not to be had: reading the file will say why."""
+    """`fsspec_files.version_of`; None if that fails. Reading the file will say why."""
     try:
         return fsspec_files.version_of(name)
     except fsspec_files.failures(name):
         return None
 
 
-def carried(source: Source) -> Source:
-    """The source with its bytes, where they lie in a remote file that this process holds."""
+def with_bytes(source: Source) -> Source:
+    """The source with its bytes, if they lie in a remote file of which this process has a copy."""
     content = source.content
     if isinstance(content, webdataset.InTar):
         name = content.tar
-    elif isinstance(content, parquet.Cell):
-        name = content.cells.table.name
+    elif isinstance(content, parquet.ParquetCell):
+        name = content.column.table.name
     else:
         return source
     try:
         return replace(source, content=content.read()) if fsspec_files.is_held(name) else source
-    except UnreadableImageError:  # whoever works on it finds the same
+    except UnreadableImageError:  # the same will be found when the image is read
         return source

@@ -16,7 +16,7 @@ from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.local_files import settled, stamp_of
 from zeroshot.inputs.parquet import bytes_of
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import Options, Table
+from zeroshot.inputs.tables import ImageTable, InputOptions
 from zeroshot.packaging.extras import how_to_install
 
 PREFIX = "hf-dataset:"
@@ -25,7 +25,7 @@ CODELESS = 4
 
 
 @dataclass(frozen=True)
-class Dataset:
+class HubDataset:
     """One split of a data set, opened when it is first read from."""
 
     name: str
@@ -38,19 +38,19 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class HubColumn:
     """The column of pictures of a data set, and the state of its files."""
 
-    dataset: Dataset
+    dataset: HubDataset
     column: str
     state: str
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class HubRow:
     """The bytes of a picture in a data set."""
 
-    pictures: Pictures
+    pictures: HubColumn
     row: int
 
     @property
@@ -72,7 +72,7 @@ class Row:
         return bytes_of(held, _roots(self.pictures.dataset), where)
 
 
-def rows(given: str, options: Options) -> Iterator[Source]:
+def rows(given: str, options: InputOptions) -> Iterator[Source]:
     """The pictures of `hf-dataset:NAME[:SPLIT]`.
 
     Raises:
@@ -80,20 +80,20 @@ def rows(given: str, options: Options) -> Iterator[Source]:
         UserError: no such split, or no column of pictures.
     """
     name, split = _spelled(given)
-    dataset = Dataset(name, split, options.fetch.offline)
+    dataset = HubDataset(name, split, options.fetch.offline)
     opened = dataset.open()
     columns = _columns(given, opened, options.columns)
     assert columns.image is not None
-    pictures = Pictures(dataset, columns.image, _state(opened))
-    table = Table(given, options)
+    pictures = HubColumn(dataset, columns.image, _state(opened))
+    table = ImageTable(given, options)
     named = [c for c in (columns.caption, columns.label) if c is not None]
     for number, values in enumerate(_values(opened, named)):
         try:
             fields = fields_of(values, columns)
         except ValueError as error:
-            yield table.refused(number, str(error))
+            yield table.unreadable(number, str(error))
         else:
-            yield Source(f"{given}#{number}", Row(pictures, number), fields)
+            yield Source(f"{given}#{number}", HubRow(pictures, number), fields)
 
 
 def _spelled(given: str) -> tuple[str, str | None]:
@@ -122,7 +122,7 @@ def _library() -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _open(dataset: Dataset) -> Any:
+def _open(dataset: HubDataset) -> Any:
     library = _library()
     name = dataset.name
     try:
@@ -154,7 +154,7 @@ def _columns(given: str, opened: Any, wanted: Columns) -> Columns:
 
 
 @functools.lru_cache(maxsize=4)
-def _undecoded(pictures: Pictures) -> Any:
+def _undecoded(pictures: HubColumn) -> Any:
     """The data set with its pictures as bytes."""
     library = _library()
     opened = pictures.dataset.open().select_columns([pictures.column])
@@ -183,7 +183,7 @@ def _state(opened: Any) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _roots(dataset: Dataset) -> list[str]:
+def _roots(dataset: HubDataset) -> list[str]:
     """Folders that pictures which are files of their own may lie in."""
     if os.path.isdir(dataset.name):
         return [dataset.name]

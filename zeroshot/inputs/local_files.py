@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs.source import DATA, MAX_BYTES, PICTURES
+from zeroshot.inputs.text_files import suffix_of
 
 SETTLED_NS = 2_000_000_000
 """A file changed less than this ago may change again within one tick of a coarse file-system clock
@@ -25,7 +26,7 @@ _OF_DATASETS = {
     "zeroshot_classification_templates.txt",
     "dataset_type.txt",
 }
-"""Files of CLIP_benchmark's that lie beside tar files and hold no picture."""
+"""Files of CLIP_benchmark's that lie beside tar files and are no images."""
 
 
 def is_folder(path: str) -> bool:
@@ -68,9 +69,9 @@ def _walk(folder: str) -> list[str]:
 def without_data(
     files: Iterable[str], also: str = "", suffixes: re.Pattern[str] = PICTURES
 ) -> tuple[list[str], list[str]]:
-    """Split into what may be a picture and what is plainly a manifest or a caption beside one.
+    """Split into files that may be images, and data or captions that lie beside images.
 
-    Files with the suffix `also` stay: somebody named them.
+    Files with the suffix `also` stay, because the user named it.
     """
     paths = [PurePath(file) for file in files]
     pictures = {path for path in paths if suffixes.fullmatch(path.suffix)}
@@ -79,7 +80,7 @@ def without_data(
     kept: list[str] = []
     left_out: list[str] = []
     for file, path in zip(files, paths, strict=True):
-        suffix = path.suffix.lower()
+        suffix = suffix_of(path.name)
         caption = suffix == ".txt" and path.with_suffix("") in pictures
         caption |= tars and path.name in _OF_DATASETS
         data = DATA.fullmatch(suffix) and suffix != also

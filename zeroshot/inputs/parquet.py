@@ -15,8 +15,8 @@ from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.local_files import read_file, stamp_of
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.source import MAX_BYTES, SCHEME, Refused, Source
-from zeroshot.inputs.tables import Options, Table, below
+from zeroshot.inputs.source import MAX_BYTES, SCHEME, Source, UnreadableBlob
+from zeroshot.inputs.tables import ImageTable, InputOptions, below
 from zeroshot.packaging.extras import how_to_install
 
 ROWS = 16
@@ -37,18 +37,18 @@ def _pyarrow() -> Any:
 
 
 @dataclass(frozen=True)
-class Cells:
+class ParquetColumn:
     """A column of pictures of one Parquet file."""
 
-    table: Table
-    column: str
+    table: ImageTable
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ParquetCell:
     """The bytes of a picture in a Parquet file."""
 
-    cells: Cells
+    column: ParquetColumn
     group: int
     row: int
     """In the row group."""
@@ -56,24 +56,24 @@ class Cell:
     @property
     def stamp(self) -> str | None:
         """The file, where in it, and the file's state."""
-        name = self.cells.table.name
+        name = self.column.table.name
         try:
             state = fsspec_files.state_of(name)
         except fsspec_files.failures(name):  # reading will say so
             return None
         place = name if fsspec_files.is_remote(name) else os.path.abspath(name)
-        column = f"{self.cells.column} {self.group} {self.row}"
-        return None if state is None else f"{place}\0{column}\0{state}"
+        cell = f"{self.column.name} {self.group} {self.row}"
+        return None if state is None else f"{place}\0{cell}\0{state}"
 
     def read(self) -> bytes:
         """The bytes; UnreadableImageError with the reason."""
         where = f"row group {self.group}, row {self.row}"
-        name = self.cells.table.name
+        name = self.column.table.name
         try:
-            value = _reader(name, self.group, self.cells.column).value(self.row)
+            value = _reader(name, self.group, self.column.name).value(self.row)
         except (*fsspec_files.failures(name), _pyarrow().ArrowException, MemoryError) as error:
             raise UnreadableImageError(f"{where}: {fsspec_files.why(error)}") from error
-        return bytes_of(value, [self.cells.table.root], where)
+        return bytes_of(value, [self.column.table.root], where)
 
 
 def bytes_of(value: object, roots: Sequence[str], where: str) -> bytes:
@@ -96,7 +96,7 @@ def bytes_of(value: object, roots: Sequence[str], where: str) -> bytes:
     return read_file(there)
 
 
-def rows(name: str, options: Options) -> Iterator[Source]:
+def rows(name: str, options: InputOptions) -> Iterator[Source]:
     """The pictures of a Parquet file.
 
     Raises:
@@ -104,48 +104,54 @@ def rows(name: str, options: Options) -> Iterator[Source]:
         NotAvailableError: pyarrow is not installed.
     """
     pyarrow = _pyarrow()
-    table = Table(name, options)
+    table = ImageTable(name, options)
     number = 0
     try:
         with fsspec_files.open_file(name) as file, pyarrow.parquet.ParquetFile(file) as parquet:
             for source in _listed(table, parquet):
                 yield source
                 number += 1
+        if not number:
+            yield Source(name, UnreadableBlob("the table has no rows"))
     except UserError:
         raise
     except FileNotFoundError:
-        yield Source(name, Refused("no such file"))
+        yield Source(name, UnreadableBlob("no such file"))
     except (*fsspec_files.failures(name), pyarrow.ArrowException, MemoryError) as error:
         label = f"{name}#{number}" if number else name
-        yield Source(label, Refused(f"damaged Parquet file: {fsspec_files.why(error)}"))
+        yield Source(label, UnreadableBlob(f"damaged Parquet file: {fsspec_files.why(error)}"))
 
 
-def _listed(table: Table, parquet: Any) -> Iterator[Source]:
+def _listed(table: ImageTable, parquet: Any) -> Iterator[Source]:
     schema = parquet.schema_arrow
     columns = resolve(table.name, schema.names, table.options.columns)
     assert columns.image is not None
     kind = _kind(table.name, columns.image, schema.field(columns.image).type)
     named = [c for c in (columns.caption, columns.label) if c is not None]
     wanted = [columns.image, *named] if kind == "text" else named
-    cells, number = Cells(table, columns.image), 0
+    column, number = ParquetColumn(table, columns.image), 0
     for group in range(parquet.num_row_groups):
         for row, values in enumerate(_values(parquet, group, wanted)):
-            yield _source(cells, columns, kind, values, (number, group, row))
+            yield _source(column, columns, kind, values, (number, group, row))
             number += 1
 
 
 def _source(
-    cells: Cells, columns: Columns, kind: str, values: dict[str, Any], place: tuple[int, int, int]
+    column: ParquetColumn,
+    columns: Columns,
+    kind: str,
+    values: dict[str, Any],
+    place: tuple[int, int, int],
 ) -> Source:
-    table, (number, group, row) = cells.table, place
+    table, (number, group, row) = column.table, place
     try:
         values = {name: _text(value) for name, value in values.items()}
         fields = fields_of(values, columns)
     except ValueError as error:
-        return table.refused(number, str(error))
+        return table.unreadable(number, str(error))
     if kind == "text":
-        return table.source(number, values[cells.column], fields)
-    return Source(f"{table.name}#{number}", Cell(cells, group, row), fields)
+        return table.source(number, values[column.name], fields)
+    return Source(f"{table.name}#{number}", ParquetCell(column, group, row), fields)
 
 
 def _text(value: Any) -> Any:

@@ -1,17 +1,4 @@
-"""What a person can name as pictures, and the `Source` of each: nothing is decoded here.
-
-| what is named | what it is |
-|---|---|
-| a file, a folder, a glob, `shard-{000..012}.tar`, `-` | files of this machine (`files`) |
-| `https://...`, `http://...` | a picture behind a URL (`urls`) |
-| `x.tar`, also below a folder | the pictures in it, as webdatasets have them (`webdataset`) |
-| `x.csv`, `x.tsv`, `x.jsonl` | a table of paths or URLs (`manifests`) |
-| `x.parquet` | a table of paths, URLs or bytes (`parquet`) |
-| `hf-dataset:org/name:split` | a data set of Hugging Face, or a folder of one (`hub`) |
-| `s3://bucket/...`, `gs://...`, ... | a file, folder, glob, tar or table elsewhere (`storage`) |
-
-What lies inside a file is listed and not read: a `Source` says where its bytes are.
-"""
+"""From what a user names as images (see the table of `zeroshot.inputs`) to the `Source` of each."""
 
 import glob
 import os
@@ -25,75 +12,83 @@ from PIL.Image import Image
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.inputs import hf_datasets, local_files as files, webdataset
 from zeroshot.inputs.columns import Columns
-from zeroshot.inputs.containers import Bundle, Bundles, is_bundle, table_suffix, version_now
+from zeroshot.inputs.containers import (
+    Containers,
+    ImageContainer,
+    is_container,
+    table_suffix,
+    version_now,
+)
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import URL, Blob, Found, Input, Refused, Source
-from zeroshot.inputs.tables import Options
+from zeroshot.inputs.source import URL, Blob, Input, Listing, Source, UnreadableBlob
+from zeroshot.inputs.tables import InputOptions
 
 __all__ = [
     "Blob",
-    "Bundle",
-    "Bundles",
     "Columns",
+    "Containers",
     "Fetch",
-    "Found",
+    "ImageContainer",
     "Input",
-    "Named",
-    "Options",
-    "Refused",
+    "InputOptions",
+    "Listing",
+    "ResolvedInputs",
     "Source",
+    "UnreadableBlob",
     "find",
-    "named",
+    "resolve_inputs",
 ]
 
 
 @dataclass(frozen=True)
-class Named:
-    """What inputs name, in order, before any file of pictures is opened."""
+class ResolvedInputs:
+    """Images and files that contain images, in the order of the inputs; none is opened yet."""
 
-    items: tuple[Source | Bundle, ...]
+    items: tuple[Source | ImageContainer, ...]
     left_out: tuple[str, ...]
-    """Files that a scan found and that hold no picture."""
+    """Files without an image that a scan of a folder found."""
 
     @property
-    def files(self) -> tuple[Bundle, ...]:
-        """Those of them that are files of pictures."""
-        return tuple(item for item in self.items if isinstance(item, Bundle) and item.is_file)
+    def files(self) -> tuple[ImageContainer, ...]:
+        """The files that contain images."""
+        return tuple(
+            item for item in self.items if isinstance(item, ImageContainer) and item.is_file
+        )
 
     @property
     def loose(self) -> str | None:
-        """The first that is none."""
+        """The name of the first item that is no such file."""
         for item in self.items:
             if isinstance(item, Source):
-                return item.path or "a picture in memory"
+                return item.path or "an image in memory"
             if not item.is_file:
                 return item.name
         return None
 
     def pictures(self, left_out: list[str]) -> Iterator[Source]:
-        """All of them, each file opened when its turn comes; `left_out` is added to."""
+        """All images; each file is opened when its turn comes and adds to `left_out`."""
         for item in self.items:
-            if isinstance(item, Bundle):
+            if isinstance(item, ImageContainer):
                 yield from item.pictures(left_out)
             else:
                 yield item
 
 
-class _Namer:
-    """Collects what one input after another stands for."""
+class _InputResolver:
+    """Collects the items of one input after another."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: InputOptions) -> None:
         self.options = options
-        self.items: list[Source | Bundle] = []
+        self.items: list[Source | ImageContainer] = []
         self.left_out: list[str] = []
-        self.asked: set[str] = set()
-        """Remote folders that are known to be reachable."""
+        self.reachable: set[str] = set()
+        """Remote folders of which a file was listed."""
 
     def add(self, name: str, *, pattern: bool = True) -> None:
-        """All that a name stands for; `pattern` says whether it may be one."""
+        """Add all items of a name; `pattern` says whether it may be a glob."""
         if name.lower().startswith(hf_datasets.PREFIX):
-            self.items.append(Bundle(name, self.options))
+            self.items.append(ImageContainer(name, self.options))
         elif URL.match(name):
             self.items.append(Source(name, Url(name, self.options.fetch)))
         elif name.lower().startswith("file://"):
@@ -110,18 +105,18 @@ class _Namer:
 
     def _remote(self, name: str) -> None:
         if self.options.fetch.offline and fsspec_files.asks_the_network(name):
-            raise NotAvailableError(f"'{name}': the network is not to be asked (--offline)")
+            raise NotAvailableError(f"'{name}' needs the network (--offline)")
         folder = name.rpartition("/")[0]
-        if is_bundle(name) and not glob.has_magic(name) and folder in self.asked:
-            self.items.append(Bundle(name, self.options))  # one of thousands
+        if is_container(name) and not glob.has_magic(name) and folder in self.reachable:
+            self.items.append(ImageContainer(name, self.options))  # one of thousands
             return
-        self.asked.add(folder)
+        self.reachable.add(folder)
         infos, left_out = fsspec_files.listed(name, table_suffix(name), self.options.suffixes)
         self.left_out.extend(left_out)
         for file, info in infos.items():
-            if is_bundle(file):
-                told = fsspec_files.version(info) if info else None
-                self.items.append(Bundle(file, self.options, told))
+            if is_container(file):
+                version = fsspec_files.version(info) if info else None
+                self.items.append(ImageContainer(file, self.options, version))
             else:
                 remote = fsspec_files.Remote(file, fsspec_files.remote_state(info))
                 self.items.append(Source(file, remote))
@@ -136,9 +131,9 @@ class _Namer:
             self._file(file)
 
     def _file(self, name: str) -> None:
-        """A file of this machine: one of pictures, or a picture."""
-        if is_bundle(name):
-            self.items.append(Bundle(name, self.options, version_now(name)))
+        """Add a file of this machine: one that contains images, or an image."""
+        if is_container(name):
+            self.items.append(ImageContainer(name, self.options, version_now(name)))
         else:
             self.items.append(Source(name))
 
@@ -147,51 +142,51 @@ def _is_glob(name: str) -> bool:
     return glob.has_magic(name) and not os.path.lexists(name)
 
 
-def named(
+def resolve_inputs(
     inputs: Input | Iterable[object],
     stdin: Iterable[str] | None = None,
-    options: Options | None = None,
-) -> Named:
-    """What the inputs name (see above); no tar file and no table is opened.
+    options: InputOptions | None = None,
+) -> ResolvedInputs:
+    """The items that the inputs name; no tar file and no table is opened.
 
     Raises:
-        UserError: nothing is there, or something that is no picture was given.
+        UserError: a folder or a glob without images, or an input of another type.
         NotAvailableError: a library is not installed, a service not reachable.
     """
-    namer = _Namer(options or Options())
+    resolver = _InputResolver(options or InputOptions())
     for given in [inputs] if isinstance(inputs, Input) else inputs:
         if isinstance(given, Source):
-            namer.items.append(given)
+            resolver.items.append(given)
         elif isinstance(given, Image | bytes):
-            namer.items.append(Source(None, given))
+            resolver.items.append(Source(None, given))
         elif isinstance(given, str) and given == "-":
             for path in files.paths_on(stdin or sys.stdin):
-                namer.add(path, pattern=False)
+                resolver.add(path, pattern=False)
         elif isinstance(given, str | Path):
-            namer.add(str(given))
+            resolver.add(str(given))
         else:
             kind = type(given).__name__
-            raise UserError(f"a picture is a path, a PIL image or bytes, not {kind}")
-    return Named(tuple(namer.items), tuple(namer.left_out))
+            raise UserError(f"an image is a path, a PIL image or bytes, not {kind}")
+    return ResolvedInputs(tuple(resolver.items), tuple(resolver.left_out))
 
 
 def find(
     inputs: Input | Iterable[object],
     stdin: Iterable[str] | None = None,
-    options: Options | None = None,
-) -> Found:
-    """What the inputs name: see above; also `-`, and pictures in memory.
+    options: InputOptions | None = None,
+) -> Listing:
+    """The images that the inputs name; also `-` for names on standard input, and images in memory.
 
-    Order is kept, and what is named twice comes twice. What does not exist becomes a source that
-    fails when it is opened; a folder or a glob without files is a UserError. What a folder or a
-    glob finds goes without hidden files, manifests (`captions.jsonl`) and captions (`a.txt` beside
-    `a.jpg`), which come back in `left_out`; a file named outright always stays.
+    The order is kept, and an image that is named twice comes twice. A file that does not exist
+    becomes a source that fails when it is opened. A scan of a folder or a glob skips hidden files;
+    it lists data (`captions.jsonl`) and captions (`a.txt` beside `a.jpg`) in `left_out`. A file
+    that is named itself is always tried.
 
     Raises:
-        UserError: nothing is there, or a table has no column of pictures.
+        UserError: a folder or a glob without images, or a table without a column of images.
         NotAvailableError: a library is not installed, a service or a data set not reachable.
     """
-    found = named(inputs, stdin, options)
-    left_out = list(found.left_out)
-    sources = tuple(found.pictures(left_out))
-    return Found(sources, tuple(left_out))
+    resolved = resolve_inputs(inputs, stdin, options)
+    left_out = list(resolved.left_out)
+    sources = tuple(resolved.pictures(left_out))
+    return Listing(sources, tuple(left_out))

@@ -1,4 +1,4 @@
-"""What a person names as pictures, before anything is opened."""
+"""Images as a user names them, before anything is opened."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,21 +11,23 @@ from PIL.Image import Image
 from zeroshot.errors import UnreadableImageError
 
 MAX_BYTES = 1 << 30
-"""Of one picture, wherever it lies."""
+"""Size limit of an image file."""
 
 PICTURES = re.compile(r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?)", re.IGNORECASE)
 DATA = re.compile(
-    r"\.(jsonl?|csv|tsv|parquet|toml|ya?ml|md|html?|npz|npy|safetensors)", re.IGNORECASE
+    r"\.(jsonl?|csv|tsv|parquet|toml|ya?ml|xml|md|html?|npz|npy|safetensors"
+    r"|xmp|aae|ini|db|lnk|url)",  # and what cameras and systems put beside images: Thumbs.db
+    re.IGNORECASE,
 )
-"""Suffixes of pictures; and of manifests and data, which live beside pictures and are none."""
+"""Suffixes of images, and of files that lie beside images and are none."""
 CLIPS = re.compile(
     r"\.(mp4|m4v|mov|3gp|mkv|webm|avi|og[gv]|flv|wmv|asf|mpe?g|vob|m?ts|m2ts|gif|webp|a?png)",
     re.IGNORECASE,
 )
-"""Of what may be a clip; animations are files of pictures."""
+"""Suffixes of clips; animations are image files."""
 URL = re.compile(r"https?://", re.IGNORECASE)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-"""How a web address begins, and anything that is no path (a drive letter is one letter)."""
+"""How a web address begins, and how any address does; a drive letter (`C:`) is no address."""
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class File(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fields(Mapping[str, str]):
-    """What came with a picture: a mapping of those that it has, in a third of a dict's memory."""
+    """Caption and label of an image, as a mapping that needs a third of a dict's memory."""
 
     caption: str | None = None
     label: str | None = None
@@ -70,16 +72,16 @@ _NOTHING = Fields()
 
 @runtime_checkable
 class Blob(Protocol):
-    """The bytes of a picture that is no file of its own: in an archive, a table, behind a URL.
+    """Where the bytes of an image are that is no file: in an archive, in a table, behind a URL.
 
-    Small and picklable: it says where the bytes are and holds none.
+    Small and picklable: it contains no bytes.
     """
 
     @property
     def stamp(self) -> str | None:
         """Names place and state of the bytes, so that it changes when they do; None if unknown.
 
-        Three parts with null characters between: the file they lie in, the place in it, the state.
+        Three parts separated by null characters: the file, the place in it, the file's state.
         """
 
     def read(self) -> bytes:
@@ -88,7 +90,7 @@ class Blob(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was read: upright RGB, and the sha256 of what it was read from."""
+    """A decoded image, upright and RGB, and the sha256 of the bytes that it was read from."""
 
     id: str
     image: Image
@@ -96,11 +98,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture that was asked for: a path as it is shown, or a picture that is no file.
+    """One image among the inputs.
 
-    `content` holds a PIL image, the bytes of a file, or where they are; then `path` is only its
-    label in the output, or None. A picture that was read elsewhere is handed on as it is. `fields`
-    is what came with the picture (`caption`, `label`).
+    Without `content`, `path` is its file. `content` is a PIL image, the bytes of a file, a `Blob`
+    that knows where they are, or an image that is already decoded; `path` then is its label in the
+    output, or None. `fields` are its `caption` and `label`.
     """
 
     path: str | None
@@ -109,14 +111,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A `Blob` that was found to be none: reading it fails, for the reason known already."""
+class UnreadableBlob:
+    """A `Blob` without bytes: reading it raises the reason, which is known before."""
 
     reason: str
 
     @property
     def stamp(self) -> str | None:
-        """None: there are no bytes."""
+        """None, as there are no bytes."""
         return None
 
     def read(self) -> bytes:
@@ -125,8 +127,8 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Sources in the order of the inputs, and the files that a scan left out."""
+class Listing:
+    """Sources in the order of the inputs, and the files that a scan of a folder left out."""
 
     sources: tuple[Source, ...]
     left_out: tuple[str, ...]

@@ -1,83 +1,87 @@
-"""Tables of pictures: CSV, TSV and JSON lines with a path or a URL in each row.
+"""Tables of images: CSV, TSV and JSON lines with a path or a URL in each row.
 
-Rows are counted from 0, the header not included: `pairs.csv#17` is the eighteenth. A row that
-names no picture is a source that fails, and so is damage that hides all rows behind it.
+Rows are counted from 0, without the column names: `pairs.csv#17` is the eighteenth. A row that
+names no image becomes a source that fails. If no further row can be read, one more source says why.
 """
 
-import csv
-import io
-import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from pathlib import Path
 
 from zeroshot.errors import UserError
+from zeroshot.inputs import text_files
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import PICTURES, SCHEME, URL, File, Refused, Source
+from zeroshot.inputs.source import PICTURES, SCHEME, URL, Source, UnreadableBlob
+from zeroshot.inputs.text_files import LineRecord
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-MAX_LINE = 1 << 24
-"""Characters of a line of JSON, or of a cell."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How tables and URLs are read, and what is looked for among other files."""
+class InputOptions:
+    """How tables and URLs are read, and which members of a tar file are images."""
 
     columns: Columns = field(default_factory=Columns)
     root: str | None = None
-    """The folder that a table's paths are relative to and lie in; the table's own without one."""
+    """The folder that a table's paths are relative to and lie in; by default the table's own."""
     fetch: Fetch = field(default_factory=Fetch)
     suffixes: re.Pattern[str] = PICTURES
-    """Of files in a tar file that are what is asked for, and that captions may lie beside."""
+    """Suffixes of images in a tar file, or of clips."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table that was named, and what its cells mean."""
+class ImageTable:
+    """A table, and how its cells are read."""
 
     name: str
-    options: Options
+    options: InputOptions
 
     @property
     def root(self) -> str:
         """The folder that paths are relative to."""
         return self.options.root or os.path.dirname(self.name)
 
-    def refused(self, row: int, reason: str) -> Source:
-        """The source of a row that names no picture."""
-        return Source(f"{self.name}#{row}", Refused(reason))
+    def unreadable(self, row: int, reason: str) -> Source:
+        """The source of a row without an image."""
+        return Source(f"{self.name}#{row}", UnreadableBlob(reason))
 
-    def source(self, row: int, cell: object, fields: Mapping[str, str]) -> Source:
-        """The picture that a cell names: a path below `root`, a URL, an object of a bucket."""
+    def source(self, row: int, cell: object, fields: Mapping[str, str], where: str = "") -> Source:
+        """The image that a cell names: a path below `root`, a URL, an object of a bucket.
+
+        Args:
+            where: begins the message about a cell that names none.
+        """
         if not isinstance(cell, str) or not cell.strip():
-            return self.refused(row, "the row names no picture")
+            return self.unreadable(row, f"{where}the row names no image")
         if URL.match(cell):
             return Source(cell, Url(cell, self.options.fetch), fields)
         if SCHEME.match(cell):
-            if fsspec_files.scheme_of(cell) not in fsspec_files.BUCKETS or "::" in cell:
-                return self.refused(row, f"{cell[:80]!r}: a table names paths, URLs and buckets")
-            if self.options.fetch.offline:
-                return self.refused(row, "the network is not to be asked (--offline)")
-            return Source(cell, fsspec_files.Remote(cell), fields)
+            return self._remote(row, cell, fields, where)
         path = below(self.root, cell)
         if path is None:
-            return self.refused(
+            return self.unreadable(
                 row,
-                f"{cell[:200]!r} lies outside the folder '{self.root or '.'}'; --image-root names "
-                "the one that all pictures of a table lie in",
+                f"{where}{cell[:200]!r} lies outside the folder '{self.root or '.'}'; "
+                "--image-root names the folder that all images of a table lie in",
             )
         content = fsspec_files.Remote(path) if fsspec_files.is_remote(path) else None
         return Source(path, content, fields)
 
+    def _remote(self, row: int, cell: str, fields: Mapping[str, str], where: str) -> Source:
+        if fsspec_files.scheme_of(cell) not in fsspec_files.BUCKETS or "::" in cell:
+            reason = f"{cell[:80]!r} is neither a path nor a URL nor an object of a bucket"
+            return self.unreadable(row, f"{where}{reason}")
+        if self.options.fetch.offline:
+            return self.unreadable(row, f"{where}{cell[:80]!r} needs the network (--offline)")
+        return Source(cell, fsspec_files.Remote(cell), fields)
+
 
 def below(root: str, path: str) -> str | None:
-    """`path` seen from the folder `root`; None if it leads out of there."""
+    """The path of `path` in the folder `root`; None if it leads out of there."""
     if fsspec_files.is_remote(root):
         parts = path.split("/")
         return None if ".." in parts or not parts[0] else f"{root.rstrip('/')}/{path}"
@@ -89,103 +93,74 @@ def below(root: str, path: str) -> str | None:
     return joined
 
 
-def rows(name: str, options: Options) -> Iterator[Source]:
-    """The pictures of a CSV, TSV or JSON lines file.
+def path_below(folder: Path, name: str, where: str) -> str:
+    """The path of an image that a file names; `where` is the place in that file.
+
+    Links are followed: whoever made the folder made them.
 
     Raises:
-        UserError: it has no column of pictures, or several.
+        UserError: the name leads out of the folder, or is empty.
     """
-    table = Table(name, options)
-    suffix = os.path.splitext(name)[1].lower()
-    read: Callable[[Table, io.TextIOWrapper], Iterator[Source]]
-    read = _json_lines if suffix == ".jsonl" else _separated
+    path = below(str(folder), name) if name else None
+    if path is None:
+        raise UserError(f"{where}: '{name}' lies outside the folder of images, '{folder}'")
+    return os.path.normpath(path)
+
+
+def rows(name: str, options: InputOptions) -> Iterator[Source]:
+    """The images of a CSV, TSV or JSON lines file.
+
+    Raises:
+        UserError: it has no column of images, or several.
+    """
+    table, number = ImageTable(name, options), 0
     try:
         with (
             fsspec_files.open_file(name) as file,
-            _text(file) as text,
+            text_files.open_text(file, name) as text,
         ):
-            yield from read(table, text)
+            for source in _sources(table, text_files.records(text, text_files.suffix_of(name))):
+                yield source
+                number += 1
     except UserError:
         raise
+    except text_files.TextError as error:
+        if number:
+            yield table.unreadable(number, f"the rows from here on cannot be read: {error}")
+        else:
+            yield Source(name, UnreadableBlob(f"the table {error}"))
     except FileNotFoundError:
-        yield Source(name, Refused("no such file"))
+        yield Source(name, UnreadableBlob("no such file"))
     except fsspec_files.failures(name) as error:
-        yield Source(name, Refused(f"cannot be read: {fsspec_files.why(error)}"))
+        yield Source(name, UnreadableBlob(f"cannot be read: {fsspec_files.why(error)}"))
 
 
-def _text(file: File) -> io.TextIOWrapper:
-    """Lines of UTF-8; other bytes are kept as Python keeps those of file names."""
-    binary = cast(BinaryIO, file)
-    return io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
+def _sources(table: ImageTable, records: Iterable[LineRecord]) -> Iterator[Source]:
+    """The image of each row. Objects of JSON lines may have other columns than the first one."""
+    names: tuple[str, ...] = ()
+    columns: Columns | None = None
+    for number, record in enumerate(records):
+        if not record.fault and tuple(record.values) != names:
+            names = tuple(record.values)
+            try:
+                columns = resolve(table.name, names, table.options.columns)
+            except UserError as error:
+                if columns is None:
+                    raise
+                names = ()
+                yield table.unreadable(number, f"line {record.line}: {error}")
+                continue
+        yield _source(table, number, record, columns or Columns())
 
 
-def _separated(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
-    csv.field_size_limit(min(sys.maxsize, MAX_LINE))
-    reader = csv.reader(text, delimiter="\t" if table.name.lower().endswith(".tsv") else ",")
-    number = 0
+def _source(table: ImageTable, number: int, record: LineRecord, columns: Columns) -> Source:
+    where = f"line {record.line}"
+    if record.fault:
+        return table.unreadable(number, f"{where}: {record.fault}")
     try:
-        header = next(reader, None)
-        if not header or not _is_text("".join(header)):
-            yield Source(table.name, Refused("no table: it begins with no row of column names"))
-            return
-        columns = resolve(table.name, header, table.options.columns)
-        for cells in reader:
-            if cells:
-                yield _row(table, number, header, cells, columns)
-                number += 1
-    except csv.Error as error:
-        yield table.refused(number, f"damaged, rows from here on cannot be read: {error}")
-
-
-def _is_text(line: str) -> bool:
-    """Whether it is UTF-8 without null characters, unlike the beginning of most other files."""
-    return "\0" not in line and not any("\udc80" <= c <= "\udcff" for c in line)
-
-
-def _row(
-    table: Table, number: int, header: Sequence[str], cells: Sequence[str], columns: Columns
-) -> Source:
-    if len(cells) != len(header):
-        return table.refused(number, f"{len(cells)} cells for {len(header)} columns")
-    row = dict(zip(header, cells, strict=True))
-    return _source(table, number, row, columns)
-
-
-def _source(table: Table, number: int, row: Mapping[str, object], columns: Columns) -> Source:
-    try:
-        fields = fields_of(row, columns)
+        fields = fields_of(record.values, columns)
     except ValueError as error:
-        return table.refused(number, str(error))
-    return table.source(number, row.get(columns.image or ""), fields)
-
-
-def _json_lines(table: Table, text: io.TextIOWrapper) -> Iterator[Source]:
-    number = 0
-    while line := text.readline(MAX_LINE):
-        if len(line) == MAX_LINE and not line.endswith("\n"):
-            yield table.refused(number, f"damaged: a line of more than {MAX_LINE} characters")
-            return
-        if number == 0 and not (_is_text(line) or line.startswith("{")):
-            yield Source(table.name, Refused("no table: it begins with no JSON"))
-            return
-        if line.strip():
-            yield _json_row(table, number, line)
-            number += 1
-    if not number:
-        yield Source(table.name, Refused("an empty table"))
-
-
-def _json_row(table: Table, number: int, line: str) -> Source:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return table.refused(number, f"no JSON: {error}")
-    if not isinstance(row, dict):
-        return table.refused(number, "no JSON object")
-    try:
-        columns = resolve(table.name, tuple(row), table.options.columns)
-    except UserError as error:
-        if number == 0:
-            raise
-        return table.refused(number, str(error))
-    return _source(table, number, row, columns)
+        utf8 = all(text_files.is_utf8(v) for v in record.values.values() if isinstance(v, str))
+        advice = "" if utf8 else f", because the table is not UTF-8; {text_files.CONVERT}"
+        return table.unreadable(number, f"{where}, {error}{advice}")
+    return table.source(number, record.values.get(columns.image or ""), fields, f"{where}: ")

@@ -1,4 +1,4 @@
-"""Pictures in tar files: plain ones, and webdatasets with a caption or a class beside each.
+"""Images in tar files: plain ones, and webdatasets with a caption or a class beside each.
 
 A webdataset is a tar file in which the files of one sample follow one another and share all of
 their name up to the first dot of the last part: `000/17.jpg`, `000/17.txt`, `000/17.cls`
@@ -7,7 +7,6 @@ their name up to the first dot of the last part: `000/17.jpg`, `000/17.txt`, `00
 `{split}/nshards.txt` and `{split}/{i}.tar`.
 """
 
-import json
 import os
 import re
 import sys
@@ -16,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.inputs import tar
+from zeroshot.inputs import tar, text_files
 from zeroshot.inputs.columns import fields_of
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Refused, Source
+from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Source, UnreadableBlob
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-"""Names of tar files; compressed ones are refused with advice."""
+"""Suffixes of tar files. A compressed one is an error that says to unpack it."""
 MAX_PART = 1 << 20
-"""Bytes of a caption, a class or a sample's JSON."""
+"""Size limit of a caption, a class or a sample's JSON, in bytes."""
 MAX_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class InTar:
-    """The bytes of a picture in a tar file."""
+    """The bytes of an image in a tar file."""
 
     tar: str
     start: int
@@ -38,7 +37,7 @@ class InTar:
 
     @property
     def stamp(self) -> str | None:
-        """The tar file, where in it, and the tar file's state."""
+        """The tar file, the place in it, and the tar file's state."""
         try:
             state = fsspec_files.state_of(self.tar)
         except fsspec_files.failures(self.tar):  # reading will say so
@@ -58,19 +57,18 @@ class InTar:
 
 
 def is_tar(name: str) -> bool:
-    """By its name."""
+    """Whether a file is a tar file, by its name."""
     return name.lower().endswith(SUFFIXES)
 
 
 def pictures(
     name: str, left_out: list[str] | None = None, suffixes: re.Pattern[str] = PICTURES
 ) -> Iterator[Source]:
-    """The pictures of a tar file, in order, with what their samples say of them in `fields`.
+    """The images of a tar file, in order, with the caption and label of their samples.
 
-    Pictures are members with one of the `suffixes`.
-    A member that cannot be a picture's file (a link, a device, a name that leaves the archive, one
-    that came before) is a source that fails, and so is damage: it stands for all behind it. Other
-    members are named in `left_out`.
+    Images are members with one of the `suffixes`. A member that cannot be an image's file (a link,
+    a device, a name that leads out of the archive or is repeated) becomes a source that fails, and
+    so does damage, once for all members behind it. Names of other members are added to `left_out`.
     """
     count = 0
     beside = [] if left_out is None else left_out
@@ -81,15 +79,15 @@ def pictures(
                 yield from _sources(name, file, sample, count, seen, beside, suffixes)
                 count += len(sample)
     except tar.DamagedError as error:
-        yield Source(f"{name}#{count}" if count else name, Refused(f"tar file: {error}"))
+        yield Source(f"{name}#{count}" if count else name, UnreadableBlob(f"tar file: {error}"))
     except FileNotFoundError:
-        yield Source(name, Refused("no such file"))
+        yield Source(name, UnreadableBlob("no such file"))
     except fsspec_files.failures(name) as error:
-        yield Source(name, Refused(f"cannot be read: {fsspec_files.why(error)}"))
+        yield Source(name, UnreadableBlob(f"cannot be read: {fsspec_files.why(error)}"))
 
 
 def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """The key (`key_of` the path of its picture) and the bytes of all members named so.
+    """The bytes of each member with this suffix, after the key of its image's path (`key_of`).
 
     Raises:
         ValueError: damage, a member that is no file, or one larger than `MAX_PART`.
@@ -107,7 +105,7 @@ def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
 
 
 def samples(file: File) -> Iterator[list[tar.Member]]:
-    """Members that follow one another and share a key; DamagedError after all that is whole."""
+    """Members that follow one another and share a key; DamagedError after the last whole one."""
     sample: list[tar.Member] = []
     try:
         for member in tar.members(file):
@@ -124,7 +122,7 @@ def samples(file: File) -> Iterator[list[tar.Member]]:
 
 
 def key_of(name: str) -> str:
-    """All of a name up to the first dot of its last part."""
+    """The name up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}{base.partition('.')[0]}"
 
@@ -138,7 +136,7 @@ def _sources(
     beside: list[str],
     suffixes: re.Pattern[str],
 ) -> Iterator[Source]:
-    """The pictures of one sample, whose first member is the tar file's `first`-th."""
+    """The images of one sample, whose first member is the tar file's `first`-th."""
     whole = [member for member in sample if _fault(member, suffixes) is None]
     parts = [member for member in whole if not _is_picture(member.name, suffixes)]
     fields, fault = Fields(), None
@@ -146,25 +144,25 @@ def _sources(
         try:
             fields = _fields(file, parts)
         except ValueError as error:
-            fault = Refused(str(error))
+            fault = UnreadableBlob(str(error))
     for number, member in enumerate(sample, first):
         label = f"{name}/{member.name.removeprefix('./')}"
         bad = _fault(member, suffixes)
         if bad is not None:
-            yield Source(f"{name}#{number}", Refused(bad))
+            yield Source(f"{name}#{number}", UnreadableBlob(bad))
         elif not _is_picture(member.name, suffixes):
             if len(parts) == len(whole) or not _is_field(member.name):
                 beside.append(label)
         elif label in seen:
-            again = f"the tar file holds {member.name!r} twice; the first is taken"
-            yield Source(f"{name}#{number}", Refused(again))
+            again = f"the tar file has {member.name!r} twice; the first one is used"
+            yield Source(f"{name}#{number}", UnreadableBlob(again))
         else:
             seen.add(label)
             yield Source(label, fault or InTar(name, member.start, member.size), fields)
 
 
 def _is_picture(name: str, suffixes: re.Pattern[str]) -> bool:
-    """By its suffix; hidden files are none."""
+    """Whether a member is an image, by its suffix; hidden files are not."""
     parts = name.removeprefix("./").split("/")
     stem, dot, suffix = parts[-1].rpartition(".")
     hidden = any(part.startswith(".") for part in parts)
@@ -176,7 +174,7 @@ def _is_field(name: str) -> bool:
 
 
 def _fault(member: tar.Member, suffixes: re.Pattern[str] = PICTURES) -> str | None:
-    """Why a member is no picture's file, whatever its bytes are."""
+    """Why a member is no image's file, whatever its bytes are."""
     parts = member.name.replace("\\", "/").split("/")
     if member.fault is not None:
         return f"{member.name!r} is {member.fault}, not a file"
@@ -191,20 +189,20 @@ def _fields(file: File, parts: Sequence[tar.Member]) -> Fields:
     """Caption and label of a sample; those of its `.txt` and `.cls` before those of its `.json`.
 
     Raises:
-        ValueError: a part is too large, no UTF-8 or no JSON.
+        ValueError: a part is too large, no text or no JSON.
     """
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for suffix in ("json", "txt", "cls"):
         for member in parts:
             if member.name.lower().endswith(f".{suffix}"):
                 text = _text(file, member)
                 if suffix == "json":
-                    found |= fields_of(_object(text, member.name))
+                    fields |= fields_of(_object(text, member.name))
                 elif suffix == "txt":
-                    found["caption"] = text.strip()
+                    fields["caption"] = text.strip()
                 else:
-                    found["label"] = sys.intern(text.strip())
-    return Fields(**found)
+                    fields["label"] = sys.intern(text.strip())
+    return Fields(**fields)
 
 
 def _bytes(file: File, member: tar.Member) -> bytes:
@@ -216,31 +214,32 @@ def _bytes(file: File, member: tar.Member) -> bytes:
 
 def _text(file: File, member: tar.Member) -> str:
     try:
-        return _bytes(file, member).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{member.name!r} beside it is no UTF-8: {error}") from error
+        return text_files.decode(_bytes(file, member))
+    except text_files.TextError as error:
+        raise ValueError(f"{member.name!r} {error}") from None
 
 
 def _object(text: str, name: str) -> dict[str, object]:
     try:
-        held = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name!r} beside it is no JSON: {error}") from error
-    if not isinstance(held, dict):
+        value = text_files.parse_json(text)
+    except text_files.TextError as error:
+        raise ValueError(f"{name!r} {error}") from None
+    if not isinstance(value, dict):
         raise ValueError(f"{name!r} beside it is no JSON object")
-    return held
+    return value
 
 
 def missing_shards(nshards: str, there: Sequence[str]) -> list[str]:
-    """Tar files that `nshards.txt` says lie beside it and that are not `there`.
+    """Tar files that `nshards.txt` counts and that are not `there`.
 
     Raises:
-        UserError: it holds no number.
+        UserError: it is no number.
     """
+    text = text_files.read_text(Path(nshards))
     try:
-        count = int(Path(nshards).read_text("ascii"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{nshards}' holds no number of tar files: {error}") from error
+        count = int(text)
+    except ValueError:
+        raise UserError(f"'{nshards}' is no number of tar files: {text.strip()[:20]!r}") from None
     if not 0 <= count <= MAX_SHARDS:
         raise UserError(f"'{nshards}' says {count} tar files; at most {MAX_SHARDS} are read")
     folder = os.path.dirname(nshards)
@@ -250,39 +249,38 @@ def missing_shards(nshards: str, there: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class WebDataset:
     """One split of a data set that CLIP_benchmark keeps as tar files."""
 
     tars: tuple[str, ...]
     kind: str
     """`classification`, `retrieval` or `multilabel`."""
     classes: tuple[str, ...]
-    """Their names; a picture's `label` is a number into these. Empty where there are none."""
+    """Their names; an image's `label` is an index into these. Empty without `classnames.txt`."""
     templates: tuple[str, ...]
-    """Sentences with `{c}` where the name of a class goes."""
+    """Prompts with `{c}` in place of the class name. Empty without the file of templates."""
 
     def sources(self) -> Iterator[Source]:
-        """The pictures of all tar files."""
+        """The images of all tar files."""
         for name in self.tars:
             yield from pictures(name)
 
 
-def read_dataset(folder: Path, split: str = "test") -> Dataset:
+def read_dataset(folder: Path, split: str = "test") -> WebDataset:
     """The data set in a folder.
 
     Raises:
-        UserError: the folder holds no such split.
+        UserError: the folder has no such split.
     """
     nshards = folder / split / "nshards.txt"
     if not nshards.is_file():
-        raise UserError(f"'{folder}' is no webdataset as CLIP_benchmark keeps them: no '{nshards}'")
+        raise UserError(f"'{folder}' is no webdataset of CLIP_benchmark's: no file '{nshards}'")
 
     def lines(name: str) -> tuple[str, ...]:
         path = folder / name
-        text = path.read_text("utf-8") if path.is_file() else ""
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return tuple(line for _, line in text_files.read_lines(path)) if path.is_file() else ()
 
-    return Dataset(
+    return WebDataset(
         tuple(missing_shards(str(nshards), [])),
         next(iter(lines("dataset_type.txt")), "classification").lower(),
         lines("classnames.txt"),

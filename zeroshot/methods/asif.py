@@ -193,7 +193,7 @@ class ASIF(AnchoredCoupling):
     def explain(
         self, image: Float[Tensor, " d"], texts: Float[Tensor, "t e"], count: int = 5
     ) -> Explanation:
-        """The anchors that carried the score of an image for a class with these prompts.
+        """The anchors that contribute to the score of an image for a class with these prompts.
 
         The share of anchor i is `r_image_i` times the mean over prompts (or, with
         `templates="max"`, the best prompt's) `r_text_i`.

@@ -136,7 +136,7 @@ class CSA(AnchoredCoupling, JointSpace):
     def explain(
         self, image: Float[Tensor, " d"], texts: Float[Tensor, "t e"], count: int = 5
     ) -> Explanation:
-        """The anchors that carried the score of an image for a class with these prompts.
+        """The anchors that contribute to the score of an image for a class with these prompts.
 
         The score is linear in `A Sxy B' = diag(rho)`, and `Sxy` is a sum over anchors: anchor i
         gives `<A x, A x_i> <B y_i, B y>` over the lengths.

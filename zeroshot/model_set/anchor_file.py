@@ -27,6 +27,7 @@ from jaxtyping import Real
 from torch import Tensor
 
 from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.inputs.text_files import read_json_lines
 from zeroshot.ops import normalize
 
 MAPPED_BYTES = 256 << 20
@@ -111,21 +112,13 @@ def _without_precision(name: str) -> str:
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-                captions = tuple(map(str, fields["captions"]))
-                file = fields.get("path")
-                yield Entry(
-                    str(fields.get("id", number)), captions, None if file is None else str(file)
-                )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"'{path}', line {number + 1}: not an object with captions ({error})"
-                ) from error
+    """The pairs of `anchors.jsonl`; paths in it may be bytes that are not UTF-8."""
+    for number, (where, row) in enumerate(read_json_lines(path, check=False)):
+        captions, file = row.get("captions"), row.get("path")
+        if not isinstance(captions, list):
+            raise UserError(f"{where}, column 'captions': expected a list of texts")
+        id = str(row.get("id", number))
+        yield Entry(id, tuple(map(str, captions)), None if file is None else str(file))
 
 
 def read_anchors(path: Path) -> Anchors:

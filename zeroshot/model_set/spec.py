@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError, unknown
+from zeroshot.inputs.text_files import read_text
 from zeroshot.models.names import parse
 from zeroshot.models.systems import check_is_no_system
 
@@ -145,7 +146,7 @@ def _file(name: str) -> Path:
 
 def _read(file: Path) -> SetSpec:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{file}: {error}") from error
     _check_keys(file, "top level", content, (*TABLES, *TEXTS))

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from zeroshot.datasets.captions import Captioned, named_captions
+from zeroshot.datasets.captions import CaptionDataset, check_captions, read_image_captions
 from zeroshot.datasets.protocols import TASKS, Task
-from zeroshot.datasets.text_files import below, read_json, read_rows
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predictions
 from zeroshot.evaluation.evaluation import COMPARISON, SCHEMA, Sampling, figures, result
 from zeroshot.evaluation.predict import captioned
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import path_below
+from zeroshot.inputs.text_files import read_json, read_json_lines, suffix_of
 from zeroshot.metrics.bootstrap import CONFIDENCE
 from zeroshot.output.formats import Row
 
@@ -68,7 +69,7 @@ def gather(
     found = Gathered()
     keyed: dict[object, Group] = {}
     for file in _files(places):
-        if file.suffix == ".json":
+        if suffix_of(file.name) == ".json":
             _add_result(file, keyed)
         else:
             _add_rows(file, keyed, found.traces, truth, sampling or Sampling())
@@ -123,8 +124,8 @@ def _add_result(file: Path, groups: dict[object, Group]) -> None:
 
 
 def _beside(file: Path, name: object) -> list[Row]:
-    place = Path(below(file.parent, str(name), f"'{file}'"))
-    return [row for _, row in read_rows(place)]
+    place = Path(path_below(file.parent, str(name), f"'{file}'"))
+    return [row for _, row in read_json_lines(place)]
 
 
 def _add(group: Group, method: Method, file: Path) -> None:
@@ -145,7 +146,7 @@ def _add_rows(
     truth: Path | None,
     sampling: Sampling,
 ) -> None:
-    rows = [row for _, row in read_rows(file)]
+    rows = [row for _, row in read_json_lines(file)]
     if rows and all(row.get("schema") == TRACE for row in rows):
         traces += rows
         return
@@ -170,21 +171,24 @@ def _add_rows(
         _add(group, Method(given.name, given.rows), file)
 
 
-def _captioned(given: predictions.SavedPredictions, truth: Path | None) -> Captioned | None:
+def _captioned(given: predictions.SavedPredictions, truth: Path | None) -> CaptionDataset | None:
     """The references of the rows' pictures; a truth may hold more pictures."""
     if truth is None:
         return given.captioned if given.references is not None else None
-    known = {name: own for _, name, own in named_captions(truth)}
+    known = {}
+    for image in read_image_captions(truth):
+        check_captions(image)
+        known[image.name] = image.captions
     sources = [Source(name) for name in known]
     places = predictions.found_in(given, sources)
-    return Captioned(
+    return CaptionDataset(
         tuple(Source(row["path"]) for row in given.rows),
         tuple(known[str(sources[place].path)] for place in places),
     )
 
 
 def _measured(
-    given: predictions.SavedPredictions, held: Captioned, sampling: Sampling
+    given: predictions.SavedPredictions, held: CaptionDataset, sampling: Sampling
 ) -> Mapping[str, Any] | None:
     if sum(not row.get("error") for row in given.rows) < 2:
         return None

@@ -50,7 +50,7 @@ class Label:
 
 @dataclass(frozen=True)
 class AnchorContribution:
-    """An anchor that carried a decision: its share of the cosine, its captions, its picture."""
+    """An anchor that contributes to a decision: its share of the cosine, its captions, its picture."""
 
     anchor: str
     share: float
@@ -151,7 +151,7 @@ class ClassifyResult(Result):
     abstained: bool = False
     scored: str = "softmax"
     explanation: tuple[AnchorContribution, ...] = ()
-    """Anchors that carried the best label, largest share first; all shares sum to its cosine."""
+    """Anchors that contribute to the best label, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.classify/1"
 
@@ -166,7 +166,7 @@ class ClassifyResult(Result):
         return answer | because
 
     def summary(self) -> str:
-        """`cat 0.91, dog 0.06, bird 0.02`, and below it the anchors that carried the first."""
+        """`cat 0.91, dog 0.06, bird 0.02`, and below it the anchors that contribute to the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
         return "\n".join(lines + [x.told for x in self.explanation])
 
@@ -207,7 +207,7 @@ class SearchResult(Result):
     """What the rank follows: the cosine, or what a method makes of it."""
     cosine: float = 0.0
     explanation: tuple[AnchorContribution, ...] = ()
-    """Anchors that carried the hit, largest share first; all shares sum to the cosine."""
+    """Anchors that contribute to the hit, largest share first; all shares sum to the cosine."""
 
     schema: ClassVar[str] = "zeroshot.search/1"
 
@@ -223,7 +223,7 @@ class SearchResult(Result):
         }
 
     def summary(self) -> str:
-        """`a red heart: 1. 0.312`, and below it the anchors that carried it."""
+        """`a red heart: 1. 0.312`, and below it the anchors that contribute to it."""
         lines = [f"{self.query}: {self.rank}. {self.score:.3f}"]
         return "\n".join(lines + [x.told for x in self.explanation])
 

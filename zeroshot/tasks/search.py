@@ -1,6 +1,5 @@
 """Images that answer a query: words, an image, or sums and differences of both."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from zeroshot.inference.embedding import (
 from zeroshot.inference.embedding_matrix import Gathered, gather
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.text_files import read_lines, read_records, suffix_of
 from zeroshot.methods.auto import explain
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
@@ -117,38 +117,25 @@ def read_queries(path: Path) -> list[Query]:
     Raises:
         UserError: naming the line.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read queries from '{path}': {error}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"'{path}' has no queries; write one a line")
-    read = (
-        _read_object
-        if path.suffix.lower() == ".jsonl"
-        else lambda line: Query((Term(line.strip()),))
-    )
-    found = []
-    for number, line in numbered:
+    suffix = suffix_of(path.name)
+    if suffix in (".csv", ".tsv", ".json", ".parquet"):
+        raise UserError(f"'{path}': queries are a .jsonl file, or a text file with one a line")
+    if suffix != ".jsonl":
+        queries = [Query((Term(line),)) for _, line in read_lines(path)]
+        if not queries:
+            raise UserError(f"'{path}' has no queries; write one a line")
+        return queries
+    queries = []
+    for where, row in read_records(path):
         try:
-            found.append(read(line))
+            queries.append(_query_of(row))
         except UserError as error:
-            raise UserError(f"'{path}', line {number}: {error}") from error
-    return found
+            raise UserError(f"{where}: {error}") from error
+    return queries
 
 
-def _read_object(line: str) -> Query:
-    try:
-        given = json.loads(line)
-    except ValueError as error:
-        raise UserError("no JSON") from error
-    known = {"text", "image", "plus", "minus"}
-    if (
-        not isinstance(given, dict)
-        or given.keys() - known
-        or ("text" in given) == ("image" in given)
-    ):
+def _query_of(given: dict[str, Any]) -> Query:
+    if given.keys() - {"text", "image", "plus", "minus"} or ("text" in given) == ("image" in given):
         raise UserError('expected {"text": "words"} or {"image": "path"}, also "plus" and "minus"')
     lists = [given.get(key, []) for key in ("plus", "minus")]
     if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
@@ -303,7 +290,7 @@ def _explanation(
     cosine: float,
     count: int,
 ) -> tuple[AnchorContribution, ...]:
-    """The anchors that carried a hit, their shares scaled to its cosine."""
+    """The anchors that contribute to a hit, their shares scaled to its cosine."""
     found = explain(models.coupled.coupling, picture, text, count)
     scale = cosine / found.score if found.score else 0.0
     return tuple(

@@ -20,7 +20,7 @@ LARGEST = 16 << 30
 """Bytes of a file that is held; a larger one is read range by range."""
 
 
-class Held:
+class RemoteCopy:
     """The copy of one file; any number of threads may read it."""
 
     def __init__(self, system: Any, path: str, size: int, state: str | None) -> None:
@@ -75,7 +75,7 @@ def _close(file: Any, pool: ThreadPoolExecutor) -> None:
 class Reader(io.RawIOBase):
     """A held file as an open one."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: RemoteCopy) -> None:
         self._held, self._place = held, 0
 
     def readable(self) -> bool:

@@ -151,7 +151,7 @@ def _info(system: Any, path: str) -> Mapping[str, Any]:
     return info
 
 
-_held: dict[str, cached_files.Held] = {}
+_held: dict[str, cached_files.RemoteCopy] = {}
 
 
 def hold(name: str) -> str:
@@ -165,11 +165,11 @@ def hold(name: str) -> str:
     info = _info(system, path)
     size = info.get("size")
     if isinstance(size, int) and size <= min(cached_files.LARGEST, _room()):
-        _held[name] = cached_files.Held(system, path, size, remote_state(info))
+        _held[name] = cached_files.RemoteCopy(system, path, size, remote_state(info))
     return version(info)
 
 
-def let_go(name: str) -> None:
+def release(name: str) -> None:
     """Forget what is held of a file."""
     _held.pop(name, None)
 

@@ -83,7 +83,7 @@ def pack(model: nn.Module, transposed: tuple[type, ...] = ()) -> nn.Module:
 
     Args:
         model: On its device, in its precision; changed in place.
-        transposed: Classes of layers that compute `rows @ weight + bias`.
+        transposed: classes of layers that compute `rows @ weight + bias`.
     """
     if not _has_kernels():
         return model

@@ -1,9 +1,7 @@
 """Pictures to captions."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -138,38 +136,6 @@ def caption(
                 prompt=asked[i],
                 trace=answer.trace if answer else None,
             )
-
-
-def read_prompts(path: Path) -> dict[str, str]:
-    """The prompt of each picture, by its path, from JSON lines `{"path": ..., "prompt": ...}`.
-
-    Paths are relative to the file.
-
-    Raises:
-        UserError: not such a file, or two prompts for one picture.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{path}': {error}") from None
-    prompts: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"'{path}' line {number} is not JSON: {error}") from None
-        match row:
-            case {"path": str(name), "prompt": str(prompt)}:
-                picture = str(path.parent / name)
-            case _:
-                raise UserError(f"'{path}' line {number}: expected the texts path and prompt")
-        if prompts.setdefault(picture, prompt) != prompt:
-            raise UserError(f"'{path}' line {number}: a second prompt for '{name}'")
-    if not prompts:
-        raise UserError(f"'{path}' has no prompts")
-    return prompts
 
 
 def check_takes(method: Captioner, given: dict[str, bool]) -> None:

@@ -36,6 +36,7 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.text_files import read_json
 from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
 from zeroshot.tasks.classification.heads import Acceptance
 
@@ -91,13 +92,11 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         UserError: no such file, or another kind of file.
     """
+    document = read_json(path)
     try:
-        held = json.loads(path.read_text("utf-8"))
-        if held.pop("schema") != SCHEMA:
+        if document.pop("schema") != SCHEMA:
             raise ValueError("another schema")
-        return Calibration(**held | {"confidences": tuple(held["confidences"])})
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+        return Calibration(**document | {"confidences": tuple(document["confidences"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' was not written by zeroshot calibrate ({error})") from error
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import Labelled
+from zeroshot.datasets.labels import LabeledImages
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
@@ -61,7 +61,7 @@ FLAGS = {
 class Adaptation:
     """What a method may use besides the prompts."""
 
-    shots: Labelled | None = None
+    shots: LabeledImages | None = None
     """Labelled images."""
     bank: Sequence[Source] = ()
     """Unlabelled images."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import read_hierarchy, read_labelled, read_prior
+from zeroshot.datasets.labels import read_hierarchy, read_labeled_images, read_prior
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures
 from zeroshot.inference.meter import Meter
@@ -73,7 +73,7 @@ def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptat
     """Shots, bank, prior and views, read from what the options name."""
     labels, shots, prior = vocabulary.labels, options.shots, options.prior
     return Adaptation(
-        shots=None if shots is None else read_labelled(Path(shots), labels),
+        shots=None if shots is None else read_labeled_images(Path(shots), labels),
         bank=find(options.bank).sources,
         prior=read_prior(prior, labels) if isinstance(prior, str) else tuple(prior),
         views=options.views,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.datasets.labels import Labelled, read_labelled
+from zeroshot.datasets.labels import LabeledImages, read_labeled_images
 from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
@@ -66,7 +66,7 @@ class Segment(Task[SegmentOptions]):
     """Of each label."""
     background: Sequence[Sequence[str]] = ()
     """Prompts of each thing that is none of the labels."""
-    examples: Labelled | None = None
+    examples: LabeledImages | None = None
 
     schema: ClassVar[str] = SegmentResult.schema
 
@@ -86,7 +86,7 @@ class Segment(Task[SegmentOptions]):
             labels=labels,
             prompts=prompts.expand(labels, templates),
             background=prompts.expand(others, templates),
-            examples=None if examples is None else read_labelled(Path(examples), labels),
+            examples=None if examples is None else read_labeled_images(Path(examples), labels),
         )
 
     def open(
@@ -183,7 +183,7 @@ def prompted(
     cache: EmbeddingCache,
     meter: Meter,
     *,
-    examples: Labelled | None = None,
+    examples: LabeledImages | None = None,
     mix: float = 0.5,
     threshold: float | None = None,
 ) -> Prompted:
@@ -224,7 +224,7 @@ def _rows(
 def _mixed(
     prompts: Float[Tensor, "c d"],
     segmenter: Segmenter,
-    examples: Labelled,
+    examples: LabeledImages,
     mix: float,
     meter: Meter,
 ) -> Float[Tensor, "c d"]:

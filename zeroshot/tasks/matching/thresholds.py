@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from zeroshot.errors import UserError
+from zeroshot.inputs.text_files import read_json
 
 __all__ = ["Thresholds", "learn", "read_thresholds"]
 
@@ -85,11 +86,7 @@ def learn(
 
 def read_thresholds(path: Path) -> Thresholds:
     """Thresholds that `save` wrote; UserError for anything else."""
-    try:
-        told: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read thresholds from '{path}': {error}") from None
-    match told:
+    match read_json(path):
         case {
             "schema": "zeroshot.thresholds/1",
             "labels": [*labels],

@@ -1,0 +1,355 @@
+"""Text files that somebody else wrote. Every reader of the package keeps these rules:
+
+| of | rule |
+|---|---|
+| encoding | UTF-8, with or without a byte-order mark; UTF-16 with one; all else is an error |
+| compression | a file whose name ends in `.gz` is unpacked |
+| lines | end in `\\n`, `\\r\\n` or `\\r`; blank ones are skipped; at most `MAX_LINE` characters |
+| lists (`.txt`) | an entry a line, without the space around it; `#` begins no comment |
+| JSON lines | an object a line |
+| tables | a row of column names, which are not repeated, and at least one row below it |
+| delimiter | a tab in `.tsv`; else the first of comma, semicolon and tab that the names have |
+| cells | as many as names, and empty ones behind them; `"..."` may hold delimiters and line ends |
+
+A message names the file, the line and, where there is one, the column. `read_*` raises UserError at
+the first fault. `records` reads a stream of any size and goes on behind a row that has a fault.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from zeroshot.errors import UserError
+from zeroshot.inputs.source import File
+
+MAX_BYTES = 1 << 30
+"""Size limit of a text that is read whole, and of a compressed file once it is unpacked."""
+MAX_LINE = 1 << 24
+"""Length limit of a line and of a cell, in characters."""
+DELIMITERS = ",;\t"
+CONVERT = "convert the file, for example with: iconv -f cp1252 -t utf-8"
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
+"""Errors of a compressed file."""
+
+_NO_TEXT = re.compile("[\0\udc80-\udcff]")
+"""A null character, or a byte that is not UTF-8 as Python decodes it with `surrogateescape`."""
+
+
+class TextError(ValueError):
+    """A fault of a text file. The message follows the file's name: `line 3: ...`, `has no rows`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineRecord:
+    """A row of JSON lines or of a table: its values by column, or its fault."""
+
+    line: int
+    values: dict[str, Any]
+    fault: str = ""
+
+
+def suffix_of(name: str) -> str:
+    """`.csv` for `x.csv` and for `x.CSV.gz`."""
+    return os.path.splitext(name.lower().removesuffix(".gz"))[1]
+
+
+# Whole files
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: the file cannot be read, is no text or is larger than `MAX_BYTES`.
+    """
+    with _complaints(path), path.open("rb") as file:
+        return decode(_at_most(_unpacked(file, path.name)))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; UserError for any other file."""
+    text = read_text(path)
+    with _complaints(path):
+        return parse_json(text)
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """Lines that are not blank, stripped, each after its place: `'file' line 3`."""
+    lines = enumerate(split_lines(read_text(path)), 1)
+    return [(f"'{path}' line {number}", line.strip()) for number, line in lines if line.strip()]
+
+
+def decode(data: bytes) -> str:
+    """The text in these bytes; TextError names the first byte that is none."""
+    try:
+        text = data.decode(_encoding(data), "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise TextError(f"is not UTF-16 text: {error.reason}") from None
+    _check(text)
+    return text
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text. `str.splitlines` also splits at characters inside of JSON's strings."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+# Rows
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of JSON lines (`.jsonl`) or of a table, each after its place: `'file' line 3`.
+
+    Raises:
+        UserError: a file without rows, or a row that has a fault.
+    """
+    return _without_faults(path, suffix_of(path.name))
+
+
+def read_json_lines(path: Path, check: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON lines, whatever the file is called; otherwise as `read_records`.
+
+    Args:
+        check: refuse bytes that are not UTF-8, instead of decoding them as those of file names.
+    """
+    return _without_faults(path, ".jsonl", check)
+
+
+def text_in(row: Mapping[str, Any], column: str, where: str) -> str:
+    """The text in a column of a row; UserError if there is none."""
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        got = json.dumps(value)[:60] if column in row else "no such column"
+        raise UserError(f"{where}, column '{column}': expected a text, got {got}")
+    return value
+
+
+def _without_faults(
+    path: Path, suffix: str, check: bool = True
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _complaints(path), path.open("rb") as file, open_text(file, path.name) as text:
+        for record in records(text, suffix, check):
+            if record.fault:
+                raise TextError(f"line {record.line}: {record.fault}")
+            yield f"'{path}' line {record.line}", record.values
+
+
+@contextmanager
+def _complaints(path: Path) -> Iterator[None]:
+    """Faults of a file as UserError with its name."""
+    try:
+        yield
+    except TextError as error:
+        raise UserError(f"'{path}' {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
+
+
+def records(text: io.TextIOWrapper, suffix: str, check: bool = False) -> Iterator[LineRecord]:
+    """The rows of JSON lines, if the suffix is `.jsonl`, or of a table.
+
+    Args:
+        check: refuse bytes that are not UTF-8, instead of decoding them as those of file names.
+
+    Raises:
+        TextError: no rows, or a fault behind which no row can be found.
+    """
+    lines = _Lines(text, check)
+    if suffix == ".jsonl":
+        return _json_lines(lines)
+    return _table(lines, "\t" if suffix == ".tsv" else None)
+
+
+def open_text(file: File, name: str) -> io.TextIOWrapper:
+    """An open file as a stream of text; bytes that are not UTF-8 become surrogates."""
+    if not cast(BinaryIO, file).seekable():  # a pipe
+        file = io.BytesIO(_at_most(file))
+    file = _unpacked(file, name)
+    encoding = _encoding(_at_most(file, 2))
+    file.seek(0)
+    return io.TextIOWrapper(cast(BinaryIO, file), encoding, "surrogateescape", newline="")
+
+
+class _Lines:
+    """The lines of a stream of text, within limits; `number` is that of the last one."""
+
+    def __init__(self, text: io.TextIOWrapper, check: bool) -> None:
+        self.number, self.ended = 0, False
+        self._text, self._must_be_utf8 = text, check
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = self._text.readline(MAX_LINE + 1)
+        except UnicodeDecodeError as error:
+            raise TextError(f"line {self.number + 1} is not UTF-16 text: {error.reason}") from None
+        except DAMAGED as error:
+            raise TextError(f"cannot be unpacked: {error}") from None
+        if not line:
+            self.ended = True
+            raise StopIteration
+        self.number += 1
+        if len(line) > MAX_LINE:
+            raise TextError(f"line {self.number} has more than {MAX_LINE} characters")
+        if self._must_be_utf8:
+            _check(line, self.number)
+        return line
+
+    def first(self) -> str:
+        """The first line that is not blank; empty if there is none."""
+        return next(filter(str.strip, self), "")
+
+
+def _json_lines(lines: _Lines) -> Iterator[LineRecord]:
+    first = lines.first()
+    if not first:
+        raise TextError("has no rows")
+    if not first.lstrip().startswith("{"):
+        _check(first, lines.number)
+    for line in itertools.chain([first], lines):
+        if line.strip():
+            yield _json_record(line, lines.number)
+
+
+def _json_record(line: str, number: int) -> LineRecord:
+    try:
+        value = json.loads(line.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        return LineRecord(number, {}, f"not JSON at character {error.pos + 1}: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        return LineRecord(number, {}, f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return LineRecord(number, {}, f"expected a JSON object, got {line.strip()[:60]}")
+    return LineRecord(number, value)
+
+
+def _table(lines: _Lines, delimiter: str | None) -> Iterator[LineRecord]:
+    first = lines.first()
+    if not first:
+        raise TextError("is empty; a table begins with a row of column names")
+    _check(first, begin := lines.number)
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter or _delimiter(first))
+    names = [name.strip() for name in _cells(rows, lines, begin) or ()]
+    _check_names(names, begin)
+    begin, empty = lines.number + 1, True
+    while (cells := _cells(rows, lines, begin)) is not None:
+        if any(map(str.strip, cells)):
+            yield _table_record(names, cells, begin)
+            empty = False
+        begin = lines.number + 1
+    if empty:
+        raise TextError("has column names and no rows")
+
+
+def _delimiter(names: str) -> str:
+    return next((mark for mark in DELIMITERS if mark in names), ",")
+
+
+def _cells(rows: Iterator[list[str]], lines: _Lines, begin: int) -> list[str] | None:
+    """The cells of the next row; None behind the last one."""
+    before = csv.field_size_limit(MAX_LINE)
+    try:
+        cells = next(rows, None)
+    except csv.Error as error:
+        raise TextError(f"line {begin}: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+    if cells is not None and lines.ended:
+        raise TextError(f"line {begin}: a cell begins with a quotation mark and never ends")
+    return cells
+
+
+def _check_names(names: Sequence[str], line: int) -> None:
+    for name in names:
+        if name and names.count(name) > 1:
+            count = names.count(name)
+            raise TextError(f"line {line}, column '{name}': {count} columns have this name")
+
+
+def _table_record(names: Sequence[str], cells: Sequence[str], line: int) -> LineRecord:
+    if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
+        return LineRecord(line, {}, f"{len(cells)} cells for {len(names)} columns")
+    named = zip(names, cells, strict=False)
+    return LineRecord(line, {name: cell for name, cell in named if name})
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text stands for; TextError says where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, character {error.colno}"
+        raise TextError(f"{place} is not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise TextError(f"is not JSON: {error}") from None
+
+
+# Bytes
+
+
+def _encoding(head: bytes) -> str:
+    return "utf-16" if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def _check(text: str, line: int = 1) -> None:
+    """TextError for a character that is none, in a text that begins on this line."""
+    if text.isascii() and "\0" not in text:
+        return
+    if (odd := _NO_TEXT.search(text)) is None:
+        return
+    before = split_lines(text[: odd.start()])
+    place = f"line {line + len(before) - 1}, character {len(before[-1]) + 1}"
+    raise TextError(f"{place} is {_no_text(odd[0])}")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that was decoded with `surrogateescape` has no byte that is not UTF-8."""
+    return text.isascii() or not _NO_TEXT.search(text)
+
+
+def _no_text(character: str) -> str:
+    """What a character is that no text has, and what to do about it."""
+    if character == "\0":
+        return "null: this is no text, or UTF-16 without a byte-order mark"
+    return f"the byte 0x{ord(character) - 0xDC00:02x}, which is not UTF-8; {CONVERT}"
+
+
+class _Unpacked(gzip.GzipFile):
+    """A compressed file that may not grow without end."""
+
+    def read1(self, size: int = -1) -> bytes:
+        if self.tell() > MAX_BYTES:
+            raise TextError(_too_large())
+        return super().read1(size)
+
+
+def _unpacked(file: File, name: str) -> File:
+    return _Unpacked(fileobj=cast(BinaryIO, file)) if name.lower().endswith(".gz") else file
+
+
+def _at_most(file: File, size: int | None = None) -> bytes:
+    """The first `size` bytes of a file; without it all of them, which may not be too many."""
+    try:
+        data = file.read(MAX_BYTES + 1 if size is None else size)
+    except DAMAGED as error:
+        raise TextError(f"cannot be unpacked: {error}") from None
+    if len(data) > MAX_BYTES:
+        raise TextError(_too_large())
+    return data
+
+
+def _too_large() -> str:
+    return f"holds more than {MAX_BYTES >> 20} MiB of text"
