@@ -52,6 +52,68 @@ def test_equals_the_definition():
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
 
 
+def guided(images, texts, anchors, k, p):
+    """The score of guided decoding as the header of asif.py has it, number by number, in float64.
+
+    `images` are rows over the anchors, `anchors` those of the texts.
+    """
+    a = len(anchors)
+    length = np.linalg.norm(anchors, axis=1)
+    sample = {j * a // 4096 for j in range(4096)}
+    out = np.zeros(texts.shape[:2])
+    for b, row in enumerate(images):
+        near = sorted(range(a), key=lambda i: -row[i])[:k]
+        for c, text in enumerate(texts[b]):
+            y = text / np.linalg.norm(text)
+            t = [max(float(anchors[i] @ y) / length[i], 0.0) ** p for i in range(a)]
+            score = sum(row[i] * t[i] for i in near) / np.linalg.norm(row)
+            if a <= 4096:
+                square = sum(x * x for x in t)
+            else:
+                others = [t[i] * t[i] for i in sample if i not in near]
+                square = sum(t[i] * t[i] for i in near)
+                square += (a - k) * sum(others) / len(others)
+            out[b, c] = score / square**0.5 if square else 0.0
+    return out
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("pairs", [37, 4096, 5003])
+def test_guided_decoding_equals_the_definition(pairs, center):
+    """Also where the length of a text is estimated on a sample of the anchors."""
+    rng = np.random.default_rng(pairs)
+    anchor_images, anchor_texts = rng.normal(size=(pairs, 6)), rng.normal(size=(pairs, 4))
+    images, texts = rng.normal(size=(2, 6)), rng.normal(size=(2, 3, 4))
+    fitted = ASIF(k=7, p=3, center=center).fit(
+        torch.from_numpy(anchor_images), torch.from_numpy(anchor_texts)
+    )
+    ours = fitted.match(fitted.map_images(torch.from_numpy(images)), torch.from_numpy(texts))
+    if center:
+        images, anchor_images = (x - anchor_images.mean(0) for x in (images, anchor_images))
+        texts, anchor_texts = (x - anchor_texts.mean(0) for x in (texts, anchor_texts))
+    expected = guided(described(images, anchor_images, 7, 3), texts, anchor_texts, 7, 3)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9)
+    assert (expected > 0).all()
+
+
+def test_guided_decoding_with_every_anchor_is_the_cosine():
+    """What it leaves out is the picture's weaker anchors, and nothing else."""
+    z = {k: v.double() for k, v in GOLDEN.items()}
+    fitted = ASIF(k=len(z["anchors_img"]), p=2).fit(z["anchors_img"], z["anchors_txt"])
+    texts = z["prompt_txt"][:6].view(2, 3, -1)
+    images = fitted.map_images(z["query_img"][:2])
+    full = torch.einsum(
+        "ba,bka->bk", normalize(images), fitted.map_texts(texts.flatten(0, 1)).view(2, 3, -1)
+    )
+    torch.testing.assert_close(fitted.match(images, texts), full, rtol=1e-10, atol=0)
+
+
+def test_a_text_that_resembles_no_anchor_scores_nothing():
+    fitted = ASIF(k=2, p=2).fit(torch.eye(3), torch.eye(3))
+    found = fitted.match(fitted.map_images(torch.ones(1, 3)), torch.tensor([[[-1.0, -2.0, -3.0]]]))
+    assert found.tolist() == [[0.0]]
+
+
 def test_by_hand():
     # similarities (.6, .8, -1): the two largest squared
     anchors = AnchorMatrix.from_embeddings(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]]))

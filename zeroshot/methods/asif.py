@@ -10,11 +10,20 @@ anchor texts; both are lists over the same anchors and so can be compared.
     r_i   = max(s_i, 0)^p  for the k largest s_i, else 0                       (2)
     score = <r_image, r_text / |r_text|>                                       (3)
 
+Guided decoding (`match`, ours) reads a text against the anchors of the picture alone, for speed:
+
+    t_i   = max(b_i y, 0)^p          b_i anchor text i, y the text, unit rows
+    score = sum_{i in N} r_i t_i / l              N: the k largest r_i; r at unit length
+    l^2   = sum_i t_i^2                           of all anchors, or of more than 4096
+    l^2   = sum_{i in N} t_i^2 + (a - k) mean_{i in S} t_i^2
+                                                  S: floor(j a / 4096), without N
+
 | here | paper |
 |---|---|
 | k | k, non-zero entries kept |
 | p | p, value exponent |
 | anchors | the multimodal dataset |
+| SAMPLE | none; 4096, the size of S |
 
 Departures from the authors' code. Kept similarities below zero are clamped before the power: their
 driver does so by accident of a zero-filled buffer, their bare functions raise them to `p` with the
