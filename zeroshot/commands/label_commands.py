@@ -168,7 +168,7 @@ def calibrate_on(
     )
     sources = run.sources(names or []) if truth is None else list(truth.sources)
     with run.open_cache() as cache:
-        ready = load_classifier(models, labels, vocabulary.prompts, given, cache, meter)
+        ready = load_classifier(models, vocabulary.labels, vocabulary.prompts, given, cache, meter)
         made, reports = calibrate(
             ready,
             sources,

@@ -50,7 +50,7 @@ class Label:
 
 @dataclass(frozen=True)
 class AnchorContribution:
-    """An anchor that contributes to a decision: its share of the cosine, its captions, its picture."""
+    """An anchor that contributes to a decision: its share of the cosine, captions and image."""
 
     anchor: str
     share: float
@@ -151,7 +151,7 @@ class ClassifyResult(Result):
     abstained: bool = False
     scored: str = "softmax"
     explanation: tuple[AnchorContribution, ...] = ()
-    """Anchors that contribute to the best label, largest share first; all shares sum to its cosine."""
+    """Anchors behind the best label, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.classify/1"
 
@@ -166,7 +166,7 @@ class ClassifyResult(Result):
         return answer | because
 
     def summary(self) -> str:
-        """`cat 0.91, dog 0.06, bird 0.02`, and below it the anchors that contribute to the first."""
+        """`cat 0.91, dog 0.06, bird 0.02`, and the anchors behind the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
         return "\n".join(lines + [x.told for x in self.explanation])
 
