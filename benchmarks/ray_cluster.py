@@ -27,7 +27,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
-from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.caption_task import CaptionImages
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.classification.classify_task import Classify
 from zeroshot.tasks.embed import Embed
@@ -43,7 +43,7 @@ def task_of(name: str) -> Task:
     if name == "embed":
         return Embed.from_options(models, EmbedOptions())
     if name == "caption":
-        return Caption.from_options(models, CaptionOptions())
+        return CaptionImages.from_options(models, CaptionOptions())
     return Classify.from_options(models, ClassifyOptions(labels=labels, templates="none"))
 
 

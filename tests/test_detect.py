@@ -15,7 +15,7 @@ from tests.models import tiny
 from tests.tools import world
 from zeroshot.errors import UserError
 from zeroshot.model_set.model_set import resolve
-from zeroshot.results.regions import DetectResult, Found
+from zeroshot.results.regions import Detection, DetectResult
 from zeroshot.results.result import Failure
 from zeroshot.tasks.localization import coco_results
 from zeroshot.tasks.localization.detect_options import DetectOptions
@@ -254,7 +254,7 @@ def test_a_task_travels():
 
 def test_coco_by_hand():
     source = package.images.Source("a.png")
-    boxes = (Found("dog", 0.5, (1, 2, 4, 8)), Found("bird", 0.25, (0, 0, 2, 2)))
+    boxes = (Detection("dog", 0.5, (1, 2, 4, 8)), Detection("bird", 0.25, (0, 0, 2, 2)))
     results = [
         DetectResult(source, None, error=Failure("UnreadableImage", "no such file")),
         DetectResult(source, "x", width=10, height=20, boxes=boxes),
@@ -276,7 +276,9 @@ def test_coco_by_hand():
 def test_pycocotools_reads_it(tmp_path, capsys):
     coco_api = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
     source = package.images.Source("a.png")
-    results = [DetectResult(source, "x", width=9, height=9, boxes=(Found("a", 0.5, (1, 2, 4, 8)),))]
+    results = [
+        DetectResult(source, "x", width=9, height=9, boxes=(Detection("a", 0.5, (1, 2, 4, 8)),))
+    ]
     coco_results.write(tmp_path / "x.json", coco_results.document(results, ["a"]), False)
     read = coco_api.COCO(str(tmp_path / "x.json"))
     capsys.readouterr()

@@ -312,7 +312,7 @@ def test_a_fault_of_ours_in_a_thread_ends_the_run(encoder, folder, monkeypatch):
 
 def test_an_error_keeps_no_bytes_alive(folder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    reading = prefetch.Pipeline([], Whole(), NullCache(), Meter(), 4)
+    reading = prefetch.EmbeddingPipeline([], Whole(), NullCache(), Meter(), 4)
     error = reading._read(Source(str(tmp_path / "bad.png")), None)
     reading.close()
     assert isinstance(error, UnreadableImageError)

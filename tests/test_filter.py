@@ -161,7 +161,7 @@ def test_the_task_is_one_and_travels(pairs):
         ([], "give --min-score, the lowest cosine, or --keep"),
         (["--min-score", 0.3, "--keep", 0.3], "give --min-score, the lowest cosine, or --keep"),
         (["--keep", 30], "--keep 30.0: a fraction between 0 and 1"),
-        (["--keep", 0.3, "--long-text", "cut"], "--long-text cut: truncate or error"),
+        (["--keep", 0.3, "--long-text", "cut"], "is not one of"),
         (["--keep", 0.3, "--kept", "x.txt"], "unknown table of kept pairs '.txt'"),
         (["--keep", 0.3, "--kept", SCENES], "exists; it needs all pairs"),
     ],

@@ -6,7 +6,7 @@ from PIL import Image
 
 from zeroshot.errors import UserError
 from zeroshot.tasks.localization.drawing import draw_boxes, draw_regions, palette_png
-from zeroshot.tasks.localization.image_folder import Gallery, file_name
+from zeroshot.tasks.localization.image_folder import ImageFolder, file_name
 
 ID = "0123456789abcdef" * 4
 
@@ -38,13 +38,13 @@ def test_names(path, name, tmp_path):
 
 def test_what_is_there_stays(tmp_path):
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    gallery = Gallery(tmp_path / "new" / "folder")
+    gallery = ImageFolder(tmp_path / "new" / "folder")
     name = gallery.write("cat.jpg", ID, red)
     assert gallery.write("cat.jpg", ID, red) == name  # the same again is no harm
     with pytest.raises(UserError, match="holds something else; --overwrite"):
         gallery.write("cat.jpg", ID, blue)
     assert Image.open(gallery.folder / name).getpixel((0, 0)) == (255, 0, 0)
-    assert Gallery(gallery.folder, overwrite=True).write("cat.jpg", ID, blue) == name
+    assert ImageFolder(gallery.folder, overwrite=True).write("cat.jpg", ID, blue) == name
     assert Image.open(gallery.folder / name).getpixel((0, 0)) == (0, 0, 255)
     assert [p.name for p in gallery.folder.iterdir()] == [name]
 
@@ -56,7 +56,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     folder.mkdir()
     name = file_name("cat.jpg", ID)
     (folder / name).symlink_to(outside)
-    Gallery(folder, overwrite=True).write("cat.jpg", ID, Image.new("RGB", (2, 2)))
+    ImageFolder(folder, overwrite=True).write("cat.jpg", ID, Image.new("RGB", (2, 2)))
     assert outside.read_text() == "keep me"
     assert not (folder / name).is_symlink()
 
@@ -64,13 +64,13 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        Gallery(tmp_path / "file").write("a.png", ID, Image.new("RGB", (2, 2)))
+        ImageFolder(tmp_path / "file").write("a.png", ID, Image.new("RGB", (2, 2)))
 
 
 def test_a_mask_keeps_its_numbers(tmp_path):
     index = np.arange(12, dtype=np.uint16).reshape(3, 4) * 20
     picture = palette_png(index)
-    name = Gallery(tmp_path).write("a.png", ID, picture)
+    name = ImageFolder(tmp_path).write("a.png", ID, picture)
     with Image.open(tmp_path / name) as kept:
         assert kept.mode == "P"
         np.testing.assert_array_equal(np.asarray(kept), index)

@@ -126,5 +126,5 @@ def test_one_picture_has_no_cider():
 
 
 def test_tables_print_shares_as_percent():
-    assert statistics.usual("acc1", 0.5) == 50
-    assert statistics.usual("nll", 0.5) == 0.5
+    assert statistics.to_table_units("acc1", 0.5) == 50
+    assert statistics.to_table_units("nll", 0.5) == 0.5

@@ -19,7 +19,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
-from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.caption_task import CaptionImages
 from zeroshot.tasks.captioning.trained import Read
 from zeroshot.tasks.classification import classify_task
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
@@ -59,7 +59,11 @@ def capture(monkeypatch, owner, name, place):
 
 
 COMMANDS = {
-    "caption": (CaptionOptions, (Caption, "from_options", 2), [HEART]),
+    "caption": (
+        CaptionOptions,
+        ("zeroshot.tasks.captioning.caption_task", "caption_task", 1),
+        [HEART],
+    ),
     "read": (ReadOptions, (Read, "from_options", 2), [HEART]),
     "ask": (AskOptions, (Ask, "from_options", 2), [HEART, "what?"]),
     "segment": (SegmentOptions, (Segment, "from_options", 2), [HEART]),
@@ -73,7 +77,11 @@ COMMANDS = {
     "video classify": (VideoClassifyOptions, (classify_task, "video_task", 1), [HEART]),
     "video search": (SearchOptions, (video_commands, "find", 1), ["heart", HEART]),
     "video calibrate": (CalibrateOptions, (video_commands, "calibrate_on", 1), [HEART]),
-    "video caption": (CaptionOptions, (Caption, "from_options", 2), [HEART]),
+    "video caption": (
+        CaptionOptions,
+        ("zeroshot.tasks.captioning.caption_task", "caption_task", 1),
+        [HEART],
+    ),
 }
 """The options of each command, the function they arrive at, and the arguments it needs."""
 REJECTED = {("video caption", "model")}
@@ -303,11 +311,11 @@ def test_what_decides_boxes_and_masks_is_in_the_settings(kind, options, name, va
 
 
 OTHERS = [
-    (Caption, CaptionOptions(), CaptionOptions(method="retrieve")),
-    (Caption, CaptionOptions(), CaptionOptions(method="magic", options={"k": 5})),
-    (Caption, CaptionOptions(method="magic"), CaptionOptions(method="magic", preset="coco")),
-    (Caption, CaptionOptions(method="magic"), CaptionOptions(method="magic", prompt="a")),
-    (Caption, CaptionOptions(prompt={"a": "b"}), CaptionOptions(prompt={"a": "c"})),
+    (CaptionImages, CaptionOptions(), CaptionOptions(method="retrieve")),
+    (CaptionImages, CaptionOptions(), CaptionOptions(method="magic", options={"k": 5})),
+    (CaptionImages, CaptionOptions(method="magic"), CaptionOptions(method="magic", preset="coco")),
+    (CaptionImages, CaptionOptions(method="magic"), CaptionOptions(method="magic", prompt="a")),
+    (CaptionImages, CaptionOptions(prompt={"a": "b"}), CaptionOptions(prompt={"a": "c"})),
     (Match, MatchOptions(), MatchOptions(texts=("a",))),
     (Match, MatchOptions(texts=("a",)), MatchOptions(texts=("a",), against=("b",))),
     (Filter, FilterOptions(0.25), FilterOptions(0.5)),
@@ -324,7 +332,7 @@ def test_what_decides_other_rows_is_in_the_settings(kind, one, other):
 
 def test_another_coupling_is_in_the_settings():
     one, other = CaptionOptions(method="retrieve"), CaptionOptions("retrieve", coupling="csa")
-    found = [settings_of(Caption, options, encoder="coupled") for options in (one, other)]
+    found = [settings_of(CaptionImages, options, encoder="coupled") for options in (one, other)]
     assert found[0] != found[1]
 
 

@@ -24,7 +24,7 @@ from zeroshot.inputs.resolve import resolve_inputs
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
-from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.caption_task import CaptionImages
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.classification.classify_task import Classify
 from zeroshot.tasks.embed import Embed
@@ -77,7 +77,7 @@ def tasks():
         "embed": (Embed.from_options(models, EmbedOptions()), "safetensors"),
         "classify": (Classify.from_options(models, plain), "rows"),
         "transductive": (Classify.from_options(models, center), "rows"),
-        "caption": (Caption.from_options(models, CaptionOptions()), "rows"),
+        "caption": (CaptionImages.from_options(models, CaptionOptions()), "rows"),
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from zeroshot import cli
 from zeroshot.metrics.captioning import cider
-from zeroshot.report import caption_tables, figures, gather, label_tables, render, traces
+from zeroshot.report import caption_tables, figures, label_tables, load_results, render, traces
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 EVIL = "<script>alert(1)</script><img src=http://evil/x>\"' onload=x"
@@ -121,7 +121,7 @@ def test_captions_of_several_methods_beside_what_people_said(rows, tmp_path, run
 
 def test_figures_of_bare_rows_are_those_of_eval(rows):
     a, b, truth = rows
-    [group] = gather([a, b], truth).groups
+    [group] = load_results([a, b], truth).groups
     table = figures.table(group)
     assert [name for name, *_ in table.rows] == ["a", "b"]
     said = [row["caption"] for row in group.methods[0].rows]
@@ -137,7 +137,7 @@ def test_figures_of_bare_rows_are_those_of_eval(rows):
 
 def test_captions_without_references_stand_side_by_side(rows):
     a, b, _ = rows
-    found = gather([a, b])
+    found = load_results([a, b])
     text = render(found, title="two")
     page = needs_nothing(text)
     assert "a green ring" in page.said
@@ -148,7 +148,7 @@ def test_captions_without_references_stand_side_by_side(rows):
 def test_the_page_of_labels(run, tmp_path):
     line = ("eval", SCENES, "--task", "classify", "--models", "pocket", "--out", tmp_path / "out")
     assert run(*line, "--templates", "a {}", "--compare", "ensemble,asif,center")[0] == 0
-    [group] = gather([tmp_path / "out"]).groups
+    [group] = load_results([tmp_path / "out"]).groups
     assert [m.name for m in group.methods] == ["ensemble", "asif", "center"]
     asif = next(own for own in label_tables.labels(group) if own.method == "asif")
     lines = (tmp_path / "out" / "asif.rows.jsonl").read_text("utf-8").splitlines()
@@ -171,7 +171,7 @@ def test_the_page_of_labels(run, tmp_path):
         ]
         assert len(inside) == b.count
         assert b.accuracy == pytest.approx(100 * sum(right for _, right in inside) / b.count)
-    page = needs_nothing(render(gather([tmp_path / "out"])))
+    page = needs_nothing(render(load_results([tmp_path / "out"])))
     assert "Compared with ensemble" in page.said
     assert "asif: surest mistakes" in page.said
 
@@ -179,7 +179,7 @@ def test_the_page_of_labels(run, tmp_path):
 def test_the_page_of_retrieval(run, tmp_path):
     line = ("eval", SCENES, "--task", "retrieve", "--models", "pocket", "--out", tmp_path / "out")
     assert run(*line, "--method", "relative")[0] == 0
-    found = gather([tmp_path / "out"])
+    found = load_results([tmp_path / "out"])
     [(name, shown, wrong)] = label_tables.misses(found.groups[0])
     page = needs_nothing(render(found))
     assert name == "relative"
@@ -190,11 +190,11 @@ def test_the_page_of_retrieval(run, tmp_path):
 def test_choices_word_by_word(run, tmp_path):
     line = ("caption", SCENES / "1-red-heart.png", "--models", "pocket", "-o", "max_tokens=4")
     assert run(*line, "--trace", tmp_path / "trace.jsonl", "--out", tmp_path / "x.jsonl")[0] == 0
-    [trace] = traces.traces(gather([tmp_path / "trace.jsonl"]).traces)
+    [trace] = traces.traces(load_results([tmp_path / "trace.jsonl"]).traces)
     assert len(trace.steps) == 4
     for step in trace.steps:
         assert max(c.likely + c.guide for c in step.candidates) == pytest.approx(100, abs=0.2)
-    page = needs_nothing(render(gather([tmp_path / "x.jsonl", tmp_path / "trace.jsonl"])))
+    page = needs_nothing(render(load_results([tmp_path / "x.jsonl", tmp_path / "trace.jsonl"])))
     assert "Choices, word by word" in page.said
 
 
@@ -218,7 +218,7 @@ def test_nothing_from_a_file_acts_on_the_page(run, tmp_path):
         },
     )
     told = write(tmp_path / "truth.jsonl", *truth)
-    text = render(gather([a, b, trace], told), title=EVIL)
+    text = render(load_results([a, b, trace], told), title=EVIL)
     page = needs_nothing(text)
     assert page.said.count("alert(1)") > 5
     assert not [tag for tag, attributes in page.tags if tag == "img"]
@@ -246,7 +246,7 @@ def test_results_that_somebody_made_up_are_refused_or_harmless(run, tmp_path):
     write(file, good | names)
     comparison = {"schema": "zeroshot.comparison/1", "first": EVIL, "methods": {EVIL: EVIL}}
     write(tmp_path / "out" / "comparison.json", comparison)
-    needs_nothing(render(gather([tmp_path / "out"])))
+    needs_nothing(render(load_results([tmp_path / "out"])))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_the_same_method_twice_is_told_apart(tmp_path, rows):
     other = tmp_path / "elsewhere"
     other.mkdir()
     shutil.copy(a, other / "a.jsonl")
-    [group] = gather([a, other / "a.jsonl"]).groups
+    [group] = load_results([a, other / "a.jsonl"]).groups
     assert [m.name for m in group.methods] == ["a", "a (elsewhere)"]
 
 

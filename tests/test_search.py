@@ -16,7 +16,7 @@ from zeroshot import cli
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
 from zeroshot.inference import embedding_matrix as gathering
-from zeroshot.inference.embedding_matrix import gather
+from zeroshot.inference.embedding_matrix import embedding_matrix
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.resolve import find
 from zeroshot.model_set.model_set import resolve
@@ -323,7 +323,7 @@ def test_gathered_rows_are_the_encoders(pocket, mixed, monkeypatch):
     for known in (False, True):
         meter = Meter()
         with EmbeddingCache() as cache:
-            found = gather(sources, pocket.encoder, cache, meter, seen=seen.append)
+            found = embedding_matrix(sources, pocket.encoder, cache, meter, seen=seen.append)
         paths = [s.path for s in found.sources]
         assert paths == [str(STAR), str(HEART), None, str(STAR), str(mixed / "star.png")]
         assert [Path(f.source.path).name for f in found.failed] == ["broken.png", "gone.png"]
@@ -339,11 +339,11 @@ def test_gathered_rows_are_the_encoders(pocket, mixed, monkeypatch):
 def test_gathering_without_a_cache_and_in_half(pocket, mixed):
     sources = find([STAR, mixed / "broken.png", HEART]).sources
     with NullCache() as cache:
-        found = gather(sources, pocket.encoder, cache, Meter(), half=True)
+        found = embedding_matrix(sources, pocket.encoder, cache, Meter(), half=True)
     assert found.rows.dtype == torch.float16
     assert len(found.rows) == len(found.sources) == len(found.ids) == 2
     with NullCache() as cache:
-        none = gather(find(mixed / "broken.png").sources, pocket.encoder, cache, Meter())
+        none = embedding_matrix(find(mixed / "broken.png").sources, pocket.encoder, cache, Meter())
     assert (len(none.rows), len(none.failed)) == (0, 1)
 
 

@@ -36,7 +36,7 @@ from zeroshot.results.result import (
 from zeroshot.results.text import AskResult, MatchResult, ReadResult
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
-from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.caption_task import caption_task
 from zeroshot.tasks.captioning.trained import Read
 from zeroshot.tasks.classification.calibration import Calibration
 from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, Score
@@ -116,7 +116,7 @@ def caption(
     given = _options(CaptionOptions, locals())
     if isinstance(prompt, Mapping | list | tuple) and model is not None:
         raise UserError("a trained captioner has one prompt for all images")
-    return _results(Caption.from_options(_set(models), given), find(images).sources, locals())
+    return _results(caption_task(_set(models), given), find(images).sources, locals())
 
 
 def classify(

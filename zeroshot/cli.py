@@ -140,7 +140,7 @@ def models_pull(
     from zeroshot.model_set.availability import pull
 
     for directory in pull(name):
-        console.say(f"in {directory}")
+        console.log(f"in {directory}")
 
 
 @app.callback(invoke_without_command=True)
@@ -164,21 +164,21 @@ def run(arguments: Sequence[str]) -> int:
     from zeroshot.commands import console
 
     try:
-        with console.warnings_said():
+        with console.show_warnings():
             app(list(arguments), prog_name=app.info.name)
     except SystemExit as done:  # typer's way to end, usage errors printed
         code = int(done.code or 0)
         if code == INTERRUPTED:
-            console.say("interrupted; what was written so far stays")
+            console.log("interrupted; what was written so far stays")
         return code
     except ZeroshotError as error:
-        console.say(f"error: {error}")
+        console.log(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
-        console.say(traceback.format_exc())
-        console.say(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
+        console.log(traceback.format_exc())
+        console.log(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
         return 1
     return 0

@@ -24,10 +24,10 @@ import numpy as np
 from zeroshot.cache.lookup import (
     Checksums,
     Digests,
-    Found,
     Keys,
     Numbers,
     Places,
+    RowLocations,
     Run,
     packed,
     unpacked,
@@ -73,7 +73,7 @@ class Entries:
     """Where the rows lie that were asked for, in that order; `names` are those of segments."""
 
     dim: int
-    found: Found
+    found: RowLocations
     names: dict[int, str]
 
 

@@ -79,7 +79,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Found:
+class RowLocations:
     """For each key that was asked for, where its row lies; `-1` in `segments` for none."""
 
     segments: Numbers
@@ -127,7 +127,7 @@ class Places:
         if len(self.newest) > max(MANY, len(self.keys) // 8):
             self._settle()
 
-    def find(self, keys: Keys) -> Found:
+    def find(self, keys: Keys) -> RowLocations:
         """Where the rows of these keys lie."""
         segments = np.full(len(keys), -1, np.int64)
         places = np.zeros(len(keys), np.int64)
@@ -142,7 +142,7 @@ class Places:
             for i, key in enumerate(keys.tolist()):
                 if key in self.newest:
                     segments[i], places[i], checksums[i] = self.newest[key]
-        return Found(segments, places, checksums)
+        return RowLocations(segments, places, checksums)
 
     def _settle(self) -> None:
         """Sort what waits in the dictionary in."""

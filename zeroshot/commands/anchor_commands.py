@@ -119,11 +119,11 @@ def anchors_build(
     encoders = {"image_encoder": left.name, "text_encoder": right.name}
     with AnchorWriter(out, encoders, kind=kind, force=overwrite) as file:
         failed = _write(found, left, right, file, captions, batch_size, cache)
-    console.say(f"wrote {out}: {file.count} anchors")
+    console.log(f"wrote {out}: {file.count} anchors")
     manifest = out.parent / "models.toml"
     if not manifest.exists():
         manifest.write_text(task.manifest(out, names), "utf-8")
-        console.say(f"wrote {manifest}: use it as --models {out.parent}")
+        console.log(f"wrote {manifest}: use it as --models {out.parent}")
     if failed:
         raise typer.Exit(3)
 
@@ -147,9 +147,9 @@ def _write(
                 file.write(batch.images, batch.texts, batch.entries)
             for name, failure in batch.failures:
                 failed += 1
-                console.say(f"left out {name}: {failure.type}: {failure.message}")
+                console.log(f"left out {name}: {failure.type}: {failure.message}")
         if cache.trouble is not None:
-            console.say(cache.trouble)
+            console.log(cache.trouble)
     return failed
 
 
@@ -179,7 +179,7 @@ def anchors_import(
     if text_encoder is not None:
         encoders["text_encoder"] = load_text_encoder(text_encoder).name
     count = task.from_arrays(arrays, lines, encoders, out, kind=kind, force=overwrite)
-    console.say(f"wrote {out}: {count} anchors")
+    console.log(f"wrote {out}: {count} anchors")
 
 
 @app.command("add")
@@ -217,7 +217,7 @@ def anchors_add(
                 found, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
             )
         count = write_anchors(target, [known, read_anchors(fresh)], force=True)
-    console.say(f"wrote {target}: {count} anchors, {count - len(known)} of them new")
+    console.log(f"wrote {target}: {count} anchors, {count - len(known)} of them new")
     if failed:
         raise typer.Exit(3)
 
@@ -254,13 +254,13 @@ def anchors_remove(
         places, cosines = task.find_like(known, rows, top)
         for place, cosine in zip(places.tolist(), cosines.tolist(), strict=True):
             entry = known.entries[place]
-            console.say(f"{cosine:.3f}  {entry.id}  {'; '.join(entry.captions)[:80]}")
+            console.log(f"{cosine:.3f}  {entry.id}  {'; '.join(entry.captions)[:80]}")
     if dry_run:
-        console.say(f"{len(places)} of {len(known)} anchors; nothing was changed")
+        console.log(f"{len(places)} of {len(known)} anchors; nothing was changed")
         return
     target = _target(known, out)
     count = write_anchors(target, [known], without=places, force=True)
-    console.say(f"wrote {target}: {count} anchors, {len(places)} taken out")
+    console.log(f"wrote {target}: {count} anchors, {len(places)} taken out")
 
 
 @app.command("info")
@@ -279,8 +279,8 @@ def anchors_info(
     console.print_table(("", "value"), [(k, str(v)) for k, v in described.rows.items()])
     if described.report is not None:
         for line in described.report.lines():
-            console.say(line)
-        console.say(f"in models.toml:\n{task.coupling_table(known, described.report)}")
+            console.log(line)
+        console.log(f"in models.toml:\n{task.coupling_table(known, described.report)}")
 
 
 @app.command("merge")
@@ -297,7 +297,7 @@ def anchors_merge(
         raise UserError("merge takes two sets at least")
     known = [_open(name)[1] for name in sets]
     count = write_anchors(out, known, force=overwrite)
-    console.say(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
+    console.log(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
 
 
 def _kind(half: bool, int8: bool) -> "Kind":

@@ -18,7 +18,7 @@ def cache_info() -> None:
 
     with EmbeddingCache() as cache:
         info = cache.info()
-    console.say(f"{info.root}: {info.bytes / 1e6:.1f} MB, {info.files} files known by their hash")
+    console.log(f"{info.root}: {info.bytes / 1e6:.1f} MB, {info.files} files known by their hash")
     console.print_table(
         ("encoder", "kind", "rows", "dim", "MB"),
         [(s.encoder, s.kind, s.rows, s.dim, round(s.bytes / 1e6, 1)) for s in info.spaces],
@@ -45,7 +45,7 @@ def cache_prune(
 
     if everything:
         erase()
-        console.say("the cache is empty")
+        console.log("the cache is empty")
         return
     if encoder is None and older_than is None and max_mb is None and not leftovers:
         raise UserError(
@@ -57,7 +57,7 @@ def cache_prune(
             older_than_days=older_than,
             max_bytes=None if max_mb is None else int(max_mb * 1e6),
         )
-    console.say(f"{freed / 1e6:.1f} MB freed")
+    console.log(f"{freed / 1e6:.1f} MB freed")
 
 
 @app.command("verify")
@@ -73,11 +73,11 @@ def cache_verify() -> None:
         [(s.encoder, s.kind, s.rows, s.damaged, s.replaced) for s in found.spaces],
     )
     if not found.sound:
-        console.say("damaged rows are never used: they are encoded again when next needed")
+        console.log("damaged rows are never used: they are encoded again when next needed")
     if found.lost:
-        console.say(f"{len(found.lost)} segments are gone, for example {found.lost[0]}")
+        console.log(f"{len(found.lost)} segments are gone, for example {found.lost[0]}")
     if found.orphans:
-        console.say(
+        console.log(
             f"{len(found.orphans)} files hold nothing that the index knows; "
             "'zeroshot cache prune --leftovers' removes them"
         )
@@ -114,4 +114,4 @@ def cache_export(
             held = "; ".join(f"--encoder '{e}' --kind {k}" for e, k in spaces) or "none of those"
             raise UserError(f"say whose rows, with --encoder and --kind; the cache holds {held}")
         count = cache.export(target, *spaces[0], half=half)
-    console.say(f"wrote {count} rows to {target}")
+    console.log(f"wrote {count} rows to {target}")

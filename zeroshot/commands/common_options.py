@@ -235,7 +235,7 @@ class CommonOptions:
         from zeroshot.commands import console
 
         if files and not self.quiet:
-            console.say(_left_out(files, self.modality))
+            console.log(_left_out(files, self.modality))
 
     def _options(self) -> "InputOptions":
         from zeroshot.inputs.columns import Columns

@@ -34,25 +34,25 @@ NAME_WIDTH = 32
 Show = Literal["json", "table", "nothing"]
 
 
-def plain(text: str) -> str:
+def escape_control(text: str) -> str:
     r"""With `\x1b` for characters that would steer a terminal, and for bytes that are no UTF-8."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """One message on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(plain(message)))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(escape_control(message)))
 
 
 @contextlib.contextmanager
-def warnings_said() -> Iterator[None]:
+def show_warnings() -> Iterator[None]:
     """Our own warnings as messages of one line; others as Python shows them."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, (ApproximateWarning, FewClassesWarning)):
-                say(f"warning: {message}")
+                log(f"warning: {message}")
             else:
                 show(message, category, *where, **more)
 
@@ -93,15 +93,17 @@ def show_figures(result: Mapping[str, Any]) -> None:
     if not sys.stdout.isatty():
         print_json(result)
         return
-    from zeroshot.metrics.statistics import usual
+    from zeroshot.metrics.statistics import to_table_units
 
     share = f"{100 * result['sampling']['confidence']:g} %"
     table = Table("figure", escape(result["method"]), f"{share} interval")
     table.title = escape(result["dataset"])
     for name, value in result["metrics"].items():
         ends = result["intervals"][name]
-        told = "" if ends is None else " to ".join(f"{usual(name, end):.2f}" for end in ends)
-        table.add_row(name, f"{usual(name, value):.2f}", told)
+        told = (
+            "" if ends is None else " to ".join(f"{to_table_units(name, end):.2f}" for end in ends)
+        )
+        table.add_row(name, f"{to_table_units(name, value):.2f}", told)
     Console().print(table)
     if "labels" in result:
         _show_labels(result["labels"], share)
@@ -114,7 +116,7 @@ def _show_labels(labels: Mapping[str, Any], share: str) -> None:
         ends = own["interval"] or ()
         told = " to ".join(f"{100 * end:.2f}" for end in ends)
         value = f"{100 * own['average_precision']:.2f}"
-        table.add_row(escape(plain(name)), str(own["pictures"]), value, told)
+        table.add_row(escape(escape_control(name)), str(own["pictures"]), value, told)
     Console().print(table)
 
 
@@ -123,14 +125,14 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
     if not sys.stdout.isatty():
         print_json(comparison)
         return
-    from zeroshot.metrics.statistics import usual
+    from zeroshot.metrics.statistics import to_table_units
 
     for method, figures in comparison["methods"].items():
         table = Table("figure", "difference", "interval", "p", "p (Holm)")
         table.title = escape(f"{method} less {comparison['first']}")
         for name, own in figures.items():
-            ends = " to ".join(f"{usual(name, end):+.2f}" for end in own["interval"])
-            difference = f"{usual(name, own['difference']):+.2f}"
+            ends = " to ".join(f"{to_table_units(name, end):+.2f}" for end in own["interval"])
+            difference = f"{to_table_units(name, own['difference']):+.2f}"
             table.add_row(name, difference, ends, f"{own['p']:.3f}", f"{own['p_holm']:.3f}")
         Console().print(table)
 
@@ -143,7 +145,7 @@ def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
         table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
             said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.explanation)])
-            shown = Text(plain(said), overflow="fold")
+            shown = Text(escape_control(said), overflow="fold")
             table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
         console.print(table)
 
@@ -241,7 +243,9 @@ def _line(result: "Result") -> Table:
     name = PurePath(result.path).name if result.path else "(in memory)"
     failed = result.error is not None
     said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
-    line.add_row(Text(plain(name)), Text(plain(said), style="red" if failed else ""))
+    line.add_row(
+        Text(escape_control(name)), Text(escape_control(said), style="red" if failed else "")
+    )
     return line
 
 

@@ -123,7 +123,7 @@ def evaluate(
                 _write(run.out / "comparison.json", [comparison], overwrite=True)
     failed = max(own.failed for own in answers)
     if not run.quiet:
-        console.say(
+        console.log(
             f"{len(answers[0].rows)} images"
             + (f", {failed} without an answer" if failed else "")
             + (f"; results in {run.out}" if run.out else "")
@@ -266,8 +266,8 @@ def report(
         raise UserError(f"'{out}' exists; --overwrite replaces it")
     from zeroshot.commands import console
     from zeroshot.output.formats import utf8
-    from zeroshot.report import gather, render
+    from zeroshot.report import load_results, render
 
-    page = render(gather(results, truth), title=title, pictures=pictures, order=order)
+    page = render(load_results(results, truth), title=title, pictures=pictures, order=order)
     _whole(out, utf8(page))
-    console.say(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")
+    console.log(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -126,7 +126,7 @@ def _score_arrays(run: OutputOptions, file: Path, method: str, options: Mapping[
     write_arrays(run.out, scored)
     if not run.quiet:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())
-        console.say(f"wrote {run.out}: {shapes}")
+        console.log(f"wrote {run.out}: {shapes}")
 
 
 @command
@@ -190,7 +190,7 @@ def calibrate_on(
         )
     if not run.quiet:
         count = f"{len(sources)} {run.modality}s"
-        console.say(f"wrote {out}: temperature {made.temperature:.4g}, {count}")
+        console.log(f"wrote {out}: temperature {made.temperature:.4g}, {count}")
 
 
 def _calibration_file(

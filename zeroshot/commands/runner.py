@@ -87,7 +87,7 @@ class OutputOptions(CommonOptions):
         found = self.resolved(images)
         if self._by_file(found):
             if not self.quiet:
-                console.say(f"a shard for each of {len(found.files)} files")
+                console.log(f"a shard for each of {len(found.files)} files")
                 self.say_left_out(found.left_out)
             return Containers(found.files)
         return self.listed(found)
@@ -129,7 +129,7 @@ class OutputOptions(CommonOptions):
             return False
         if len(shards) < len(found.items) and not self.quiet:
             other = found.loose or next(f.name for f in found.files if not is_shard(f.name))
-            console.say(
+            console.log(
                 f"listing {len(shards)} tar or Parquet files before the first row, since '{other}' "
                 "is none; alone, each would be a shard of its own"
             )
@@ -231,9 +231,9 @@ class OutputOptions(CommonOptions):
             if not self.quiet:
                 done = output.resumed if output else 0
                 for line in console.summary(meter, done, self.verbose, modality=self.modality):
-                    console.say(line)
+                    console.log(line)
             if cache.trouble is not None:
-                console.say(cache.trouble)
+                console.log(cache.trouble)
         if meter.failed:
             raise typer.Exit(3)
 
@@ -277,10 +277,10 @@ class OutputOptions(CommonOptions):
                 several=several,
                 modality=self.modality,
             ):
-                console.say(line)
-            console.say(console.how_far(after, str(self.folder)))
+                console.log(line)
+            console.log(console.how_far(after, str(self.folder)))
         if trouble is not None:
-            console.say(trouble)
+            console.log(trouble)
         if after.changed:
             raise FileRefusedError(*map(changed, after.changed))
         if meter.failed:

@@ -146,7 +146,7 @@ def find(
             write_page(html, found.results, [query.label for query in queries])
         _show(run, found, queries, meter, options.min_score)
         if cache.trouble is not None:
-            console.say(cache.trouble)
+            console.log(cache.trouble)
     if meter.failed:
         raise typer.Exit(3)
 
@@ -174,7 +174,7 @@ def _show(
         if shown == "json":
             console.print_json(result.row())
         elif result.error is not None:
-            console.say(f"'{result.path}': {result.error.message}")
+            console.log(f"'{result.path}': {result.error.message}")
     if shown == "table":
         console.show_hits([r for r in found.results if r.error is None], thing)
     for query, count, best in zip(queries, found.counts, found.best, strict=True):
@@ -182,7 +182,7 @@ def _show(
             scored = (
                 "" if best is None else f"; the best has {best:.3f}, --min-score is {min_score}"
             )
-            console.say(f"no {thing} for '{query.label}'{scored}")
+            console.log(f"no {thing} for '{query.label}'{scored}")
     if not run.quiet:
         for line in console.summary(meter, 0, run.verbose, modality=run.modality):
-            console.say(line)
+            console.log(line)

@@ -92,7 +92,7 @@ def caption(
     --prompt and --trace use magic.
     """
     from zeroshot.datasets.questions import read_prompts
-    from zeroshot.tasks.captioning.caption_task import Caption
+    from zeroshot.tasks.captioning.caption_task import caption_task
     from zeroshot.tasks.captioning.sidecars import SidecarCaption
 
     if options.prompt is not None and prompts is not None:
@@ -101,7 +101,7 @@ def caption(
     if not images and not each:
         raise UserError("caption needs images: files, folders, globs or -")
     given = replace(options, prompt=each or options.prompt, trace=trace is not None)
-    task = Caption.from_options(run.model_set(), given)
+    task = caption_task(run.model_set(), given)
     sources = _prompted(run, images or list(each), each, prompts)
     if trace is not None and run.folder is not None:
         raise UserError("--trace needs one output file; a folder of shards has no traces")
@@ -395,7 +395,7 @@ def _learn(
             yield result
         learned = learn(scores, labels_of, [label.strip() for label in labels], made)
         learned.save(file)
-        console.say(
+        console.log(
             f"thresholds in {file}: {', '.join(f'{cut:.4g}' for cut in learned.cuts)}; balanced "
             f"accuracy {learned.accuracy:.3f} on the {learned.pairs} pairs they were learned from"
         )
@@ -417,9 +417,9 @@ def _winoground(run: OutputOptions, task: "Match", sources: "Sequence[Source]") 
             scores.append([fit.score for fit in result.texts])
             yield result
         if len(scores) == len(sources):
-            console.say(winoground_figures(scores))
+            console.log(winoground_figures(scores))
         else:
-            console.say("no figures: some rows are of an earlier run; --overwrite starts again")
+            console.log("no figures: some rows are of an earlier run; --overwrite starts again")
 
     run.show(task, sources, through)
 
@@ -492,6 +492,6 @@ def filter(
     if kept is not None:
         write_kept(kept, chosen)
     if not run.quiet and run.folder is None:
-        console.say(f"kept {counts['kept']} of {counts['scored']} pairs")
+        console.log(f"kept {counts['kept']} of {counts['scored']} pairs")
     if failed:
         raise typer.Exit(3)

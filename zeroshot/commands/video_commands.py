@@ -118,10 +118,10 @@ def caption(
     run: VideoOutputOptions, options: VideoCaptionOptions, clips: Videos, frames: FrameOptions
 ) -> None:
     """Caption videos, by the methods that caption images."""
-    from zeroshot.tasks.captioning.caption_task import Caption
+    from zeroshot.tasks.captioning.caption_task import caption_task
 
     models = frames.models(run, options.model, "a caption needs one embedding for each video")
-    run.show(Caption.from_options(models, options), run.inputs(clips))
+    run.show(caption_task(models, options), run.inputs(clips))
 
 
 @app.command()

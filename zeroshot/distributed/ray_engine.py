@@ -146,7 +146,7 @@ class _Driver:
         done = data.from_items(
             [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
         ).map(
-            Scorer,
+            ScoringActor,
             fn_constructor_args=(self.sent, self.decoders, os.getcwd()),
             compute=data.ActorPoolStrategy(
                 min_size=1, initial_size=models, max_size=models, max_tasks_in_flight_per_actor=1
@@ -170,7 +170,7 @@ def _pending(spec: RunSpec, how: WorkerOptions) -> list[int]:
     ]
 
 
-class Scorer:
+class ScoringActor:
     """An actor with the model; opens the job when its first shard comes."""
 
     def __init__(self, sent: list[Any], decoders: list[Any], folder: str) -> None:

@@ -15,11 +15,11 @@ from zeroshot.inputs.source import Source
 from zeroshot.models.base import Image
 from zeroshot.results.result import Failure
 
-__all__ = ["Opened", "open_pictures"]
+__all__ = ["ImageBatch", "load_batches"]
 
 
 @dataclass(frozen=True)
-class Opened:
+class ImageBatch:
     """A batch of pictures by their place; `failures[i]` says why one is not among them."""
 
     sources: Sequence[Source]
@@ -28,7 +28,7 @@ class Opened:
     failures: Sequence[Failure | None]
 
 
-def open_pictures(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[Opened]:
+def load_batches(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[ImageBatch]:
     """Every picture, in order; what cannot be opened is a failure.
 
     Later ones are read while the caller works on a batch.
@@ -56,4 +56,4 @@ def open_pictures(sources: Iterable[Source], meter: Meter, batch_size: int) -> I
                 ids[i], images[i] = read.id, read.image
         meter.pictures += len(batch)
         meter.failed += len(batch) - len(images)
-        yield Opened([seen.popleft() for _ in batch], ids, images, failures)
+        yield ImageBatch([seen.popleft() for _ in batch], ids, images, failures)

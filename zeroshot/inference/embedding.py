@@ -15,7 +15,7 @@ from zeroshot.images.pixels import view
 from zeroshot.images.reading import read_ahead
 from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.prefetch import EmbeddingBatch, Pipeline, image_kind
+from zeroshot.inference.prefetch import EmbeddingBatch, EmbeddingPipeline, image_kind
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.models.base import (
@@ -50,7 +50,7 @@ def embed_pictures(
     Only what the cache does not hold is opened and encoded; what cannot be opened is a failure.
     Later pictures are read while earlier ones are encoded, or while the caller works on a batch.
     """
-    pipeline = Pipeline(sources, encoder, cache, meter, batch_size)
+    pipeline = EmbeddingPipeline(sources, encoder, cache, meter, batch_size)
     try:
         yield from pipeline
     finally:

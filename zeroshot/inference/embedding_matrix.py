@@ -29,7 +29,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class EmbeddingMatrix:
     """`rows[i]` belongs to `sources[i]`; those that failed are apart."""
 
     sources: Sequence[Source]
@@ -48,7 +48,7 @@ class _Chunk:
     failures: Sequence[Failure | None]
 
 
-def gather(
+def embedding_matrix(
     sources: Sequence[Source],
     encoder: ImageEncoder,
     cache: EmbeddingCache,
@@ -57,7 +57,7 @@ def gather(
     batch_size: int = AUTO_BATCH,
     half: bool = False,
     seen: Callable[[int], None] = lambda count: None,
-) -> Gathered:
+) -> EmbeddingMatrix:
     """Rows of `encoder` for every picture that can be read, encoding what the cache lacks.
 
     Args:
@@ -83,7 +83,7 @@ def gather(
             for source, id, failure in zip(chunk.sources, chunk.ids, chunk.failures, strict=True)
             if failure is not None
         ]
-    return Gathered(kept, ids, rows[: len(kept)], failed)
+    return EmbeddingMatrix(kept, ids, rows[: len(kept)], failed)
 
 
 def _chunk(

@@ -10,7 +10,7 @@ from zeroshot.inputs.source import Picture, Source
 from zeroshot.models.base import Image
 from zeroshot.results.result import Failure
 
-__all__ = ["open_all", "open_pictures"]
+__all__ = ["load_all", "load_images"]
 
 Opened = tuple[Source, Picture | Failure]
 
@@ -18,14 +18,12 @@ TOGETHER = 8
 """Pictures of full size that are held at a time."""
 
 
-def open_pictures(
-    sources: Iterable[Source], meter: Meter, batch_size: int
-) -> Iterator[list[Opened]]:
+def load_images(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[list[Opened]]:
     """Pictures in order, at most `batch_size` and never more than `TOGETHER` at a time.
 
     One that cannot be read comes as its failure.
     """
-    for batch in decoded_images.open_pictures(sources, meter, min(batch_size, TOGETHER)):
+    for batch in decoded_images.load_batches(sources, meter, min(batch_size, TOGETHER)):
         meter.images_encoded += len(batch.images)
         yield [
             (source, failure or Picture(id or "", batch.images[i]))
@@ -35,7 +33,7 @@ def open_pictures(
         ]
 
 
-def open_all(sources: Iterable[Source], what: str) -> list[Image]:
+def load_all(sources: Iterable[Source], what: str) -> list[Image]:
     """Pictures that a run cannot do without; UserError for one that cannot be read."""
     images = []
     for source in sources:

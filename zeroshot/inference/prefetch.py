@@ -100,7 +100,7 @@ class _Slot:
         return self.row is not None or self.failure is not None
 
 
-class Pipeline:
+class EmbeddingPipeline:
     """One pass over `sources`; iterate once, and `close` whatever happens.
 
     At most `batch_size` pictures are encoded at a time and as many wait, decoded and preprocessed;

@@ -32,16 +32,16 @@ LOWER_IS_BETTER = frozenset(
     {"ece", "adaptive_ece", "nll", "aurc", "rep_2", "rep_3", "rep_4"}
     | {"text_retrieval_median_rank", "image_retrieval_median_rank"}
 )
-AS_IT_IS = frozenset(
+NOT_PERCENT = frozenset(
     {"nll", "words", "CLIPScore", "RefCLIPScore"}
     | {"text_retrieval_median_rank", "image_retrieval_median_rank"}
 )
 """Figures that tables do not print times 100."""
 
 
-def usual(name: str, value: float) -> float:
+def to_table_units(name: str, value: float) -> float:
     """A figure as tables print it."""
-    return value if name in AS_IT_IS else 100 * value
+    return value if name in NOT_PERCENT else 100 * value
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedImages:
     """A picture, what people said of it, what each method says."""
 
     name: str
@@ -44,7 +44,7 @@ class Captioned:
     said: Sequence[Said]
 
 
-def captions(group: Group, pictures: int, order: Order) -> list[Captioned]:
+def captions(group: Group, pictures: int, order: Order) -> list[CaptionedImages]:
     """Captions side by side, of the first pictures or of those with the worst captions."""
     by_method = [{str(row["path"]): row for row in method.rows} for method in group.methods]
     scores = [_ciders(method, group.truth) for method in group.methods]
@@ -60,7 +60,7 @@ def captions(group: Group, pictures: int, order: Order) -> list[Captioned]:
 
 def _captioned(
     group: Group, path: str, rows: Sequence[Row], scores: Sequence[Mapping[str, float]]
-) -> Captioned:
+) -> CaptionedImages:
     references = list(group.truth.get(path, {}).get("references", ()))
     known = {word for text in references for word in tokenize(text)}
     own = [round(100 * score[path]) if path in score else None for score in scores]
@@ -75,7 +75,7 @@ def _captioned(
         )
         for method, row, score in zip(group.methods, rows, own, strict=True)
     ]
-    return Captioned(PurePath(path).name, thumbnail(path), references, said)
+    return CaptionedImages(PurePath(path).name, thumbnail(path), references, said)
 
 
 def _marked(caption: str, known: set[str]) -> Iterator[tuple[str, bool]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zeroshot.datasets.protocols import HEADLINE
-from zeroshot.metrics.statistics import LOWER_IS_BETTER, usual
+from zeroshot.metrics.statistics import LOWER_IS_BETTER, to_table_units
 from zeroshot.report.load_results import Group
 
 CALLED = {
@@ -49,7 +49,7 @@ NEUTRAL = frozenset({"words"})
 
 
 @dataclass(frozen=True)
-class Cell:
+class FigureCell:
     """A figure as printed, with the ends of its interval."""
 
     value: str
@@ -59,16 +59,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class FigureTable:
     """Methods by figures."""
 
     columns: Sequence[str]
     lower: Sequence[bool]
-    rows: Sequence[tuple[str, Sequence[Cell | None], str]]
+    rows: Sequence[tuple[str, Sequence[FigureCell | None], str]]
     """name, cells, seconds"""
 
 
-def table(group: Group) -> Table | None:
+def table(group: Group) -> FigureTable | None:
     """All figures of a group; None where none was measured."""
     measured = [(m.name, m.result) for m in group.methods if m.result is not None]
     if not measured:
@@ -80,7 +80,7 @@ def table(group: Group) -> Table | None:
         cells = [_cell(n, result, best[n] if len(measured) > 1 else None) for n in names]
         seconds = result.get("seconds")
         rows.append((name, cells, f"{seconds:.1f}" if isinstance(seconds, int | float) else ""))
-    return Table([CALLED[n] for n in names], [n in LOWER_IS_BETTER for n in names], rows)
+    return FigureTable([CALLED[n] for n in names], [n in LOWER_IS_BETTER for n in names], rows)
 
 
 def _best(name: str, values: Sequence[float]) -> float | None:
@@ -89,22 +89,22 @@ def _best(name: str, values: Sequence[float]) -> float | None:
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
-def _cell(name: str, result: Mapping[str, Any], best: float | None) -> Cell | None:
+def _cell(name: str, result: Mapping[str, Any], best: float | None) -> FigureCell | None:
     if name not in result["metrics"]:
         return None
     value, ends = result["metrics"][name], result["intervals"][name]
     low, high = ("", "") if ends is None else (_printed(name, end) for end in ends)
-    return Cell(_printed(name, value), low, high, value == best)
+    return FigureCell(_printed(name, value), low, high, value == best)
 
 
 def _printed(name: str, value: float) -> str:
-    return f"{usual(name, value):.{_digits(name)}f}"
+    return f"{to_table_units(name, value):.{_digits(name)}f}"
 
 
 def _digits(name: str) -> int:
     if name.endswith(("median_rank", "words")):
         return 1
-    return 3 if usual(name, 1) == 1 else 2
+    return 3 if to_table_units(name, 1) == 1 else 2
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ def plot(group: Group) -> Plot | None:
     ]
     if len(held) < 2:
         return None
-    ends = [usual(name, end) for _, _, pair in held for end in pair]
+    ends = [to_table_units(name, end) for _, _, pair in held for end in pair]
     step = _step(max(ends) - min(ends))
     first, last = math.floor(min(ends) / step) * step, math.ceil(max(ends) / step) * step
     span = max(last - first, step)
 
     def at(value: float) -> float:
-        return round(100 * (usual(name, value) - first) / span, 2)
+        return round(100 * (to_table_units(name, value) - first) / span, 2)
 
     ticks = [
         (round(100 * (tick - first) / span, 2), f"{tick:g}")
@@ -164,7 +164,7 @@ def _step(span: float) -> float:
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferenceCell:
     """A method's figure less the first one's."""
 
     method: str
@@ -177,7 +177,7 @@ class Difference:
     """`best` or `worse` where the interval leaves out zero and Holm's p-value is small, or empty"""
 
 
-def differences(group: Group, confidence: float) -> list[Difference]:
+def differences(group: Group, confidence: float) -> list[DifferenceCell]:
     """Of the comparison, in the order of a table's columns."""
     held = (group.comparison or {}).get("methods", {})
     found = []
@@ -192,7 +192,7 @@ def differences(group: Group, confidence: float) -> list[Difference]:
                     clear = (low > 0 or high < 0) and p < 1 - confidence
                     better = (d < 0) == (name in LOWER_IS_BETTER)
                     found.append(
-                        Difference(
+                        DifferenceCell(
                             method,
                             CALLED[name],
                             _signed(name, d),
@@ -206,4 +206,4 @@ def differences(group: Group, confidence: float) -> list[Difference]:
 
 
 def _signed(name: str, value: float) -> str:
-    return f"{usual(name, value):+.{_digits(name)}f}"
+    return f"{to_table_units(name, value):+.{_digits(name)}f}"

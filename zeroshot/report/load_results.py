@@ -45,16 +45,16 @@ class Group:
 
 
 @dataclass
-class Gathered:
+class LoadedResults:
     """All that a page shows."""
 
     groups: list[Group] = field(default_factory=list)
     traces: list[Row] = field(default_factory=list)
 
 
-def gather(
+def load_results(
     places: Iterable[Path], truth: Path | None = None, sampling: Sampling | None = None
-) -> Gathered:
+) -> LoadedResults:
     """Read results, rows and traces.
 
     Args:
@@ -66,7 +66,7 @@ def gather(
     Raises:
         UserError: a file of another kind.
     """
-    found = Gathered()
+    found = LoadedResults()
     keyed: dict[object, Group] = {}
     for file in _files(places):
         if suffix_of(file.name) == ".json":

@@ -9,7 +9,7 @@ import numpy as np
 
 from zeroshot.metrics.classification import average_precision
 from zeroshot.output.formats import Row
-from zeroshot.report.figures import Cell
+from zeroshot.report.figures import FigureCell
 from zeroshot.report.label_tables import MISTAKES, Mistake
 from zeroshot.report.load_results import Group
 from zeroshot.report.thumbnails import thumbnail
@@ -24,7 +24,7 @@ class LabelRow:
 
     label: str
     pictures: int
-    cells: Sequence[Cell | None]
+    cells: Sequence[FigureCell | None]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def table(group: Group) -> LabelTable | None:
     return LabelTable([n for n, _ in measured], ordered[:LABELS], len(ordered[LABELS:]))
 
 
-def _cell(own: dict[str, Any], best: float | None) -> Cell:
+def _cell(own: dict[str, Any], best: float | None) -> FigureCell:
     low, high = (f"{100 * end:.1f}" for end in own["interval"]) if own["interval"] else ("", "")
     value = own["average_precision"]
-    return Cell(f"{100 * value:.1f}", low, high, value == best)
+    return FigureCell(f"{100 * value:.1f}", low, high, value == best)
 
 
 def worst(group: Group) -> list[tuple[str, list[Mistake], int]]:

@@ -9,7 +9,7 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
 from zeroshot.report.caption_tables import Order
-from zeroshot.report.load_results import Gathered, Group, pretty, share
+from zeroshot.report.load_results import Group, LoadedResults, pretty, share
 
 PICTURES = 30
 HEADINGS: dict[Task, str] = {
@@ -21,7 +21,7 @@ HEADINGS: dict[Task, str] = {
 
 
 def render(
-    gathered: Gathered,
+    gathered: LoadedResults,
     *,
     title: str = "zeroshot report",
     pictures: int = PICTURES,

@@ -10,7 +10,7 @@ from zeroshot.report.thumbnails import thumbnail
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateRow:
     """A token with the parts of its total, as widths from 0 to 100."""
 
     text: str
@@ -24,11 +24,11 @@ class Step:
     """A choice: the best candidates, the first of which was taken."""
 
     text: str
-    candidates: Sequence[Candidate]
+    candidates: Sequence[CandidateRow]
 
 
 @dataclass(frozen=True)
-class Trace:
+class TraceTable:
     """The choices that made a caption."""
 
     name: str
@@ -37,7 +37,7 @@ class Trace:
     steps: Sequence[Step]
 
 
-def traces(rows: Sequence[Row], shown: int = 5) -> Iterator[Trace]:
+def traces(rows: Sequence[Row], shown: int = 5) -> Iterator[TraceTable]:
     """Choices with what spoke for each candidate; a negative part has no width."""
     for row in rows:
         path = str(row.get("path") or "")
@@ -49,7 +49,7 @@ def traces(rows: Sequence[Row], shown: int = 5) -> Iterator[Trace]:
                 Step(
                     str(step["text"]),
                     [
-                        Candidate(
+                        CandidateRow(
                             str(c["text"]) or "(end)",
                             round(100 * _parts(c)[0] / whole, 1),
                             round(100 * _parts(c)[1] / whole, 1),
@@ -59,7 +59,7 @@ def traces(rows: Sequence[Row], shown: int = 5) -> Iterator[Trace]:
                     ],
                 )
             )
-        yield Trace(PurePath(path).name, thumbnail(path), str(row.get("caption") or ""), steps)
+        yield TraceTable(PurePath(path).name, thumbnail(path), str(row.get("caption") or ""), steps)
 
 
 def _parts(candidate: Mapping[str, Any]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 from .regions import (
+    Detection as Detection,
     DetectResult as DetectResult,
-    Found as Found,
     Region as Region,
     SegmentResult as SegmentResult,
 )
@@ -17,9 +17,9 @@ from .result import (
     SearchResult as SearchResult,
 )
 from .text import (
-    Asked as Asked,
     AskResult as AskResult,
-    Fit as Fit,
     MatchResult as MatchResult,
+    QuestionAnswers as QuestionAnswers,
     ReadResult as ReadResult,
+    TextScore as TextScore,
 )

@@ -80,7 +80,7 @@ def files(mask: str | None, drawn: str | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """One thing: its label, its box (left, top, right, bottom, in pixels), how sure it is."""
 
     label: str
@@ -105,7 +105,7 @@ class DetectResult(Result):
 
     width: int = 0
     height: int = 0
-    boxes: tuple[Found, ...] = ()
+    boxes: tuple[Detection, ...] = ()
     drawn: str | None = None
     """File name of the picture with the boxes drawn on it, where one was asked for."""
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from zeroshot.models.base import Answer
 from zeroshot.results.result import Result, shortest
 
-__all__ = ["AskResult", "Asked", "Fit", "MatchResult", "ReadResult"]
+__all__ = ["AskResult", "MatchResult", "QuestionAnswers", "ReadResult", "TextScore"]
 
 
 @dataclass(frozen=True)
-class Fit:
+class TextScore:
     """How well one text fits a picture."""
 
     text: str
@@ -35,7 +35,7 @@ class Fit:
 class MatchResult(Result):
     """How well each text fits the picture; `scored` says what a score is."""
 
-    texts: tuple[Fit, ...] = ()
+    texts: tuple[TextScore, ...] = ()
     scored: str = "cosine"
     second: str | None = None
     """The other picture that the texts speak of, where they speak of two."""
@@ -56,7 +56,7 @@ class MatchResult(Result):
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionAnswers:
     """A question and its answers, best first."""
 
     question: str
@@ -75,7 +75,7 @@ class Asked:
 class AskResult(Result):
     """The answers to every question about a picture; `scored` says what a score is."""
 
-    questions: tuple[Asked, ...] = ()
+    questions: tuple[QuestionAnswers, ...] = ()
     scored: str = "probability"
 
     schema: ClassVar[str] = "zeroshot.ask/1"

@@ -197,14 +197,14 @@ def find_like(
 
 
 @dataclass(frozen=True)
-class Description:
+class AnchorSummary:
     """What an anchor set is, and what it is good for."""
 
     rows: dict[str, Any]
     report: Report | None
 
 
-def describe(anchors: Anchors, choose: bool = True) -> Description:
+def describe(anchors: Anchors, choose: bool = True) -> AnchorSummary:
     """Counts, encoders, how alike the two sides are, and the coupling that suits."""
     entries = anchors.entries
     captions = sum(len(entry.captions) for entry in entries)
@@ -230,4 +230,4 @@ def describe(anchors: Anchors, choose: bool = True) -> Description:
             f"(chance {k / (len(order) - 1):.3f})",
         }
     report = Auto().choose(anchors.images, anchors.texts) if choose else None
-    return Description(rows, report)
+    return AnchorSummary(rows, report)

@@ -13,7 +13,7 @@ from zeroshot.tasks import completion
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
+class OptionSpec:
     """What is known of an option beside its name, type and default."""
 
     help: str
@@ -42,16 +42,16 @@ class Option:
 
 
 def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
-    """A field of an options dataclass; `more` are the fields of `Option`."""
-    known = Option(help, flags, **more)
+    """A field of an options dataclass; `more` are the fields of `OptionSpec`."""
+    known = OptionSpec(help, flags, **more)
     if isinstance(default, Hashable):
         return dataclasses.field(default=default, metadata={"option": known})
     return dataclasses.field(default_factory=lambda: default, metadata={"option": known})
 
 
-def option_of(field: "dataclasses.Field[Any]") -> Option:
+def option_of(field: "dataclasses.Field[Any]") -> OptionSpec:
     """What `option` declared of a field."""
-    found: Option = field.metadata["option"]
+    found: OptionSpec = field.metadata["option"]
     return found
 
 

@@ -26,7 +26,7 @@ from zeroshot.inference.embedding import (
     refuse_long,
     text_encoder_of,
 )
-from zeroshot.inference.embedding_matrix import Gathered, gather
+from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import read_lines, read_records, suffix_of
@@ -216,7 +216,7 @@ def search(
         raise UserError(f"--index {index} searches by plain cosines: leave the method out")
     asked = embed_queries(queries, encoder, cache, meter)
     known = embed_queries(bank, encoder, cache, meter) if bank else None
-    gathered = gather(
+    gathered = embedding_matrix(
         sources,
         image_encoder_of(encoder),
         cache,
@@ -245,7 +245,7 @@ def search(
 def _answers(
     queries: Sequence[Query],
     hits: Hits,
-    gathered: Gathered,
+    gathered: EmbeddingMatrix,
     models: ModelSet,
     method: Correction | None,
     cache: EmbeddingCache,

@@ -20,22 +20,14 @@ from zeroshot.tasks.task import OpenedTask, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caption(Task[CaptionOptions]):
+class CaptionImages(Task[CaptionOptions]):
     """Captions by a method that generates or retrieves them."""
 
     schema: ClassVar[str] = CaptionResult.schema
 
     @classmethod
-    def from_options(cls, models: ModelSet, options: CaptionOptions) -> "Caption | NativeCaption":  # type: ignore[override]
-        """The task; a `NativeCaption` for a trained captioner.
-
-        Raises:
-            UserError: options that do not fit each other.
-        """
-        if (options.method == "native") != (options.model is not None):
-            raise UserError("--method native and --model NAME belong together: a trained captioner")
-        if options.model is not None:
-            return NativeCaption.from_options(models, options)
+    def from_options(cls, models: ModelSet, options: CaptionOptions) -> "CaptionImages":
+        """See `Task`."""
         if options.lm is not None:
             models = models.with_language_model(options.lm)
         return cls(models=models, options=options)
@@ -59,7 +51,7 @@ class Caption(Task[CaptionOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionRunner(OpenedTask[Caption]):
+class CaptionRunner(OpenedTask[CaptionImages]):
     """A captioner with its models."""
 
     models: ModelSet
@@ -95,3 +87,16 @@ class CaptionRunner(OpenedTask[Caption]):
         if each and isinstance(sources, Sized) and len(given or ()) != len(sources):
             raise UserError(f"{len(given or ())} prompts for {len(sources)} images")
         return self.task.options.prompt_of()
+
+
+def caption_task(models: ModelSet, options: CaptionOptions) -> CaptionImages | NativeCaption:
+    """The task: a method, or a trained captioner.
+
+    Raises:
+        UserError: options that do not fit each other.
+    """
+    if (options.method == "native") != (options.model is not None):
+        raise UserError("--method native and --model NAME belong together: a trained captioner")
+    if options.model is not None:
+        return NativeCaption.from_options(models, options)
+    return CaptionImages.from_options(models, options)

@@ -14,7 +14,7 @@ from zeroshot.output import atomic
 from zeroshot.output.formats import utf8
 from zeroshot.results.result import CaptionResult, Result
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
-from zeroshot.tasks.captioning.caption_task import Caption
+from zeroshot.tasks.captioning.caption_task import CaptionImages
 from zeroshot.tasks.captioning.trained import NativeCaption
 from zeroshot.tasks.task import Runner, Task
 
@@ -23,7 +23,7 @@ from zeroshot.tasks.task import Runner, Task
 class SidecarCaption(Task[CaptionOptions]):
     """Captions, each also in a file of its own; the rows are those of `captions`."""
 
-    captions: Caption | NativeCaption
+    captions: CaptionImages | NativeCaption
     overwrite: bool = False
     """Whether existing files are replaced; otherwise they stay, and are counted."""
 

@@ -8,7 +8,7 @@ from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
-from zeroshot.inference.decoded_images import Opened, open_pictures
+from zeroshot.inference.decoded_images import ImageBatch, load_batches
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -116,7 +116,7 @@ class ReadRunner(OpenedTask[Read]):
 class _Written:
     """An image's index in its batch, and its text."""
 
-    batch: Opened
+    batch: ImageBatch
     place: int
     answer: Answer | None
 
@@ -140,7 +140,7 @@ def _written(
         images, beginnings = zip(*rows, strict=True)
         return writer.write(images, beginnings if begun else None)
 
-    for batch in open_pictures(sources, meter, batch_size):
+    for batch in load_batches(sources, meter, batch_size):
         rows = [
             (image, begun(batch.sources[i]) if begun else "") for i, image in batch.images.items()
         ]

@@ -15,7 +15,7 @@ from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import AUTO_BATCH, embed_texts
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.opened import open_all, open_pictures
+from zeroshot.inference.opened import load_all, load_images
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods.naclip import NACLIP
@@ -24,12 +24,12 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DenseEncoder, Detections, Detector, DualEncoder, Grounder, Image
 from zeroshot.models.boxes import nms
 from zeroshot.ops import normalize
-from zeroshot.results.regions import DetectResult, Found
+from zeroshot.results.regions import Detection, DetectResult
 from zeroshot.results.result import Failure
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 from zeroshot.tasks.localization.detect_options import DetectOptions, Regions
 from zeroshot.tasks.localization.drawing import draw_boxes
-from zeroshot.tasks.localization.image_folder import Gallery
+from zeroshot.tasks.localization.image_folder import ImageFolder
 from zeroshot.tasks.localization.region_detector import Prompts, RegionDetector
 from zeroshot.tasks.task import OpenedTask, Task
 
@@ -140,7 +140,7 @@ class Finder:
     method: str
     """`native` of a detection model, `regions` of a dual encoder."""
     labels: Sequence[str]
-    find: Callable[[Sequence[Image]], list[list[Found]]]
+    find: Callable[[Sequence[Image]], list[list[Detection]]]
 
 
 def by_labels(
@@ -174,7 +174,7 @@ def by_examples(
 ) -> Finder:
     """A detection model that looks for what pictures show."""
     with meter.stage("encoder"):
-        encoded = detector.encode_examples(open_all(examples, "a query image"))
+        encoded = detector.encode_examples(load_all(examples, "a query image"))
     return _finder(detector, "native", names, encoded, threshold, overlap)
 
 
@@ -189,10 +189,10 @@ def by_sentence(
         )
     meter.texts_encoded += 1
 
-    def find(images: Sequence[Image]) -> list[list[Found]]:
+    def find(images: Sequence[Image]) -> list[list[Detection]]:
         return [
             [
-                Found(" ".join(sentence[b:e] for b, e in p.spans), p.score, p.box, p.spans)
+                Detection(" ".join(sentence[b:e] for b, e in p.spans), p.score, p.box, p.spans)
                 for p in own
             ]
             for own in detector.ground(images, sentence, threshold, word_threshold)
@@ -222,17 +222,17 @@ def _finder(
     threshold: float,
     overlap: float,
 ) -> Finder:
-    def find(images: Sequence[Image]) -> list[list[Found]]:
+    def find(images: Sequence[Image]) -> list[list[Detection]]:
         return [_named(one, labels, overlap) for one in detector.detect(images, prompts, threshold)]
 
     return Finder(detector.name, method, labels, find)
 
 
-def _named(one: Detections, labels: Sequence[str], overlap: float) -> list[Found]:
+def _named(one: Detections, labels: Sequence[str], overlap: float) -> list[Detection]:
     """Boxes with their labels, but for those that a better one of the same label covers."""
     kept = nms(one.boxes, one.scores, one.labels, overlap)
     return [
-        Found(labels[int(one.labels[k])], float(one.scores[k]), _box(one.boxes[k]))
+        Detection(labels[int(one.labels[k])], float(one.scores[k]), _box(one.boxes[k]))
         for k in kept.tolist()
     ]
 
@@ -274,8 +274,8 @@ class DetectRunner(OpenedTask[Detect]):
         """One result per image, in order; boxes are drawn as the rows come."""
         options, finder = self.task.options, self.finder
         folder = None if options.draw is None else Path(options.draw).absolute()
-        drawn = None if folder is None else Gallery(folder, options.overwrite)
-        for batch in open_pictures(sources, meter, self.batch_size):
+        drawn = None if folder is None else ImageFolder(folder, options.overwrite)
+        for batch in load_images(sources, meter, self.batch_size):
             pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
             with meter.stage("encoder"):
                 found = [
@@ -296,7 +296,11 @@ class DetectRunner(OpenedTask[Detect]):
 
 
 def _result(
-    source: Source, picture: Picture, found: Sequence[Found], finder: Finder, drawn: Gallery | None
+    source: Source,
+    picture: Picture,
+    found: Sequence[Detection],
+    finder: Finder,
+    drawn: ImageFolder | None,
 ) -> DetectResult:
     file = None
     if drawn is not None:
@@ -314,7 +318,7 @@ def _result(
     )
 
 
-def _drawn(image: Image, found: Sequence[Found], labels: Sequence[str]) -> Image:
+def _drawn(image: Image, found: Sequence[Detection], labels: Sequence[str]) -> Image:
     """Colours by the place of a label; those of phrases by their first appearance."""
     places = {name: i for i, name in enumerate(dict.fromkeys([*labels, *(f.label for f in found)]))}
     return draw_boxes(

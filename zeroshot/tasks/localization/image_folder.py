@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from zeroshot.errors import UserError
 
-__all__ = ["Gallery", "file_name"]
+__all__ = ["ImageFolder", "file_name"]
 
 LONGEST_STEM = 80
 ID_DIGITS = 12
@@ -28,7 +28,7 @@ def file_name(path: str | None, id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class ImageFolder:
     """A folder of pictures, each under a name that its source's name and content make."""
 
     folder: Path

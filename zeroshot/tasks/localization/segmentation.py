@@ -18,7 +18,7 @@ from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.opened import open_all, open_pictures
+from zeroshot.inference.opened import load_all, load_images
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods import Dense
 from zeroshot.model_set.model_set import ModelSet
@@ -28,7 +28,7 @@ from zeroshot.results.regions import Region, SegmentResult
 from zeroshot.results.result import Failure
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 from zeroshot.tasks.localization.drawing import draw_regions, palette_png
-from zeroshot.tasks.localization.image_folder import Gallery
+from zeroshot.tasks.localization.image_folder import ImageFolder
 from zeroshot.tasks.localization.label_maps import LabelMap, label_map
 from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.task import OpenedTask, Task
@@ -53,8 +53,8 @@ class Prompted:
 class Outputs:
     """Where images are written, if anywhere."""
 
-    masks: Gallery | None = None
-    drawn: Gallery | None = None
+    masks: ImageFolder | None = None
+    drawn: ImageFolder | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,12 @@ class SegmentRunner(OpenedTask[Segment]):
         )
         return segment(sources, self.ready, meter, outputs, batch_size=self.batch_size)
 
-    def _folder(self, path: str | Path | None) -> Gallery | None:
-        return None if path is None else Gallery(Path(path).absolute(), self.task.options.overwrite)
+    def _folder(self, path: str | Path | None) -> ImageFolder | None:
+        return (
+            None
+            if path is None
+            else ImageFolder(Path(path).absolute(), self.task.options.overwrite)
+        )
 
 
 def dense_segmenter(
@@ -230,7 +234,7 @@ def _mixed(
 ) -> Float[Tensor, "c d"]:
     """Rows of labels that have examples, moved towards those."""
     with meter.stage("encoder"):
-        rows = segmenter.encode_examples(open_all(examples.sources, "an example"))
+        rows = segmenter.encode_examples(load_all(examples.sources, "an example"))
     classes = torch.tensor(examples.classes)
     mixed = prompts.clone()
     for place in sorted(set(examples.classes)):
@@ -254,7 +258,7 @@ def segment(
             f"{len(ready.labels)} labels, but a mask in a file has room for {MOST_LABELS}; the "
             "rows hold masks of any number of labels"
         )
-    for batch in open_pictures(sources, meter, batch_size):
+    for batch in load_images(sources, meter, batch_size):
         pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
         with meter.stage("encoder"):
             maps = [

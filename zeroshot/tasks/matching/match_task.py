@@ -15,7 +15,7 @@ from zeroshot.models.base import PairScorer
 from zeroshot.results.text import MatchResult
 from zeroshot.tasks.matching import scoring
 from zeroshot.tasks.matching.match_options import MatchOptions
-from zeroshot.tasks.matching.scoring import Matching
+from zeroshot.tasks.matching.scoring import MatchSpec
 from zeroshot.tasks.matching.thresholds import Thresholds, read_thresholds
 from zeroshot.tasks.options import several
 from zeroshot.tasks.task import OpenedTask, Task
@@ -49,7 +49,7 @@ class Match(Task[MatchOptions]):
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "MatchRunner":
         """Load what scores."""
-        matching = Matching(several(self.options.texts), self.negatives, score=self.options.score)
+        matching = MatchSpec(several(self.options.texts), self.negatives, score=self.options.score)
         if self.options.model is None:
             self.models.require(language_model=False)
             scored = scoring.scored_by(self.models.encoder, matching)
@@ -74,7 +74,7 @@ class MatchRunner(OpenedTask[Match]):
     """A scorer with its model."""
 
     scorer: PairScorer | None
-    matching: Matching
+    matching: MatchSpec
     made_with: str
     """What the scores are; thresholds record it."""
 

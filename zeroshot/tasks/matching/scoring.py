@@ -19,7 +19,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.reading import VERSION, read
 from zeroshot.inference.batching import batched_with_oom_retry
-from zeroshot.inference.decoded_images import Opened, open_pictures
+from zeroshot.inference.decoded_images import ImageBatch, load_batches
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
@@ -34,11 +34,11 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.models.base import DualEncoder, Image, PairScorer
 from zeroshot.results.result import Failure
-from zeroshot.results.text import Fit, MatchResult
+from zeroshot.results.text import MatchResult, TextScore
 from zeroshot.tasks.matching.match_options import Score
 from zeroshot.tasks.matching.thresholds import Thresholds
 
-__all__ = ["Matching", "by_encoder", "by_head", "texts_of"]
+__all__ = ["MatchSpec", "by_encoder", "by_head", "texts_of"]
 
 PAIR_KIND = f"pair/{VERSION}"
 SECOND = "second"
@@ -46,7 +46,7 @@ SECOND = "second"
 
 
 @dataclass(frozen=True)
-class Matching:
+class MatchSpec:
     """What is matched with every picture, and how scores are told."""
 
     texts: tuple[str, ...] = ()
@@ -57,13 +57,13 @@ class Matching:
     score: Score = "cosine"
     """Of a dual encoder; `sigmoid` is that of a model with a bias (SigLIP)."""
 
-    def fit(self, text: str, score: float, scores: Mapping[str, float] | None = None) -> Fit:
+    def fit(self, text: str, score: float, scores: Mapping[str, float] | None = None) -> TextScore:
         """A text's score, with its label where there are thresholds."""
         label = None if self.thresholds is None else self.thresholds.label(score)
-        return Fit(text, score, label, scores)
+        return TextScore(text, score, label, scores)
 
 
-def texts_of(source: Source, matching: Matching) -> tuple[str, ...]:
+def texts_of(source: Source, matching: MatchSpec) -> tuple[str, ...]:
     """The texts of one picture; several captions of one row stand in lines of their own."""
     if matching.texts:
         return matching.texts
@@ -74,7 +74,7 @@ def texts_of(source: Source, matching: Matching) -> tuple[str, ...]:
 def by_encoder(
     sources: Iterable[Source],
     encoder: DualEncoder,
-    matching: Matching,
+    matching: MatchSpec,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
@@ -101,7 +101,7 @@ def by_encoder(
         flat = [text for i in good for text in asked[i]]
         texts = iter(_rows(encoder, flat, cache, meter))
         images = project_images(encoder, batch.rows[good]) if good else batch.rows
-        fits: dict[int, tuple[Fit, ...]] = {}
+        fits: dict[int, tuple[TextScore, ...]] = {}
         with meter.stage("scoring"):
             for i, image in zip(good, images, strict=True):
                 rows = torch.stack([next(texts) for _ in asked[i]])
@@ -122,13 +122,13 @@ def by_encoder(
 def by_head(
     sources: Iterable[Source],
     scorer: PairScorer,
-    matching: Matching,
+    matching: MatchSpec,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[MatchResult]:
     """One result per picture, in order; what a pair was given is kept by what both hold."""
-    for batch in open_pictures(sources, meter, batch_size):
+    for batch in load_batches(sources, meter, batch_size):
         asked = [texts_of(source, matching) for source in batch.sources]
         shown: dict[int, tuple[tuple[str, Image], ...]] = {}
         failures = list(batch.failures)
@@ -159,7 +159,7 @@ def by_head(
             )
 
 
-def scored_by(encoder: DualEncoder, matching: Matching) -> str:
+def scored_by(encoder: DualEncoder, matching: MatchSpec) -> str:
     """What a dual encoder's scores are: shares of a softmax where something is against.
 
     UserError for a sigmoid of a model that was not trained with one.
@@ -214,7 +214,7 @@ def _wrong(reader: Any, texts: Sequence[str]) -> Failure | None:
     return None
 
 
-def _pictures(batch: Opened, place: int, count: int) -> tuple[tuple[str, Image], ...] | Failure:
+def _pictures(batch: ImageBatch, place: int, count: int) -> tuple[tuple[str, Image], ...] | Failure:
     """The picture, and the second where a text speaks of two, each with its id."""
     first = (batch.ids[place] or "", batch.images[place])
     other = batch.sources[place].fields.get(SECOND)
@@ -259,13 +259,13 @@ def _headed(
     return torch.stack([scores[i] for i in range(len(pairs))]) if pairs else rows
 
 
-def _fit(matching: Matching, scorer: PairScorer, text: str, row: Tensor) -> Fit:
+def _fit(matching: MatchSpec, scorer: PairScorer, text: str, row: Tensor) -> TextScore:
     values = row.tolist()
     several = dict(zip(scorer.labels, values, strict=True)) if len(values) > 2 else None
     return matching.fit(text, values[scorer.positive], several)
 
 
-def check_head(matching: Matching) -> None:
+def check_head(matching: MatchSpec) -> None:
     """UserError for options that a head does not have: negative prompts, a sigmoid."""
     if matching.score != "cosine":
         raise UserError("--score is for encoders; a head (--model) has a score of its own")
@@ -276,7 +276,9 @@ def check_head(matching: Matching) -> None:
         )
 
 
-def with_thresholds(matching: Matching, thresholds: Thresholds | None, made_with: str) -> Matching:
+def with_thresholds(
+    matching: MatchSpec, thresholds: Thresholds | None, made_with: str
+) -> MatchSpec:
     """The same with thresholds that were learned on the same scores; UserError for others."""
     if thresholds is not None:
         thresholds.check(made_with)

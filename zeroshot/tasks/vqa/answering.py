@@ -12,7 +12,7 @@ from torch import Tensor
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
-from zeroshot.inference.decoded_images import Opened, open_pictures
+from zeroshot.inference.decoded_images import ImageBatch, load_batches
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
@@ -38,7 +38,7 @@ from zeroshot.models.base import (
 )
 from zeroshot.prompts import expand, load_templates
 from zeroshot.results.result import Failure
-from zeroshot.results.text import Asked, AskResult
+from zeroshot.results.text import AskResult, QuestionAnswers
 from zeroshot.tasks.vqa.ask_options import PRESENT
 from zeroshot.tasks.vqa.statements import Question, covered, parse, statements
 
@@ -103,7 +103,7 @@ class _Look(Generic[Seen]):
     method: str
     stage: str
     answer: Callable[[Sequence[Seen], Sequence[str]], list[tuple[Answer, ...]]]
-    seen: Callable[[Opened, int], Seen]
+    seen: Callable[[ImageBatch, int], Seen]
     """Of the picture at a place of a batch."""
     unseen: Callable[[Source], Failure | None] = lambda source: None
     """Why there is nothing to show."""
@@ -121,7 +121,7 @@ def _each(
         seen, asked = zip(*pairs, strict=True)
         return look.answer(seen, asked)
 
-    for batch in open_pictures(sources, meter, batch_size):
+    for batch in load_batches(sources, meter, batch_size):
         asked = [tuple(questions(source)) for source in batch.sources]
         failures = [
             failure or _wrong(answerer, q) or look.unseen(source)
@@ -134,7 +134,7 @@ def _each(
             answers = iter(
                 [a for _, said in batched_with_oom_retry(work, pairs, batch_size) for a in said]
             )
-        said = {i: tuple(Asked(q, next(answers)) for q in asked[i]) for i in good}
+        said = {i: tuple(QuestionAnswers(q, next(answers)) for q in asked[i]) for i in good}
         for i, source in enumerate(batch.sources):
             yield AskResult(
                 source=source,
@@ -246,7 +246,7 @@ def _answered(
     ready: ByMatching,
     known: Mapping[str, tuple[Question, Mapping[str, Tensor]]],
     top_k: int,
-) -> dict[int, tuple[Asked, ...]]:
+) -> dict[int, tuple[QuestionAnswers, ...]]:
     good, scale = batch.readable, ready.encoder.logit_scale
     if not good:
         return {}
@@ -269,7 +269,7 @@ def _answered(
                         best.indices.tolist(), best.values.tolist(), strict=True
                     )
                 )
-            here.append(Asked(text, answers))
+            here.append(QuestionAnswers(text, answers))
         said[i] = tuple(here)
     return said
 
