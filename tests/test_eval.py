@@ -211,12 +211,12 @@ def test_every_protocol_is_described():
 
 def test_every_figure_is_described_and_has_a_column():
     page = (SCENES.parent.parent / "docs" / "evaluation.md").read_text("utf-8")
-    captions = statistics.of_captions(["a b", "c"], [["a b"], ["d"]])
+    captions = statistics.measure_captions(["a b", "c"], [["a b"], ["d"]])
     names = {*captions.statistic(np.arange(2)), *captions.fixed}
     scores = np.full((2, 7), 1 / 7)
-    names |= statistics.of_classes(scores, np.array([0, 1])).statistic(np.arange(2)).keys()
+    names |= statistics.measure_scores(scores, np.array([0, 1])).statistic(np.arange(2)).keys()
     assert names <= figures.CALLED.keys()
     plain = {n for n in names if not n.startswith(("Bleu_", "rep_"))}
     assert {name for name in plain if f"`{name}`" not in page} == set()
-    ranks = statistics.of_ranks(scores[:, :2], np.array([0, 1])).statistic(np.arange(2))
+    ranks = statistics.measure_retrieval(scores[:, :2], np.array([0, 1])).statistic(np.arange(2))
     assert ranks.keys() <= figures.CALLED.keys()

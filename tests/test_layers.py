@@ -11,9 +11,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 FLOORS = [
     {"errors", "ops", "packaging"},
-    {"prompts", "metrics"},
+    {"metrics"},
     {"models", "inputs"},
-    {"trace", "images"},
+    {"trace", "images", "prompts"},
     {"decoding", "results"},
     {"methods", "output"},
     {"ranking", "cache"},

@@ -30,7 +30,7 @@ def problem(rows=60, classes=7):
 def test_figures_of_labels_are_the_metrics_of_the_pictures_drawn():
     probabilities, labels = problem()
     rows = RNG.integers(0, 60, 60)
-    found = statistics.of_classes(probabilities, labels).statistic(rows)
+    found = statistics.measure_scores(probabilities, labels).statistic(rows)
     p, y = probabilities[rows], labels[rows]
     confidence, correct = p.max(1), p.argmax(1) == y
     assert found == pytest.approx(
@@ -50,7 +50,7 @@ def test_figures_of_labels_are_the_metrics_of_the_pictures_drawn():
 
 def test_cosines_are_not_calibrated():
     probabilities, labels = problem()
-    found = statistics.of_classes(probabilities, labels, probabilities=False).statistic(
+    found = statistics.measure_scores(probabilities, labels, probabilities=False).statistic(
         np.arange(60)
     )
     assert not {"nll", "ece", "adaptive_ece"} & found.keys()
@@ -61,7 +61,7 @@ def test_figures_of_captions_are_the_metrics_of_the_pictures_drawn():
     references = [texts(n) for n in RNG.integers(1, 4, 20)]
     score = RNG.random(20)
     rows = RNG.integers(0, 20, 20)
-    found = statistics.of_captions(captions, references, {"CLIPScore": score}).statistic(rows)
+    found = statistics.measure_captions(captions, references, {"CLIPScore": score}).statistic(rows)
     drawn = [captions[i] for i in rows], [references[i] for i in rows]
     bleu = captioning.bleu(*drawn).corpus
     assert [found[f"Bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu)
@@ -80,7 +80,7 @@ def test_figures_of_ranks_are_the_metrics_of_the_pictures_drawn():
     image_of_text = RNG.permutation(np.repeat(np.arange(12), counts))
     scores = RNG.normal(size=(12, counts.sum()))
     rows = RNG.integers(0, 12, 12)
-    found = statistics.of_ranks(scores, image_of_text).statistic(rows)
+    found = statistics.measure_retrieval(scores, image_of_text).statistic(rows)
     of_text = matching.text_ranks(scores, image_of_text)[rows]
     of_image = matching.image_ranks(scores, image_of_text)
     of_image = np.concatenate([of_image[image_of_text == i] for i in rows])
@@ -94,11 +94,13 @@ def test_figures_of_ranks_are_the_metrics_of_the_pictures_drawn():
 
 def test_what_cannot_be_drawn_has_no_interval_and_what_never_varies_an_exact_one():
     captions = texts(9)
-    found = statistics.of_captions(captions, [[c] for c in captions]).figures(seeded(), draws=30)
+    found = statistics.measure_captions(captions, [[c] for c in captions]).figures(
+        seeded(), draws=30
+    )
     assert found["distinct_2"].value == captioning.distinct_n(captions, 2)
     assert math.isnan(found["distinct_2"].low)
     sure = np.eye(3)[[0, 1, 2, 0]]
-    found = statistics.of_classes(sure, np.array([0, 1, 2, 0])).figures(seeded(), draws=30)
+    found = statistics.measure_scores(sure, np.array([0, 1, 2, 0])).figures(seeded(), draws=30)
     assert (found["acc1"].value, found["acc1"].high) == (1, 1)
     assert found["acc1"].low == pytest.approx(0.025 ** (1 / 4))
     assert "auroc" not in found  # every picture is right: there is nothing to tell apart
@@ -111,7 +113,10 @@ def test_differences_are_paired_and_shares_are_tested_by_mcnemar():
     worse = good.copy()
     worse[:30] = 1 / 7
     worse[:30, 0] = 0.2
-    first, second = statistics.of_classes(worse, labels), statistics.of_classes(good, labels)
+    first, second = (
+        statistics.measure_scores(worse, labels),
+        statistics.measure_scores(good, labels),
+    )
     found = statistics.differences(first, second, seeded(), draws=100)
     wrong = int((labels[:30] != 0).sum())
     assert found["acc1"].value == pytest.approx(wrong / 200)
@@ -122,7 +127,7 @@ def test_differences_are_paired_and_shares_are_tested_by_mcnemar():
 
 def test_one_picture_has_no_cider():
     with pytest.raises(UserError, match="one picture"):
-        statistics.of_captions(["a dog"], [["a dog"]])
+        statistics.measure_captions(["a dog"], [["a dog"]])
 
 
 def test_tables_print_shares_as_percent():

@@ -32,7 +32,7 @@ def drawn(seed, pictures=60, labels=7):
 def test_figures_are_those_of_scikit_learn_of_every_draw(seed):
     """Of all pictures, and of draws with repetition, from which labels may be missing."""
     scores, truth = drawn(seed, pictures=(60, 9)[seed % 2])
-    measure = multilabel.of_multilabel(scores, truth, 0.25)
+    measure = multilabel.measure_multilabel(scores, truth, 0.25)
     rng = np.random.default_rng(seed)
     count = len(scores)
     for rows in [np.arange(count), *(rng.integers(0, count, count) for _ in range(5))]:
@@ -58,7 +58,7 @@ def test_each_label_is_scikit_learns_and_one_that_never_holds_has_none():
     scores, truth = drawn(0)
     truth[:, 2] = False
     names = list("abcdefg")
-    found = multilabel.of_each_label(scores, truth, names).statistic(np.arange(len(scores)))
+    found = multilabel.measure_each_label(scores, truth, names).statistic(np.arange(len(scores)))
     assert found == pytest.approx(
         {
             name: reference.average_precision_score(truth[:, c], scores[:, c])
@@ -75,7 +75,7 @@ def test_average_precision_by_hand():
     """
     scores = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.1]])
     truth = np.array([[True, False], [False, False], [True, True]])
-    found = multilabel.of_multilabel(scores, truth, 0.5).statistic(np.arange(3))
+    found = multilabel.measure_multilabel(scores, truth, 0.5).statistic(np.arange(3))
     assert found["mean_average_precision"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 3) / 2)
     assert found["micro_average_precision"] == pytest.approx((1 + 2 / 5 + 3 / 6) / 3)
     assert found["f1_micro"] == pytest.approx(2 * 2 / (5 + 3))
@@ -100,7 +100,7 @@ def test_the_threshold_by_hand():
 
 def test_no_label_at_all_has_no_figure():
     scores, truth = drawn(0)
-    found = multilabel.of_multilabel(scores, np.zeros_like(truth), 0.25)
+    found = multilabel.measure_multilabel(scores, np.zeros_like(truth), 0.25)
     assert not found.figures(np.random.default_rng(0), draws=3).keys() & {
         "mean_average_precision",
         "recall_micro",

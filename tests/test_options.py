@@ -58,6 +58,7 @@ def capture(monkeypatch, owner, name, place):
     monkeypatch.setattr(owner, name, classmethod(end) if whole else end)
 
 
+CAPTION = "zeroshot.tasks.captioning.caption_task"
 COMMANDS = {
     "caption": (
         CaptionOptions,

@@ -22,8 +22,14 @@ from zeroshot.evaluation.clip_score import Judge
 from zeroshot.inference.embedding import AUTO_BATCH, canonical_names
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.metrics.multilabel import best_threshold, of_each_label, of_multilabel
-from zeroshot.metrics.statistics import Measure, of_captions, of_classes, of_predictions, of_ranks
+from zeroshot.metrics.multilabel import best_threshold, measure_each_label, measure_multilabel
+from zeroshot.metrics.statistics import (
+    Measure,
+    measure_captions,
+    measure_predictions,
+    measure_retrieval,
+    measure_scores,
+)
 from zeroshot.output.formats import Row
 from zeroshot.results.result import ClassifyResult, Label
 from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
@@ -80,7 +86,7 @@ def classified(
         UserError: none of the pictures can be read.
     """
     seen = _scored(data.sources, data.labels, classifier, cache, meter, batch_size)
-    measure = of_classes(
+    measure = measure_scores(
         seen.scores,
         np.array(data.classes)[seen.scored],
         probabilities=classifier.head == "softmax",
@@ -104,7 +110,7 @@ def retrieved(
     image_of_text = np.repeat(np.arange(len(seen.rows)), list(map(len, data.references)))
     kept = np.isin(image_of_text, seen.scored)
     place = np.searchsorted(seen.scored, image_of_text[kept])
-    return seen.answers(classifier, of_ranks(seen.scores[:, kept], place))
+    return seen.answers(classifier, measure_retrieval(seen.scores[:, kept], place))
 
 
 @dataclass(frozen=True)
@@ -202,13 +208,13 @@ def _multi(
     return Predictions(
         name,
         rows,
-        of_multilabel(scores, truth, threshold),
+        measure_multilabel(scores, truth, threshold),
         tuple(scored[i] for i in measured),
         made_with,
         seconds,
         held_out=tuple(scored[i] for i in chosen_on),
         threshold=threshold,
-        labels=of_each_label(scores, truth, data.labels),
+        labels=measure_each_label(scores, truth, data.labels),
         holds=dict(zip(data.labels, truth.sum(0).tolist(), strict=True)),
     )
 
@@ -285,7 +291,7 @@ def score_predictions(name: str, data: ClassificationDataset, given: Sequence[Ro
     five = None
     if len(data.labels) > TOP and all(len(own) >= TOP for own in labels):
         five = np.array([c in own[:TOP] for own, c in zip(labels, classes, strict=True)])
-    measure = of_predictions(
+    measure = measure_predictions(
         np.array([own[0] for own in labels]),
         np.array(classes),
         np.array([given[i]["labels"][0]["score"] for i in scored], dtype=np.float64),
@@ -318,7 +324,7 @@ def captioned(
     if judge:
         made_with = {**made_with, "judge": canonical_names(judge.encoder)}
     return Predictions(
-        name, rows, of_captions(captions, references, more), tuple(scored), made_with, seconds
+        name, rows, measure_captions(captions, references, more), tuple(scored), made_with, seconds
     )
 
 

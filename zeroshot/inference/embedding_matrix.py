@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.inference.content_ids import known_ids
 from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import image_kind
-from zeroshot.inputs.source import Blob, Picture, Source
+from zeroshot.inputs.source import Source
 from zeroshot.models.base import ImageEncoder
 from zeroshot.results.result import Failure
 
@@ -126,18 +127,7 @@ def _known(
     sources: Sequence[Source], encoder: ImageEncoder, cache: EmbeddingCache
 ) -> tuple[list[str | None], Tensor, list[bool]]:
     """Ids of files, the rows that the cache holds of them, and which of the pictures have one."""
-    ids: list[str | None] = [None] * len(sources)
-    files: dict[int, str] = {}
-    for i, source in enumerate(sources):
-        if isinstance(source.content, Picture):
-            ids[i] = source.content.id
-        elif isinstance(source.content, Blob):
-            stamp = source.content.stamp
-            ids[i] = None if stamp is None else cache.blob_id(stamp)
-        elif source.content is None and source.path is not None:
-            files[i] = source.path
-    for i, id in zip(files, cache.file_ids(list(files.values())), strict=True):
-        ids[i] = id
+    ids = known_ids(sources, cache)
     asked = [i for i, id in enumerate(ids) if id is not None]
     rows, hits = cache.get(encoder.name, image_kind(encoder), [ids[i] or "" for i in asked])
     found = [False] * len(sources)

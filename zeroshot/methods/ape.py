@@ -47,7 +47,7 @@ GRID = tuple(
 
 
 @dataclass(frozen=True)
-class Cache:
+class RefinedShots:
     """The selected channels, the shots restricted to them, and how much each shot counts."""
 
     channels: Int[Tensor, " q"]
@@ -82,7 +82,7 @@ class APE(FewShot):
     tune: Tune = "published"
     """alpha, beta and gamma as above, or chosen by leave-one-out on the shots"""
 
-    memo_: Memo[tuple[Cache, tuple[float, float, float]]] = field(
+    memo_: Memo[tuple[RefinedShots, tuple[float, float, float]]] = field(
         default_factory=Memo, init=False, repr=False, compare=False
     )
 
@@ -91,13 +91,13 @@ class APE(FewShot):
         shots: Float[Tensor, "m d"],
         labels: Int[Tensor, " m"],
         prototypes: Float[Tensor, "c d"],
-    ) -> Cache:
+    ) -> RefinedShots:
         """The channels, and the shots restricted to them."""
         channels = self.channels(shots, labels, prototypes)
         keys, owner = complete_shots(shots, labels, prototypes)
         keys, texts = normalize(keys[:, channels]), normalize(prototypes[:, channels])
         p = (keys @ texts.T).softmax(1).gather(1, owner[:, None])[:, 0]
-        return Cache(channels, keys, owner, torch.log2((1 + 1e-6) / (p + 1e-6)))
+        return RefinedShots(channels, keys, owner, torch.log2((1 + 1e-6) / (p + 1e-6)))
 
     def channels(
         self,
@@ -135,7 +135,7 @@ class APE(FewShot):
         labels: Int[Tensor, " m"],
         prototypes: Float[Tensor, "c d"],
         scale: float,
-    ) -> tuple[Cache, tuple[float, float, float]]:
+    ) -> tuple[RefinedShots, tuple[float, float, float]]:
         """The cache, and beta, alpha and gamma."""
         cache = self.cache(shots, labels, prototypes)
         default = self.beta, self.alpha, self.gamma

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from zeroshot.metrics.bootstrap import Rows
 from zeroshot.metrics.statistics import Measure
 
-__all__ = ["Ranking", "best_threshold", "of_each_label", "of_multilabel", "ranking"]
+__all__ = ["Ranking", "best_threshold", "measure_each_label", "measure_multilabel", "ranking"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def ranking(
     return Ranking(order if picture is None else picture[order], positive, end, hits)
 
 
-def of_multilabel(
+def measure_multilabel(
     scores: Float[np.ndarray, "n c"],
     truth: Bool[np.ndarray, "n c"],
     threshold: float | None = None,
@@ -78,7 +78,7 @@ def of_multilabel(
     return Measure(count, statistic)
 
 
-def of_each_label(
+def measure_each_label(
     scores: Float[np.ndarray, "n c"], truth: Bool[np.ndarray, "n c"], names: Sequence[str]
 ) -> Measure:
     """The average precision of each label, by its name; labels that never hold have none."""

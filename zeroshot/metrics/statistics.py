@@ -100,7 +100,7 @@ def differences(
     return {name: d for name, d in found.items() if not math.isnan(d.value)}
 
 
-def of_classes(
+def measure_scores(
     scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, probabilities: bool = True
 ) -> Measure:
     """Labels of pictures. Without `probabilities` (cosines) nothing is said of calibration."""
@@ -118,7 +118,7 @@ def of_classes(
     )
 
 
-def of_predictions(
+def measure_predictions(
     best: Int[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
     confidence: Float[np.ndarray, " n"],
@@ -126,7 +126,7 @@ def of_predictions(
     *,
     probabilities: bool = True,
 ) -> Measure:
-    """As `of_classes`, of labels that somebody chose: the rest of the scores is not known."""
+    """As `measure_scores`, of labels that somebody chose: the rest of the scores is not known."""
     right = {"acc1": best == labels}
     if among_five is not None:
         right["acc5"] = among_five
@@ -165,7 +165,7 @@ def _of_judged(
     return Measure(len(labels), statistic, right)
 
 
-def of_captions(
+def measure_captions(
     captions: Sequence[str],
     references: Sequence[Sequence[str]],
     more: Mapping[str, Float[np.ndarray, " n"]] | None = None,
@@ -200,7 +200,9 @@ def of_captions(
     return Measure(len(captions), statistic, fixed=fixed)
 
 
-def of_ranks(scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]) -> Measure:
+def measure_retrieval(
+    scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
+) -> Measure:
     """Retrieval in both directions. A draw of pictures brings their captions along; what they are
     searched among stays the same."""
     of_text, of_image = text_ranks(scores, image_of_text), image_ranks(scores, image_of_text)

@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
-
-if TYPE_CHECKING:
-    from zeroshot.tasks.classification.calibration import Calibration
 
 Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 LongText = Literal["error", "truncate"]
@@ -97,9 +94,7 @@ class ClassifyOptions:
         typed=Path,
         recorded="parents",
     )
-    calibration: "str | Path | Calibration | None" = option(
-        None, "File that 'calibrate' wrote.", env="CALIBRATION", typed=Path
-    )
+    calibration: Any = option(None, "File that 'calibrate' wrote.", env="CALIBRATION", typed=Path)
     abstain: float | None = option(
         None,
         "With --calibration: leave this fraction of images unlabelled, the least certain; more if "

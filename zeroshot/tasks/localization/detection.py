@@ -13,9 +13,9 @@ from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
+from zeroshot.inference.decoded_images import load_all, load_images
 from zeroshot.inference.embedding import AUTO_BATCH, embed_texts
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.opened import load_all, load_images
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods.naclip import NACLIP

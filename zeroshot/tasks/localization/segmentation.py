@@ -16,9 +16,9 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import LabeledImages, read_labeled_images
 from zeroshot.errors import UserError
 from zeroshot.inference.batching import batched_with_oom_retry
+from zeroshot.inference.decoded_images import load_all, load_images
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.opened import load_all, load_images
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods import Dense
 from zeroshot.model_set.model_set import ModelSet
