@@ -99,12 +99,16 @@ def flags(kind: Any) -> list[inspect.Parameter]:
             hidden=known.hidden,
             rich_help_panel=PANEL_OF.get(field.name) if issubclass(kind, CommonOptions) else None,
         )
-        typed = field.type if known.typed is None else known.typed | None
+        default = default_of(field)
+        if known.typed is not None and not isinstance(default, str | int | float):
+            default = None  # `build` puts the field's own in its place
+        optional = known.typed is not None and default is None
+        typed = known.typed | None if optional else known.typed or field.type
         found.append(
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=default_of(field) if known.typed is None else None,
+                default=default,
                 annotation=Annotated[typed, info],
             )
         )

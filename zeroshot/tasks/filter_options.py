@@ -16,7 +16,7 @@ class FilterOptions:
     )
     long_text: Literal["truncate", "error"] = option(
         "truncate",
-        "Captions longer than the encoder reads: truncate (the row says so) or error.",
+        "What to do with captions longer than the encoder reads; a row says if its was truncated.",
         env="LONG_CAPTION",
         recorded="truncate",
     )

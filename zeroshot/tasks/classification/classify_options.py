@@ -22,7 +22,7 @@ SCORE: Any = option(
 )
 LONG_TEXT: Any = option(
     "error",
-    "Prompts longer than the encoder reads: error or truncate.",
+    "What to do with prompts longer than the encoder reads.",
     env="LONG_TEXT",
     decides_rows=False,
 )
