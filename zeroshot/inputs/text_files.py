@@ -281,7 +281,8 @@ def _check_names(names: Sequence[str], line: int) -> None:
 
 def _table_record(names: Sequence[str], cells: Sequence[str], line: int) -> LineRecord:
     if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
-        return LineRecord(line, {}, f"{len(cells)} cells for {len(names)} columns")
+        plural = "" if len(cells) == 1 else "s"
+        return LineRecord(line, {}, f"{len(cells)} cell{plural} for {len(names)} columns")
     named = zip(names, cells, strict=False)
     return LineRecord(line, {name: cell for name, cell in named if name})
 
