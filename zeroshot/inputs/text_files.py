@@ -126,10 +126,10 @@ def read_json_lines(path: Path, check: bool = True) -> Iterator[tuple[str, dict[
     return _without_faults(path, ".jsonl", check)
 
 
-def text_in(row: Mapping[str, Any], column: str, where: str) -> str:
-    """The text in a column of a row; UserError if there is none."""
+def text_in(row: Mapping[str, Any], column: str, where: str, empty: bool = False) -> str:
+    """The text in a column of a row, which may be empty if `empty`; UserError if there is none."""
     value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (empty or value.strip()):
         got = json.dumps(value)[:60] if column in row else "no such column"
         raise UserError(f"{where}, column '{column}': expected a text, got {got}")
     return value
