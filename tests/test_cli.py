@@ -119,9 +119,9 @@ def test_other_prompts_do_not_go_on_in_one_file(zeroshot, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("", "has no prompts"),
-        ("nothing", "line 1 is not JSON"),
-        ('{"path": "a.png"}', "expected the texts path and prompt"),
+        ("", "has no rows"),
+        ("nothing", "line 1: not JSON at character 1"),
+        ('{"path": "a.png"}', "line 1, column 'prompt': expected a text, got no such column"),
         ('{"path": "a", "prompt": "b"}\n{"path": "a", "prompt": "c"}', "a second prompt for 'a'"),
         ('{"path": "other.png", "prompt": "b"}', "no prompt for 1 pictures"),
     ],

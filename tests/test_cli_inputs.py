@@ -135,7 +135,7 @@ def test_urls(zeroshot, server):  # noqa: F811
     zeroshot(*given, "--retry-failed")
     assert [path for path, _ in server.asked[asked:]] == ["/gone"]
     code, rows, _ = zeroshot("embed", url, "--offline", "--allow-private-urls")
-    assert "the network is not to be asked" in rows[0]["error"]["message"]
+    assert "needs the network" in rows[0]["error"]["message"]
 
 
 def test_size_and_time_limits(zeroshot, server):  # noqa: F811

@@ -121,7 +121,7 @@ def test_captions_of_every_layout(name, tmp_path):
         ("x.jsonl.gz", b"\x1f\x8b nothing", "cannot be unpacked"),
         ("x.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)[:30], "cannot be unpacked"),
         ("x.token", "a.jpg a dog\n", "NAME#NUMBER"),
-        ("x.csv", "image,caption\na.jpg\n", "line 2: 1 cells for 2 columns"),
+        ("x.csv", "image,caption\na.jpg\n", "line 2: 1 cell for 2 columns"),
         ("x.csv", "image,caption\na.jpg,b,c\n", "line 2: 3 cells for 2 columns"),
         ("x.xml", "<a/>", "known are"),
     ],

@@ -112,7 +112,7 @@ def bucket():
     for held_by in (Counted.store, Counted.asked, Counted.broken):
         held_by.clear()
     yield Counted.store
-    for name in list(fsspec_files._held):
+    for name in list(fsspec_files._copies):
         fsspec_files.release(name)
 
 
@@ -223,7 +223,7 @@ def test_what_is_too_large_is_read_by_ranges(bucket, monkeypatch):
             )
             plan = by_file("counted://b/x.tar")
             sources = plan.shard(0)
-            assert not fsspec_files.is_held("counted://b/x.tar")
+            assert not fsspec_files.has_copy("counted://b/x.tar")
             asked()
             assert [read(source).id for source in sources] == [read(scene(i)).id for i in (0, 1)]
             assert asked()["range"][0] == 2
@@ -281,7 +281,7 @@ def test_a_run_from_a_bucket(bucket, tmp_path, capsys):
     [rows] = [(tmp_path / "n" / "00000.jsonl").read_text()]
     assert "".join((tmp_path / "o" / f"0000{n}.jsonl").read_text() for n in range(3)) == rows
     assert asked()["range"][1] > whole
-    assert not fsspec_files._held
+    assert not fsspec_files._copies
 
 
 def test_bytes_go_along_to_who_decodes(bucket):

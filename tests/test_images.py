@@ -127,9 +127,9 @@ def test_pictures_in_memory():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ("empty", "no files found in folder 'empty'"),
-        ("data", "no files found in folder 'data' beside 1 that hold no picture"),
-        ("in/*.gif", "no files found in pattern 'in/*.gif'"),
+        ("empty", "no images found in folder 'empty'"),
+        ("data", "no images found in folder 'data', only 1 file of other kinds"),
+        ("in/*.gif", "no images found in pattern 'in/*.gif'"),
         ([np.zeros((2, 3))], "an image is a path, a PIL image or bytes, not ndarray"),
     ],
 )

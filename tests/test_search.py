@@ -271,7 +271,7 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
         (["a", SCENES, "-o", "k=3"], "give --method and --bank"),
         (["a", SCENES, "--method", "zpe", "--bank", "b.txt"], "'zpe' does not re-rank a search"),
         (["star " * 300, SCENES], "a query of"),
-        (["a", "nothing/*.png"], "no files found"),
+        (["a", "nothing/*.png"], "no images found"),
     ],
 )
 def test_wrong_usage_is_one_clear_message(zeroshot, arguments, message, tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def test_tables_are_named_outright(folder):
     assert find("set").left_out == ("set/pairs.csv",)
     assert [s.path for s in find("set/*.csv").sources] == ["set/b.png"]
     assert [s.path for s in find("-", io.StringIO("set/pairs.csv\n")).sources] == ["set/b.png"]
-    with pytest.raises(UserError, match="beside 1 that hold no picture"):
+    with pytest.raises(UserError, match="only 1 file of other kinds"):
         find("set/p*")
 
 
@@ -209,7 +209,7 @@ def test_csv_rows_that_do_not_fit(folder):
         "set/a.png",
         "set/x.csv#5",
     ]
-    assert said[0][1] == "line 2: 1 cells for 2 columns"
+    assert said[0][1] == "line 2: 1 cell for 2 columns"
     assert said[1][1] == "line 4: 3 cells for 2 columns"
     assert said[2][1].startswith("line 5, column 'caption': 'caf\\udce9' is no valid text")
     assert "iconv -f cp1252 -t utf-8" in said[2][1]
@@ -367,7 +367,7 @@ def test_a_file_that_changes_is_read_anew(folder):
     assert outcome(first[3])[1] == ok(3)
     pq.write_table(pa.table({"image": [png(9)]}), "x.parquet")
     assert outcome(first[0])[1] == ok(9)
-    assert "row group 0, row 3: the file holds 1 rows in this row group now" in outcome(first[3])[1]
+    assert "row group 0, row 3: the file has 1 rows in this row group now" in outcome(first[3])[1]
     os.remove("x.parquet")
     assert "row group 0, row 3: No such file" in outcome(first[3])[1]
 
@@ -379,10 +379,10 @@ def test_cells_without_bytes(folder):
     pq.write_table(pa.table({"image": cells}), folder / "set/x.parquet")
     said = [reason for _, reason in outcomes("set/x.parquet")]
     assert said == [
-        "row group 0, row 0 holds no picture",
+        "row group 0, row 0 has no image",
         ok(1),
         "row group 0, row 2 has no bytes, and the path '../secret.png' leads outside",
-        "row group 0, row 3 holds no picture",
+        "row group 0, row 3 has no image",
         "a text file, not a picture",
         "row group 0, row 5 has no bytes, and the path 'http://127.0.0.1/x' leads outside",
     ]
@@ -549,7 +549,7 @@ def test_files_folders_and_globs_elsewhere(bucket):
     assert outcomes("memory://b/in/x.tar") == [("memory://b/in/x.tar/t.png", ok(5))]
     assert outcomes("memory://{b,c}/4.png")[1] == ("memory://c/4.png", ok(4))
     assert outcomes("memory://b/in/gone.png") == [("memory://b/in/gone.png", "no such file")]
-    with pytest.raises(UserError, match=r"no files found in pattern 'memory://b/\*.gif'"):
+    with pytest.raises(UserError, match=r"no images found in pattern 'memory://b/\*.gif'"):
         find("memory://b/*.gif")
 
 

@@ -328,7 +328,7 @@ def test_faults_of_tables(place, name):
     head, first, *_ = (text.replace(";", ",") if name.endswith(";") else text).split("\n")
     column = head.split(mark)[0]
     for bad, message in (
-        (f"{head}\n{first}\n\nalone\n", "line 4: 1 cells for 2 columns"),
+        (f"{head}\n{first}\n\nalone\n", "line 4: 1 cell for 2 columns"),
         (f"{head}\n{first}\na{mark}b{mark}c\n", "line 3: 3 cells for 2 columns"),
         (f'{head}\n{first}\n"a{mark}b\n\n', "line 3: a cell begins with a quotation mark"),
         (f"{head}{mark}{column}\n", f"line 1, column '{column}': 2 columns have this name"),

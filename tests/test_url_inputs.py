@@ -273,11 +273,11 @@ def test_odd_characters_are_quoted(server):
     ("path", "reason"),
     [
         ("gone", "HTTP 404 Not Found"),
-        ("nowhere", "HTTP 302 that says nowhere to go"),
+        ("nowhere", "HTTP 302 without an address to go to"),
         ("loop", "more than 5 redirects"),
         ("busy/3", "HTTP 503 Service Unavailable"),
         ("later", "HTTP 429 Too Many Requests"),
-        ("gzip", "sent as 'gzip', which was not asked for"),
+        ("gzip", "the server sent 'gzip', which was not requested"),
         ("liar", "cut off: "),
         ("chunked/broken", "IncompleteRead"),
         ("rude", "'127.0.0.1': "),
@@ -365,7 +365,7 @@ def test_certificates_are_checked(server):
 
 def test_offline(server):
     said = refusal(f"{server.url}/good", replace(HERE, offline=True))
-    assert said == "a URL, and the network is not to be asked (--offline)"
+    assert said == "a URL needs the network (--offline)"
     assert server.asked == []
 
 

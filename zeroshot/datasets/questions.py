@@ -34,9 +34,7 @@ def read_prompts(file: Path) -> dict[str, str]:
     """
     prompts: dict[str, str] = {}
     for where, row in read_json_lines(file):
-        name, prompt = text_in(row, "path", where), row.get("prompt")
-        if not isinstance(prompt, str):
-            raise UserError(f"{where}, column 'prompt': expected a text, got {prompt!r:.60}")
+        name, prompt = text_in(row, "path", where), text_in(row, "prompt", where, empty=True)
         if prompts.setdefault(str(file.parent / name), prompt) != prompt:
             raise UserError(f"{where}: a second prompt for '{name}'")
     return prompts

@@ -100,6 +100,6 @@ def with_bytes(source: Source) -> Source:
     else:
         return source
     try:
-        return replace(source, content=content.read()) if fsspec_files.is_held(name) else source
+        return replace(source, content=content.read()) if fsspec_files.has_copy(name) else source
     except UnreadableImageError:  # the same will be found when the image is read
         return source

@@ -1,7 +1,7 @@
-"""Pictures in data sets of Hugging Face: `hf-dataset:org/name:test`, `hf-dataset:./folder`.
+"""Images in data sets of Hugging Face: `hf-dataset:org/name:test`, `hf-dataset:./folder`.
 
-By the `datasets` library, which since its fourth version runs no code that comes with a data set.
-Pictures stay as they are kept, undecoded, until their turn comes.
+They are read by the `datasets` library, which since version 4 runs no code from a data set. Images
+stay encoded until they are needed.
 """
 
 import functools
@@ -21,70 +21,70 @@ from zeroshot.packaging.extras import how_to_install
 
 PREFIX = "hf-dataset:"
 CODELESS = 4
-"""The first version of `datasets` that runs no code."""
+"""The first version of `datasets` that runs no code from a data set."""
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """One split of a data set, opened when it is first read from."""
+    """One split of a data set, which is opened when it is first read."""
 
     name: str
     split: str | None
     offline: bool
 
     def open(self) -> Any:
-        """The `datasets.Dataset`, once in a process."""
+        """The `datasets.Dataset`; each process opens it once."""
         return _open(self)
 
 
 @dataclass(frozen=True)
 class HubColumn:
-    """The column of pictures of a data set, and the state of its files."""
+    """The column of images of a data set, and the state of its files."""
 
     dataset: HubDataset
-    column: str
+    name: str
     state: str
 
 
 @dataclass(frozen=True, slots=True)
 class HubRow:
-    """The bytes of a picture in a data set."""
+    """The bytes of an image in a data set."""
 
-    pictures: HubColumn
+    column: HubColumn
     row: int
 
     @property
     def stamp(self) -> str | None:
         """The data set, the row, and the data set's state."""
-        dataset = self.pictures.dataset
+        dataset = self.column.dataset
         local = os.path.isdir(dataset.name)
         name = os.path.abspath(dataset.name) if local else f"{PREFIX}//{dataset.name}"
-        place = f"{dataset.split} {self.pictures.column} {self.row}"
-        return f"{name}\0{place}\0{self.pictures.state}" if self.pictures.state else None
+        place = f"{dataset.split} {self.column.name} {self.row}"
+        return f"{name}\0{place}\0{self.column.state}" if self.column.state else None
 
     def read(self) -> bytes:
         """The bytes; UnreadableImageError with the reason."""
         where = f"row {self.row}"
         try:
-            held = _undecoded(self.pictures)[self.row][self.pictures.column]
+            value = _undecoded(self.column)[self.row][self.column.name]
         except (OSError, ValueError, IndexError, NotAvailableError) as error:
             raise UnreadableImageError(f"{where}: {error}") from error
-        return bytes_of(held, _roots(self.pictures.dataset), where)
+        return bytes_of(value, _roots(self.column.dataset), where)
 
 
 def rows(given: str, options: InputOptions) -> Iterator[Source]:
-    """The pictures of `hf-dataset:NAME[:SPLIT]`.
+    """The images of `hf-dataset:NAME[:SPLIT]`.
 
     Raises:
-        NotAvailableError: the library, the data set or the network is not there.
-        UserError: no such split, or no column of pictures.
+        NotAvailableError: the library, the data set or the network is not available.
+        UserError: no such split, or no column of images.
     """
     name, split = _spelled(given)
     dataset = HubDataset(name, split, options.fetch.offline)
     opened = dataset.open()
     columns = _columns(given, opened, options.columns)
     assert columns.image is not None
-    pictures = HubColumn(dataset, columns.image, _state(opened))
+    column = HubColumn(dataset, columns.image, _state(opened))
     table = ImageTable(given, options)
     named = [c for c in (columns.caption, columns.label) if c is not None]
     for number, values in enumerate(_values(opened, named)):
@@ -93,11 +93,11 @@ def rows(given: str, options: InputOptions) -> Iterator[Source]:
         except ValueError as error:
             yield table.unreadable(number, str(error))
         else:
-            yield Source(f"{given}#{number}", HubRow(pictures, number), fields)
+            yield Source(f"{given}#{number}", HubRow(column, number), fields)
 
 
 def _spelled(given: str) -> tuple[str, str | None]:
-    """Name and split of `hf-dataset:name:split`."""
+    """Name and split in `hf-dataset:name:split`."""
     rest = given[len(PREFIX) :]
     name, colon, split = rest.rpartition(":")
     if not colon or os.path.isdir(rest) or "/" in split or os.sep in split:
@@ -146,7 +146,7 @@ def _open(dataset: HubDataset) -> Any:
 
 
 def _columns(given: str, opened: Any, wanted: Columns) -> Columns:
-    """As of a table; a single column of the type `Image` is the one of pictures."""
+    """As for a table; if one column has the type `Image`, it is the column of images."""
     images = [n for n, kind in opened.features.items() if isinstance(kind, _library().Image)]
     if wanted.image is None and len(images) == 1:
         wanted = Columns(images[0], wanted.caption, wanted.label)
@@ -154,17 +154,17 @@ def _columns(given: str, opened: Any, wanted: Columns) -> Columns:
 
 
 @functools.lru_cache(maxsize=4)
-def _undecoded(pictures: HubColumn) -> Any:
-    """The data set with its pictures as bytes."""
+def _undecoded(column: HubColumn) -> Any:
+    """The data set with its images as bytes."""
     library = _library()
-    opened = pictures.dataset.open().select_columns([pictures.column])
-    if isinstance(opened.features[pictures.column], library.Image):
-        return opened.cast_column(pictures.column, library.Image(decode=False))
+    opened = column.dataset.open().select_columns([column.name])
+    if isinstance(opened.features[column.name], library.Image):
+        return opened.cast_column(column.name, library.Image(decode=False))
     return opened
 
 
 def _values(opened: Any, columns: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Captions and labels of all rows; labels by their names."""
+    """Captions and labels of all rows; labels are names."""
     if not columns:
         yield from ({} for _ in range(len(opened)))
         return
@@ -175,16 +175,16 @@ def _values(opened: Any, columns: list[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _state(opened: Any) -> str:
-    """Changes when the data set does; empty where its files changed just now."""
-    found = [os.stat(file["filename"]) for file in opened.cache_files]
-    if not found or not all(map(settled, found)):
+    """Changes when the data set does; empty if its files changed just now."""
+    infos = [os.stat(file["filename"]) for file in opened.cache_files]
+    if not infos or not all(map(settled, infos)):
         return ""
-    told = " ".join([opened._fingerprint, *map(stamp_of, found)])
-    return hashlib.sha256(told.encode()).hexdigest()
+    state = " ".join([opened._fingerprint, *map(stamp_of, infos)])
+    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def _roots(dataset: HubDataset) -> list[str]:
-    """Folders that pictures which are files of their own may lie in."""
+    """Folders in which images that are files must lie."""
     if os.path.isdir(dataset.name):
         return [dataset.name]
     config = _library().config

@@ -1,4 +1,4 @@
-"""Files of this machine: named, below a folder, by a glob; and the bytes of one of them."""
+"""Files of this machine: single ones, those below a folder or of a glob; and reading one."""
 
 import glob
 import os
@@ -14,10 +14,10 @@ from zeroshot.inputs.source import DATA, MAX_BYTES, PICTURES
 from zeroshot.inputs.text_files import suffix_of
 
 SETTLED_NS = 2_000_000_000
-"""A file changed less than this ago may change again within one tick of a coarse file-system clock
-(2 s on FAT), so nothing is remembered of it."""
+"""Two changes within this time may have the same time stamp, as the clock of a file system may be
+coarse (2 s on FAT). The state of a file that changed so lately is not used to recognize it."""
 MAX_NAMES = 10_000_000
-"""That a brace pattern may stand for."""
+"""Limit of the number of names of a brace pattern."""
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{},]*(?:,[^{},]*)+))\}")
 _OF_DATASETS = {
@@ -30,7 +30,7 @@ _OF_DATASETS = {
 
 
 def is_folder(path: str) -> bool:
-    """As `os.path.isdir`, also for a path that no system takes."""
+    """As `os.path.isdir`; False for a path that is not valid."""
     try:
         return os.path.isdir(path)
     except ValueError:  # a null byte
@@ -38,22 +38,22 @@ def is_folder(path: str) -> bool:
 
 
 def _walk(folder: str) -> list[str]:
-    """Files below `folder`: no hidden ones, each real folder once.
+    """Files in or below `folder`, without hidden ones; each real folder is scanned once.
 
-    Linked folders wait until the real ones are done, so that a picture keeps its own path and a
-    loop ends. A folder that may not be read is listed itself: it will fail, and be seen to.
+    Linked folders come after the real ones, so that an image keeps its own path and a loop ends. A
+    folder that may not be read is listed as a file, so that it fails with a message.
     """
     files, seen = [], set()
     real, linked = deque([folder]), deque[str]()
     while real or linked:
         here = real.popleft() if real else linked.popleft()
         try:
-            found = os.stat(here)
-            entries = [] if (found.st_dev, found.st_ino) in seen else list(os.scandir(here))
+            info = os.stat(here)
+            entries = [] if (info.st_dev, info.st_ino) in seen else list(os.scandir(here))
         except OSError:
             files.append(here)
             continue
-        seen.add((found.st_dev, found.st_ino))
+        seen.add((info.st_dev, info.st_ino))
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -74,14 +74,14 @@ def without_data(
     Files with the suffix `also` stay, because the user named it.
     """
     paths = [PurePath(file) for file in files]
-    pictures = {path for path in paths if suffixes.fullmatch(path.suffix)}
-    pictures |= {path.with_suffix("") for path in pictures}
+    images = {path for path in paths if suffixes.fullmatch(path.suffix)}
+    images |= {path.with_suffix("") for path in images}
     tars = any(path.suffix.lower() == ".tar" for path in paths)
     kept: list[str] = []
     left_out: list[str] = []
     for file, path in zip(files, paths, strict=True):
         suffix = suffix_of(path.name)
-        caption = suffix == ".txt" and path.with_suffix("") in pictures
+        caption = suffix == ".txt" and path.with_suffix("") in images
         caption |= tars and path.name in _OF_DATASETS
         data = DATA.fullmatch(suffix) and suffix != also
         (left_out if caption or data else kept).append(file)
@@ -91,10 +91,10 @@ def without_data(
 def scan(
     name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
 ) -> tuple[list[str], list[str]]:
-    """Files that a folder or a glob stands for, each once and sorted, and those left out.
+    """The files of a folder or a glob, each once and sorted, and those that are left out.
 
     Raises:
-        UserError: there is no file, or only such as hold no picture.
+        UserError: there are no files, or only data and captions.
     """
     matches = [name] if is_folder(name) else glob.glob(name, recursive=True)
     files = {file for match in matches for file in (_walk(match) if is_folder(match) else [match])}
@@ -105,7 +105,7 @@ def scan(
 
 
 def in_order(files: Iterable[str]) -> list[str]:
-    """Sorted part by part; the numbered tar files of one folder (`9.tar`, `10.tar`) by number."""
+    """Sorted by the parts of their paths; numbered tar files (`9.tar`, `10.tar`) by number."""
 
     def key(file: str) -> tuple[object, ...]:
         *folders, name = PurePath(file).parts or ("",)
@@ -117,16 +117,17 @@ def in_order(files: Iterable[str]) -> list[str]:
 
 
 def nothing_in(name: str, what: str, left_out: list[str]) -> UserError:
-    """`no files found in folder 'x' beside 2 that hold no picture`."""
-    beside = f" beside {len(left_out)} that hold no picture" if left_out else ""
-    return UserError(f"no files found in {what} '{name}'{beside}")
+    """`no images found in folder 'x', only 2 files of other kinds`."""
+    plural = "" if len(left_out) == 1 else "s"
+    others = f", only {len(left_out)} file{plural} of other kinds" if left_out else ""
+    return UserError(f"no images found in {what} '{name}'{others}")
 
 
 def braces(name: str) -> list[str]:
-    """`a-{08..10}.tar` as the three names that a shell makes of it; `{a,b}` as two.
+    """The names that a shell makes of a pattern: three of `a-{08..10}.tar`, two of `{a,b}`.
 
     Raises:
-        UserError: more than `MAX_NAMES` of them.
+        UserError: more than `MAX_NAMES` names.
     """
     match = _BRACES.search(name)
     if match is None:
@@ -147,10 +148,10 @@ def braces(name: str) -> list[str]:
 
 
 def paths_on(stdin: Iterable[str]) -> Iterator[str]:
-    """A path a line.
+    """The paths on standard input, one a line.
 
     Raises:
-        UserError: there were none.
+        UserError: there are none.
     """
     empty = True
     for line in stdin:
@@ -161,18 +162,18 @@ def paths_on(stdin: Iterable[str]) -> Iterator[str]:
         raise UserError("'-' reads paths from standard input, one per line, but there were none")
 
 
-def stamp_of(found: os.stat_result) -> str:
-    """Changes when the file does: ctime moves even if somebody puts the mtime back."""
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+def stamp_of(info: os.stat_result) -> str:
+    """Changes when the file does: ctime changes even if a program resets mtime."""
+    return f"{info.st_size} {info.st_mtime_ns} {info.st_ctime_ns} {info.st_ino}"
 
 
-def settled(found: os.stat_result) -> bool:
-    """Whether the file has not changed lately, so that another change will show."""
-    return time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_NS
+def settled(info: os.stat_result) -> bool:
+    """Whether the last change is so long ago that another change will have another time."""
+    return time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns) > SETTLED_NS
 
 
 def _read_file(path: str) -> bytes:
-    """The bytes of a regular file; never waits on a pipe."""
+    """The bytes of a regular file. Does not open a pipe, which could wait forever."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise UnreadableImageError("a folder, not a picture")
@@ -185,7 +186,7 @@ def _read_file(path: str) -> bytes:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture file; UnreadableImageError with the reason."""
+    """The bytes of an image file; UnreadableImageError with the reason."""
     try:
         return _read_file(path)
     except UnreadableImageError:

@@ -1,7 +1,7 @@
-"""Pictures in Parquet files: paths, URLs or the bytes themselves, as Hugging Face keeps them.
+"""Images in Parquet files: paths, URLs or the bytes themselves, as Hugging Face stores them.
 
-Names and captions are read when the file is listed; bytes when a picture's turn comes, a few rows
-at a time and forward, so that neither a row group nor what it expands to has to fit in memory.
+Paths and captions are read when the file is listed. The bytes of an image are read later, together
+with a few rows and forward, so that neither a row group nor its expansion must fit in memory.
 """
 
 import os
@@ -20,9 +20,9 @@ from zeroshot.inputs.tables import ImageTable, InputOptions, below
 from zeroshot.packaging.extras import how_to_install
 
 ROWS = 16
-"""Pictures that are read together."""
+"""Number of images that are read together."""
 OPEN = 4
-"""Row groups that are kept open between pictures."""
+"""Number of row groups that stay open between images."""
 
 
 def _pyarrow() -> Any:
@@ -38,7 +38,7 @@ def _pyarrow() -> Any:
 
 @dataclass(frozen=True)
 class ParquetColumn:
-    """A column of pictures of one Parquet file."""
+    """A column of images in a Parquet file."""
 
     table: ImageTable
     name: str
@@ -46,7 +46,7 @@ class ParquetColumn:
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """The bytes of a picture in a Parquet file."""
+    """The bytes of an image in a Parquet file."""
 
     column: ParquetColumn
     group: int
@@ -55,7 +55,7 @@ class ParquetCell:
 
     @property
     def stamp(self) -> str | None:
-        """The file, where in it, and the file's state."""
+        """The file, the place in it, and the file's state."""
         name = self.column.table.name
         try:
             state = fsspec_files.state_of(name)
@@ -77,7 +77,7 @@ class ParquetCell:
 
 
 def bytes_of(value: object, roots: Sequence[str], where: str) -> bytes:
-    """The bytes of a cell: itself, or of `{bytes, path}` one of them, the path below a root."""
+    """The bytes of a cell, which is bytes or has `bytes` or a `path` below one of the roots."""
     path: object = None
     if isinstance(value, Mapping):
         path, value = value.get("path"), value.get("bytes")
@@ -86,21 +86,21 @@ def bytes_of(value: object, roots: Sequence[str], where: str) -> bytes:
             raise UnreadableImageError(f"larger than {MAX_BYTES >> 20} MiB")
         return value
     if not isinstance(path, str) or not path:
-        raise UnreadableImageError(f"{where} holds no picture")
+        raise UnreadableImageError(f"{where} has no image")
     local = [] if SCHEME.match(path) else [r for r in roots if not fsspec_files.is_remote(r)]
-    there = next((found for root in local if (found := below(root, path)) is not None), None)
-    if there is None:
+    file = next((inside for root in local if (inside := below(root, path)) is not None), None)
+    if file is None:
         raise UnreadableImageError(
             f"{where} has no bytes, and the path {path[:80]!r} leads outside"
         )
-    return read_file(there)
+    return read_file(file)
 
 
 def rows(name: str, options: InputOptions) -> Iterator[Source]:
-    """The pictures of a Parquet file.
+    """The images of a Parquet file.
 
     Raises:
-        UserError: it has no column of pictures, or several, or one of another type.
+        UserError: it has no column of images, or several, or one of another type.
         NotAvailableError: pyarrow is not installed.
     """
     pyarrow = _pyarrow()
@@ -155,7 +155,7 @@ def _source(
 
 
 def _text(value: Any) -> Any:
-    """Texts are read as bytes, since one that is no UTF-8 must not spoil the others."""
+    """Texts are read as bytes, so that one that is not UTF-8 does not affect the others."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
@@ -171,13 +171,13 @@ def _kind(name: str, column: str, type: Any) -> str:
     if types.is_binary(type) or types.is_large_binary(type) or types.is_binary_view(type):
         return "bytes"
     raise UserError(
-        f"'{name}': column '{column}' is {type}; pictures are text (a path or a URL), binary, or "
-        "a struct of bytes and path. --image-column names another"
+        f"'{name}': column '{column}' is {type}; images are text (a path or a URL), binary, or a "
+        "struct of bytes and path. --image-column names another"
     )
 
 
 def _values(parquet: Any, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a group, with these columns alone."""
+    """The rows of a group, with these columns only."""
     if not columns:
         for _ in range(parquet.metadata.row_group(group).num_rows):
             yield {}
@@ -193,27 +193,27 @@ def _values(parquet: Any, group: int, columns: list[str]) -> Iterator[dict[str, 
 
 
 class _Reader:
-    """Reads one column of a row group forward; going back begins anew."""
+    """Reads one column of a row group forward, and for an earlier row from the beginning."""
 
     def __init__(self, name: str, group: int, column: str) -> None:
         self._place = name, group, column
         self._lock = threading.Lock()
         self._batches = _batches(*self._place)
-        self._held: list[tuple[int, Any]] = []  # first row and values of the last two batches
+        self._recent: list[tuple[int, Any]] = []  # first row and values of the last two batches
         self._next = 0
 
     def value(self, row: int) -> Any:
         """The value of a row."""
         with self._lock:
-            if row < (self._held[0][0] if self._held else 0):
-                self._batches, self._held, self._next = _batches(*self._place), [], 0
+            if row < (self._recent[0][0] if self._recent else 0):
+                self._batches, self._recent, self._next = _batches(*self._place), [], 0
             while row >= self._next:
                 batch = next(self._batches, None)
                 if batch is None:
-                    raise OSError(f"the file holds {self._next} rows in this row group now")
-                self._held = [*self._held[-1:], (self._next, batch)]
+                    raise OSError(f"the file has {self._next} rows in this row group now")
+                self._recent = [*self._recent[-1:], (self._next, batch)]
                 self._next += len(batch)
-            first, values = next(held for held in reversed(self._held) if held[0] <= row)
+            first, values = next(part for part in reversed(self._recent) if part[0] <= row)
             return values[row - first].as_py()
 
 
@@ -229,7 +229,7 @@ _readers_lock = threading.Lock()
 
 
 def _reader(name: str, group: int, column: str) -> _Reader:
-    """The open reader of a row group, one of the last few that were used."""
+    """The reader of a row group; the last few stay open."""
     state = None if fsspec_files.is_remote(name) else stamp_of(os.stat(name))
     key = name, group, column, state
     with _readers_lock:
@@ -241,7 +241,7 @@ def _reader(name: str, group: int, column: str) -> _Reader:
 
 
 def _after_fork() -> None:
-    """A child's files would share their places with its parent's."""
+    """A child process must not share the positions in open files with its parent."""
     global _readers_lock
     _readers_lock = threading.Lock()
     _readers.clear()

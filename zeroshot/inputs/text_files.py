@@ -126,10 +126,10 @@ def read_json_lines(path: Path, check: bool = True) -> Iterator[tuple[str, dict[
     return _without_faults(path, ".jsonl", check)
 
 
-def text_in(row: Mapping[str, Any], column: str, where: str) -> str:
-    """The text in a column of a row; UserError if there is none."""
+def text_in(row: Mapping[str, Any], column: str, where: str, empty: bool = False) -> str:
+    """The text in a column of a row, which may be empty if `empty`; UserError if there is none."""
     value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (empty or value.strip()):
         got = json.dumps(value)[:60] if column in row else "no such column"
         raise UserError(f"{where}, column '{column}': expected a text, got {got}")
     return value
@@ -281,7 +281,8 @@ def _check_names(names: Sequence[str], line: int) -> None:
 
 def _table_record(names: Sequence[str], cells: Sequence[str], line: int) -> LineRecord:
     if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
-        return LineRecord(line, {}, f"{len(cells)} cells for {len(names)} columns")
+        plural = "" if len(cells) == 1 else "s"
+        return LineRecord(line, {}, f"{len(cells)} cell{plural} for {len(names)} columns")
     named = zip(names, cells, strict=False)
     return LineRecord(line, {name: cell for name, cell in named if name})
 

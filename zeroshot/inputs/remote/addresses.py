@@ -1,7 +1,7 @@
-"""Which internet addresses are public: the only ones that a URL leads to, unless a person says so.
+"""Which internet addresses are public. A URL leads to no others, unless the user allows it.
 
-A server that follows whatever address it is given can be made to read what only it can reach: a
-router's page, a cloud's credentials (169.254.169.254), a data base on this machine.
+A server that follows any address can be made to read what only it can reach: a router's page, a
+cloud's credentials (169.254.169.254), a data base on this machine.
 """
 
 import ipaddress
@@ -17,14 +17,14 @@ _NOT_PUBLIC = [
     )
 ]
 _GLOBAL = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that has been given out for use on the internet."""
+"""The part of IPv6 that is assigned for use on the internet."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, as `getaddrinfo` writes it, can be anybody's on the internet.
+    """Whether an IP address, as `getaddrinfo` writes it, belongs to the public internet.
 
-    An IPv6 address that stands for an IPv4 one (mapped, 6to4, NAT64) is as public as that.
+    An IPv6 address that stands for an IPv4 address (mapped, 6to4, NAT64) is judged by that one.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):

@@ -1,8 +1,8 @@
-"""A remote file that is being worked on: each part of it is fetched once, into a temporary file.
+"""A temporary copy of a remote file, of which each block is fetched once.
 
-A tar file is listed from header to header and read picture by picture. Behind a driver of fsspec
-the first reads all of the file, since drivers read ahead, and the second is a request for every
-picture. Here both see one copy, which is fetched in blocks, some ahead where it is read in order.
+A tar file is listed from header to header and read image by image. Through a driver of fsspec the
+listing reads the whole file, because drivers read ahead, and every image is a request. Here both
+read one copy, which is fetched in blocks, some of them ahead if it is read in order.
 """
 
 import io
@@ -13,15 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 BLOCK = 8 << 20
-"""Bytes of a request."""
+"""Size of a request in bytes."""
 AHEAD = 4
-"""Blocks that are fetched at a time."""
+"""Number of blocks that are fetched at a time."""
 LARGEST = 16 << 30
-"""Bytes of a file that is held; a larger one is read range by range."""
+"""Size limit of a file that is copied, in bytes. A larger one is read range by range."""
 
 
 class RemoteCopy:
-    """The copy of one file; any number of threads may read it."""
+    """The copy of one file. Any number of threads may read it."""
 
     def __init__(self, system: Any, path: str, size: int, state: str | None) -> None:
         self.size, self.state = size, state
@@ -34,18 +34,18 @@ class RemoteCopy:
         weakref.finalize(self, _close, self._file, self._pool)
 
     def read(self, start: int, size: int) -> bytes:
-        """`size` bytes from `start` on, or what there is of them; what the driver raises."""
+        """At most `size` bytes from `start` on. Raises the driver's errors."""
         stop = min(start + size, self.size)
         if start >= stop:
             return b""
-        for fetched in self._asked(start // BLOCK, (stop - 1) // BLOCK):
-            fetched.result()
+        for block in self._requested(start // BLOCK, (stop - 1) // BLOCK):
+            block.result()
         with self._lock:
             self._file.seek(start)
             return self._file.read(stop - start)
 
-    def _asked(self, first: int, last: int) -> list["Future[None]"]:
-        """These blocks on their way; and those behind them, where the one before was asked for."""
+    def _requested(self, first: int, last: int) -> list["Future[None]"]:
+        """These blocks; requests further ones as well if the block before was the last one read."""
         with self._lock:
             ahead = AHEAD - 1 if first in (self._last, self._last + 1) else 0
             self._last = last
@@ -73,10 +73,10 @@ def _close(file: Any, pool: ThreadPoolExecutor) -> None:
 
 
 class Reader(io.RawIOBase):
-    """A held file as an open one."""
+    """A copy as an open file."""
 
-    def __init__(self, held: RemoteCopy) -> None:
-        self._held, self._place = held, 0
+    def __init__(self, copy: RemoteCopy) -> None:
+        self._copy, self._place = copy, 0
 
     def readable(self) -> bool:
         """True."""
@@ -92,12 +92,12 @@ class Reader(io.RawIOBase):
 
     def seek(self, place: int, whence: int = 0, /) -> int:
         """Go to a place, and say which."""
-        self._place = place + (0, self._place, self._held.size)[whence]
+        self._place = place + (0, self._place, self._copy.size)[whence]
         return self._place
 
     def readinto(self, buffer: Any, /) -> int:
-        """What there is from here on, at most as much as fits."""
-        data = self._held.read(self._place, len(buffer))
+        """Read from here on into a buffer; the number of bytes."""
+        data = self._copy.read(self._place, len(buffer))
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)

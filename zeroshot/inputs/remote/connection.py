@@ -1,8 +1,7 @@
-"""One HTTP request to an address that was looked at first, and that ends when its time is up.
+"""One HTTP request to an address that is checked first, with a time limit.
 
-A host's name is resolved once, and the connection goes to the address that was checked: between a
-check and a second resolution the answer may change (DNS rebinding). Proxies, cookies and `.netrc`
-are not used.
+A host's name is resolved once, and the connection goes to the address that was checked: a second
+resolution may give another address (DNS rebinding). Proxies, cookies and `.netrc` are not used.
 """
 
 import functools
@@ -23,14 +22,14 @@ class ForbiddenError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: to connect, of silence while reading, and `end`, a `time.monotonic()`."""
+    """Seconds to connect and without a byte while reading; `end` is a `time.monotonic()`."""
 
     connect: float
     silence: float
     end: float
 
     def left(self, at_most: float) -> float:
-        """Seconds that the next step may take; TimeoutError if there are none."""
+        """Seconds that are left for the next step; TimeoutError if there are none."""
         left = min(at_most, self.end - time.monotonic())
         if left <= 0:
             raise TimeoutError("took too long")
@@ -38,7 +37,7 @@ class Limits:
 
 
 class _Timed(io.RawIOBase):
-    """What a socket receives, each time waiting no longer than the limits allow."""
+    """A raw file of the bytes that a socket receives within the limits."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._sock = sock
@@ -49,7 +48,7 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As of a raw file."""
+        """Receive into a buffer; the number of bytes."""
         self._sock.settimeout(self._limits.left(self._limits.silence))
         return self._sock.recv_into(buffer)
 
@@ -60,7 +59,7 @@ class _Timed(io.RawIOBase):
 
 
 class _Socket:
-    """As much of a socket as `http.client` uses, which closes it before it has read the answer."""
+    """The part of a socket that `http.client` uses; it closes it before it has read the answer."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._sock = sock
@@ -73,18 +72,18 @@ class _Socket:
         self._sock.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What is received."""
+        """The bytes that are received."""
         self._being_read = True
         return io.BufferedReader(_Timed(self._sock, self._limits))
 
     def close(self) -> None:
-        """Close it, or leave that to what reads from it."""
+        """Close it, unless a reader of it is open, which closes it later."""
         if not self._being_read:
             self._sock.close()
 
 
 class Connection(http.client.HTTPConnection):
-    """For one request. Raises ForbiddenError, OSError and what `http.client` does."""
+    """A connection for one request. Raises ForbiddenError, OSError and errors of `http.client`."""
 
     def __init__(
         self, host: str, port: int, *, secure: bool, limits: Limits, allow_private: bool
@@ -96,11 +95,11 @@ class Connection(http.client.HTTPConnection):
         self._allow_private = allow_private
 
     def connect(self) -> None:
-        """Resolve the name, look at the addresses, take the first that is public and answers."""
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        public = [info for info in found if self._allow_private or is_public(str(info[4][0]))]
+        """Connect to the first address of the host that is public and answers."""
+        infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        public = [info for info in infos if self._allow_private or is_public(str(info[4][0]))]
         if not public:
-            addresses = ", ".join(dict.fromkeys(str(info[4][0]) for info in found))
+            addresses = ", ".join(dict.fromkeys(str(info[4][0]) for info in infos))
             raise ForbiddenError(f"'{self.host}' is {addresses}")
         for number, (family, kind, protocol, _, address) in enumerate(public, 1):
             sock = socket.socket(family, kind, protocol)

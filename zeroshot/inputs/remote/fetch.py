@@ -1,8 +1,8 @@
-"""Pictures behind http and https addresses, fetched with as little trust as possible.
+"""Images behind http and https addresses, fetched with as little trust as possible.
 
-Every address that a URL or a redirect leads to has to be public (`addresses`). A fetch ends at its
-time-out, however slowly the server answers, and at its size limit, whatever the server says the
-size is. Nothing of this machine is sent along but the name of this package.
+Every address that a URL or a redirect leads to must be public (`addresses`). A fetch ends at its
+time-out, however slowly the server answers, and at its size limit, whatever size the server states.
+A request reveals nothing about this machine but the name of this package.
 """
 
 import http
@@ -20,14 +20,14 @@ from zeroshot.inputs.remote.connection import Connection, ForbiddenError, Limits
 
 REDIRECTS = 5
 TRIES = 3
-"""Of a server that is busy or out of order, or a connection that broke."""
+"""Number of attempts if a server is busy or fails, or a connection breaks."""
 BACKOFF = 0.5
-"""Seconds before the second try; twice as long before each other one, and a random share more."""
+"""Seconds before the second attempt. Each further wait is twice as long; all are randomized."""
 CHUNK = 1 << 16
 AGAIN = (429, 500, 502, 503, 504)
 ELSEWHERE = (301, 302, 303, 307, 308)
 _PLAIN = "%/:?@!$&'()*+,;=~-._[]"
-"""Characters of a path or a query that are sent as they are."""
+"""Characters of a path or a query that are not escaped."""
 HEADERS = {"User-Agent": "zeroshot", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 
 
@@ -36,20 +36,20 @@ class Fetch:
     """How URLs are fetched."""
 
     timeout: float = 30.0
-    """Seconds for one URL, with all redirects and tries."""
+    """Seconds for one URL, including all redirects and attempts."""
     connect: float = 10.0
-    """Seconds to connect."""
+    """Seconds until the connection must be there."""
     silence: float = 10.0
-    """Seconds without a byte."""
+    """Seconds that a server may send nothing."""
     max_bytes: int = 64 << 20
     allow_private: bool = False
-    """Also addresses of this machine and of private networks."""
+    """Fetch from addresses of this machine and of private networks, too."""
     offline: bool = False
     """Fetch nothing."""
 
 
 class _TemporaryError(Exception):
-    """What may go well the next time; `wait` is how long the server asks to be left alone."""
+    """A failure that may not recur. `wait` is the pause in seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -58,20 +58,20 @@ class _TemporaryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """The bytes of a picture behind a URL."""
+    """The bytes of an image behind a URL."""
 
     url: str
     fetch: Fetch
 
     @property
     def stamp(self) -> str | None:
-        """None: only the server knows, and asking is hardly quicker than fetching."""
+        """None: only the server knows the state, and a request takes as long as a fetch."""
         return None
 
     def read(self) -> bytes:
         """The bytes; UnreadableImageError with the reason."""
         if self.fetch.offline:
-            raise UnreadableImageError("a URL, and the network is not to be asked (--offline)")
+            raise UnreadableImageError("a URL needs the network (--offline)")
         end = time.monotonic() + self.fetch.timeout
         waits = _waits()
         while True:
@@ -85,13 +85,13 @@ class Url:
 
 
 def _waits() -> Iterator[float]:
-    """Seconds before each further try; randomly more, lest all come back at once."""
+    """Seconds before each further attempt, randomized so that clients do not return together."""
     for number in range(TRIES - 1):
         yield BACKOFF * 2**number * (1 + random.random())
 
 
 def _follow(url: str, fetch: Fetch, end: float) -> bytes:
-    """What lies at a URL or where it redirects to."""
+    """The bytes at a URL or where it redirects to."""
     for _ in range(REDIRECTS + 1):
         data, elsewhere = _get(_parsed(url), fetch, end)
         if elsewhere is None:
@@ -162,12 +162,12 @@ def _get(parts: SplitResult, fetch: Fetch, end: float) -> tuple[bytes, str | Non
 
 
 def _content(answer: http.client.HTTPResponse, max_bytes: int) -> tuple[bytes, str | None]:
-    """As `_get`, of an answer whose head has been read."""
+    """As `_get`, from an answer of which the headers have been read."""
     status, length = answer.status, answer.length
     if status in ELSEWHERE:
         address = answer.headers.get("Location")
         if not address:
-            raise UnreadableImageError(f"HTTP {status} that says nowhere to go")
+            raise UnreadableImageError(f"HTTP {status} without an address to go to")
         return b"", address
     if status != 200:
         known = http.HTTPStatus(status).phrase if status in list(http.HTTPStatus) else ""
@@ -180,7 +180,7 @@ def _content(answer: http.client.HTTPResponse, max_bytes: int) -> tuple[bytes, s
         raise UnreadableImageError(reason)
     encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
-        raise UnreadableImageError(f"sent as {encoding[:40]!r}, which was not asked for")
+        raise UnreadableImageError(f"the server sent {encoding[:40]!r}, which was not requested")
     too_large = f"larger than {max_bytes / (1 << 20):g} MiB (--url-max-mb)"
     if length is not None and length > max_bytes:
         raise UnreadableImageError(too_large)

@@ -1,7 +1,7 @@
-"""Files wherever they lie: on this machine, or behind any file system that fsspec knows.
+"""Files on this machine or on any file system of fsspec: `s3://bucket/x`, `memory://x`.
 
-`s3://bucket/x`, `gs://bucket/x`, `memory://x`: what a driver needs to be told (keys, end points) it
-takes from its own environment variables and from fsspec's configuration.
+A driver takes its settings (keys, end points) from its own environment variables and from fsspec's
+configuration.
 """
 
 import io
@@ -22,23 +22,23 @@ from zeroshot.inputs.source import MAX_BYTES, PICTURES, SCHEME, URL, File
 from zeroshot.packaging.extras import how_to_install
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf"}
-"""Object stores: what a manifest may name as well. Other file systems only a person names."""
+"""Object stores, which a table may name. Other file systems can only be named by the user."""
 STATES = (
     *("ETag", "etag", "md5Hash", "md5", "generation", "version_id"),
     *("mtime", "updated", "LastModified", "last_modified", "modified"),
 )
-"""What drivers say of a file that changes when its bytes do."""
+"""Entries in a driver's information on a file that change when its bytes do."""
 TIMES = ("LastModified", "last_modified", "modified", "updated", "mtime", "created")
-"""Under what name drivers say when a file was written; the first that there is."""
+"""Names under which drivers state when a file was written; the first one is used."""
 
 
 def is_remote(name: str) -> bool:
-    """Whether this is no path of this machine and no web address."""
+    """Whether a name is neither a path of this machine nor a web address."""
     return SCHEME.match(name) is not None and not URL.match(name)
 
 
 def asks_the_network(name: str) -> bool:
-    """Whether a remote name may lead off this machine."""
+    """Whether reading a remote file uses the network."""
     return scheme_of(name) not in ("memory", "local")
 
 
@@ -73,8 +73,8 @@ def connect(name: str, **options: Any) -> tuple[Any, str]:
 
 
 def open_file(name: str) -> File:
-    """A file, to be read and sought in; OSError, or what the driver raises."""
-    if (copy := _held.get(name)) is not None:
+    """Open a file for reading and seeking. Raises OSError or the driver's errors."""
+    if (copy := _copies.get(name)) is not None:
         return io.BufferedReader(cached_files.Reader(copy))
     if is_remote(name):
         system, path = connect(name)
@@ -86,8 +86,8 @@ def open_file(name: str) -> File:
 
 
 def read_range(name: str, start: int, size: int) -> bytes:
-    """`size` bytes from `start` on, or what there is of them."""
-    if (copy := _held.get(name)) is not None:
+    """At most `size` bytes from `start` on."""
+    if (copy := _copies.get(name)) is not None:
         return copy.read(start, size)
     if is_remote(name):
         system, path = connect(name)
@@ -98,29 +98,29 @@ def read_range(name: str, start: int, size: int) -> bytes:
 
 
 def state_of(name: str) -> str | None:
-    """Changes when the file does; None where nothing says so, or where it changed just now."""
-    if (copy := _held.get(name)) is not None:
+    """Changes when the file does. None if the driver does not tell, or if it changed just now."""
+    if (copy := _copies.get(name)) is not None:
         return copy.state
     if is_remote(name):
         system, path = connect(name)
         return remote_state(system.info(path))
-    found = os.stat(name)
-    return local_files.stamp_of(found) if local_files.settled(found) else None
+    info = os.stat(name)
+    return local_files.stamp_of(info) if local_files.settled(info) else None
 
 
 def remote_state(info: Mapping[str, Any]) -> str | None:
-    """As `state_of`, of what a driver said of a file."""
+    """As `state_of`, from a driver's information on a file."""
     known = [f"{key} {info[key]}" for key in STATES if info.get(key) is not None]
     return " ".join([str(info.get("size")), *known]) if known else None
 
 
 def modified(info: Mapping[str, Any]) -> float | None:
-    """When a file was written, in seconds since 1970, of what a driver said of it."""
-    said = next((info[key] for key in TIMES if info.get(key) is not None), None)
-    if isinstance(said, int | float):
-        return float(said)
+    """When a file was written, in seconds since 1970, from a driver's information on it."""
+    time = next((info[key] for key in TIMES if info.get(key) is not None), None)
+    if isinstance(time, int | float):
+        return float(time)
     try:
-        when = datetime.fromisoformat(said) if isinstance(said, str) else said
+        when = datetime.fromisoformat(time) if isinstance(time, str) else time
     except ValueError:
         return None
     if not isinstance(when, datetime):
@@ -129,35 +129,35 @@ def modified(info: Mapping[str, Any]) -> float | None:
 
 
 def version_of(name: str) -> str:
-    """Size and state of a file that is there, to tell whether it is the one of an earlier run.
+    """Size and state of a file that exists, to recognize it in a later run.
 
-    Of a local file, size and time of change: other machines may see other inodes.
+    For a local file these are size and time of change, as other machines may see other inodes.
     """
     if is_remote(name):
         return version(_info(*connect(name)))
-    found = os.stat(name)
-    return f"{found.st_size} mtime {found.st_mtime_ns}"
+    info = os.stat(name)
+    return f"{info.st_size} mtime {info.st_mtime_ns}"
 
 
 def version(info: Mapping[str, Any]) -> str:
-    """As `version_of`, of what a driver said of a file."""
+    """As `version_of`, from a driver's information on a file."""
     return remote_state(info) or str(info.get("size"))
 
 
 def _info(system: Any, path: str) -> Mapping[str, Any]:
-    """What a driver says of a file now, whatever it remembers of a listing."""
+    """A driver's information on a file now, not from its cache of a listing."""
     system.invalidate_cache(path)
     info: Mapping[str, Any] = system.info(path)
     return info
 
 
-_held: dict[str, cached_files.RemoteCopy] = {}
+_copies: dict[str, cached_files.RemoteCopy] = {}
 
 
 def hold(name: str) -> str:
-    """Have each part of a remote file fetched once, until it is let go; its `version_of`.
+    """Fetch each block of a remote file once, until `release`; returns its `version_of`.
 
-    Where there is no room for it, it is read as it would be.
+    Without room on the disk for a copy, the file is read through the driver.
     """
     if not is_remote(name):
         return version_of(name)
@@ -165,18 +165,18 @@ def hold(name: str) -> str:
     info = _info(system, path)
     size = info.get("size")
     if isinstance(size, int) and size <= min(cached_files.LARGEST, _room()):
-        _held[name] = cached_files.RemoteCopy(system, path, size, remote_state(info))
+        _copies[name] = cached_files.RemoteCopy(system, path, size, remote_state(info))
     return version(info)
 
 
 def release(name: str) -> None:
-    """Forget what is held of a file."""
-    _held.pop(name, None)
+    """Delete the copy of a file."""
+    _copies.pop(name, None)
 
 
-def is_held(name: str) -> bool:
-    """Whether a remote file's bytes are here, or will be."""
-    return name in _held
+def has_copy(name: str) -> bool:
+    """Whether this process has a copy of a remote file."""
+    return name in _copies
 
 
 def _room() -> int:
@@ -184,30 +184,30 @@ def _room() -> int:
 
 
 if hasattr(os, "register_at_fork"):  # a child's file would share its place with its parent's
-    os.register_at_fork(after_in_child=_held.clear)
+    os.register_at_fork(after_in_child=_copies.clear)
 
 
 def failures(name: str) -> tuple[type[Exception], ...]:
-    """What reading a file may raise: drivers raise whatever their libraries do."""
+    """The exceptions of reading a file: drivers pass on those of their libraries."""
     return (Exception,) if is_remote(name) else (OSError, ValueError)
 
 
 def why(error: Exception) -> str:
-    """An error of a driver or of the system in one line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())[:200] or type(error).__name__
+    """The message of an error in one line."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(message.split())[:200] or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A picture that is a file of a remote file system; `state` as it was listed."""
+    """An image file of a remote file system, and its state when it was listed."""
 
     name: str
     state: str | None = None
 
     @property
     def stamp(self) -> str | None:
-        """Place and state; None where the driver says nothing of a state."""
+        """Name and state; None if the driver does not tell a state."""
         return None if self.state is None else f"{self.name}\0\0{self.state}"
 
     def read(self) -> bytes:
@@ -227,12 +227,12 @@ class Remote:
 def listed(
     name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
 ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Files that a remote folder, pattern or file stands for, and those left out.
+    """The files of a remote folder, a pattern or one file, and the names of those left out.
 
-    With what the driver says of each; of a file that is not there, nothing.
+    Each comes with the driver's information, which is empty for a file that does not exist.
 
     Raises:
-        UserError: none are there. NotAvailableError: the driver is absent or its service fails.
+        UserError: there are none. NotAvailableError: the driver is absent or its service fails.
     """
     system, path = connect(name)
     pattern = any(sign in path for sign in "*?[")
@@ -242,7 +242,7 @@ def listed(
         elif system.isdir(path):
             found = system.find(path, detail=True)
         else:
-            return {name: _said(system, path)}, []
+            return {name: _info_or_nothing(system, path)}, []
     except Exception as error:  # as above
         raise NotAvailableError(f"cannot list '{name}': {why(error)}") from error
     scheme = scheme_of(name)
@@ -257,8 +257,8 @@ def listed(
     return {file: infos[file] for file in kept}, left_out
 
 
-def _said(system: Any, path: str) -> Mapping[str, Any]:
-    """Of one file; nothing where it is not there either: reading it will say so."""
+def _info_or_nothing(system: Any, path: str) -> Mapping[str, Any]:
+    """Information on one file; empty if it does not exist, which reading it will report."""
     try:
         info: Mapping[str, Any] = system.info(path)
     except FileNotFoundError:
