@@ -461,7 +461,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         write_anchors(tmp_path / "b.safetensors", [anchors], without=torch.arange(4))
     with AnchorWriter(tmp_path / "b.safetensors", {}) as file:
         file.write(torch.ones(1, 6), torch.ones(1, 4), [Entry("a")])
-        with pytest.raises(UserError, match="rows of 2 and 4"):
+        with pytest.raises(UserError, match="embeddings of 2 and 4"):
             file.write(torch.ones(1, 2), torch.ones(1, 4), [Entry("b")])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"{name}.{kind}" for name in "ab" for kind in ("jsonl", "safetensors")

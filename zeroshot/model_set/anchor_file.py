@@ -167,7 +167,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is no object")
     except (struct.error, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not a safetensors file: {error}") from error
     return header, 8 + length
