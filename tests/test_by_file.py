@@ -186,7 +186,7 @@ def test_a_table_that_names_no_pictures_costs_its_own_shard(tars, zeroshot):
         2,
         ["00000.jsonl", "00002.jsonl"],
     )
-    assert "'1.csv' has the columns 'what', none of them known to hold pictures" in err
+    assert "'1.csv' has the columns 'what'; none of these names is known for images" in err
     assert "(all other shards are done)" in err
 
 
