@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import path_below
+from zeroshot.inputs.tables import below
 from zeroshot.inputs.text_files import read_json_lines, text_in
 from zeroshot.metrics import retrieval
 
@@ -29,17 +30,17 @@ def winoground(file: Path) -> Iterator[Source]:
         captions = [" ".join(row[key].split()) for key in ("caption_0", "caption_1")]
         fields = {"caption": "\n".join(captions)}
         for key in ("image_0", "image_1"):
-            yield Source(path_below(file.parent, row[key], where), None, fields)
+            yield Source(_path(file, row[key], where), None, fields)
 
 
 def nlvr2(file: Path) -> Iterator[Source]:
     """The left image of each row, with its sentence and the right image."""
     for where, row in _rows(file, ("left", "right", "sentence")):
         sentence = " ".join(row["sentence"].split())
-        fields = {"caption": sentence, "second": path_below(file.parent, row["right"], where)}
+        fields = {"caption": sentence, "second": _path(file, row["right"], where)}
         if "label" in row:
             fields["label"] = str(row["label"])
-        yield Source(path_below(file.parent, row["left"], where), None, fields)
+        yield Source(_path(file, row["left"], where), None, fields)
 
 
 def winoground_figures(scores: Sequence[Sequence[float]]) -> str:
@@ -61,3 +62,11 @@ def _rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, A
         for column in columns:
             text_in(row, column, where)
         yield where, row
+
+
+def _path(file: Path, name: str, where: str) -> str:
+    """As the file spells it below its folder: paths are part of the settings of a run."""
+    path = below(str(file.parent), name) if name else None
+    if path is None:
+        raise UserError(f"{where}: '{name}' lies outside the folder of images, '{file.parent}'")
+    return path
