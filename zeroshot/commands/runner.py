@@ -253,7 +253,7 @@ class OutputOptions(CommonOptions):
         """Fill a folder of shards, by whatever engine."""
         from zeroshot.commands import console
         from zeroshot.distributed.local import state
-        from zeroshot.distributed.sharding import FileRefusedError, Share, changed
+        from zeroshot.distributed.sharding import FileRefusedError, Share, changed_message
         from zeroshot.distributed.worker import WorkerOptions
 
         how = WorkerOptions(
@@ -282,7 +282,7 @@ class OutputOptions(CommonOptions):
         if trouble is not None:
             console.log(trouble)
         if after.changed:
-            raise FileRefusedError(*map(changed, after.changed))
+            raise FileRefusedError(*map(changed_message, after.changed))
         if meter.failed:
             raise typer.Exit(3)
 
@@ -304,6 +304,6 @@ class OutputOptions(CommonOptions):
 
         meter = Meter()
         with spec.open_cache() as cache:
-            seen = dataclasses.replace(how, seen=lambda result: screen.add(result, meter))
-            run(spec, cache, meter, seen)
+            counted = dataclasses.replace(how, on_result=lambda result: screen.add(result, meter))
+            run(spec, cache, meter, counted)
             return meter, cache.trouble
