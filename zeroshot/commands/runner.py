@@ -232,8 +232,8 @@ class OutputOptions(CommonOptions):
                 done = output.resumed if output else 0
                 for line in console.summary(meter, done, self.verbose, modality=self.modality):
                     console.log(line)
-            if cache.trouble is not None:
-                console.log(cache.trouble)
+            if cache.write_error is not None:
+                console.log(cache.write_error)
         if meter.failed:
             raise typer.Exit(3)
 
@@ -265,7 +265,7 @@ class OutputOptions(CommonOptions):
             self.shown(), before.total, self.quiet, self.modality, shards
         ) as screen:
             screen.expect(before.to_do)
-            meter, trouble = self._engine(spec, how, screen)
+            meter, write_error = self._engine(spec, how, screen)
         after = state(spec, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
@@ -279,8 +279,8 @@ class OutputOptions(CommonOptions):
             ):
                 console.log(line)
             console.log(console.how_far(after, str(self.folder)))
-        if trouble is not None:
-            console.log(trouble)
+        if write_error is not None:
+            console.log(write_error)
         if after.changed:
             raise FileRefusedError(*map(changed_message, after.changed))
         if meter.failed:
@@ -306,4 +306,4 @@ class OutputOptions(CommonOptions):
         with spec.open_cache() as cache:
             counted = dataclasses.replace(how, on_result=lambda result: screen.add(result, meter))
             run(spec, cache, meter, counted)
-            return meter, cache.trouble
+            return meter, cache.write_error
