@@ -46,7 +46,7 @@ folder = join(Bucket(sys.argv[1]), toy, count=60, size=4, layout="safetensors")
 print("begun", flush=True)
 sys.stdin.readline()
 meter = Meter()
-work(toy, folder, meter, WorkerOptions(seen=stall))
+work(toy, folder, meter, WorkerOptions(on_result=stall))
 print(meter.pictures, flush=True)
 """
 
@@ -269,7 +269,7 @@ def test_a_holder_elsewhere_is_outbid_by_age_alone(bucket, monkeypatch):
     assert claim(bucket, "a").host == "far"
     monkeypatch.setattr(leases, "STALE", -1.0)
     taken = claim(bucket, "a")
-    assert (taken.generation, taken.held()) == (1, True)
+    assert (taken.generation, taken.is_current()) == (1, True)
     taken.release()
     assert bucket.names() == []
 
@@ -278,13 +278,13 @@ def test_a_sign_of_life_is_for_a_claim_that_stands(bucket, monkeypatch):
     touched = []
     monkeypatch.setattr(Bucket, "touch", lambda self, name: touched.append(name))
     lease = claim(bucket, "a")
-    lease.beat()
+    lease.touch()
     assert touched == [".a.0.lease"]
     bucket.replace(".a.1.lease", b"{}")
-    lease.beat()
+    lease.touch()
     bucket.remove(".a.1.lease")
     lease.release()
-    lease.beat()
+    lease.touch()
     assert touched == [".a.0.lease"]
 
 
@@ -311,7 +311,7 @@ def _driver(monkeypatch, **replaced):
 
 def test_drivers_that_cannot_create_are_refused(monkeypatch):
     put = fsspec.AbstractFileSystem.pipe_file
-    with pytest.raises(UserError, match="cannot create an object on condition"):
+    with pytest.raises(UserError, match="cannot create an object only if"):
         _driver(monkeypatch, pipe_file=put).begin()
 
 
@@ -320,7 +320,7 @@ def test_drivers_that_drop_the_condition_are_refused(monkeypatch):
         self.open(path, "wb", data=value)
 
     careless = _driver(monkeypatch, pipe_file=put)
-    with pytest.raises(UserError, match="writes over an object"):
+    with pytest.raises(UserError, match="overwrites an object"):
         careless.begin()
     with pytest.raises(UserError, match="write to a disk and copy"):
         join(careless, Toy())
@@ -366,9 +366,9 @@ def test_a_put_that_fails_leaves_what_is_complete(bucket, monkeypatch):
         put(self, path, value, **kwargs)
 
     monkeypatch.setattr(system, "pipe_file", fails)
-    monkeypatch.setattr("zeroshot.distributed.worker._in_own_order", lambda shards: shards)
+    monkeypatch.setattr("zeroshot.distributed.worker._rotated", lambda shards: shards)
     folder = join(bucket, toy, layout="safetensors")
-    with pytest.raises(OutputError, match="reset; what is complete there stays: see to its"):
+    with pytest.raises(OutputError, match="reset; complete files are kept: check the"):
         work(toy, folder, Meter())
     assert list(folder.marks()) == [0]
     assert "00001.safetensors" in folder.files.names()
@@ -416,11 +416,11 @@ def test_names_that_lead_elsewhere(name):
 
 
 def test_what_is_no_object_store():
-    with pytest.raises(UserError, match="a web address is not written to"):
+    with pytest.raises(UserError, match="cannot write to a web address"):
         Bucket("https://example.com/o")
     with pytest.raises(UserError, match="chain"):
         Bucket("simplecache::s3://b/o")
-    with pytest.raises(UserError, match="give the path alone"):
+    with pytest.raises(UserError, match="give only the path"):
         Bucket("file:///tmp/o")
 
 
@@ -467,7 +467,7 @@ def test_the_command_line_fills_a_bucket(tmp_path, bucket, zeroshot):
     assert files(bucket) == files(tmp_path / "o")
     assert "resumed: 8 of 8" in zeroshot(*embed(out))[2]
     code, _, said = zeroshot(*embed(out, "--half"))
-    assert (code, "was made otherwise" in said) == (2, True)
+    assert (code, "was made with other settings" in said) == (2, True)
     bucket.replace("notes.txt", b"mine")
     assert zeroshot(*embed(out, "--half", "--overwrite"))[0] == 0
     assert bucket.read("notes.txt") == b"mine"
@@ -530,5 +530,5 @@ def test_other_inputs_are_named(bucket):
     join(bucket, toy)
     with pytest.raises(UserError, match=r"other inputs: 1 \('p11'\) new"):
         join(bucket, toy, count=12)
-    with pytest.raises(UserError, match="was made otherwise"):
+    with pytest.raises(UserError, match="was made with other settings"):
         OutputSpec(bucket, 4).open(sources(11), EmbedResult.schema, toy.settings())

@@ -18,7 +18,7 @@ from zeroshot.cache.embedding_cache import NullCache
 from zeroshot.commands.console import Screen
 from zeroshot.distributed.folder import OutputSpec
 from zeroshot.distributed.local import RunSpec, run, state
-from zeroshot.distributed.sharding import ByFile, ByNumber, FileRefusedError, planned
+from zeroshot.distributed.sharding import ByFile, ByNumber, FileRefusedError, make_plan
 from zeroshot.distributed.worker import Share, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
@@ -169,7 +169,7 @@ def test_tables_and_parquet_files(tars, zeroshot):
         ["1.png", "2.png", "gone.png"],
     ]
     again = zeroshot("embed", *names, "--out", "o/", "--caption-column", "text")
-    assert (again[0], "was begun with other inputs: 3 ('a.parquet', ...) new" in again[2]) == (
+    assert (again[0], "was started with other inputs: 3 ('a.parquet', ...) new" in again[2]) == (
         2,
         True,
     )
@@ -250,7 +250,7 @@ def test_members_that_hold_no_picture_are_counted(tars, zeroshot):
 
 
 def test_plans_travel_small(tars):
-    plan = planned(files(*(f"in/{n:05}.tar" for n in range(1000))), None)
+    plan = make_plan(files(*(f"in/{n:05}.tar" for n in range(1000))), None)
     assert plan.count == 1000
     assert len(pickle.dumps(plan)) < 100_000
 
@@ -302,39 +302,39 @@ def test_what_does_not_go_with_it_is_said(tars, zeroshot):
         ),
         ([*begun, "--limit", 3], "--limit counts pictures, and shards that are a file each"),
         ([*begun, "--shard-size", 4], 'shard_size was "file", is 4'),
-        ([*begun[:2], "in/0.tar", *begun[2:]], "begun with other inputs: 1 ('in/0.tar') new"),
+        ([*begun[:2], "in/0.tar", *begun[2:]], "started with other inputs: 1 ('in/0.tar') new"),
         (["embed", "in/0.tar", "--out", "begun/"], "4 ('in/1.tar', ...) gone"),
         (["embed", "in", "--shard-size", "file"], "--shard-size needs a folder"),
         (["embed", "in", "--out", "o/", "--shard-size", "all"], "--shard-size all: file, or a"),
         (["embed", "in", "--out", "o/", "--shard-size", "0"], "--shard-size 0: file, or a number"),
         (
             ["caption", "in/0.tar", "--prompts", "p.jsonl", "--out", "o/", "--shard-size", "file"],
-            "no option that goes by all pictures",
+            "no option that depends on all images",
         ),
     ]:
         code, _, err = zeroshot(*arguments)
         assert (code, message in err) == (2, True), (arguments, err)
     assert "inputs." not in zeroshot(*begun, "--shard-size", 4)[2]
-    with pytest.raises(UserError, match="that nobody has to list beforehand"):
-        planned([Source("a.png")], "file")
+    with pytest.raises(UserError, match="that need not be listed first"):
+        make_plan([Source("a.png")], "file")
 
 
 def test_options_decide_what_tables_are(tars):
     Path("t.csv").write_text("path,url\n")
     plans = [
-        planned(files("t.csv", columns=Columns("path")), "file"),
-        planned(files("t.csv", columns=Columns("url")), "file"),
-        planned(files("t.csv", columns=Columns("url"), root="/"), "file"),
-        planned(files("in/0.tar"), "file"),
-        planned(files("in/1.tar"), "file"),
-        planned(files("in/1.tar", "in/0.tar"), "file"),
-        planned(files("in/0.tar", "in/1.tar"), "file"),
+        make_plan(files("t.csv", columns=Columns("path")), "file"),
+        make_plan(files("t.csv", columns=Columns("url")), "file"),
+        make_plan(files("t.csv", columns=Columns("url"), root="/"), "file"),
+        make_plan(files("in/0.tar"), "file"),
+        make_plan(files("in/1.tar"), "file"),
+        make_plan(files("in/1.tar", "in/0.tar"), "file"),
+        make_plan(files("in/0.tar", "in/1.tar"), "file"),
     ]
     assert len({plan.sha256 for plan in plans}) == len(plans)
-    other = planned(files("in/0.tar", columns=Columns("url")), "file")
+    other = make_plan(files("in/0.tar", columns=Columns("url")), "file")
     assert other.sha256 == plans[3].sha256  # no table
     assert isinstance(other, ByFile)
-    assert isinstance(planned(files("in/0.tar"), 4), ByNumber)
+    assert isinstance(make_plan(files("in/0.tar"), 4), ByNumber)
 
 
 # Files that change
@@ -364,7 +364,7 @@ def test_a_file_that_changes_while_the_others_are_worked_on(tars):
         archive("in/0.tar", [1])
 
     with pytest.raises(FileRefusedError, match=r"tar' has changed .*"):
-        work(toy, folder, meter, WorkerOptions(Share(1, 1), seen=change))
+        work(toy, folder, meter, WorkerOptions(Share(1, 1), on_result=change))
     assert not {0, 4} <= set(folder.marks())
     assert {1, 2, 3} <= set(folder.marks())
 
@@ -377,7 +377,7 @@ def test_a_file_that_changed_behind_its_shard_is_said(tars, zeroshot):
     archive("in/1.tar", [9])
     code, _, err = zeroshot(*run)
     assert (code, text("o")) == (2, before)
-    assert "'in/0.tar' has changed since the output was begun" in err
+    assert "'in/0.tar' has changed since the output was started" in err
     assert "; and 1 more such files (all other shards are done)" in err
     assert zeroshot(*run, "--overwrite")[0] == 0
     assert [len(Path(f"o/0000{n}.jsonl").read_text().splitlines()) for n in range(2)] == [1, 1]
@@ -393,7 +393,7 @@ def test_what_files_were_is_not_forgotten(tars):
     with pytest.raises(UserError, match="0 lines for 5 files"):
         join("o")
     lines.unlink()
-    with pytest.raises(UserError, match="says what the output was begun with"):
+    with pytest.raises(UserError, match="lists the inputs of the output"):
         join("o")
 
 
@@ -459,7 +459,7 @@ def test_pictures_that_are_gone_when_all_are_scored(tars, monkeypatch):
         return pictures(name, *more)
 
     monkeypatch.setattr(webdataset, "pictures", fails_later)
-    with pytest.raises(UserError, match="not all pictures that were embedded are found again"):
+    with pytest.raises(UserError, match="some images that were embedded are missing"):
         run(order, NullCache(), Meter())
     run(order, NullCache(), Meter())
     assert len(text("a").splitlines()) == sum(COUNTS)

@@ -242,7 +242,7 @@ def test_shards_in_shards_out(zeroshot, pairs, tmp_path, monkeypatch):
         assert told["path"] == best[0]["path"]
     code, _, err = zeroshot("filter", first, *POCKET, "--keep", 1, "--kept", tmp_path / "x.csv")
     assert code == 2
-    assert "lies in no file of its own" in err
+    assert "is not a file of its own" in err
     assert not (tmp_path / "x.csv").exists()
 
 
@@ -286,7 +286,7 @@ def test_pairs_kept_by_shard_are_begun_anew_and_refused_elsewhere(zeroshot, pair
     code, _, err = zeroshot(
         *arguments, "--min-score", 0, "--out", tmp_path / "o", "--format", "csv"
     )
-    assert (code, "keeps its rows as jsonl" in err) == (2, True)
+    assert (code, "writes its rows as jsonl" in err) == (2, True)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

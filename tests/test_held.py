@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from zeroshot import cli
-from zeroshot.distributed.sharding import FileRefusedError, planned
+from zeroshot.distributed.sharding import FileRefusedError, make_plan
 from zeroshot.images.reading import read
 from zeroshot.inputs import containers
 from zeroshot.inputs.containers import Containers
@@ -127,7 +127,7 @@ def asked():
 
 
 def by_file(*names):
-    return planned(Containers(resolve_inputs(names).files), "file")
+    return make_plan(Containers(resolve_inputs(names).files), "file")
 
 
 @pytest.mark.parametrize(("pictures", "size"), [(400, 30_000), (8, 3_000_000)])

@@ -14,7 +14,7 @@ import pytest
 from zeroshot.errors import OutputError
 from zeroshot.output import atomic, leases
 from zeroshot.output.filesystem import Disk
-from zeroshot.output.leases import Lease, claim, live
+from zeroshot.output.leases import Lease, claim, live_holders
 
 HOLD = """
 import sys, time
@@ -43,7 +43,7 @@ def test_one_holder_until_it_lets_go(tmp_path):
     holder = claim(Disk(tmp_path), "a")
     assert (holder.pid, holder.host) == (os.getpid(), platform.node())
     assert isinstance(claim(Disk(tmp_path), "a.0"), Lease)  # names that look alike are others
-    assert len(live(Disk(tmp_path))) == 2
+    assert len(live_holders(Disk(tmp_path))) == 2
     first.release()
     again = claim(Disk(tmp_path), "a")
     assert isinstance(again, Lease)
@@ -100,15 +100,15 @@ def test_another_machines_claim_lasts_as_long_as_its_signs_of_life(tmp_path):
     os.utime(path, (0, 0))
     taken = claim(Disk(tmp_path), "a")
     assert isinstance(taken, Lease)
-    assert taken.held()
+    assert taken.is_current()
     path.write_text(path.read_text())  # it was only asleep and wakes
-    assert taken.held()
+    assert taken.is_current()
 
 
 def test_an_outbid_holder_can_tell(tmp_path):
     mine = claim(Disk(tmp_path), "a")
     elsewhere(tmp_path, generation=1)
-    assert not mine.held()
+    assert not mine.is_current()
     mine.release()
     assert claim(Disk(tmp_path), "a").host == "far"  # the other's claim stays
 

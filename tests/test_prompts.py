@@ -151,7 +151,7 @@ def test_templates_refused(spec, message):
     [
         ("t.txt", "a {}\nthe cat\n", "template 'the cat' has no {}"),
         ("t.json", "[]", "has no templates"),
-        ("t.json", '{"cat": []}', "class 'cat' has no sentences"),
+        ("t.json", '{"cat": []}', "class 'cat' has no prompts"),
         ("t.json", '{"cat": "It purrs."}', "class 'cat': expected a list of strings, got str"),
         ("t.json", '{"cat": ["It purrs.", ""]}', "class 'cat' has an empty entry"),
         ("t.json", "3", "expected a list of strings, got int"),
@@ -167,7 +167,7 @@ def test_missing_classes_are_named_with_the_nearest():
     with pytest.raises(UserError) as caught:
         prompts.expand(["dog", "taby cat", "ship"], own)
     assert str(caught.value) == (
-        "no sentences for 2 of 3 classes: 'taby cat' (did you mean 'tabby cat'?), 'ship'"
+        "no prompts for 2 of 3 classes: 'taby cat' (did you mean 'tabby cat'?), 'ship'"
     )
     with pytest.raises(UserError, match="and 3 more"):
         prompts.expand([f"class {number}" for number in range(13)], own)

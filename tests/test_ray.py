@@ -141,7 +141,7 @@ def test_what_an_actor_refuses_is_said_here(cluster, pictures, tmp_path):
     from zeroshot.errors import UserError
 
     run(order("embed", pictures[:4], tmp_path / "o"), NullCache(), Meter())
-    with pytest.raises(UserError, match="begun with other inputs"):
+    with pytest.raises(UserError, match="started with other inputs"):
         run_on_ray(order("embed", pictures, tmp_path / "o"), WorkerOptions())
 
 

@@ -121,7 +121,7 @@ def test_text_has_a_line_per_input_and_is_not_continued(tmp_path):
     out = tmp_path / "x.txt"
     write(out, [good("a", "1", "red\nfox"), bad("b"), good("c", "3", "cat")])
     assert out.read_text() == "red fox\n\ncat\n"
-    with pytest.raises(UserError, match="plain text holds no paths"):
+    with pytest.raises(UserError, match="plain text has no paths"):
         write(out, [])
     write(out, [good("a", "1", "dog")], overwrite=True)
     assert out.read_text() == "dog\n"
@@ -132,16 +132,16 @@ def test_a_second_run_finds_each_row_once(out):
     with Output(out, SCHEMA, SETTINGS) as output:
         assert output.resumed == 5
         asked = [("a", "1"), ("a", "1"), ("a", "1"), ("a", "2"), ("b", "9"), ("b", None)]
-        assert [output.holds(*key) for key in asked] == [True, True, False, False, True, False]
+        assert [output.take_row(*key) for key in asked] == [True, True, False, False, True, False]
         asked = [("c", None), ("d", "4"), (None, "4"), (None, "4")]
-        assert [output.holds(*key) for key in asked] == [True, False, True, False]
+        assert [output.take_row(*key) for key in asked] == [True, False, True, False]
 
 
 def test_retried_failures_are_replaced_where_they_stand(out):
     write(out, [bad("a"), good("b", "2"), bad("c"), bad("a"), good("d", "4")])
     with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
         assert output.resumed == 2
-        assert [output.holds(p, None) for p in "aca"] == [False] * 3
+        assert [output.take_row(p, None) for p in "aca"] == [False] * 3
         output.write([good("a", "1", "dog"), bad("c", message="still"), good("a", "1", "ant")])
         output.write([good("e", "5", "new")])
     assert read(out) == [
@@ -177,7 +177,7 @@ def test_a_cut_anywhere_loses_one_row_at_most(tmp_path, suffix, monkeypatch):
         out.write_bytes(data[:length])  # as a crash before the first close leaves it
         with Output(out, SCHEMA, SETTINGS) as output:
             complete.append(output.resumed)
-            output.write(r for r in rows if not output.holds(r["path"], r["id"]))
+            output.write(r for r in rows if not output.take_row(r["path"], r["id"]))
         assert out.read_bytes() == data, length
     assert complete == sorted(complete)
     assert (complete[0], complete[-2], complete[-1]) == (0, 2, 3)
@@ -190,7 +190,7 @@ def test_a_crash_while_retrying_keeps_what_was_retried(out):
     dead._file.close()  # neither merged nor closed
     dead._lease.release()
     with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
-        assert (output.holds("a", "1"), output.holds("c", None)) == (True, False)
+        assert (output.take_row("a", "1"), output.take_row("c", None)) == (True, False)
         output.write([good("c", "3", "ant")])
     assert read(out) == [("a", "dog", None), ("b", "cat", None), ("c", "ant", None)]
 
@@ -240,7 +240,7 @@ def test_other_settings_are_refused_and_nothing_changes(out, settings, message):
     with pytest.raises(UserError) as caught:
         Output(out, SCHEMA, SETTINGS | settings)
     assert message in str(caught.value)
-    assert str(caught.value).endswith("write over it with --overwrite, or choose another --out")
+    assert str(caught.value).endswith("replace it with --overwrite, or choose another --out")
     assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
     with Output(out, SCHEMA, SETTINGS | settings, overwrite=True) as output:
         assert output.resumed == 0
@@ -272,10 +272,10 @@ def test_a_file_that_is_not_ours_stays(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("suffix", "damage", "message"),
     [
-        ("jsonl", b"[1]\n", "no row: b'[1]"),
+        ("jsonl", b"[1]\n", "not a row: b'[1]"),
         ("jsonl", b"nonsense\n", "Expecting value"),
-        ("csv", b"a,b\n", "no row: b'a,b"),
-        ("csv", b'"a\n\nb\n', "a quote is open from"),
+        ("csv", b"a,b\n", "not a row: b'a,b"),
+        ("csv", b'"a\n\nb\n', "a quote is never closed after"),
     ],
 )
 def test_damage_within_is_not_passed_over(tmp_path, suffix, damage, message):
@@ -339,7 +339,7 @@ def test_file_names_that_are_no_unicode_are_found_again(out):
     path = os.fsdecode(b"caf\xe9.jpg")
     write(out, [good(path, "1"), good("b.jpg", "2")])
     with Output(out, SCHEMA, SETTINGS) as output:
-        assert output.holds(path, "1")
+        assert output.take_row(path, "1")
     out.suffix == ".parquet" or out.read_bytes().decode()
     expected = path if out.suffix == ".jsonl" else r"caf\udce9.jpg"
     assert [name for name, *_ in read(out)] == [expected, "b.jpg"]

@@ -218,7 +218,7 @@ def test_who_is_outbid_commits_nothing(tmp_path):
         path = folder.work / ".00000.1.lease"
         path.write_text(json.dumps(vars(leases._ourselves())))
 
-    assert process_shard(toy, folder, 0, Meter(), WorkerOptions(seen=outbid)) is None
+    assert process_shard(toy, folder, 0, Meter(), WorkerOptions(on_result=outbid)) is None
     assert folder.mark(0) is None
     assert not (folder.path / "00000.jsonl").exists()
 
@@ -280,11 +280,11 @@ def test_a_folder_that_is_not_ours_stays(tmp_path):
     toy, theirs = Toy(), tmp_path / "o" / "00000.parquet"
     theirs.parent.mkdir()
     theirs.write_text("precious")
-    with pytest.raises(UserError, match="no output of zeroshot"):
+    with pytest.raises(UserError, match="zeroshot did not make it"):
         join(tmp_path / "o", toy)
     OutputSpec(tmp_path / "o").clear()
     (tmp_path / "o" / "run.json").write_text('{"schema": "theirs"}')
-    with pytest.raises(UserError, match="not of zeroshot"):
+    with pytest.raises(UserError, match="not written by zeroshot"):
         OutputSpec(tmp_path / "o").clear()
     assert theirs.read_text() == "precious"
 
@@ -313,7 +313,7 @@ def test_a_mark_of_another_run_is_seen(tmp_path):
 
 def test_pictures_in_memory_cannot_go_to_shards():
     for content in (b"bytes", Image.new("RGB", (2, 2))):
-        with pytest.raises(UserError, match="in memory cannot go to shards"):
+        with pytest.raises(UserError, match="in memory cannot be part of a shard"):
             _ = ByNumber([Source("a", content)], 4).sha256
 
 
@@ -386,12 +386,12 @@ def test_layouts_that_do_not_fit(tmp_path):
     toy = Toy()
     for more, message in [
         ({"layout": "safetensors"}, "is for embeddings"),
-        ({"layout": "rows", "half": True}, "--half goes with"),
+        ({"layout": "rows", "half": True}, "--half needs"),
         ({"layout": "raw"}, "unknown layout 'raw'"),
         ({"format": "txt"}, "unknown format of shards 'txt'"),
     ]:
         with pytest.raises(UserError, match=message):
             join(tmp_path / "o", toy, **more)
-    with pytest.raises(UserError, match="keeps its rows as jsonl"):
+    with pytest.raises(UserError, match="writes its rows as jsonl"):
         join(tmp_path / "o", Toy(vectors=True), layout="clip-retrieval", format="csv")
     assert not Path(tmp_path / "o" / "run.json").exists()

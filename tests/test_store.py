@@ -19,9 +19,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
-from zeroshot import cache as store
+from zeroshot.cache import embedding_cache as store
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache, erase
-from zeroshot.cache.lookup import MANY, Places, Run
+from zeroshot.cache.lookup import MANY, Lookup, Run
 from zeroshot.errors import UserError
 
 ENCODER = "toy@1"
@@ -135,9 +135,12 @@ def test_encoder_and_kind_are_part_of_the_key(tmp_path):
 def test_rows_that_do_not_fit_are_refused(tmp_path):
     with EmbeddingCache(tmp_path) as cache:
         cache.put("e", "text", ["x"], torch.ones(1, 3))
-        with pytest.raises(UserError, match=r"'e' gives text rows of 4 numbers, but 3 are held"):
+        with pytest.raises(
+            UserError,
+            match=r"'e' gives text embeddings of width 4, but the cache has some of width 3",
+        ):
             cache.put("e", "text", ["y"], torch.ones(1, 4))
-        with pytest.raises(ValueError, match="2 ids for 1 rows"):
+        with pytest.raises(ValueError, match="2 ids for 1 embeddings"):
             cache.put("e", "text", ["y", "z"], torch.ones(1, 3))
         with pytest.raises(ValueError, match="not finite"):
             cache.put("e", "text", ["y"], torch.full((1, 3), torch.nan))
@@ -323,20 +326,20 @@ def run(code):
 
 
 DEATHS = {
-    "before the append": "store.append_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the append": "store.append_vectors = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
     "within the append": """
 def torn(path, rows):
     with open(path, "ab") as file:
         file.write(rows.tobytes()[:-7])
     os.kill(os.getpid(), signal.SIGKILL)
-store.append_rows = torn
+store.append_vectors = torn
 """,
     "before the commit": """
-append = store.append_rows
+append = store.append_vectors
 def dying(path, rows):
     append(path, rows)
     os.kill(os.getpid(), signal.SIGKILL)
-store.append_rows = dying
+store.append_vectors = dying
 """,
 }
 
@@ -473,7 +476,7 @@ def test_damaged_index_is_explained_and_can_be_erased(tmp_path):
     path = tmp_path / store.INDEX
     content = bytearray(path.read_bytes())
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(UserError, match=r"is damaged \(file is not a database\); empty it with"):
+    with pytest.raises(UserError, match=r"is damaged \(file is not a database\); clear it with"):
         EmbeddingCache(tmp_path)
     for page in range(1, len(content) // 4096):
         content[page * 4096 : page * 4096 + 100] = b"\xff" * 100
@@ -493,7 +496,7 @@ def test_layout_of_another_version_is_refused(tmp_path):
     database.execute("PRAGMA user_version = 7")
     database.close()
     with pytest.raises(
-        UserError, match=r"has layout 7, this version reads 2; empty it with .* prune --all"
+        UserError, match=r"has layout 7, this version reads 2; clear it with .* prune --all"
     ):
         EmbeddingCache(tmp_path)
 
@@ -511,7 +514,7 @@ texts = [f"text {i}" for i in range(6000)]
 with EmbeddingCache(root) as cache:
     rows = through(cache, rows_of, texts, batch_size=1000)
     assert torch.equal(rows, rows_of(texts))
-    assert "keeps nothing more" in cache.trouble, cache.trouble
+    assert "is not writable" in cache.write_error, cache.write_error
     rows, found = cache.get(ENCODER, "text", [id_of("a"), id_of("text 5999")])
     assert found.tolist() == [True, False]
 """
@@ -526,9 +529,9 @@ def test_failed_append_leaves_no_trace(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with EmbeddingCache(tmp_path) as cache:
-        monkeypatch.setattr(store, "append_rows", full)
+        monkeypatch.setattr(store, "append_vectors", full)
         assert torch.equal(through(cache, rows_of, ["a", "b"]), rows_of(["a", "b"]))
-        assert cache.trouble.endswith("keeps nothing more: [Errno 28] No space left on device")
+        assert cache.write_error.endswith("is not writable: [Errno 28] No space left on device")
         assert cache.info().spaces == ()
 
 
@@ -543,7 +546,7 @@ def test_read_only_index_is_read(tmp_path, monkeypatch):
     encode = Counting()
     with EmbeddingCache(tmp_path) as cache:
         through(cache, encode, ["a", "b"])
-        assert "attempt to write a readonly database" in cache.trouble
+        assert "attempt to write a readonly database" in cache.write_error
         with pytest.raises(UserError, match="readonly"):
             cache.prune()
     assert encode.asked == ["b"]
@@ -551,7 +554,7 @@ def test_read_only_index_is_read(tmp_path, monkeypatch):
 
 def test_no_place_for_a_cache(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"no cache can be kept in .* or go without \(--no-cache\)"):
+    with pytest.raises(UserError, match=r"cannot create a cache in .* or use --no-cache"):
         EmbeddingCache(tmp_path / "file" / "cache")
 
 
@@ -579,7 +582,7 @@ with EmbeddingCache(root) as cache:
         assert torch.equal(through(cache, rows_of, some), rows_of(some))
     own = [f"own {seed} {{i}}" for i in range(30)]
     through(cache, rows_of, own, batch_size=3)
-    assert cache.trouble is None
+    assert cache.write_error is None
 """
     processes = [run(script(tmp_path, body.format(seed=seed))) for seed in range(2)]
     for process in processes:
@@ -618,8 +621,8 @@ def test_one_writer_at_a_time(tmp_path):
     with EmbeddingCache(tmp_path) as first, EmbeddingCache(tmp_path) as second:
         second._index._db.execute("PRAGMA busy_timeout = 0")
         first._index.write(lambda db: second.put("e", "text", ["x"], torch.ones(1, 2)))
-        assert "database is locked" in second.trouble
-        assert (first.trouble, segments(tmp_path)) == (None, [])
+        assert "database is locked" in second.write_error
+        assert (first.write_error, segments(tmp_path)) == (None, [])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -729,7 +732,7 @@ def test_without_a_cache(tmp_path):
             rows = through(cache, encode, ["a", "b", "a"], batch_size=1)
             assert torch.equal(rows, rows_of(["a", "b", "a"]))
         assert cache.file_id(path) == sha256(b"content").hexdigest()
-        assert (cache.info().spaces, cache.prune(), cache.trouble) == ((), 0, None)
+        assert (cache.info().spaces, cache.prune(), cache.write_error) == ((), 0, None)
     assert encode.asked == ["a", "b", "a", "b"]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -800,7 +803,7 @@ def test_exports_that_cannot_be(tmp_path):
         with pytest.raises(UserError, match="unknown format of an export"):
             cache.export(tmp_path / "x.csv", ENCODER, "text")
         with pytest.raises(
-            UserError, match=f"no image rows of '{ENCODER}'; it holds '{ENCODER}' text"
+            UserError, match=f"no image embeddings of '{ENCODER}'; available: '{ENCODER}' text"
         ):
             cache.export(tmp_path / "x.npy", ENCODER, "image")
     assert list(tmp_path.glob("*x*")) == []
@@ -853,7 +856,7 @@ def some_runs(rng, count):
 
 def where(places, keys):
     found = places.find(keys)
-    return [array.tolist() for array in (found.segments, found.places, found.checksums)]
+    return [array.tolist() for array in (found.segments, found.indices, found.checksums)]
 
 
 @pytest.mark.parametrize("at_once", [1, 30, 400])
@@ -864,7 +867,7 @@ def test_of_equal_keys_the_newest_counts_however_they_are_read(at_once):
         for run in runs
         for i, key in enumerate(run.keys.tolist())
     }
-    places = Places()
+    places = Lookup()
     for start in range(0, len(runs), at_once):
         places.add(runs[start : start + at_once])
     keys = np.array([*newest, 5], np.uint64)

@@ -1,6 +1,6 @@
-"""The failures a person can meet, each with the exit code the command line ends with.
+"""All errors with a message for the user, and their exit codes on the command line.
 
-Libraries raise these; only `cli.py` prints them. A message says what was given, what is possible
+The library raises them; only `cli.py` prints them. A message says what was given, what is possible
 and what to do.
 """
 
@@ -9,39 +9,39 @@ from collections.abc import Iterable
 
 
 class ZeroshotError(Exception):
-    """Base of every failure that has a message meant for a person."""
+    """Base of all errors with a message for the user."""
 
     exit_code = 1
 
 
 class UserError(ZeroshotError, ValueError):
-    """Wrong usage: an unknown name, an option out of range, arrays that do not fit."""
+    """Wrong usage: an unknown name, an option out of range, arrays of wrong shape."""
 
     exit_code = 2
 
 
 class NotAvailableError(ZeroshotError, RuntimeError):
-    """A model or a data set is neither on this disk nor reachable."""
+    """A model or data set is neither on this disk nor reachable."""
 
     exit_code = 4
 
 
 class OutputError(ZeroshotError, OSError):
-    """An output cannot be written any further: no room on the disk, no right to, it went away."""
+    """An output cannot be written: the disk is full, permission is denied, or it is unreachable."""
 
     exit_code = 4
 
 
 class UnreadableImageError(ZeroshotError, OSError):
-    """One picture cannot be read; the run goes on and the picture's row says why."""
+    """An image cannot be read; the run continues, and the image's row has the reason."""
 
 
 class ApproximateWarning(UserWarning):
-    """Neighbours are searched approximately; the message has the recall."""
+    """The neighbour search is approximate; the message has its recall."""
 
 
 class FewClassesWarning(UserWarning):
-    """A method takes all classes as equally frequent, and few of them seem present."""
+    """A method assumes equally frequent classes, but few of them seem to be present."""
 
 
 def unknown(what: str, given: str, available: Iterable[str]) -> UserError:

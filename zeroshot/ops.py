@@ -1,4 +1,4 @@
-"""Tensor maths that two methods share. Functions of tensors, free of models and files."""
+"""Functions of tensors that several methods share; no models and no files."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def normalize(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-    """Rows at unit L2 norm; a zero row stays zero (a missing prompt, say) instead of NaN."""
+    """Vectors of unit L2 norm; a zero vector (such as a missing prompt) stays zero."""
     norms = rows.norm(dim=-1, keepdim=True)
     return rows / torch.where(norms > 0, norms, 1)
 
@@ -19,7 +19,7 @@ def normalize(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
 def masked_mean(
     values: Float[Tensor, "*n t d"], mask: Bool[Tensor, "*n t"] | None
 ) -> Float[Tensor, "*n d"]:
-    """Mean over `t` of the entries that `mask` keeps (all of them without one)."""
+    """Mean over `t` of the entries where `mask` is true; of all entries without a mask."""
     if mask is None:
         return values.mean(dim=-2)
     weight = mask.to(values.dtype).unsqueeze(-1)
@@ -29,7 +29,7 @@ def masked_mean(
 def filled(
     texts: Float[Tensor, "c t d"], mask: Bool[Tensor, "c t"] | None
 ) -> Float[Tensor, "c t d"]:
-    """Prompts where every class has as many: in place of a missing one, the class's mean prompt."""
+    """Replace each missing prompt by the mean prompt of its class."""
     if mask is None:
         return texts
     return torch.where(mask[..., None], texts, masked_mean(texts, mask)[:, None])
@@ -37,32 +37,32 @@ def filled(
 
 @runtime_checkable
 class Keys(Protocol):
-    """Rows that come in blocks, wherever they lie."""
+    """Vectors that can be read in blocks, in memory or on disk."""
 
     def __len__(self) -> int: ...
 
     def blocks(self, size: int) -> Iterator[Float[Tensor, "_ d"]]:
-        """All rows in order, at most `size` at a time."""
+        """All vectors in order, at most `size` at a time."""
 
     def take(self, index: Int[Tensor, " m"]) -> Float[Tensor, "m d"]:
-        """The rows at these places."""
+        """The vectors at these indices."""
 
 
 QUERIES_AT_ONCE = 512
 BLOCK = 8192
 SAMPLE = 2048
-"""Keys looked at first to guess a query's k-th best similarity."""
+"""Number of keys in the sample that estimates a query's k-th best similarity."""
 
 
 def topk_stream(
     queries: Float[Tensor, "n d"], keys: Float[Tensor, "a d"] | Keys, k: int, block: int = BLOCK
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The `min(k, a)` largest dot products of each query and their keys, largest first.
+    """The `min(k, a)` largest dot products of each query and the indices of their keys, sorted.
 
-    Keys pass in blocks, so memory is `512 x (block + 4 k)` beside the answer, however many keys
-    and queries there are. Where `k` is a small part of them, a sample of the keys tells each query
-    a threshold that about `2 k` keys exceed, and only these are looked at again; a query whose
-    threshold proves too high starts over without one.
+    Keys are read in blocks, so memory is `512 x (block + 4 k)` plus the result, for any number of
+    keys and queries. If `k` is small, a sample of the keys gives each query a threshold that about
+    `2 k` keys exceed, and only these are sorted. If the threshold of a query is too high, the query
+    is repeated without one.
     """
     k = min(k, len(keys))
     if len(queries) > QUERIES_AT_ONCE:
@@ -85,14 +85,14 @@ def _blocks(keys: Float[Tensor, "a d"] | Keys, size: int) -> Iterator[Tensor]:
 def _topk_of_blocks(
     queries: Float[Tensor, "n d"], keys: Float[Tensor, "a d"] | Keys, k: int, block: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The best of each block against the best of all before."""
+    """Merge the best of each block with the best of all blocks before."""
     values = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     start = 0
     for rows in _blocks(keys, block):
-        best, where = (queries @ rows.T).topk(min(k, len(rows)), dim=1)
+        best, indices = (queries @ rows.T).topk(min(k, len(rows)), dim=1)
         values = torch.cat([values, best], dim=1)
-        index = torch.cat([index, where + start], dim=1)
+        index = torch.cat([index, indices + start], dim=1)
         values, keep = values.topk(min(k, values.shape[1]), dim=1)
         index = index.gather(1, keep)
         start += len(rows)
@@ -102,16 +102,16 @@ def _topk_of_blocks(
 def _guess(
     queries: Float[Tensor, "n d"], keys: Float[Tensor, "a d"] | Keys, k: int
 ) -> Float[Tensor, "n 1"]:
-    """A similarity that the k-th best exceeds with a margin of four standard deviations."""
-    places = torch.arange(SAMPLE, device=queries.device) * len(keys) // SAMPLE
-    sample = queries @ (keys[places] if isinstance(keys, Tensor) else keys.take(places)).T
+    """A threshold below the k-th best similarity, by a margin of four standard deviations."""
+    indices = torch.arange(SAMPLE, device=queries.device) * len(keys) // SAMPLE
+    sample = queries @ (keys[indices] if isinstance(keys, Tensor) else keys.take(indices)).T
     expected = k * SAMPLE / len(keys)
     rank = min(SAMPLE, math.ceil(expected + 4 * math.sqrt(expected) + 4))
     return sample.kthvalue(SAMPLE - rank + 1, dim=1, keepdim=True).values
 
 
 def _nonzero(mask: Bool[Tensor, " n"]) -> Int[Tensor, " m"]:
-    """Places of the true ones; on the CPU numpy finds them in a third of torch's time."""
+    """Indices of the true entries; on the CPU numpy is three times as fast as torch."""
     if mask.device.type == "cpu":
         return torch.from_numpy(mask.numpy().nonzero()[0])
     return mask.nonzero()[:, 0]
@@ -124,29 +124,29 @@ def _topk_above(
     block: int,
     threshold: Float[Tensor, "n 1"],
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Bool[Tensor, " n"]]:
-    """The best among keys above the threshold, and which queries have `k` of these."""
+    """The best keys above the threshold, and which queries have at least `k` of them."""
     count = len(queries)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     start = 0
-    room = queries.new_empty(count * block)  # fresh memory for each block costs a tenth of the time
+    room = queries.new_empty(count * block)  # allocating it per block costs a tenth of the time
     for rows in _blocks(keys, block):
         similarity = torch.mm(queries, rows.T, out=room[: count * len(rows)].view(count, -1))
-        places = _nonzero((similarity > threshold).flatten())
-        row = places // len(rows)
-        column = places - row * len(rows) + start
-        found.append((row.int(), column.int(), similarity.flatten()[places]))
+        above = _nonzero((similarity > threshold).flatten())
+        row = above // len(rows)
+        column = above - row * len(rows) + start
+        found.append((row.int(), column.int(), similarity.flatten()[above]))
         start += len(rows)
     per_row = [torch.bincount(row, minlength=count) for row, _, _ in found]
     before = torch.zeros_like(per_row[0])
     width = max(k, int(sum(per_row, before).max()))
     values = queries.new_full((count, width), -torch.inf)
     index = torch.zeros(count, width, dtype=torch.int32, device=queries.device)
-    for (row, column, similar), held in zip(found, per_row, strict=True):
-        skip = before - (held.cumsum(0) - held) + torch.arange(count, device=row.device) * width
-        place = torch.arange(len(row), device=row.device) + skip[row]
-        values.view(-1)[place] = similar
-        index.view(-1)[place] = column
-        before = before + held
+    for (row, column, similar), counts in zip(found, per_row, strict=True):
+        skip = before - (counts.cumsum(0) - counts) + torch.arange(count, device=row.device) * width
+        target = torch.arange(len(row), device=row.device) + skip[row]
+        values.view(-1)[target] = similar
+        index.view(-1)[target] = column
+        before = before + counts
     values, keep = values.topk(k, dim=1)
     return values, index.gather(1, keep).long(), before >= k
 
@@ -154,7 +154,7 @@ def _topk_above(
 def hold_out(
     count: int, most: int = 200, seed: int = 0
 ) -> tuple[Int[Tensor, " h"], Int[Tensor, " r"]]:
-    """A random fifth of `range(count)`, at most `most` of it, and the rest."""
+    """Split `range(count)` at random into a fifth (at most `most` numbers) and the rest."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     size = min(most, count // 5)
     return order[:size], order[size:]
@@ -171,5 +171,5 @@ def matching_scale(similarity: Float[Tensor, "n n"], largest: float = 1000.0) ->
         log_probability = (math.exp(log_scale) * scores).log_softmax(1)
         return float(-log_probability.diagonal().mean())
 
-    found = minimize_scalar(loss, bounds=(0.0, math.log(largest)), method="bounded")
-    return math.exp(found.x)
+    result = minimize_scalar(loss, bounds=(0.0, math.log(largest)), method="bounded")
+    return math.exp(result.x)

@@ -1,9 +1,9 @@
-"""Labels, and the sentences a text encoder reads in their place.
+"""Labels, templates, and the prompts that they make for a text encoder.
 
-The template sets `openai` (80) and `simple` (7) and the 1000 ImageNet names are open_clip's, who
-took them from OpenAI's notebook "Prompt Engineering for ImageNet"; `prompt_data.json` says which
-version and carries the licence. Two of the ImageNet names stand for two classes each, so a class
-is known by its place in the list, never by its name.
+The template sets `openai` (80) and `simple` (7) and the 1000 ImageNet names are from open_clip,
+which took them from OpenAI's notebook "Prompt Engineering for ImageNet"; `prompt_data.json` has the
+version and the licence. Two ImageNet names stand for two classes each, so a class is identified by
+its index, never by its name.
 """
 
 import difflib
@@ -25,13 +25,13 @@ from zeroshot.inputs.columns import LABEL, known
 from zeroshot.inputs.text_files import read_json, read_lines, read_records, suffix_of
 
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
-"""Sentences with a place for the label, the same for every class; or each class's own sentences."""
+"""Templates for all classes, with a placeholder for the label; or the prompts of each class."""
 LISTS = (".txt", ".names")
-"""Suffixes of files with one entry a line."""
+"""Suffixes of files with one entry per line."""
 TABLES = (".csv", ".tsv")
 
-PLACE = re.compile(r"\{c?\}")
-"""Where the label goes: `{}`, or `{c}` as CLIP_benchmark writes it."""
+PLACEHOLDER = re.compile(r"\{c?\}")
+"""The placeholder of the label: `{}`, or `{c}` as in CLIP_benchmark."""
 
 
 @functools.cache
@@ -68,10 +68,10 @@ def _checked_labels(values: object, where: str) -> tuple[str, ...]:
 
 
 def _file_suffix(spec: str, what: str, suffixes: Sequence[str], kinds: str) -> str:
-    """The suffix of the file that `spec` names; empty if it names none.
+    """The suffix of the file that `spec` names; empty if it names no file.
 
     Raises:
-        UserError: a file that is there and has another suffix.
+        UserError: the file exists and has another suffix.
     """
     suffix = suffix_of(spec)
     if suffix in suffixes:
@@ -113,28 +113,24 @@ def _checked_templates(values: object, where: str) -> tuple[str, ...]:
     if not templates:
         raise UserError(f"{where} has no templates")
     for template in templates:
-        if not PLACE.search(template):
+        if not PLACEHOLDER.search(template):
             raise UserError(f"{where}: template '{template}' has no {{}} where the label goes")
     return tuple(templates)
 
 
-def _own_sentences(classes: dict[str, object], path: str) -> dict[str, tuple[str, ...]]:
-    sentences = {
+def _prompts_by_class(classes: dict[str, object], path: str) -> dict[str, tuple[str, ...]]:
+    prompts = {
         label.strip(): tuple(_strings(values, f"'{path}', class '{label}'"))
         for label, values in classes.items()
     }
-    for label, values in sentences.items():
+    for label, values in prompts.items():
         if not values:
-            raise UserError(f"'{path}': class '{label}' has no sentences")
-    return sentences
-
-
-def _fill(template: str, label: str) -> str:
-    return PLACE.sub(lambda _: label, template)
+            raise UserError(f"'{path}': class '{label}' has no prompts")
+    return prompts
 
 
 def _missing(labels: Sequence[str], classes: Sequence[str]) -> UserError:
-    """`no sentences for 2 of 5 classes: 'cta' (did you mean 'cat'?), 'dog'`."""
+    """`no prompts for 2 of 5 classes: 'cta' (did you mean 'cat'?), 'dog'`."""
     absent = [label for label in dict.fromkeys(labels) if label not in classes]
     named = []
     for label in absent[:10]:
@@ -142,18 +138,18 @@ def _missing(labels: Sequence[str], classes: Sequence[str]) -> UserError:
         named.append(f"'{label}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
     more = [f"and {len(absent) - 10} more"] if len(absent) > 10 else []
     return UserError(
-        f"no sentences for {len(absent)} of {len(labels)} classes: {', '.join(named + more)}"
+        f"no prompts for {len(absent)} of {len(labels)} classes: {', '.join(named + more)}"
     )
 
 
 def waffle(labels: Sequence[str], pairs: int = 15, seed: int = 0) -> tuple[str, ...]:
-    """Templates with descriptors that mean nothing, the same for every class.
+    """Templates with meaningless descriptors, the same for every class.
 
-    Roth et al. 2023, "Waffling around for Performance", ICCV, arXiv:2306.07282: what a language
-    model's descriptions gain over one template, random ones mostly gain too. Each pair is a
-    descriptor of random words and one of random characters, as long as the labels are on average.
-    The authors draw words from a list; here they are made of alternating consonants and vowels.
-    They average the scores (`ensemble -o mode=score`).
+    Roth et al. 2023, "Waffling around for Performance", ICCV, arXiv:2306.07282: random descriptions
+    gain almost as much over one template as those of a language model. Each pair is a descriptor of
+    random words and one of random characters, as long as the average label. The authors draw words
+    from a list; here words are alternating consonants and vowels. The authors average the scores
+    (`ensemble -o mode=score`).
     """
     source = random.Random(seed)
     words = [word for label in labels for word in label.split()]
@@ -178,17 +174,16 @@ def waffle(labels: Sequence[str], pairs: int = 15, seed: int = 0) -> tuple[str, 
 
 
 def template_sets() -> list[str]:
-    """Names that `load_templates` knows."""
+    """The names for `load_templates`."""
     return [*_data()["templates"], "none", "waffle"]
 
 
 def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
-    """Templates by name, as one sentence with `{}` or `{c}`, or from a file.
+    """Load templates by name, from a file, or as one template with `{}` or `{c}`.
 
     `none` is the bare label; `waffle` makes random templates for the labels, `waffle:7` those of
-    seed 7. A `.json` file holds a list of templates, or an object that gives each class its own
-    sentences (the layout of CuPL and DCLIP); a `.txt` file holds one template per line. Raises
-    UserError for anything else.
+    seed 7. A `.json` file has a list of templates, or an object with the prompts of each class (the
+    layout of CuPL and DCLIP); a `.txt` file has one template per line. UserError for anything else.
     """
     if spec == "none":
         return ("{}",)
@@ -202,9 +197,9 @@ def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
     if suffix == ".json":
         document = read_json(Path(spec))
         if isinstance(document, dict):
-            return _own_sentences(document, spec)
+            return _prompts_by_class(document, spec)
         return _checked_templates(document, f"'{spec}'")
-    if PLACE.search(spec):
+    if PLACEHOLDER.search(spec):
         return (spec,)
     if spec in _data()["templates"]:
         return tuple(_data()["templates"][spec])
@@ -214,12 +209,12 @@ def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
 
 
 def load_labels(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Labels from a list, `person,dog`, a file, or `imagenet`.
+    """Load labels from a list, a text such as `person,dog`, a file, or `imagenet`.
 
-    A `.txt` or `.names` file has one label a line, a `.csv` or `.tsv` file a column of them. A
-    `.json` file holds a list of labels, or an object whose keys they are. Labels come stripped of
-    surrounding space and must be distinct; only `imagenet` keeps the two names that two classes
-    share. Raises UserError for anything doubtful, also for a file with another suffix.
+    A `.txt` or `.names` file has one label per line, a `.csv` or `.tsv` file a column of labels. A
+    `.json` file has a list of labels, or an object with labels as keys. Surrounding space is
+    removed. Labels must be distinct, except the two shared names of `imagenet`. UserError for
+    invalid labels and for a file with another suffix.
     """
     if not isinstance(spec, str):
         return _checked_labels(list(spec), "the list of labels")
@@ -244,28 +239,29 @@ def load_labels(spec: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def expand(labels: Sequence[str], templates: Templates) -> list[list[str]]:
-    """The prompts of each class, in the order of `labels`; classes may differ in how many.
+    """The prompts of each class, in the order of `labels`; classes may differ in their number.
 
-    Raises UserError when `templates` are sentences per class and a label has none, or when a
-    sentence is no valid text.
+    Raises UserError if `templates` has prompts by class but none for a label, or if a prompt is not
+    valid text.
     """
     if not isinstance(templates, tuple) and not templates.keys() >= set(labels):
         raise _missing(labels, list(templates))
-    own = {} if isinstance(templates, tuple) else templates
+    by_class = {} if isinstance(templates, tuple) else templates
     shared = templates if isinstance(templates, tuple) else ()
-    return [[_text(_fill(s, label)) for s in own.get(label, shared)] for label in labels]
+    return [[_prompt(t, label) for t in by_class.get(label, shared)] for label in labels]
 
 
-def _text(sentence: str) -> str:
-    """The sentence, if it can be written as UTF-8; bytes of an argument that were none cannot."""
+def _prompt(template: str, label: str) -> str:
+    """The template with the label filled in; UserError if that is not valid UTF-8."""
+    prompt = PLACEHOLDER.sub(lambda _: label, template)
     try:
-        sentence.encode()
+        prompt.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{sentence!r} is no valid text: labels and templates are UTF-8") from None
-    return sentence
+        raise UserError(f"{prompt!r} is no valid text: labels and templates are UTF-8") from None
+    return prompt
 
 
 def fingerprint(prompts: Sequence[Sequence[str]]) -> str:
-    """sha256 of the prompts; any other letter, split or order gives another one."""
-    text = json.dumps([list(sentences) for sentences in prompts])
+    """sha256 of the prompts of all classes, in this order."""
+    text = json.dumps([list(prompts_of_class) for prompts_of_class in prompts])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Why a text became what it is: the candidates of every step, what spoke for each, the choice."""
+"""The trace of a generated text: the candidates of each step, their scores and the choice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 
 SHOWN = 6
-"""Candidates in a picture of a trace: the best ones, and always the one chosen."""
+"""Number of candidates per step in the figure of a trace; the first is the chosen one."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that was among the `k` most likely, with the terms of its score."""
+    """One of the `k` most likely tokens, with the terms of its score."""
 
     token: int
     text: str
     probability: float
-    """The language model's, between 0 and 1."""
+    """Probability by the language model, between 0 and 1."""
     penalty: float
-    """Largest cosine of its hidden state with those of the text so far."""
+    """Largest cosine of its hidden state with those of the preceding text."""
     guide: float
-    """What the picture says: `beta f(v)` for MaGiC, 0 without a guide."""
+    """Score by the image: `beta f(v)` for MaGiC, 0 without a guide."""
     total: float
-    """`(1 - alpha) probability - alpha penalty + guide`: the largest wins."""
+    """`(1 - alpha) probability - alpha penalty + guide`: the largest is chosen."""
 
     def row(self) -> dict[str, Any]:
-        """As JSON-ready fields; float32 holds no more than seven digits."""
+        """As JSON-ready fields, with the seven digits of float32."""
         return {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in vars(self).items()}
 
 
@@ -47,7 +47,7 @@ class TraceStep:
 
 @dataclass(frozen=True)
 class Trace:
-    """The choices that made one text, the one that ended it included."""
+    """The choices that made one text, including the end token."""
 
     steps: tuple[TraceStep, ...]
 
@@ -59,8 +59,7 @@ class Trace:
         return len(self.steps)
 
     def figure(self, shown: int = SHOWN) -> Any:
-        """A matplotlib figure: per step the `shown` best candidates and what their totals are
-        made of.
+        """A matplotlib figure of the `shown` best candidates per step, with the terms of the total.
 
         Raises:
             NotAvailableError: matplotlib is not installed.
@@ -69,7 +68,7 @@ class Trace:
             from matplotlib.figure import Figure
         except ImportError:
             raise NotAvailableError(
-                f"a picture of a trace needs matplotlib: {how_to_install('plot')}"
+                f"the figure of a trace needs matplotlib: {how_to_install('plot')}"
             ) from None
         figure = Figure(figsize=(7, 0.9 + 0.32 * shown * max(1, len(self))), layout="constrained")
         axes = figure.subplots(max(1, len(self)), 1, squeeze=False)[:, 0]
@@ -86,17 +85,17 @@ class Trace:
 
 
 def _draw(ax: Any, step: TraceStep, shown: int) -> None:
-    """Stacked bars: probability and guide to the right, penalty to the left, a dot for the sum."""
+    """Draw stacked bars for the terms and a dot for the total of each candidate."""
     best: Sequence[Candidate] = step.candidates[:shown]
-    places = range(len(best))
-    # The weights are those of the total, recovered from it: (1 - alpha) p - alpha penalty + guide.
+    positions = range(len(best))
+    # total - guide = (1 - alpha) p - alpha penalty
     likely = [c.total - c.guide for c in best]
     guide = [c.guide for c in best]
-    ax.barh(places, likely, color="#8aa2c8", label="language model, less the penalty")
+    ax.barh(positions, likely, color="#8aa2c8", label="language model, less the penalty")
     left = [max(value, 0.0) for value in likely]
-    ax.barh(places, guide, left=left, color="#e2a04a", label="the picture")
-    ax.plot([c.total for c in best], places, "k.", markersize=5, label="total")
-    ax.set_yticks(places, [repr(c.text)[1:-1] or "(end)" for c in best], fontsize="small")
+    ax.barh(positions, guide, left=left, color="#e2a04a", label="the image")
+    ax.plot([c.total for c in best], positions, "k.", markersize=5, label="total")
+    ax.set_yticks(positions, [repr(c.text)[1:-1] or "(end)" for c in best], fontsize="small")
     ax.invert_yaxis()
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     so_far = step.text if len(step.text) <= 60 else "..." + step.text[-57:]

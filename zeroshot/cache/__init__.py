@@ -1,4 +1,4 @@
-"""Embeddings on disk, found again by the content of what was encoded."""
+"""Embeddings on disk, looked up by the content of the encoded image or text."""
 
 import lazy_loader
 

@@ -1,12 +1,12 @@
-"""Embeddings on disk, found again by content: encoder name + kind + id (sha256) -> a row.
+"""Embeddings on disk, looked up by content: encoder name + kind + id (sha256) -> embedding.
 
-Rows lie in append-only segment files, float32 one after another; an SQLite index says where, with
-a checksum of each row. The index is what counts: a row is appended and synced first and indexed
-afterwards, in one transaction that also keeps other writers out. A crash in between leaves bytes
-that nobody refers to, and bytes that changed, went missing or belong to another row fail their
-checksum: such a row is missing, never wrong.
+Embeddings are float32 in append-only segment files. An SQLite index has the location and a checksum
+of each. An embedding is first appended and synced, then indexed, in one transaction that also locks
+out other writers. A crash in between leaves bytes without an index entry. Bytes that changed, are
+missing or belong to another embedding fail the checksum. So an embedding may be missing but is
+never wrong.
 
-Segments are read, not mapped, since a mapped file that somebody cuts short ends the process.
+Segments are read and not memory-mapped, because truncating a mapped file kills the process.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from torch import Tensor
 from zeroshot.cache.export import Verified, export, verify
 from zeroshot.cache.index import Index, add_batch, forget, last_segment, new_segment, space_id
 from zeroshot.cache.lookup import Digests
-from zeroshot.cache.segments import all_finite, append_rows, checksums_of, read_rows
+from zeroshot.cache.segments import all_finite, append_vectors, checksums_of, read_vectors
 from zeroshot.errors import UserError
 from zeroshot.inputs.local_files import settled, stamp_of
 from zeroshot.output.filesystem import default_root
@@ -41,12 +41,12 @@ T = TypeVar("T")
 INDEX = "index.sqlite"
 SEGMENTS = "segments"
 SEGMENT_BYTES = 256 << 20
-"""A segment that has grown to this takes no more rows; pruning frees whole segments."""
+"""A segment of this size is full; pruning frees whole segments."""
 
 
 @dataclass(frozen=True)
 class SpaceInfo:
-    """What the cache holds of one encoder and kind."""
+    """The cache's content for one encoder and kind."""
 
     encoder: str
     kind: str
@@ -54,38 +54,38 @@ class SpaceInfo:
     dim: int
     bytes: int
     used: float
-    """Seconds since the epoch, to the hour."""
+    """Time of last use in seconds since the epoch, rounded to hours."""
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What the cache holds."""
+    """The content and size of a cache."""
 
     root: Path | None
     spaces: tuple[SpaceInfo, ...]
     files: int
-    """Files whose hash is remembered."""
+    """Number of files whose hash is stored."""
     bytes: int
-    """On disk, index included."""
+    """Size on disk, including the index."""
 
 
 def erase(root: Path | None = None) -> None:
-    """Remove a cache without opening it, damaged or not. Files that are not its own stay."""
+    """Remove a cache without opening it, so also a damaged one. Other files in the folder stay."""
     root = root or default_root()
     for path in [*root.glob(f"{INDEX}*"), *root.glob(f"{SEGMENTS}/*.f32")]:
         path.unlink(missing_ok=True)
 
 
 def _stat(path: Path | str) -> os.stat_result:
-    """As `os.stat`, with an OSError also for a path that no system takes."""
+    """As `os.stat`, but raises OSError also for a path with a null byte."""
     try:
         return os.stat(path)
-    except ValueError as error:  # a null byte
+    except ValueError as error:
         raise FileNotFoundError(errno.ENOENT, str(error)) from error
 
 
 def hash_file(path: Path | str) -> str:
-    """sha256 of the file's bytes, in hexadecimal. OSError as `open` raises it, also for a pipe."""
+    """sha256 of a file's bytes in hexadecimal; OSError as from `open`, also for a pipe."""
     if not stat.S_ISREG(_stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
@@ -93,7 +93,7 @@ def hash_file(path: Path | str) -> str:
 
 
 def _size(path: Path) -> int:
-    """In bytes; 0 for a file that is not there."""
+    """Size in bytes; 0 if there is no file."""
     try:
         return path.stat().st_size
     except OSError:
@@ -101,10 +101,10 @@ def _size(path: Path) -> int:
 
 
 class EmbeddingCache:
-    """Rows by encoder name, kind and content id. Several threads and processes may share one.
+    """Embeddings by encoder name, kind and content id. Threads and processes may share one cache.
 
-    `trouble` says why nothing more is kept (disk full, folder read-only), once that happened:
-    reading goes on, and whoever prints should show it. A damaged index is a UserError.
+    After a failed write (full disk, read-only folder) the cache still reads but writes no more, and
+    `write_error` has the reason to show to the user. A damaged index is a UserError.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -114,15 +114,15 @@ class EmbeddingCache:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"no cache can be kept in '{self.root}' ({error.strerror}); choose another "
-                "folder with ZEROSHOT_CACHE, or go without (--no-cache)"
+                f"cannot create a cache in '{self.root}' ({error.strerror}); choose another folder "
+                "with ZEROSHOT_CACHE, or use --no-cache"
             ) from error
         self._index = Index(self.root / INDEX)
 
     @property
-    def trouble(self) -> str | None:
-        """Why nothing more is kept, if so."""
-        return self._index.trouble
+    def write_error(self) -> str | None:
+        """Why the cache writes no more; None while it works."""
+        return self._index.write_error
 
     @property
     def _folder(self) -> Path:
@@ -134,21 +134,21 @@ class EmbeddingCache:
         Raises OSError as `open` does.
         """
         name = os.fsencode(os.path.abspath(path))
-        found = _stat(path)
-        stamp = stamp_of(found)
-        known = self._index.hash_of(name, stamp)
+        status = _stat(path)
+        stamp = stamp_of(status)
+        known = self._index.file_id(name, stamp)
         if known is not None:
             return known
-        lasting = settled(found)
-        id = hash_file(path)  # should the file change now, its stamp will be another one
-        if lasting:
+        is_settled = settled(status)
+        id = hash_file(path)  # if the file changes now, its stamp changes as well
+        if is_settled:
             self._index.remember(name, stamp, id)
         return id
 
     def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
-        """`file_id` of each path, those that are known looked up together; None for no file."""
+        """`file_id` of each path, with one lookup for all stored ids; None if there is no file."""
         names = [os.fsencode(os.path.abspath(path)) for path in paths]
-        known = self._index.hashes_of(names)
+        known = self._index.file_ids(names)
         ids: list[str | None] = []
         for path, name in zip(paths, names, strict=True):
             try:
@@ -161,62 +161,65 @@ class EmbeddingCache:
         return ids
 
     def blob_id(self, stamp: str) -> str | None:
-        """sha256 of the bytes that bore this stamp (`images.Blob`), if `remember_blob` noted it."""
-        place, _, state = stamp.rpartition("\0")
-        return self._index.hash_of(os.fsencode(place), state)
+        """sha256 of the bytes with this stamp (`images.Blob`), if `remember_blob` stored it."""
+        location, _, state = stamp.rpartition("\0")
+        return self._index.file_id(os.fsencode(location), state)
 
     def remember_blob(self, stamp: str, id: str) -> None:
-        """Note the id of bytes that were read after their stamp was asked for."""
-        place, _, state = stamp.rpartition("\0")
-        self._index.remember(os.fsencode(place), state, id)
+        """Store the id of bytes; their stamp must be taken before they are read."""
+        location, _, state = stamp.rpartition("\0")
+        self._index.remember(os.fsencode(location), state, id)
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
     ) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:
-        """The rows that are held, in the order of `ids`, and which of `ids` they belong to.
+        """The stored embeddings in the order of `ids`, and a mask of the ids that have one.
 
-        With nothing held yet under this encoder and kind, `d` is 0.
+        `d` is 0 if there are none of this encoder and kind.
         """
-        digests = Digests.of(ids)
+        digests = Digests.from_ids(ids)
         entries = self._index.entries(encoder, kind, digests.keys)
         if entries is None:
             return torch.empty(0, 0), torch.zeros(len(ids), dtype=torch.bool)
-        found = entries.found
-        order = np.lexsort((found.places, found.segments))  # as they lie in the files
-        order = order[found.segments[order] >= 0]
-        rows = np.zeros((len(order), entries.dim), dtype=np.float32)
-        segments = found.segments[order]
+        locations = entries.locations
+        order = np.lexsort((locations.indices, locations.segments))  # their order in the files
+        order = order[locations.segments[order] >= 0]
+        vectors = np.zeros((len(order), entries.dim), dtype=np.float32)
+        segments = locations.segments[order]
         breaks = (np.diff(segments).nonzero()[0] + 1).tolist()
         for first, end in itertools.pairwise([0, *breaks, len(order)] if len(order) else [0]):
-            name = entries.names.get(int(segments[first]), "gone")
-            read_rows(self._folder / name, found.places[order[first:end]], rows[first:end])
-        whole = checksums_of(digests.seeds[order], rows) == found.checksums[order]
+            file = self._folder / entries.names.get(int(segments[first]), "missing")
+            read_vectors(file, locations.indices[order[first:end]], vectors[first:end])
+        valid = checksums_of(digests.seeds[order], vectors) == locations.checksums[order]
         self._index.touch(np.unique(segments).tolist())
         hits = np.zeros(len(ids), dtype=bool)
-        hits[order[whole]] = True
-        if not (whole.all() and (np.diff(order) > 0).all()):
-            rows = rows[whole.nonzero()[0][np.argsort(order[whole])]]
-        return torch.from_numpy(rows), torch.from_numpy(hits)
+        hits[order[valid]] = True
+        if not (valid.all() and (np.diff(order) > 0).all()):
+            vectors = vectors[valid.nonzero()[0][np.argsort(order[valid])]]
+        return torch.from_numpy(vectors), torch.from_numpy(hits)
 
     def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
-        """Keep finite rows, as float32; they outlive a crash once this returns.
+        """Store embeddings as float32, durably: they survive a crash after this returns.
 
-        An id that is held already gets the new row. UserError when the encoder's earlier rows
-        have another width.
+        The embedding of a known id is replaced.
+
+        Raises:
+            UserError: the encoder's earlier embeddings have another width.
+            ValueError: a number is not finite.
         """
         if len(ids) != len(rows):
-            raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
+            raise ValueError(f"{len(ids)} ids for {len(rows)} embeddings")
         values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
         if not all_finite(values):
-            raise ValueError(f"encoder '{encoder}' gave rows that are not finite")
+            raise ValueError(f"encoder '{encoder}' gave embeddings that are not finite")
 
-        digests = Digests.of(ids)
+        digests = Digests.from_ids(ids)
         checksums = checksums_of(digests.seeds, values)
 
         def change(db: sqlite3.Connection) -> None:
             space = space_id(db, encoder, kind, values.shape[1])
             segment, name = self._segment(db, space)
-            first = append_rows(self._folder / name, values)
+            first = append_vectors(self._folder / name, values)
             add_batch(db, space, segment, first, ids, digests, checksums)
             self._index.save_hashes(db)
 
@@ -224,7 +227,7 @@ class EmbeddingCache:
             self._index.write(change)
 
     def _segment(self, db: sqlite3.Connection, space: int) -> tuple[int, str]:
-        """Id and name of the segment that takes the next rows of this space."""
+        """Id and name of the segment for the next embeddings of this space."""
         last = last_segment(db, space)
         if last is not None and _size(self._folder / last[1]) < SEGMENT_BYTES:
             return last
@@ -240,18 +243,19 @@ class EmbeddingCache:
         kind: str,
         batch_size: int = 256,
     ) -> Float[Tensor, "n d"]:
-        """The row of each item: held ones as they are, the others encoded (once each) and kept.
+        """The embedding of each item, from the cache or encoded (each id once) and then stored.
 
-        `ids` name the items' contents. Batches are kept as they come, so that an interrupted call
-        goes on where it was.
+        `ids` are the content ids of the items. Each batch is stored at once, so that a call can
+        continue after an interruption.
         """
         if len(items) != len(ids):
             raise ValueError(f"{len(ids)} ids for {len(items)} items")
-        rows, found = self.get(encoder, kind, ids)
-        hits = found.tolist()
-        missing = {id: item for id, item, hit in zip(ids, items, hits, strict=True) if not hit}
+        stored, hits = self.get(encoder, kind, ids)
+        missing = {
+            id: item for id, item, hit in zip(ids, items, hits.tolist(), strict=True) if not hit
+        }
         if not missing:
-            return rows
+            return stored
         fresh = []
         names = list(missing)
         for start in range(0, len(names), batch_size):
@@ -261,33 +265,33 @@ class EmbeddingCache:
         number = {id: i for i, id in enumerate(names)}
         encoded = torch.cat(fresh)
         out = encoded.new_empty(len(ids), encoded.shape[1])
-        out[found] = rows if len(rows) else out[found]
-        out[~found] = encoded[[number[id] for id, hit in zip(ids, hits, strict=True) if not hit]]
+        out[hits] = stored if len(stored) else out[hits]
+        out[~hits] = encoded[[number[id] for id in ids if id in number]]
         return out
 
     def info(self) -> CacheInfo:
-        """What is held, by encoder and kind, and how much room it takes."""
+        """The content by encoder and kind, and its size."""
         with self._index.reading() as db:
             spaces = db.execute(
                 "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
             ).fetchall()
             segments = db.execute("SELECT space, name, used FROM segments").fetchall()
             files = db.execute("SELECT count(*) FROM files").fetchone()[0]
-        held = []
+        infos = []
         for id, encoder, kind, dim in spaces:
             own = [(name, used) for space, name, used in segments if space == id]
             size = sum(_size(self._folder / name) for name, _ in own)
             used = max(used for _, used in own)
-            held.append(SpaceInfo(encoder, kind, self._index.count(id), dim, size, used))
-        index = _size(self.root / INDEX)
-        return CacheInfo(self.root, tuple(held), files, index + sum(space.bytes for space in held))
+            infos.append(SpaceInfo(encoder, kind, self._index.count(id), dim, size, used))
+        size = _size(self.root / INDEX) + sum(info.bytes for info in infos)
+        return CacheInfo(self.root, tuple(infos), files, size)
 
     def verify(self) -> Verified:
-        """Read every row and check it; others may read and write meanwhile."""
+        """Read and check every embedding; other processes may read and write meanwhile."""
         return verify(self._index, self._folder)
 
     def export(self, target: Path, encoder: str, kind: str, *, half: bool = False) -> int:
-        """Write all rows of an encoder and kind to a file: see `listing.export`."""
+        """Write all embeddings of an encoder and kind to a file: see `export.export`."""
         return export(self._index, self._folder, target, encoder, kind, half=half)
 
     def prune(
@@ -297,17 +301,17 @@ class EmbeddingCache:
         older_than_days: float | None = None,
         max_bytes: int | None = None,
     ) -> int:
-        """Free whole segments and say how many bytes; others may read and write meanwhile.
+        """Remove whole segments; returns the bytes freed. Others may read and write meanwhile.
 
-        `encoder` and `older_than_days` (since the last use) together choose what goes; then the
-        least recently used segments go until the rows take at most `max_bytes`. Without any of
-        them only leftovers go: segments without an index entry, hashes of files that are no more.
+        Removes segments of `encoder` that were not used for `older_than_days` (both conditions if
+        both are given), then the least recently used ones until at most `max_bytes` remain. Always
+        removes segments without an index entry and hashes of files that do not exist any more.
         """
         before = self._segment_bytes()
         self._index.write(lambda db: self._forget(db, encoder, older_than_days, max_bytes))
         self._index.write(self._sweep)
-        if self.trouble is not None:
-            raise UserError(self.trouble)
+        if self.write_error is not None:
+            raise UserError(self.write_error)
         with self._index.reading() as db:
             db.execute("VACUUM")
         return before - self._segment_bytes()
@@ -325,31 +329,33 @@ class EmbeddingCache:
         ).fetchall()
         oldest = None if older_than_days is None else time.time() - older_than_days * 86400
         total = 0
-        doomed = []
+        removed = []
         for id, name, used, owner in segments:
             chosen = (encoder is not None or oldest is not None) and (
                 encoder in (None, owner) and (oldest is None or used < oldest)
             )
             size = _size(self._folder / name)
             if chosen or (max_bytes is not None and total + size > max_bytes):
-                doomed.append(int(id))
+                removed.append(int(id))
             else:
                 total += size
-        forget(db, doomed)
+        forget(db, removed)
 
     def _sweep(self, db: sqlite3.Connection) -> None:
-        """Remove segment files without an index entry; the transaction keeps new ones away."""
+        """Remove segment files without an index entry; the transaction blocks new ones."""
         known = {name for (name,) in db.execute("SELECT name FROM segments")}
         for path in self._folder.glob("*.f32"):
             if path.name not in known:
-                with contextlib.suppress(OSError):  # open elsewhere, on Windows: the next sweep
+                with contextlib.suppress(
+                    OSError
+                ):  # on Windows an open file stays until the next sweep
                     path.unlink()
 
     def _segment_bytes(self) -> int:
         return sum(_size(path) for path in self._folder.glob("*.f32"))
 
     def close(self) -> None:
-        """Save what was learned of files, and leave the index."""
+        """Save the hashes of files and close the index."""
         self._index.close()
 
     def __enter__(self) -> "EmbeddingCache":
@@ -365,22 +371,22 @@ class EmbeddingCache:
 
 
 class NullCache(EmbeddingCache):
-    """Holds nothing and touches no disk: `--no-cache`."""
+    """A cache that stores nothing and touches no disk: `--no-cache`."""
 
     def __init__(self) -> None:
-        """Opens nothing."""
+        """Open nothing."""
 
     @property
-    def trouble(self) -> str | None:
-        """None: nothing was to be kept."""
+    def write_error(self) -> str | None:
+        """None: nothing is written."""
         return None
 
     def file_id(self, path: Path | str) -> str:
-        """sha256 of the file's bytes, each time anew."""
+        """sha256 of the file's bytes, computed on every call."""
         return hash_file(path)
 
     def file_ids(self, paths: Sequence[Path | str]) -> list[str | None]:
-        """As `file_id`, each time anew; None for what cannot be read."""
+        """`file_id` of each path; None if it cannot be read."""
         ids: list[str | None] = []
         for path in paths:
             try:
@@ -390,23 +396,23 @@ class NullCache(EmbeddingCache):
         return ids
 
     def blob_id(self, stamp: str) -> str | None:
-        """None: nothing was noted."""
+        """None: no id is stored."""
         return None
 
     def remember_blob(self, stamp: str, id: str) -> None:
-        """Nothing is noted."""
+        """Store nothing."""
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
     ) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:
-        """Nothing."""
+        """No embeddings."""
         return torch.empty(0, 0), torch.zeros(len(ids), dtype=torch.bool)
 
     def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
-        """Nothing is kept."""
+        """Store nothing."""
 
     def info(self) -> CacheInfo:
-        """Nothing is held."""
+        """An empty cache."""
         return CacheInfo(None, (), 0, 0)
 
     def verify(self) -> Verified:
@@ -414,8 +420,8 @@ class NullCache(EmbeddingCache):
         return Verified((), (), ())
 
     def export(self, target: Path, encoder: str, kind: str, *, half: bool = False) -> int:
-        """UserError: nothing is held."""
-        raise UserError("this cache holds nothing to export")
+        """UserError: there is nothing to export."""
+        raise UserError("this cache has nothing to export")
 
     def prune(
         self,
@@ -428,4 +434,4 @@ class NullCache(EmbeddingCache):
         return 0
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Close nothing."""

@@ -1,10 +1,10 @@
-"""What SQLite knows of a cache: where each batch of rows lies, and which files were hashed.
+"""The SQLite index of a cache: the location of each batch of embeddings, and the hashes of files.
 
-Rows that were put together are one entry: where the first lies, and the keys and checksums of all.
-A process reads the entries of an encoder once, then only those that are new, and finds rows in
-memory (`places`); their ids are in a table of their own, which only a listing reads.
+Embeddings that were stored together are one entry: the location of the first, and the keys and
+checksums of all. A process reads the entries of an encoder once, later only new ones, and looks up
+embeddings in memory (`lookup`). Their ids are in a separate table, which only `export` reads.
 
-The journal is SQLite's rollback journal, not its write-ahead log, whose shared memory does not
+The journal is SQLite's rollback journal, because the shared memory of its write-ahead log does not
 work on network file systems.
 """
 
@@ -25,9 +25,9 @@ from zeroshot.cache.lookup import (
     Checksums,
     Digests,
     Keys,
+    Locations,
+    Lookup,
     Numbers,
-    Places,
-    RowLocations,
     Run,
     packed,
     unpacked,
@@ -35,10 +35,10 @@ from zeroshot.cache.lookup import (
 from zeroshot.errors import UserError
 
 USED_SECONDS = 3600
-"""How exactly the time of last use is kept."""
+"""Resolution of the time of last use."""
 LAYOUT = 2
-MOST = 1 << 31
-"""Places and segments beyond this are damage."""
+MAX_NUMBER = 1 << 31
+"""A larger index or segment number means that the entry is damaged."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 UNWRITABLE = (
     sqlite3.SQLITE_BUSY,
@@ -64,43 +64,43 @@ CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary error code; 0 for what the Python module itself complains of."""
+    """SQLite's primary error code; 0 for an error of the Python module itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Where the rows lie that were asked for, in that order; `names` are those of segments."""
+    """The locations of the requested embeddings, in their order, and the names of segments."""
 
     dim: int
-    found: RowLocations
+    locations: Locations
     names: dict[int, str]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that were put together, as a listing finds them."""
+    """Embeddings that were stored together, for `export`."""
 
     segment: str
-    places: Numbers
+    indices: Numbers
     ids: Sequence[str]
     checksums: Checksums
     current: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    """Which of them no later batch replaced."""
+    """Which of them were not replaced by a later batch."""
 
 
 def space_id(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
-    """Id of what holds this encoder's rows of this kind, added if need be."""
+    """Id of the space of this encoder and kind, which is added if needed."""
     db.execute(
         "INSERT OR IGNORE INTO spaces (encoder, kind, dim) VALUES (?, ?, ?)", (encoder, kind, dim)
     )
-    id, held = db.execute(
+    id, stored = db.execute(
         "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
     ).fetchone()
-    if held != dim:
+    if stored != dim:
         raise UserError(
-            f"encoder '{encoder}' gives {kind} rows of {dim} numbers, but {held} are held under "
-            f"that name; forget those with 'zeroshot cache prune --encoder {encoder}'"
+            f"encoder '{encoder}' gives {kind} embeddings of width {dim}, but the cache has "
+            f"some of width {stored}; remove them with 'zeroshot cache prune --encoder {encoder}'"
         )
     return int(id)
 
@@ -114,7 +114,7 @@ def last_segment(db: sqlite3.Connection, space: int) -> tuple[int, str] | None:
 
 
 def new_segment(db: sqlite3.Connection, space: int) -> tuple[int, str]:
-    """Id and name of another one. Names are random: no file of an earlier index is met again."""
+    """Id and name of a new segment; the name is random, so that no file of an old index is used."""
     name = f"{uuid.uuid4().hex}.f32"
     added = db.execute(
         "INSERT INTO segments (space, name, used) VALUES (?, ?, ?)", (space, name, int(time.time()))
@@ -127,22 +127,22 @@ def add_batch(
     db: sqlite3.Connection,
     space: int,
     segment: int,
-    place: int,
+    index: int,
     ids: Sequence[str],
     digests: Digests,
     checksums: Checksums,
 ) -> None:
-    """Rows that lie one after another from `place` on."""
+    """Index embeddings that follow one another in a segment, the first at `index`."""
     keys = digests.keys.astype("<u8").tobytes()
     added = db.execute(
         "INSERT INTO batches (space, segment, place, keys, checksums) VALUES (?, ?, ?, ?, ?)",
-        (space, segment, place, keys, checksums.astype("<u4").tobytes()),
+        (space, segment, index, keys, checksums.astype("<u4").tobytes()),
     )
     db.execute("INSERT INTO ids VALUES (?, ?)", (added.lastrowid, packed(ids)))
 
 
 def forget(db: sqlite3.Connection, segments: Sequence[int]) -> None:
-    """Take segments out, with all that refers to them, and the hashes of files that are no more."""
+    """Delete segments and their entries, and the hashes of files that do not exist any more."""
     ids = [(id,) for id in segments]
     db.executemany("DELETE FROM ids WHERE batch IN (SELECT id FROM batches WHERE segment = ?)", ids)
     db.executemany("DELETE FROM batches WHERE segment = ?", ids)
@@ -150,43 +150,43 @@ def forget(db: sqlite3.Connection, segments: Sequence[int]) -> None:
     db.execute("DELETE FROM spaces WHERE id NOT IN (SELECT space FROM segments)")
     db.execute("UPDATE forgotten SET times = times + 1")
     paths = [path for (path,) in db.execute("SELECT path FROM files")]
-    there = functools.cache(_may_be_there)
-    gone = [(path,) for path in paths if not there(path.partition(b"\0")[0])]
-    db.executemany("DELETE FROM files WHERE path = ?", gone)
+    may_exist = functools.cache(_may_exist)
+    missing = [(path,) for path in paths if not may_exist(path.partition(b"\0")[0])]
+    db.executemany("DELETE FROM files WHERE path = ?", missing)
 
 
-def _may_be_there(file: bytes) -> bool:
-    """Whether a file exists, itself or as what holds a blob; of a remote one nothing is known."""
+def _may_exist(file: bytes) -> bool:
+    """Whether a file, or the file that contains a blob, exists; True for a remote file."""
     return b"://" in file or os.path.exists(file)
 
 
-def _fits(segment: object, place: object, keys: object, checksums: object) -> bool:
-    """Whether an entry can be one: what damage made of it finds nothing."""
+def _is_valid(segment: object, index: object, keys: object, checksums: object) -> bool:
+    """Whether an entry is undamaged, as far as its types and sizes show."""
     return (
         isinstance(segment, int)
-        and isinstance(place, int)
+        and isinstance(index, int)
         and isinstance(keys, bytes)
         and isinstance(checksums, bytes)
         and len(keys) == 2 * len(checksums)
         and len(keys) % 8 == 0
-        and 0 <= segment < MOST
-        and 0 <= place < MOST - len(keys)
+        and 0 <= segment < MAX_NUMBER
+        and 0 <= index < MAX_NUMBER - len(keys)
     )
 
 
 class Index:
-    """One SQLite file, shared by threads and processes. `trouble` as in `EmbeddingCache`."""
+    """One SQLite file, which threads and processes share. `write_error` as in `EmbeddingCache`."""
 
     def __init__(self, path: Path) -> None:
-        self.trouble: str | None = None
+        self.write_error: str | None = None
         self._path = path
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._known: dict[int, Places] = {}
-        self._listed = False
+        self._lookups: dict[int, Lookup] = {}
+        self._has_listing = False
         self._forgotten: tuple[int] | None = None
         self._hashes: dict[bytes, tuple[str, str]] = {}  # path -> stamp, id; not yet in the file
-        with self._explained():
+        with self._user_errors():
             self._db = sqlite3.connect(
                 path, timeout=60, isolation_level=None, check_same_thread=False
             )
@@ -197,17 +197,17 @@ class Index:
                 raise
 
     def _prepare(self) -> None:
-        """Lay out a new index, or refuse one that another version of this package laid out."""
+        """Create the tables of a new index; UserError for the index of another version."""
         if self._layout() == 0:
             with self._transaction():
-                if self._layout() == 0:  # nobody else was faster
+                if self._layout() == 0:  # no other process was faster
                     for statement in SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {LAYOUT}")
         if self._layout() != LAYOUT:
             raise UserError(
                 f"the cache in '{self._path.parent}' has layout {self._layout()}, this version "
-                f"reads {LAYOUT}; empty it with 'zeroshot cache prune --all', or choose another "
+                f"reads {LAYOUT}; clear it with 'zeroshot cache prune --all', or choose another "
                 "folder with ZEROSHOT_CACHE"
             )
 
@@ -215,20 +215,21 @@ class Index:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _user_errors(self) -> Iterator[None]:
+        """Turn an error of SQLite into a UserError."""
         try:
             yield
         except sqlite3.DatabaseError as error:
             state = "is damaged" if _code(error) in DAMAGED else "cannot be used"
             raise UserError(
-                f"the cache index '{self._path}' {state} ({error}); empty it with "
-                "'zeroshot cache prune --all', choose another folder with ZEROSHOT_CACHE, or go "
-                "without (--no-cache)"
+                f"the cache index '{self._path}' {state} ({error}); clear it with "
+                "'zeroshot cache prune --all', choose another folder with ZEROSHOT_CACHE, or use "
+                "--no-cache"
             ) from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing, while other writers, in this process and others, wait."""
+        """Commit all changes of the block or none; other writers wait."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -243,12 +244,12 @@ class Index:
         """The index, for one thread at a time."""
         if os.getpid() != self._process:
             raise RuntimeError("this cache was opened before the process forked; open it anew")
-        with self._lock, self._explained():
+        with self._lock, self._user_errors():
             yield self._db
 
     def write(self, change: Callable[[sqlite3.Connection], object]) -> None:
-        """Run `change` in a transaction; where nothing can be written, say so in `trouble`."""
-        if self.trouble is not None:
+        """Run `change` in a transaction; if the index is not writable, set `write_error`."""
+        if self.write_error is not None:
             return
         with self.reading() as db:
             try:
@@ -257,48 +258,48 @@ class Index:
             except (OSError, sqlite3.OperationalError) as error:
                 if isinstance(error, sqlite3.Error) and _code(error) not in UNWRITABLE:
                     raise
-                self.trouble = f"the cache in '{self._path.parent}' keeps nothing more: {error}"
+                self.write_error = f"the cache in '{self._path.parent}' is not writable: {error}"
 
     def entries(self, encoder: str, kind: str, keys: Keys) -> Entries | None:
-        """Where the rows lie; None while there are none of this encoder and kind."""
+        """The locations of embeddings; None if there are none of this encoder and kind."""
         with self.reading() as db:
             space = db.execute(
                 "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
             ).fetchone()
             if space is None:
                 return None
-            found = self._places(db, int(space[0])).find(keys)
+            locations = self._lookup(db, int(space[0])).find(keys)
             names = dict(db.execute("SELECT id, name FROM segments WHERE space = ?", space[:1]))
-        return Entries(int(space[1]), found, names)
+        return Entries(int(space[1]), locations, names)
 
     def count(self, space: int) -> int:
-        """Rows of a space, each once."""
+        """Number of embeddings of a space, each counted once."""
         with self.reading() as db:
-            return len(self._places(db, space))
+            return len(self._lookup(db, space))
 
-    def _places(self, db: sqlite3.Connection, space: int) -> Places:
-        """All rows of a space; entries that others added since the last time are read now."""
+    def _lookup(self, db: sqlite3.Connection, space: int) -> Lookup:
+        """The locations of a space's embeddings, after reading entries that others have added."""
         forgotten = db.execute("SELECT times FROM forgotten").fetchone()
         if forgotten != self._forgotten:
-            self._known, self._forgotten = {}, forgotten
-        places = self._known.setdefault(space, Places())
-        runs, last = [], places.last
-        for id, segment, place, keys, checksums in db.execute(
+            self._lookups, self._forgotten = {}, forgotten
+        lookup = self._lookups.setdefault(space, Lookup())
+        runs, last = [], lookup.last
+        for id, segment, first, keys, checksums in db.execute(
             "SELECT id, segment, place, keys, checksums FROM batches "
             "WHERE space = ? AND id > ? ORDER BY id",
             (space, last),
         ):
-            if _fits(segment, place, keys, checksums):
-                known = np.frombuffer(keys, "<u8").astype(np.uint64)
-                seeds = np.frombuffer(checksums, "<u4").astype(np.uint32)
-                runs.append(Run(segment, place, known, seeds))
+            if _is_valid(segment, first, keys, checksums):
+                numbers = np.frombuffer(keys, "<u8").astype(np.uint64)
+                sums = np.frombuffer(checksums, "<u4").astype(np.uint32)
+                runs.append(Run(segment, first, numbers, sums))
             last = id
-        places.add(runs)
-        places.last = last
-        return places
+        lookup.add(runs)
+        lookup.last = last
+        return lookup
 
     def spaces(self) -> list[tuple[int, str, str, int]]:
-        """Id, encoder, kind and width of all there is."""
+        """Id, encoder, kind and width of each space."""
         with self.reading() as db:
             return db.execute(
                 "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
@@ -310,38 +311,39 @@ class Index:
             return {str(name) for (name,) in db.execute("SELECT name FROM segments")}
 
     def batches(self, space: int) -> Iterator[Batch]:
-        """The entries of a space, oldest first; those that damage left without sense are none."""
+        """The valid entries of a space, oldest first; damaged ones are skipped."""
         with self.reading() as db:
             numbers = db.execute(
                 "SELECT id FROM batches WHERE space = ? ORDER BY id", (space,)
             ).fetchall()
         for number in numbers:
             with self.reading() as db:
-                found = db.execute(
+                entry = db.execute(
                     "SELECT name, segment, place, keys, checksums, ids FROM batches "
                     "LEFT JOIN segments ON segments.id = segment "
                     "LEFT JOIN ids ON batch = batches.id WHERE batches.id = ?",
                     number,
                 ).fetchone()
-                places = self._places(db, space)
-            if found is None or not _fits(*found[1:5]):
+                lookup = self._lookup(db, space)
+            if entry is None or not _is_valid(*entry[1:5]):
                 continue
-            name, segment, place, keys, checksums, ids = found
-            listed = unpacked(ids)
-            if len(listed) * 8 == len(keys):
-                at = np.arange(place, place + len(listed))
-                held = places.find(np.frombuffer(keys, "<u8").astype(np.uint64))
-                current = (held.segments == segment) & (held.places == at)
-                yield Batch(name or "gone", at, listed, np.frombuffer(checksums, "<u4"), current)
+            name, segment, first, keys, checksums, packed_ids = entry
+            ids = unpacked(packed_ids)
+            if len(ids) * 8 == len(keys):
+                indices = np.arange(first, first + len(ids))
+                newest = lookup.find(np.frombuffer(keys, "<u8").astype(np.uint64))
+                current = (newest.segments == segment) & (newest.indices == indices)
+                sums = np.frombuffer(checksums, "<u4")
+                yield Batch(name or "missing", indices, ids, sums, current)
 
     def paths_of(self, ids: Sequence[str]) -> dict[str, list[bytes]]:
-        """The files that have these contents, as far as they were hashed."""
+        """The files with these content ids, among those that were hashed."""
         found: dict[str, list[bytes]] = {}
         with self.reading() as db:
-            if not self._listed:
+            if not self._has_listing:
                 db.execute("CREATE TEMP TABLE listed AS SELECT id, path FROM files ORDER BY path")
                 db.execute("CREATE INDEX temp.listed_ids ON listed (id)")
-                self._listed = True
+                self._has_listing = True
             for start in range(0, len(ids), 1000):
                 chunk = ids[start : start + 1000]
                 for id, path in db.execute(
@@ -352,7 +354,7 @@ class Index:
         return found
 
     def touch(self, segments: Iterable[int]) -> None:
-        """Note that these segments are in use, if that was not noted within the hour."""
+        """Update the time of last use of these segments, at most once an hour."""
         now = int(time.time())
         with self.reading() as db:
             used = dict(db.execute("SELECT id, used FROM segments"))
@@ -362,8 +364,8 @@ class Index:
                 lambda db: db.executemany("UPDATE segments SET used = ? WHERE id = ?", stale)
             )
 
-    def hash_of(self, path: bytes, stamp: str) -> str | None:
-        """The id of the file as it was when it bore this stamp, if that is known."""
+    def file_id(self, path: bytes, stamp: str) -> str | None:
+        """The stored id of a file, if the file had this stamp."""
         with self.reading() as db:
             known = (
                 self._hashes.get(path)
@@ -371,11 +373,11 @@ class Index:
             )
         return str(known[1]) if known and known[0] == stamp else None
 
-    def hashes_of(self, paths: Sequence[bytes]) -> dict[bytes, tuple[str, str]]:
-        """Stamp and id of the files that are known, whatever their stamp is now."""
+    def file_ids(self, paths: Sequence[bytes]) -> dict[bytes, tuple[str, str]]:
+        """The stored stamp and id of each file; its stamp may have changed since."""
         found: dict[bytes, tuple[str, str]] = {}
         with self.reading() as db:
-            ordered = sorted(set(paths) - self._hashes.keys())  # near one another in the table
+            ordered = sorted(set(paths) - self._hashes.keys())  # neighbours in the table
             for start in range(0, len(ordered), 1000):  # SQLite limits the number of parameters
                 chunk = ordered[start : start + 1000]
                 rows = db.execute(
@@ -388,20 +390,20 @@ class Index:
         return found
 
     def remember(self, path: bytes, stamp: str, id: str) -> None:
-        """Note a file's id; many at a time reach the disk, or those that are left on closing."""
+        """Store a file's id; ids are written in large groups, the rest on closing."""
         with self._lock:
             self._hashes[path] = stamp, id
             if len(self._hashes) >= 1000:
                 self.write(self.save_hashes)
 
     def save_hashes(self, db: sqlite3.Connection) -> None:
-        """Part of a write: what was remembered since the last one."""
+        """Write the ids that were stored since the last write, as part of a transaction."""
         rows = [(path, stamp, id) for path, (stamp, id) in self._hashes.items()]
         db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
         self._hashes.clear()
 
     def close(self) -> None:
-        """Save what was remembered, and let go of the file."""
+        """Write the stored ids and close the file."""
         if self._hashes:
             self.write(self.save_hashes)
         self._db.close()

@@ -1,7 +1,7 @@
-"""Where the rows of one encoder and kind lie: sorted arrays in memory, to find many at once.
+"""The locations of the embeddings of one encoder and kind: sorted arrays, to look up many at once.
 
-A key is 64 bits of an id. Two ids may share one, and then a key finds the wrong row; the row's
-checksum, which knows more of the id, tells. Twenty bytes of memory a row.
+A key is 64 bits of an id. If two ids have the same key, one finds the wrong embedding. Its
+checksum, which includes other bits of the id, detects that. Memory is 20 bytes per embedding.
 """
 
 import hashlib
@@ -16,22 +16,22 @@ Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 Checksums = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
 MANY = 4096
-"""So many new rows are sorted in at once; fewer wait in a dictionary."""
+"""At least this many new embeddings are sorted in at once; fewer wait in a dictionary."""
 
 
 @dataclass(frozen=True)
 class Digests:
-    """96 bits of each of many ids: to find its row, and for the row's checksum to begin with.
+    """The first 96 bits of many ids: the lookup key, and the initial value of the checksum.
 
-    They are the first of a sha256, and of other ids the first of a hash.
+    An id that is no sha256 is hashed first.
     """
 
     keys: Keys
     seeds: Checksums
 
     @classmethod
-    def of(cls, ids: Sequence[str]) -> "Digests":
-        """Quick for ids that are sha256 in hexadecimal."""
+    def from_ids(cls, ids: Sequence[str]) -> "Digests":
+        """The digests of ids; fast if all are sha256 in hexadecimal."""
         if are_sha256(ids):
             raw = bytes.fromhex("".join([id[:24] for id in ids]))
         else:
@@ -41,20 +41,20 @@ class Digests:
 
 
 def are_sha256(ids: Sequence[str]) -> bool:
-    """Whether all are, in hexadecimal."""
+    """Whether all ids are sha256 in hexadecimal."""
     return set(map(len, ids)) == {64} and bool(re.fullmatch("[0-9a-f]*", "".join(ids)))
 
 
 def packed(ids: Sequence[str]) -> bytes | str:
-    """Ids for a table: 32 bytes each, or as lines where one is no sha256."""
+    """Ids as one value of a table: 32 bytes each, or lines if one is no sha256."""
     return bytes.fromhex("".join(ids)) if are_sha256(ids) else "\n".join(ids)
 
 
-def unpacked(held: object) -> list[str]:
-    """What `packed` made; of what damage made of it, whatever that is."""
-    if isinstance(held, bytes):
-        return [held[i : i + 32].hex() for i in range(0, len(held), 32)]
-    return str(held).split("\n")
+def unpacked(value: object) -> list[str]:
+    """The ids in a value of `packed`; arbitrary ids if the value is damaged."""
+    if isinstance(value, bytes):
+        return [value[i : i + 32].hex() for i in range(0, len(value), 32)]
+    return str(value).split("\n")
 
 
 def _digest(id: str) -> bytes:
@@ -65,7 +65,7 @@ def _digest(id: str) -> bytes:
 
 @dataclass(frozen=True)
 class Run:
-    """Rows that lie one after another in a segment, from `first` on."""
+    """Embeddings that follow one another in a segment, the first at index `first`."""
 
     segment: int
     first: int
@@ -73,42 +73,42 @@ class Run:
     checksums: Checksums
 
     @property
-    def places(self) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-        """Where in the segment."""
+    def indices(self) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+        """Their indices in the segment."""
         return np.arange(self.first, self.first + len(self.keys), dtype=np.uint32)
 
 
 @dataclass(frozen=True)
-class RowLocations:
-    """For each key that was asked for, where its row lies; `-1` in `segments` for none."""
+class Locations:
+    """The location of the embedding of each key; `-1` in `segments` if there is none."""
 
     segments: Numbers
-    places: Numbers
+    indices: Numbers
     checksums: Checksums
 
 
 @dataclass
-class Places:
-    """Rows by key; the newest of equal ones counts."""
+class Lookup:
+    """Locations by key; the newest embedding of a key counts."""
 
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
     segments: np.ndarray[tuple[int], np.dtype[np.int32]] = field(
         default_factory=lambda: np.empty(0, np.int32)
     )
-    places: np.ndarray[tuple[int], np.dtype[np.uint32]] = field(
+    indices: np.ndarray[tuple[int], np.dtype[np.uint32]] = field(
         default_factory=lambda: np.empty(0, np.uint32)
     )
     checksums: Checksums = field(default_factory=lambda: np.empty(0, np.uint32))
     newest: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     last: int = 0
-    """Id of the last batch that is in here."""
+    """Id of the last batch that was added."""
 
     def __len__(self) -> int:
         self._settle()
         return len(self.keys)
 
     def add(self, runs: Sequence[Run]) -> None:
-        """More rows, the oldest first."""
+        """Add embeddings, the oldest first."""
         if sum(len(run.keys) for run in runs) >= MANY:
             self._settle()
             self._merge(
@@ -117,42 +117,43 @@ class Places:
                     np.array([run.segment for run in runs], np.int32),
                     [len(run.keys) for run in runs],
                 ),
-                np.concatenate([run.places for run in runs]),
+                np.concatenate([run.indices for run in runs]),
                 np.concatenate([run.checksums for run in runs]),
             )
             return
         for run in runs:
-            told = zip(run.keys.tolist(), run.places.tolist(), run.checksums.tolist(), strict=True)
-            self.newest |= {key: (run.segment, at, checksum) for key, at, checksum in told}
+            keys, indices = run.keys.tolist(), run.indices.tolist()
+            rows = zip(keys, indices, run.checksums.tolist(), strict=True)
+            self.newest |= {key: (run.segment, index, checksum) for key, index, checksum in rows}
         if len(self.newest) > max(MANY, len(self.keys) // 8):
             self._settle()
 
-    def find(self, keys: Keys) -> RowLocations:
-        """Where the rows of these keys lie."""
+    def find(self, keys: Keys) -> Locations:
+        """The locations of these keys."""
         segments = np.full(len(keys), -1, np.int64)
-        places = np.zeros(len(keys), np.int64)
+        indices = np.zeros(len(keys), np.int64)
         checksums = np.zeros(len(keys), np.uint32)
         if len(self.keys):
             at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
             hit = self.keys[at] == keys
             at = at[hit]
             segments[hit] = self.segments[at]
-            places[hit], checksums[hit] = self.places[at], self.checksums[at]
+            indices[hit], checksums[hit] = self.indices[at], self.checksums[at]
         if self.newest:
             for i, key in enumerate(keys.tolist()):
                 if key in self.newest:
-                    segments[i], places[i], checksums[i] = self.newest[key]
-        return RowLocations(segments, places, checksums)
+                    segments[i], indices[i], checksums[i] = self.newest[key]
+        return Locations(segments, indices, checksums)
 
     def _settle(self) -> None:
-        """Sort what waits in the dictionary in."""
+        """Move the entries of the dictionary into the sorted arrays."""
         if self.newest:
-            held = list(self.newest.values())
+            segments, indices, checksums = zip(*self.newest.values(), strict=True)
             self._merge(
-                np.fromiter(self.newest, np.uint64, len(held)),
-                np.array([segment for segment, _, _ in held], np.int32),
-                np.array([place for _, place, _ in held], np.uint32),
-                np.array([checksum for _, _, checksum in held], np.uint32),
+                np.fromiter(self.newest, np.uint64, len(self.newest)),
+                np.array(segments, np.int32),
+                np.array(indices, np.uint32),
+                np.array(checksums, np.uint32),
             )
             self.newest = {}
 
@@ -160,7 +161,7 @@ class Places:
         self,
         keys: Keys,
         segments: np.ndarray[tuple[int], np.dtype[np.int32]],
-        places: np.ndarray[tuple[int], np.dtype[np.uint32]],
+        indices: np.ndarray[tuple[int], np.dtype[np.uint32]],
         checksums: Checksums,
     ) -> None:
         joined = np.concatenate([self.keys, keys])
@@ -169,5 +170,5 @@ class Places:
         order = order[np.append(joined[1:] != joined[:-1], True)[: len(joined)]]
         self.keys = np.concatenate([self.keys, keys])[order]
         self.segments = np.concatenate([self.segments, segments])[order]
-        self.places = np.concatenate([self.places, places])[order]
+        self.indices = np.concatenate([self.indices, indices])[order]
         self.checksums = np.concatenate([self.checksums, checksums])[order]

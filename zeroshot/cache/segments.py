@@ -1,4 +1,4 @@
-"""Rows in segment files: read, appended and checked."""
+"""Read, append and check the embeddings in segment files."""
 
 import contextlib
 import io
@@ -11,56 +11,56 @@ import numpy as np
 
 from zeroshot.cache.lookup import Checksums, Numbers
 
-Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Vectors = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
-def checksums_of(seeds: Checksums, rows: Rows) -> Checksums:
-    """Of each row and whose it is, so that a row in another's place does not pass."""
-    width = rows.shape[1] * 4
-    data = rows.data.cast("B") if rows.size else memoryview(b"")
-    found = [
+def checksums_of(seeds: Checksums, vectors: Vectors) -> Checksums:
+    """A checksum of each embedding and its id, so that the embedding of another id fails."""
+    width = vectors.shape[1] * 4
+    data = vectors.data.cast("B") if vectors.size else memoryview(b"")
+    checksums = [
         zlib.crc32(data[start : start + width], seed)
         for seed, start in zip(seeds.tolist(), range(0, len(data), width), strict=True)
     ]
-    return np.array(found, dtype=np.uint32)
+    return np.array(checksums, dtype=np.uint32)
 
 
-def read_rows(path: Path, places: Numbers, rows: Rows) -> None:
-    """Fill `rows`, which comes as zeros, with those at `places` (ascending).
+def read_vectors(path: Path, indices: Numbers, vectors: Vectors) -> None:
+    """Fill `vectors`, which must be zero, with those at `indices` (ascending).
 
-    A row that the file does not have stays zero, and then no checksum passes it.
+    A vector that the file does not have stays zero, so that its checksum fails.
     """
-    breaks = ((np.diff(places) != 1).nonzero()[0] + 1).tolist()  # neighbours are read together
-    width = rows.shape[1] * 4
+    breaks = ((np.diff(indices) != 1).nonzero()[0] + 1).tolist()  # neighbours are read together
+    width = vectors.shape[1] * 4
     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        for first, end in itertools.pairwise([0, *breaks, len(places)]):
-            _read_at(file, int(places[first]) * width, rows[first:end].data.cast("B"))
+        for first, end in itertools.pairwise([0, *breaks, len(indices)]):
+            _read_at(file, int(indices[first]) * width, vectors[first:end].data.cast("B"))
 
 
-def _read_at(file: io.FileIO, place: int, into: memoryview) -> None:
-    """Fill `into` as far as the file goes; one read of the system may bring less than asked."""
-    file.seek(place)
+def _read_at(file: io.FileIO, start: int, into: memoryview) -> None:
+    """Fill `into` until the file ends; a single read may return less."""
+    file.seek(start)
     while into and (count := file.readinto(into)):
         into = into[count:]
 
 
-def all_finite(rows: Rows) -> bool:
-    """Whether all numbers are; their squares, which BLAS sums quickly, mostly tell."""
+def all_finite(vectors: Vectors) -> bool:
+    """Whether all numbers are finite; mostly decided by their squares, which BLAS sums fast."""
     with np.errstate(all="ignore"):
-        squares = np.vdot(rows, rows)
-    return bool(np.isfinite(squares) or np.isfinite(rows).all())
+        squares = np.vdot(vectors, vectors)
+    return bool(np.isfinite(squares) or np.isfinite(vectors).all())
 
 
-def append_rows(path: Path, rows: Rows) -> int:
-    """Write behind all there is, and sync; the place of the first row.
+def append_vectors(path: Path, vectors: Vectors) -> int:
+    """Append vectors and sync; returns the index of the first.
 
-    A torn row at the end, left by a crash, is filled up and never referred to.
+    A partial vector that a crash left at the end is filled up and never used.
     """
-    width = rows.shape[1] * 4
+    width = vectors.shape[1] * 4
     with open(path, "ab") as file:
-        place = -(-file.tell() // width)
-        file.write(bytes(place * width - file.tell()))
-        file.write(rows.data)
+        first = -(-file.tell() // width)
+        file.write(bytes(first * width - file.tell()))
+        file.write(vectors.data)
         file.flush()
         os.fsync(file.fileno())
-    return place
+    return first

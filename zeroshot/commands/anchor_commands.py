@@ -148,8 +148,8 @@ def _write(
             for name, failure in batch.failures:
                 failed += 1
                 console.log(f"left out {name}: {failure.type}: {failure.message}")
-        if cache.trouble is not None:
-            console.log(cache.trouble)
+        if cache.write_error is not None:
+            console.log(cache.write_error)
     return failed
 
 

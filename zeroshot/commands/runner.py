@@ -232,8 +232,8 @@ class OutputOptions(CommonOptions):
                 done = output.resumed if output else 0
                 for line in console.summary(meter, done, self.verbose, modality=self.modality):
                     console.log(line)
-            if cache.trouble is not None:
-                console.log(cache.trouble)
+            if cache.write_error is not None:
+                console.log(cache.write_error)
         if meter.failed:
             raise typer.Exit(3)
 
@@ -253,7 +253,7 @@ class OutputOptions(CommonOptions):
         """Fill a folder of shards, by whatever engine."""
         from zeroshot.commands import console
         from zeroshot.distributed.local import state
-        from zeroshot.distributed.sharding import FileRefusedError, Share, changed
+        from zeroshot.distributed.sharding import FileRefusedError, Share, changed_message
         from zeroshot.distributed.worker import WorkerOptions
 
         how = WorkerOptions(
@@ -265,7 +265,7 @@ class OutputOptions(CommonOptions):
             self.shown(), before.total, self.quiet, self.modality, shards
         ) as screen:
             screen.expect(before.to_do)
-            meter, trouble = self._engine(spec, how, screen)
+            meter, write_error = self._engine(spec, how, screen)
         after = state(spec, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
@@ -279,10 +279,10 @@ class OutputOptions(CommonOptions):
             ):
                 console.log(line)
             console.log(console.how_far(after, str(self.folder)))
-        if trouble is not None:
-            console.log(trouble)
+        if write_error is not None:
+            console.log(write_error)
         if after.changed:
-            raise FileRefusedError(*map(changed, after.changed))
+            raise FileRefusedError(*map(changed_message, after.changed))
         if meter.failed:
             raise typer.Exit(3)
 
@@ -304,6 +304,6 @@ class OutputOptions(CommonOptions):
 
         meter = Meter()
         with spec.open_cache() as cache:
-            seen = dataclasses.replace(how, seen=lambda result: screen.add(result, meter))
-            run(spec, cache, meter, seen)
-            return meter, cache.trouble
+            counted = dataclasses.replace(how, on_result=lambda result: screen.add(result, meter))
+            run(spec, cache, meter, counted)
+            return meter, cache.write_error

@@ -145,8 +145,8 @@ def find(
 
             write_page(html, found.results, [query.label for query in queries])
         _show(run, found, queries, meter, options.min_score)
-        if cache.trouble is not None:
-            console.log(cache.trouble)
+        if cache.write_error is not None:
+            console.log(cache.write_error)
     if meter.failed:
         raise typer.Exit(3)
 

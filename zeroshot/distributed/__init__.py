@@ -1,6 +1,6 @@
-"""The same job over shards: by this process, by one for each device, by a fleet, or on Ray.
+"""Run a task over shards: in this process, in one process per device, on many machines, or on Ray.
 
-`plan` fixes the inputs and cuts them into shards; `folder` is the output, where every finished
-shard has a mark; `layouts` says what a shard's files are; `shards` has the one function that all
-of them run, `process_shard`.
+`sharding` fixes the inputs and splits them into shards. `folder` is the output folder, where each
+finished shard has a done-mark. `layouts` defines the files of a shard. `worker` has the function
+that every process calls, `process_shard`.
 """

@@ -1,12 +1,12 @@
-"""An output folder that several processes fill: what it holds, and what it refuses.
+"""An output folder that several processes fill.
 
-run.json             what decides the rows: inputs, models, options. Others are refused.
+run.json             inputs, models and options of the run; a run with others is refused
 inputs-SHA.jsonl     the inputs in order
 00000.jsonl          the files of a shard (`layouts`)
-00000.json           its done-mark, written last
-.work/               claims, and the rows so far of shards that are being worked on
+00000.json           the shard's done-mark, written last
+.work/               claims, and the rows of unfinished shards
 
-In an object store the rows so far are not in `.work/` but on the machine that works on them.
+With an object store, unfinished rows are on the machine that works on them and not in `.work/`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.distributed.layouts import Content, Layout, layout_for
-from zeroshot.distributed.sharding import ByNumber, Inputs, Plan, Size, difference, planned
+from zeroshot.distributed.sharding import ByNumber, Inputs, Plan, Size, difference, make_plan
 from zeroshot.errors import OutputError, UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.output import atomic, filesystem, leases
@@ -31,22 +31,22 @@ from zeroshot.output.resumable import differences, versions
 RUN, MARK = "run.json", "zeroshot.shard/1"
 SCHEMA = "zeroshot.shards/1"
 DECIDES = ("rows", "settings", "inputs", "shard_size", "format", "layout", "half")
-"""What of run.json decides the files."""
-OURS = re.compile(r"\d{5,}\.(json|jsonl|csv|parquet|safetensors)|inputs-[0-9a-f]+\.jsonl")
-OUR_FOLDERS = ("img_emb", "text_emb", "metadata", "embedded", "kept", WORK)
+"""Entries of run.json that decide the content of the files."""
+OUTPUT_FILES = re.compile(r"\d{5,}\.(json|jsonl|csv|parquet|safetensors)|inputs-[0-9a-f]+\.jsonl")
+OUTPUT_FOLDERS = ("img_emb", "text_emb", "metadata", "embedded", "kept", WORK)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known of a finished shard."""
+    """The done-mark of a finished shard."""
 
     shard: int
     rows: int
     failed: int
     run: str
-    """Fingerprint of the inputs, models and options it was made with."""
+    """Fingerprint of the inputs, models and options."""
     errors: Mapping[str, int] = field(default_factory=dict)
-    """Failed rows by their kind."""
+    """Number of failed rows by error type."""
     meter: Mapping[str, Any] = field(default_factory=dict)
     """Counts and seconds of the process that finished it."""
     host: str = field(default_factory=platform.node)
@@ -55,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """The folder that was asked for; what is None is as it was when the folder was begun."""
+    """The output folder that the user asked for; None stands for the value in its run.json."""
 
     path: Path | Location
     shard_size: Size | None = None
@@ -65,31 +65,31 @@ class OutputSpec:
     default_layout: str = "rows"
 
     def clear(self) -> None:
-        """Remove what an earlier run wrote here, and nothing else.
+        """Remove the files of an earlier run, and no other files.
 
         Raises:
-            UserError: somebody is at work here, or the folder is none of ours.
+            UserError: a process is writing to the folder, or its run.json is not ours.
         """
         files = filesystem.at(self.path)
         if _read_run(files) is None:
             return
-        if holders := leases.live(files.below(WORK)):
+        if holders := leases.live_holders(files.below(WORK)):
             raise UserError(f"'{files}' is being written by {holders[0]}")
         with atomic.writing(files):
-            for name in OUR_FOLDERS:
+            for name in OUTPUT_FOLDERS:
                 files.remove_below(name)
-            files.remove(*(name for name in files.names() if OURS.fullmatch(name)))
-            files.remove(RUN)  # last, so that this can be gone on with
+            files.remove(*(name for name in files.names() if OUTPUT_FILES.fullmatch(name)))
+            files.remove(RUN)  # last, so that an interrupted removal can be repeated
 
     def existing_shard_size(self) -> Size | None:
-        """What a shard of the folder is, if it was begun."""
+        """The shard size of the folder; None if no run was started in it."""
         return (_read_run(filesystem.at(self.path)) or {}).get("shard_size")
 
     def open(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
-        """Begin the folder, or go on in it together with whoever else does.
+        """Start the folder, or join the run that was started in it.
 
         Raises:
-            UserError: it was begun with other inputs, models or options, or is not ours.
+            UserError: the run has other inputs, models or options, or the folder is not ours.
         """
         files = filesystem.at(self.path)
         try:
@@ -97,46 +97,45 @@ class OutputSpec:
         except OutputError:
             raise
         except OSError as error:
-            raise atomic.refusal(files, error) from error
-        begun = _read_run(files)
-        was = begun if begun is not None and begun.get("rows") == schema else {}
+            raise atomic.start_error(files, error) from error
+        run = _read_run(files)
+        was = run if run is not None and run.get("rows") == schema else {}
         suffix = self.format or was.get("format") or "jsonl"
         name = self.layout or was.get("layout") or self.default_layout
-        plan = planned(sources, self.shard_size or was.get("shard_size"))
+        plan = make_plan(sources, self.shard_size or was.get("shard_size"))
         half = self.half or bool(was.get("half"))
         layout = layout_for(name, schema, suffix, half)
         options = {"shard_size": plan.size, "format": suffix, "layout": name, "half": half}
         made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
         made_with = json.loads(to_json(made_with))
-        if begun is None:
-            begun = self._begin(files, plan, made_with)
-        self._refuse(files, begun, plan, made_with)
-        plan = _as_begun(files, plan)
-        return Folder(self.path, plan, layout, _fingerprint(made_with), str(begun.get("started")))
+        if run is None:
+            run = self._start(files, plan, made_with)
+        self._check_same(files, run, plan, made_with)
+        plan = _with_versions(files, plan)
+        return Folder(self.path, plan, layout, _fingerprint(made_with), str(run.get("started")))
 
     def peek(self, sources: Inputs, schema: str) -> "Folder | None":
-        """The folder as it was begun, if it was, to see how far it is."""
+        """The folder of a run that was started, to read its progress; None if there is none."""
         files = filesystem.at(self.path)
         run = _read_run(files)
         if run is None or run.get("rows") != schema:
             return None
-        if self.shard_size not in (None, run["shard_size"]):  # `join` refuses it
+        if self.shard_size not in (None, run["shard_size"]):  # `open` refuses it
             return None
         layout = layout_for(run["layout"], schema, run["format"], run["half"])
-        plan = planned(sources, run["shard_size"])
+        plan = make_plan(sources, run["shard_size"])
         if plan.inputs == run["inputs"]:
-            plan = _as_begun(files, plan)
+            plan = _with_versions(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
 
-    def _begin(self, files: Location, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
-        """What the folder is from now on; another process may have been first."""
-        if strange := sorted(name for name in files.names() if OURS.fullmatch(name)):
-            strange = [] if _read_run(files) is not None else strange
-        strange = [name for name in strange if not name.startswith("inputs-")]
-        if strange:
+    def _start(self, files: Location, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
+        """Write run.json and return it, or the one of a process that was faster."""
+        outputs = sorted(name for name in files.names() if OUTPUT_FILES.fullmatch(name))
+        unknown = [name for name in outputs if not name.startswith("inputs-")]
+        if unknown and _read_run(files) is None:
             raise UserError(
-                f"'{files}' has {strange[0]}, but no {RUN}: it is no output of zeroshot; "
-                "choose another folder"
+                f"'{files}' has {unknown[0]} but no {RUN}, so zeroshot did not make it; choose "
+                "another folder"
             )
         with atomic.writing(files):
             files.replace(_inputs(plan.sha256), plan.lines)
@@ -146,47 +145,49 @@ class OutputSpec:
             files.publish(RUN, text.encode("utf-8", "backslashreplace"))
         return _read_run(files) or run
 
-    def _refuse(
+    def _check_same(
         self, files: Location, was: dict[str, Any], plan: Plan, made_with: dict[str, Any]
     ) -> None:
-        advice = "begin it anew with --overwrite, or choose another --out"
+        advice = "start again with --overwrite, or choose another --out"
         if was.get("inputs") != made_with["inputs"] and was.get("shard_size") == plan.size:
             file = _inputs(str(dict(was.get("inputs", {})).get("sha256")))
             old = files.read_all([file]).get(file)
             raise UserError(
-                f"'{files}' was begun with other inputs: {difference(old, plan)}; finish it "
-                f"with those it was begun with, {advice}"
+                f"'{files}' was started with other inputs: {difference(old, plan)}; finish it "
+                f"with the same inputs, {advice}"
             )
-        if was.get("shard_size") != plan.size:  # then the shards of the inputs differ as well
+        if was.get("shard_size") != plan.size:  # then `inputs` differs as well
             made_with = {key: value for key, value in made_with.items() if key != "inputs"}
         if differ := differences({key: was.get(key) for key in made_with}, made_with):
-            raise UserError(f"'{files}' was made otherwise ({'; '.join(differ)}); {advice}")
+            raise UserError(
+                f"'{files}' was made with other settings ({'; '.join(differ)}); {advice}"
+            )
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that was joined."""
+    """An open output folder."""
 
     path: Path | Location
     plan: Plan
     layout: Layout
     fingerprint: str
     started: str = ""
-    """With the fingerprint, which run this is: begun anew, it is another."""
+    """Together with the fingerprint it identifies the run."""
 
     @property
     def files(self) -> Location:
-        """Where they are."""
+        """Where its files are."""
         return filesystem.at(self.path)
 
     @property
     def claims(self) -> Location:
-        """Where claims are."""
+        """Where claims on its shards are."""
         return self.files.below(WORK)
 
     @property
     def work(self) -> Path:
-        """Where, on this machine, unfinished rows are."""
+        """Where unfinished rows are on this machine."""
         return self.files.scratch(f"{self.started} {self.fingerprint}")
 
     def name(self, shard: int) -> str:
@@ -194,35 +195,37 @@ class Folder:
         return f"{shard:05d}"
 
     def mark(self, shard: int) -> Mark | None:
-        """The done-mark, if the shard is finished.
+        """The done-mark of a finished shard, else None.
 
         Raises:
-            UserError: it belongs to another run.
+            UserError: the mark belongs to another run.
         """
         return self.marks([shard]).get(shard)
 
     def marks(self, shards: Iterable[int] | None = None) -> dict[int, Mark]:
-        """Of those of `shards`, or of all, that are finished."""
+        """The done-marks of all shards, or of `shards`, that are finished."""
         files = self.files
-        asked = range(self.plan.count) if shards is None else shards
-        of = {f"{self.name(n)}.json": n for n in asked}
-        if len(of) > 1:  # one look tells which there are
-            there = set(files.names())
-            of = {name: n for name, n in of.items() if name in there}
-        held = files.read_all(list(of))
-        return {of[name]: self._mark(files.full(name), data) for name, data in held.items()}
+        shards = range(self.plan.count) if shards is None else shards
+        numbers = {f"{self.name(n)}.json": n for n in shards}
+        if len(numbers) > 1:  # one listing is cheaper than many reads of missing files
+            existing = set(files.names())
+            numbers = {name: n for name, n in numbers.items() if name in existing}
+        marks = files.read_all(list(numbers))
+        return {numbers[name]: self._mark(files.full(name), data) for name, data in marks.items()}
 
     def _mark(self, file: str, data: bytes) -> Mark:
         try:
             mark = Mark(**{k: v for k, v in json.loads(data).items() if k != "schema"})
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"'{file}' is no done-mark of zeroshot: {error}") from error
+            raise UserError(f"'{file}' is not a done-mark of zeroshot: {error}") from error
         if mark.run != self.fingerprint:
-            raise UserError(f"'{file}' belongs to another run: remove it, and it is done again")
+            raise UserError(
+                f"'{file}' belongs to another run: remove it to process the shard again"
+            )
         return mark
 
     def commit(self, shard: int, content: Content, meter: Meter) -> Mark:
-        """Write a shard's files, and then its mark."""
+        """Write a shard's files, then its done-mark."""
         failures = [r.failure for r in content.records if r.failure is not None]
         mark = Mark(
             shard,
@@ -243,12 +246,12 @@ class Folder:
         return self.layout.read(self.files, shard, self.plan.count)
 
     @property
-    def has_embedded(self) -> bool:
-        """Whether a transductive method gathers its rows here."""
+    def has_embeddings(self) -> bool:
+        """Whether it has the embeddings of a transductive method."""
         return self.files.has_below("embedded")
 
     def below(self, name: str, layout: Layout) -> "Folder":
-        """A folder in this one for something else of the same inputs."""
+        """A folder below this one, with the same inputs and another layout."""
         files = self.files.below(name)
         with atomic.writing(files):
             files.begin()
@@ -260,12 +263,12 @@ def _fingerprint(run: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _as_begun(files: Location, plan: Plan) -> Plan:
-    """The plan with what is known of its files from when the output was begun."""
+def _with_versions(files: Location, plan: Plan) -> Plan:
+    """The plan with the file versions of the time when the output was started."""
     if isinstance(plan, ByNumber):
         return plan
     name = _inputs(plan.sha256)
-    return plan.begun(files.read_all([name]).get(name, b""), files.full(name))
+    return plan.with_versions(files.read_all([name]).get(name, b""), files.full(name))
 
 
 def _inputs(sha256: str) -> str:
@@ -275,11 +278,11 @@ def _inputs(sha256: str) -> str:
 def _read_run(files: Location) -> dict[str, Any] | None:
     file = files.full(RUN)
     try:
-        held = json.loads(files.read(RUN))
+        run = json.loads(files.read(RUN))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"'{file}' is damaged ({error}); choose another --out") from error
-    if not isinstance(held, dict) or held.get("schema") != SCHEMA:
-        raise UserError(f"'{file}' is not of zeroshot; choose another folder")
-    return held
+    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
+        raise UserError(f"'{file}' was not written by zeroshot; choose another folder")
+    return run

@@ -1,7 +1,7 @@
-"""What files a shard is: rows, rows with a matrix beside them, or what clip-retrieval writes.
+"""The files of a shard: rows, rows and a matrix, or the files that clip-retrieval writes.
 
-Rows are spelled as in a single file (`formats`). Vectors come in channels, the picture's and for
-some layouts that of its caption; a failed picture has none.
+Rows have the same format as in a single file (`formats`). Vectors come in channels: the image's
+and, for some layouts, its caption's. A failed image has no vectors.
 """
 
 import io
@@ -30,32 +30,32 @@ LAYOUTS = ("rows", "safetensors", "clip-retrieval", "webdataset")
 
 @dataclass(frozen=True)
 class Content:
-    """A shard's rows in spec, and in each channel the vectors of those that did not fail."""
+    """A shard's rows in order, and in each channel the vectors of the rows that did not fail."""
 
     records: Sequence[Record] = ()
     vectors: Sequence[Matrix] = ()
     sources: Sequence[Source] = ()
-    """What the rows are of, while they are written."""
+    """The inputs of the rows, while they are written."""
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """How a shard stands in its folder."""
+    """How a shard is stored in its folder."""
 
     has_vectors: ClassVar[bool]
 
     @property
     def format(self) -> Format:
-        """How rows are spelled while the shard is worked on."""
+        """The format of the rows while the shard is unfinished."""
 
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
-        """A result's row, and its vectors, a channel each; none if it failed."""
+        """A result's row, and one vector per channel; no vectors if it failed."""
 
     def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
-        """Each file whole or not at all; the same again over what is there."""
+        """Write each file whole or not at all; replaces earlier files."""
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
-        """What `write` wrote, in float32."""
+        """The content that `write` wrote, in float32."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class RowFiles:
         return result.row(), []
 
     def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
-        """One file."""
+        """Write one file."""
         rows = b"".join(record.raw for record in content.records)
         table = self.suffix == "parquet"
         data = to_parquet(rows, self.schema) if table else self.format.header + rows
         folder.replace(self._file(shard), data)
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
-        """The file's rows."""
+        """Read the file."""
         data = folder.read(self._file(shard))
         if self.suffix == "parquet":
             data = from_parquet(io.BytesIO(data))
@@ -97,7 +97,7 @@ class RowFiles:
 
 @dataclass(frozen=True)
 class Safetensors:
-    """Rows, and `embeddings [n d]` in `00000.safetensors`, NaN where a picture failed."""
+    """Rows, and `embeddings [n d]` in `00000.safetensors`; NaN if an image failed."""
 
     rows: RowFiles
     half: bool = False
@@ -106,29 +106,30 @@ class Safetensors:
 
     @property
     def format(self) -> Format:
-        """Of the rows."""
+        """The format of the rows."""
         return self.rows.format
 
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
-        """The row without the embedding, and that."""
+        """The row without its embedding, and the embedding."""
         assert isinstance(result, EmbedResult)
-        row = {k: v for k, v in result.row().items() if k != "embedding"}
-        return row, [result.embedding] if result.error is None else []
+        return _without_embedding(result), [result.embedding] if result.error is None else []
 
     def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
-        """The matrix, then the rows."""
+        """Write the matrix, then the rows."""
         good = [i for i, record in enumerate(content.records) if not record.failed]
         width = content.vectors[0].shape[1] if content.vectors else 0
         matrix = np.full((len(content.records), width), np.nan, np.float32)
         if good:
             matrix[good] = content.vectors[0]
-        kept = matrix.astype(np.float16) if self.half else matrix
-        about = {"rows": f"{shard:05d}.{self.rows.suffix}"}  # one: several come in any order
-        folder.replace(self._file(shard), save({"embeddings": kept}, about))
+        stored = matrix.astype(np.float16) if self.half else matrix
+        metadata = {
+            "rows": f"{shard:05d}.{self.rows.suffix}"
+        }  # one key: several have no fixed order
+        folder.replace(self._file(shard), save({"embeddings": stored}, metadata))
         self.rows.write(folder, shard, of, content)
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
-        """Rows and matrix."""
+        """Read the rows and the matrix."""
         records = self.rows.read(folder, shard, of).records
         matrix = load(folder.read(self._file(shard)))["embeddings"].astype(np.float32)
         good = matrix[[not record.failed for record in records]]
@@ -142,10 +143,10 @@ class Safetensors:
 class ClipRetrieval:
     """`img_emb/img_emb_0.npy`, `text_emb/text_emb_0.npy`, `metadata/metadata_0.parquet`.
 
-    As clip-retrieval's writer makes them (github.com/rom1504/clip-retrieval,
-    clip_inference/writer.py): fp16 rows, `image_path` and `caption`, numbers padded to the digits
-    of the count of shards. Its tools expect a vector in every row, so a failed picture is only in
-    our rows beside these folders.
+    The files have the form of clip-retrieval's writer (github.com/rom1504/clip-retrieval,
+    clip_inference/writer.py): fp16 vectors, columns `image_path` and `caption`, shard numbers with
+    as many digits as the number of shards. Its tools expect a vector for every image, so a failed
+    image is only in our rows beside these folders.
     """
 
     rows: RowFiles
@@ -154,19 +155,17 @@ class ClipRetrieval:
 
     @property
     def format(self) -> Format:
-        """Of the rows beside its folders."""
+        """The format of the rows beside these folders."""
         return self.rows.format
 
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
-        """The row without the embedding; that, and that of the caption if there is one."""
+        """The row without its embedding; the embeddings of the image and of its caption, if any."""
         assert isinstance(result, EmbedResult)
-        row = {k: v for k, v in result.row().items() if k != "embedding"}
-        if result.error is not None:
-            return row, []
-        return row, [v for v in (result.embedding, result.text_embedding) if v]
+        embeddings = () if result.error else (result.embedding, result.text_embedding)
+        return _without_embedding(result), [v for v in embeddings if v]
 
     def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
-        """Matrices and metadata of what did not fail, then all rows."""
+        """Write matrices and metadata of the images that did not fail, then all rows."""
         good = [json.loads(record.raw) for record in content.records if not record.failed]
         if good:
             for file, matrix in zip(self._files(shard, of), content.vectors, strict=False):
@@ -188,9 +187,9 @@ class ClipRetrieval:
         folder.replace(f"metadata/metadata_{_number(shard, of)}.parquet", sink.getvalue())
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
-        """Rows and matrices."""
-        held = folder.read_all(self._files(shard, of)).values()
-        matrices = [np.load(io.BytesIO(data), allow_pickle=False) for data in held]
+        """Read rows and matrices."""
+        files = folder.read_all(self._files(shard, of)).values()
+        matrices = [np.load(io.BytesIO(data), allow_pickle=False) for data in files]
         vectors = [matrix.astype(np.float32) for matrix in matrices]
         return Content(self.rows.read(folder, shard, of).records, vectors)
 
@@ -203,8 +202,8 @@ class ClipRetrieval:
 class KeptPairs:
     """Rows of a filter, and `kept/00000.tar`: a webdataset of the pairs that it keeps.
 
-    A pair is named by its shard and its place there, five digits each: `0000100042` is the row
-    behind 42 others of `00001.jsonl`. A shard of which nothing is kept has no tar file.
+    The name of a pair is its shard and its row, five digits each and counted from 0: `0000100042`
+    is row 42 of `00001.jsonl`. If no pair of a shard is kept, there is no tar file.
     """
 
     rows: RowFiles
@@ -213,7 +212,7 @@ class KeptPairs:
 
     @property
     def format(self) -> Format:
-        """Of the rows."""
+        """The format of the rows."""
         return self.rows.format
 
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
@@ -221,13 +220,13 @@ class KeptPairs:
         return self.rows.split(result)
 
     def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
-        """The tar file, then all rows."""
-        pairs = []
-        told = zip(content.records, content.sources, strict=True)
-        for place, (record, source) in enumerate(told):
-            row = json.loads(record.raw)
-            if row.get("kept"):
-                pairs.append((f"{shard:05d}{place:05d}", source, row))
+        """Write the tar file, then all rows."""
+        rows = [json.loads(record.raw) for record in content.records]
+        pairs = [
+            (f"{shard:05d}{index:05d}", source, row)
+            for index, (row, source) in enumerate(zip(rows, content.sources, strict=True))
+            if row.get("kept")
+        ]
         file = f"kept/{shard:05d}.tar"
         if pairs:
             with folder.whole(file) as tar:
@@ -237,8 +236,12 @@ class KeptPairs:
         self.rows.write(folder, shard, of, content)
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
-        """The rows."""
+        """Read the rows."""
         return self.rows.read(folder, shard, of)
+
+
+def _without_embedding(result: EmbedResult) -> dict[str, Any]:
+    return {k: v for k, v in result.row().items() if k != "embedding"}
 
 
 def _number(shard: int, of: int) -> str:
@@ -246,15 +249,15 @@ def _number(shard: int, of: int) -> str:
 
 
 def layout_for(name: str, schema: str, suffix: str, half: bool = False) -> Layout:
-    """The layout called `name` with rows of `schema` in files with this suffix.
+    """The layout called `name`, with rows of `schema` in files with this suffix.
 
     Raises:
-        UserError: an unknown name, or a layout of embeddings for other rows.
+        UserError: an unknown name, or a layout that does not fit these rows.
     """
     if name not in LAYOUTS:
         raise unknown("layout", name, LAYOUTS)
     if half and name == "rows":
-        raise UserError("--half goes with --layout safetensors; rows of text hold float32")
+        raise UserError("--half needs --layout safetensors: rows of text are float32")
     if name == "rows":
         return RowFiles(schema, suffix)
     pairs = name == "webdataset"
@@ -263,7 +266,7 @@ def layout_for(name: str, schema: str, suffix: str, half: bool = False) -> Layou
     if name == "safetensors":
         return Safetensors(RowFiles(schema, suffix), half)
     if suffix != "jsonl":
-        raise UserError(f"--layout {name} keeps its rows as jsonl: leave --format out")
+        raise UserError(f"--layout {name} writes its rows as jsonl: leave --format out")
     if pairs:
         return KeptPairs(RowFiles(schema, suffix))
     pyarrow()

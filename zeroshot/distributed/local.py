@@ -1,4 +1,4 @@
-"""A job over a folder of shards, by this process."""
+"""Run a task over a folder of shards in this process."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import Any
 
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.distributed.folder import OutputSpec
-from zeroshot.distributed.sharding import Inputs, planned
-from zeroshot.distributed.transductive import embedded, transduce
-from zeroshot.distributed.unfinished import rows_kept
+from zeroshot.distributed.sharding import Inputs, make_plan
+from zeroshot.distributed.transductive import embeddings_of, transduce
+from zeroshot.distributed.unfinished import unfinished_rows
 from zeroshot.distributed.worker import WorkerOptions, work
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
@@ -17,7 +17,7 @@ from zeroshot.tasks.task import Task, Transductive, is_transductive
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A job with its pictures and where the rows go: what is sent to whoever works on it."""
+    """A task, its images and its output folder: what a worker process receives."""
 
     task: Task[Any]
     sources: Inputs
@@ -26,71 +26,73 @@ class RunSpec:
     cached: bool = True
 
     def open_cache(self) -> EmbeddingCache:
-        """The user's cache on the machine that asks, or one that holds nothing."""
+        """The user's cache on this machine, or an empty one."""
         return EmbeddingCache() if self.cached else NullCache()
 
 
 def run(
-    spec: RunSpec, cache: EmbeddingCache, meter: Meter, how: WorkerOptions | None = None
+    spec: RunSpec, cache: EmbeddingCache, meter: Meter, options: WorkerOptions | None = None
 ) -> None:
-    """Open the job and work until every shard of the share is finished."""
-    how = how or WorkerOptions()
+    """Open the task and work until every shard of the share is finished."""
+    options = options or WorkerOptions()
     runner = spec.task.open(cache, meter, spec.batch_size)
     folder = spec.output.open(spec.sources, spec.task.schema, runner.settings())
     if is_transductive(runner):
         assert isinstance(runner, Transductive)
-        transduce(runner, folder, meter, how)
+        transduce(runner, folder, meter, options)
     else:
-        work(runner, folder, meter, how)
+        work(runner, folder, meter, options)
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a folder, or a share of it, is."""
+    """The progress of a folder, or of a share of it."""
 
     total: int | None
-    """Rows there will be; None where shards that are not finished are files not listed yet."""
+    """Number of rows at the end; None if unfinished shards are files that are not listed yet."""
     rows: int = 0
-    """In finished shards."""
-    kept: int = 0
-    """Of shards that were begun."""
+    """Rows of finished shards."""
+    unfinished: int = 0
+    """Rows of unfinished shards."""
     shards: int = 0
     finished: int = 0
     failed: int = 0
-    """Rows of finished shards that are failures."""
+    """Failed rows of finished shards."""
     changed: Sequence[str] = ()
-    """Files of pictures that are others than when the folder was begun, as far as is known."""
+    """Input files that are known to have changed since the folder was started."""
 
     @property
     def resumed(self) -> int:
-        """Rows that need no more work."""
-        return self.rows + self.kept
+        """Rows that are done."""
+        return self.rows + self.unfinished
 
     @property
     def to_do(self) -> int | None:
-        """Rows that do, as far as their number is known."""
+        """Rows that remain; None if their number is unknown."""
         return None if self.total is None else self.total - self.resumed
 
 
-def state(spec: RunSpec, how: WorkerOptions | None = None) -> State:
-    """Where the work on the share stands; nothing is loaded and nothing is changed."""
-    share = (how or WorkerOptions()).share
+def state(spec: RunSpec, options: WorkerOptions | None = None) -> State:
+    """The progress of the share; loads no model and changes no file."""
+    share = (options or WorkerOptions()).share
     folder = spec.output.peek(spec.sources, spec.task.schema)
-    plan = folder.plan if folder else planned(spec.sources, spec.output.shard_size)
+    plan = folder.plan if folder else make_plan(spec.sources, spec.output.shard_size)
     own = [n for n in range(plan.count) if share is None or share.has(n)]
     if folder is None:
         return State(_sum(plan.rows(n) for n in own), shards=len(own))
     done = folder.marks(own) if own else {}
-    found = {n: done.get(n) for n in own}
     marks = list(done.values())
-    gathered = embedded(folder) if folder.has_embedded and not marks else None
-    held = gathered.marks() if gathered else {}
-    to_do = [n for n in own if n not in done]
-    begun = [held[n].rows if n in held else rows_kept(gathered or folder, n) for n in to_do]
+    embeddings = embeddings_of(folder) if folder.has_embeddings and not marks else None
+    embedded = embeddings.marks() if embeddings else {}
+    unfinished = [
+        embedded[n].rows if n in embedded else unfinished_rows(embeddings or folder, n)
+        for n in own
+        if n not in done
+    ]
     return State(
-        _sum(plan.rows(n) if mark is None else mark.rows for n, mark in found.items()),
+        _sum(done[n].rows if n in done else plan.rows(n) for n in own),
         sum(mark.rows for mark in marks),
-        sum(begun),
+        sum(unfinished),
         len(own),
         len(marks),
         sum(mark.failed for mark in marks),
@@ -99,10 +101,6 @@ def state(spec: RunSpec, how: WorkerOptions | None = None) -> State:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    """None where one of them is."""
-    total = 0
-    for count in counts:
-        if count is None:
-            return None
-        total += count
-    return total
+    """The sum; None if one of the counts is None."""
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))

@@ -1,4 +1,4 @@
-"""A job over a folder of shards, by one process for each device of this machine."""
+"""Run a task over a folder of shards, with one process per device of this machine."""
 
 import multiprocessing
 import queue
@@ -13,15 +13,15 @@ from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.inference.meter import Meter
 from zeroshot.results.result import Result
 
-TELL = 0.5
-"""Seconds between a worker's reports."""
+REPORT_SECONDS = 0.5
+"""Time between a worker's reports."""
 
 
 def read_devices(text: str) -> list[str]:
-    """`0,1` as `cuda:0, cuda:1`; other names as they are.
+    """Device names: `0,1` gives `cuda:0` and `cuda:1`; other names stay unchanged.
 
     Raises:
-        UserError: nothing is named.
+        UserError: no device is named.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -32,31 +32,32 @@ def read_devices(text: str) -> list[str]:
 def run_on(
     spec: RunSpec,
     devices: Sequence[str],
-    how: WorkerOptions,
-    tell: Callable[[Meter], object] = bool,
+    options: WorkerOptions,
+    on_progress: Callable[[Meter], object] = bool,
 ) -> Meter:
-    """Work until all shards of the share are finished; what all processes counted together.
+    """Work until all shards of the share are finished; returns the counts of all processes.
 
-    The processes share the shards by their claims. One that dies leaves its shard to the others.
+    The processes claim shards one by one. If a process dies, the others take over its shard.
 
     Raises:
-        UserError or another of ours: a process could not begin; the others are ended.
-        ZeroshotError: all died.
+        ZeroshotError: the error of a process that could not start (the others are stopped), or
+            all processes died.
     """
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
+    reports = context.Queue()
+    specs = [replace(spec, task=spec.task.on(device)) for device in devices]
     workers = [
-        context.Process(target=_work, args=(_on(spec, device), how, number, told), daemon=True)
-        for number, device in enumerate(devices)
+        context.Process(target=_work, args=(one, options, number, reports), daemon=True)
+        for number, one in enumerate(specs)
     ]
     started, counts = time.perf_counter(), dict[int, Mapping[str, Any]]()
     for worker in workers:
         worker.start()
     try:
         while any(worker.is_alive() for worker in workers):
-            _listen(told, counts)
-            tell(_total(counts, started))
-        _listen(told, counts)
+            _receive(reports, counts)
+            on_progress(_total(counts, started))
+        _receive(reports, counts)
     finally:
         for worker in workers:
             worker.terminate()
@@ -64,53 +65,49 @@ def run_on(
     codes = [worker.exitcode for worker in workers]
     if all(codes):
         raise ZeroshotError(
-            f"no process got to the end (exit codes {codes}); what is finished stays, and the "
-            "same command goes on"
+            f"all processes failed (exit codes {codes}); finished shards are kept, and the same "
+            "command continues"
         )
     return _total(counts, started)
 
 
-def _on(spec: RunSpec, device: str) -> RunSpec:
-    return replace(spec, task=spec.task.on(device))
-
-
-def _listen(told: "multiprocessing.Queue[Any]", counts: dict[int, Mapping[str, Any]]) -> None:
-    """Take in reports until there is none for a moment."""
+def _receive(reports: "multiprocessing.Queue[Any]", counts: dict[int, Mapping[str, Any]]) -> None:
+    """Read reports until none arrives for a moment; raises the error of a process."""
     while True:
         try:
-            number, said = told.get(timeout=0.1)
+            number, report = reports.get(timeout=0.1)
         except queue.Empty:
             return
-        if isinstance(said, BaseException):
-            raise said
-        counts[number] = said
+        if isinstance(report, BaseException):
+            raise report
+        counts[number] = report
 
 
 def _total(counts: Mapping[int, Mapping[str, Any]], started: float) -> Meter:
     total = Meter(started=started)
-    for held in counts.values():
-        total.add(held)
+    for count in counts.values():
+        total.add(count)
     return total
 
 
 def _work(
-    spec: RunSpec, how: WorkerOptions, number: int, told: "multiprocessing.Queue[Any]"
+    spec: RunSpec, options: WorkerOptions, number: int, reports: "multiprocessing.Queue[Any]"
 ) -> None:
-    """What each process does."""
+    """The main function of each process."""
     meter, last = Meter(), time.monotonic()
 
-    def seen(result: Result) -> None:
+    def on_result(result: Result) -> None:
         nonlocal last
-        if time.monotonic() - last > TELL:
+        if time.monotonic() - last > REPORT_SECONDS:
             last = time.monotonic()
-            told.put((number, meter.counts()))
+            reports.put((number, meter.counts()))
 
     try:
         with spec.open_cache() as cache:
-            run(spec, cache, meter, replace(how, seen=seen))
-        told.put((number, meter.counts()))
+            run(spec, cache, meter, replace(options, on_result=on_result))
+        reports.put((number, meter.counts()))
     except ZeroshotError as error:
-        told.put((number, error))
+        reports.put((number, error))
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -1,14 +1,13 @@
-"""A job over a folder of shards, by a Ray cluster (https://docs.ray.io/en/latest/data/data.html).
+"""Run a task over a folder of shards on a Ray cluster.
 
-Ray Data gives shards to a pool of actors that hold the model, one to a GPU, else to a CPU; each
-calls `process_shard`, as any other worker does. The processors that are left decode: actors of
-their own read pictures ahead, a few batches for each model and no more, so that a slow model holds
-them back. All nodes must see the pictures and the output folder under the same paths.
+Ray Data (https://docs.ray.io/en/latest/data/data.html) gives shards to a pool of actors with the
+model, one per GPU, or per CPU if there is no GPU. Each calls `process_shard`, as every other
+process does. Other actors decode images on the remaining CPUs, a few batches ahead of each model
+and no more. All nodes must see the images and the output folder under the same paths.
 
-An actor or a node that dies takes its shard in flight with it, and nothing else: Ray begins the
-actor anew where there is room, and it goes on behind the shard's finished batches. Decoders claim
-no processor of Ray's, so that there is room. One that does not answer is done without: the model's
-actor reads that batch itself.
+If an actor or a node dies, only its current shard is affected: Ray starts the actor again where
+there is room, and it continues after the shard's last complete batch. Decoders reserve no CPU of
+Ray's, so that there is room. If a decoder does not answer, the model's actor reads that batch.
 """
 
 import logging
@@ -26,8 +25,8 @@ from typing import Any
 from zeroshot import images
 from zeroshot.distributed.folder import Folder
 from zeroshot.distributed.local import RunSpec
-from zeroshot.distributed.sharding import FileRefusedError, planned
-from zeroshot.distributed.transductive import EmbeddingPass, embedded, transduce
+from zeroshot.distributed.sharding import FileRefusedError, make_plan
+from zeroshot.distributed.transductive import EmbeddingPass, embeddings_of, transduce
 from zeroshot.distributed.worker import WorkerOptions, process_shard
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.inference.meter import Meter
@@ -37,17 +36,17 @@ from zeroshot.packaging.extras import how_to_install
 from zeroshot.tasks.task import Runner, Transductive, is_transductive
 
 READ_TOGETHER = 16
-"""Pictures in a message from a decoder to a model."""
+"""Images in a message from a decoder to a model."""
 AHEAD = 4
-"""Such messages under way for each model."""
-PATIENCE = 30.0
-"""Seconds to wait for a decoder before doing without it."""
+"""Messages in flight for each model."""
+DECODER_TIMEOUT = 30.0
+"""Seconds to wait for a decoder before it is not used any more."""
 SCORE = -1
-"""Instead of a shard's number: score what was embedded."""
+"""Takes the place of a shard number: score all embeddings."""
 
 
 def ray() -> Any:
-    """The library; NotAvailableError says how to get it."""
+    """Import Ray; NotAvailableError says how to install it."""
     try:
         import ray as library
         import ray.data
@@ -60,35 +59,37 @@ def ray() -> Any:
 
 
 @dataclass(frozen=True)
-class Size:
-    """How many actors a cluster has room for."""
+class ClusterSize:
+    """Number of actors that a cluster has room for."""
 
     models: int
     decoders: int
     gpus: bool
 
     @classmethod
-    def of(cls, resources: dict[str, float]) -> "Size":
-        """A model to each GPU and a decoder to each CPU; without GPUs they halve the CPUs."""
+    def from_resources(cls, resources: dict[str, float]) -> "ClusterSize":
+        """A model per GPU and a decoder per CPU; without GPUs each gets half of the CPUs."""
         cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         models = gpus or max(1, cpus // 2)
         return cls(models, cpus if gpus else cpus - models, bool(gpus))
 
 
-def run_on_ray(spec: RunSpec, how: WorkerOptions, tell: Callable[[Meter], object] = bool) -> Meter:
-    """Work until all shards of the share are finished; what all actors counted together.
+def run_on_ray(
+    spec: RunSpec, options: WorkerOptions, on_progress: Callable[[Meter], object] = bool
+) -> Meter:
+    """Work until all shards of the share are finished; returns the counts of all actors.
 
-    On the cluster of `RAY_ADDRESS`, or one that this process is connected to; else Ray begins one
-    on this machine.
+    Uses the cluster that this process is connected to, else that of `RAY_ADDRESS`; if there is
+    none, Ray starts one on this machine.
 
     Raises:
-        UserError or another of ours, as an actor met it.
+        ZeroshotError: the error of an actor.
     """
     library = ray()
     if not library.is_initialized():
         library.init(log_to_driver=False, logging_level="WARNING", include_dashboard=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    size = Size.of(library.available_resources())
+    size = ClusterSize.from_resources(library.available_resources())
     context = library.data.DataContext.get_current()
     context.enable_progress_bars = False
     decode = library.remote(Decoder).options(
@@ -96,7 +97,7 @@ def run_on_ray(spec: RunSpec, how: WorkerOptions, tell: Callable[[Meter], object
     )
     decoders = [decode.remote(os.getcwd()) for _ in range(size.decoders)]
     try:
-        return _Driver(library, size, spec, how, decoders, tell).run()
+        return _Driver(library, size, spec, options, decoders, on_progress).run()
     finally:
         for decoder in decoders:
             library.kill(decoder)
@@ -104,50 +105,50 @@ def run_on_ray(spec: RunSpec, how: WorkerOptions, tell: Callable[[Meter], object
 
 @dataclass
 class _Driver:
-    """Gives out shards, and counts what comes back."""
+    """Gives shards to the actors and adds up their counts."""
 
     library: Any
-    size: Size
+    size: ClusterSize
     spec: RunSpec
-    how: WorkerOptions
+    options: WorkerOptions
     decoders: list[Any]
-    tell: Callable[[Meter], object]
+    on_progress: Callable[[Meter], object]
 
     def run(self) -> Meter:
         self.meter = Meter()
-        self.sent = [self.library.put((self.spec, self.how))]
-        transductive = self._finish(_pending(self.spec, self.how))
-        if transductive and self.how.share is None:
+        self.shared = [self.library.put((self.spec, self.options))]
+        transductive = self._finish(_pending(self.spec, self.options))
+        if transductive and self.options.share is None:
             self._finish([SCORE])
         return self.meter
 
     def _finish(self, shards: Sequence[int]) -> bool:
-        """Have shards finished; whether that means embedded."""
+        """Let the actors finish shards; returns whether these are embedded but not scored."""
         transductive = False
         refused: list[str] = []
-        for said in self._said(shards) if shards else ():
-            if isinstance(said, FileRefusedError):
-                refused += said.args
+        for outcome in self._outcomes(shards) if shards else ():
+            if isinstance(outcome, FileRefusedError):
+                refused += outcome.args
                 continue
-            if isinstance(said, BaseException):
-                raise said
-            counts, embedded_only = said
+            if isinstance(outcome, BaseException):
+                raise outcome
+            counts, embedded_only = outcome
             transductive |= embedded_only
             self.meter.add(counts)
-            self.tell(self.meter)
+            self.on_progress(self.meter)
         if refused:
             raise FileRefusedError(*refused)
         return transductive
 
-    def _said(self, shards: Sequence[int]) -> Iterator[Any]:
-        """What the actors say of each shard, as they come to its end."""
+    def _outcomes(self, shards: Sequence[int]) -> Iterator[Any]:
+        """The counts or the error of each shard, in the order in which they finish."""
         data = self.library.data
         models = max(1, min(self.size.models, len(shards)))
         done = data.from_items(
             [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
         ).map(
             ScoringActor,
-            fn_constructor_args=(self.sent, self.decoders, os.getcwd()),
+            fn_constructor_args=(self.shared, self.decoders, os.getcwd()),
             compute=data.ActorPoolStrategy(
                 min_size=1, initial_size=models, max_size=models, max_tasks_in_flight_per_actor=1
             ),
@@ -155,80 +156,80 @@ class _Driver:
             num_cpus=0 if self.size.gpus else 1,
         )
         for row in done.iter_rows():
-            yield pickle.loads(row["said"])  # of our own actors, not of a file
+            yield pickle.loads(row["outcome"])  # from our own actors, not from a file
 
 
-def _pending(spec: RunSpec, how: WorkerOptions) -> list[int]:
+def _pending(spec: RunSpec, options: WorkerOptions) -> list[int]:
     folder = spec.output.peek(spec.sources, spec.task.schema)
-    plan = folder.plan if folder else planned(spec.sources, spec.output.shard_size)
+    plan = folder.plan if folder else make_plan(spec.sources, spec.output.shard_size)
     marks = folder.marks() if folder else {}
     return [
         n
         for n in range(plan.count)
-        if (how.share is None or how.share.has(n))
-        and (n not in marks or (how.retry_failed and marks[n].failed))
+        if (options.share is None or options.share.has(n))
+        and (n not in marks or (options.retry_failed and marks[n].failed))
     ]
 
 
 class ScoringActor:
-    """An actor with the model; opens the job when its first shard comes."""
+    """An actor with the model; opens the task when its first shard comes."""
 
-    def __init__(self, sent: list[Any], decoders: list[Any], folder: str) -> None:
-        self.home = folder
-        self.spec, self.how = ray().get(sent[0])
-        self.how = replace(self.how, read=ReadAhead(decoders) if decoders else iter)
+    def __init__(self, shared: list[Any], decoders: list[Any], working_folder: str) -> None:
+        self.working_folder = working_folder
+        self.spec, options = ray().get(shared[0])
+        self.options = replace(options, read=ReadAhead(decoders) if decoders else iter)
         self.meter = Meter()
 
     @cached_property
     def opened(self) -> tuple[Runner, Folder]:
-        """The worker and the folder."""
-        _go_to(self.home)
+        """The runner and the output folder."""
+        _change_folder(self.working_folder)
         spec = self.spec
         runner = spec.task.open(spec.open_cache(), self.meter, spec.batch_size)
         return runner, spec.output.open(spec.sources, spec.task.schema, runner.settings())
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """See that a shard is finished; what was counted and whether it is embedded only."""
+        """Finish a shard; returns the counts and whether it is only embedded, or the error."""
         before = self.meter.counts()
         try:
             transductive = self._finish(item["shard"])
-            said: Any = (self.meter.since(before).counts(), transductive)
+            outcome: Any = (self.meter.since(before).counts(), transductive)
         except ZeroshotError as error:
-            said = error.with_traceback(None)
-        except Exception:  # a fault of ours, with where it was
-            said = RuntimeError(traceback.format_exc())
-        return {"said": pickle.dumps(said)}
+            outcome = error.with_traceback(None)
+        except Exception:  # an internal error, with its traceback as text
+            outcome = RuntimeError(traceback.format_exc())
+        return {"outcome": pickle.dumps(outcome)}
 
     def _finish(self, shard: int) -> bool:
         runner, folder = self.opened
         transductive = is_transductive(runner)
         if shard == SCORE and isinstance(runner, Transductive):
-            transduce(runner, folder, self.meter, self.how)
+            transduce(runner, folder, self.meter, self.options)
             return True
         if transductive and isinstance(runner, Transductive):
-            runner, folder = EmbeddingPass(runner), embedded(folder)
-        while process_shard(runner, folder, shard, self.meter, self.how) is None:
+            runner, folder = EmbeddingPass(runner), embeddings_of(folder)
+        while process_shard(runner, folder, shard, self.meter, self.options) is None:
             time.sleep(1)
         return transductive
 
 
 class Decoder:
-    """An actor that reads pictures."""
+    """An actor that decodes images."""
 
-    def __init__(self, folder: str) -> None:
-        _go_to(folder)
+    def __init__(self, working_folder: str) -> None:
+        _change_folder(working_folder)
 
     def decode(self, sources: Sequence[Source]) -> list[Source]:
-        """The same sources with their pictures; those without one are left to the worker."""
-        read = images.read_ahead(sources, workers=1)
+        """The sources with their decoded images; a source that fails stays unchanged."""
+        decoded = images.read_ahead(sources, workers=1)
         return [
-            replace(source, content=found) if isinstance(found, Picture) else source
-            for source, found in zip(sources, read, strict=True)
+            replace(source, content=image) if isinstance(image, Picture) else source
+            for source, image in zip(sources, decoded, strict=True)
         ]
 
 
 class ReadAhead:
-    """Gives a worker pictures that decoders have read, in order."""
+    """Passes images that the decoders have read to a runner, in order."""
 
     def __init__(self, decoders: Sequence[Any]) -> None:
         self.decoders = list(decoders)
@@ -239,38 +240,38 @@ class ReadAhead:
         rest = iter(sources)
         waiting: deque[tuple[Any, Any, list[Source]]] = deque()
         while batch := list(islice(rest, READ_TOGETHER)):
-            waiting.append(self._ask(batch))
+            waiting.append(self._request(batch))
             if len(waiting) == AHEAD:
-                yield from self._take(*waiting.popleft())
+                yield from self._receive(*waiting.popleft())
         while waiting:
-            yield from self._take(*waiting.popleft())
+            yield from self._receive(*waiting.popleft())
 
-    def _ask(self, batch: list[Source]) -> tuple[Any, Any, list[Source]]:
-        """A decoder, what it promised, and the batch; the worker reads it where none is left."""
+    def _request(self, batch: list[Source]) -> tuple[Any, Any, list[Source]]:
+        """A decoder, its future result, and the batch; no decoder if none is left."""
         if not self.decoders:
             return None, None, batch
         decoder = self.decoders[next(self.turn) % len(self.decoders)]
-        sent = [containers.with_bytes(source) for source in batch]
-        return decoder, decoder.decode.remote(sent), batch
+        with_bytes = [containers.with_bytes(source) for source in batch]
+        return decoder, decoder.decode.remote(with_bytes), batch
 
-    def _take(self, decoder: Any, promised: Any, batch: list[Source]) -> list[Source]:
-        """The promised pictures. A decoder that breaks its promise is not asked again."""
+    def _receive(self, decoder: Any, future: Any, batch: list[Source]) -> list[Source]:
+        """The decoded images, else the batch. A decoder that fails is not used again."""
         if decoder not in self.decoders:
             return batch
         library = ray()
         try:
-            decoded: list[Source] = library.get(promised, timeout=PATIENCE)
+            decoded: list[Source] = library.get(future, timeout=DECODER_TIMEOUT)
         except (library.exceptions.RayError, TimeoutError):
             self.decoders.remove(decoder)
             return batch
         return decoded
 
 
-def _go_to(folder: str) -> None:
+def _change_folder(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
         raise UserError(
             f"a node of the cluster has no folder '{folder}' ({error.strerror}): all nodes must "
-            "see pictures and output under the same paths"
+            "see the images and the output under the same paths"
         ) from error

@@ -1,7 +1,8 @@
-"""The inputs of a run in their spec, fixed once, and cut into shards.
+"""The inputs of a run, in a fixed order and split into shards.
 
-By number: all pictures are listed, and every `size` of them are a shard. By file: a tar file, a
-table or a Parquet file is a shard, which is listed by who works on it; what is fixed are the files.
+By number: all images are listed, and every `size` of them are a shard. By file: each tar file,
+table or Parquet file is a shard. The list of files is fixed; the process that works on a file lists
+its images.
 """
 
 import hashlib
@@ -19,24 +20,24 @@ from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import Blob, Source
 
 SHARD_SIZE = 10_000
-"""As img2dataset."""
+"""The default of img2dataset."""
 
 Size = int | Literal["file"]
 
 
 @dataclass(frozen=True)
 class Share:
-    """The shards of one of several workers: `3/16` is the third of sixteen."""
+    """The shards of one of several workers: `3/16` is the third worker of sixteen."""
 
     number: int
     of: int
 
     @classmethod
     def read(cls, text: str) -> "Share":
-        """From `k/n`.
+        """Parse `k/n`.
 
         Raises:
-            UserError: not two numbers, or `k` is not from 1 to `n`.
+            UserError: not two numbers, or `k` is not between 1 and `n`.
         """
         k, _, n = text.partition("/")
         if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
@@ -47,108 +48,108 @@ class Share:
         return cls(int(k), int(n))
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is one of its own."""
+        """Whether the shard belongs to this worker."""
         return shard % self.of == self.number - 1
 
 
 class FileRefusedError(UserError):
-    """Files that cannot be made shards; made with a sentence for each."""
+    """Files that cannot become shards; `args` has a message for each."""
 
     def __str__(self) -> str:
-        """The first sentence, how many more there are, and that the others are done."""
+        """The first message and the number of the others."""
         more = f"; and {len(self.args) - 1} more such files" if self.args[1:] else ""
         return f"{self.args[0]}{more} (all other shards are done)"
 
 
-def changed(name: str) -> str:
-    """The sentence of a file that is not what it was."""
+def changed_message(name: str) -> str:
+    """The error message for a file that has changed."""
     return (
-        f"'{name}' has changed since the output was begun, and nothing is made of it as it is now: "
-        "put back what was there, begin the output anew with --overwrite, or choose another --out"
+        f"'{name}' has changed since the output was started, so it is not processed: put the old "
+        "file back, start again with --overwrite, or choose another --out"
     )
 
 
 @dataclass(frozen=True)
 class ByNumber:
-    """Pictures in spec, in shards of `size`."""
+    """Images in order, in shards of `size`."""
 
     sources: Sequence[Source]
     size: int
 
     @property
     def count(self) -> int:
-        """Of shards."""
+        """Number of shards."""
         return -(-len(self.sources) // self.size)
 
     def shard(self, number: int, left_out: list[str] | None = None) -> Sequence[Source]:
-        """The inputs of one shard."""
+        """The images of one shard."""
         return self.sources[number * self.size : (number + 1) * self.size]
 
     def release(self, number: int) -> None:
-        """Nothing of it is held."""
+        """Does nothing: no file of the shard is open."""
 
     def rows(self, number: int) -> int:
-        """How many a shard has."""
+        """Number of rows in a shard."""
         return min(self.size, len(self.sources) - number * self.size)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What identifies them all, for `run.json`."""
+        """Identifies all inputs in `run.json`."""
         return {"count": len(self.sources), "shards": self.count, "sha256": self.sha256}
 
     @cached_property
     def lines(self) -> bytes:
-        """What identifies each input, a JSON line each: path, stamp of its place, fields.
+        """A JSON line that identifies each input: path, stamp, fields.
 
         Raises:
-            UserError: a picture in memory, which other processes cannot reach.
+            UserError: an image in memory, which other processes cannot read.
         """
         return b"".join(json.dumps(_identity(s)).encode() + b"\n" for s in self.sources)
 
     @cached_property
     def sha256(self) -> str:
-        """Changes with any input, their order or the size of shards."""
+        """A hash that changes with any input, their order or the shard size."""
         return hashlib.sha256(f"{self.size}\n".encode() + self.lines).hexdigest()
 
-    def names(self, lines: bytes) -> Sequence[bytes]:
-        """What of such lines has to be equal: all."""
+    def identities(self, lines: bytes) -> Sequence[bytes]:
+        """The part of such lines that must not differ between runs: all of it."""
         return lines.splitlines()
 
     @property
     def changed(self) -> Sequence[str]:
-        """None: with another file, these are other inputs."""
+        """None: a changed file makes other inputs."""
         return ()
 
 
 @dataclass(frozen=True)
 class ByFile:
-    """Files of pictures in spec, a shard each: listed by who works on it, and then only.
+    """Files of images in order, one shard each; a file is listed when a process works on it.
 
-    A file that has changed since the output was begun is refused by itself, the others are not.
+    A file that has changed since the output was started is refused; the others are processed.
     """
 
     files: Sequence[ImageContainer]
     known: Sequence[str | None] | None = None
-    """Their versions when the output was begun; None of what was not there or not to be had."""
+    """Their versions when the output was started; None if a file was missing or unreachable."""
 
     size: Literal["file"] = "file"
 
     @property
     def count(self) -> int:
-        """Of shards."""
+        """Number of shards."""
         return len(self.files)
 
     @property
     def sources(self) -> Sequence[Source]:
-        """All inputs: this lists every file."""
+        """All images; opens every file."""
         return [source for file in self.files for source in file.pictures()]
 
     def shard(self, number: int, left_out: list[str] | None = None) -> Sequence[Source]:
-        """The pictures of one file, to be read here until it is let go; others in `left_out`.
+        """The images of one file, readable until `release`; names of other files go to `left_out`.
 
         Raises:
-            FileRefusedError: it is not what it was when the output was begun, or a table without a
-                column of pictures.
+            FileRefusedError: the file has changed since the output was started, or is a table
+                without a column of images.
         """
         file = self.files[number]
         before = file.version if self.known is None else self.known[number]
@@ -156,32 +157,32 @@ class ByFile:
             now: str | None = fsspec_files.hold(file.name)
         except FileNotFoundError:
             now = None
-        except fsspec_files.failures(file.name):  # listing meets the same, and says so in a row
+        except fsspec_files.failures(file.name):  # listing fails as well and writes a row about it
             now = before
         if before not in (None, now):
-            raise FileRefusedError(changed(file.name))
+            raise FileRefusedError(changed_message(file.name))
         try:
             return list(file.pictures(left_out))
         except UserError as error:
             raise FileRefusedError(str(error)) from error
 
     def release(self, number: int) -> None:
-        """The shard is not read any more."""
+        """Drop the local copy of the shard's file."""
         fsspec_files.release(self.files[number].name)
 
     def rows(self, number: int) -> None:
-        """Only listing would tell."""
+        """None: unknown until the file is listed."""
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What identifies them all, for `run.json`."""
+        """Identifies all inputs in `run.json`."""
         return {"files": self.count, "shards": self.count, "sha256": self.sha256}
 
     @cached_property
     def lines(self) -> bytes:
-        """What is known of each file, a JSON line each: name, how it is read, version."""
-        told = zip(self._names, containers.versions(self.files), strict=True)
-        return b"".join(json.dumps([*name, version]).encode() + b"\n" for name, version in told)
+        """A JSON line for each file: name, reading options, version."""
+        files = zip(self._names, containers.versions(self.files), strict=True)
+        return b"".join(json.dumps([*name, version]).encode() + b"\n" for name, version in files)
 
     @property
     def _names(self) -> list[list[Any]]:
@@ -189,22 +190,22 @@ class ByFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Changes with the name of any file, their spec, or the options that tables are read by.
+        """A hash that changes with any name, the order of the files, or the reading options.
 
-        Not with a version: that of one in thousands concerns its own shard alone.
+        Versions are not part of it: a changed file concerns its own shard only.
         """
         text = "".join(json.dumps(name) + "\n" for name in self._names)
         return hashlib.sha256(f"{self.size}\n{text}".encode()).hexdigest()
 
-    def names(self, lines: bytes) -> Sequence[bytes]:
-        """What of such lines has to be equal: all but the versions."""
+    def identities(self, lines: bytes) -> Sequence[bytes]:
+        """The part of such lines that must not differ between runs: all but the versions."""
         return [json.dumps(json.loads(line)[:2]).encode() for line in lines.splitlines()]
 
-    def begun(self, lines: bytes, name: str) -> "ByFile":
-        """The plan as an output was begun with it: with the versions of then, read from `name`.
+    def with_versions(self, lines: bytes, name: str) -> "ByFile":
+        """The plan with the file versions in `lines`, which the file `name` recorded.
 
         Raises:
-            UserError: they are not known any more.
+            UserError: they cannot be read.
         """
         try:
             known = [json.loads(line)[2] for line in lines.splitlines()]
@@ -212,14 +213,14 @@ class ByFile:
                 raise ValueError(f"{len(known)} lines for {self.count} files")
         except (ValueError, IndexError) as error:
             raise UserError(
-                f"'{name}' says what the output was begun with, and cannot be read ({error}); "
-                "bring it back, begin the output anew with --overwrite, or choose another --out"
+                f"'{name}' lists the inputs of the output and cannot be read ({error}); restore "
+                "it, start again with --overwrite, or choose another --out"
             ) from error
         return replace(self, known=known)
 
     @property
     def changed(self) -> Sequence[str]:
-        """Files that are others than when the output was begun, as far as naming them told."""
+        """Files that have changed since the output was started, as far as their listing says."""
         known = [None] * self.count if self.known is None else self.known
         return [
             file.name
@@ -230,14 +231,14 @@ class ByFile:
 
 Plan = ByNumber | ByFile
 Inputs = Sequence[Source] | Containers
-"""Pictures, or files of them that are not listed yet."""
+"""Images, or files of images that are not listed yet."""
 
 
-def planned(inputs: Inputs, size: Size | None) -> Plan:
-    """The inputs in shards of `size`; where nobody says, of `SHARD_SIZE` or a file each.
+def make_plan(inputs: Inputs, size: Size | None) -> Plan:
+    """The inputs in shards of `size`; by default one shard per file, else `SHARD_SIZE` images.
 
     Raises:
-        UserError: a shard for each file, and pictures that are none.
+        UserError: `size` is "file" and the inputs are not files of images.
     """
     if isinstance(inputs, Containers):
         if size is None or size == "file":
@@ -245,9 +246,9 @@ def planned(inputs: Inputs, size: Size | None) -> Plan:
         inputs = [source for file in inputs.files for source in file.pictures()]
     if size == "file":
         raise UserError(
-            "a shard for each file (--shard-size file) needs tar files, tables or Parquet files "
-            "that nobody has to list beforehand: no other pictures beside them, no --limit, and no "
-            "option that goes by all pictures"
+            "one shard per file (--shard-size file) needs tar files, tables or Parquet files that "
+            "need not be listed first: no other images among the inputs, no --limit, and no option "
+            "that depends on all images"
         )
     return ByNumber(inputs, size or SHARD_SIZE)
 
@@ -255,19 +256,19 @@ def planned(inputs: Inputs, size: Size | None) -> Plan:
 def _identity(source: Source) -> list[object]:
     if source.content is not None and not isinstance(source.content, Blob):
         raise UserError(
-            "a picture in memory cannot go to shards, which other processes work on: save it as a "
-            "file first, or write a single file"
+            "an image in memory cannot be part of a shard, because other processes work on shards: "
+            "save it as a file first, or write a single output file"
         )
     stamp = None if source.content is None else source.content.stamp
     return [source.path, stamp, *([dict(source.fields)] if source.fields else [])]
 
 
 def difference(old: bytes | None, new: Plan) -> str:
-    """In words, how the inputs of a run differ from those an earlier one wrote, if still known."""
+    """How the inputs of a run differ from those of an earlier run, for a message."""
     if old is None:
-        return "what they were is not known any more"
-    before = Counter(new.names(old))
-    after = Counter(new.names(new.lines))
+        return "the earlier ones are not known any more"
+    before = Counter(new.identities(old))
+    after = Counter(new.identities(new.lines))
     parts = [
         f"{_named(lines)} {what}"
         for lines, what in ((after - before, "new"), (before - after, "gone"))

@@ -1,7 +1,7 @@
-"""Methods whose rows depend on all pictures: embed shard by shard, then score everything once.
+"""Methods whose rows depend on all images: embed shard by shard, then score everything once.
 
-Rows of the image encoder are gathered in `embedded/` of the output folder, with claims and marks
-of its own; whoever finds them complete, and the claim on scoring free, writes all shards.
+Embeddings are written to `embedded/` in the output folder, with claims and done-marks of its own.
+The process that finds them complete and gets the claim on scoring writes all shards.
 """
 
 import json
@@ -16,13 +16,13 @@ import torch
 
 from zeroshot.distributed.folder import Folder
 from zeroshot.distributed.layouts import Content, RowFiles, Safetensors
-from zeroshot.distributed.worker import PATIENCE, WorkerOptions, work
+from zeroshot.distributed.worker import POLL_SECONDS, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic, leases
-from zeroshot.output.resumable import spelled
+from zeroshot.output.resumable import written_path
 from zeroshot.results.result import EmbedResult, Failure
 from zeroshot.tasks.task import Transductive
 
@@ -31,21 +31,21 @@ SCORING = "scoring"
 
 @dataclass(frozen=True)
 class EmbeddingPass:
-    """The first half of a transductive worker: rows, or all views, as the vectors of a shard."""
+    """The first half of a transductive runner: its results are embeddings (of all views)."""
 
     runner: Transductive
 
     @property
     def batch_size(self) -> int:
-        """Of the worker."""
+        """The batch size of the runner."""
         return self.runner.batch_size
 
     def settings(self) -> dict[str, Any]:
-        """Of the worker."""
+        """The settings of the runner."""
         return self.runner.settings()
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
-        """A result per picture."""
+        """One result per image."""
         for batch in self.runner.embed(sources, meter):
             vectors = batch.rows if batch.views is None else batch.views.flatten(1)
             for i, source in enumerate(batch.sources):
@@ -58,96 +58,95 @@ class EmbeddingPass:
                 )
 
 
-def embedded(folder: Folder) -> Folder:
-    """Where the rows are gathered."""
+def embeddings_of(folder: Folder) -> Folder:
+    """The folder of the embeddings."""
     return folder.below("embedded", Safetensors(RowFiles(EmbedResult.schema, "jsonl")))
 
 
 def transduce(
-    runner: Transductive, folder: Folder, meter: Meter, how: WorkerOptions | None = None
+    runner: Transductive, folder: Folder, meter: Meter, options: WorkerOptions | None = None
 ) -> bool:
-    """Embed a share, or all, and score once everything is embedded; False if that is not yet so.
+    """Embed the share, then score if all images are embedded; returns whether they are.
 
-    Without a share this waits for the others; with one it does not, since they may be yet to
-    start: the last one scores.
+    Without a share this waits for the other processes. With a share it does not wait, because they
+    may not have started: the last process scores.
     """
-    how = how or WorkerOptions()
-    rows = embedded(folder)
-    before = _failed(rows)
-    work(EmbeddingPass(runner), rows, meter, replace(how, seen=bool))
-    if len(rows.marks()) < rows.plan.count:
+    options = options or WorkerOptions()
+    embeddings = embeddings_of(folder)
+    before = _failed(embeddings)
+    work(EmbeddingPass(runner), embeddings, meter, replace(options, on_result=bool))
+    if len(embeddings.marks()) < embeddings.plan.count:
         return False
-    again = how.retry_failed and _failed(rows) != before
-    pause = PATIENCE[0]
-    while again or len(folder.marks()) < folder.plan.count:
+    rescore = options.retry_failed and _failed(embeddings) != before
+    pause = POLL_SECONDS[0]
+    while rescore or len(folder.marks()) < folder.plan.count:
         with atomic.writing(folder.files):
             lease = leases.claim(folder.claims, SCORING)
         if isinstance(lease, leases.Lease):
             try:
-                _score(runner, folder, rows, meter, how, again)
+                _score(runner, folder, embeddings, meter, options, rescore)
             finally:
                 lease.release()
             return True
         time.sleep(pause)
-        pause = min(2 * pause, PATIENCE[1])
+        pause = min(2 * pause, POLL_SECONDS[1])
     return True
 
 
-def _failed(rows: Folder) -> int:
-    return sum(mark.failed for mark in rows.marks().values())
+def _failed(folder: Folder) -> int:
+    return sum(mark.failed for mark in folder.marks().values())
 
 
 def _score(
     runner: Transductive,
     folder: Folder,
-    rows: Folder,
+    embeddings: Folder,
     meter: Meter,
-    how: WorkerOptions,
-    again: bool,
+    options: WorkerOptions,
+    rescore: bool,
 ) -> None:
-    contents = [rows.content(shard) for shard in range(rows.plan.count)]
-    results = runner.score(_gathered(runner, contents, rows.plan.sources), meter)
+    plan = embeddings.plan
+    contents = [embeddings.content(shard) for shard in range(plan.count)]
+    results = runner.score(_concat_shards(runner, contents, plan.sources), meter)
     for shard, content in enumerate(contents):
         batch = list(islice(results, len(content.records)))
-        if again or folder.mark(shard) is None:
+        if rescore or folder.mark(shard) is None:
             encoded = b"".join(folder.layout.format.encode(r.row()) for r in batch)
             records = folder.layout.format.records(folder.layout.format.header + encoded)
-            made = Content(records, sources=[r.source for r in batch])
-            folder.commit(shard, made, Meter())
+            folder.commit(shard, Content(records, sources=[r.source for r in batch]), Meter())
         for result in batch:
-            how.seen(result)
+            options.on_result(result)
 
 
-def _gathered(
+def _concat_shards(
     runner: Transductive, contents: Sequence[Content], sources: Sequence[Source]
 ) -> EmbeddingBatch:
     """All shards as one batch.
 
     Raises:
-        UserError: a file of pictures was listed as holding others than now.
+        UserError: the images of an input file are not those that were embedded.
     """
-    told = [json.loads(record.raw) for content in contents for record in content.records]
+    rows = [json.loads(record.raw) for content in contents for record in content.records]
     width = max((c.vectors[0].shape[1] for c in contents if c.vectors), default=0)
-    matrix = torch.zeros(len(told), width)
-    good = torch.tensor(["error" not in row for row in told], dtype=torch.bool)
+    matrix = torch.zeros(len(rows), width)
+    good = torch.tensor(["error" not in row for row in rows], dtype=torch.bool)
     if bool(good.any()):
-        held = np.concatenate([c.vectors[0] for c in contents if c.vectors])
-        matrix[good] = torch.from_numpy(held)
+        vectors = np.concatenate([c.vectors[0] for c in contents if c.vectors])
+        matrix[good] = torch.from_numpy(vectors)
     views = None
     if runner.views:
-        views = matrix.view(len(told), runner.views, width // runner.views)
+        views = matrix.view(len(rows), runner.views, width // runner.views)
         matrix = views[:, 0]
-    paths = [spelled(row["path"]) for row in told]
-    if paths != [spelled(source.path) for source in sources]:
+    paths = [written_path(row["path"]) for row in rows]
+    if paths != [written_path(source.path) for source in sources]:
         raise UserError(
-            "not all pictures that were embedded are found again, in their tar files or tables; "
-            "see that these can be read and run the same command again, or begin anew with "
-            "--overwrite"
+            "some images that were embedded are missing from their tar files or tables; make sure "
+            "that these can be read and run the same command again, or start again with --overwrite"
         )
     return EmbeddingBatch(
         sources,
-        [row["id"] for row in told],
+        [row["id"] for row in rows],
         matrix,
-        [Failure(**row["error"]) if "error" in row else None for row in told],
+        [Failure(**row["error"]) if "error" in row else None for row in rows],
         views,
     )

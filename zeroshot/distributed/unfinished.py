@@ -1,7 +1,7 @@
-"""The rows so far of a shard that is being worked on, so that a kill costs a batch at most."""
+"""The rows of an unfinished shard on disk, so that a killed process loses one batch at most."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,16 @@ from zeroshot.distributed.layouts import Content, Layout, Matrix
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic
 from zeroshot.output.formats import Record
-from zeroshot.output.resumable import spelled
+from zeroshot.output.resumable import written_path
 from zeroshot.results.result import Result
 
 
 class Part:
-    """Rows and vectors of one shard, appended batch by batch by the holder of its claim.
+    """Rows and vectors of one shard. The process that has claimed it appends batch by batch.
 
-    Files are `NAME.TOKEN.rows` and, a channel and its width each, `NAME.TOKEN.0.512`. A later
-    holder copies what an earlier one left and never writes to its files: that one may wake.
+    The files are `NAME.TOKEN.rows`, and `NAME.TOKEN.0.512` for channel 0 of width 512. A process
+    that takes over copies the files of the earlier one and never writes to them, because that
+    process may only have been suspended.
     """
 
     def __init__(self, folder: Path, name: str, layout: Layout) -> None:
@@ -27,29 +28,33 @@ class Part:
         self.token = secrets.token_hex(4)
 
     def resume(self, sources: Sequence[Source], batch_size: int) -> int:
-        """Take over what a killed holder left, in whole batches; how many rows those are.
+        """Copy the complete batches of an earlier process; returns their number of rows.
 
-        Batches begin where they would have without the kill: how pictures are batched can move
-        the last digit of a number.
+        Batches start at the same images as without the interruption: a number can differ in its
+        last digit if images are batched otherwise.
         """
-        best, kept = Content(), 0
-        for file in self.folder.glob(f"{self.name}.*.rows"):
-            found = self.read(file.name.split(".")[1])
-            rows = _matching(found.records, sources)
-            whole = rows if rows == len(sources) else rows - rows % batch_size
-            if whole > kept:
-                best, kept = found, whole
-        records = best.records[:kept]
+        best, count = Content(), 0
+        for content in self.earlier():
+            rows = _matching(content.records, sources)
+            complete = rows if rows == len(sources) else rows - rows % batch_size
+            if complete > count:
+                best, count = content, complete
+        records = best.records[:count]
         good = sum(not record.failed for record in records)
         with atomic.writing(self.folder):
             self._write("rows", self.layout.format.header + b"".join(r.raw for r in records), "wb")
             for channel, matrix in enumerate(best.vectors if good else ()):
                 name = f"{channel}.{matrix.shape[1]}"
                 self._write(name, matrix[:good].tobytes(), "wb")
-        return kept
+        return count
+
+    def earlier(self) -> Iterator[Content]:
+        """The rows and vectors of each process that worked on the shard."""
+        for file in self.folder.glob(f"{self.name}.*.rows"):
+            yield self._read(file.name.split(".")[1])
 
     def append(self, results: Sequence[Result]) -> None:
-        """A batch: its vectors first, so that a row that is there has its own."""
+        """Append a batch: vectors first, so that every complete row has its vectors."""
         rows = b""
         channels: dict[str, list[Matrix]] = {}
         for result in results:
@@ -59,16 +64,16 @@ class Part:
                 name = f"{channel}.{len(vector)}"
                 channels.setdefault(name, []).append(np.asarray(vector, np.float32))
         with atomic.writing(self.folder):
-            for name, held in channels.items():
-                self._write(name, np.stack(held).tobytes(), "ab")
+            for name, vectors_of_channel in channels.items():
+                self._write(name, np.stack(vectors_of_channel).tobytes(), "ab")
             self._write("rows", rows, "ab")
 
     def content(self) -> Content:
-        """All there is."""
-        return self.read(self.token)
+        """All rows and vectors so far."""
+        return self._read(self.token)
 
     def remove(self) -> None:
-        """Remove it, and what earlier holders left."""
+        """Remove its files, and those of earlier processes."""
         for file in self.folder.glob(f"{self.name}.*"):
             file.unlink(missing_ok=True)
 
@@ -76,8 +81,8 @@ class Part:
         with open(self.folder / f"{self.name}.{self.token}.{what}", mode) as file:
             file.write(data)
 
-    def read(self, token: str) -> Content:
-        """Whole rows that have their vectors; nothing where the files make no sense."""
+    def _read(self, token: str) -> Content:
+        """The complete rows that have their vectors; no rows if the files are damaged."""
         try:
             rows = (self.folder / f"{self.name}.{token}.rows").read_bytes()
             records = self.layout.format.records(rows)
@@ -95,25 +100,24 @@ class Part:
         return Content(records, [matrix[:good] for matrix in vectors])
 
 
-def rows_kept(folder: Folder, shard: int) -> int:
-    """Rows of an unfinished shard that are there."""
-    part, name = Part(folder.work, folder.name(shard), folder.layout), folder.name(shard)
-    tokens = (file.name.split(".")[1] for file in folder.work.glob(f"{name}.*.rows"))
-    return max((len(part.read(token).records) for token in tokens), default=0)
+def unfinished_rows(folder: Folder, shard: int) -> int:
+    """Number of rows of an unfinished shard."""
+    part = Part(folder.work, folder.name(shard), folder.layout)
+    return max((len(content.records) for content in part.earlier()), default=0)
 
 
 def _first(records: list[Record], good: int) -> list[Record]:
-    """Records up to the last that has a vector when `good` of them do."""
-    for place, record in enumerate(records):
+    """The records before the first one without a vector, if there are `good` vectors."""
+    for index, record in enumerate(records):
         good -= not record.failed
         if good < 0:
-            return records[:place]
+            return records[:index]
     return records
 
 
 def _matching(records: Sequence[Record], sources: Sequence[Source]) -> int:
-    """How many records from the first on are those of the sources."""
-    for place, (record, source) in enumerate(zip(records, sources, strict=False)):
-        if spelled(record.path) != spelled(source.path):
-            return place
+    """Number of records that match the sources, counted from the first."""
+    for index, (record, source) in enumerate(zip(records, sources, strict=False)):
+        if written_path(record.path) != written_path(source.path):
+            return index
     return min(len(records), len(sources))

@@ -1,4 +1,4 @@
-"""One function processes a shard; whoever has a worker and a folder calls it until all is done."""
+"""Process shards: every process calls `process_shard` until all shards are finished."""
 
 import hashlib
 import os
@@ -18,45 +18,45 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic, leases
 from zeroshot.output.formats import Record
-from zeroshot.output.resumable import spelled
+from zeroshot.output.resumable import written_path
 from zeroshot.results.result import Result
 from zeroshot.tasks.task import Runner
 
-PATIENCE = (0.2, 5.0)
-"""Seconds between looks at shards that others have: at first, and at most."""
+POLL_SECONDS = (0.2, 5.0)
+"""Time between checks of shards that other processes work on: at first, and at most."""
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a worker is told besides the folder; nothing of it decides what a row says."""
+    """How a process works on a folder; no option changes the content of a row."""
 
     share: Share | None = None
-    """Of all shards; without one, whatever nobody else has."""
+    """The shards to work on; None for any shard that no other process has claimed."""
     retry_failed: bool = False
     read: Callable[[Sequence[Source]], Iterable[Source]] = iter
-    """Gives the pictures of a shard to the worker, read ahead or as they are."""
-    seen: Callable[[Result], object] = bool
-    """Called with every result once it is written."""
+    """Passes the images of a shard to the runner, read ahead or unchanged."""
+    on_result: Callable[[Result], object] = bool
+    """Called with every result after it is written."""
 
 
 def process_shard(
-    runner: Runner, folder: Folder, shard: int, meter: Meter, how: WorkerOptions | None = None
+    runner: Runner, folder: Folder, shard: int, meter: Meter, options: WorkerOptions | None = None
 ) -> Mark | None:
-    """See that one shard is finished; None if another process has it.
+    """Finish one shard and return its done-mark; None if another process has claimed it.
 
-    Does nothing to a finished shard, but for trying failed rows again where that is asked for. May
-    be called by any number of processes at any time: one of them does it. What a killed one left is
-    gone on with.
+    Of a finished shard only the failed rows are processed again, if `retry_failed` is set. Any
+    number of processes may call this at any time: one of them does the work. It continues after
+    the last complete batch of a process that was killed.
     """
-    how = how or WorkerOptions()
-    if (mark := _finished(folder, shard, how)) is not None:
+    options = options or WorkerOptions()
+    if (mark := _finished(folder, shard, options)) is not None:
         return mark
     with atomic.writing(folder.files):
         lease = leases.claim(folder.claims, folder.name(shard))
     if not isinstance(lease, leases.Lease):
         return None
     try:
-        if (mark := _finished(folder, shard, how)) is not None:
+        if (mark := _finished(folder, shard, options)) is not None:
             return mark
         part = Part(folder.work, folder.name(shard), folder.layout)
         before = meter.counts()
@@ -64,15 +64,14 @@ def process_shard(
         sources = folder.plan.shard(shard, left_out)
         meter.skipped += len(left_out)
         old = folder.content(shard) if folder.mark(shard) is not None else None
-        if old is not None and _is_of(old, sources):
-            content = _retried(runner, sources, part, old, meter, how)
+        if old is not None and _has_paths_of(old, sources):
+            content = _retry_failed(runner, sources, part, old, meter, options)
         else:
-            content = _fresh(runner, sources, part, meter, how)
-        if not lease.held():
+            content = _process_all(runner, sources, part, meter, options)
+        if not lease.is_current():
             return None
         meter.shards += 1
-        made = replace(content, sources=sources)
-        mark = folder.commit(shard, made, meter.since(before))
+        mark = folder.commit(shard, replace(content, sources=sources), meter.since(before))
         part.remove()
         return mark
     finally:
@@ -80,111 +79,112 @@ def process_shard(
         lease.release()
 
 
-def work(runner: Runner, folder: Folder, meter: Meter, how: WorkerOptions | None = None) -> None:
-    """Process the shards of a share, or all, until each is finished by somebody.
+def work(
+    runner: Runner, folder: Folder, meter: Meter, options: WorkerOptions | None = None
+) -> None:
+    """Process all shards of the share until each is finished, by this process or another one.
 
-    A shard that another process has is waited for, and taken over should that process die.
+    If another process has claimed a shard, this waits for it, and takes over if that process dies.
 
     Raises:
-        FileRefusedError: of files that cannot be made shards; the others are done.
+        FileRefusedError: some files cannot become shards; all other shards are finished.
     """
-    how = how or WorkerOptions()
-    pending = _in_own_order(
-        [n for n in range(folder.plan.count) if how.share is None or how.share.has(n)]
+    options = options or WorkerOptions()
+    pending = _rotated(
+        [n for n in range(folder.plan.count) if options.share is None or options.share.has(n)]
     )
-    pause = PATIENCE[0]
+    pause = POLL_SECONDS[0]
     refused: list[str] = []
     while pending:
         marks = folder.marks(pending)
-        pending = [n for n in pending if n not in marks or _again(marks[n], how)]
+        pending = [n for n in pending if n not in marks or _needs_retry(marks[n], options)]
         left = []
         for shard in pending:
             try:
-                if process_shard(runner, folder, shard, meter, how) is None:
+                if process_shard(runner, folder, shard, meter, options) is None:
                     left.append(shard)
             except FileRefusedError as error:
                 refused += error.args
         if len(left) == len(pending):
             time.sleep(pause)
-            pause = min(2 * pause, PATIENCE[1])
+            pause = min(2 * pause, POLL_SECONDS[1])
         else:
-            pause = PATIENCE[0]
+            pause = POLL_SECONDS[0]
         pending = left
     if refused:
         raise FileRefusedError(*refused)
 
 
-def _in_own_order(shards: list[int]) -> list[int]:
-    """Beginning elsewhere in each process, so that many do not queue for the same shards."""
+def _rotated(shards: list[int]) -> list[int]:
+    """Each process starts at another shard, so that they do not compete for the same ones."""
     name = f"{platform.node()} {os.getpid()}".encode()
     first = int.from_bytes(hashlib.sha256(name).digest()[:4]) % max(1, len(shards))
     return shards[first:] + shards[:first]
 
 
-def _finished(folder: Folder, shard: int, how: WorkerOptions) -> Mark | None:
+def _finished(folder: Folder, shard: int, options: WorkerOptions) -> Mark | None:
     mark = folder.mark(shard)
-    return None if mark is not None and _again(mark, how) else mark
+    return None if mark is not None and _needs_retry(mark, options) else mark
 
 
-def _again(mark: Mark, how: WorkerOptions) -> bool:
-    return how.retry_failed and mark.failed > 0
+def _needs_retry(mark: Mark, options: WorkerOptions) -> bool:
+    return options.retry_failed and mark.failed > 0
 
 
-def _is_of(old: Content, sources: Sequence[Source]) -> bool:
-    """Whether rows are of these pictures: a file that could not be listed may be whole by now."""
-    paths = [spelled(record.path) for record in old.records]
-    return paths == [spelled(source.path) for source in sources]
+def _has_paths_of(old: Content, sources: Sequence[Source]) -> bool:
+    """Whether the rows are of these images: a file that was damaged may have been repaired."""
+    paths = [written_path(record.path) for record in old.records]
+    return paths == [written_path(source.path) for source in sources]
 
 
-def _fresh(
-    runner: Runner, sources: Sequence[Source], part: Part, meter: Meter, how: WorkerOptions
+def _process_all(
+    runner: Runner, sources: Sequence[Source], part: Part, meter: Meter, options: WorkerOptions
 ) -> Content:
-    """All rows of a shard, those that an earlier process left included."""
-    kept = part.resume(sources, runner.batch_size)
-    if kept < len(sources):
-        results = iter(runner(how.read(sources[kept:]), meter))
+    """All rows of a shard, including those of an earlier process."""
+    done = part.resume(sources, runner.batch_size)
+    if done < len(sources):
+        results = iter(runner(options.read(sources[done:]), meter))
         while batch := list(islice(results, runner.batch_size)):
             part.append(batch)
             for result in batch:
-                how.seen(result)
+                options.on_result(result)
     content = part.content()
     if len(content.records) != len(sources):
-        raise RuntimeError(f"{len(content.records)} rows for {len(sources)} pictures")
+        raise RuntimeError(f"{len(content.records)} rows for {len(sources)} images")
     return content
 
 
-def _retried(
+def _retry_failed(
     runner: Runner,
     sources: Sequence[Source],
     part: Part,
     old: Content,
     meter: Meter,
-    how: WorkerOptions,
+    options: WorkerOptions,
 ) -> Content:
-    """A finished shard with its failed rows made anew."""
-    places = [i for i, record in enumerate(old.records) if record.failed]
-    part.resume((), runner.batch_size)  # nothing but the header: what is left is of other places
-    for result in runner(how.read([sources[i] for i in places]), meter):
+    """A finished shard with its failed rows processed again."""
+    failed = [i for i, record in enumerate(old.records) if record.failed]
+    part.resume((), runner.batch_size)  # only the header: rows of an earlier process are others
+    for result in runner(options.read([sources[i] for i in failed]), meter):
         part.append([result])
-        how.seen(result)
-    new = part.content()
-    return merged(old, new, places)
+        options.on_result(result)
+    return merge(old, part.content(), failed)
 
 
-def merged(old: Content, new: Content, places: Sequence[int]) -> Content:
-    """`old` with the rows at `places` replaced by those of `new`, vectors included."""
-    fresh = dict(zip(places, new.records, strict=True))
+def merge(old: Content, new: Content, indices: Sequence[int]) -> Content:
+    """`old` with the rows at `indices` and their vectors replaced by those of `new`."""
+    fresh = dict(zip(indices, new.records, strict=True))
     records = [fresh.get(i, record) for i, record in enumerate(old.records)]
     channels = max(len(old.vectors), len(new.vectors))
     return Content(records, [_channel(c, old, new, fresh) for c in range(channels)])
 
 
 def _channel(channel: int, old: Content, new: Content, fresh: dict[int, Record]) -> Matrix:
-    held = iter(old.vectors[channel]) if old.vectors else iter(())
-    made = iter(new.vectors[channel]) if new.vectors else iter(())
-    rows = [
-        next(made if i in fresh else held)
+    old_vectors = iter(old.vectors[channel]) if old.vectors else iter(())
+    new_vectors = iter(new.vectors[channel]) if new.vectors else iter(())
+    vectors = [
+        next(new_vectors if i in fresh else old_vectors)
         for i, record in enumerate(old.records)
         if not fresh.get(i, record).failed
     ]
-    return np.stack(rows)
+    return np.stack(vectors)

@@ -1,7 +1,7 @@
-"""Frames of animated pictures: GIF, WebP and APNG, by Pillow; nothing has to be installed.
+"""Frames of animated images (GIF, WebP, APNG), decoded by Pillow.
 
-A frame's own delay says how long it is shown. One of 10 milliseconds or less counts as 100, as in
-browsers: files without any say 0. How often an animation is repeated plays no part.
+Each frame is shown for its own delay. A delay of 10 milliseconds or less counts as 100, as in
+browsers, because files without delays state 0. The number of repetitions is ignored.
 """
 
 import bisect
@@ -22,11 +22,11 @@ __all__ = ["ANIMATED", "animated_frames", "kind_of"]
 ANIMATED = ("GIF", "WebP", "PNG")
 MAX_FRAMES = 10_000
 SHORTEST, INSTEAD = 10, 100
-"""Milliseconds: a delay that is no longer than the first is taken for the second."""
+"""Milliseconds: a delay up to the first number counts as the second."""
 
 
 def kind_of(head: bytes) -> str | None:
-    """The format, one of `ANIMATED`, of a file that begins so."""
+    """The format, one of `ANIMATED`, of a file that starts with these bytes; else None."""
     return next((kind for kind in ANIMATED if OPENERS[kind][0].match(head)), None)
 
 
@@ -36,43 +36,43 @@ def animated_frames(
     """The frames shown in the middle of `count` equal parts of the time: upright, RGB.
 
     Raises:
-        UnreadableImageError: a picture that stands still, a damaged one, or one beyond the limits:
-            `MAX_FRAMES`, `max_pixels` each, `deadline` seconds.
+        UnreadableImageError: the image is not animated, is damaged, or exceeds a limit:
+            `MAX_FRAMES`, `max_pixels` per frame, `deadline` seconds.
     """
     until = time.monotonic() + deadline
     try:
-        with OPENERS[kind][1](file) as picture:
-            ends = list(itertools.accumulate(_delays(picture, max_pixels, until)))
+        with OPENERS[kind][1](file) as image:
+            ends = list(itertools.accumulate(_delays(image, max_pixels, until)))
             if len(ends) < 2:
                 raise UnreadableImageError(f"no clip, but a {kind} picture that stands still")
             middles = [Fraction(ends[-1] * (2 * i + 1), 2 * count) for i in range(count)]
             shown = [bisect.bisect_right(ends, at) for at in middles]
-            return _frames(picture, shown, max_pixels, kind)
+            return _frames(image, shown, max_pixels, kind)
     except UnreadableImageError:
         raise
-    except Exception as error:  # decoders meet broken files with every kind of exception
+    except Exception as error:  # decoders raise every type of exception for broken files
         raise UnreadableImageError(f"a damaged {kind} ({error})") from error
 
 
-def _delays(picture: ImageFile, max_pixels: int, until: float) -> Iterator[int]:
-    """Milliseconds that each frame is shown; every one is decoded, so that damage is found."""
+def _delays(image: ImageFile, max_pixels: int, until: float) -> Iterator[int]:
+    """The delay of each frame in milliseconds; decodes every frame, so that damage is detected."""
     for number in itertools.count():
-        _within(picture, number, max_pixels, until)
+        _within(image, number, max_pixels, until)
         try:
-            picture.seek(number)
+            image.seek(number)
         except EOFError:
             return
-        _within(picture, number, max_pixels, until)
-        picture.load()
-        delay = round(picture.info.get("duration") or 0)
+        _within(image, number, max_pixels, until)
+        image.load()
+        delay = round(image.info.get("duration") or 0)
         yield delay if delay > SHORTEST else INSTEAD
 
 
-def _within(picture: ImageFile, number: int, max_pixels: int, until: float) -> None:
-    if picture.width * picture.height > max_pixels:
+def _within(image: ImageFile, number: int, max_pixels: int, until: float) -> None:
+    if image.width * image.height > max_pixels:
         limit = f"{max_pixels / 1e6:g} megapixels"
         raise UnreadableImageError(
-            f"frames of {picture.width} x {picture.height} pixels are more than {limit}"
+            f"frames of {image.width} x {image.height} pixels are more than {limit}"
         )
     if number > MAX_FRAMES:
         raise UnreadableImageError(f"more than {MAX_FRAMES} frames")
@@ -80,10 +80,10 @@ def _within(picture: ImageFile, number: int, max_pixels: int, until: float) -> N
         raise UnreadableImageError("takes too long to decode")
 
 
-def _frames(picture: ImageFile, shown: Sequence[int], max_pixels: int, kind: str) -> list[Image]:
-    """The frames of these numbers, which ascend."""
-    found: dict[int, Image] = {}
+def _frames(image: ImageFile, shown: Sequence[int], max_pixels: int, kind: str) -> list[Image]:
+    """The frames with these numbers, which must ascend."""
+    frames: dict[int, Image] = {}
     for number in dict.fromkeys(shown):
-        picture.seek(number)
-        found[number] = upright(picture, max_pixels, kind)
-    return [found[number] for number in shown]
+        image.seek(number)
+        frames[number] = upright(image, max_pixels, kind)
+    return [frames[number] for number in shown]

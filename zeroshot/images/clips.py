@@ -1,8 +1,8 @@
-"""Frames of video clips, by PyAV (the extra `video`), and of animated pictures.
+"""Frames of videos, decoded by PyAV (the extra `video`), and of animated images.
 
-A clip is opened as an open file of bytes, never by its name, and by the demuxer that its first
-bytes call for: FFmpeg guesses no format and follows no address, so that a playlist in the guise of
-a clip reads nothing. Sound is ignored. What cannot be read is an `UnreadableImageError`.
+A video is passed to FFmpeg as an open file, never by name, and its first bytes select the demuxer.
+So FFmpeg guesses no format and follows no address: a playlist disguised as a video reads no other
+file. Sound is ignored. An unreadable video raises `UnreadableImageError`.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ from zeroshot.packaging.extras import how_to_install
 __all__ = ["VERSION", "Clip", "frames_of", "open_clip"]
 
 VERSION = "clip-2"
-"""Names the rules that choose and decode frames: part of cache keys."""
+"""Version of the rules that select and decode frames; part of cache keys."""
 
 MAX_BYTES = 4 << 30
 MAX_SECONDS = 24 * 3600
-"""How long a clip may say it is."""
+"""Limit of the length that a video states."""
 MAX_DECODED = 3000
-"""Frames that may be decoded to reach one of those wanted: two minutes without a key frame."""
+"""Limit of frames decoded to reach a wanted one: two minutes without a key frame."""
 DEADLINE = 120.0
-"""Seconds that one clip may take."""
+"""Time limit for one video in seconds."""
 
 BACK = (0, 2, 20)
-"""Seconds to seek before the time that is wanted: MPEG-TS has no index, so that the next key frame
-may be behind it. After these it is the clip's begin."""
+"""Seconds to seek before the wanted time, tried in this order and then the start of the video:
+MPEG-TS has no index, so the next key frame may come after the wanted time."""
 
 ROUNDED = Fraction(3, 4000)
-"""Seconds by which a frame's time and the clip's length, both in milliseconds, may be off."""
+"""Rounding error in seconds of a frame's time and the video's length, both in milliseconds."""
 
 FORMATS = (
     (rb"....(ftyp|moov|mdat|wide|free|skip)", "mov"),
@@ -59,7 +59,7 @@ FORMATS = (
     (rb"\0\0\x01\xba", "mpeg"),
     (rb"\x47.{187}\x47", "mpegts"),
 )
-"""How files of each format begin, and FFmpeg's name of what reads it."""
+"""The first bytes of each format, and FFmpeg's name of its demuxer."""
 
 TURNS = {
     (0, -1, 1, 0): Transpose.ROTATE_90,
@@ -70,12 +70,12 @@ TURNS = {
     (0, 1, 1, 0): Transpose.TRANSPOSE,
     (0, -1, -1, 0): Transpose.TRANSVERSE,
 }
-"""Signs of a display matrix's a, b, c and d, and what takes (x, y) to (ax + cy, bx + dy)."""
+"""Signs of a, b, c and d of a display matrix, and the transform of (x, y) to (ax + cy, bx + dy)."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An open clip, and the sha256 of its bytes."""
+    """An open video, and the sha256 of its bytes."""
 
     id: str
     file: VideoFile
@@ -83,14 +83,14 @@ class Clip:
 
 @contextmanager
 def open_clip(source: Source) -> Iterator[Clip]:
-    """The clip that a source names, open while it is read.
+    """Open the video of a source.
 
     Raises:
-        UnreadableImageError: no regular file of at most `MAX_BYTES`, or no clip in memory.
+        UnreadableImageError: no regular file of at most `MAX_BYTES`, or a decoded image.
     """
     content = source.content
     if content is None:
-        file: VideoFile = _opened(Path(source.path or ""))
+        file: VideoFile = _open(Path(source.path or ""))
     elif isinstance(content, bytes):
         file = io.BytesIO(content)
     elif hasattr(content, "read"):
@@ -102,12 +102,12 @@ def open_clip(source: Source) -> Iterator[Clip]:
         yield Clip(digest.hexdigest(), file)
 
 
-def _opened(path: Path) -> VideoFile:
+def _open(path: Path) -> VideoFile:
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise UnreadableImageError("a folder, a pipe or a device, not a clip")
-        if found.st_size > MAX_BYTES:
+        if status.st_size > MAX_BYTES:
             raise UnreadableImageError(f"larger than {MAX_BYTES >> 30} GiB")
         return path.open("rb")
     except UnreadableImageError:
@@ -119,16 +119,16 @@ def _opened(path: Path) -> VideoFile:
 
 
 def frames_of(file: VideoFile, count: int, max_pixels: int = MAX_PIXELS) -> list[Image]:
-    """The frames shown in the middle of `count` equal parts of a clip: upright, RGB.
+    """The frames shown in the middle of `count` equal parts of a video: upright, RGB.
 
-    Where frames come evenly, these are `floor((i + 1/2) n / count)` of n: those on which TSN and
-    X-CLIP are evaluated (Ni et al. 2022; SampleFrames of MMAction2). Each is reached from the key
-    frame before it, so that a long clip costs as much as a short one.
-    A clip of fewer frames shows some of them more than once.
+    If frames are evenly spaced, these are frames `floor((i + 1/2) n / count)` of n, on which TSN
+    and X-CLIP are evaluated (Ni et al. 2022; SampleFrames of MMAction2). Decoding starts at the key
+    frame before each, so a long video costs as much as a short one. If a video has fewer frames,
+    some are repeated.
 
     Raises:
         NotAvailableError: PyAV is not installed.
-        UnreadableImageError: no clip, damaged, cut off, or beyond the limits.
+        UnreadableImageError: not a video, damaged, cut off, or over a limit.
     """
     file.seek(0)
     head = file.read(4096)
@@ -172,7 +172,7 @@ def _sampled(container: Any, count: int, max_pixels: int) -> list[Image]:
     if codec is None:
         raise UnreadableImageError("a video track of a kind that FFmpeg does not know")
     _check_size(codec.width, codec.height, max_pixels)
-    codec.thread_count = 1  # clips are decoded beside each other already
+    codec.thread_count = 1  # videos are already decoded in parallel
     codec.options = {"max_pixels": str(max_pixels)}
     until = time.monotonic() + DEADLINE
     begin, length = _extent(container, stream, until)
@@ -182,7 +182,7 @@ def _sampled(container: Any, count: int, max_pixels: int) -> list[Image]:
 
 
 def _track(container: Any) -> Any:
-    """The first track of pictures that is no cover of a piece of music."""
+    """The first video track that is not the cover of a piece of music."""
     for stream in container.streams.video:
         if not stream.disposition & type(stream.disposition).attached_pic:
             return stream
@@ -196,10 +196,10 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _extent(container: Any, stream: Any, until: float) -> tuple[Fraction, Fraction]:
-    """When the first frame is shown and how long the clip is, in seconds.
+    """The time of the first frame and the length of the video, in seconds.
 
-    Matroska tells a track's own length in a tag, since its sound may be longer; where a file says
-    nothing, its packets do, which are read and not decoded.
+    Matroska has the length of each track in a tag, because the sound may be longer. If a file
+    states no length, its packets are read, without decoding them.
     """
     begin, length = stream.start_time or 0, stream.duration
     if length is None:
@@ -223,7 +223,7 @@ def _extent(container: Any, stream: Any, until: float) -> tuple[Fraction, Fracti
 
 
 def _tagged(text: str) -> Fraction | None:
-    """Seconds of `00:01:02.500000000`, where a track ends; None for zero and anything else."""
+    """The seconds of a tag such as `00:01:02.500000000`; None for zero or another text."""
     match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d{1,9})?)", text)
     if match is None:
         return None
@@ -232,12 +232,12 @@ def _tagged(text: str) -> Fraction | None:
 
 
 def _shown_at(container: Any, stream: Any, at: Fraction, part: Fraction, until: float) -> Any:
-    """The last frame that begins no later than `at`, else the first one there is.
+    """The last frame that starts at or before `at`, else the first frame.
 
-    Matroska and FLV round times, so that `ROUNDED` later is no later.
+    Matroska and FLV round times, so a frame may start up to `ROUNDED` later.
 
     Raises:
-        UnreadableImageError: the clip ends more than a `part` before; no key frame is near.
+        UnreadableImageError: the video ends more than a `part` before, or no key frame is near.
     """
     tick = stream.time_base
     latest = (at + ROUNDED) / tick
@@ -265,11 +265,11 @@ def _shown_at(container: Any, stream: Any, at: Fraction, part: Fraction, until: 
 
 
 def _decoded(container: Any, stream: Any, at: Fraction, until: float) -> Iterator[Any]:
-    """Frames with a time, from the first key frame after where the container is, within limits.
+    """Frames with a time, from the next key frame on, within the limits.
 
-    What comes before a key frame lacks what it builds on, and would be grey.
+    Frames before a key frame depend on missing ones and would be grey.
     """
-    begun = False
+    started = False
     for number, frame in enumerate(container.decode(stream)):
         if number >= MAX_DECODED:
             raise UnreadableImageError(
@@ -277,8 +277,8 @@ def _decoded(container: Any, stream: Any, at: Fraction, until: float) -> Iterato
             )
         if time.monotonic() > until:
             raise UnreadableImageError(f"takes longer than {DEADLINE:g} seconds to decode")
-        begun = begun or bool(frame.key_frame)
-        if begun and frame.pts is not None:
+        started = started or bool(frame.key_frame)
+        if started and frame.pts is not None:
             yield frame
 
 
@@ -290,10 +290,10 @@ def _upright(frame: Any, max_pixels: int) -> Image:
 
 
 def _turn(frame: Any) -> Transpose | None:
-    """What the display matrix asks for: 9 numbers, of which a, b, c and d are 0, 1, 3 and 4."""
-    for held in frame.side_data:
-        if held.type.name == "DISPLAYMATRIX" and len(bytes(held)) == 36:
-            a, b, _, c, d, *_ = struct.unpack("9i", bytes(held))
+    """The transform of the display matrix: 9 numbers, of which a, b, c, d are 0, 1, 3 and 4."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX" and len(bytes(data)) == 36:
+            a, b, _, c, d, *_ = struct.unpack("9i", bytes(data))
             unit = max(map(abs, (a, b, c, d))) or 1
             return TURNS.get((round(a / unit), round(b / unit), round(c / unit), round(d / unit)))
     return None

@@ -1,8 +1,8 @@
-"""From the bytes of a picture file to an upright RGB image.
+"""Decode the bytes of an image file to an upright RGB image.
 
-Six formats are decoded: JPEG (and the first picture of an MPO), PNG, WebP, GIF and TIFF (first
-frame or page) and BMP. Embedded colour profiles are not applied, as the encoders' own
-preprocessing never did.
+Six formats are supported: JPEG (and the first image of an MPO), PNG, WebP, GIF and TIFF (first
+frame or page) and BMP. Embedded colour profiles are not applied, because the preprocessing of the
+encoders does not apply them either.
 """
 
 import io
@@ -23,8 +23,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from zeroshot.errors import UnreadableImageError
 
 MAX_RATIO = 200
-"""Long side to short side. An encoder that brings the short side of a 65500 x 1 picture to 224
-would make 3 gigapixels of it."""
+"""Limit of long side to short side. An encoder that resizes the short side of a 65500 x 1 image to
+224 would make 3 gigapixels of it."""
 
 OPENERS: dict[str, tuple[re.Pattern[bytes], type[ImageFile]]] = {
     "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
@@ -34,10 +34,10 @@ OPENERS: dict[str, tuple[re.Pattern[bytes], type[ImageFile]]] = {
     "BMP": (re.compile(rb"BM"), BmpImageFile),
     "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
 }
-"""What files of each format begin with, and what opens them.
+"""The first bytes of each format, and its opener.
 
-The openers are called directly: `PIL.Image.open` checks for decompression bombs by a global limit
-and by a warning, neither of which is safe to change while other threads decode.
+The openers are called directly: `PIL.Image.open` checks for decompression bombs with a global limit
+and a warning, and neither is safe to change while other threads decode.
 """
 
 OTHER_KINDS = (
@@ -59,7 +59,7 @@ OTHER_KINDS = (
     (rb"[^\0-\x08\x0b\x0e-\x1a\x1c-\x1f]+\Z", "a text file"),
     (rb"", "a file of an unknown kind"),
 )
-"""How other files begin, as far as their first 4096 bytes tell; the first that fits counts."""
+"""Patterns for the first 4096 bytes of other files; the first match counts."""
 
 UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,7 +70,7 @@ UPRIGHT = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to what undoes it."""
+"""The transform that undoes each EXIF orientation."""
 
 
 def _other_kind(data: bytes) -> UnreadableImageError:
@@ -99,18 +99,18 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _eight_bits(image: Image) -> Image:
-    """Grey values of 16 bits (`I` as Pillow holds some of them) or of floats in 0..1."""
+    """An 8-bit image from grey values of 16 bits (mode `I` or `I;16`) or floats in 0..1."""
     values = np.asarray(image)
     top = 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= top):  # also where a NaN is
+    if not (values.min() >= 0 and values.max() <= top):  # also if one is NaN
         raise UnreadableImageError(f"grey values outside 0..{top}; convert it to 8 bits first")
     return PIL.Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 
 def _to_rgb(image: Image) -> Image:
-    """RGB; transparency lies on white, as pages and viewers show cut-outs and logos.
+    """Convert to RGB; transparency becomes white, as in web pages and viewers.
 
-    Dropping the alpha channel instead would uncover whatever colour the file holds there.
+    Without the alpha channel the image would show the hidden colour of transparent pixels.
     """
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
@@ -122,41 +122,41 @@ def _to_rgb(image: Image) -> Image:
 
 
 def _turn(image: Image) -> PIL.Image.Transpose | None:
-    """What EXIF or XMP asks for; nothing where they cannot be parsed, as viewers do."""
+    """The transform that EXIF or XMP asks for; None if they cannot be parsed, as in viewers."""
     try:
         return UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # broken tags raise anything
+    except Exception:  # broken tags raise every type of exception
         return None
 
 
 def _checked(image: Image, max_pixels: int) -> Image:
-    """A new upright RGB picture without metadata (it would ask to be turned once more)."""
+    """A new upright RGB image without metadata, which would ask to turn it once more."""
     _check_size(image.size, max_pixels)
     image.load()
     turn = _turn(image)
-    picture = _to_rgb(image)
-    picture.info = {}
-    return picture if turn is None else picture.transpose(turn)
+    rgb = _to_rgb(image)
+    rgb.info = {}
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def upright(image: Image, max_pixels: int, kind: str = "picture") -> Image:
     """A PIL image, loaded or not, as a new upright RGB image without metadata.
 
-    UnreadableImageError where it has more than `max_pixels`, is extremely narrow or broken.
+    UnreadableImageError if it has more than `max_pixels`, is extremely narrow or broken.
     """
     try:
         return _checked(image, max_pixels)
     except UnreadableImageError:
         raise
-    except Exception as error:  # decoders meet broken files with every kind of exception
+    except Exception as error:  # decoders raise every type of exception for broken files
         raise _broken(kind, error) from error
 
 
 def decode(data: bytes, max_pixels: int, draft_side: int | None = None) -> Image:
-    """As `upright`, of the bytes of a file; also refuses what is none of the six formats.
+    """Decode the bytes of a file as `upright` does; UnreadableImageError also for other formats.
 
-    With `draft_side` a JPEG comes at a half, a quarter or an eighth of its size, the smallest that
-    has no side below that: the decoder skips what would make up the rest.
+    With `draft_side` the decoder reduces a JPEG to a half, a quarter or an eighth of its size: the
+    smallest with no side below `draft_side`.
     """
     kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
     if kind is None:
@@ -173,10 +173,10 @@ def decode(data: bytes, max_pixels: int, draft_side: int | None = None) -> Image
 
 
 def view(image: Image, seed: str) -> Image:
-    """A random part of a picture, perhaps mirrored: the same one for the same seed.
+    """A random crop of an image, perhaps mirrored: the same one for the same seed.
 
     As torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, which TPT, MTA
-    and ZERO use: 8 to 100 % of the area, sides in a ratio of 3:4 to 4:3, brought to a square.
+    and ZERO use: 8 to 100 % of the area, sides in a ratio of 3:4 to 4:3, resized to a square.
     """
     source = random.Random(seed)
     width, height = image.size
@@ -186,7 +186,7 @@ def view(image: Image, seed: str) -> Image:
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
             break
-    else:  # a very long picture: as much as the ratio allows, from its middle
+    else:  # a very long image: the largest crop that the ratio allows
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = source.randint(0, width - w), source.randint(0, height - h)
     side = max(w, h)

@@ -1,7 +1,7 @@
-"""Open and read ahead the pictures that `inputs` finds; nothing else in the package decodes one.
+"""Open the images that `inputs` finds, and read ahead; no other module decodes images.
 
-An image leaves here as an upright RGB PIL image (see `images.pixels`). What cannot be
-read is an `UnreadableImageError` whose message says what the file looks like.
+The result is an upright RGB PIL image (see `images.pixels`). For an unreadable file the message of
+`UnreadableImageError` says what the file looks like.
 """
 
 import hashlib
@@ -40,33 +40,32 @@ __all__ = [
 ]
 
 VERSION = "rgb-1"
-"""Names the rules that turn a file into pixels: part of cache keys, changes when pixels would."""
+"""Version of the rules that turn a file into pixels; part of cache keys."""
 
 MAX_PIXELS = 100_000_000
 _ONE_AT_A_TIME = threading.Lock()
-"""For PIL images: one that still has to load may be named twice, and loading is not thread-safe."""
+"""For PIL images: the same image may be an input twice, and loading is not thread-safe."""
 
 
-def _memory_id(picture: Image) -> str:
-    header = f"RGB {picture.width} {picture.height} ".encode()
-    return hashlib.sha256(header + picture.tobytes()).hexdigest()
+def _memory_id(image: Image) -> str:
+    header = f"RGB {image.width} {image.height} ".encode()
+    return hashlib.sha256(header + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a source stands for before it is decoded: the bytes of a file, or an upright picture.
+    """A source before decoding: the bytes of a file, or an upright image.
 
-    `id` is what it will be called: the sha256 of the bytes; of a PIL image, the sha256 of its mode,
-    size and pixels once it is RGB.
+    `id` is the sha256 of the bytes; for a PIL image, that of its mode, size and pixels as RGB.
     """
 
     id: str
     content: bytes | Image
 
     def decoded(self, max_pixels: int = MAX_PIXELS, draft_side: int | None = None) -> Image:
-        """The picture; UnreadableImageError with the reason, without the path.
+        """Decode the image; UnreadableImageError has the reason without the path.
 
-        With `draft_side` a large JPEG comes smaller (`pixels.decode`).
+        With `draft_side` a large JPEG is decoded smaller (`pixels.decode`).
         """
         if isinstance(self.content, Image):
             return self.content
@@ -74,7 +73,7 @@ class Fetched:
 
 
 def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
-    """What is to be decoded, in memory; UnreadableImageError as `read`."""
+    """The undecoded source in memory; UnreadableImageError as from `read`."""
     content: str | Path | bytes | Image | Blob | Picture
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
@@ -84,8 +83,8 @@ def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
         return Fetched(content.id, content.image)
     if isinstance(content, Image):
         with _ONE_AT_A_TIME:
-            picture = pixels.upright(content, max_pixels)
-        return Fetched(_memory_id(picture), picture)
+            image = pixels.upright(content, max_pixels)
+        return Fetched(_memory_id(image), image)
     if isinstance(content, str | Path):
         data = read_file(str(content))
     else:
@@ -94,16 +93,16 @@ def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
 
 
 def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture with the id of exactly the bytes it was decoded from (`Fetched.id`).
+    """The decoded image, with the id of exactly the bytes that it was decoded from.
 
-    Raises UnreadableImageError with the reason, without the path.
+    UnreadableImageError has the reason without the path.
     """
     fetched = fetch(source, max_pixels)
     return Picture(fetched.id, fetched.decoded(max_pixels))
 
 
 def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:
-    """The picture of `read` alone: upright, RGB."""
+    """The image of `read`, without its id: upright, RGB."""
     return read(source, max_pixels).image
 
 
@@ -118,10 +117,10 @@ def _attempt(source: Input, max_pixels: int) -> Picture | UnreadableImageError:
 def read_ahead(
     sources: Iterable[Input], workers: int = 4, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Picture | UnreadableImageError]:
-    """Pictures in the order of `sources`, decoded by threads while the consumer works.
+    """Images in the order of `sources`, decoded by threads while the consumer works.
 
-    A source that cannot be read comes as its error. At most `2 * workers` pictures wait at a time;
-    a consumer that stops early (or is interrupted) leaves no thread behind.
+    An unreadable source yields its error. At most `2 * workers` images wait at a time. If the
+    consumer stops early or is interrupted, all threads end.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
     waiting: deque[Future[Picture | UnreadableImageError]] = deque()

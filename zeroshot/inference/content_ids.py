@@ -29,13 +29,13 @@ def _known(source: Source, cache: EmbeddingCache) -> str | None:
 
 def to_do(sources: Sequence[Source], output: Output, cache: EmbeddingCache) -> list[Source]:
     """Those of which `output` has no row from an earlier run; only namesakes of rows are read."""
-    namesakes = [output.names(source.path) for source in sources]
+    namesakes = [output.has_path(source.path) for source in sources]
     asked = [s for s, named in zip(sources, namesakes, strict=True) if named]
     ids = (_read(s, id, cache) for s, id in zip(asked, known_ids(asked, cache), strict=True))
     return [
         s
         for s, named in zip(sources, namesakes, strict=True)
-        if not (named and output.holds(s.path, next(ids)))
+        if not (named and output.take_row(s.path, next(ids)))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens to the process or the machine."""
+"""Write files atomically: a file is complete or absent, even if the process or machine fails."""
 
 import contextlib
 import errno
@@ -10,22 +10,25 @@ from typing import BinaryIO
 
 from zeroshot.errors import OutputError, UserError
 
-__all__ = ["publish", "refusal", "replace", "sync", "whole", "writing"]
+__all__ = ["publish", "replace", "start_error", "sync", "whole", "writing"]
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
-    """Give `path` new content that outlives a crash of the machine: all of it, or none."""
-    new = _beside(path, data)
+    """Replace the content of `path` durably: after a crash the file is the old or the new one."""
+    _rename(_beside(path, data), path)
+
+
+def _rename(new: Path, path: Path) -> None:
     try:
         os.replace(new, path)
-    except OSError:
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
 
 def publish(path: Path, data: bytes) -> bool:
-    """Make the file `path` with this content; False when somebody was first, who is left alone."""
+    """Create the file `path`; False, and no change, if it exists."""
     new = _beside(path, data)
     try:
         os.link(new, path)
@@ -52,38 +55,37 @@ def _create(path: Path, data: bytes) -> bool:
 
 
 def _beside(path: Path, data: bytes | memoryview) -> Path:
-    """A synced file in the same folder."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
-    try:
-        with open(new, "xb") as file:
-            file.write(data)
-            file.flush()
-            sync(file.fileno())
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    """A synced temporary file in the same folder."""
+    with _temporary(path) as (new, file):
+        file.write(data)
     return new
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the name `path` once the block is done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A file beside `path`, synced when the block is done; removed if it fails."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
         with open(new, "xb") as file:
-            yield file
+            yield new, file
             file.flush()
             sync(file.fileno())
-        os.replace(new, path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which gets the name `path` when the block is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path) as (new, file):
+        yield file
+    _rename(new, path)
 
 
 def sync(what: int | Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
+    """Wait until a file, or the list of files in a folder, is on the disk."""
     if isinstance(what, int):
         os.fsync(what)
         return
@@ -97,24 +99,24 @@ def sync(what: int | Path) -> None:
 
 @contextlib.contextmanager
 def writing(place: object) -> Iterator[None]:
-    """A block that writes to `place`: what the system refuses is an OutputError."""
+    """A block that writes to `place`; an OSError in it becomes an OutputError."""
     try:
         yield
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise _stopped(place, error) from error
+        raise _write_error(place, error) from error
 
 
-def refusal(place: object, error: OSError) -> UserError | OutputError:
-    """What to raise when an output cannot be begun: there is no room, or the place is wrong."""
+def start_error(place: object, error: OSError) -> UserError | OutputError:
+    """The error to raise if an output cannot be started: a full disk, or a wrong path."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return _stopped(place, error)
+        return _write_error(place, error)
     return UserError(f"cannot write '{place}': {error.strerror}")
 
 
-def _stopped(place: object, error: OSError) -> OutputError:
+def _write_error(place: object, error: OSError) -> OutputError:
     return OutputError(
-        f"cannot write to '{place}': {error.strerror or error}; what is complete there stays: "
-        "see to it and run the same command again"
+        f"cannot write to '{place}': {error.strerror or error}; complete files are kept: fix the "
+        "cause and run the same command again"
     )

@@ -1,7 +1,7 @@
-"""Where the files of an output folder are: on this machine, or in an object store (`buckets`).
+"""Where the files of an output folder are: on this machine, or in an object store (`object_store`).
 
-What both can do is little: files are written whole, one can be published that only one process
-gets to make, and each has an age. Nothing is appended and nothing is renamed.
+Both support only a few operations: write a whole file, create a file that only one process can
+create, and read the age of a file. No file is appended to or renamed.
 """
 
 import contextlib
@@ -19,73 +19,73 @@ import platformdirs
 from zeroshot.output import atomic
 
 WORK = ".work"
-"""Of claims, and on this machine of unfinished rows."""
+"""Folder of claims and, on this machine, of unfinished rows."""
 
 
 def default_root() -> Path:
-    """`$ZEROSHOT_CACHE`, else the platform's cache folder of the user."""
+    """`$ZEROSHOT_CACHE`, else the user's cache folder on this platform."""
     return Path(os.environ.get("ZEROSHOT_CACHE") or platformdirs.user_cache_dir("zeroshot"))
 
 
 @runtime_checkable
 class Location(Protocol):
-    """A folder of files that several processes share; a name may lead into a folder below.
+    """A folder of files that several processes share; a name may contain a folder below it.
 
-    What cannot be written is an OSError or an OutputError. Small and picklable.
+    A failed write raises OSError or OutputError. Small and picklable.
     """
 
     def begin(self) -> None:
-        """Make sure that files can be written and published here."""
+        """Check that files can be written and published here."""
 
     def below(self, name: str) -> "Location":
         """A folder in this one."""
 
     def scratch(self, run: str) -> Path:
-        """Where, on this machine, what a run has not finished is appended to."""
+        """The folder on this machine for the unfinished rows of a run."""
 
     def full(self, name: str) -> str:
-        """What a person calls a file."""
+        """The full name of a file, for messages."""
 
     def names(self) -> list[str]:
-        """Of the files directly in it; none if there is no such folder."""
+        """Names of the files directly in it; none if the folder does not exist."""
 
     def read(self, name: str) -> bytes:
-        """A whole file; FileNotFoundError."""
+        """The bytes of a file; FileNotFoundError."""
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Several, without those that are not there."""
+        """The bytes of each file that exists."""
 
     def replace(self, name: str, data: bytes) -> None:
-        """Give a file new content: all of it, or none."""
+        """Replace the content of a file, all of it or nothing."""
 
     def whole(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write to, however large, which is there once the block is done."""
+        """A file to write to, of any size, which appears when the block is done."""
 
     def publish(self, name: str, data: bytes) -> bool:
-        """Make a file; False when somebody was first. Only one process ever hears True.
+        """Create a file; False if it exists. Of several processes only one gets True.
 
-        What claims something must have bytes that nobody else would write.
+        The bytes must be unique to the process.
         """
 
     def remove(self, *names: str) -> None:
-        """Remove files, if they are there."""
+        """Remove the files that exist."""
 
     def remove_below(self, name: str) -> None:
-        """Remove a folder in this one, if it is there."""
+        """Remove a folder in this one, if it exists."""
 
     def has_below(self, name: str) -> bool:
-        """Whether there is such a folder."""
+        """Whether a folder exists in this one."""
 
     def touch(self, name: str) -> None:
-        """Make a file young; FileNotFoundError."""
+        """Set a file's time to now; FileNotFoundError."""
 
     def age(self, name: str) -> float:
-        """Seconds since it was written or touched, by the clock of the place; FileNotFoundError."""
+        """Seconds since the last write or touch, by the location's clock; FileNotFoundError."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A folder of this machine, or of a network file system that it sees as one."""
+    """A folder on this machine or on a mounted network file system."""
 
     path: Path
 
@@ -101,7 +101,7 @@ class Disk:
         return Disk(self.path / name)
 
     def scratch(self, run: str) -> Path:
-        """In the folder, so that any machine goes on with it."""
+        """In the folder itself, so that any machine can continue the run."""
         return self.path / WORK
 
     def full(self, name: str) -> str:
@@ -109,7 +109,7 @@ class Disk:
         return str(self.path / name)
 
     def names(self) -> list[str]:
-        """Of files, hidden ones included."""
+        """Names of files, including hidden ones."""
         try:
             with os.scandir(self.path) as found:
                 return [entry.name for entry in found if entry.is_file()]
@@ -117,33 +117,33 @@ class Disk:
             return []
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """The bytes of a file."""
         return (self.path / name).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """One after another."""
-        held = {}
+        """Read the files one after another."""
+        contents = {}
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                held[name] = self.read(name)
-        return held
+                contents[name] = self.read(name)
+        return contents
 
     def replace(self, name: str, data: bytes) -> None:
-        """As `durable.replace`."""
+        """See `atomic.replace`."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         atomic.replace(path, data)
 
     def whole(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """As `durable.whole`."""
+        """See `atomic.whole`."""
         return atomic.whole(self.path / name)
 
     def publish(self, name: str, data: bytes) -> bool:
-        """As `durable.publish`."""
+        """See `atomic.publish`."""
         return atomic.publish(self.path / name, data)
 
     def remove(self, *names: str) -> None:
-        """Unlink them."""
+        """Unlink the files."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
@@ -153,7 +153,7 @@ class Disk:
             shutil.rmtree(self.path / name)
 
     def has_below(self, name: str) -> bool:
-        """Whether it is a folder."""
+        """Whether it is a folder that exists."""
         return (self.path / name).is_dir()
 
     def touch(self, name: str) -> None:
@@ -161,7 +161,7 @@ class Disk:
         os.utime(self.path / name)
 
     def age(self, name: str) -> float:
-        """As the file system tells the time, which on a network is not this machine's."""
+        """Age by the file system's clock, which on a network is not this machine's."""
         then = (self.path / name).stat().st_mtime
         probe = self.path / f".{secrets.token_hex(8)}.clock"
         probe.touch()
@@ -172,5 +172,5 @@ class Disk:
 
 
 def at(place: "Path | Location") -> Location:
-    """The location of a path; a location as it is."""
+    """The location of a path; a location is returned unchanged."""
     return Disk(place) if isinstance(place, Path) else place

@@ -1,9 +1,9 @@
-"""The pairs that a filter kept, as a data set of the same shape: a table, or tar files.
+"""Write the pairs that a filter keeps as a new data set: a table, or tar files.
 
-A table (`.jsonl`, `.csv`, `.parquet`) has path, caption, label and score; paths are relative to it
-where the pictures lie below it. A folder gets webdataset shards, `00000.tar` and so on: the bytes
-of each picture as they were, its caption as `.txt`, its label as `.cls`, path and score as `.json`.
-Files appear whole or not at all.
+A table (`.jsonl`, `.csv`, `.parquet`) has path, caption, label and score. A path is relative to the
+table if the image is below its folder. A folder gets webdataset shards (`00000.tar`, ...) with the
+original bytes of each image, its caption as `.txt`, its label as `.cls`, path and score as `.json`.
+Files are written atomically.
 """
 
 import csv
@@ -11,6 +11,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -32,7 +33,7 @@ MAGIC = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp", b
 
 
 def check_target(path: Path) -> None:
-    """UserError for a name that says neither a table nor a folder."""
+    """UserError if the name is neither that of a table nor that of a folder."""
     if path.suffix and path.suffix.lower() not in TABLES:
         raise unknown("table of kept pairs", path.suffix, TABLES)
     if path.suffix.lower() == ".parquet":
@@ -40,26 +41,19 @@ def check_target(path: Path) -> None:
 
 
 def write_kept(path: Path, results: Iterable[FilterResult]) -> int:
-    """Write the kept ones of `results` as the name of `path` says; how many there are.
+    """Write the results that are kept to a table or a folder; returns their number.
 
     Raises:
-        UserError: for a table, a picture in an archive or in memory, which has no path; a picture
-            that cannot be read any more.
+        UserError: an image cannot be read any more, or (for a table) has no file of its own.
     """
+    kept = (result for result in results if result.kept)
     if path.suffix:
-        return _write_table(path, [r for r in results if r.kept])
+        return _write_table(path, list(kept))
     path.mkdir(parents=True, exist_ok=True)
     count = 0
-    shard: list[FilterResult] = []
-    for result in results:
-        if result.kept:
-            shard.append(result)
-            count += 1
-        if len(shard) == PAIRS_IN_A_SHARD:
-            _write_shard(path, count - len(shard), shard)
-            shard = []
-    if shard:
-        _write_shard(path, count - len(shard), shard)
+    while shard := list(islice(kept, PAIRS_IN_A_SHARD)):
+        _write_shard(path, count, shard)
+        count += len(shard)
     return count
 
 
@@ -85,8 +79,8 @@ def _row(result: FilterResult, folder: Path) -> dict[str, str | float | None]:
     source = result.source
     if source.path is None or not isinstance(source.content, Url | Remote | None):
         raise UserError(
-            f"'{source.path or 'a picture in memory'}' lies in no file of its own, so that a table "
-            "cannot name it; write the kept pairs to tar files: --kept FOLDER"
+            f"'{source.path or 'an image in memory'}' is not a file of its own, so a table cannot "
+            "name it; write the kept pairs to tar files: --kept FOLDER"
         )
     path = source.path
     if source.content is None:
@@ -102,20 +96,20 @@ def _write_shard(folder: Path, first: int, results: Sequence[FilterResult]) -> N
 
 
 def write_tar(file: BinaryIO, pairs: Iterable[tuple[str, Source, Mapping[str, Any]]]) -> None:
-    """Write a webdataset tar file of pairs: the name of each, its source, its row.
+    """Write a webdataset tar file of pairs, each a name, a source and a row.
 
     Raises:
-        UserError: a picture that cannot be read any more.
+        UserError: an image cannot be read any more.
     """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, source, row in pairs:
             data = _bytes(source)
-            told = {key: row[key] for key in ("path", "id", "score")}
+            metadata = {key: row[key] for key in ("path", "id", "score")}
             label = source.fields.get("label")
             members = {
                 _suffix(source.path, data): data,
                 ".txt": utf8(row["caption"]),
-                ".json": utf8(to_json(told)),
+                ".json": utf8(to_json(metadata)),
             } | ({} if label is None else {".cls": utf8(label)})
             for suffix, content in members.items():
                 member = tarfile.TarInfo(f"{name}{suffix}")
@@ -124,7 +118,7 @@ def write_tar(file: BinaryIO, pairs: Iterable[tuple[str, Source, Mapping[str, An
 
 
 def _bytes(source: Source) -> bytes:
-    """What a picture was read from, as it was."""
+    """The bytes that an image was read from; PNG for an image in memory."""
     content = source.content
     if isinstance(content, Picture):
         content = content.image
@@ -141,8 +135,8 @@ def _bytes(source: Source) -> bytes:
 
 
 def _suffix(path: str | None, data: bytes) -> str:
-    """That of the name where it is a picture's, else what the first bytes say."""
-    named = PurePath(path or "").suffix.lower()
-    if PICTURES.fullmatch(named):
-        return named
+    """The suffix of the path if it is an image's, else the suffix for the first bytes."""
+    suffix = PurePath(path or "").suffix.lower()
+    if PICTURES.fullmatch(suffix):
+        return suffix
     return next((suffix for magic, suffix in MAGIC.items() if data.startswith(magic)), ".jpg")

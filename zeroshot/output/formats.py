@@ -1,6 +1,6 @@
-"""How rows are spelled in a file: JSON lines, CSV, Parquet or plain text.
+"""File formats of rows: JSON lines, CSV, Parquet or plain text.
 
-A format turns a row into bytes, and finds in a file's bytes what its rows are known by.
+A format encodes a row, and reads from a file the path, id and error of each row.
 """
 
 import csv
@@ -30,49 +30,49 @@ COLUMNS = {
     "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
     "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
 }
-"""A table's columns for each kind of row, between `path, id` and `models, method, error_type,
-error_message`. `label, score, cosine` are those of the best label; lists and objects are JSON.
-"""
+"""The columns of a table for each kind of row, between `path, id` and `models, method,
+error_type, error_message`. `label, score, cosine` belong to the best label. Lists and objects are
+JSON."""
 FORMULA = tuple("=+-@\t\r'＝＋－＠")
-"""A text cell that begins so gets an apostrophe before it, lest a spreadsheet compute it."""
+"""A text cell that starts with one of these gets an apostrophe, as spreadsheets compute it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A row as it stands in a file."""
+    """A row in a file."""
 
     raw: bytes
     path: str | None
     id: str | None
     failure: str | None = None
-    """The kind of error of a picture that failed."""
+    """The error type, if the image failed."""
 
     @property
     def failed(self) -> bool:
-        """Whether its picture has no answer."""
+        """Whether its image failed."""
         return self.failure is not None
 
 
 @runtime_checkable
 class Format(Protocol):
-    """How rows are spelled, one after another."""
+    """A format of rows that follow one another."""
 
     header: bytes
 
     def encode(self, row: Row) -> bytes:
-        """The row, ready to be appended."""
+        """The bytes to append for a row."""
 
     def records(self, data: bytes) -> list[Record]:
-        """The complete rows behind the header, without a torn last one; ValueError for no rows."""
+        """The complete rows after the header, without a partial last one; ValueError if invalid."""
 
 
 def to_json(value: object) -> str:
-    """One line; ValueError for what is not finite."""
+    """JSON on one line; ValueError for a number that is not finite."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def utf8(text: str) -> bytes:
-    r"""Valid UTF-8 also of a file name that is none: its stray bytes become `\udcff` as in JSON."""
+    r"""UTF-8 bytes. Bytes of a file name that are not UTF-8 become `\udcff`, as in JSON."""
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -82,7 +82,7 @@ class JsonLines:
     header = b""
 
     def encode(self, row: Row) -> bytes:
-        """The row as it is."""
+        """The row as a JSON object."""
         return utf8(to_json(row)) + b"\n"
 
     def records(self, data: bytes) -> list[Record]:
@@ -92,18 +92,18 @@ class JsonLines:
     def _record(self, line: bytes) -> Record:
         row = json.loads(line)
         if not isinstance(row, dict) or "path" not in row:
-            raise ValueError(f"no row: {line[:60]!r}")
+            raise ValueError(f"not a row: {line[:60]!r}")
         error = row.get("error") or {"type": row.get("error_type")}
         return Record(line, row["path"], row.get("id"), error["type"])
 
 
 def columns(schema: str) -> tuple[str, ...]:
-    """All columns of a table of such rows."""
+    """All columns of a table of these rows."""
     return ("path", "id", *COLUMNS[schema], "models", "method", "error_type", "error_message")
 
 
 def flat(row: Row, schema: str) -> dict[str, Any]:
-    """A row as the cells of a table."""
+    """The cells of a row in a table."""
     error = row.get("error") or {}
     cells = {**_best(row), **row}
     cells |= {"error_type": error.get("type"), "error_message": error.get("message")}
@@ -111,13 +111,13 @@ def flat(row: Row, schema: str) -> dict[str, Any]:
 
 
 def _best(row: Row) -> Row:
-    """The best label, the first text, the first question and its answer, with their numbers."""
+    """The best label, the first text, or the first question and answer, with their scores."""
     for several in ("labels", "texts"):
         if row.get(several):
             first: Row = row[several][0]
             return first
-    asked: Sequence[Row] = row.get("questions") or [{"answers": []}]
-    return {**asked[0], **next(iter(asked[0]["answers"]), {})}
+    questions: Sequence[Row] = row.get("questions") or [{"answers": []}]
+    return {**questions[0], **next(iter(questions[0]["answers"]), {})}
 
 
 def _cell(value: object) -> object:
@@ -127,7 +127,7 @@ def _cell(value: object) -> object:
 
 
 class Csv:
-    """A table with a header; text that a spreadsheet would compute is kept from it."""
+    """A table with a header; an apostrophe guards text that a spreadsheet would compute."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
@@ -135,15 +135,15 @@ class Csv:
 
     def _line(self, cells: Iterable[object]) -> bytes:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that \r is quoted, too
+        csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that \r is quoted as well
         return utf8(line.getvalue().removesuffix("\r\n") + "\n")
 
     def encode(self, row: Row) -> bytes:
-        """The row's cells; empty for what it does not have."""
+        """The row's cells; a missing value is an empty cell."""
         return self._line(_guarded(cell) for cell in flat(row, self.schema).values())
 
     def records(self, data: bytes) -> list[Record]:
-        """Each complete line, or lines where a cell has line breaks."""
+        """Each complete row; a cell with line breaks spans several lines."""
         if self.header.startswith(data):
             return []
         if not data.startswith(self.header):
@@ -154,14 +154,14 @@ class Csv:
             if raw.count(b'"') % 2 == 0:  # no cell is open
                 records.append(self._record(raw))
                 raw = b""
-        if raw.count(b"\n") > 1:  # more than a torn row: nothing is given up for a stray quote
-            raise ValueError(f"a quote is open from {raw[:60]!r} on")
+        if raw.count(b"\n") > 1:  # not just a partial row: a stray quote must not discard rows
+            raise ValueError(f"a quote is never closed after {raw[:60]!r}")
         return records
 
     def _record(self, raw: bytes) -> Record:
         cells = next(csv.reader(io.StringIO(raw.decode(), newline="")))
         if len(cells) != len(columns(self.schema)):
-            raise ValueError(f"no row: {raw[:60]!r}")
+            raise ValueError(f"not a row: {raw[:60]!r}")
         named = {
             name: cell.removeprefix("'") or None
             for name, cell in zip(columns(self.schema), cells, strict=True)
@@ -176,7 +176,7 @@ def _guarded(cell: object) -> object:
 
 
 class FlatLines(JsonLines):
-    """The cells of a table as one object per line: what becomes Parquet."""
+    """The cells of a table as one object per line, which becomes Parquet."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
@@ -187,31 +187,31 @@ class FlatLines(JsonLines):
 
 
 class Text:
-    """One caption, best label or list of what was found per line, an empty one for a failure.
+    """One line per input: the caption, the best label, or the labels of its regions or boxes.
 
-    In the order of the inputs. Of a search, the path of each hit, with its spaces as they are.
+    The line of a failed image is empty. A search has one line per hit: its path, unchanged.
     """
 
     header = b""
 
     def encode(self, row: Row) -> bytes:
-        """The caption, the label, the path, or the labels of regions or boxes."""
+        """The line of a row."""
         if row["schema"] == "zeroshot.search/1":
             return utf8("" if row.get("error") else row["path"] or "") + b"\n"
-        found = row.get("regions") or row.get("boxes") or []
-        named = ", ".join(dict.fromkeys(one["label"] for one in found))
-        said = row.get("caption") or _best(row).get("label") or named
-        return utf8(" ".join(said.split())) + b"\n"
+        regions = row.get("regions") or row.get("boxes") or []
+        labels = ", ".join(dict.fromkeys(region["label"] for region in regions))
+        text = row.get("caption") or _best(row).get("label") or labels
+        return utf8(" ".join(text.split())) + b"\n"
 
     def records(self, data: bytes) -> list[Record]:
-        """None can be told, as the lines do not say whose they are."""
+        """ValueError unless the file is empty, because the lines have no paths."""
         if data:
-            raise ValueError("plain text holds no paths, so it cannot be continued")
+            raise ValueError("plain text has no paths, so it cannot be continued")
         return []
 
 
 def pyarrow() -> Any:
-    """The library, imported when it is needed; NotAvailableError says how to get it."""
+    """Import pyarrow; NotAvailableError says how to install it."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet
@@ -223,7 +223,7 @@ def pyarrow() -> Any:
 
 
 def to_parquet(lines: bytes, schema: str) -> bytes:
-    """The table of `FlatLines`."""
+    """A Parquet table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
     special |= {name: arrow.int64() for name in ("rank", "width", "height")}
@@ -237,13 +237,13 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
 
 
 def from_parquet(file: Path | io.BytesIO) -> bytes:
-    """The `FlatLines` of a table."""
+    """The `FlatLines` of a Parquet table."""
     table = pyarrow().parquet.read_table(file)
     return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())
 
 
 def format_for(path: Path, schema: str) -> Format:
-    """The format that the suffix names; UserError for another one."""
+    """The format with this suffix; UserError for an unknown suffix."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix == "parquet":
         pyarrow()

@@ -1,14 +1,13 @@
-"""Claims on work that several processes share through a folder, also from several machines.
+"""Claims on work that processes on one or several machines share through a folder.
 
-A claim on `00007` is the file `00007.0.lease`, which only one process can create. It names its
-holder, who touches it while it lives. The claim of a dead holder is not removed but outbid:
-whoever creates `00007.1.lease` has the work, and again only one can. A holder is dead when its
-process is gone (seen on the same machine), or when the file was not touched for `STALE` seconds by
-the clock of where it is: that of a file server, or of an object store, where touching is putting
-the same object again.
+A claim on `00007` is the file `.00007.0.lease`, which only one process can create. It names its
+holder, which touches the file while it is alive. If the holder dies, its claim is not removed but
+superseded: the process that creates `.00007.1.lease` has the work. A holder is dead if its process
+has exited (checked on the same machine), or if the file was not touched for `STALE` seconds. The
+time is that of the file server or the object store; an object is touched by putting it again.
 
-A holder that was only asleep may wake and find itself outbid. So whoever commits asks `held`
-first; the moment between remains, and what is committed must be the same whoever does it.
+A suspended holder may resume and find its claim superseded. So it calls `is_current` before it
+commits. A short gap remains, so every process must commit the same bytes.
 """
 
 import json
@@ -26,33 +25,33 @@ from pathlib import Path
 from zeroshot.output.filesystem import Location
 
 HEARTBEAT = 10.0
-"""Seconds between signs of life."""
+"""Seconds between touches of a claim."""
 STALE = 120.0
-"""Seconds without one after which a holder on another machine is taken for dead."""
+"""Seconds without a touch after which a holder on another machine counts as dead."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has claimed something."""
+    """The process that has a claim."""
 
     host: str
     machine: str
-    """Changes with the machine, its boot and the container, wherever process ids start anew."""
+    """Changes with the machine, its boot and the container, because process ids start again."""
     pid: int
     born: str
-    """When the process began, so that a process id given anew is another one; empty if unknown."""
+    """When the process started, to detect that its id was reused; empty if unknown."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
     @property
-    def here(self) -> bool:
-        """Whether its process can be looked up."""
+    def is_local(self) -> bool:
+        """Whether its process can be looked up on this machine."""
         return self.machine == _machine() and sys.platform != "win32"
 
     @property
-    def gone(self) -> bool:
-        """Whether the process is no more; only for one that is `here`."""
+    def has_exited(self) -> bool:
+        """Whether the process has exited; only valid if it `is_local`."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -63,39 +62,38 @@ class Holder:
 
 
 class Lease:
-    """A claim that is held; it is kept alive until it is released or the process ends."""
+    """A claim of this process, which is touched until it is released or the process ends."""
 
     def __init__(self, folder: Location, name: str, generation: int) -> None:
         self.folder, self.name, self.generation = folder, name, generation
-        self._let_go = False
+        self._released = False
         self._lock = threading.Lock()
         _heart.add(self)
 
-    def held(self) -> bool:
-        """Whether nobody has outbid it."""
-        newest = _newest(self.folder, self.name)
-        return newest is not None and newest == self.generation
+    def is_current(self) -> bool:
+        """Whether no other process has superseded it."""
+        return _newest(self.folder, self.name) == self.generation
 
     def release(self) -> None:
-        """Let others claim it; the claims it outbid go first."""
+        """Remove the claim, after those that it superseded, so that others can claim the work."""
         _heart.remove(self)
-        with self._lock:  # a sign of life that came later would bring it back
-            self._let_go = True
+        with self._lock:  # a later touch would create the file again
+            self._released = True
         for generation in range(self.generation + 1):
             self.folder.remove(_file(self.name, generation))
 
-    def beat(self) -> None:
-        """Give a sign of life, unless it was outbid: what is cleared away is not to come back."""
+    def touch(self) -> None:
+        """Touch the file unless the claim was superseded, as its file may have been removed."""
         with self._lock:
-            if not self._let_go and self.held():
+            if not self._released and self.is_current():
                 self.folder.touch(_file(self.name, self.generation))
 
 
 def claim(folder: Location, name: str) -> Lease | Holder | None:
-    """The claim, or who has it; None if that changed while we looked.
+    """Claim the work, or return its holder; None if the holder changed meanwhile.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder is not writable.
     """
     newest = _newest(folder, name)
     if newest is not None:
@@ -111,16 +109,15 @@ def claim(folder: Location, name: str) -> Lease | Holder | None:
     return _read(folder, file)
 
 
-def live(folder: Location) -> list[Holder]:
-    """Whoever holds a claim in this folder now."""
-    names = {match[1] for match in _leases(folder)}
-    found = []
-    for name in sorted(names):
+def live_holders(folder: Location) -> list[Holder]:
+    """The processes that have a claim in this folder and are alive."""
+    holders = []
+    for name in sorted({match[1] for match in _leases(folder)}):
         file = _file(name, _newest(folder, name) or 0)
         holder = _read(folder, file)
         if holder is not None and not _dead(holder, folder, file):
-            found.append(holder)
-    return found
+            holders.append(holder)
+    return holders
 
 
 def _file(name: str, generation: int) -> str:
@@ -138,15 +135,15 @@ def _newest(folder: Location, name: str) -> int | None:
 
 def _read(folder: Location, file: str) -> Holder | None:
     try:
-        said = json.loads(folder.read(file))
-        return Holder(**{field.name: said[field.name] for field in fields(Holder)})
+        lease = json.loads(folder.read(file))
+        return Holder(**{field.name: lease[field.name] for field in fields(Holder)})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def _dead(holder: Holder | None, folder: Location, file: str) -> bool:
-    if holder is not None and holder.here:
-        return holder.gone
+    if holder is not None and holder.is_local:
+        return holder.has_exited
     try:
         return folder.age(file) > STALE
     except FileNotFoundError:
@@ -162,7 +159,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process began, in the kernel's ticks; `dead` for one that only waits to be reaped."""
+    """When a process started, in kernel ticks; `dead` for one that exited but was not reaped."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -200,8 +197,8 @@ class _Heart:
                 leases = list(self._leases)
             for lease in leases:
                 try:
-                    lease.beat()
-                except OSError:  # outbid and cleared away, or out of reach: `held` will tell
+                    lease.touch()
+                except OSError:  # removed or unreachable: `is_current` will tell
                     continue
 
 

@@ -1,9 +1,9 @@
-"""A folder in an object store, or in any other file system of fsspec that can share work.
+"""An output folder in an object store, or in another file system of fsspec that can share work.
 
-Objects are put whole or not at all, and can be put on the condition that there is none of that name
-(S3: `If-None-Match: *`, Google: `ifGenerationMatch=0`, Azure: `If-None-Match`). That is all that
-claims need. Drivers that do not put that condition are refused: most of fsspec's look first and
-write then, between which two workers fit.
+An object is written whole or not at all, and can be created only if it does not exist (S3:
+`If-None-Match: *`, Google: `ifGenerationMatch=0`, Azure: `If-None-Match`). Claims need no more.
+Drivers without this condition are refused: most drivers of fsspec check first and write later, so
+that two workers could both create the object.
 """
 
 import contextlib
@@ -27,33 +27,35 @@ from zeroshot.output.filesystem import WORK, default_root
 
 T = TypeVar("T")
 TRIES = 3
-"""To publish, where neither we nor anybody else succeeded: stores answer so when two collide."""
-KEPT = 7 * 86400.0
-"""Seconds after which unfinished rows of a run that was given up are removed."""
-_alone = threading.Lock()
-"""Of memory://, whose driver looks first; only threads of one process meet there."""
+"""Attempts to publish if no process succeeded: stores may refuse two that collide."""
+SCRATCH_SECONDS = 7 * 86400.0
+"""Unfinished rows of an abandoned run are removed after this time."""
+_memory_lock = threading.Lock()
+"""For memory://, whose driver checks first; only threads of one process share it."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """`s3://bucket/folder` and the like, without a slash at its end.
+    """A folder such as `s3://bucket/folder`, without a slash at the end.
 
-    Whatever a driver raises is an OutputError, except for FileNotFoundError where one reads.
+    Every error of a driver becomes an OutputError, except FileNotFoundError when reading.
     """
 
     address: str
 
     def __post_init__(self) -> None:
-        """UserError: no name for a folder."""
+        """Check the address; UserError if it cannot be a folder."""
         scheme, _, path = self.address.partition("://")
         path = path.rstrip("/")
         object.__setattr__(self, "address", f"{scheme.lower()}://{path}")
         if URL.match(self.address):
-            raise UserError(f"--out {self.address}: a web address is not written to")
+            raise UserError(f"--out {self.address}: cannot write to a web address")
         if scheme.lower() in ("file", "local"):
-            raise UserError(f"--out {self.address}: of this machine, give the path alone")
+            raise UserError(f"--out {self.address}: for this machine, give only the path")
         if "::" in self.address:
-            raise UserError(f"--out {self.address}: one file system, not a chain of them by '::'")
+            raise UserError(
+                f"--out {self.address}: chains of file systems ('::') are not supported"
+            )
         if any(part in ("", ".", "..") for part in path.split("/")) or set(path) & set("*?[]#"):
             raise UserError(
                 f"--out {self.address}: expected {scheme}://BUCKET/FOLDER/ with no part that is "
@@ -65,48 +67,48 @@ class Bucket:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see it."""
+        """Whether other processes can see it."""
         return fsspec_files.scheme_of(self.address) != "memory"
 
     def begin(self) -> None:
-        """See that an object that is there is not written over by who wants to create it.
+        """Check that creating an object fails if the object exists.
 
         Raises:
-            UserError: it is, or nothing says when an object was written; or there is no bucket.
-            NotAvailableError: no driver. OutputError: no credentials, no network.
+            UserError: it does not fail, the driver gives no time of writing, or there is no bucket.
+            NotAvailableError: no driver. OutputError: no credentials or no network.
         """
         try:
             system, path = self._reach(f"{WORK}/.{secrets.token_hex(8)}.probe")
             if not _creates(system):
-                raise self._no_claims("cannot create an object on condition that there is none")
+                raise self._no_claims("cannot create an object only if it does not exist")
             try:
                 system.pipe_file(path, b"first", mode="create")
                 if not self._refuses_a_second(system, path):
-                    raise self._no_claims("writes over an object that it was told only to create")
+                    raise self._no_claims("overwrites an object that it should only create")
                 if fsspec_files.modified(system.info(path)) is None:
                     raise self._no_claims("does not say when an object was written")
             finally:
                 _remove(system, path)
         except FileNotFoundError as error:
             raise UserError(
-                f"cannot write to '{self}': {fsspec_files.why(error)}; is there such a bucket?"
+                f"cannot write to '{self}': {fsspec_files.why(error)}; does the bucket exist?"
             ) from error
         except ZeroshotError:
             raise
-        except Exception as error:  # drivers raise whatever their libraries do
-            raise self._stopped("write to", error) from error
+        except Exception as error:  # see `fsspec_files.failures`
+            raise self._failed("write to", error) from error
 
     def _refuses_a_second(self, system: Any, path: str) -> bool:
         try:
             system.pipe_file(path, b"second", mode="create")
-        except Exception:  # of many kinds: what counts is what is there
+        except Exception:  # of many types: the content of the object decides
             return bytes(system.cat_file(path)) == b"first"
         return False
 
     def _no_claims(self, why: str) -> UserError:
         return UserError(
-            f"cannot share work in '{self}': its driver {why}, so that two workers might make one "
-            "shard; write to a disk and copy the finished shards, which never change"
+            f"cannot share work in '{self}': its driver {why}, so two workers might process the "
+            "same shard; write to a disk and copy the finished shards, which never change"
         )
 
     def below(self, name: str) -> "Bucket":
@@ -114,15 +116,15 @@ class Bucket:
         return Bucket(f"{self.address}/{name}")
 
     def scratch(self, run: str) -> Path:
-        """In the cache: the same machine goes on behind the last batch, another with the shard."""
+        """In the cache: this machine continues after the last batch, others repeat the shard."""
         return _scratch(self.address, run)
 
     def full(self, name: str) -> str:
-        """Its address."""
+        """The address of an object."""
         return f"{self.address}/{name}"
 
     def names(self) -> list[str]:
-        """Of objects with no further slash."""
+        """Names of the objects directly in the folder."""
 
         def listed(system: Any, path: str) -> list[str]:
             return [
@@ -132,66 +134,66 @@ class Bucket:
             ]
 
         try:
-            return self._ask("list", listed)
+            return self._call("list", listed)
         except FileNotFoundError:
             return []
 
     def read(self, name: str) -> bytes:
-        """A whole object."""
-        return self._ask("read", lambda system, path: bytes(system.cat_file(path)), name)
+        """The bytes of an object."""
+        return self._call("read", lambda system, path: bytes(system.cat_file(path)), name)
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Many at once, where the driver can."""
+        """Read all objects at once if the driver can."""
 
         def read(system: Any, path: str) -> list[Any]:
             paths = [f"{path}/{name}" for name in names]
             nothing = [None] * len(paths)
             return list(system.cat_ranges(paths, nothing, nothing, on_error="return"))
 
-        held = {}
-        for name, data in zip(names, self._ask("read", read) if names else [], strict=True):
+        contents = {}
+        for name, data in zip(names, self._call("read", read) if names else [], strict=True):
             if isinstance(data, FileNotFoundError):
                 continue
             if isinstance(data, Exception):
-                raise self._stopped("read", data) from data
-            held[name] = bytes(data)
-        return held
+                raise self._failed("read", data) from data
+            contents[name] = bytes(data)
+        return contents
 
     def replace(self, name: str, data: bytes) -> None:
-        """Put it."""
+        """Put the object."""
+        self._write(lambda system, path: system.pipe_file(path, data), name)
+
+    def _write(self, put: Callable[[Any, str], T], name: str) -> None:
         try:
-            self._ask("write to", lambda system, path: system.pipe_file(path, data), name)
+            self._call("write to", put, name)
         except FileNotFoundError as error:  # the bucket
-            raise self._stopped("write to", error) from error
+            raise self._failed("write to", error) from error
 
     @contextlib.contextmanager
     def whole(self, name: str) -> Iterator[BinaryIO]:
-        """A temporary file of this machine, put once the block is done."""
+        """A temporary file on this machine, which is put when the block is done."""
         with tempfile.TemporaryDirectory(prefix="zeroshot-") as folder:
-            made = os.path.join(folder, "made")
-            with open(made, "xb") as file:
+            local = os.path.join(folder, "object")
+            with open(local, "xb") as file:
                 yield file
-            try:
-                self._ask("write to", lambda system, path: system.put_file(made, path), name)
-            except FileNotFoundError as error:  # the bucket
-                raise self._stopped("write to", error) from error
+            self._write(lambda system, path: system.put_file(local, path), name)
 
     def publish(self, name: str, data: bytes) -> bool:
-        """Put it on condition that there is none.
+        """Create the object if it does not exist.
 
-        A refusal may follow from a success whose answer was lost, so what is there decides.
+        A failure may be a success whose answer was lost, so the content of the object decides.
         """
         for number in range(1, TRIES + 1):
             try:
                 system, path = self._reach(name)
-                with _alone:
+                with _memory_lock:
                     system.pipe_file(path, data, mode="create")
             except Exception as error:
                 try:
                     return self.read(name) == data
                 except FileNotFoundError:
                     if number == TRIES:
-                        raise self._stopped("write to", error) from error
+                        raise self._failed("write to", error) from error
                 time.sleep(0.1 * number)
             else:
                 return True
@@ -200,30 +202,30 @@ class Bucket:
     def remove(self, *names: str) -> None:
         """Remove objects."""
         if len(names) > 1:
-            self._ask("write to", lambda s, path: s.rm([f"{path}/{name}" for name in names]))
+            self._call("write to", lambda s, path: s.rm([f"{path}/{name}" for name in names]))
             return
         for name in names:
-            self._ask("write to", _remove, name)
+            self._call("write to", _remove, name)
 
     def remove_below(self, name: str) -> None:
-        """All objects whose names begin so."""
+        """Remove all objects below a name."""
 
         def remove(system: Any, path: str) -> None:
             if found := system.find(path):
                 system.rm(found)
 
-        self._ask("write to", remove, name)
+        self._call("write to", remove, name)
 
     def has_below(self, name: str) -> bool:
-        """Whether there is an object whose name begins so."""
-        return self._ask("list", lambda system, path: bool(system.isdir(path)), name)
+        """Whether there is an object below a name."""
+        return self._call("list", lambda system, path: bool(system.isdir(path)), name)
 
     def touch(self, name: str) -> None:
-        """Put it again."""
+        """Put the object again."""
         self.replace(name, self.read(name))
 
     def age(self, name: str) -> float:
-        """By the store's clock, which a new object tells."""
+        """Age by the store's clock, which is the time of a new object."""
         then = self._modified(name)
         clock = f".{secrets.token_hex(8)}.clock"
         self.replace(clock, b"")
@@ -233,36 +235,36 @@ class Bucket:
             self.remove(clock)
 
     def _modified(self, name: str) -> float:
-        info = self._ask("read", lambda system, path: system.info(path), name)
+        info = self._call("read", lambda system, path: system.info(path), name)
         if (then := fsspec_files.modified(info)) is None:
             raise self._no_claims("does not say when an object was written")
         return then
 
     def _reach(self, name: str = "") -> tuple[Any, str]:
-        """The file system, which remembers no listing: others write here as well; and the path."""
+        """The file system, without cached listings because others write here as well; the path."""
         address = f"{self.address}/{name}" if name else self.address
         return fsspec_files.connect(address, use_listings_cache=False)
 
-    def _ask(self, verb: str, what: Callable[[Any, str], T], name: str = "") -> T:
+    def _call(self, verb: str, function: Callable[[Any, str], T], name: str = "") -> T:
         system, path = self._reach(name)
         try:
-            return what(system, path)
+            return function(system, path)
         except FileNotFoundError:
             raise
-        except Exception as error:  # see `storage.failures`
-            raise self._stopped(verb, error) from error
+        except Exception as error:  # see `fsspec_files.failures`
+            raise self._failed(verb, error) from error
 
-    def _stopped(self, verb: str, error: Exception) -> OutputError:
+    def _failed(self, verb: str, error: Exception) -> OutputError:
         if isinstance(error, OutputError):
             return error
         return OutputError(
-            f"cannot {verb} '{self}': {fsspec_files.why(error)}; what is complete there stays: "
-            "check its credentials and the network, and run the same command again"
+            f"cannot {verb} '{self}': {fsspec_files.why(error)}; complete files are kept: check "
+            "the credentials and the network, and run the same command again"
         )
 
 
 def _creates(system: Any) -> bool:
-    """Whether a driver has a `pipe_file` of its own: that of fsspec looks first and writes then."""
+    """Whether a driver has its own `pipe_file`: fsspec's checks first and writes later."""
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
@@ -276,7 +278,7 @@ def _remove(system: Any, path: str) -> None:
         system.rm_file(path)
     except FileNotFoundError:
         return
-    except Exception:  # some drivers say it in other words
+    except Exception:  # some drivers raise other errors for a missing object
         if system.exists(path):
             raise
 
@@ -287,13 +289,13 @@ def _inside(name: str, folder: str) -> bool:
 
 @functools.cache
 def _scratch(address: str, run: str) -> Path:
-    """A folder of this user for what a run has not finished; a temporary one if need be."""
+    """A folder of this user for unfinished rows; a temporary one if the cache is not writable."""
     root = default_root() / "unfinished"
     folder = root / hashlib.sha256(f"{address}\n{run}".encode()).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in root.iterdir():
-            if old != folder and time.time() - old.stat().st_mtime > KEPT:
+            if old != folder and time.time() - old.stat().st_mtime > SCRATCH_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
     except OSError:
         return Path(tempfile.mkdtemp(prefix="zeroshot-"))

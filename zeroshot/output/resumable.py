@@ -1,9 +1,9 @@
-"""Rows in a file: JSON lines, CSV, Parquet or plain text, written so that a run can go on later.
+"""Write rows to a file (JSON lines, CSV, Parquet or plain text) so that a run can be resumed.
 
-Rows are appended as they come. Beside `x.csv` stands `x.csv.run.json`: the settings the rows were
-made with (a later run with others is refused), and how many rows there were when the last run
-began. A row that a later run writes for a path with a failed or an outdated row takes that row's
-place when the file is closed, or when it is next opened after a crash.
+Rows are appended as they come. `x.csv.run.json` beside `x.csv` has the settings of the rows (a run
+with others is refused) and the number of rows when the last run started. If a later run writes a
+row for a path with a failed or outdated row, the new row replaces it when the file is closed, or
+when it is next opened after a crash.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ from zeroshot.output.filesystem import Disk
 from zeroshot.output.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
 
 ANY_ID = "*"
-"""For the id of what only fetching would tell: any earlier row of its path answers for it."""
+"""Content id of a remote file, unknown before download; matches any earlier row with its path."""
 
 
 def merge(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
-    """Each new record in place of a failed or outdated one of its path; else at the end."""
+    """Replace failed or outdated records by new ones with the same path; append other new ones."""
     merged = list(old)
-    places: dict[str | None, list[int]] = defaultdict(list)
-    for number, record in enumerate(old):
-        places[record.path].append(number)
+    indices: dict[str | None, list[int]] = defaultdict(list)
+    for index, record in enumerate(old):
+        indices[record.path].append(index)
     for record in new:
-        here = [] if record.path is None else places[record.path]
-        stale = [n for n in here if merged[n].failed or merged[n].id != record.id]
+        same_path = [] if record.path is None else indices[record.path]
+        stale = [i for i in same_path if merged[i].failed or merged[i].id != record.id]
         if stale:
             merged[stale[0]] = record
-            here.remove(stale[0])
+            same_path.remove(stale[0])
         else:
             merged.append(record)
     return merged
 
 
 def differences(old: object, new: object, name: str = "") -> list[str]:
-    """`method was 'asif', is 'magic'`, for all that differs."""
+    """`method was "asif", is "magic"` for each entry that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         prefix = f"{name}." if name else ""
@@ -54,13 +54,13 @@ def differences(old: object, new: object, name: str = "") -> list[str]:
 
 
 class Output:
-    """The file at `path`, opened to go on where an earlier run with equal settings stopped.
+    """The output file at `path`, which continues an earlier run with the same settings.
 
-    `schema` names the rows, `settings` (JSON) whatever decides what they say. The suffix picks the
-    format: jsonl, csv, parquet, txt. Parquet cannot be appended to: rows go to `x.parquet.part`,
-    and into the table on closing. Plain text cannot be continued. A second process is refused.
-    Rows come in batches of `batch_size`, and of a batch that a kill cut short nothing is kept: how
-    pictures are batched can move the last digit of a number.
+    `schema` names the rows; `settings` (JSON) are everything that decides their content. The suffix
+    selects the format: jsonl, csv, parquet, txt. A Parquet file cannot be appended to: rows go to
+    `x.parquet.part`, and into the table on closing. Plain text cannot be continued. A second
+    process is refused. Rows come in batches of `batch_size`; an incomplete batch of a killed run is
+    dropped, because a number can differ in its last digit if images are batched otherwise.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Output:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lease = self._claim()
         except OSError as error:
-            raise atomic.refusal(path, error) from error
+            raise atomic.start_error(path, error) from error
         try:
             if overwrite:
                 for old in (path, self._work, self._run_file):
@@ -95,26 +95,28 @@ class Output:
             self._begin(made_with, retry_failed)
         except OSError as error:
             self._lease.release()
-            raise atomic.refusal(path, error) from error
+            raise atomic.start_error(path, error) from error
         except BaseException:
             self._lease.release()
             raise
 
     def _claim(self) -> leases.Lease:
-        found = leases.claim(Disk(self.path.parent), self.path.name)
-        if isinstance(found, leases.Lease):
-            return found
+        lease = leases.claim(Disk(self.path.parent), self.path.name)
+        if isinstance(lease, leases.Lease):
+            return lease
         raise UserError(
-            f"'{self.path}' is being written by {found or 'another process'}; wait for it, choose "
+            f"'{self.path}' is being written by {lease or 'another process'}; wait for it, choose "
             "another --out, or a folder (--out DIR/), whose shards several processes can share"
         )
 
     def _begin(self, made_with: dict[str, Any], retry_failed: bool) -> None:
         records = self._earlier(made_with)
-        self._good = Counter((spelled(r.path), r.id) for r in records if not r.failed)
-        self._ids = {spelled(r.path): r.id for r in records if not r.failed}
-        self._bad = Counter(spelled(r.path) for r in records if r.failed and not retry_failed)
-        self.resumed = self._good.total() + self._bad.total()
+        self._good = Counter((written_path(r.path), r.id) for r in records if not r.failed)
+        self._ids = {written_path(r.path): r.id for r in records if not r.failed}
+        self._failed = Counter(
+            written_path(r.path) for r in records if r.failed and not retry_failed
+        )
+        self.resumed = self._good.total() + self._failed.total()
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._run = made_with | {"versions": versions(), "started": started, "ended": None}
         self._write_run(rows_before=len(records))
@@ -123,17 +125,17 @@ class Output:
             self._file.write(self._format.header)
 
     def _earlier(self, made_with: dict[str, Any]) -> list[Record]:
-        """Rows of earlier runs, in a file that is whole again."""
+        """The rows of earlier runs, after the file is repaired."""
         if not any(file.exists() and file.stat().st_size for file in (self.path, self._work)):
             return []
-        advice = "write over it with --overwrite, or choose another --out"
+        advice = "replace it with --overwrite, or choose another --out"
         if not self._run_file.exists():
             raise UserError(f"'{self.path}' has no {self._run_file.name} beside it; {advice}")
         try:
             run = json.loads(self._run_file.read_bytes())
             was, before = {key: run[key] for key in made_with}, int(run["rows_before"])
             if differ := differences(was, made_with):
-                raise UserError(f"it was made otherwise ({'; '.join(differ)})")
+                raise UserError(f"it was made with other settings ({'; '.join(differ)})")
             if self._table and not self._work.exists():
                 atomic.replace(self._work, from_parquet(self.path))
             records = self._format.records(self._work.read_bytes())
@@ -145,7 +147,7 @@ class Output:
         return self._tidy(records, before)
 
     def _tidy(self, records: list[Record], before: int) -> list[Record]:
-        """Merge what came behind the first `before` rows into these; drop a torn last row."""
+        """Merge later rows into the first `before` ones; drop a partial last row."""
         merged = merge(records[:before], records[before:])
         data = self._format.header + b"".join(record.raw for record in merged)
         if data != self._work.read_bytes():
@@ -157,26 +159,26 @@ class Output:
         text = json.dumps({"schema": "zeroshot.run/1"} | self._run, ensure_ascii=False, indent=2)
         atomic.replace(self._run_file, utf8(text + "\n"))
 
-    def names(self, path: str | None) -> bool:
-        """Whether an earlier run has a row by this name, whatever the picture was then."""
-        name = spelled(path)
-        return name in self._ids or name in self._bad
+    def has_path(self, path: str | None) -> bool:
+        """Whether an earlier run has a row with this path, even if the image has changed."""
+        path = written_path(path)
+        return path in self._ids or path in self._failed
 
-    def holds(self, path: str | None, id: str | None) -> bool:
-        """Whether an earlier run's row answers for this picture; each row does so once."""
-        name = spelled(path)
+    def take_row(self, path: str | None, id: str | None) -> bool:
+        """Whether an earlier run has a row for this image; each row is counted once."""
+        path = written_path(path)
         if id == ANY_ID:
-            id = self._ids.get(name)
-        if self._good[name, id]:
-            self._good[name, id] -= 1
-        elif self._bad[name]:
-            self._bad[name] -= 1
+            id = self._ids.get(path)
+        if self._good[path, id]:
+            self._good[path, id] -= 1
+        elif self._failed[path]:
+            self._failed[path] -= 1
         else:
             return False
         return True
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append a batch and hand it to the system, so that it outlives this process."""
+        """Append a batch and flush it, so that it survives the end of this process."""
         data = bytearray()
         for row in rows:
             if row["schema"] != self.schema:
@@ -187,7 +189,7 @@ class Output:
             self._file.flush()
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Bring the rows into order and note `summary` (device, throughput) in the run file."""
+        """Merge the rows and write `summary` (device, throughput) to the run file."""
         if self._file.closed:
             return
         try:
@@ -222,14 +224,14 @@ class Output:
         self.close()
 
 
-def spelled(path: str | None) -> str | None:
-    """A path as every format spells it."""
+def written_path(path: str | None) -> str | None:
+    """A path as all formats write it."""
     return None if path is None else utf8(path).decode()
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of the libraries that rows depend on, for the run file."""
+    """Versions of the libraries that the rows depend on, for the run file."""
     names = ["zeroshot", "torch", "transformers", "open_clip_torch", "pillow", "numpy"]
     installed = {}
     for name in names:

@@ -1,1 +1,1 @@
-"""The installed distribution of this package: its version, and how to get its extras."""
+"""The installed distribution of this package: its version, and how to install its extras."""

@@ -1,7 +1,7 @@
-"""How to get an extra, from what the installed distribution says of itself.
+"""The command that installs an extra, from the metadata of the installed distribution.
 
-The package index has no `zeroshot-vision`, and its `zeroshot` is another project: an extra by name
-cannot come from there. What reads metadata is imported late: `--help` must not wait for it.
+The package index has no `zeroshot-vision`, and its `zeroshot` is another project, so an extra
+cannot be installed from there by name. Readers of metadata are imported late: they slow `--help`.
 """
 
 import json
@@ -16,7 +16,7 @@ NAME = "zeroshot-vision"
 
 
 def installed() -> "Distribution | None":
-    """The distribution, or None for a source tree that is not installed."""
+    """The installed distribution; None for a source tree that is not installed."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
@@ -27,13 +27,13 @@ def installed() -> "Distribution | None":
 
 def how_to_install(extra: str) -> str:
     """`pip install '.[data]' in FOLDER`; without a checkout, pip and the packages of the extra."""
-    found = installed()
-    if found is None:
+    distribution = installed()
+    if distribution is None:
         return f"{_pip(f'.[{extra}]')} in the checkout of zeroshot"
-    origin = _origin(found)
+    origin = _origin(distribution)
     folder = _checkout(origin)
     if folder is None:
-        return _pip(*_requirements(found, extra))
+        return _pip(*_requirements(distribution, extra))
     editable = ("-e",) if origin["dir_info"].get("editable") else ()
     return f"{_pip(*editable, f'.[{extra}]')} in {folder}"
 
@@ -42,14 +42,14 @@ def _pip(*arguments: str) -> str:
     return shlex.join(["pip", "install", *arguments])
 
 
-def _origin(found: "Distribution") -> dict[str, Any]:
-    """What the installer wrote of the distribution's source (PEP 610)."""
-    origin: dict[str, Any] = json.loads(found.read_text("direct_url.json") or "{}")
+def _origin(distribution: "Distribution") -> dict[str, Any]:
+    """The installer's record of the distribution's source (PEP 610)."""
+    origin: dict[str, Any] = json.loads(distribution.read_text("direct_url.json") or "{}")
     return origin
 
 
 def _checkout(origin: dict[str, Any]) -> Path | None:
-    """The folder that was installed from, if it is still there; None for a wheel or an index."""
+    """The source folder of the installation, if it exists; None for a wheel or an index."""
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 
@@ -59,7 +59,7 @@ def _checkout(origin: dict[str, Any]) -> Path | None:
     return folder if (folder / "pyproject.toml").is_file() else None
 
 
-def _requirements(found: "Distribution", extra: str) -> list[str]:
-    lines = [line.partition(";") for line in found.requires or ()]
+def _requirements(distribution: "Distribution", extra: str) -> list[str]:
+    lines = [line.partition(";") for line in distribution.requires or ()]
     marker = f"extra == '{extra}'"
     return [name.strip() for name, _, when in lines if when.strip().replace('"', "'") == marker]

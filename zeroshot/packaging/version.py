@@ -1,4 +1,4 @@
-"""The version that the installed distribution has; pyproject.toml alone declares it."""
+"""The version of the installed distribution; only pyproject.toml declares it."""
 
 from zeroshot.packaging.extras import installed
 
