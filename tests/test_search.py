@@ -328,7 +328,7 @@ def test_gathered_rows_are_the_encoders(pocket, mixed, monkeypatch):
         assert paths == [str(STAR), str(HEART), None, str(STAR), str(mixed / "star.png")]
         assert [Path(f.source.path).name for f in found.failed] == ["broken.png", "gone.png"]
         expected = pocket.encoder.encode_images([Image.open(STAR).convert("RGB"), memory])
-        assert torch.allclose(found.rows, expected[[0, 1, 1, 0, 0]], atol=1e-5)
+        assert torch.allclose(found.embeddings, expected[[0, 1, 1, 0, 0]], atol=1e-5)
         assert len({found.ids[0], found.ids[3], found.ids[4]}) == 1
         assert (meter.pictures, meter.failed) == (7, 2)
         assert (meter.images_encoded == 0) is known or meter.images_encoded == 1
@@ -340,11 +340,11 @@ def test_gathering_without_a_cache_and_in_half(pocket, mixed):
     sources = find([STAR, mixed / "broken.png", HEART]).sources
     with NullCache() as cache:
         found = embedding_matrix(sources, pocket.encoder, cache, Meter(), half=True)
-    assert found.rows.dtype == torch.float16
-    assert len(found.rows) == len(found.sources) == len(found.ids) == 2
+    assert found.embeddings.dtype == torch.float16
+    assert len(found.embeddings) == len(found.sources) == len(found.ids) == 2
     with NullCache() as cache:
         none = embedding_matrix(find(mixed / "broken.png").sources, pocket.encoder, cache, Meter())
-    assert (len(none.rows), len(none.failed)) == (0, 1)
+    assert (len(none.embeddings), len(none.failed)) == (0, 1)
 
 
 # Python

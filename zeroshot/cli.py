@@ -1,7 +1,7 @@
 """The command line: parse, call one task, show what comes.
 
 Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit codes: 0 done,
-1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model, data or room on the
+1 a fault of ours, 2 wrong usage, 3 done but some images failed, 4 a model, data or room on the
 disk is not available, 130 interrupted with everything so far written.
 """
 

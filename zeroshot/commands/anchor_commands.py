@@ -30,16 +30,16 @@ Pairs = Annotated[
     str,
     typer.Argument(
         help="A .csv, .tsv, .jsonl, .parquet or .json file, a webdataset .tar, or a folder of "
-        "pictures with captions in .txt files."
+        "images with captions in .txt files."
     ),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Folder that the pictures' names are relative to; else the list's own."),
+    typer.Option(help="Folder that the images' names are relative to; else the list's own."),
 ]
 CaptionsOf = Annotated[
     Literal["mean", "each"],
-    typer.Option("--captions", help="A picture's captions as one anchor, or one for each caption."),
+    typer.Option("--captions", help="An image's captions as one anchor, or one for each caption."),
 ]
 ImageEncoder = Annotated[
     str | None, typer.Option("--image-encoder", help="hf:org/model, hf:./directory, ...")

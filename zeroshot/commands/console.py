@@ -144,7 +144,7 @@ def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
         of_query = list(group)
         table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
         for hit in of_query:
-            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.explanation)])
+            said = "\n".join([hit.path or "(in memory)", *(x.line for x in hit.explanation)])
             shown = Text(escape_control(said), overflow="fold")
             table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
         console.print(table)

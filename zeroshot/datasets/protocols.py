@@ -81,7 +81,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "clip_benchmark/multilabel",
             "multilabel",
-            "a CLIP_benchmark webdataset of several labels per picture, with its own class names "
+            "a CLIP_benchmark webdataset of several labels per image, with its own class names "
             "and templates",
             _LAION,
             split="test",
@@ -96,7 +96,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "karpathy/coco-captions",
             "caption",
-            "COCO captions, 5000 pictures",
+            "COCO captions, 5000 images",
             _KARPATHY,
             split="test",
             pictures=5000,
@@ -104,7 +104,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "karpathy/flickr30k-captions",
             "caption",
-            "Flickr30k captions, 1000 pictures",
+            "Flickr30k captions, 1000 images",
             _KARPATHY,
             split="test",
             pictures=1000,
@@ -112,7 +112,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "karpathy/coco-retrieval",
             "retrieve",
-            "COCO, 5000 pictures among 25,000 captions",
+            "COCO, 5000 images among 25,000 captions",
             _KARPATHY,
             split="test",
             pictures=5000,
@@ -121,7 +121,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "karpathy/flickr30k-retrieval",
             "retrieve",
-            "Flickr30k, 1000 pictures among 5000 captions",
+            "Flickr30k, 1000 images among 5000 captions",
             _KARPATHY,
             split="test",
             pictures=1000,

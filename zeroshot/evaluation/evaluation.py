@@ -87,7 +87,7 @@ def _held_out(answers: Predictions) -> dict[str, int]:
 
 
 def _each_label(answers: Predictions, sampling: Sampling) -> dict[str, Any]:
-    """Of several labels per picture: the threshold, and each label's average precision."""
+    """Of several labels per image: the threshold, and each label's average precision."""
     if answers.labels is None:
         return {}
     found = answers.labels.figures(sampling.generator, **sampling.how)
@@ -110,15 +110,15 @@ def compared(answers: Sequence[Predictions], sampling: Sampling) -> dict[str, An
     `p_holm` stands for all methods compared by the same figure together.
 
     Raises:
-        UserError: methods that answered for different pictures.
+        UserError: methods that answered for different images.
     """
     first, *others = answers
     found = []
     for other in others:
         if other.scored != first.scored:
             raise UserError(
-                f"{first.name} and {other.name} have no answer for different pictures, so that "
-                "they cannot be compared picture by picture"
+                f"{first.name} and {other.name} have no answer for different images, so that "
+                "they cannot be compared image by image"
             )
         found.append(differences(first.measure, other.measure, sampling.generator, **sampling.how))
     shared = [name for name in found[0] if all(name in d for d in found)] if found else []

@@ -107,7 +107,7 @@ class Experiment:
         """Predictions that an earlier run wrote.
 
         Raises:
-            UserError: rows that do not fit the pictures.
+            UserError: rows that do not fit the images.
         """
         if isinstance(self.data, ClassificationDataset):
             given = predictions.read_labels(file)
@@ -150,7 +150,7 @@ class Experiment:
         return made_with
 
     def truth_rows(self) -> list[dict[str, Any]]:
-        """What is true of each picture, as `--truth` reads it."""
+        """What is true of each image, as `--truth` reads it."""
         if isinstance(self.data, ClassificationDataset):
             labels = [self.data.labels[number] for number in self.data.classes]
             pairs = zip(self.data.sources, labels, strict=True)

@@ -1,7 +1,7 @@
-"""Methods on pictures whose truth is known: what each said, ready to be measured.
+"""Methods on images whose truth is known: what each said, ready to be measured.
 
 A method's answers become rows, as the task itself would write them, and a `Measure`, from which
-figures, intervals and comparisons are made (`evaluation`). Pictures that cannot be read have a row
+figures, intervals and comparisons are made (`evaluation`). Images that cannot be read have a row
 that says so and are left out of every figure; the result says how many.
 """
 
@@ -41,26 +41,26 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one method said of every picture."""
+    """What one method said of every image."""
 
     name: str
     rows: Sequence[Row]
-    """one for each picture"""
+    """one for each image"""
     measure: Measure
-    """of the pictures that have an answer"""
+    """of the images that have an answer"""
     scored: tuple[int, ...]
     """their places"""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
-    """for all pictures; None for rows that were made before"""
+    """for all images; None for rows that were made before"""
     held_out: tuple[int, ...] = ()
-    """places of pictures that something was chosen on, and that no figure is of"""
+    """places of images that something was chosen on, and that no figure is of"""
     threshold: float | None = None
     """of scores from which a label holds"""
     labels: Measure | None = None
     """figures of each label by itself"""
     holds: Mapping[str, int] = field(default_factory=dict)
-    """of how many of the scored pictures each label holds"""
+    """of how many of the scored images each label holds"""
 
     @property
     def from_file(self) -> bool:
@@ -69,7 +69,7 @@ class Predictions:
 
     @property
     def failed(self) -> int:
-        """Pictures without an answer."""
+        """Images without an answer."""
         return len(self.rows) - len(self.scored) - len(self.held_out)
 
 
@@ -83,7 +83,7 @@ def classified(
     """Labels by one method.
 
     Raises:
-        UserError: none of the pictures can be read.
+        UserError: none of the images can be read.
     """
     seen = _scored(data.sources, data.labels, classifier, cache, meter, batch_size)
     measure = measure_scores(
@@ -101,10 +101,10 @@ def retrieved(
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Predictions:
-    """Every picture against every caption; the captions are the classifier's labels, in order.
+    """Every image against every caption; the captions are the classifier's labels, in order.
 
     Raises:
-        UserError: none of the pictures can be read.
+        UserError: none of the images can be read.
     """
     seen = _scored(data.sources, classifier.labels, classifier, cache, meter, batch_size)
     image_of_text = np.repeat(np.arange(len(seen.rows)), list(map(len, data.references)))
@@ -115,17 +115,17 @@ def retrieved(
 
 @dataclass(frozen=True)
 class ThresholdSelection:
-    """Of the threshold from which a label holds: a score, or the share of pictures to choose on."""
+    """Of the threshold from which a label holds: a score, or the share of images to choose on."""
 
     threshold: float | None = None
     held_out: float | None = None
     seed: int = 0
 
     def split(self, scored: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Places among the scored pictures: to choose on, and to measure on.
+        """Places among the scored images: to choose on, and to measure on.
 
         Raises:
-            UserError: too few pictures for both.
+            UserError: too few images for both.
         """
         if self.held_out is None:
             return [], list(range(len(scored)))
@@ -133,7 +133,7 @@ class ThresholdSelection:
         count = round(self.held_out * len(scored))
         if not 0 < count < len(scored):
             raise UserError(
-                f"--held-out {self.held_out:g} of {len(scored)} pictures leaves none to choose a "
+                f"--held-out {self.held_out:g} of {len(scored)} images leaves none to choose a "
                 "threshold on, or none to measure"
             )
         return sorted(drawn[:count]), sorted(drawn[count:])
@@ -150,7 +150,7 @@ def multilabelled(
     """Scores of every label by one method.
 
     Raises:
-        UserError: none of the pictures can be read.
+        UserError: none of the images can be read.
     """
     seen = _scored(
         data.sources, data.labels, classifier, cache, meter, batch_size, len(data.labels)
@@ -164,7 +164,7 @@ def multilabelled(
 def score_multilabel_predictions(
     name: str, data: MultilabelDataset, given: Sequence[Row], selection: ThresholdSelection
 ) -> Predictions:
-    """Scores that an earlier run wrote, a row for each picture.
+    """Scores that an earlier run wrote, a row for each image.
 
     Raises:
         UserError: a row without a score for every label, or with others.
@@ -203,7 +203,7 @@ def _multi(
     if chosen_on:
         threshold = best_threshold(scores[chosen_on], truth[chosen_on])
         if np.isnan(threshold):
-            raise UserError("--held-out: no label holds of the pictures held out; hold out more")
+            raise UserError("--held-out: no label holds of the images held out; hold out more")
     scores, truth = scores[measured], truth[measured]
     return Predictions(
         name,
@@ -221,7 +221,7 @@ def _multi(
 
 @dataclass(frozen=True)
 class _Seen:
-    """Rows of all pictures, and the scores of those that could be read."""
+    """Rows of all images, and the scores of those that could be read."""
 
     rows: Sequence[Row]
     scored: list[int]
@@ -253,7 +253,7 @@ def _scored(
         if good:
             with meter.stage("scoring"):
                 views = None if batch.views is None else batch.views[good]
-                found, cosines = classifier(batch.rows[good], views)
+                found, cosines = classifier(batch.embeddings[good], views)
                 own = best_labels(labels, found, cosines, top)
                 best = dict(zip(good, own, strict=True))
                 scores.append(found.numpy())
@@ -273,7 +273,7 @@ def _scored(
 
 
 def score_predictions(name: str, data: ClassificationDataset, given: Sequence[Row]) -> Predictions:
-    """Labels that an earlier run chose, a row for each picture.
+    """Labels that an earlier run chose, a row for each image.
 
     Raises:
         UserError: a label that is none of the classes, or class names that two classes share.
@@ -310,10 +310,10 @@ def captioned(
     seconds: float | None = None,
     judge: Judge | None = None,
 ) -> Predictions:
-    """Captions, a row for each picture.
+    """Captions, a row for each image.
 
     Raises:
-        UserError: no picture has a caption, or only one has.
+        UserError: no image has a caption, or only one has.
     """
     rows = list(given)
     scored = _with_answer(rows)
@@ -340,5 +340,5 @@ def _with_answer(rows: Sequence[Row]) -> list[int]:
     """Places of the rows that are no failures."""
     scored = [i for i, row in enumerate(rows) if not row.get("error")]
     if not scored:
-        raise UserError("none of the pictures has an answer, so there is nothing to measure")
+        raise UserError("none of the images has an answer, so there is nothing to measure")
     return scored

@@ -25,14 +25,14 @@ class SavedPredictions:
 
     @property
     def captioned(self) -> CaptionDataset:
-        """The pictures and references of the rows themselves.
+        """The images and references of the rows themselves.
 
         Raises:
             UserError: the rows have no references.
         """
         if self.references is None:
             raise UserError(
-                f"the rows of {self.name} have no references: name the pictures, and the file of "
+                f"the rows of {self.name} have no references: name the images, and the file of "
                 "captions with --truth"
             )
         return CaptionDataset(tuple(Source(row["path"]) for row in self.rows), self.references)
@@ -106,25 +106,25 @@ def _path_of(row: Mapping[str, Any], where: str, ids: Mapping[str, str]) -> str:
 
 
 def in_order(predictions: SavedPredictions, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """The row of each picture; a path is known by its end.
+    """The row of each image; a path is known by its end.
 
     Raises:
-        UserError: pictures without a row, or rows that belong to no picture or to several.
+        UserError: images without a row, or rows that belong to no image or to several.
     """
     found = dict(zip(found_in(predictions, sources), predictions.rows, strict=True))
     if missing := [i for i in range(len(sources)) if i not in found]:
         raise UserError(
-            f"{predictions.name}: no row for {len(missing)} of {len(sources)} pictures, the first "
+            f"{predictions.name}: no row for {len(missing)} of {len(sources)} images, the first "
             f"'{sources[missing[0]].path}'"
         )
     return [found[i] for i in range(len(sources))]
 
 
 def found_in(predictions: SavedPredictions, sources: Sequence[Source]) -> list[int]:
-    """Of each row, which of the pictures it belongs to; there may be more pictures than rows.
+    """Of each row, which of the images it belongs to; there may be more images than rows.
 
     Raises:
-        UserError: rows that belong to no picture or to several, or two to one.
+        UserError: rows that belong to no image or to several, or two to one.
     """
     ends: dict[str, list[int]] = {}
     for place, source in enumerate(sources):
@@ -134,7 +134,7 @@ def found_in(predictions: SavedPredictions, sources: Sequence[Source]) -> list[i
         own = _same(row["path"], sources, ends.get(PurePath(row["path"]).name, []))
         if own is None:
             raise UserError(
-                f"{predictions.name}: '{row['path']}' is none of the pictures, or of several"
+                f"{predictions.name}: '{row['path']}' is none of the images, or of several"
             )
         if own in places:
             raise UserError(f"{predictions.name}: two rows for '{row['path']}'")
@@ -143,7 +143,7 @@ def found_in(predictions: SavedPredictions, sources: Sequence[Source]) -> list[i
 
 
 def _same(path: str, sources: Sequence[Source], places: Sequence[int]) -> int | None:
-    """The one picture that shares the longest end of its path; None where that leaves a choice."""
+    """The one image that shares the longest end of its path; None where that leaves a choice."""
     if len(places) <= 1:
         return places[0] if places else None
     parts = PurePath(path).parts[::-1]

@@ -13,7 +13,7 @@ from zeroshot.models.base import Image
 from zeroshot.results.result import Failure
 
 FULL_SIZE = 8
-"""Images of full size that are in memory at a time."""
+"""Images that are in memory in full size at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,34 +27,34 @@ class ImageBatch:
 
 
 def load_batches(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[ImageBatch]:
-    """Every image, in order; one that cannot be read is a failure.
+    """Every image, in order; an image that cannot be read is a failure.
 
     Later images are read while the caller works on a batch.
     """
-    seen: deque[Source] = deque()
+    begun: deque[Source] = deque()
 
-    def noted() -> Iterator[Source]:
+    def recorded() -> Iterator[Source]:
         for source in sources:
-            seen.append(source)
+            begun.append(source)
             yield source
 
-    pictures = read_ahead(noted())
+    decoded = read_ahead(recorded())
     while True:
         with meter.stage("decoding"):
-            batch = list(islice(pictures, batch_size))
+            batch = list(islice(decoded, batch_size))
         if not batch:
             return
         ids: list[str | None] = [None] * len(batch)
         failures: list[Failure | None] = [None] * len(batch)
         images: dict[int, Image] = {}
-        for i, found in enumerate(batch):
-            if isinstance(found, UnreadableImageError):
-                failures[i] = Failure.of(found)
+        for i, image in enumerate(batch):
+            if isinstance(image, UnreadableImageError):
+                failures[i] = Failure.from_error(image)
             else:
-                ids[i], images[i] = found.id, found.image
+                ids[i], images[i] = image.id, image.image
         meter.pictures += len(batch)
         meter.failed += len(batch) - len(images)
-        yield ImageBatch([seen.popleft() for _ in batch], ids, images, failures)
+        yield ImageBatch([begun.popleft() for _ in batch], ids, images, failures)
 
 
 def load_images(
@@ -72,7 +72,7 @@ def load_images(
 
 
 def load_all(sources: Iterable[Source], what: str) -> list[Image]:
-    """Images that a run cannot do without; UserError if one cannot be read."""
+    """Images that a run needs, all in memory; UserError, beginning with `what`, if one fails."""
     images = []
     for source in sources:
         try:

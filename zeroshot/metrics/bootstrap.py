@@ -1,11 +1,11 @@
-"""How far a figure can be trusted: intervals and paired tests by resampling pictures.
+"""How far a figure can be trusted: intervals and paired tests by resampling images.
 
-Percentile bootstrap: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife". Pictures are
+Percentile bootstrap: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife". Images are
 drawn with replacement, as many as there are, and the figure is made again of the draw; the interval
 holds the middle share `confidence` of what comes out. Two methods are compared on the same draws.
 
 A share that is 0 or 1 does not vary among draws; its interval is Clopper and Pearson's (1934).
-McNemar 1947: of the pictures on which two methods differ, does each have half? Holm 1979: p-values
+McNemar 1947: of the images on which two methods differ, does each have half? Holm 1979: p-values
 of several comparisons, such that the chance of any false one stays below the level.
 """
 
@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
 Figures = Mapping[str, float]
 Statistic = Callable[[Rows], Figures]
-"""Figures of a selection of the pictures, with repetition: `statistic(np.arange(n))` is of all."""
+"""Figures of a selection of the images, with repetition: `statistic(np.arange(n))` is of all."""
 
 DRAWS = 1000
 CONFIDENCE = 0.95
@@ -111,7 +111,7 @@ def exact_share(right: int, count: int, confidence: float = CONFIDENCE) -> Inter
 
 
 def mcnemar(first: Bools, second: Bools) -> float:
-    """Exact two-sided p-value that two methods are right equally often, on the same pictures."""
+    """Exact two-sided p-value that two methods are right equally often, on the same images."""
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     if gained + lost == 0:
         return 1.0

@@ -15,7 +15,7 @@ arXiv:1510.03055. rep-n: Welleck et al. 2020, arXiv:1908.04319.
 table of captioners with a column "CIDEr", compute CIDEr-D; so does `cider` here by default.
 
 Departures: a caption without words scores 0 even against a reference without words, where
-pycocoevalcap's ROUGE-L gives 1; CIDEr for a single picture, whose idf is 0 everywhere, is refused;
+pycocoevalcap's ROUGE-L gives 1; CIDEr for a single image, whose idf is 0 everywhere, is refused;
 a zero vector has similarity 0 with everything, not NaN.
 """
 
@@ -208,7 +208,7 @@ def _document_frequency(references: Sequence[Sequence[Words]]) -> DocumentFreque
 
 
 def document_frequency(references: Sequence[Sequence[str]]) -> DocumentFrequency:
-    """Of a corpus of its own, on which CIDEr of a few pictures, or of one, can stand."""
+    """Of a corpus of its own, on which CIDEr of a few images, or of one, can stand."""
     return _document_frequency([[tokenize(text) for text in texts] for texts in references])
 
 
@@ -260,7 +260,7 @@ def _ciders(
     frequency = frequency or _document_frequency(references)
     if frequency.pictures < 2:
         raise UserError(
-            "CIDEr weighs words by how few pictures they belong to, and there is one picture; "
+            "CIDEr weighs words by how few images they belong to, and there is one image; "
             "score more at once, or give frequency=document_frequency(references of a corpus)"
         )
     each = np.zeros((len(captions), 2))
@@ -282,14 +282,14 @@ def cider(
     """CIDEr, from 0 to 10; the corpus's is the mean of its captions'.
 
     Args:
-        captions: one for each picture.
-        references: texts for each picture.
+        captions: one for each image.
+        references: texts for each image.
         plain: without clipping and without the penalty on lengths, as the paper first defines it;
             CIDEr-D otherwise, which pycocoevalcap and the tables of papers call CIDEr.
         frequency: of the n-grams; that of `references` without one.
 
     Raises:
-        UserError: captions and references that do not fit, a single picture without `frequency`.
+        UserError: captions and references that do not fit, a single image without `frequency`.
     """
     return _ciders(*_tokenized(captions, references), frequency)[plain]
 

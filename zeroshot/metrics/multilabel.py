@@ -1,4 +1,4 @@
-"""Several labels per picture: how well scores rank them, and what a threshold makes of them.
+"""Several labels per image: how well scores rank them, and what a threshold makes of them.
 
 Scores and truth are `[n c]`. Average precision is scikit-learn's, a step function in which tied
 scores share one threshold: of each label by itself (macro: the mean over labels that occur), or of
@@ -32,7 +32,7 @@ class Ranking:
     """how many of those come up to there, less one"""
 
     def average_precision(self, times: Float[np.ndarray, " n"]) -> float:
-        """When picture i was drawn `times[i]` times; NaN where no label holds."""
+        """When image i was drawn `times[i]` times; NaN where no label holds."""
         drawn = times[self.picture]
         found = np.cumsum(own := drawn[self.positive])
         if not len(found) or not found[-1]:
@@ -46,7 +46,7 @@ def ranking(
     truth: Bool[np.ndarray, " m"],
     picture: Int[np.ndarray, " m"] | None = None,
 ) -> Ranking:
-    """Of scores that each belong to a picture; without `picture`, one of each."""
+    """Of scores that each belong to an image; without `picture`, one of each."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     positive = np.flatnonzero(truth[order])

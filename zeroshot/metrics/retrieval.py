@@ -1,6 +1,6 @@
-"""How well pictures and texts find each other: cosines in, numbers out.
+"""How well images and texts find each other: cosines in, numbers out.
 
-Retrieval as CLIP reports it: a picture with several captions is served by any of them. Winoground:
+Retrieval as CLIP reports it: an image with several captions is served by any of them. Winoground:
 Thrush et al. 2022, arXiv:2204.03162. CLIPScore: Hessel et al. 2021, arXiv:2104.08718.
 
     CLIP-S(c, v)        = w max(cos(c, v), 0);  w = 2.5
@@ -26,7 +26,7 @@ Ranks = Int[np.ndarray, " n"]
 def text_ranks(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Int[np.ndarray, " n"]:
-    """Of each picture, the place of its best caption among those of all pictures, from 1."""
+    """Of each image, the place of its best caption among those of all images, from 1."""
     own = image_of_text == np.arange(len(scores))[:, None]
     best = np.where(own, scores, -np.inf).max(1, keepdims=True)
     return np.asarray(1 + np.sum((scores >= best) & ~own, axis=1))
@@ -35,7 +35,7 @@ def text_ranks(
 def image_ranks(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Int[np.ndarray, " m"]:
-    """Of each caption, the place of its picture among all pictures, from 1."""
+    """Of each caption, the place of its image among all images, from 1."""
     own = scores[image_of_text, np.arange(scores.shape[1])]
     return np.asarray(np.sum(scores >= own, axis=0))
 
@@ -52,12 +52,12 @@ def median_rank(ranks: Ranks) -> float:
 
 @dataclass(frozen=True)
 class Winoground:
-    """Whether each pair of pictures and captions is told apart."""
+    """Whether each pair of images and captions is told apart."""
 
     text: Bool[np.ndarray, " n"]
-    """each picture prefers its own caption"""
+    """each image prefers its own caption"""
     image: Bool[np.ndarray, " n"]
-    """each caption prefers its own picture"""
+    """each caption prefers its own image"""
 
     @property
     def group(self) -> Bool[np.ndarray, " n"]:
@@ -85,7 +85,7 @@ def ref_clip_score(
     captions: Float[np.ndarray, "n d"],
     references: Sequence[Float[np.ndarray, "_ d"]],
 ) -> Float[np.ndarray, " n"]:
-    """RefCLIPScore of unit rows; `references[i]` are those of picture i."""
+    """RefCLIPScore of unit rows; `references[i]` are those of image i."""
     nearest = np.array(
         [max(float((own @ row).max()), 0.0) for row, own in zip(captions, references, strict=True)]
     )

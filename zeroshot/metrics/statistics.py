@@ -1,7 +1,7 @@
-"""What a method did on each picture, ready for figures with intervals.
+"""What a method did on each image, ready for figures with intervals.
 
-A `Measure` keeps per picture what every figure is made of, so that a figure can be made again of
-any draw of the pictures. Figures are called as in CLIP_benchmark and pycocoevalcap, where they are.
+A `Measure` keeps per image what every figure is made of, so that a figure can be made again of
+any draw of the images. Figures are called as in CLIP_benchmark and pycocoevalcap, where they are.
 """
 
 import math
@@ -46,13 +46,13 @@ def to_table_units(name: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """One method on some pictures."""
+    """One method on some images."""
 
     pictures: int
     statistic: Statistic
-    """Figures of any selection of the pictures."""
+    """Figures of any selection of the images."""
     right: Mapping[str, Bool[np.ndarray, " n"]] = field(default_factory=dict)
-    """Of the figures that are shares of pictures: which pictures."""
+    """Of the figures that are shares of images: which images."""
     fixed: Mapping[str, float] = field(default_factory=dict)
     """Figures that a draw with repetition would falsify, and that therefore have no interval."""
 
@@ -82,9 +82,9 @@ def differences(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Difference]:
-    """By how much the second is larger, of the same pictures in the same order.
+    """By how much the second is larger, of the same images in the same order.
 
-    The p-value of a share of pictures is McNemar's, any other the bootstrap's.
+    The p-value of a share of images is McNemar's, any other the bootstrap's.
     """
     found = paired_bootstrap(
         first.statistic,
@@ -103,7 +103,7 @@ def differences(
 def measure_scores(
     scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, probabilities: bool = True
 ) -> Measure:
-    """Labels of pictures. Without `probabilities` (cosines) nothing is said of calibration."""
+    """Labels of images. Without `probabilities` (cosines) nothing is said of calibration."""
     best = scores.argmax(1)
     right = {"acc1": metrics.correct_at(scores, labels)}
     if scores.shape[1] > 5:
@@ -170,13 +170,13 @@ def measure_captions(
     references: Sequence[Sequence[str]],
     more: Mapping[str, Float[np.ndarray, " n"]] | None = None,
 ) -> Measure:
-    """Captions of pictures; `more` holds further scores of each (CLIPScore), whose mean counts.
+    """Captions of images; `more` holds further scores of each (CLIPScore), whose mean counts.
 
-    CIDEr keeps the document frequencies of all pictures: a draw is scored by its pictures' own
+    CIDEr keeps the document frequencies of all images: a draw is scored by its images' own
     CIDEr.
 
     Raises:
-        UserError: a single picture, of which there is no CIDEr.
+        UserError: a single image, of which there is no CIDEr.
     """
     scores = caption_scores(captions, references)
     means = {
@@ -203,7 +203,7 @@ def measure_captions(
 def measure_retrieval(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Measure:
-    """Retrieval in both directions. A draw of pictures brings their captions along; what they are
+    """Retrieval in both directions. A draw of images brings their captions along; what they are
     searched among stays the same."""
     of_text, of_image = text_ranks(scores, image_of_text), image_ranks(scores, image_of_text)
     own = _by_picture(of_image, image_of_text, len(scores))
@@ -225,7 +225,7 @@ def measure_retrieval(
 def _by_picture(
     ranks: Int[np.ndarray, " m"], image_of_text: Int[np.ndarray, " m"], pictures: int
 ) -> Float[np.ndarray, "n t"]:
-    """Ranks of each picture's captions, NaN where it has fewer than others."""
+    """Ranks of each image's captions, NaN where it has fewer than others."""
     counts = np.bincount(image_of_text, minlength=pictures)
     table = np.full((pictures, counts.max()), np.nan)
     order = np.argsort(image_of_text, kind="stable")

@@ -51,7 +51,7 @@ def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) 
     some = queries[:: math.ceil(len(queries) / SAMPLE)]
     recall = _recall(some, gallery, k, kind, cells)
     warnings.warn(
-        f"approximate search among {len(gallery)} pictures finds {recall:.3f} of the {k} best "
+        f"approximate search among {len(gallery)} images finds {recall:.3f} of the {k} best "
         f"(measured on {len(some)} of the queries); --index exact finds all",
         ApproximateWarning,
         stacklevel=2,

@@ -36,7 +36,7 @@ class Said:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """A picture, what people said of it, what each method says."""
+    """An image, what people said of it, what each method says."""
 
     name: str
     thumbnail: str
@@ -45,7 +45,7 @@ class CaptionedImages:
 
 
 def captions(group: Group, pictures: int, order: Order) -> list[CaptionedImages]:
-    """Captions side by side, of the first pictures or of those with the worst captions."""
+    """Captions side by side, of the first images or of those with the worst captions."""
     by_method = [{str(row["path"]): row for row in method.rows} for method in group.methods]
     scores = [_ciders(method, group.truth) for method in group.methods]
     paths = list(dict.fromkeys(path for rows in by_method for path in rows))
@@ -84,7 +84,7 @@ def _marked(caption: str, known: set[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _ciders(method: Method, truth: Mapping[str, Row]) -> dict[str, float]:
-    """Of each picture by its path, where people said something of two pictures or more."""
+    """Of each image by its path, where people said something of two images or more."""
     rows = [
         row
         for row in method.rows

@@ -19,7 +19,7 @@ MISTAKES = 18
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures of like confidence, all shares from 0 to 100."""
+    """Images of like confidence, all shares from 0 to 100."""
 
     left: float
     confidence: float
@@ -40,7 +40,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that a method is wrong about."""
+    """An image that a method is wrong about."""
 
     name: str
     thumbnail: str
@@ -80,7 +80,7 @@ def labels(group: Group) -> list[Labels]:
 
 
 def misses(group: Group) -> list[tuple[str, list[Mistake], int]]:
-    """Of retrieval: pictures whose best caption is another picture's."""
+    """Of retrieval: images whose best caption is another image's."""
     found = []
     for method in group.methods:
         wrong = []

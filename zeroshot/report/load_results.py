@@ -34,13 +34,13 @@ class Method:
 
 @dataclass
 class Group:
-    """Methods on the same pictures."""
+    """Methods on the same images."""
 
     task: Task
     dataset: str
     methods: list[Method] = field(default_factory=list)
     truth: dict[str, Row] = field(default_factory=dict)
-    """by the path of a picture: its `label`, `labels` or `references`"""
+    """by the path of an image: its `label`, `labels` or `references`"""
     comparison: Mapping[str, Any] | None = None
 
 
@@ -60,7 +60,7 @@ def load_results(
     Args:
         places: folders that `eval` wrote, files of theirs, or JSON lines of `caption`, `classify`
             and `caption --trace`.
-        truth: captions of the pictures of bare caption rows, which then are measured.
+        truth: captions of the images of bare caption rows, which then are measured.
         sampling: how.
 
     Raises:
@@ -172,7 +172,7 @@ def _add_rows(
 
 
 def _captioned(given: predictions.SavedPredictions, truth: Path | None) -> CaptionDataset | None:
-    """The references of the rows' pictures; a truth may hold more pictures."""
+    """The references of the rows' images; a truth may hold more images."""
     if truth is None:
         return given.captioned if given.references is not None else None
     known = {}
@@ -204,7 +204,7 @@ def _numbers(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> bool:
 
 
 def _labels(labels: object) -> bool:
-    """Whether there is a figure with its interval and its count of pictures for each label."""
+    """Whether there is a figure with its interval and its count of images for each label."""
     return isinstance(labels, dict) and all(
         isinstance(own, dict)
         and _number(own.get("average_precision"))

@@ -1,4 +1,4 @@
-"""What methods that score several labels per picture are good and bad at."""
+"""What methods that score several labels per image are good and bad at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class LabelTable:
 def table(group: Group) -> LabelTable | None:
     """The hardest labels first, as the mean over the methods has it; None where none was measured.
 
-    A label that holds of no picture has no row.
+    A label that holds of no image has no row.
     """
     measured = [(m.name, m.result["labels"]) for m in group.methods if m.result is not None]
     if not measured:
@@ -64,7 +64,7 @@ def _cell(own: dict[str, Any], best: float | None) -> FigureCell:
 
 
 def worst(group: Group) -> list[tuple[str, list[Mistake], int]]:
-    """Of each method, the pictures whose true labels are ranked worst among all, and how many are
+    """Of each method, the images whose true labels are ranked worst among all, and how many are
     not ranked first."""
     found = []
     for method in group.methods:
@@ -83,7 +83,7 @@ def worst(group: Group) -> list[tuple[str, list[Mistake], int]]:
 
 
 def _ranked(row: Row, truth: Sequence[str]) -> float:
-    """The average precision of one picture's labels; NaN, which is no mistake, without any."""
+    """The average precision of one image's labels; NaN, which is no mistake, without any."""
     scores = np.array([float(x["score"]) for x in row["labels"]])
     return average_precision(scores, np.array([x["label"] in truth for x in row["labels"]]))
 

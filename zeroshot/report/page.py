@@ -32,7 +32,7 @@ def render(
     Args:
         gathered: see `gather`.
         title: of the page.
-        pictures: how many of them are shown with their captions.
+        images: how many of them are shown with their captions.
         order: the first ones, or those with the worst captions.
 
     Raises:

@@ -29,7 +29,7 @@ p { margin: .2em 0; overflow-wrap: anywhere; }
 
 
 def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
-    """The hits of each query as a grid of thumbnails, then the pictures that failed."""
+    """The hits of each query as a grid of thumbnails, then the images that failed."""
     hits = {
         number: list(group)
         for number, group in groupby(
@@ -57,7 +57,7 @@ def write_page(path: Path, results: Sequence[SearchResult], queries: Sequence[st
 
 
 def _section(query: str, hits: Sequence[SearchResult]) -> str:
-    body = f"<ol>{''.join(map(_hit, hits))}</ol>" if hits else "<p>no picture</p>"
+    body = f"<ol>{''.join(map(_hit, hits))}</ol>" if hits else "<p>no image</p>"
     return f"<h2>{html.escape(query)}</h2>\n{body}\n"
 
 
@@ -66,14 +66,14 @@ def _hit(hit: SearchResult) -> str:
     source = thumbnail(hit.source, SIZE)
     picture = f'<img src="{source}" alt="{path}">' if source else "<p><i>gone by now</i></p>"
     cosine = "" if hit.score == hit.cosine else f" (cosine {hit.cosine:.3f})"
-    why = "".join(f'<p class="why">{html.escape(reason.told)}</p>' for reason in hit.explanation)
+    why = "".join(f'<p class="why">{html.escape(reason.line)}</p>' for reason in hit.explanation)
     score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}</p>"
     return f'<li>{picture}{score}<p class="path">{path}</p>{why}</li>\n'
 
 
 def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
     if failed:
-        pictures = "1 picture" if len(failed) == 1 else f"{len(failed)} pictures"
+        pictures = "1 image" if len(failed) == 1 else f"{len(failed)} images"
         yield f"<h2>{pictures} could not be read</h2>\n<ul>"
         for result in failed:
             said = result.error.message if result.error else ""

@@ -1,4 +1,4 @@
-"""Small pictures for the page, inside it."""
+"""Small images for the page, inside it."""
 
 import base64
 import functools
@@ -14,7 +14,7 @@ SIDE = 320
 
 @functools.lru_cache(maxsize=4096)
 def thumbnail(path: str) -> str:
-    """A JPEG as a data address; empty for a picture that is not there."""
+    """A JPEG as a data address; empty for an image that is not there."""
     try:
         picture = open_image(Source(path))
     except UnreadableImageError:

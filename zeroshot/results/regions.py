@@ -3,18 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from zeroshot.results.coco_rle import Mask, decode
-from zeroshot.results.result import Result
+from zeroshot.results.result import Result, as_float32
 
 DECIMALS = 2
 """Of boxes, in pixels."""
-
-
-def rounded(number: float) -> float:
-    """The shortest number that names a float32."""
-    return float(str(np.float32(number)))
 
 
 @dataclass(frozen=True)
@@ -45,12 +38,12 @@ class SegmentResult(Result):
     mask: str | None = None
     """File name of the mask as a PNG with a palette, where one was asked for."""
     drawn: str | None = None
-    """File name of the picture with the regions drawn on it, likewise."""
+    """File name of the image with the regions drawn on it, likewise."""
 
     schema: ClassVar[str] = "zeroshot.segment/1"
 
     def share(self, region: Region) -> float:
-        """Of the picture's pixels."""
+        """Of the image's pixels."""
         return region.pixels / (self.width * self.height)
 
     def answer(self) -> dict[str, Any]:
@@ -58,7 +51,7 @@ class SegmentResult(Result):
         regions = [
             {
                 "label": r.label,
-                "score": rounded(r.score),
+                "score": as_float32(r.score),
                 "pixels": r.pixels,
                 "share": round(self.share(r), 6),
                 "rle": r.rle,
@@ -93,7 +86,7 @@ class Detection:
         """JSON-ready fields."""
         held = {
             "label": self.label,
-            "score": rounded(self.score),
+            "score": as_float32(self.score),
             "box": [round(side, DECIMALS) for side in self.box],
         }
         return held | ({"spans": [list(span) for span in self.spans]} if self.spans else {})
@@ -107,7 +100,7 @@ class DetectResult(Result):
     height: int = 0
     boxes: tuple[Detection, ...] = ()
     drawn: str | None = None
-    """File name of the picture with the boxes drawn on it, where one was asked for."""
+    """File name of the image with the boxes drawn on it, where one was asked for."""
 
     schema: ClassVar[str] = "zeroshot.detect/1"
 

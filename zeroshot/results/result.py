@@ -1,4 +1,4 @@
-"""What the tasks give back: one frozen result per picture, a failed picture included.
+"""What the tasks give back: one frozen result per image, a failed image included.
 
 A result knows its row (the JSON the command line prints) and shows itself as a table with
 thumbnails in a notebook.
@@ -28,20 +28,20 @@ SHOWN = 100
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a picture has no answer."""
+    """Why an image has no answer."""
 
     type: str
     message: str
 
     @classmethod
-    def of(cls, error: UnreadableImageError) -> "Failure":
+    def from_error(cls, error: UnreadableImageError) -> "Failure":
         """The class's name without `Error`, and its message."""
         return cls(type(error).__name__.removesuffix("Error"), str(error))
 
 
 @dataclass(frozen=True)
 class Label:
-    """One class of one picture: its score as the task defines it, and the raw cosine."""
+    """One class of one image: its score as the task defines it, and the raw cosine."""
 
     label: str
     score: float
@@ -58,19 +58,19 @@ class AnchorContribution:
     path: str | None = None
 
     @property
-    def told(self) -> str:
+    def line(self) -> str:
         """`+0.123  a dog; a cat`: share, and captions or the anchor's name."""
         return f"{self.share:+.3f}  {'; '.join(self.captions) or self.anchor}"
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        held = {"anchor": self.anchor, "share": shortest(self.share)}
+        held = {"anchor": self.anchor, "share": as_float32(self.share)}
         return held | {"captions": list(self.captions), "path": self.path}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture and what became of it; `error` is None where all went well."""
+    """One image and what became of it; `error` is None where all went well."""
 
     source: Source = field(repr=False)
     id: str | None
@@ -82,7 +82,7 @@ class Result:
 
     @property
     def path(self) -> str | None:
-        """The path as it was given, or the label of a picture in memory."""
+        """The path as it was given, or the label of an image in memory."""
         return self.source.path
 
     def answer(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Result:
 
 @dataclass(frozen=True)
 class CaptionResult(Result):
-    """A caption and the cosine of its embedding with the picture's."""
+    """A caption and the cosine of its embedding with the image's."""
 
     caption: str | None = None
     score: float | None = None
@@ -130,7 +130,7 @@ class CaptionResult(Result):
         """`caption`, `score`, `scored` if that is no cosine, and `prompt` if there was one."""
         more = {"scored": self.scored} if self.scored != "cosine" else {}
         more |= {"prompt": self.prompt} if self.prompt else {}
-        return {"caption": self.caption, "score": shortest(self.score or 0.0), **more}
+        return {"caption": self.caption, "score": as_float32(self.score or 0.0), **more}
 
     def trace_row(self) -> dict[str, Any]:
         """The trace as JSON-ready fields."""
@@ -158,7 +158,7 @@ class ClassifyResult(Result):
     def answer(self) -> dict[str, Any]:
         """`labels`, `abstained`, `scored`."""
         labels = [
-            {"label": x.label, "score": shortest(x.score), "cosine": shortest(x.cosine)}
+            {"label": x.label, "score": as_float32(x.score), "cosine": as_float32(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
@@ -168,7 +168,7 @@ class ClassifyResult(Result):
     def summary(self) -> str:
         """`cat 0.91, dog 0.06, bird 0.02`, and the anchors behind the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
-        return "\n".join(lines + [x.told for x in self.explanation])
+        return "\n".join(lines + [x.line for x in self.explanation])
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class EmbedResult(Result):
 
     embedding: tuple[float, ...] = field(default=(), repr=False)
     caption: str | None = None
-    """That came with the picture, where captions were to be embedded, too."""
+    """That came with the image, where captions were to be embedded, too."""
     text_embedding: tuple[float, ...] = field(default=(), repr=False)
     """Of the caption; not part of the row."""
 
@@ -185,7 +185,7 @@ class EmbedResult(Result):
 
     def answer(self) -> dict[str, Any]:
         """`dim`, `embedding`, and `caption` where there is one."""
-        numbers = [shortest(x) for x in self.embedding]
+        numbers = [as_float32(x) for x in self.embedding]
         caption = {} if self.caption is None else {"caption": self.caption}
         return {"dim": len(self.embedding), "embedding": numbers, **caption}
 
@@ -197,7 +197,7 @@ class EmbedResult(Result):
 
 @dataclass(frozen=True)
 class SearchResult(Result):
-    """A picture that answers a query: the `rank`-th best, counted from 1."""
+    """An image that answers a query: the `rank`-th best, counted from 1."""
 
     query: str = ""
     query_number: int = 0
@@ -217,20 +217,20 @@ class SearchResult(Result):
         return {
             "query": self.query,
             "rank": self.rank,
-            "score": shortest(self.score),
-            "cosine": shortest(self.cosine),
+            "score": as_float32(self.score),
+            "cosine": as_float32(self.cosine),
             **because,
         }
 
     def summary(self) -> str:
         """`a red heart: 1. 0.312`, and below it the anchors that contribute to it."""
         lines = [f"{self.query}: {self.rank}. {self.score:.3f}"]
-        return "\n".join(lines + [x.told for x in self.explanation])
+        return "\n".join(lines + [x.line for x in self.explanation])
 
 
 @dataclass(frozen=True)
 class FilterResult(Result):
-    """A pair of a picture and a caption, their cosine, and whether the pair is kept."""
+    """A pair of an image and a caption, their cosine, and whether the pair is kept."""
 
     caption: str = ""
     score: float = 0.0
@@ -243,7 +243,7 @@ class FilterResult(Result):
     def answer(self) -> dict[str, Any]:
         """`caption`, `score`, `kept`, and `truncated` where it is so."""
         cut = {"truncated": True} if self.truncated else {}
-        return {"caption": self.caption, "score": shortest(self.score), "kept": self.kept} | cut
+        return {"caption": self.caption, "score": as_float32(self.score), "kept": self.kept} | cut
 
     def summary(self) -> str:
         """`kept 0.312  a dog on a beach`."""
@@ -322,6 +322,6 @@ def _shown(source: Source) -> Image | None:
         return None
 
 
-def shortest(number: float) -> float:
+def as_float32(number: float) -> float:
     """The shortest number that names the same float32."""
     return float(str(np.float32(number)))

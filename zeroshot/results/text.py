@@ -1,18 +1,18 @@
-"""Results of the tasks that give texts about a picture: fits, answers, lines that it shows."""
+"""Results of the tasks that give texts about an image: fits, answers, lines that it shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zeroshot.models.base import Answer
-from zeroshot.results.result import Result, shortest
+from zeroshot.results.result import Result, as_float32
 
 __all__ = ["AskResult", "MatchResult", "QuestionAnswers", "ReadResult", "TextScore"]
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """How well one text fits a picture."""
+    """How well one text fits an image."""
 
     text: str
     score: float
@@ -23,22 +23,22 @@ class TextScore:
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        row: dict[str, Any] = {"text": self.text, "score": shortest(self.score)}
+        row: dict[str, Any] = {"text": self.text, "score": as_float32(self.score)}
         if self.label is not None:
             row["label"] = self.label
         if self.scores is not None:
-            row["scores"] = {label: shortest(score) for label, score in self.scores.items()}
+            row["scores"] = {label: as_float32(score) for label, score in self.scores.items()}
         return row
 
 
 @dataclass(frozen=True)
 class MatchResult(Result):
-    """How well each text fits the picture; `scored` says what a score is."""
+    """How well each text fits the image; `scored` says what a score is."""
 
     texts: tuple[TextScore, ...] = ()
     scored: str = "cosine"
     second: str | None = None
-    """The other picture that the texts speak of, where they speak of two."""
+    """The other image that the texts speak of, where they speak of two."""
 
     schema: ClassVar[str] = "zeroshot.match/1"
 
@@ -65,7 +65,7 @@ class QuestionAnswers:
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
         answers = [
-            {"answer": a.text, "score": None if a.score is None else shortest(a.score)}
+            {"answer": a.text, "score": None if a.score is None else as_float32(a.score)}
             for a in self.answers
         ]
         return {"question": self.question, "answers": answers}
@@ -73,7 +73,7 @@ class QuestionAnswers:
 
 @dataclass(frozen=True)
 class AskResult(Result):
-    """The answers to every question about a picture; `scored` says what a score is."""
+    """The answers to every question about an image; `scored` says what a score is."""
 
     questions: tuple[QuestionAnswers, ...] = ()
     scored: str = "probability"
@@ -96,7 +96,7 @@ class AskResult(Result):
 
 @dataclass(frozen=True)
 class ReadResult(Result):
-    """The text that a picture shows, and how sure the model is of a token of it on average."""
+    """The text that an image shows, and how sure the model is of a token of it on average."""
 
     text: str | None = None
     score: float | None = None
@@ -105,7 +105,7 @@ class ReadResult(Result):
 
     def answer(self) -> dict[str, Any]:
         """`text`, `score`."""
-        return {"text": self.text, "score": None if self.score is None else shortest(self.score)}
+        return {"text": self.text, "score": None if self.score is None else as_float32(self.score)}
 
     def summary(self) -> str:
         """The text."""

@@ -20,7 +20,7 @@ from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.pairs import Pair
 from zeroshot.errors import UserError
-from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures, embed_texts
+from zeroshot.inference.embedding import AUTO_BATCH, embed_images, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods._anchor_matrix import AnchorMatrix
@@ -42,7 +42,7 @@ SAMPLE = 1000
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of pairs as rows; a pair whose picture cannot be read is in `failures` alone."""
+    """A batch of pairs as rows; a pair whose image cannot be read is in `failures` alone."""
 
     images: Float[Tensor, "n d"]
     texts: Float[Tensor, "n e"]
@@ -63,7 +63,7 @@ def encode(
     """Rows of every pair, batch by batch.
 
     Args:
-        captions: `mean` makes one anchor of a picture, its text the unit mean of its captions'
+        captions: `mean` makes one anchor of an image, its text the unit mean of its captions'
             unit rows; `each` makes one anchor of each caption.
     """
     under_way: deque[Pair] = deque()
@@ -73,7 +73,7 @@ def encode(
             under_way.append(pair)
             yield pair.source
 
-    for embedded in embed_pictures(sources(), image_encoder, cache, meter, batch_size):
+    for embedded in embed_images(sources(), image_encoder, cache, meter, batch_size):
         batch = [under_way.popleft() for _ in embedded.sources]
         good = embedded.readable
         failures = [
@@ -85,7 +85,7 @@ def encode(
         rows = embed_texts(told, text_encoder, cache, meter)
         counts = [len(batch[i].captions) for i in good]
         entries = [_entry(batch[i]) for i in good]
-        images = embedded.rows[good]
+        images = embedded.embeddings[good]
         if captions == "each":
             images = images.repeat_interleave(torch.tensor(counts, dtype=torch.long), dim=0)
             entries = [

@@ -8,7 +8,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     preprocessing_names,
@@ -57,14 +57,14 @@ class EmbedRunner(OpenedTask[Embed]):
             UserError: a source without a caption, if captions are to be embedded.
         """
         encoder, used = self.task.models.encoder, self._used()
-        for batch in embed_pictures(
+        for batch in embed_images(
             sources, image_encoder_of(encoder), self.cache, meter, self.batch_size
         ):
             texts = _captions(batch.sources) if self.task.options.captions else None
             embedded = None
             if texts is not None:
                 embedded = embed_texts(texts, text_encoder_of(encoder), self.cache, meter).tolist()
-            for i, row in enumerate(batch.rows.tolist()):
+            for i, row in enumerate(batch.embeddings.tolist()):
                 failure = batch.failures[i]
                 yield EmbedResult(
                     source=batch.sources[i],

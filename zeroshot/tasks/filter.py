@@ -1,4 +1,4 @@
-"""Which noisy image-text pairs to keep: by the cosine of picture and caption (CLIP score).
+"""Which noisy image-text pairs to keep: by the cosine of image and caption (CLIP score).
 
     LAION     cosine >= 0.3 (400M), >= 0.28 (5B, ViT-B/32, English)     `above`
     DataComp  the best share p of all pairs, 0.3 by ViT-L/14             `best_share`
@@ -26,7 +26,7 @@ from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     concat_batches,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     project_images,
@@ -96,13 +96,13 @@ def score_pairs(
     batch_size: int = AUTO_BATCH,
     truncate: bool = True,
 ) -> Iterator[EmbeddingBatch]:
-    """Batches whose rows `[n, 1]` are the cosines of pictures and their captions.
+    """Batches whose rows `[n, 1]` are the cosines of images and their captions.
 
     A pair without a caption fails, and one whose caption is longer than the encoder reads unless
     it may be cut (`truncate`).
     """
     texts = text_encoder_of(encoder)
-    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
+    for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
         failures = list(batch.failures)
         for i in batch.readable:
             failures[i] = _wrong(batch.sources[i], texts, truncate)
@@ -115,12 +115,14 @@ def score_pairs(
             captions = [caption_of(batch.sources[i]) for i in good]
             rows = project_texts(encoder, embed_texts(captions, texts, cache, meter))
             with meter.stage("scoring"):
-                cosines[good, 0] = pair_cosines(project_images(encoder, batch.rows[good]), rows)
-        yield replace(batch, rows=cosines, failures=failures)
+                cosines[good, 0] = pair_cosines(
+                    project_images(encoder, batch.embeddings[good]), rows
+                )
+        yield replace(batch, embeddings=cosines, failures=failures)
 
 
 def caption_of(source: Source) -> str:
-    """The text that came with a picture; empty if there was none."""
+    """The text that came with an image; empty if there was none."""
     return source.fields.get("caption", "")
 
 
@@ -208,7 +210,7 @@ class FilterRunner(OpenedTask[Filter]):
     def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[FilterResult]:
         """One result per pair."""
         options, good = self.task.options, everything.readable
-        scores = everything.rows[good].reshape(-1)
+        scores = everything.embeddings[good].reshape(-1)
         with meter.stage("scoring"):
             if options.keep is None:
                 chosen = above(scores, options.min_score or 0.0)
@@ -227,7 +229,7 @@ class FilterRunner(OpenedTask[Filter]):
                 models=used,
                 method="clip score",
                 caption=caption,
-                score=0.0 if failure else float(everything.rows[i, 0]),
+                score=0.0 if failure else float(everything.embeddings[i, 0]),
                 kept=bool(kept[i]),
                 truncated=failure is None and is_cut(caption, encoder),
             )

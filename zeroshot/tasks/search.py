@@ -18,12 +18,12 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
+    check_lengths,
     embed_all,
     embed_texts,
     image_encoder_of,
     project_images,
     project_texts,
-    refuse_long,
     text_encoder_of,
 )
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
@@ -53,7 +53,7 @@ CANCELLED = 1e-4
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a query: words or a picture, added or taken away."""
+    """One part of a query: words or an image, added or taken away."""
 
     text: str | None = None
     picture: Source | None = None
@@ -61,7 +61,7 @@ class Term:
 
     @property
     def label(self) -> str:
-        """The words, or `image:` and the picture's path."""
+        """The words, or `image:` and the image's path."""
         if self.picture is None:
             return self.text or ""
         return f"image:{self.picture.path or 'in memory'}"
@@ -87,7 +87,7 @@ class Query:
 
 
 def term(given: str, sign: Literal[1, -1] = 1) -> Term:
-    """`image:PATH`, `text:WORDS`, else a picture where a file of that name exists, else words.
+    """`image:PATH`, `text:WORDS`, else an image where a file of that name exists, else words.
 
     Raises:
         UserError: no words, or no such file behind `image:`.
@@ -99,7 +99,7 @@ def term(given: str, sign: Literal[1, -1] = 1) -> Term:
         return Term(picture=Source(rest), sign=sign)
     words = rest if colon and kind == "text" else given
     if not words.strip():
-        raise UserError("a query without words; give some, or a picture")
+        raise UserError("a query without words; give some, or an image")
     if words is given and os.path.isfile(given):
         return Term(picture=Source(given), sign=sign)
     return Term(text=words, sign=sign)
@@ -152,14 +152,14 @@ def embed_queries(
     """Unit rows of queries in the space that the encoder's images and texts share.
 
     Raises:
-        UserError: a text too long, a picture that cannot be read, terms that cancel each other.
+        UserError: a text too long, an image that cannot be read, terms that cancel each other.
     """
     terms = [term for query in queries for term in query.terms]
     texts = list(dict.fromkeys(t.text for t in terms if t.text is not None))
     pictures = [t.picture for t in terms if t.picture is not None]
     rows: dict[object, Tensor] = {}
     if texts:
-        refuse_long(texts, text_encoder_of(encoder), "a query")
+        check_lengths(texts, text_encoder_of(encoder), "a query")
         held = embed_texts(texts, text_encoder_of(encoder), cache, meter)
         rows |= dict(zip(texts, project_texts(encoder, held), strict=True))
     if pictures:
@@ -226,7 +226,7 @@ def search(
         seen=seen,
     )
     with meter.stage("scoring"):
-        gallery = Gallery.of(gathered.rows, _joined(encoder))
+        gallery = Gallery.of(gathered.embeddings, _joined(encoder))
         if index == "exact":
             hits = rank(asked, gallery, options.top_k, method, known)
         else:
@@ -279,7 +279,9 @@ def _answers(
                 cosine=cosine,
                 explanation=()
                 if row is None
-                else _explanation(models, gathered.rows[place].float(), row, cosine, explained),
+                else _explanation(
+                    models, gathered.embeddings[place].float(), row, cosine, explained
+                ),
             )
 
 

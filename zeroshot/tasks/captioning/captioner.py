@@ -1,4 +1,4 @@
-"""Pictures to captions."""
+"""Images to captions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     project_images,
@@ -86,9 +86,9 @@ def caption(
     trace: bool = False,
     pool: Pool | None = None,
 ) -> Iterator[CaptionResult]:
-    """One result per picture, in order; the rows of a batch decode together.
+    """One result per image, in order; the rows of a batch decode together.
 
-    `prompts` says what a picture's text begins with or is titled; `trace` keeps every choice;
+    `prompts` says what an image's text begins with or is titled; `trace` keeps every choice;
     `pool` is what a method chooses among, embedded anew without it.
 
     Raises:
@@ -113,9 +113,9 @@ def caption(
             trace=trace,
         )
 
-    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
+    for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
         good = batch.readable
-        images = project_images(encoder, batch.rows[good])
+        images = project_images(encoder, batch.embeddings[good])
         asked = [None if prompts is None else prompts(source) for source in batch.sources]
         captions: list[Caption] = []
         with meter.stage("language model" if language_model else "scoring"):

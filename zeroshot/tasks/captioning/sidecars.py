@@ -88,6 +88,6 @@ def sidecar(path: str | None) -> Path:
     if path is None or not Path(path).is_file() or not Path(path).suffix:
         raise UserError(
             f"'{path}' is no file with a suffix, so that no .txt can stand beside it: leave "
-            "--sidecar out, or name pictures in folders"
+            "--sidecar out, or name images in folders"
         )
     return Path(path).with_suffix(".txt")

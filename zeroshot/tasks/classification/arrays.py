@@ -1,4 +1,4 @@
-"""A method on arrays: for people who have embeddings and need no pictures.
+"""A method on arrays: for people who have embeddings and need no images.
 
 The arrays and their shapes are those of docs/embeddings.md. Which of them a method takes follows
 from the parameters of its `fit` and `scores`.

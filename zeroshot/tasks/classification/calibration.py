@@ -7,12 +7,12 @@ log-likelihood (Guo et al. 2017, arXiv:1706.04599). Without, it brings the mean 
 of the model's own zero-shot softmax, as Frolic (arXiv:2410.19294) does between its parts; of the
 zero-shot scores themselves it therefore leaves the scale alone.
 
-Abstention: from unlabelled pictures of the kind one expects, conformal p-values of the confidence
+Abstention: from unlabelled images of the kind one expects, conformal p-values of the confidence
 (Vovk et al. 2005, "Algorithmic Learning in a Random World"):
 
-    p = (1 + number of reference pictures at most as confident) / (1 + reference pictures)
+    p = (1 + number of reference images at most as confident) / (1 + reference images)
 
-Abstaining where p <= alpha leaves out at most a share alpha of further pictures of that kind.
+Abstaining where p <= alpha leaves out at most a share alpha of further images of that kind.
 Whatever resembles none of the labels is less confident and left out more often.
 """
 
@@ -58,7 +58,7 @@ class Calibration:
     """Fingerprint of the prompts that confidences and thresholds belong to."""
     temperature: float = 1.0
     confidences: tuple[float, ...] = ()
-    """Of the pictures it was fitted on, ascending."""
+    """Of the images it was fitted on, ascending."""
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     """Score from which a label is accepted; None: never."""
     report: Mapping[str, float] = field(default_factory=dict)
@@ -117,12 +117,12 @@ def calibrate(
     A sigmoid judges each label by itself, and its scale is left alone.
 
     Args:
-        classes: of each picture, where they are known.
+        classes: of each image, where they are known.
         prompts: fingerprint of the classifier's prompts.
         precision: of the thresholds, which none are fitted without.
 
     Raises:
-        UserError: a picture that cannot be read, or scores without a scale (`cosine`).
+        UserError: an image that cannot be read, or scores without a scale (`cosine`).
     """
     if classifier.head == "cosine":
         raise UserError("calibrate: cosines are no probabilities; --score softmax or sigmoid")
@@ -180,8 +180,10 @@ def _logits(
         for source, failure in zip(batch.sources, batch.failures, strict=True):
             if failure is not None:
                 raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
-        given.append(classifier.logits(batch.rows, batch.views))
-        zero_shot.append(classifier.encoder.logit_scale * classifier(batch.rows, batch.views)[1])
+        given.append(classifier.logits(batch.embeddings, batch.views))
+        zero_shot.append(
+            classifier.encoder.logit_scale * classifier(batch.embeddings, batch.views)[1]
+        )
     return Logits(torch.cat(given), torch.cat(zero_shot))
 
 
@@ -213,7 +215,7 @@ def abstention_rule(
         if abstain is not None:
             raise UserError(
                 "--abstain needs --calibration FILE.json: 'zeroshot calibrate' makes it from "
-                "pictures of the kind you expect, labelled or not"
+                "images of the kind you expect, labelled or not"
             )
         return None
     if abstain is None and not made.thresholds:
@@ -237,7 +239,7 @@ def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> 
     given = logits.double()
     if bool((given.argmax(1) == labels).all()):
         raise UserError(
-            f"all {len(labels)} labelled pictures are classified right, so that no temperature is "
+            f"all {len(labels)} labelled images are classified right, so that no temperature is "
             "the best one; give more of them, and hard ones"
         )
 
@@ -266,7 +268,7 @@ def matching_temperature(logits: Float[Tensor, "n c"], confidence: float) -> flo
 
 
 def p_values(confidences: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Conformal: share of the reference, and the picture itself, that is no more confident."""
+    """Conformal: share of the reference, and the image itself, that is no more confident."""
     below = np.searchsorted(np.asarray(reference), np.asarray(confidences), side="right")
     values: list[float] = ((1 + below) / (1 + len(reference))).tolist()
     return values

@@ -15,15 +15,15 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
+    check_lengths,
     concat_batches,
     embed_all,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     pad_prompts,
     project_images,
     project_texts,
-    refuse_long,
     text_encoder_of,
     with_views,
 )
@@ -220,7 +220,7 @@ def load_classifier(
     prompts = [*prompts, *([text] for text in negatives)]
     flat = [text for group in prompts for text in group]
     if options.long_text == "error":
-        refuse_long(flat, text_encoder_of(encoder))
+        check_lengths(flat, text_encoder_of(encoder))
     rows = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
         rows = project_texts(encoder, rows)
@@ -262,7 +262,7 @@ def iter_embeddings(
 ) -> Iterator[EmbeddingBatch]:
     """Embeddings and views for the classifier, batch by batch."""
     encoder = image_encoder_of(classifier.encoder)
-    batches = embed_pictures(sources, encoder, cache, meter, batch_size)
+    batches = embed_images(sources, encoder, cache, meter, batch_size)
     if classifier.views:
         batches = with_views(batches, classifier.views, encoder, cache, meter)
     return batches

@@ -9,7 +9,7 @@ from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import read_hierarchy, read_labeled_images, read_prior
 from zeroshot.errors import UserError
-from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures
+from zeroshot.inference.embedding import AUTO_BATCH, embed_images
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.resolve import find
@@ -239,7 +239,7 @@ class ClipClassifyRunner(OpenedTask[ClipClassify]):
         """One result per video, in order."""
         options, encoder = self.task.options, ScoredClips(self.classifier.scorer)
         count = num_labels(options, self.classifier.labels)
-        for batch in embed_pictures(sources, encoder, self.cache, meter, self.batch_size):
+        for batch in embed_images(sources, encoder, self.cache, meter, self.batch_size):
             yield from label(batch, self.classifier, meter, count, threshold=options.threshold)
 
 

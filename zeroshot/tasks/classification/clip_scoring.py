@@ -45,7 +45,7 @@ class ScoredClips:
         return self.scorer.encode_frames(clips)
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
-        """A picture is a clip that stands still."""
+        """An image is a clip that stands still."""
         return self.scorer.encode_frames(
             [self.scorer.pixels([image] * self.scorer.frames) for image in images]
         )

@@ -95,7 +95,7 @@ def compare_images(
     def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:
         ready = make(name, own)
         batches = list(embed_batches(sources, ready, cache, meter, batch_size))
-        kept = [(b.rows[b.readable], b.views, b.readable) for b in batches if b.readable]
+        kept = [(b.embeddings[b.readable], b.views, b.readable) for b in batches if b.readable]
         if not kept:
             raise UserError("none of the images can be read")
         return lambda: torch.cat(

@@ -124,7 +124,7 @@ def label(
     with meter.stage("scoring"):
         if good:
             views = None if batch.views is None else batch.views[good]
-            scores, cosines = classifier(batch.rows[good], views)
+            scores, cosines = classifier(batch.embeddings[good], views)
             best = best_labels(classifier.labels, scores, cosines, top_k)
             labels = dict(zip(good, best, strict=True))
             if threshold is not None:
@@ -136,7 +136,7 @@ def label(
                 abstained = {i: not s for i, s in zip(good, accept(scores), strict=True)}
             if classifier.num_explanations:
                 explanations = {
-                    i: classifier.explain(batch.rows[i], int(top), best[n][0].cosine)
+                    i: classifier.explain(batch.embeddings[i], int(top), best[n][0].cosine)
                     for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
                     if labels[i]
                 }

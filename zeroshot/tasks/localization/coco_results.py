@@ -1,7 +1,7 @@
 """Boxes in COCO's detection format: one JSON object of images, annotations and categories.
 
 Boxes are left, top, width, height; numbers of categories and images begin at 1, in the order of the
-labels and of the pictures. Each annotation has its score, as a COCO result has.
+labels and of the images. Each annotation has its score, as a COCO result has.
 """
 
 import json
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError
-from zeroshot.results.regions import DECIMALS, DetectResult, rounded
+from zeroshot.results.regions import DECIMALS, DetectResult
+from zeroshot.results.result import as_float32
 
 __all__ = ["document", "write"]
 
 
 def document(results: Iterable[DetectResult], labels: Sequence[str]) -> dict[str, Any]:
-    """The object; pictures that could not be read are left out."""
+    """The object; images that could not be read are left out."""
     names = list(dict.fromkeys(labels))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -40,7 +41,7 @@ def document(results: Iterable[DetectResult], labels: Sequence[str]) -> dict[str
                     "bbox": sides,
                     "area": round((right - left) * (bottom - top), DECIMALS),
                     "iscrowd": 0,
-                    "score": rounded(found.score),
+                    "score": as_float32(found.score),
                 }
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]

@@ -1,6 +1,6 @@
 """Segmentation without a segmentation model: patches of a dual encoder against its texts.
 
-A picture is brought to a size of its own and looked at through windows that overlap by half, as
+An image is brought to a size of its own and looked at through windows that overlap by half, as
 SCLIP and NACLIP do, or as a whole. Where windows overlap, the unit rows of a patch are averaged
 before they meet the labels: its cosine is then the mean of the windows' cosines.
 """
@@ -23,7 +23,7 @@ from zeroshot.ops import normalize
 __all__ = ["DenseSegmenter"]
 
 ENLARGED = 1.5
-"""Shorter side of the picture to the encoder's own: the papers bring 224 pixels to 336."""
+"""Shorter side of the image to the encoder's own: the papers bring 224 pixels to 336."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class DenseSegmenter:
     encoder: DenseEncoder
     method: Dense
     resolution: int = 0
-    """Shorter side in pixels that pictures are brought to; 0 for half more than the encoder's."""
+    """Shorter side in pixels that images are brought to; 0 for half more than the encoder's."""
     window: int | None = None
-    """Side of the windows in pixels, 0 for the picture as a whole, the encoder's own without."""
+    """Side of the windows in pixels, 0 for the image as a whole, the encoder's own without."""
 
     head: ClassVar[Head] = "softmax"
 
@@ -54,7 +54,7 @@ class DenseSegmenter:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Shorter side of pictures, and side of windows (0 for none), both whole patches."""
+        """Shorter side of images, and side of windows (0 for none), both whole patches."""
         patch, own = self.encoder.patch_size, self.encoder.image_size
         side = self.resolution or round(ENLARGED * own)
         window = own if self.window is None else self.window
@@ -72,9 +72,9 @@ class DenseSegmenter:
         return self.encoder.encode_texts(prompts)
 
     def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
-        """UserError: next to a picture's row every text's loses."""
+        """UserError: next to an image's row every text's loses."""
         raise UserError(
-            "a dual encoder takes no examples: its pictures and its texts lie apart in their "
+            "a dual encoder takes no examples: its images and its texts lie apart in their "
             "space, and any patch is nearer to an example than to a text. CLIPSeg takes them: "
             "--model hf:CIDAS/clipseg-rd64-refined"
         )
@@ -87,7 +87,7 @@ class DenseSegmenter:
         return [torch.einsum("hwd,cd->chw", patches, rows) for patches in self.patches(images)]
 
     def patches(self, images: Sequence[Image]) -> list[Float[Tensor, "h w d"]]:
-        """Rows of each picture's patches, not quite of unit length where windows overlap."""
+        """Rows of each image's patches, not quite of unit length where windows overlap."""
         patch, (side, window) = self.encoder.patch_size, self.size
         sized = [_resized(image, side, patch) for image in images]
         parts: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
@@ -115,14 +115,14 @@ class DenseSegmenter:
 
 
 def _resized(image: Image, side: int, patch: int) -> Image:
-    """The picture with its shorter side at `side`, both sides of whole patches."""
+    """The image with its shorter side at `side`, both sides of whole patches."""
     factor = side / min(image.size)
     size = [max(1, round(factor * length / patch)) * patch for length in image.size]
     return image.resize((size[0], size[1]), Resampling.BICUBIC)
 
 
 def _windows(length: int, window: int, patch: int) -> list[int]:
-    """Where windows begin that overlap by half and end with the picture; whole patches."""
+    """Where windows begin that overlap by half and end with the image; whole patches."""
     if not 0 < window < length:
         return [0]
     step = max(1, window // patch // 2) * patch

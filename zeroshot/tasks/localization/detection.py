@@ -133,7 +133,7 @@ class Detect(Task[DetectOptions]):
 
 @dataclass(frozen=True)
 class Finder:
-    """A model with what it looks for, encoded: pictures to what was found in each."""
+    """A model with what it looks for, encoded: images to what was found in each."""
 
     name: str
     """Canonical, of the model."""
@@ -172,7 +172,7 @@ def by_examples(
     threshold: float,
     overlap: float,
 ) -> Finder:
-    """A detection model that looks for what pictures show."""
+    """A detection model that looks for what images show."""
     with meter.stage("encoder"):
         encoded = detector.encode_examples(load_all(examples, "a query image"))
     return _finder(detector, "native", names, encoded, threshold, overlap)

@@ -1,9 +1,9 @@
-"""Masks and boxes drawn on pictures, with colours that colour-blind people tell apart.
+"""Masks and boxes drawn on images, with colours that colour-blind people tell apart.
 
 The first colours are those of Okabe and Ito (2008, "Color Universal Design"); further ones step
 around the circle of hues by the golden angle, at lightnesses that alternate. A colour is never the
 only sign: regions and boxes have outlines, and each label stands beside its colour below the
-picture.
+image.
 """
 
 import colorsys
@@ -26,11 +26,11 @@ OKABE_ITO: tuple[Colour, ...] = (
 BACKGROUND: Colour = (0, 0, 0)
 INK, PAPER = (33, 33, 33), (255, 255, 255)
 OPACITY = 0.5
-"""Of a region's colour over the picture."""
+"""Of a region's colour over the image."""
 TAGGED = 0.01
-"""Of the picture, what a region covers at least to bear its name."""
+"""Of the image, what a region covers at least to bear its name."""
 SHORTEST = 360
-"""A drawn picture's longer side is at least this, so that its legend can be read."""
+"""A drawn image's longer side is at least this, so that its legend can be read."""
 
 
 def colour(place: int) -> Colour:
@@ -44,7 +44,7 @@ def colour(place: int) -> Colour:
 
 
 def palette_png(index: np.ndarray[tuple[int, int], np.dtype[np.uint16]]) -> Image.Image:
-    """A map of labels [h w], 0 for the background, at most 255 labels, as an indexed picture."""
+    """A map of labels [h w], 0 for the background, at most 255 labels, as an indexed image."""
     size = (index.shape[1], index.shape[0])
     picture = Image.frombytes("P", size, index.astype(np.uint8).tobytes())
     colours = [BACKGROUND, *(colour(place) for place in range(255))]
@@ -58,10 +58,10 @@ def draw_regions(
     places: Sequence[int],
     names: Sequence[str],
 ) -> Image.Image:
-    """The picture under its regions, each with an outline, and a legend below.
+    """The image under its regions, each with an outline, and a legend below.
 
     Args:
-        masks: [h w] of the picture's size.
+        masks: [h w] of the image's size.
         places: of the labels, which give the colours.
         names: of the labels.
     """
@@ -96,7 +96,7 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float],
 ) -> Image.Image:
-    """The picture with its boxes, named and scored, and a legend below; the best lie on top."""
+    """The image with its boxes, named and scored, and a legend below; the best lie on top."""
     large = _enlarged(picture)
     factor = large.width / picture.width
     draw = ImageDraw.Draw(large)
@@ -179,7 +179,7 @@ def _tag(
 
 
 def _with_legend(picture: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
-    """Swatches and names below the picture, in as many lines as they need."""
+    """Swatches and names below the image, in as many lines as they need."""
     if not entries:
         return picture
     size = _text_size(picture)

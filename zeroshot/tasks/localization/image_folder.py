@@ -1,4 +1,4 @@
-"""Pictures written beside the rows: masks, and pictures that something is drawn on."""
+"""Images written beside the rows: masks, and images that something is drawn on."""
 
 import io
 import os
@@ -17,7 +17,7 @@ ID_DIGITS = 12
 
 
 def file_name(path: str | None, id: str) -> str:
-    """`cat-1f4a90c2d3e4.png` for the picture at `path` with the content `id`.
+    """`cat-1f4a90c2d3e4.png` for the image at `path` with the content `id`.
 
     Never a path: what a name may not hold becomes `_`. The same content under the same name gives
     the same file, anything else another.
@@ -29,14 +29,14 @@ def file_name(path: str | None, id: str) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of pictures, each under a name that its source's name and content make."""
+    """A folder of images, each under a name that its source's name and content make."""
 
     folder: Path
     overwrite: bool = False
-    """Whether a file that holds another picture is written over."""
+    """Whether a file that holds another image is written over."""
 
     def write(self, path: str | None, id: str, picture: Image) -> str:
-        """Write a picture, all of it or nothing, and give its file's name.
+        """Write an image, all of it or nothing, and give its file's name.
 
         UserError for a folder that cannot be written to, and for a file that holds something else.
         """

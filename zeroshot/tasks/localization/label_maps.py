@@ -1,4 +1,4 @@
-"""From logits of a coarse grid to a label for every pixel of a picture."""
+"""From logits of a coarse grid to a label for every pixel of an image."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ def label_map(
 
     Args:
         logits: of the labels, and after them those of background prompts.
-        size: height and width of the picture; logits are interpolated bilinearly.
+        size: height and width of the image; logits are interpolated bilinearly.
         head: `softmax` over all prompts, or the `sigmoid` of each.
         labels: how many of the logits are labels; where another prompt wins, there is background.
         threshold: a probability below which there is background too.
@@ -70,7 +70,7 @@ def upsampled(
 ) -> Float[Tensor, "c r w2"]:
     """Rows `start` to `stop` of the logits, interpolated bilinearly to `size`.
 
-    As `interpolate` with `align_corners=False` gives them, without the rest of the picture.
+    As `interpolate` with `align_corners=False` gives them, without the rest of the image.
     """
     own = logits.shape[1]
     at = ((torch.arange(start, stop) + 0.5) * own / size[0] - 0.5).clamp(0, own - 1)

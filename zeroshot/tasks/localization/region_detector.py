@@ -1,6 +1,6 @@
-"""Detection without a detection model: parts of a picture against the texts of a dual encoder.
+"""Detection without a detection model: parts of an image against the texts of a dual encoder.
 
-Regions are proposed, each is cut out with some of what is around it and encoded as a picture of its
+Regions are proposed, each is cut out with some of what is around it and encoded as an image of its
 own, and labelled as `classify` would; what fits a background prompt best is none. Regions come from
 the dense map of the encoder, connected parts of one label or of anything at all, or from a pyramid
 of windows, which any encoder can have.
@@ -33,7 +33,7 @@ thing, or a thing with what is around it."""
 SMALLEST = 0.5
 """Area of a part, in patches, below which it is noise."""
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25)
-"""Sides of the pyramid's windows, to the picture's shorter side."""
+"""Sides of the pyramid's windows, to the image's shorter side."""
 AT_ONCE = 256
 """Regions that are encoded together."""
 
@@ -72,10 +72,10 @@ class RegionDetector:
         return Prompts(self.encoder.encode_texts(prompts), len(prompts))
 
     def encode_examples(self, examples: Sequence[Image]) -> Prompts:
-        """UserError: next to a picture's row every text's loses, and nothing else would."""
+        """UserError: next to an image's row every text's loses, and nothing else would."""
         raise UserError(
             "a dual encoder takes no query image here: nothing tells how like two parts of "
-            "pictures have to be; OWL-ViT and OWLv2 take one (--model)"
+            "images have to be; OWL-ViT and OWLv2 take one (--model)"
         )
 
     def detect(
@@ -101,7 +101,7 @@ class RegionDetector:
         return found
 
     def proposals(self, images: Sequence[Image], prompts: Prompts) -> list[list[Box]]:
-        """Boxes of each picture in its pixels, each once."""
+        """Boxes of each image in its pixels, each once."""
         if self.dense is None:
             return [pyramid(*image.size) for image in images]
         maps = self.dense.maps(images, prompts.rows)
@@ -114,7 +114,7 @@ class RegionDetector:
 def parts_of(
     logits: Float[Tensor, "c h w"], labels: int, size: tuple[int, int], sure: float
 ) -> list[Box]:
-    """Boxes around the connected parts of a dense map, in pixels of a picture of this size.
+    """Boxes around the connected parts of a dense map, in pixels of an image of this size.
 
     Parts are of each label, and of all labels together: what two labels share is then one thing.
     """
@@ -135,7 +135,7 @@ def parts_of(
 
 
 def pyramid(width: int, height: int) -> list[Box]:
-    """Square windows of several sizes that overlap by half, the picture as a whole first."""
+    """Square windows of several sizes that overlap by half, the image as a whole first."""
     boxes: dict[Box, None] = {(0.0, 0.0, float(width), float(height)): None}
     for scale in SCALES:
         side = scale * min(width, height)
@@ -152,7 +152,7 @@ def _starts(length: float, side: float) -> list[float]:
 
 
 def cut_out(image: Image, box: Box, margin: float) -> Image:
-    """A square around a box with some of what is around it; less where the picture ends."""
+    """A square around a box with some of what is around it; less where the image ends."""
     left, top, right, bottom = box
     half = max(right - left, bottom - top) * (0.5 + margin)
     x, y = (left + right) / 2, (top + bottom) / 2

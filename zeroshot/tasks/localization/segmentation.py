@@ -196,7 +196,7 @@ def prompted(
     Args:
         sentences: of each label; their rows are averaged.
         background: sentences of what is no label; a pixel that fits one best is background.
-        examples: pictures of the labels, which show what words do not say.
+        examples: images of the labels, which show what words do not say.
         mix: how much of a label's row the mean of its examples is, where it has any.
         threshold: without one 0.5 for a sigmoid and none for a softmax, where labels compete.
     """
@@ -251,7 +251,7 @@ def segment(
     *,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[SegmentResult]:
-    """One result per picture, in order; files are written as their rows come."""
+    """One result per image, in order; files are written as their rows come."""
     outputs = outputs or Outputs()
     if outputs.masks is not None and len(ready.labels) > MOST_LABELS:
         raise UserError(
