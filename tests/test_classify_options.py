@@ -185,7 +185,7 @@ def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
         (["--abstain", "0.1"], "--abstain needs --calibration"),
         (["--calibration", "none.json"], "cannot read"),
         (["--compare", "center,zpe", "--method", "dn"], "--compare takes no --method"),
-        (["--compare", "center,zpe", "-o", "lam=1"], "an option says whose it is"),
+        (["--compare", "center,zpe", "-o", "lam=1"], "an option names its method"),
     ],
 )
 def test_what_has_no_use_or_is_missing_is_said(zeroshot, shotview, shots, arguments, message):

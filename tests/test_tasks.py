@@ -209,7 +209,10 @@ def test_a_set_without_a_part_says_so(tiny):
     [
         ({"images": torch.ones(3, 2)}, "two arrays: images, texts"),
         ({"images": torch.ones(3, 2), "texts": torch.ones(4, 2)}, r"\[3, 2\] and texts \[4, 2\]"),
-        ({"images": torch.zeros(3, 2), "texts": torch.ones(3, 2)}, "images has a row that is zero"),
+        (
+            {"images": torch.zeros(3, 2), "texts": torch.ones(3, 2)},
+            "images has an embedding that is zero",
+        ),
         ({"images": torch.ones(3, 2), "texts": torch.full((3, 2), torch.nan)}, "texts has a row"),
     ],
 )

@@ -1,12 +1,14 @@
 """Decoded images, batch by batch, for models that need more than an embedding."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.reading import read, read_ahead
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.models.base import Image
@@ -57,18 +59,30 @@ def load_batches(sources: Iterable[Source], meter: Meter, batch_size: int) -> It
         yield ImageBatch([begun.popleft() for _ in batch], ids, images, failures)
 
 
-def load_images(
-    sources: Iterable[Source], meter: Meter, batch_size: int
-) -> Iterator[list[tuple[Source, Picture | Failure]]]:
-    """Each image with its source, at most `FULL_SIZE` at a time; a failure if it cannot be read."""
+Answer = TypeVar("Answer")
+
+
+def apply_to_images(
+    sources: Iterable[Source],
+    work: Callable[[Sequence[Image]], Sequence[Answer]],
+    meter: Meter,
+    batch_size: int,
+) -> Iterator[tuple[Source, Failure | tuple[Picture, Answer]]]:
+    """Each image with the answer of `work`, or why it cannot be read.
+
+    At most `FULL_SIZE` images are in memory at a time.
+    """
     for batch in load_batches(sources, meter, min(batch_size, FULL_SIZE)):
-        meter.images_encoded += len(batch.images)
-        yield [
-            (source, failure or Picture(id or "", batch.images[i]))
-            for i, (source, id, failure) in enumerate(
-                zip(batch.sources, batch.ids, batch.failures, strict=True)
+        images = list(batch.images.values())
+        with meter.stage("encoder"):
+            parts = batched_with_oom_retry(work, images, len(images))
+            answers = dict(
+                zip(batch.images, [one for _, part in parts for one in part], strict=True)
             )
-        ]
+        meter.images_encoded += len(images)
+        for i, source in enumerate(batch.sources):
+            failure = batch.failures[i]
+            yield source, failure or (Picture(batch.ids[i] or "", batch.images[i]), answers[i])
 
 
 def load_all(sources: Iterable[Source], what: str) -> list[Image]:

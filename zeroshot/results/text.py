@@ -1,4 +1,4 @@
-"""Results of the tasks that give texts about an image: fits, answers, lines that it shows."""
+"""Results about texts: how well they fit an image, answers, the text that an image shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class TextScore:
     text: str
     score: float
     label: str | None = None
-    """What the score means, where thresholds say so."""
+    """The label of the score, if there are thresholds."""
     scores: Mapping[str, float] | None = None
-    """Of each label of a head that has more than two (entailment)."""
+    """The score of each label, if the head has more than two (entailment)."""
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -38,20 +38,19 @@ class MatchResult(Result):
     texts: tuple[TextScore, ...] = ()
     scored: str = "cosine"
     second: str | None = None
-    """The other image that the texts speak of, where they speak of two."""
+    """The other image, if the texts are about two."""
 
     schema: ClassVar[str] = "zeroshot.match/1"
 
     def answer(self) -> dict[str, Any]:
         """`texts`, `scored`, and `second` if there is one."""
         second = {"second": self.second} if self.second is not None else {}
-        return {"texts": [fit.row() for fit in self.texts], "scored": self.scored, **second}
+        return {"texts": [text.row() for text in self.texts], "scored": self.scored, **second}
 
     def summary(self) -> str:
         """`0.31  a red heart`, a line for each text."""
         return "\n".join(
-            f"{fit.score:.3f}  {fit.text}" + (f"  ({fit.label})" if fit.label else "")
-            for fit in self.texts
+            f"{x.score:.3f}  {x.text}" + (f"  ({x.label})" if x.label else "") for x in self.texts
         )
 
 
@@ -82,21 +81,21 @@ class AskResult(Result):
 
     def answer(self) -> dict[str, Any]:
         """`questions`, `scored`."""
-        return {"questions": [asked.row() for asked in self.questions], "scored": self.scored}
+        return {"questions": [x.row() for x in self.questions], "scored": self.scored}
 
     def summary(self) -> str:
-        """The best answers; with their questions where there are several."""
-        if len(self.questions) == 1:
-            return ", ".join(_said(a) for a in self.questions[0].answers)
+        """The answers; with their questions if there are several."""
+        lines = [", ".join(map(_shown, x.answers)) for x in self.questions]
+        if len(lines) == 1:
+            return lines[0]
         return "\n".join(
-            f"{asked.question} {', '.join(_said(a) for a in asked.answers)}"
-            for asked in self.questions
+            f"{x.question} {line}" for x, line in zip(self.questions, lines, strict=True)
         )
 
 
 @dataclass(frozen=True)
 class ReadResult(Result):
-    """The text that an image shows, and how sure the model is of a token of it on average."""
+    """The text that an image shows, and the mean probability of its tokens."""
 
     text: str | None = None
     score: float | None = None
@@ -112,5 +111,5 @@ class ReadResult(Result):
         return self.text or ""
 
 
-def _said(answer: Answer) -> str:
+def _shown(answer: Answer) -> str:
     return answer.text if answer.score is None else f"{answer.text} {answer.score:.2f}"
