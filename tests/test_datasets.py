@@ -395,8 +395,8 @@ def test_rows_with_their_own_references(tmp_path):
     ]
     found = predictions.read_captions(write(tmp_path / "magic.rows.jsonl", lines(*rows)))
     assert found.name == "magic"
-    assert names(found.captioned.sources, "") == ["x1", "x2", "x3"]
-    assert found.captioned.references == (("one dog", "a dog"), ("cats",), ())
+    assert names(found.dataset.sources, "") == ["x1", "x2", "x3"]
+    assert found.dataset.references == (("one dog", "a dog"), ("cats",), ())
     del rows[1]["references"]
     with pytest.raises(UserError, match="1 of 3 rows have no references"):
         predictions.read_captions(write(tmp_path / "x.jsonl", lines(*rows)))

@@ -366,7 +366,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(zeroshot, tmp_path):
         (("--threshold", 0.1, "--held-out", 0.5), "give one of them"),
         (("--split", "val"), "only a webdataset has splits"),
         (("--held-out", 0.01), "leaves none"),
-        (("--score", "softmax"), "softmax shares one"),
+        (("--score", "softmax"), "softmax sums to one"),
         (("--against", "a", "--score", "cosine"), "no --score"),
     ],
 )
