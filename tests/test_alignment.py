@@ -123,7 +123,7 @@ def test_a_small_matching_is_the_best_of_all(by, golden):
 
 def test_misuse():
     x = torch.randn(5, 3)
-    with pytest.raises(UserError, match="k=5: from 1 to 4"):
+    with pytest.raises(UserError, match="k=5: expected 1 to 4"):
         alignment.mutual_knn(x, x, 5)
     with pytest.raises(UserError, match="5 images and 4 texts"):
         alignment.match_unpaired(x, x[:4])

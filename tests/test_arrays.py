@@ -58,11 +58,11 @@ def test_rows_are_brought_to_unit_length_for_a_shared_space():
         ({"images": np.ones((47, 5))}, r"\[47, 5\] for \[n d\], but d is 33"),
         ({"images": np.ones(33)}, r"shape \[33\], expected \[n d\]"),
         ({"images": np.ones((0, 33))}, "none empty"),
-        ({"images": np.full((4, 33), np.nan)}, "images holds NaN"),
+        ({"images": np.full((4, 33), np.nan)}, "images has NaN"),
         ({"images": np.zeros((4, 33))}, r"images: row \[0\] is zero"),
         ({"images": np.array([["a"] * 33])}, "expected numbers"),
         ({"anchor_texts": np.ones((7, 26))}, "a is 413 in array anchor_images"),
-        ({"text_mask": np.zeros((7, 3))}, "a class has no prompt at all"),
+        ({"text_mask": np.zeros((7, 3))}, "a class has no prompt"),
     ],
 )
 def test_arrays_that_do_not_fit(change, message):

@@ -251,7 +251,7 @@ def test_wrong_files_of_questions(text, message, scenes, capsys):
         (["ask", "scenes"], "needs images and a question"),
         (["ask", "scenes", "--question", "a?", "--questions", "scenes/q.jsonl"], "give one"),
         (["ask", "scenes", "a?", "--model", "M", "--among", "a,b"], "--among is for answers by"),
-        (["ask", "scenes", "a?", "--model", "M", "--answers", "a,b"], "has answers of its own"),
+        (["ask", "scenes", "a?", "--model", "M", "--answers", "a,b"], "has its own answers"),
         (["caption", "scenes", "--method", "native"], "belong together"),
         (["caption", "scenes", "--model", "M"], "belong together"),
         (["caption", "scenes", "--method", "native", "--model", "M", "-o", "k=1"], "has no -o"),

@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_refused(metric, captions, references, message):
 
 
 def test_cider_of_one_picture_is_refused():
-    with pytest.raises(UserError, match=r"there is one picture; score more at once, or give freq"):
+    with pytest.raises(UserError, match=r"there is one image; score more at once, or give freq"):
         cider(["a dog"], [["a dog"]])
 
 

@@ -15,7 +15,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import read_labeled_images, read_prior
 from zeroshot.errors import UserError
 from zeroshot.images.pixels import view
-from zeroshot.inference.embedding import embed_pictures, with_views
+from zeroshot.inference.embedding import embed_images, with_views
 from zeroshot.inference.meter import Meter
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks.classification import classifier as task
@@ -95,13 +95,11 @@ def shots(tmp_path):
 def encoded(paths, views=0):
     models = resolve("pocket")
     with EmbeddingCache() as cache:
-        batches = embed_pictures(
-            [task.Source(str(p)) for p in paths], models.encoder, cache, Meter()
-        )
+        batches = embed_images([task.Source(str(p)) for p in paths], models.encoder, cache, Meter())
         if views:
             batches = with_views(batches, views, models.encoder, cache, Meter())
         [batch] = batches
-    return batch.views if views else batch.rows
+    return batch.views if views else batch.embeddings
 
 
 def test_shots_and_views_reach_the_method(zeroshot, shotview, shots, tmp_path):
@@ -187,7 +185,7 @@ def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
         (["--abstain", "0.1"], "--abstain needs --calibration"),
         (["--calibration", "none.json"], "cannot read"),
         (["--compare", "center,zpe", "--method", "dn"], "--compare takes no --method"),
-        (["--compare", "center,zpe", "-o", "lam=1"], "an option says whose it is"),
+        (["--compare", "center,zpe", "-o", "lam=1"], "an option names its method"),
     ],
 )
 def test_what_has_no_use_or_is_missing_is_said(zeroshot, shotview, shots, arguments, message):

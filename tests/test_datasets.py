@@ -165,7 +165,7 @@ def test_a_folder_per_class(folders):
     assert found.labels == ("cat", "dog")
     assert names(found.sources, folders / "val") == ["cat/1.png", "cat/2.png", "dog/1.png"]
     assert found.classes == (0, 0, 1)
-    assert len(found.sentences[0]) == 7
+    assert len(found.prompts[0]) == 7
 
 
 def test_folders_by_given_names(folders):
@@ -173,14 +173,14 @@ def test_folders_by_given_names(folders):
         folders, split="val", labels="dog,cat,bird", templates="a {c}"
     )
     assert found.classes == (1, 1, 0)
-    assert found.sentences == [["a dog"], ["a cat"], ["a bird"]]
+    assert found.prompts == [["a dog"], ["a cat"], ["a bird"]]
 
 
 def test_folders_in_order_by_a_protocol(folders, tmp_path):
     write(tmp_path / "names.json", ["house cat", "big dog"])
     own = Protocol("own", "classify", "", "", str(tmp_path / "names.json"), "none", "val", 3)
     found = ground_truth.load_classification(folders, protocol=own)
-    assert found.sentences == [["house cat"], ["big dog"]]
+    assert found.prompts == [["house cat"], ["big dog"]]
     assert found.classes == (0, 0, 1)
     write(folders / "val" / "cat" / "3.png", picture())
     with pytest.raises(UserError, match="has 3 images, and these data have 4"):
@@ -271,7 +271,7 @@ def test_a_webdataset_as_it_is(shards):
     )
     assert found.labels == ("missile", "cat, small", "missile")
     assert found.classes == (2, 1, 0)
-    assert found.sentences[1] == ["a photo of a cat, small.", "a cat, small"]
+    assert found.prompts[1] == ["a photo of a cat, small.", "a cat, small"]
     assert names(found.sources, folder / "test") == [
         "0.tar/s1.png",
         "1.tar/s2.jpg",
@@ -283,7 +283,7 @@ def test_a_webdataset_as_it_is(shards):
 
 def test_own_names_for_the_classes_of_a_webdataset(shards):
     found = ground_truth.load_classification(shards[0], labels="a,b,c", templates="none")
-    assert found.sentences == [["a"], ["b"], ["c"]]
+    assert found.prompts == [["a"], ["b"], ["c"]]
     with pytest.raises(UserError, match="2 labels for the 3 classes"):
         ground_truth.load_classification(shards[0], labels="a,b")
 
@@ -376,8 +376,8 @@ def test_rows_find_their_pictures_by_the_end_of_the_path():
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["a/1.jpg", "b/1.jpg"], "no row for 1 of 3 pictures"),
-        (["a/1.jpg", "b/1.jpg", "3.jpg"], "none of the pictures"),
+        (["a/1.jpg", "b/1.jpg"], "no row for 1 of 3 images"),
+        (["a/1.jpg", "b/1.jpg", "3.jpg"], "the path of no image"),
         (["1.jpg", "b/1.jpg", "2.jpg"], "or of several"),
         (["a/1.jpg", "b/1.jpg", "2.jpg", "x/2.jpg"], "two rows"),
     ],
@@ -395,8 +395,8 @@ def test_rows_with_their_own_references(tmp_path):
     ]
     found = predictions.read_captions(write(tmp_path / "magic.rows.jsonl", lines(*rows)))
     assert found.name == "magic"
-    assert names(found.captioned.sources, "") == ["x1", "x2", "x3"]
-    assert found.captioned.references == (("one dog", "a dog"), ("cats",), ())
+    assert names(found.dataset.sources, "") == ["x1", "x2", "x3"]
+    assert found.dataset.references == (("one dog", "a dog"), ("cats",), ())
     del rows[1]["references"]
     with pytest.raises(UserError, match="1 of 3 rows have no references"):
         predictions.read_captions(write(tmp_path / "x.jsonl", lines(*rows)))

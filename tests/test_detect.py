@@ -212,7 +212,7 @@ def test_tables_and_going_on(zeroshot, tmp_path):
     ("more", "said"),
     [
         (("--sentence", "a cat"), "give one of them"),
-        (("--encoder", "coupled"), "no dual encoder to look at regions with"),
+        (("--encoder", "coupled"), "no dual encoder, which detection needs"),
         (("--coco", HEART), "exists; --overwrite"),
         (("--templates", "simpel"), "did you mean 'simple'"),
         (("--resolution", "4"), "patches of"),
@@ -234,7 +234,7 @@ def test_what_needs_a_detection_model(zeroshot, model_of):
     code, _, err = zeroshot(
         "detect", HEART, "--model", model_of("owlvit"), "--labels", "a", "--templates", "simple"
     )
-    assert (code, "one sentence for each label" in err) == (2, True)
+    assert (code, "one prompt per label" in err) == (2, True)
     code, _, err = zeroshot("detect", HEART, "--model", model_of("clipseg"), "--labels", "a")
     assert (code, "is a segmenter, not a detector" in err) == (2, True)
 

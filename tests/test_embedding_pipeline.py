@@ -16,7 +16,7 @@ from zeroshot.commands.console import summary
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images.reading import open_image
 from zeroshot.inference import prefetch
-from zeroshot.inference.embedding import canonical_names, embed_pictures
+from zeroshot.inference.embedding import canonical_names, embed_images
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
@@ -91,7 +91,7 @@ def alone(encoder, sources):
 
 def run(sources, encoder, cache=None, batch_size=8, meter=None):
     batches = list(
-        embed_pictures(sources, encoder, cache or NullCache(), meter or Meter(), batch_size)
+        embed_images(sources, encoder, cache or NullCache(), meter or Meter(), batch_size)
     )
     assert [s for b in batches for s in b.sources] == list(sources)
     assert all(len(b.sources) == batch_size for b in batches[:-1])
@@ -108,7 +108,7 @@ def test_rows_are_those_of_one_by_one_bit_for_bit(encoder, folder, count):
     batches = run(sources, encoder)
     given = list(encoder.batches)
     if count:
-        rows = torch.cat([b.rows for b in batches])
+        rows = torch.cat([b.embeddings for b in batches])
         assert torch.equal(rows, alone(encoder, sources))
     assert given == [8] * (count // 8) + [count % 8] * (count % 8 > 0)
     assert not threads()
@@ -119,8 +119,8 @@ def test_a_model_gives_what_it_gives_without_threads():
     sources = [Source(str(MAGIC / f"image_{i}.png")) for i in range(5)]
     [batch] = run(sources, clip)
     pictures = [open_image(source) for source in sources]
-    assert torch.equal(batch.rows, clip.encode_images(pictures))
-    assert torch.equal(batch.rows, clip.encode_pixels([clip.pixels(p) for p in pictures]))
+    assert torch.equal(batch.embeddings, clip.encode_images(pictures))
+    assert torch.equal(batch.embeddings, clip.encode_pixels([clip.pixels(p) for p in pictures]))
 
 
 def test_batches_are_filled_where_the_cache_holds_most(encoder, folder, tmp_path):
@@ -132,12 +132,14 @@ def test_batches_are_filled_where_the_cache_holds_most(encoder, folder, tmp_path
         encoder.batches.clear()
         meter = Meter()
         batches = run(sources, encoder, cache, meter=meter)
-        assert torch.equal(torch.cat([b.rows for b in batches]), expected)
+        assert torch.equal(torch.cat([b.embeddings for b in batches]), expected)
         assert encoder.batches == [8, 8]
         assert (meter.images_encoded, meter.images_cached) == (16, 144)
         encoder.batches.clear()
         meter = Meter()
-        assert torch.equal(torch.cat([b.rows for b in run(sources, encoder, cache)]), expected)
+        assert torch.equal(
+            torch.cat([b.embeddings for b in run(sources, encoder, cache)]), expected
+        )
         assert encoder.batches == []
 
 
@@ -161,7 +163,9 @@ def test_each_content_is_opened_and_encoded_once(encoder, folder, tmp_path, monk
     monkeypatch.setattr(prefetch, "fetch", lambda s: opened.append(s) or fetch(s))
     meter = Meter()
     batches = run([Source(str(c)) for c in copies], encoder, meter=meter)
-    assert torch.equal(torch.cat([b.rows for b in batches]), alone(encoder, sources).repeat(12, 1))
+    assert torch.equal(
+        torch.cat([b.embeddings for b in batches]), alone(encoder, sources).repeat(12, 1)
+    )
     assert len(opened) == meter.images_encoded == 5
     assert meter.images_cached == 55
 
@@ -179,7 +183,7 @@ def test_failures_stay_in_their_places(encoder, folder, tmp_path):
     assert {i for i, f in enumerate(failures) if f} == set(bad)
     for i, reason in bad.items():
         assert reason in failures[i].message
-    rows = torch.cat([b.rows for b in batches])
+    rows = torch.cat([b.embeddings for b in batches])
     good = [i for i in range(40) if i not in bad]
     assert torch.equal(rows[good], alone(encoder, [sources[i] for i in good]))
     assert not rows[list(bad)].any()
@@ -201,7 +205,7 @@ def test_a_file_that_changes_under_way_takes_nobody_with_it(encoder, folder, tmp
 
     monkeypatch.setattr(prefetch, "fetch", changed)
     [batch] = run([Source(str(path)) for path in (first, twin, third)], encoder)
-    assert torch.equal(batch.rows, alone(encoder, [sources[1], sources[0], sources[0]]))
+    assert torch.equal(batch.embeddings, alone(encoder, [sources[1], sources[0], sources[0]]))
     assert batch.ids[1] == batch.ids[2] != batch.ids[0]
 
 
@@ -218,7 +222,7 @@ def test_pictures_in_memory_are_found_by_what_they_are(encoder, folder, tmp_path
         assert encoder.batches == [3]
         run(loaded, encoder, cache)
         assert encoder.batches == [3]
-    assert torch.equal(known.rows, alone(encoder, sources))
+    assert torch.equal(known.embeddings, alone(encoder, sources))
 
 
 def test_what_waits_is_bounded(folder):
@@ -261,7 +265,7 @@ def test_reading_goes_on_while_the_encoder_works(folder):
 
     # The last batch finds nothing to wait for: it was read during the one before.
     sources, encoder = folder(24), Waiting()
-    batches = embed_pictures(sources, encoder, NullCache(), Meter(), 8)
+    batches = embed_images(sources, encoder, NullCache(), Meter(), 8)
     next(batches)
     batches.close()
     assert encoder.batches == [8]
@@ -289,7 +293,7 @@ def test_rows_reach_the_cache_as_they_come(encoder, folder, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
 def test_a_consumer_that_stops_leaves_no_thread(encoder, folder, error):
-    batches = embed_pictures(folder(100), encoder, NullCache(), Meter(), 4)
+    batches = embed_images(folder(100), encoder, NullCache(), Meter(), 4)
     next(batches)
     assert threads()
     if error is GeneratorExit:
@@ -331,7 +335,7 @@ def test_memory_that_runs_out_is_met_once(folder):
 
     encoder, sources = Small(), folder(26)
     batches = run(sources, encoder)
-    assert torch.equal(torch.cat([b.rows for b in batches]), alone(Whole(), sources))
+    assert torch.equal(torch.cat([b.embeddings for b in batches]), alone(Whole(), sources))
     assert encoder.refused == 2, "8 and 4 were tried once each"
     assert max(encoder.batches) == 2
 

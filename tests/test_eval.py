@@ -158,7 +158,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(zeroshot, tmp_pat
         file.write_bytes(b"no picture")
     code, _, said = zeroshot("eval", folder, "--task", "classify")
     assert code == 2
-    assert "none of the pictures has an answer" in said
+    assert "none of the images has a result" in said
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(zeroshot, tmp_pat
         ("eval SCENES --task caption --predictions x --method magic", "exist already"),
         ("eval SCENES --task caption --method asif", "does not caption"),
         ("eval SCENES --task retrieve --predictions SCENES/captions.jsonl", "needs scores"),
-        ("eval SCENES --task caption --limit 1 --method retrieve", "one picture"),
+        ("eval SCENES --task caption --limit 1 --method retrieve", "one image"),
         ("eval SCENES --task caption --out SCENES/truth.csv", "is a file"),
     ],
 )

@@ -62,7 +62,7 @@ def test_the_threshold_is_datacomps(scores, share):
 
 
 def test_rules_that_are_none():
-    with pytest.raises(UserError, match=r"a share of 1\.5: it lies between 0 and 1"):
+    with pytest.raises(UserError, match=r"a share of 1\.5: expected a number between 0 and 1"):
         best_share(torch.zeros(2), 1.5)
     for rule in (above, best_share):
         with pytest.raises(UserError, match="the cosine of pair 1 is not finite"):

@@ -104,7 +104,7 @@ def test_a_sigmoid_is_that_of_the_model(tmp_path):
     logits = tiny.SCALE * torch.tensor([fit.score for fit in plain.texts]) + tiny.BIAS
     assert [fit.score for fit in told.texts] == pytest.approx(logits.sigmoid().tolist(), rel=1e-3)
     assert told.scored == "sigmoid"
-    with pytest.raises(UserError, match="share of a softmax"):
+    with pytest.raises(UserError, match="makes a softmax"):
         zeroshot.match(HEART, "a", score="sigmoid", against="b", **how)
     with pytest.raises(UserError, match="not trained with a sigmoid"):
         zeroshot.match(HEART, "a", "pocket", score="sigmoid", cache=NullCache())
@@ -203,7 +203,7 @@ def test_thresholds_are_learned_and_used(scenes, capsys):
     assert [row["texts"][0]["label"] for row in lines(capsys)] == ["yes", "yes", "no", "no"]
     other = ["match", pairs, "--models", "pocket", "--thresholds", "t.json", "--against", "a cat"]
     assert run(other) == 2
-    assert "learn them anew" in capsys.readouterr().err
+    assert "learn new ones with --learn-thresholds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

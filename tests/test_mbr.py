@@ -154,7 +154,7 @@ def test_word_frequencies_of_a_large_pool_do_not_depend_on_its_order(monkeypatch
     monkeypatch.setattr("zeroshot.methods._caption_pool.FREQUENCY_SAMPLE", 3)
     rows = torch.zeros(len(CAPTIONS), 2)
     frequency = Pool(CAPTIONS, rows).frequency
-    assert frequency.pictures == 3
+    assert frequency.images == 3
     assert Pool(CAPTIONS[::-1], rows).frequency == frequency
 
 

@@ -126,7 +126,7 @@ def test_differences_are_paired_and_shares_are_tested_by_mcnemar():
 
 
 def test_one_picture_has_no_cider():
-    with pytest.raises(UserError, match="one picture"):
+    with pytest.raises(UserError, match="one image"):
         statistics.measure_captions(["a dog"], [["a dog"]])
 
 

@@ -213,9 +213,9 @@ def test_a_webdataset_of_several_labels(tmp_path):
     held = load_multilabel(shard(tmp_path, *members, ("s2.png", whole)))
     assert held.labels == ("cat", "dog")
     assert held.truth == ((0, 1), ())
-    assert held.sentences == [["a photo of a cat."], ["a photo of a dog."]]
+    assert held.prompts == [["a photo of a cat."], ["a photo of a dog."]]
     assert [Path(s.path).name for s in held.sources] == ["s1.png", "s2.png"]
-    assert load_multilabel(tmp_path, labels="a,b", templates="none").sentences == [
+    assert load_multilabel(tmp_path, labels="a,b", templates="none").prompts == [
         ["a"],
         ["b"],
     ]
@@ -366,7 +366,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(zeroshot, tmp_path):
         (("--threshold", 0.1, "--held-out", 0.5), "give one of them"),
         (("--split", "val"), "only a webdataset has splits"),
         (("--held-out", 0.01), "leaves none"),
-        (("--score", "softmax"), "softmax shares one"),
+        (("--score", "softmax"), "softmax sums to one"),
         (("--against", "a", "--score", "cosine"), "no --score"),
     ],
 )

@@ -13,7 +13,7 @@ from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 from zeroshot.tasks.localization.region_detector import (
     Prompts,
     RegionDetector,
-    cut_out,
+    crop,
     parts_of,
     pyramid,
 )
@@ -116,10 +116,10 @@ def test_any_encoder_can_look_through_windows():
 
 def test_cut_out():
     image = squares()
-    assert cut_out(image, (10, 10, 20, 30), 0.0).size == (20, 20)  # a square around it
-    assert cut_out(image, (10, 10, 20, 30), 0.5).size == (35, 40)  # 40 wide, but for the border
-    assert cut_out(image, (63.6, 47.6, 63.9, 47.9), 0.1).size == (1, 1)
-    assert cut_out(image, (0, 0, 64, 48), 0.5).size == (64, 48)
+    assert crop(image, (10, 10, 20, 30), 0.0).size == (20, 20)  # a square around it
+    assert crop(image, (10, 10, 20, 30), 0.5).size == (35, 40)  # 40 wide, but for the border
+    assert crop(image, (63.6, 47.6, 63.9, 47.9), 0.1).size == (1, 1)
+    assert crop(image, (0, 0, 64, 48), 0.5).size == (64, 48)
 
 
 def test_a_query_image_is_refused():

@@ -107,10 +107,10 @@ def test_captions_of_several_methods_beside_what_people_said(rows, tmp_path, run
     page = needs_nothing(text)
     assert "a large red heart on a white background" in page.said
     assert "UnreadableImage: no such file" in page.said
-    assert "1 of 3 pictures have no answer" in page.said
+    assert "1 of 3 images have no result" in page.said
     assert "more than was asked" not in page.said
     assert text.count("data:image/jpeg;base64,") == 2
-    assert page.said.count("picture not here") == 1
+    assert page.said.count("image not found") == 1
     assert '<span class="new">green</span>' in text  # no reference says so
     assert '<span class="new">star</span>' in text
     assert '<span class="new">a</span>' not in text
@@ -130,7 +130,7 @@ def test_figures_of_bare_rows_are_those_of_eval(rows):
     cell = table.rows[0][1][table.columns.index("CIDEr")]
     assert cell.value == f"{100 * expected.corpus:.2f}"
     shown = caption_tables.captions(group, 30, "data")
-    assert [one.said[0].cider for one in shown] == [f"{100 * s:.0f}" for s in expected.each]
+    assert [one.captions[0].cider for one in shown] == [f"{100 * s:.0f}" for s in expected.each]
     worst = caption_tables.captions(group, 1, "worst")
     assert worst[0].name == "gone.png"
 
@@ -267,7 +267,7 @@ def test_files_that_cannot_be_shown(rows, message, tmp_path, run):
 
 def test_folders_that_cannot_be_shown(tmp_path, run):
     code, told = run("report", tmp_path, "--out", tmp_path / "page.html")
-    assert (code, "holds no results" in told) == (2, True)
+    assert (code, "has no results" in told) == (2, True)
     code, told = run("report", tmp_path, "--out", tmp_path / "page.pdf")
     assert (code, "an .html file" in told) == (2, True)
 

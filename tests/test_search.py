@@ -219,7 +219,7 @@ def test_nothing_but_failures(zeroshot, mixed):
     code, rows, err = zeroshot("search", "a star", mixed / "broken.png", *POCKET)
     assert code == 3, err
     assert len(rows) == 1
-    assert "no picture for 'a star'" in err
+    assert "no image for 'a star'" in err
 
 
 def test_a_least_score(zeroshot):
@@ -229,7 +229,7 @@ def test_a_least_score(zeroshot):
     assert rows == every[:2]
     code, rows, err = zeroshot("search", "a blue star", SCENES, *POCKET, "--min-score", 1)
     assert (code, rows) == (0, [])
-    assert f"no picture for 'a blue star'; the best has {every[0]['score']:.3f}" in err
+    assert f"no image for 'a blue star'; the best has {every[0]['score']:.3f}" in err
 
 
 def test_files_of_rows(zeroshot, mixed, tmp_path):
@@ -259,7 +259,7 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
     ("arguments", "message"),
     [
         (["a star"], "search needs pictures: zeroshot search 'a star' DIR"),
-        ([" ", SCENES], "a query without words"),
+        ([" ", SCENES], "the query is empty"),
         (["--image", "gone.png", SCENES], "'image:gone.png': there is no such file"),
         (["--image", STAR, "a star", SCENES], "'a star' is no file or folder; with --image"),
         (["--image", STAR, "--queries", "q.txt", SCENES], "give one"),
@@ -328,7 +328,7 @@ def test_gathered_rows_are_the_encoders(pocket, mixed, monkeypatch):
         assert paths == [str(STAR), str(HEART), None, str(STAR), str(mixed / "star.png")]
         assert [Path(f.source.path).name for f in found.failed] == ["broken.png", "gone.png"]
         expected = pocket.encoder.encode_images([Image.open(STAR).convert("RGB"), memory])
-        assert torch.allclose(found.rows, expected[[0, 1, 1, 0, 0]], atol=1e-5)
+        assert torch.allclose(found.embeddings, expected[[0, 1, 1, 0, 0]], atol=1e-5)
         assert len({found.ids[0], found.ids[3], found.ids[4]}) == 1
         assert (meter.pictures, meter.failed) == (7, 2)
         assert (meter.images_encoded == 0) is known or meter.images_encoded == 1
@@ -340,11 +340,11 @@ def test_gathering_without_a_cache_and_in_half(pocket, mixed):
     sources = find([STAR, mixed / "broken.png", HEART]).sources
     with NullCache() as cache:
         found = embedding_matrix(sources, pocket.encoder, cache, Meter(), half=True)
-    assert found.rows.dtype == torch.float16
-    assert len(found.rows) == len(found.sources) == len(found.ids) == 2
+    assert found.embeddings.dtype == torch.float16
+    assert len(found.embeddings) == len(found.sources) == len(found.ids) == 2
     with NullCache() as cache:
         none = embedding_matrix(find(mixed / "broken.png").sources, pocket.encoder, cache, Meter())
-    assert (len(none.rows), len(none.failed)) == (0, 1)
+    assert (len(none.embeddings), len(none.failed)) == (0, 1)
 
 
 # Python
@@ -371,7 +371,7 @@ def test_mistakes_in_python(pocket):
         ({"plus": "a", "query": ["a", "b"]}, "plus and minus go with one query, not with 2"),
         ({"method": "nnn"}, "give --bank too"),
         ({"alpha": 3}, "an option of a method"),
-        ({"query": ""}, "a query without words"),
+        ({"query": ""}, "the query is empty"),
     ]:
         with pytest.raises(UserError, match=message):
             package.search(**{"query": "a", "images": SCENES, "models": pocket} | given)
@@ -460,7 +460,7 @@ def test_a_page_needs_nothing_else(zeroshot, mixed, tmp_path):
     addresses = [v for _, k, v in page.attributes if k in ("src", "href", "action", "srcset")]
     assert all(a.startswith("data:image/png;base64,") for a in addresses)
     assert ("meta", "content", POLICY) in page.attributes
-    assert "1 picture could not be read" in page.text
+    assert "1 image could not be read" in page.text
     assert "broken.png: " in page.text
     assert "caf\\udce9.png" in page.text
     code, _, err = zeroshot(*arguments)
@@ -470,5 +470,5 @@ def test_a_page_needs_nothing_else(zeroshot, mixed, tmp_path):
 
 def test_a_picture_that_went_is_told(tmp_path):
     hit = SearchResult(Source(str(tmp_path / "gone.png")), "x", query="a", rank=1)
-    assert "gone by now" in search_page([hit], ["a"])
+    assert "no longer there" in search_page([hit], ["a"])
     assert "no picture" in search_page([], ["a"])

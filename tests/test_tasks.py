@@ -15,7 +15,7 @@ from tests.toy import ToyEncoder
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.inference.batching import batched_with_oom_retry
-from zeroshot.inference.embedding import embed_pictures, embed_texts, pad_prompts
+from zeroshot.inference.embedding import embed_images, embed_texts, pad_prompts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods.asif import ASIF
@@ -209,7 +209,10 @@ def test_a_set_without_a_part_says_so(tiny):
     [
         ({"images": torch.ones(3, 2)}, "two arrays: images, texts"),
         ({"images": torch.ones(3, 2), "texts": torch.ones(4, 2)}, r"\[3, 2\] and texts \[4, 2\]"),
-        ({"images": torch.zeros(3, 2), "texts": torch.ones(3, 2)}, "images has a row that is zero"),
+        (
+            {"images": torch.zeros(3, 2), "texts": torch.ones(3, 2)},
+            "images has an embedding that is zero",
+        ),
         ({"images": torch.ones(3, 2), "texts": torch.full((3, 2), torch.nan)}, "texts has a row"),
     ],
 )
@@ -287,16 +290,19 @@ def test_each_different_content_is_encoded_once_and_in_order(tmp_path):
     copies.insert(3, tmp_path / "missing.png")
     encoder, meter = CountingEncoder(), Meter()
     with EmbeddingCache(tmp_path / "cache") as cache:
-        batches = list(embed_pictures(find(copies).sources, encoder, cache, meter, batch_size=2))
+        batches = list(embed_images(find(copies).sources, encoder, cache, meter, batch_size=2))
         rows = torch.cat(
-            [b.rows if b.rows.shape[1] else torch.zeros(len(b.sources), 4) for b in batches]
+            [
+                b.embeddings if b.embeddings.shape[1] else torch.zeros(len(b.sources), 4)
+                for b in batches
+            ]
         )
         assert [f is not None for b in batches for f in b.failures] == [i == 3 for i in range(7)]
         expected = encoder.encode_images([Image.open(p).convert("RGB") for p in PICTURES[:3]])
         torch.testing.assert_close(rows[[0, 1, 2, 4, 5, 6]], expected[[0, 1, 0, 2, 1, 0]])
         assert sum(encoder.calls) - 3 <= 4
         encoder.calls = []
-        again = list(embed_pictures(find(copies).sources, encoder, cache, Meter(), batch_size=3))
+        again = list(embed_images(find(copies).sources, encoder, cache, Meter(), batch_size=3))
         assert encoder.calls == []
         assert sum(len(b.readable) for b in again) == 6
         texts = embed_texts(["x", "y", "x"], encoder, cache, meter)
@@ -304,7 +310,7 @@ def test_each_different_content_is_encoded_once_and_in_order(tmp_path):
         torch.testing.assert_close(embed_texts(["y", "x"], encoder, cache, meter), texts[[1, 0]])
         assert (meter.texts_encoded, meter.texts_cached) == (2, 2)
     with NullCache() as nothing:
-        list(embed_pictures(find(copies).sources, encoder, nothing, Meter()))
+        list(embed_images(find(copies).sources, encoder, nothing, Meter()))
         assert sum(encoder.calls) > 0
 
 

@@ -575,7 +575,7 @@ def test_images_of_cocos_results_are_known_by_the_truth(place):
     results.write_text('[{"image_id": "3", "caption": "b"}, {"image_id": 7, "caption": "a"}]')
     found = predictions.in_order(predictions.read_captions(results, truth.ids), truth.sources)
     assert [row["caption"] for row in found] == ["a", "b"]
-    with pytest.raises(UserError, match="entry 1: image_id 3 stands for an image of COCO's file"):
+    with pytest.raises(UserError, match="entry 1: image_id 3 is an id of COCO's file"):
         predictions.read_captions(results)
     with pytest.raises(UserError, match="entry 2: image_id 7 is none of the images"):
         predictions.read_captions(results, {"3": "b.png"})

@@ -103,7 +103,7 @@ def test_other_files_are_refused(change, tmp_path):
     Thresholds(("no", "yes"), (0.25,), "m", 0.9, 10).save(tmp_path / "t.json")
     told = json.loads((tmp_path / "t.json").read_text()) | change
     (tmp_path / "t.json").write_text(json.dumps(told))
-    with pytest.raises(UserError, match="holds no thresholds"):
+    with pytest.raises(UserError, match="has no thresholds"):
         read_thresholds(tmp_path / "t.json")
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(UserError, match="line 1, character 2 is not JSON"):

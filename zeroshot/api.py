@@ -512,7 +512,7 @@ def _term(given: Term, sign: Literal[1, -1] = 1) -> searching.Term:
         if not given.strip():
             raise UserError("a query without words; give some, or an image")
         return searching.Term(text=given, sign=sign)
-    return searching.Term(picture=find(given).sources[0], sign=sign)
+    return searching.Term(image=find(given).sources[0], sign=sign)
 
 
 def _pairs(pairs: Any) -> tuple[Source, ...]:

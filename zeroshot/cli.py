@@ -1,8 +1,8 @@
-"""The command line: parse, call one task, show what comes.
+"""The command line: parse the arguments, run one task, show its results.
 
 Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit codes: 0 done,
-1 a fault of ours, 2 wrong usage, 3 done but some pictures failed, 4 a model, data or room on the
-disk is not available, 130 interrupted with everything so far written.
+1 internal error, 2 wrong usage, 3 done but some images failed, 4 a model, data or disk space is not
+available, 130 interrupted with all results so far written.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="zeroshot",
     help="Captions, labels, search, masks and answers from frozen vision and language models, "
-    "with nothing trained.",
+    "without training.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="Model sets: what there is, what is on this disk, fetching.")
+models_app = typer.Typer(help="Model sets: list, show and download.")
 app.add_typer(models_app, name="models", no_args_is_help=True)
 app.add_typer(cache_commands.app, name="cache", no_args_is_help=True)
 app.add_typer(anchor_commands.app, name="anchors", no_args_is_help=True)
@@ -69,7 +69,7 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Every method, its paper and its options."""
+    """List all methods, or show one with its paper and options."""
     from zeroshot.commands import console
     from zeroshot.methods import describe, names
 
@@ -88,7 +88,7 @@ def methods(
 
 @models_app.command("list")
 def models_list() -> None:
-    """The built-in model sets: what is in them, licence, size, whether they are on this disk."""
+    """The built-in model sets: models, licence, size, and whether they are on this disk."""
     from zeroshot.commands import console
     from zeroshot.model_set.availability import list_sets
 
@@ -135,7 +135,7 @@ def models_pull(
         ),
     ],
 ) -> None:
-    """Fetch a model set, or one model, into the hub's cache (HF_HOME)."""
+    """Download a model set, or one model, into the hub's cache (HF_HOME)."""
     from zeroshot.commands import console
     from zeroshot.model_set.availability import pull
 
@@ -166,10 +166,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with console.show_warnings():
             app(list(arguments), prog_name=app.info.name)
-    except SystemExit as done:  # typer's way to end, usage errors printed
+    except SystemExit as done:  # typer ends so, after it printed usage errors
         code = int(done.code or 0)
         if code == INTERRUPTED:
-            console.log("interrupted; what was written so far stays")
+            console.log("interrupted; all results so far are written")
         return code
     except ZeroshotError as error:
         console.log(f"error: {error}")
@@ -179,6 +179,6 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except Exception as error:
         console.log(traceback.format_exc())
-        console.log(f"a fault of zeroshot, please report it: {type(error).__name__}: {error}")
+        console.log(f"internal error, please report it: {type(error).__name__}: {error}")
         return 1
     return 0

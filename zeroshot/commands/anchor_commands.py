@@ -1,6 +1,6 @@
-"""`zeroshot anchors`: the pairs that couple two encoders, made, edited and described.
+"""`zeroshot anchors`: make, edit and describe the pairs that couple two encoders.
 
-As `cli`, nothing heavy is imported here.
+As in `cli`, nothing heavy is imported here.
 """
 
 from pathlib import Path
@@ -30,46 +30,51 @@ Pairs = Annotated[
     str,
     typer.Argument(
         help="A .csv, .tsv, .jsonl, .parquet or .json file, a webdataset .tar, or a folder of "
-        "pictures with captions in .txt files."
+        "images with captions in .txt files."
     ),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Folder that the pictures' names are relative to; else the list's own."),
+    typer.Option(help="Folder that image paths are relative to; by default that of the file."),
 ]
 CaptionsOf = Annotated[
     Literal["mean", "each"],
-    typer.Option("--captions", help="A picture's captions as one anchor, or one for each caption."),
+    typer.Option(
+        "--captions", help="One anchor for each image (mean), or for each caption (each)."
+    ),
 ]
 ImageEncoder = Annotated[
     str | None, typer.Option("--image-encoder", help="hf:org/model, hf:./directory, ...")
 ]
 TextEncoder = Annotated[str | None, typer.Option("--text-encoder", help="As --image-encoder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 Device = Annotated[
     str, typer.Option(envvar="ZEROSHOT_DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "fp16", "bf16"],
-    typer.Option(envvar="ZEROSHOT_PRECISION", help="Of the encoders."),
+    typer.Option(envvar="ZEROSHOT_PRECISION", help="Precision of the encoders."),
 ]
-Half = Annotated[bool, typer.Option("--half", help="Rows in float16.")]
+Half = Annotated[bool, typer.Option("--half", help="Store embeddings in float16.")]
 Int8 = Annotated[
-    bool, typer.Option("--int8", help="Rows in int8, each with a scale of its own: a quarter.")
+    bool,
+    typer.Option(
+        "--int8", help="Store embeddings in int8 with one scale each: a quarter of the size."
+    ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(envvar="ZEROSHOT_BATCH_SIZE", help="Pairs at a time.", min=1)
+    int, typer.Option(envvar="ZEROSHOT_BATCH_SIZE", help="Pairs that are encoded together.", min=1)
 ]
 UseCache = Annotated[
     bool,
     typer.Option(
         "--cache/--no-cache",
         envvar="ZEROSHOT_USE_CACHE",
-        help="Keep embeddings as they come, so that a killed build goes on where it was.",
+        help="Cache embeddings, so that an interrupted build continues where it stopped.",
     ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", envvar="ZEROSHOT_OFFLINE", help="Never ask the network.")
+    bool, typer.Option("--offline", envvar="ZEROSHOT_OFFLINE", help="Never use the network.")
 ]
 
 
@@ -78,7 +83,7 @@ def anchors_build(
     pairs: Pairs,
     out: Out = Path("anchors.safetensors"),
     models: Annotated[
-        str | None, typer.Option(help="A model set whose unimodal encoders are taken.")
+        str | None, typer.Option(help="A model set with an image and a text encoder.")
     ] = None,
     image_encoder: ImageEncoder = None,
     text_encoder: TextEncoder = None,
@@ -94,7 +99,7 @@ def anchors_build(
     offline: Offline = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Encode pairs; with a models.toml beside them, unless there is one, they are a model set."""
+    """Encode pairs, and write a models.toml beside them, unless there is one."""
     from itertools import islice
 
     from zeroshot.commands import console
@@ -111,14 +116,16 @@ def anchors_build(
         names = {part: names[part] or getattr(spec, part) for part in names}
     lacking = [f"--{part.replace('_', '-')}" for part, name in names.items() if name is None]
     if lacking:
-        raise UserError(f"{' and '.join(lacking)}: which models encode the pairs? or give --models")
+        raise UserError(
+            f"{' and '.join(lacking)}: name the encoders of the pairs, or give --models"
+        )
     how: dict[str, Any] = {"device": device, "precision": precision, "offline": offline}
-    found = islice(read_pairs(pairs, root), limit)
+    todo = islice(read_pairs(pairs, root), limit)
     left = load_image_encoder(names["image_encoder"] or "", **how)
     right = load_text_encoder(names["text_encoder"] or "", **how)
     encoders = {"image_encoder": left.name, "text_encoder": right.name}
     with AnchorWriter(out, encoders, kind=kind, force=overwrite) as file:
-        failed = _write(found, left, right, file, captions, batch_size, cache)
+        failed = _write(todo, left, right, file, captions, batch_size, cache)
     console.log(f"wrote {out}: {file.count} anchors")
     manifest = out.parent / "models.toml"
     if not manifest.exists():
@@ -131,7 +138,7 @@ def anchors_build(
 def _write(
     pairs: Any, left: Any, right: Any, file: Any, captions: Any, batch_size: int, cached: bool
 ) -> int:
-    """Encode and write pairs, and say which failed; how many did."""
+    """Encode and write pairs, and report those that failed; returns their number."""
     from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
     from zeroshot.commands import console
     from zeroshot.inference.meter import Meter
@@ -159,7 +166,9 @@ def anchors_import(
     out: Out = Path("anchors.safetensors"),
     lines: Annotated[
         Path | None,
-        typer.Option(help='Captions: a line for each pair, {"id": "...", "captions": ["..."]}.'),
+        typer.Option(
+            help='A file of captions, a line per pair: {"id": "...", "captions": ["..."]}.'
+        ),
     ] = None,
     image_encoder: ImageEncoder = None,
     text_encoder: TextEncoder = None,
@@ -167,7 +176,7 @@ def anchors_import(
     int8: Int8 = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Anchors from arrays; the encoders are recorded by the names their models give themselves."""
+    """Make anchors from arrays, and record the encoders by their canonical names."""
     from zeroshot.commands import console
     from zeroshot.models import load_image_encoder, load_text_encoder
     from zeroshot.tasks import anchors as task
@@ -195,7 +204,7 @@ def anchors_add(
     cache: UseCache = True,
     offline: Offline = False,
 ) -> None:
-    """Encode more pairs with a set's encoders, and put them behind its anchors."""
+    """Encode more pairs with a set's encoders, and append them to its anchors."""
     from tempfile import TemporaryDirectory
 
     from zeroshot.commands import console
@@ -209,12 +218,12 @@ def anchors_add(
     target = _target(known, out)
     pair = models.coupled
     encoders = {"image_encoder": pair.image_encoder.name, "text_encoder": pair.text_encoder.name}
-    found = read_pairs(pairs, root)
+    todo = read_pairs(pairs, root)
     with TemporaryDirectory(dir=target.parent) as folder:
         fresh = Path(folder) / "new.safetensors"
         with AnchorWriter(fresh, encoders) as file:
             failed = _write(
-                found, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
+                todo, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
             )
         count = write_anchors(target, [known, read_anchors(fresh)], force=True)
     console.log(f"wrote {target}: {count} anchors, {count - len(known)} of them new")
@@ -226,18 +235,18 @@ def anchors_add(
 def anchors_remove(
     anchors: Set,
     id: Annotated[
-        list[str] | None, typer.Option(help="Pairs called so; may be given several times.")
+        list[str] | None, typer.Option(help="The id of a pair; may be given several times.")
     ] = None,
     query: Annotated[
-        str | None, typer.Option(help="Pairs whose texts are nearest to this one.")
+        str | None, typer.Option(help="Remove the pairs whose texts are nearest to this one.")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many of these.", min=1)] = 10,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which pairs.")] = False,
+    top: Annotated[int, typer.Option(help="Number of pairs for --query.", min=1)] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the pairs.")] = False,
     out: OutOrHere = None,
     device: Device = "auto",
     offline: Offline = False,
 ) -> None:
-    """Take pairs out, by their ids or by a text."""
+    """Remove pairs, by their ids or by a text."""
     from zeroshot.commands import console
     from zeroshot.model_set.anchor_writer import write_anchors
     from zeroshot.tasks import anchors as task
@@ -246,31 +255,31 @@ def anchors_remove(
         raise UserError("say which pairs: --id NAME, or --query TEXT")
     models, known = _open(anchors, device=device, offline=offline)
     if id:
-        places = task.find_ids(known, id)
+        indices = task.find_ids(known, id)
     else:
         if models is None:
             raise UserError(f"'{anchors}' names no text encoder: --query takes a model set")
         rows = models.coupled.text_encoder.encode_texts([query or ""])
-        places, cosines = task.find_like(known, rows, top)
-        for place, cosine in zip(places.tolist(), cosines.tolist(), strict=True):
-            entry = known.entries[place]
+        indices, cosines = task.find_like(known, rows, top)
+        for index, cosine in zip(indices.tolist(), cosines.tolist(), strict=True):
+            entry = known.entries[index]
             console.log(f"{cosine:.3f}  {entry.id}  {'; '.join(entry.captions)[:80]}")
     if dry_run:
-        console.log(f"{len(places)} of {len(known)} anchors; nothing was changed")
+        console.log(f"{len(indices)} of {len(known)} anchors; nothing was changed")
         return
     target = _target(known, out)
-    count = write_anchors(target, [known], without=places, force=True)
-    console.log(f"wrote {target}: {count} anchors, {len(places)} taken out")
+    count = write_anchors(target, [known], without=indices, force=True)
+    console.log(f"wrote {target}: {count} anchors, {len(indices)} removed")
 
 
 @app.command("info")
 def anchors_info(
     anchors: Set,
     choose: Annotated[
-        bool, typer.Option("--choose/--no-choose", help="Try which coupling suits.")
+        bool, typer.Option("--choose/--no-choose", help="Try which coupling is best.")
     ] = True,
 ) -> None:
-    """What an anchor set holds, whether its encoders couple, and by what they do best."""
+    """What an anchor set contains, and which coupling of its encoders is best."""
     from zeroshot.commands import console
     from zeroshot.tasks import anchors as task
 
@@ -289,26 +298,26 @@ def anchors_merge(
     out: Out = Path("anchors.safetensors"),
     overwrite: Overwrite = False,
 ) -> None:
-    """The anchors of several sets as one; all must come from the same encoders."""
+    """Merge the anchors of several sets; all must have the same encoders."""
     from zeroshot.commands import console
     from zeroshot.model_set.anchor_writer import write_anchors
 
     if len(sets) < 2:
-        raise UserError("merge takes two sets at least")
+        raise UserError("merge takes at least two sets")
     known = [_open(name)[1] for name in sets]
     count = write_anchors(out, known, force=overwrite)
     console.log(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
 
 
 def _kind(half: bool, int8: bool) -> "Kind":
-    """How rows lie in the file."""
+    """The format of the embeddings in the file."""
     if half and int8:
-        raise UserError("--half and --int8 are two forms of one row: give one of them")
+        raise UserError("--half and --int8 exclude each other: give one of them")
     return "F16" if half else "I8" if int8 else "F32"
 
 
 def _open(name: str, **how: Any) -> "tuple[ModelSet | None, Anchors]":
-    """Anchors of a file, or of a model set with what encodes them."""
+    """The anchors of a file, or of a model set with its encoders."""
     from zeroshot.model_set.anchor_file import read_anchors
     from zeroshot.model_set.model_set import resolve
 
@@ -319,10 +328,10 @@ def _open(name: str, **how: Any) -> "tuple[ModelSet | None, Anchors]":
 
 
 def _target(known: "Anchors", out: Path | None) -> Path:
-    """Where an edit goes; the bundled set stays as it is."""
+    """The file to write; UserError for that of the bundled set."""
     from zeroshot.model_set.spec import POCKET
 
     target = out or known.path
     if target.resolve().is_relative_to(POCKET.resolve()):
-        raise UserError("the bundled set stays as it is; give --out FILE.safetensors")
+        raise UserError("the bundled set cannot be changed; give --out FILE.safetensors")
     return target

@@ -1,4 +1,4 @@
-"""`zeroshot cache`: what the cache of embeddings holds, making room, checking, handing out."""
+"""`zeroshot cache`: inspect, prune, verify and export the cache of embeddings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,12 +7,12 @@ import typer
 
 from zeroshot.errors import UserError
 
-app = typer.Typer(help="The cache of embeddings: what it holds, making room, checking, export.")
+app = typer.Typer(help="The cache of embeddings: inspect, prune, verify, export.")
 
 
 @app.command("info")
 def cache_info() -> None:
-    """What the cache of embeddings holds, and where it is."""
+    """What is in the cache of embeddings, and where it is."""
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
@@ -27,19 +27,24 @@ def cache_info() -> None:
 
 @app.command("prune")
 def cache_prune(
-    encoder: Annotated[str | None, typer.Option(help="Rows of this encoder only.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Only embeddings of this encoder.")] = None,
     older_than: Annotated[
-        float | None, typer.Option(help="Rows not used for this many days.", min=0)
+        float | None, typer.Option(help="Embeddings that were not used for this many days.", min=0)
     ] = None,
     max_mb: Annotated[
-        float | None, typer.Option("--max-mb", help="The longest unused, down to this size.", min=0)
+        float | None,
+        typer.Option(
+            "--max-mb",
+            help="The least recently used embeddings, until the cache has this size.",
+            min=0,
+        ),
     ] = None,
     leftovers: Annotated[
-        bool, typer.Option("--leftovers", help="Only what nothing refers to any more.")
+        bool, typer.Option("--leftovers", help="Only files that the index does not refer to.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="The whole cache.")] = False,
 ) -> None:
-    """Make room: by encoder, by age, by size, or all of it; leftovers of crashes always go."""
+    """Delete embeddings by encoder, age or size, or all; leftovers of crashes always go, too."""
     from zeroshot.cache.embedding_cache import EmbeddingCache, erase
     from zeroshot.commands import console
 
@@ -62,7 +67,7 @@ def cache_prune(
 
 @app.command("verify")
 def cache_verify() -> None:
-    """Read every row and check it; exit code 3 where some are damaged."""
+    """Read and check every embedding; exit code 3 if some are damaged."""
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
@@ -73,12 +78,14 @@ def cache_verify() -> None:
         [(s.encoder, s.kind, s.rows, s.damaged, s.replaced) for s in found.spaces],
     )
     if not found.sound:
-        console.log("damaged rows are never used: they are encoded again when next needed")
+        console.log(
+            "damaged embeddings are never used; they are encoded again when they are needed"
+        )
     if found.lost:
-        console.log(f"{len(found.lost)} segments are gone, for example {found.lost[0]}")
+        console.log(f"{len(found.lost)} segments are missing, for example {found.lost[0]}")
     if found.orphans:
         console.log(
-            f"{len(found.orphans)} files hold nothing that the index knows; "
+            f"{len(found.orphans)} files are unknown to the index; "
             "'zeroshot cache prune --leftovers' removes them"
         )
     if not found.sound:
@@ -92,18 +99,22 @@ def cache_export(
     ],
     encoder: Annotated[
         str | None,
-        typer.Option(help="Whose rows, as 'cache info' says it."),
+        typer.Option(help="The encoder, as 'cache info' prints it."),
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="image/rgb-1 or text.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="In float16.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file.")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="The kind of embeddings: image/rgb-1 or text.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Export in float16.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
 ) -> None:
-    """Hand out the rows of an encoder, with their ids and the paths they were found at."""
+    """Export the embeddings of an encoder, with their ids and paths."""
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
     if target.exists() and not overwrite:
-        raise UserError(f"'{target}' exists; --overwrite writes over it")
+        raise UserError(f"'{target}' exists; --overwrite replaces it")
     with EmbeddingCache() as cache:
         spaces = [
             (s.encoder, s.kind)
@@ -111,7 +122,7 @@ def cache_export(
             if encoder in (None, s.encoder) and kind in (None, s.kind)
         ]
         if len(spaces) != 1:
-            held = "; ".join(f"--encoder '{e}' --kind {k}" for e, k in spaces) or "none of those"
-            raise UserError(f"say whose rows, with --encoder and --kind; the cache holds {held}")
+            there = "; ".join(f"--encoder '{e}' --kind {k}" for e, k in spaces) or "none of those"
+            raise UserError(f"choose with --encoder and --kind; the cache has {there}")
         count = cache.export(target, *spaces[0], half=half)
-    console.log(f"wrote {count} rows to {target}")
+    console.log(f"wrote {count} embeddings to {target}")

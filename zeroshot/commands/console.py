@@ -1,6 +1,6 @@
-"""What a person sees of a run: rows on standard output, progress and the end on standard error.
+"""Output of the commands: rows on standard output, progress and summary on standard error.
 
-With `cli`, the only file that prints.
+Only this file and `cli` print.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zeroshot.inference.meter import Meter
     from zeroshot.methods import Description
     from zeroshot.results.result import Result, SearchResult
-    from zeroshot.tasks.classification.compare import Compared
+    from zeroshot.tasks.classification.compare import MethodComparison
 
 NAME_WIDTH = 32
 
@@ -35,7 +35,7 @@ Show = Literal["json", "table", "nothing"]
 
 
 def escape_control(text: str) -> str:
-    r"""With `\x1b` for characters that would steer a terminal, and for bytes that are no UTF-8."""
+    r"""Write characters that control a terminal, and bytes that are no UTF-8, as `\x1b`."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -50,13 +50,15 @@ def show_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def shown(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
             if issubclass(category, (ApproximateWarning, FewClassesWarning)):
                 log(f"warning: {message}")
             else:
                 show(message, category, *where, **more)
 
-        warnings.showwarning = said
+        warnings.showwarning = shown
         yield
 
 
@@ -77,8 +79,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     Console().print(table)
 
 
-def show_comparison(rows: "Iterable[Compared]") -> None:
-    """A table of methods; in JSON lines when piped."""
+def show_comparison(rows: "Iterable[MethodComparison]") -> None:
+    """A table of methods; JSON lines when piped."""
     print_table(
         ("method", "mean best score", "agreement with the first", "CPU ms per row"),
         [
@@ -89,7 +91,7 @@ def show_comparison(rows: "Iterable[Compared]") -> None:
 
 
 def show_figures(result: Mapping[str, Any]) -> None:
-    """What `eval` found of one method; the whole result as one JSON line when piped."""
+    """The figures of one method; the whole result as one JSON line when piped."""
     if not sys.stdout.isatty():
         print_json(result)
         return
@@ -100,10 +102,8 @@ def show_figures(result: Mapping[str, Any]) -> None:
     table.title = escape(result["dataset"])
     for name, value in result["metrics"].items():
         ends = result["intervals"][name]
-        told = (
-            "" if ends is None else " to ".join(f"{to_table_units(name, end):.2f}" for end in ends)
-        )
-        table.add_row(name, f"{to_table_units(name, value):.2f}", told)
+        interval = " to ".join(f"{to_table_units(name, end):.2f}" for end in ends or ())
+        table.add_row(name, f"{to_table_units(name, value):.2f}", interval)
     Console().print(table)
     if "labels" in result:
         _show_labels(result["labels"], share)
@@ -111,12 +111,12 @@ def show_figures(result: Mapping[str, Any]) -> None:
 
 def _show_labels(labels: Mapping[str, Any], share: str) -> None:
     """The average precision of each label, the best first."""
-    table = Table("label", "pictures", "average precision", f"{share} interval")
+    table = Table("label", "images", "average precision", f"{share} interval")
     for name, own in sorted(labels.items(), key=lambda one: -one[1]["average_precision"]):
         ends = own["interval"] or ()
-        told = " to ".join(f"{100 * end:.2f}" for end in ends)
+        interval = " to ".join(f"{100 * end:.2f}" for end in ends)
         value = f"{100 * own['average_precision']:.2f}"
-        table.add_row(escape(escape_control(name)), str(own["pictures"]), value, told)
+        table.add_row(escape(escape_control(name)), str(own["pictures"]), value, interval)
     Console().print(table)
 
 
@@ -129,7 +129,7 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
 
     for method, figures in comparison["methods"].items():
         table = Table("figure", "difference", "interval", "p", "p (Holm)")
-        table.title = escape(f"{method} less {comparison['first']}")
+        table.title = escape(f"{method} minus {comparison['first']}")
         for name, own in figures.items():
             ends = " to ".join(f"{to_table_units(name, end):+.2f}" for end in own["interval"])
             difference = f"{to_table_units(name, own['difference']):+.2f}"
@@ -137,16 +137,17 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
         Console().print(table)
 
 
-def show_hits(hits: "Sequence[SearchResult]", thing: str = "picture") -> None:
+def show_hits(hits: "Sequence[SearchResult]", modality: str = "image") -> None:
     """A table for each query: rank, score, path, and the anchors that contribute to a hit."""
     console = Console(highlight=False)
     for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
-        of_query = list(group)
-        table = Table("", "score", thing, title=escape(of_query[0].query), title_justify="left")
-        for hit in of_query:
-            said = "\n".join([hit.path or "(in memory)", *(x.told for x in hit.explanation)])
-            shown = Text(escape_control(said), overflow="fold")
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
+        hits_of_query = list(group)
+        title = escape(hits_of_query[0].query)
+        table = Table("", "score", modality, title=title, title_justify="left")
+        for hit in hits_of_query:
+            lines = "\n".join([hit.path or "(in memory)", *(x.line for x in hit.explanation)])
+            text = Text(escape_control(lines), overflow="fold")
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", text)
         console.print(table)
 
 
@@ -173,7 +174,7 @@ class Screen:
         modality: str = "image",
         shards: tuple[int, int] | None = None,
     ) -> None:
-        """`total` images, or None and `shards`: how many are finished, and how many there are."""
+        """`total` images; or None, and `shards`: the number of finished shards and of all."""
         self.show = show
         self.modality = modality
         self.shards = shards
@@ -203,11 +204,11 @@ class Screen:
         self.progress.stop()
 
     def expect(self, total: int | None) -> None:
-        """How many results will come, if that is known."""
+        """Set the number of results, if it is known."""
         self.progress.update(self.task, total=total)
 
     def advance(self, count: int, meter: "Meter") -> None:
-        """So many more images are done."""
+        """Count more finished images."""
         self.progress.update(
             self.task, advance=count, description=self._done(meter), rate=f"{meter.rate:.1f}/s"
         )
@@ -220,7 +221,7 @@ class Screen:
         return f"{done + meter.shards} of {of} shards, {self.modality}s"
 
     def count(self, meter: "Meter") -> None:
-        """Show how many results others have made."""
+        """Show the number of results of other processes."""
         rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
         self.progress.update(
             self.task, completed=meter.pictures, description=self._done(meter), rate=rate
@@ -236,16 +237,15 @@ class Screen:
 
 
 def _line(result: "Result") -> Table:
-    """The file's name and the answer, the answer wrapped beside it."""
+    """The file's name, and the answer wrapped beside it."""
     line = Table.grid(padding=(0, 2))
     line.add_column(width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")
     line.add_column()
     name = PurePath(result.path).name if result.path else "(in memory)"
-    failed = result.error is not None
-    said = f"{result.error.type}: {result.error.message}" if result.error else result.summary()
-    line.add_row(
-        Text(escape_control(name)), Text(escape_control(said), style="red" if failed else "")
-    )
+    error = result.error
+    answer = f"{error.type}: {error.message}" if error else result.summary()
+    text = Text(escape_control(answer), style="red" if error else "")
+    line.add_row(Text(escape_control(name)), text)
     return line
 
 
@@ -258,7 +258,7 @@ def summary(
     several: bool = False,
     modality: str = "image",
 ) -> list[str]:
-    """The last lines of a run: how many images, how fast, and what took longest.
+    """The last lines of a run: the number of images, the speed, and the slowest step.
 
     `before` is the state of a folder when the run began. If `several` processes share the meter,
     the rate is per second of elapsed time.
@@ -287,7 +287,7 @@ def summary(
             f"cache; {meter.texts_encoded} texts encoded, {meter.texts_cached} from the cache"
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
-        lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all with loading the models")
+        lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all, loading models included")
         lines += [
             f"{name} took {s:.2f} s in other threads" for name, s in meter.thread_seconds.items()
         ]
@@ -312,9 +312,9 @@ def _cached(meter: "Meter") -> str:
 
 
 def how_far(state: "State", folder: str) -> str:
-    """What of a folder of shards is finished."""
+    """The progress of a folder of shards, in one line."""
     failed = f", {state.failed} of them failed" if state.failed else ""
-    begun = f", {state.unfinished} more in shards not finished" if state.unfinished else ""
+    begun = f", {state.kept} more in unfinished shards" if state.kept else ""
     of = "" if state.total is None else f" of {state.total}"
     return (
         f"{folder}: {state.finished} of {state.shards} shards are finished, "

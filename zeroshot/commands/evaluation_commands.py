@@ -140,10 +140,10 @@ def _answers(
 ) -> "Iterator[Predictions]":
     """What each method says; with several, an option says whose it is."""
     from zeroshot.commands import console
-    from zeroshot.tasks.classification.compare import shared_out
+    from zeroshot.tasks.classification.compare import options_of_each
 
     several = [name for name in names if name is not None]
-    own = shared_out(several, options) if len(several) > 1 else {names[0]: options}
+    own = options_of_each(several, options) if len(several) > 1 else {names[0]: options}
     for name, given in own.items():
         with console.Screen("nothing", len(measured.data.sources), run.quiet) as screen:
 

@@ -19,7 +19,7 @@ from zeroshot.tasks.search_options import SearchOptions
 if TYPE_CHECKING:
     from zeroshot.inference.meter import Meter
     from zeroshot.model_set.model_set import ModelSet
-    from zeroshot.tasks.search import Query, Searched
+    from zeroshot.tasks.search import Query, SearchAnswer
 
 Queries = Annotated[
     Path | None,
@@ -151,7 +151,7 @@ def find(
         raise typer.Exit(3)
 
 
-def _write(run: CommonOptions, found: "Searched", settings: dict[str, object]) -> None:
+def _write(run: CommonOptions, found: "SearchAnswer", settings: dict[str, object]) -> None:
     if run.out is None:
         return
     from zeroshot.output.resumable import Output
@@ -162,27 +162,27 @@ def _write(run: CommonOptions, found: "Searched", settings: dict[str, object]) -
 
 def _show(
     run: CommonOptions,
-    found: "Searched",
+    found: "SearchAnswer",
     queries: "list[Query]",
     meter: "Meter",
     min_score: float | None,
 ) -> None:
     from zeroshot.commands import console
 
-    shown, thing = run.shown(), run.modality
+    shown, modality = run.shown(), run.modality
     for result in found.results:
         if shown == "json":
             console.print_json(result.row())
         elif result.error is not None:
             console.log(f"'{result.path}': {result.error.message}")
     if shown == "table":
-        console.show_hits([r for r in found.results if r.error is None], thing)
+        console.show_hits([r for r in found.results if r.error is None], modality)
     for query, count, best in zip(queries, found.counts, found.best, strict=True):
         if not count:
             scored = (
                 "" if best is None else f"; the best has {best:.3f}, --min-score is {min_score}"
             )
-            console.log(f"no {thing} for '{query.label}'{scored}")
+            console.log(f"no {modality} for '{query.label}'{scored}")
     if not run.quiet:
         for line in console.summary(meter, 0, run.verbose, modality=run.modality):
             console.log(line)

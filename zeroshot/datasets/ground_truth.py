@@ -150,9 +150,9 @@ def _check_exists(data: Path) -> None:
 
 
 def _check_count(protocol: Protocol | None, sources: Sequence[Source]) -> None:
-    if protocol is not None and protocol.pictures not in (None, len(sources)):
+    if protocol is not None and protocol.images not in (None, len(sources)):
         raise UserError(
-            f"protocol '{protocol.name}' has {protocol.pictures} images, and these data have "
+            f"protocol '{protocol.name}' has {protocol.images} images, and these data have "
             f"{len(sources)}; leave --protocol out to measure on them"
         )
 

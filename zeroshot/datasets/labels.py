@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeroshot import images, prompts
+from zeroshot import images
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import read_json, read_records, suffix_of, text_in
+from zeroshot.prompts import Templates, expand, load_labels
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class ClassificationDataset:
     sources: tuple[Source, ...]
     classes: tuple[int, ...]
     labels: tuple[str, ...]
-    templates: prompts.Templates
+    templates: Templates
 
     @property
-    def sentences(self) -> list[list[str]]:
+    def prompts(self) -> list[list[str]]:
         """The prompts of each class."""
-        return prompts.expand(self.labels, self.templates)
+        return expand(self.labels, self.templates)
 
 
 def read_labeled_images(path: Path, labels: Sequence[str]) -> LabeledImages:
@@ -108,7 +109,7 @@ def read_hierarchy(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
             raise UserError(f"'{path}', label '{label}': expected a list of names")
         kinds += [kind.strip() for kind in own]
         parents += [number] * len(own)
-    return prompts.load_labels(list(document)), tuple(kinds), tuple(parents)
+    return load_labels(list(document)), tuple(kinds), tuple(parents)
 
 
 def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:

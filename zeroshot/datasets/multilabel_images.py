@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from zeroshot import prompts
 from zeroshot.datasets.coco_json import ImageLabels, labels_in
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import path_below
 from zeroshot.inputs.text_files import read_json, read_records, suffix_of, text_in
+from zeroshot.prompts import Templates, expand, load_labels, load_templates
 
 FILES = ("truth.json", "truth.jsonl", "truth.csv")
 """The files of labels that are looked for in a folder."""
@@ -28,12 +28,12 @@ class MultilabelDataset:
     sources: tuple[Source, ...]
     truth: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
-    templates: prompts.Templates
+    templates: Templates
 
     @property
-    def sentences(self) -> list[list[str]]:
+    def prompts(self) -> list[list[str]]:
         """The prompts of each label."""
-        return prompts.expand(self.labels, self.templates)
+        return expand(self.labels, self.templates)
 
     def table(self, places: Sequence[int]) -> Bool[np.ndarray, "n c"]:
         """Which labels hold of the images with these indices."""
@@ -64,7 +64,7 @@ def read_multilabel_dataset(
     every = {label for own in holds.values() for label in own}
     if not every:
         raise UserError(f"'{file}' has no image with a label")
-    names = prompts.load_labels(list(categories or sorted(every)) if labels is None else labels)
+    names = load_labels(list(categories or sorted(every)) if labels is None else labels)
     number = {name: i for i, name in enumerate(names)}
     for path, own in holds.items():
         if unknown := [label for label in own if label not in number]:
@@ -74,7 +74,7 @@ def read_multilabel_dataset(
         tuple(map(Source, holds)),
         tuple(tuple(sorted(number[label] for label in own)) for own in holds.values()),
         names,
-        prompts.load_templates(templates or "simple", names),
+        load_templates(templates or "simple", names),
     )
 
 

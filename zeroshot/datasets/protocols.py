@@ -39,7 +39,7 @@ class Protocol:
     """for `prompts.load_labels`; class i is the i-th folder in order of names"""
     templates: str | None = None
     split: str | None = None
-    pictures: int | None = None
+    images: int | None = None
     captions: int | None = None
     """the number of captions of each image that are used, the first ones"""
 
@@ -81,7 +81,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "clip_benchmark/multilabel",
             "multilabel",
-            "a CLIP_benchmark webdataset of several labels per picture, with its own class names "
+            "a CLIP_benchmark webdataset of several labels per image, with its own class names "
             "and templates",
             _LAION,
             split="test",
@@ -96,35 +96,35 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             "karpathy/coco-captions",
             "caption",
-            "COCO captions, 5000 pictures",
+            "COCO captions, 5000 images",
             _KARPATHY,
             split="test",
-            pictures=5000,
+            images=5000,
         ),
         Protocol(
             "karpathy/flickr30k-captions",
             "caption",
-            "Flickr30k captions, 1000 pictures",
+            "Flickr30k captions, 1000 images",
             _KARPATHY,
             split="test",
-            pictures=1000,
+            images=1000,
         ),
         Protocol(
             "karpathy/coco-retrieval",
             "retrieve",
-            "COCO, 5000 pictures among 25,000 captions",
+            "COCO, 5000 images among 25,000 captions",
             _KARPATHY,
             split="test",
-            pictures=5000,
+            images=5000,
             captions=5,
         ),
         Protocol(
             "karpathy/flickr30k-retrieval",
             "retrieve",
-            "Flickr30k, 1000 pictures among 5000 captions",
+            "Flickr30k, 1000 images among 5000 captions",
             _KARPATHY,
             split="test",
-            pictures=1000,
+            images=1000,
             captions=5,
         ),
     ]
@@ -132,7 +132,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol called so; UserError names those there are."""
+    """The protocol with this name; UserError names all protocols."""
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]

@@ -47,7 +47,7 @@ class EmbeddingPass:
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
         """One result per image."""
         for batch in self.runner.embed(sources, meter):
-            vectors = batch.rows if batch.views is None else batch.views.flatten(1)
+            vectors = batch.embeddings if batch.views is None else batch.views.flatten(1)
             for i, source in enumerate(batch.sources):
                 failure = batch.failures[i]
                 yield EmbedResult(

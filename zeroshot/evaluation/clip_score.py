@@ -1,4 +1,4 @@
-"""CLIPScore of captions, by an encoder."""
+"""CLIPScore of captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from zeroshot.models.base import DualEncoder
 
 @dataclass(frozen=True)
 class Judge:
-    """An encoder that says how well captions fit: CLIPScore with the paper's encoder, else like it.
+    """Scores captions with an encoder: CLIPScore if it is the paper's, else a similar score.
 
-    Texts longer than it reads are cut, as the authors do.
+    Texts longer than the encoder reads are cut, as the authors do.
     """
 
     encoder: DualEncoder
@@ -41,16 +41,16 @@ class Judge:
         images = project_images(
             self.encoder, embed_all(sources, image_encoder_of(self.encoder), self.cache, self.meter)
         )
-        said = self._texts(captions)
-        told = self._texts([text for own in references for text in own])
-        each = np.split(told, np.cumsum(list(map(len, references)))[:-1])
+        candidates = self._embed(captions)
+        flat = self._embed([text for own in references for text in own])
+        each = np.split(flat, np.cumsum(list(map(len, references)))[:-1])
         return {
-            "CLIPScore": clip_score(images.numpy(), said),
-            "RefCLIPScore": ref_clip_score(images.numpy(), said, each),
+            "CLIPScore": clip_score(images.numpy(), candidates),
+            "RefCLIPScore": ref_clip_score(images.numpy(), candidates, each),
         }
 
-    def _texts(self, texts: Sequence[str]) -> np.ndarray:
-        rows = embed_texts(
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        embeddings = embed_texts(
             [PREFIX + text for text in texts], text_encoder_of(self.encoder), self.cache, self.meter
         )
-        return np.asarray(project_texts(self.encoder, rows).numpy())
+        return np.asarray(project_texts(self.encoder, embeddings).numpy())

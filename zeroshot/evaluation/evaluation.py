@@ -1,4 +1,4 @@
-"""Predictions measured: figures with intervals, results as JSON, methods compared."""
+"""Measures predictions: figures with intervals, results as JSON, comparisons of methods."""
 
 import math
 import os
@@ -24,7 +24,7 @@ SCHEMA, COMPARISON = "zeroshot.eval/1", "zeroshot.comparison/1"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How intervals are made."""
+    """How intervals are computed."""
 
     draws: int = DRAWS
     confidence: float = CONFIDENCE
@@ -32,12 +32,12 @@ class Sampling:
 
     @property
     def generator(self) -> np.random.Generator:
-        """The same for every method, so that all are judged by the same draws."""
+        """A generator with the same seed for every method, so that all have the same draws."""
         return np.random.default_rng(self.seed)
 
     @property
     def how(self) -> dict[str, Any]:
-        """For the `Measure`."""
+        """Keyword arguments for a `Measure`."""
         return {"draws": self.draws, "confidence": self.confidence}
 
 
@@ -48,16 +48,16 @@ def figures(answers: Predictions, sampling: Sampling) -> dict[str, Interval]:
 
 def result(
     answers: Predictions,
-    found: Mapping[str, Interval],
+    intervals: Mapping[str, Interval],
     *,
     task: Task,
     about: Mapping[str, Any],
     sampling: Sampling,
 ) -> dict[str, Any]:
-    """The result as JSON: CLIP_benchmark's fields, and all that decides the figures.
+    """The result as JSON: CLIP_benchmark's fields, and everything that decides the figures.
 
     Args:
-        about: the data and the question: `dataset`, `model`, `pretrained`, `protocol`, `split`,
+        about: the data and the models: `dataset`, `model`, `pretrained`, `protocol`, `split`,
             `truth` (a fingerprint), `prompts`, ...
     """
     return {
@@ -66,11 +66,8 @@ def result(
         "task": TASKS[task],
         "language": "en",
         "method": answers.name,
-        "metrics": {name: figure.value for name, figure in found.items()},
-        "intervals": {
-            name: None if math.isnan(figure.low) else [figure.low, figure.high]
-            for name, figure in found.items()
-        },
+        "metrics": {name: figure.value for name, figure in intervals.items()},
+        "intervals": {name: _ends(figure) for name, figure in intervals.items()},
         "sampling": {**vars(sampling), "of": "pictures", "interval": "percentile bootstrap"},
         "pictures": {"scored": len(answers.scored), "failed": answers.failed} | _held_out(answers),
         **_each_label(answers, sampling),
@@ -82,24 +79,28 @@ def result(
     }
 
 
+def _ends(figure: Interval) -> list[float] | None:
+    return None if math.isnan(figure.low) else [figure.low, figure.high]
+
+
 def _held_out(answers: Predictions) -> dict[str, int]:
     return {"held_out": len(answers.held_out)} if answers.held_out else {}
 
 
 def _each_label(answers: Predictions, sampling: Sampling) -> dict[str, Any]:
-    """Of several labels per picture: the threshold, and each label's average precision."""
+    """The threshold and each label's average precision, if images have several labels."""
     if answers.labels is None:
         return {}
-    found = answers.labels.figures(sampling.generator, **sampling.how)
+    intervals = answers.labels.figures(sampling.generator, **sampling.how)
     return {
         "threshold": answers.threshold,
         "labels": {
             name: {
                 "average_precision": figure.value,
-                "interval": None if math.isnan(figure.low) else [figure.low, figure.high],
+                "interval": _ends(figure),
                 "pictures": answers.holds[name],
             }
-            for name, figure in found.items()
+            for name, figure in intervals.items()
         },
     }
 
@@ -107,22 +108,22 @@ def _each_label(answers: Predictions, sampling: Sampling) -> dict[str, Any]:
 def compared(answers: Sequence[Predictions], sampling: Sampling) -> dict[str, Any]:
     """Each method against the first, as JSON: differences, their intervals, p-values.
 
-    `p_holm` stands for all methods compared by the same figure together.
+    `p_holm` is adjusted for all methods that are compared by the same figure.
 
     Raises:
-        UserError: methods that answered for different pictures.
+        UserError: methods with predictions for different images.
     """
     first, *others = answers
-    found = []
+    each = []
     for other in others:
         if other.scored != first.scored:
             raise UserError(
-                f"{first.name} and {other.name} have no answer for different pictures, so that "
-                "they cannot be compared picture by picture"
+                f"{first.name} and {other.name} have no answer for different images, so that "
+                "they cannot be compared image by image"
             )
-        found.append(differences(first.measure, other.measure, sampling.generator, **sampling.how))
-    shared = [name for name in found[0] if all(name in d for d in found)] if found else []
-    adjusted = {name: holm([d[name].p for d in found]) for name in shared}
+        each.append(differences(first.measure, other.measure, sampling.generator, **sampling.how))
+    shared = [name for name in each[0] if all(name in d for d in each)] if each else []
+    adjusted = {name: holm([d[name].p for d in each]) for name in shared}
     return {
         "schema": COMPARISON,
         "first": first.name,
@@ -137,23 +138,22 @@ def compared(answers: Sequence[Predictions], sampling: Sampling) -> dict[str, An
                 }
                 for name in shared
             }
-            for i, (other, own) in enumerate(zip(others, found, strict=True))
+            for i, (other, own) in enumerate(zip(others, each, strict=True))
         },
         "sampling": {**vars(sampling), "of": "pictures"},
     }
 
 
 def hardware() -> dict[str, Any]:
-    """Of this machine, what decides seconds."""
-    made_with: dict[str, Any] = {
+    """The hardware of this machine, on which `seconds` depends."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **gpu,
     }
-    if torch.cuda.is_available():
-        made_with["gpu"] = torch.cuda.get_device_name()
-    return made_with
 
 
 @dataclass(frozen=True)
@@ -161,22 +161,22 @@ class Evaluation:
     """Methods on one data set."""
 
     figures: Mapping[str, Mapping[str, Interval]]
-    """of each method: every figure with its interval"""
+    """for each method, every figure with its interval"""
     results: Sequence[Mapping[str, Any]]
-    """as JSON, with all that decides the figures"""
+    """as JSON, with everything that decides the figures"""
     comparison: Mapping[str, Any] | None
-    """of several methods: each against the first"""
+    """each method against the first; None for one method"""
 
 
 def evaluation(
     experiment: Experiment, answers: Sequence[Predictions], sampling: Sampling
 ) -> Evaluation:
     """Figures, results and comparison of the methods of one experiment."""
-    found = {own.name: figures(own, sampling) for own in answers}
+    intervals = {own.name: figures(own, sampling) for own in answers}
     results = [
         result(
             own,
-            found[own.name],
+            intervals[own.name],
             task=experiment.task,
             about=experiment.about(own),
             sampling=sampling,
@@ -184,4 +184,4 @@ def evaluation(
         for own in answers
     ]
     comparison = compared(answers, sampling) if len(answers) > 1 else None
-    return Evaluation(found, results, comparison)
+    return Evaluation(intervals, results, comparison)

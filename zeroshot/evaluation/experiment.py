@@ -32,15 +32,15 @@ from zeroshot.tasks.classification.classifier import Classifier, load_classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 
 Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
-"""Passes captions on as they come, to show that they do."""
+"""Passes captions through unchanged, for example to show progress."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is measured, on what, with which models."""
+    """A task on a data set, with the models that are measured."""
 
     task: Task
-    place: Path
+    path: Path
     """the data, as the user named them"""
     data: ClassificationDataset | MultilabelDataset | CaptionDataset
     models: ModelSet
@@ -53,12 +53,12 @@ class Experiment:
 
     @property
     def selection(self) -> ThresholdSelection:
-        """How the threshold is chosen from which one of several labels holds."""
+        """How the threshold is chosen from which on a label holds."""
         options = self.options
         return ThresholdSelection(options.threshold, options.held_out, options.seed)
 
     def limited(self, images: int) -> "Experiment":
-        """On the first images alone, which follows no protocol."""
+        """The experiment on the first images only, which follows no protocol."""
         data = self.data
         first: ClassificationDataset | MultilabelDataset | CaptionDataset
         if isinstance(data, ClassificationDataset):
@@ -81,51 +81,53 @@ class Experiment:
         """Predictions of a method, by default the models' own.
 
         Args:
-            keep: a folder that captions are written to one by one; an interrupted run continues
-                there.
-            overwrite: start again there.
+            keep: a folder to which every caption is written at once, so that an interrupted run
+                can continue.
+            overwrite: start again in that folder.
             watch: see `Watch`.
 
         Raises:
             UserError: a method that cannot do this, or captions of other settings in `keep`.
         """
         if isinstance(self.data, ClassificationDataset):
-            ready = self._classifier(method, options, self.data.labels, self.data.sentences)
-            return predict.classified(self.data, ready, self.cache, self.meter, self.batch_size)
+            classifier = self._classifier(method, options, self.data.labels, self.data.prompts)
+            return predict.predict_labels(
+                self.data, classifier, self.cache, self.meter, self.batch_size
+            )
         if isinstance(self.data, MultilabelDataset):
-            ready = self._classifier(method, options, self.data.labels, self.data.sentences)
-            return predict.multilabelled(
-                self.data, ready, self.cache, self.meter, self.batch_size, self.selection
+            classifier = self._classifier(method, options, self.data.labels, self.data.prompts)
+            return predict.predict_multilabel(
+                self.data, classifier, self.cache, self.meter, self.batch_size, self.selection
             )
         if self.task == "retrieve":
             texts = [text for own in self.data.references for text in own]
-            ready = self._classifier(method, options, texts, [[text] for text in texts])
-            return predict.retrieved(self.data, ready, self.cache, self.meter, self.batch_size)
+            classifier = self._classifier(method, options, texts, [[text] for text in texts])
+            return predict.predict_retrieval(
+                self.data, classifier, self.cache, self.meter, self.batch_size
+            )
         return self._captions(self.data, method, options, keep, overwrite, watch)
 
     def from_predictions(self, file: Path) -> Predictions:
         """Predictions that an earlier run wrote.
 
         Raises:
-            UserError: rows that do not fit the pictures.
+            UserError: rows that do not fit the images.
         """
-        if isinstance(self.data, ClassificationDataset):
-            given = predictions.read_labels(file)
-            rows = predictions.in_order(given, self.data.sources)
-            return predict.score_predictions(given.name, self.data, rows)
-        if isinstance(self.data, MultilabelDataset):
-            given = predictions.read_labels(file)
-            rows = predictions.in_order(given, self.data.sources)
-            return predict.score_multilabel_predictions(given.name, self.data, rows, self.selection)
         if self.task == "retrieve":
-            raise UserError("--predictions holds captions or labels, and retrieval needs scores")
-        given = predictions.read_captions(file, self.data.ids)
-        rows = predictions.in_order(given, self.data.sources)
-        return predict.captioned(given.name, self.data, rows, judge=self.judge)
+            raise UserError("--predictions has captions or labels, and retrieval needs scores")
+        if isinstance(self.data, CaptionDataset):
+            saved = predictions.read_captions(file, self.data.ids)
+            rows = predictions.in_order(saved, self.data.sources)
+            return predict.score_captions(saved.name, self.data, rows, judge=self.judge)
+        saved = predictions.read_labels(file)
+        rows = predictions.in_order(saved, self.data.sources)
+        if isinstance(self.data, ClassificationDataset):
+            return predict.score_predictions(saved.name, self.data, rows)
+        return predict.score_multilabel_predictions(saved.name, self.data, rows, self.selection)
 
     def about(self, answers: Predictions) -> dict[str, Any]:
-        """The data, the question and the models, for the result."""
-        model, pretrained = _named(self.models, answers)
+        """The data, the task and the models, for the result."""
+        model, pretrained = _model_names(self.models, answers)
         truth: Sequence[int] | Sequence[Sequence[int]] | Sequence[Sequence[str]]
         if isinstance(self.data, ClassificationDataset):
             truth = self.data.classes
@@ -133,24 +135,24 @@ class Experiment:
             truth = self.data.truth
         else:
             truth = self.data.references
-        made_with: dict[str, Any] = {
-            "dataset": self.place.resolve().name,
+        about: dict[str, Any] = {
+            "dataset": self.path.resolve().name,
             "model": model,
             "pretrained": pretrained,
             "protocol": self.protocol.name if self.protocol else None,
             "split": self.protocol.split if self.protocol else self.options.split,
-            "truth": ground_truth.fingerprint(self.place, self.data.sources, truth),
+            "truth": ground_truth.fingerprint(self.path, self.data.sources, truth),
         }
         if isinstance(self.data, ClassificationDataset | MultilabelDataset):
-            made_with["prompts"] = {
+            about["prompts"] = {
                 "classes": list(self.data.labels),
                 "templates": self.data.templates,
-                "fingerprint": prompts.fingerprint(self.data.sentences),
+                "fingerprint": prompts.fingerprint(self.data.prompts),
             }
-        return made_with
+        return about
 
     def truth_rows(self) -> list[dict[str, Any]]:
-        """What is true of each picture, as `--truth` reads it."""
+        """The ground truth of each image, as rows that `--truth` reads."""
         if isinstance(self.data, ClassificationDataset):
             labels = [self.data.labels[number] for number in self.data.classes]
             pairs = zip(self.data.sources, labels, strict=True)
@@ -159,17 +161,17 @@ class Experiment:
             each = zip(self.data.sources, self.data.truth, strict=True)
             names = self.data.labels
             return [{"path": s.path, "labels": [names[i] for i in own]} for s, own in each]
-        made_with = zip(self.data.sources, self.data.references, strict=True)
-        return [{"path": source.path, "references": list(own)} for source, own in made_with]
+        captions = zip(self.data.sources, self.data.references, strict=True)
+        return [{"path": source.path, "references": list(own)} for source, own in captions]
 
     def _classifier(
         self,
         method: str | None,
         options: Mapping[str, Any],
         labels: Sequence[str],
-        sentences: Sequence[Sequence[str]],
+        prompts: Sequence[Sequence[str]],
     ) -> Classifier:
-        given = ClassifyOptions(
+        classify_options = ClassifyOptions(
             method=method,
             options=options,
             score="cosine" if self.task == "retrieve" else self.options.score,
@@ -177,7 +179,9 @@ class Experiment:
             multi=self.task == "multilabel",
             against=self.options.against,
         )
-        return load_classifier(self.models, labels, sentences, given, self.cache, self.meter)
+        return load_classifier(
+            self.models, labels, prompts, classify_options, self.cache, self.meter
+        )
 
     def _captions(
         self,
@@ -193,9 +197,9 @@ class Experiment:
             self.models, self.options.coupling, self.cache, self.meter
         )
         name, used = methods.name_of(chosen), captioning.settings(models, chosen)
-        begun = time.perf_counter()
+        start = time.perf_counter()
 
-        def said(sources: Sequence[Source]) -> Iterable[CaptionResult]:
+        def captions(sources: Sequence[Source]) -> Iterable[CaptionResult]:
             return watch(
                 captioning.caption(
                     sources, models, chosen, self.cache, self.meter, batch_size=self.batch_size
@@ -204,15 +208,17 @@ class Experiment:
 
         rows: Sequence[Row]
         if keep is None:
-            rows = [result.row() for result in said(data.sources)]
+            rows = [result.row() for result in captions(data.sources)]
         else:
             file = keep / f"{name}.rows.jsonl"
             with Output(file, predictions.CAPTION, used, overwrite=overwrite) as output:
-                for result in said(to_do(data.sources, output, self.cache)):
+                for result in captions(to_do(data.sources, output, self.cache)):
                     output.write([result.row()])
             rows = predictions.in_order(predictions.read_captions(file), data.sources)
-        seconds = time.perf_counter() - begun
-        return predict.captioned(name, data, rows, settings=used, seconds=seconds, judge=self.judge)
+        seconds = time.perf_counter() - start
+        return predict.score_captions(
+            name, data, rows, settings=used, seconds=seconds, judge=self.judge
+        )
 
 
 def experiment(
@@ -226,12 +232,12 @@ def experiment(
     batch_size: int = AUTO_BATCH,
     rows: Path | None = None,
 ) -> Experiment:
-    """An experiment whose data are read and checked.
+    """Read and check the data of an experiment.
 
     Args:
-        data: see `datasets`.
+        data: see `datasets.ground_truth`.
         judge: an encoder for CLIPScore of captions.
-        rows: captions with references of their own, in place of data and truth.
+        rows: a file of captions with references, in place of data and truth.
 
     Raises:
         UserError: no data, data of another kind, or an option that the task has no use for.
@@ -253,7 +259,7 @@ def experiment(
     if data is None:
         if task != "caption" or rows is None or truth is not None or protocol is not None:
             raise UserError(f"eval --task {task} needs DATA: images and their truth")
-        data, dataset = rows, predictions.read_captions(rows).captioned
+        data, dataset = rows, predictions.read_captions(rows).dataset
     elif task == "classify":
         dataset = ground_truth.load_classification(
             data,
@@ -277,7 +283,7 @@ def experiment(
         )
     return Experiment(
         task=task,
-        place=data,
+        path=data,
         data=dataset,
         models=models,
         options=options,
@@ -297,13 +303,12 @@ def _check_threshold_options(task: Task, options: EvaluateOptions) -> None:
         raise UserError("--threshold is given, or chosen with --held-out: give one of them")
 
 
-def _named(models: ModelSet, answers: Predictions) -> tuple[str, str]:
-    """What CLIP_benchmark calls model and pretrained; rows made earlier may not tell."""
+def _model_names(models: ModelSet, answers: Predictions) -> tuple[str, str]:
+    """CLIP_benchmark's `model` and `pretrained`; unknown for rows that an earlier run wrote."""
     spec = models.spec.encoder or ""
     if answers.from_file:
-        model, pretrained = answers.name, ""
-    elif spec.startswith("open_clip:"):
+        return answers.name, ""
+    if spec.startswith("open_clip:"):
         model, _, pretrained = spec.removeprefix("open_clip:").partition("/")
-    else:
-        model, pretrained = models.name, "coupled" if models.spec.encoder is None else "encoder"
-    return model, pretrained
+        return model, pretrained
+    return models.name, "coupled" if models.spec.encoder is None else "encoder"

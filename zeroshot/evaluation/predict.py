@@ -1,11 +1,11 @@
-"""Methods on pictures whose truth is known: what each said, ready to be measured.
+"""Predictions of methods on images with ground truth.
 
-A method's answers become rows, as the task itself would write them, and a `Measure`, from which
-figures, intervals and comparisons are made (`evaluation`). Pictures that cannot be read have a row
-that says so and are left out of every figure; the result says how many.
+Predictions are rows, as the task itself writes them, and a `Measure`, from which figures, intervals
+and comparisons are computed (`evaluation`). An image that cannot be read has a row with the error
+and is left out of every figure; the result has the number of such images.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,26 +41,26 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one method said of every picture."""
+    """The predictions of one method for every image."""
 
     name: str
     rows: Sequence[Row]
-    """one for each picture"""
+    """one for each image"""
     measure: Measure
-    """of the pictures that have an answer"""
+    """of the images with a prediction"""
     scored: tuple[int, ...]
-    """their places"""
+    """the indices of those images"""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
-    """for all pictures; None for rows that were made before"""
+    """for all images; None for rows that an earlier run wrote"""
     held_out: tuple[int, ...] = ()
-    """places of pictures that something was chosen on, and that no figure is of"""
+    """indices of the images that a threshold was chosen on; no figure includes them"""
     threshold: float | None = None
-    """of scores from which a label holds"""
+    """a label holds if its score is at least this"""
     labels: Measure | None = None
-    """figures of each label by itself"""
+    """figures of each label"""
     holds: Mapping[str, int] = field(default_factory=dict)
-    """of how many of the scored pictures each label holds"""
+    """for each label, the number of scored images of which it holds"""
 
     @property
     def from_file(self) -> bool:
@@ -69,11 +69,11 @@ class Predictions:
 
     @property
     def failed(self) -> int:
-        """Pictures without an answer."""
+        """The number of images without a prediction."""
         return len(self.rows) - len(self.scored) - len(self.held_out)
 
 
-def classified(
+def predict_labels(
     data: ClassificationDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
@@ -83,49 +83,51 @@ def classified(
     """Labels by one method.
 
     Raises:
-        UserError: none of the pictures can be read.
+        UserError: none of the images can be read.
     """
-    seen = _scored(data.sources, data.labels, classifier, cache, meter, batch_size)
+    scores = _score(data.sources, data.labels, classifier, cache, meter, batch_size)
     measure = measure_scores(
-        seen.scores,
-        np.array(data.classes)[seen.scored],
+        scores.values,
+        np.array(data.classes)[scores.scored],
         probabilities=classifier.head == "softmax",
     )
-    return seen.answers(classifier, measure)
+    return scores.predictions(classifier, measure)
 
 
-def retrieved(
+def predict_retrieval(
     data: CaptionDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Predictions:
-    """Every picture against every caption; the captions are the classifier's labels, in order.
+    """Scores of every image with every caption, which are the classifier's labels, in order.
 
     Raises:
-        UserError: none of the pictures can be read.
+        UserError: none of the images can be read.
     """
-    seen = _scored(data.sources, classifier.labels, classifier, cache, meter, batch_size)
-    image_of_text = np.repeat(np.arange(len(seen.rows)), list(map(len, data.references)))
-    kept = np.isin(image_of_text, seen.scored)
-    place = np.searchsorted(seen.scored, image_of_text[kept])
-    return seen.answers(classifier, measure_retrieval(seen.scores[:, kept], place))
+    scores = _score(data.sources, classifier.labels, classifier, cache, meter, batch_size)
+    image_of_text = np.repeat(np.arange(len(scores.rows)), list(map(len, data.references)))
+    readable = np.isin(image_of_text, scores.scored)
+    index = np.searchsorted(scores.scored, image_of_text[readable])
+    measure = measure_retrieval(scores.values[:, readable], index)
+    return scores.predictions(classifier, measure)
 
 
 @dataclass(frozen=True)
 class ThresholdSelection:
-    """Of the threshold from which a label holds: a score, or the share of pictures to choose on."""
+    """The threshold from which on a label holds, or how to choose it."""
 
     threshold: float | None = None
     held_out: float | None = None
+    """the fraction of the images to choose it on"""
     seed: int = 0
 
     def split(self, scored: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Places among the scored pictures: to choose on, and to measure on.
+        """Indices among the scored images: to choose on, and to measure on.
 
         Raises:
-            UserError: too few pictures for both.
+            UserError: too few images for both.
         """
         if self.held_out is None:
             return [], list(range(len(scored)))
@@ -133,13 +135,13 @@ class ThresholdSelection:
         count = round(self.held_out * len(scored))
         if not 0 < count < len(scored):
             raise UserError(
-                f"--held-out {self.held_out:g} of {len(scored)} pictures leaves none to choose a "
+                f"--held-out {self.held_out:g} of {len(scored)} images leaves none to choose a "
                 "threshold on, or none to measure"
             )
         return sorted(drawn[:count]), sorted(drawn[count:])
 
 
-def multilabelled(
+def predict_multilabel(
     data: MultilabelDataset,
     classifier: Classifier,
     cache: EmbeddingCache,
@@ -150,45 +152,45 @@ def multilabelled(
     """Scores of every label by one method.
 
     Raises:
-        UserError: none of the pictures can be read.
+        UserError: none of the images can be read.
     """
-    seen = _scored(
+    scores = _score(
         data.sources, data.labels, classifier, cache, meter, batch_size, len(data.labels)
     )
     made_with, name = settings(classifier), methods.name_of(classifier.method)
-    return _multi(
-        name, data, seen.rows, seen.scored, seen.scores, selection, made_with, seen.seconds
+    return _multilabel(
+        name, data, scores.rows, scores.scored, scores.values, selection, made_with, scores.seconds
     )
 
 
 def score_multilabel_predictions(
-    name: str, data: MultilabelDataset, given: Sequence[Row], selection: ThresholdSelection
+    name: str, data: MultilabelDataset, rows: Sequence[Row], selection: ThresholdSelection
 ) -> Predictions:
-    """Scores that an earlier run wrote, a row for each picture.
+    """Scores that an earlier run wrote, a row for each image.
 
     Raises:
-        UserError: a row without a score for every label, or with others.
+        UserError: a row without a score for each of the labels, or with other labels.
     """
-    number = {label: i for i, label in enumerate(data.labels)}
-    scored = _with_answer(given)
+    column = {label: i for i, label in enumerate(data.labels)}
+    scored = _without_error(rows)
     scores = np.full((len(scored), len(data.labels)), np.nan, np.float32)
-    for place, i in enumerate(scored):
-        for label in given[i]["labels"]:
-            if label["label"] not in number:
+    for own, i in zip(scores, scored, strict=True):
+        for label in rows[i]["labels"]:
+            if label["label"] not in column:
                 raise UserError(
-                    f"{name}, '{given[i]['path']}': '{label['label']}' is none of the labels"
+                    f"{name}, '{rows[i]['path']}': '{label['label']}' is none of the labels"
                 )
-            scores[place, number[label["label"]]] = label["score"]
-        missing = int(np.isnan(scores[place]).sum())
+            own[column[label["label"]]] = label["score"]
+        missing = int(np.isnan(own).sum())
         if missing:
             raise UserError(
-                f"{name}, '{given[i]['path']}': no score for {missing} of {len(data.labels)} "
+                f"{name}, '{rows[i]['path']}': no score for {missing} of {len(data.labels)} "
                 "labels; classify --multi without --top-k and --threshold writes all of them"
             )
-    return _multi(name, data, given, scored, scores, selection, _made_with(given), None)
+    return _multilabel(name, data, rows, scored, scores, selection, _made_with(rows), None)
 
 
-def _multi(
+def _multilabel(
     name: str,
     data: MultilabelDataset,
     rows: Sequence[Row],
@@ -198,12 +200,12 @@ def _multi(
     made_with: Mapping[str, Any],
     seconds: float | None,
 ) -> Predictions:
-    chosen_on, measured = selection.split(scored)
+    held_out, measured = selection.split(scored)
     truth, threshold = data.table(scored), selection.threshold
-    if chosen_on:
-        threshold = best_threshold(scores[chosen_on], truth[chosen_on])
+    if held_out:
+        threshold = best_threshold(scores[held_out], truth[held_out])
         if np.isnan(threshold):
-            raise UserError("--held-out: no label holds of the pictures held out; hold out more")
+            raise UserError("--held-out: no label holds of the images held out; hold out more")
     scores, truth = scores[measured], truth[measured]
     return Predictions(
         name,
@@ -212,7 +214,7 @@ def _multi(
         tuple(scored[i] for i in measured),
         made_with,
         seconds,
-        held_out=tuple(scored[i] for i in chosen_on),
+        held_out=tuple(scored[i] for i in held_out),
         threshold=threshold,
         labels=measure_each_label(scores, truth, data.labels),
         holds=dict(zip(data.labels, truth.sum(0).tolist(), strict=True)),
@@ -220,21 +222,21 @@ def _multi(
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Rows of all pictures, and the scores of those that could be read."""
+class _Scores:
+    """The rows of all images, and the scores of those that could be read."""
 
     rows: Sequence[Row]
     scored: list[int]
-    scores: Float[np.ndarray, "n c"]
+    values: Float[np.ndarray, "n c"]
     seconds: float
 
-    def answers(self, classifier: Classifier, measure: Measure) -> Predictions:
+    def predictions(self, classifier: Classifier, measure: Measure) -> Predictions:
         name = methods.name_of(classifier.method)
         made_with = settings(classifier)
         return Predictions(name, self.rows, measure, tuple(self.scored), made_with, self.seconds)
 
 
-def _scored(
+def _score(
     sources: Sequence[Source],
     labels: Sequence[str],
     classifier: Classifier,
@@ -242,7 +244,7 @@ def _scored(
     meter: Meter,
     batch_size: int,
     top: int = TOP,
-) -> _Seen:
+) -> _Scores:
     before = meter.working
     used, name = canonical_names(classifier.encoder), methods.name_of(classifier.method)
     rows: list[Row] = []
@@ -253,10 +255,9 @@ def _scored(
         if good:
             with meter.stage("scoring"):
                 views = None if batch.views is None else batch.views[good]
-                found, cosines = classifier(batch.rows[good], views)
-                own = best_labels(labels, found, cosines, top)
-                best = dict(zip(good, own, strict=True))
-                scores.append(found.numpy())
+                own, cosines = classifier(batch.embeddings[good], views)
+                best = dict(zip(good, best_labels(labels, own, cosines, top), strict=True))
+                scores.append(own.numpy())
         for i, source in enumerate(batch.sources):
             answer = ClassifyResult(
                 source=source,
@@ -268,55 +269,54 @@ def _scored(
                 scored=classifier.head,
             )
             rows.append(answer.row())
-    scored = _with_answer(rows)
-    return _Seen(rows, scored, np.concatenate(scores), meter.working - before)
+    scored = _without_error(rows)
+    return _Scores(rows, scored, np.concatenate(scores), meter.working - before)
 
 
-def score_predictions(name: str, data: ClassificationDataset, given: Sequence[Row]) -> Predictions:
-    """Labels that an earlier run chose, a row for each picture.
+def score_predictions(name: str, data: ClassificationDataset, rows: Sequence[Row]) -> Predictions:
+    """Labels that an earlier run wrote, a row for each image.
 
     Raises:
         UserError: a label that is none of the classes, or class names that two classes share.
     """
     if len(set(data.labels)) < len(data.labels):
-        raise UserError("some classes share a name, so that rows cannot say which is meant")
-    number = {label: i for i, label in enumerate(data.labels)}
-    for row in given:
-        unknown = [x["label"] for x in row.get("labels", ()) if x["label"] not in number]
+        raise UserError("two classes have the same name, so that rows cannot tell them apart")
+    index = {label: i for i, label in enumerate(data.labels)}
+    for row in rows:
+        unknown = [x["label"] for x in row.get("labels", ()) if x["label"] not in index]
         if unknown:
             raise UserError(f"{name}, '{row['path']}': '{unknown[0]}' is none of the classes")
-    scored = _with_answer(given)
-    labels = [[number[x["label"]] for x in given[i]["labels"]] for i in scored]
+    scored = _without_error(rows)
+    labels = [[index[x["label"]] for x in rows[i]["labels"]] for i in scored]
     classes = [data.classes[i] for i in scored]
-    five = None
+    among_five = None
     if len(data.labels) > TOP and all(len(own) >= TOP for own in labels):
-        five = np.array([c in own[:TOP] for own, c in zip(labels, classes, strict=True)])
+        among_five = np.array([c in own[:TOP] for own, c in zip(labels, classes, strict=True)])
     measure = measure_predictions(
         np.array([own[0] for own in labels]),
         np.array(classes),
-        np.array([given[i]["labels"][0]["score"] for i in scored], dtype=np.float64),
-        five,
-        probabilities=all(given[i].get("scored") == "softmax" for i in scored),
+        np.array([rows[i]["labels"][0]["score"] for i in scored], dtype=np.float64),
+        among_five,
+        probabilities=all(rows[i].get("scored") == "softmax" for i in scored),
     )
-    return Predictions(name, given, measure, tuple(scored), _made_with(given))
+    return Predictions(name, rows, measure, tuple(scored), _made_with(rows))
 
 
-def captioned(
+def score_captions(
     name: str,
     data: CaptionDataset,
-    given: Iterable[Row],
+    rows: Sequence[Row],
     *,
     settings: Mapping[str, Any] | None = None,
     seconds: float | None = None,
     judge: Judge | None = None,
 ) -> Predictions:
-    """Captions, a row for each picture.
+    """Captions, a row for each image.
 
     Raises:
-        UserError: no picture has a caption, or only one has.
+        UserError: no image has a caption, or only one has.
     """
-    rows = list(given)
-    scored = _with_answer(rows)
+    scored = _without_error(rows)
     captions = [rows[i]["caption"] for i in scored]
     references = [data.references[i] for i in scored]
     more = judge([data.sources[i] for i in scored], captions, references) if judge else {}
@@ -329,16 +329,16 @@ def captioned(
 
 
 def _made_with(rows: Sequence[Row]) -> dict[str, Any]:
-    """What rows say of how they were made."""
+    """The models and the method that rows name."""
     for row in rows:
         if not row.get("error"):
             return {key: row[key] for key in ("models", "method") if key in row}
     return {}
 
 
-def _with_answer(rows: Sequence[Row]) -> list[int]:
-    """Places of the rows that are no failures."""
+def _without_error(rows: Sequence[Row]) -> list[int]:
+    """Indices of the rows without an error; UserError if there are none."""
     scored = [i for i, row in enumerate(rows) if not row.get("error")]
     if not scored:
-        raise UserError("none of the pictures has an answer, so there is nothing to measure")
+        raise UserError("none of the images has a result, so there is nothing to measure")
     return scored

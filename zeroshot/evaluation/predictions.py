@@ -1,4 +1,4 @@
-"""Predictions of an earlier run or of another program, matched with the images of the truth."""
+"""Predictions of an earlier run or of another program, matched with the images of a data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ CAPTION, CLASSIFY = "zeroshot.caption/1", "zeroshot.classify/1"
 
 @dataclass(frozen=True)
 class SavedPredictions:
-    """Rows of one method."""
+    """The rows of one method."""
 
     name: str
     rows: tuple[dict[str, Any], ...]
     references: tuple[tuple[str, ...], ...] | None
-    """what people said, where the rows bring it along"""
+    """reference captions, if the rows have them"""
 
     @property
-    def captioned(self) -> CaptionDataset:
-        """The pictures and references of the rows themselves.
+    def dataset(self) -> CaptionDataset:
+        """The images and references of the rows themselves.
 
         Raises:
             UserError: the rows have no references.
         """
         if self.references is None:
             raise UserError(
-                f"the rows of {self.name} have no references: name the pictures, and the file of "
+                f"the rows of {self.name} have no references: name the images, and the file of "
                 "captions with --truth"
             )
         return CaptionDataset(tuple(Source(row["path"]) for row in self.rows), self.references)
@@ -83,7 +83,7 @@ def read_labels(file: Path) -> SavedPredictions:
 
 
 def _rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The objects of JSON lines, or of a JSON list, each after its place in the file."""
+    """The objects of JSON lines, or of a JSON list, each with its place in the file."""
     if suffix_of(file.name) == ".json":
         return results_in(read_json(file), str(file))
     return read_json_lines(file)
@@ -97,8 +97,8 @@ def _path_of(row: Mapping[str, Any], where: str, ids: Mapping[str, str]) -> str:
     key = str(row["image_id"])
     if not ids:
         raise UserError(
-            f"{where}: image_id {key} stands for an image of COCO's file of captions; name that "
-            "file with --truth, and the folder of images"
+            f"{where}: image_id {key} is an id of COCO's file of captions; name that file with "
+            "--truth, and the folder of images"
         )
     if key not in ids:
         raise UserError(f"{where}: image_id {key} is none of the images of the captions")
@@ -106,56 +106,57 @@ def _path_of(row: Mapping[str, Any], where: str, ids: Mapping[str, str]) -> str:
 
 
 def in_order(predictions: SavedPredictions, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """The row of each picture; a path is known by its end.
+    """The row of each image. Only the last parts of a path must agree.
 
     Raises:
-        UserError: pictures without a row, or rows that belong to no picture or to several.
+        UserError: images without a row, or rows that belong to no image or to several.
     """
-    found = dict(zip(found_in(predictions, sources), predictions.rows, strict=True))
-    if missing := [i for i in range(len(sources)) if i not in found]:
+    rows = dict(zip(match_images(predictions, sources), predictions.rows, strict=True))
+    if missing := [i for i in range(len(sources)) if i not in rows]:
         raise UserError(
-            f"{predictions.name}: no row for {len(missing)} of {len(sources)} pictures, the first "
+            f"{predictions.name}: no row for {len(missing)} of {len(sources)} images, the first "
             f"'{sources[missing[0]].path}'"
         )
-    return [found[i] for i in range(len(sources))]
+    return [rows[i] for i in range(len(sources))]
 
 
-def found_in(predictions: SavedPredictions, sources: Sequence[Source]) -> list[int]:
-    """Of each row, which of the pictures it belongs to; there may be more pictures than rows.
+def match_images(predictions: SavedPredictions, sources: Sequence[Source]) -> list[int]:
+    """The index of each row's image; there may be more images than rows.
 
     Raises:
-        UserError: rows that belong to no picture or to several, or two to one.
+        UserError: rows that belong to no image or to several, or two rows for one image.
     """
-    ends: dict[str, list[int]] = {}
-    for place, source in enumerate(sources):
-        ends.setdefault(PurePath(source.path or "").name, []).append(place)
-    places: dict[int, None] = {}
+    by_name: dict[str, list[int]] = {}
+    for index, source in enumerate(sources):
+        by_name.setdefault(PurePath(source.path or "").name, []).append(index)
+    indices: dict[int, None] = {}
     for row in predictions.rows:
-        own = _same(row["path"], sources, ends.get(PurePath(row["path"]).name, []))
-        if own is None:
+        candidates = by_name.get(PurePath(row["path"]).name, [])
+        index_of_row = _best_match(row["path"], sources, candidates)
+        if index_of_row is None:
             raise UserError(
-                f"{predictions.name}: '{row['path']}' is none of the pictures, or of several"
+                f"{predictions.name}: '{row['path']}' is the path of no image, or of several"
             )
-        if own in places:
+        if index_of_row in indices:
             raise UserError(f"{predictions.name}: two rows for '{row['path']}'")
-        places[own] = None
-    return list(places)
+        indices[index_of_row] = None
+    return list(indices)
 
 
-def _same(path: str, sources: Sequence[Source], places: Sequence[int]) -> int | None:
-    """The one picture that shares the longest end of its path; None where that leaves a choice."""
-    if len(places) <= 1:
-        return places[0] if places else None
+def _best_match(path: str, sources: Sequence[Source], candidates: Sequence[int]) -> int | None:
+    """The candidate whose path has the longest end in common; None if there are none or several."""
+    if len(candidates) <= 1:
+        return candidates[0] if candidates else None
     parts = PurePath(path).parts[::-1]
 
-    def shared(place: int) -> int:
-        other = PurePath(sources[place].path or "").parts[::-1]
-        alike = [a == b for a, b in zip(parts, other, strict=False)]
-        return alike.index(False) if False in alike else len(alike)
+    def common(index: int) -> int:
+        other = PurePath(sources[index].path or "").parts[::-1]
+        equal = [a == b for a, b in zip(parts, other, strict=False)]
+        return equal.index(False) if False in equal else len(equal)
 
-    lengths = [shared(place) for place in places]
+    lengths = [common(index) for index in candidates]
     best = max(lengths)
-    return places[lengths.index(best)] if lengths.count(best) == 1 else None
+    return candidates[lengths.index(best)] if lengths.count(best) == 1 else None
 
 
 def _predictions(

@@ -11,7 +11,7 @@ class Sliceable(Protocol):
     """A sequence or a tensor."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, places: slice, /) -> Any: ...
+    def __getitem__(self, index: slice, /) -> Any: ...
 
 
 Items = TypeVar("Items", bound=Sliceable)
@@ -21,10 +21,10 @@ Answer = TypeVar("Answer")
 def batched_with_oom_retry(
     work: Callable[[Items], Answer], items: Items, size: int
 ) -> Iterator[tuple[Items, Answer]]:
-    """`work` on slices of at most `size` items; out of memory halves the size and goes on.
+    """`work` on slices of at most `size` items. If memory runs out, the size is halved.
 
     Raises:
-        what `work` raised, when a single item does not fit either.
+        The error of `work`, if a single item does not fit either.
     """
     start = 0
     while start < len(items):
@@ -43,7 +43,7 @@ def batched_with_oom_retry(
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """CUDA and MPS say so by class or message, the CPU allocator by message alone."""
+    """Of CUDA and MPS the class or the message says so, of the CPU allocator only the message."""
     known = (MemoryError, torch.OutOfMemoryError)
     message = str(error).lower()
     return isinstance(error, known) or "out of memory" in message or "can't allocate" in message

@@ -1,4 +1,4 @@
-"""The content ids of pictures, and which of them an output has rows of already."""
+"""The content ids of images, and the images that an output has no row of yet."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from zeroshot.output.resumable import ANY_ID, Output
 
 
 def known_ids(sources: Sequence[Source], cache: EmbeddingCache) -> list[str | None]:
-    """Of files, and of others where that takes no reading; None where there is none."""
+    """The ids of files, and of other images if they are known without reading; else None."""
     files = [s.path for s in sources if s.content is None and s.path is not None]
-    of_files = iter(cache.file_ids(files))
+    file_ids = iter(cache.file_ids(files))
     return [
-        next(of_files) if s.content is None and s.path is not None else _known(s, cache)
+        next(file_ids) if s.content is None and s.path is not None else _known_id(s, cache)
         for s in sources
     ]
 
 
-def _known(source: Source, cache: EmbeddingCache) -> str | None:
+def _known_id(source: Source, cache: EmbeddingCache) -> str | None:
     if isinstance(source.content, Picture):
         return source.content.id
     if isinstance(source.content, Blob):
@@ -28,19 +28,21 @@ def _known(source: Source, cache: EmbeddingCache) -> str | None:
 
 
 def to_do(sources: Sequence[Source], output: Output, cache: EmbeddingCache) -> list[Source]:
-    """Those of which `output` has no row from an earlier run; only namesakes of rows are read."""
-    namesakes = [output.has_path(source.path) for source in sources]
-    asked = [s for s, named in zip(sources, namesakes, strict=True) if named]
-    ids = (_read(s, id, cache) for s, id in zip(asked, known_ids(asked, cache), strict=True))
+    """The images of which `output` has no row. An image is read only if a row has its path."""
+    has_path = [output.names(source.path) for source in sources]
+    to_check = [s for s, known in zip(sources, has_path, strict=True) if known]
+    ids = (
+        _read_id(s, id, cache) for s, id in zip(to_check, known_ids(to_check, cache), strict=True)
+    )
     return [
         s
-        for s, named in zip(sources, namesakes, strict=True)
-        if not (named and output.take_row(s.path, next(ids)))
+        for s, known in zip(sources, has_path, strict=True)
+        if not (known and output.holds(s.path, next(ids)))
     ]
 
 
-def _read(source: Source, id: str | None, cache: EmbeddingCache) -> str | None:
-    """The id, also of what has to be read for it; any will do for what has no stamp (a URL)."""
+def _read_id(source: Source, id: str | None, cache: EmbeddingCache) -> str | None:
+    """The id, which is read if it is not known; `ANY_ID` for an image without stamp (a URL)."""
     blob = source.content
     if id is not None or not isinstance(blob, Blob):
         return id

@@ -1,19 +1,21 @@
 """Decoded images, batch by batch, for models that need more than an embedding."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.reading import read, read_ahead
+from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.models.base import Image
 from zeroshot.results.result import Failure
 
 FULL_SIZE = 8
-"""Images of full size that are in memory at a time."""
+"""Images that are in memory in full size at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,52 +29,64 @@ class ImageBatch:
 
 
 def load_batches(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[ImageBatch]:
-    """Every image, in order; one that cannot be read is a failure.
+    """Every image, in order; an image that cannot be read is a failure.
 
     Later images are read while the caller works on a batch.
     """
-    seen: deque[Source] = deque()
+    begun: deque[Source] = deque()
 
-    def noted() -> Iterator[Source]:
+    def recorded() -> Iterator[Source]:
         for source in sources:
-            seen.append(source)
+            begun.append(source)
             yield source
 
-    pictures = read_ahead(noted())
+    decoded = read_ahead(recorded())
     while True:
         with meter.stage("decoding"):
-            batch = list(islice(pictures, batch_size))
+            batch = list(islice(decoded, batch_size))
         if not batch:
             return
         ids: list[str | None] = [None] * len(batch)
         failures: list[Failure | None] = [None] * len(batch)
         images: dict[int, Image] = {}
-        for i, found in enumerate(batch):
-            if isinstance(found, UnreadableImageError):
-                failures[i] = Failure.of(found)
+        for i, image in enumerate(batch):
+            if isinstance(image, UnreadableImageError):
+                failures[i] = Failure.from_error(image)
             else:
-                ids[i], images[i] = found.id, found.image
+                ids[i], images[i] = image.id, image.image
         meter.pictures += len(batch)
         meter.failed += len(batch) - len(images)
-        yield ImageBatch([seen.popleft() for _ in batch], ids, images, failures)
+        yield ImageBatch([begun.popleft() for _ in batch], ids, images, failures)
 
 
-def load_images(
-    sources: Iterable[Source], meter: Meter, batch_size: int
-) -> Iterator[list[tuple[Source, Picture | Failure]]]:
-    """Each image with its source, at most `FULL_SIZE` at a time; a failure if it cannot be read."""
+Answer = TypeVar("Answer")
+
+
+def apply_to_images(
+    sources: Iterable[Source],
+    work: Callable[[Sequence[Image]], Sequence[Answer]],
+    meter: Meter,
+    batch_size: int,
+) -> Iterator[tuple[Source, Failure | tuple[Picture, Answer]]]:
+    """Each image with the answer of `work`, or why it cannot be read.
+
+    At most `FULL_SIZE` images are in memory at a time.
+    """
     for batch in load_batches(sources, meter, min(batch_size, FULL_SIZE)):
-        meter.images_encoded += len(batch.images)
-        yield [
-            (source, failure or Picture(id or "", batch.images[i]))
-            for i, (source, id, failure) in enumerate(
-                zip(batch.sources, batch.ids, batch.failures, strict=True)
+        images = list(batch.images.values())
+        with meter.stage("encoder"):
+            parts = batched_with_oom_retry(work, images, len(images))
+            answers = dict(
+                zip(batch.images, [one for _, part in parts for one in part], strict=True)
             )
-        ]
+        meter.images_encoded += len(images)
+        for i, source in enumerate(batch.sources):
+            failure = batch.failures[i]
+            yield source, failure or (Picture(batch.ids[i] or "", batch.images[i]), answers[i])
 
 
 def load_all(sources: Iterable[Source], what: str) -> list[Image]:
-    """Images that a run cannot do without; UserError if one cannot be read."""
+    """Images that a run needs, all in memory; UserError, beginning with `what`, if one fails."""
     images = []
     for source in sources:
         try:

@@ -1,4 +1,4 @@
-"""Pictures and texts to rows, through the cache: the first half of every task."""
+"""Images and texts to embeddings, through the cache: the first half of every task."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,36 +19,42 @@ from zeroshot.inference.prefetch import EmbeddingBatch, EmbeddingPipeline, image
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.models.base import (
+    Answerer,
     ClipEncoder,
     DualEncoder,
     FramewiseEncoder,
     ImageEncoder,
     LanguageModel,
+    PairScorer,
     PixelEncoder,
+    RegionAnswerer,
     TextEncoder,
 )
+from zeroshot.results.result import Failure
+
+TextReader = TextEncoder | PairScorer | Answerer | RegionAnswerer
 
 TEXT_KIND = "text"
 VIEWS = "crop-1"
-"""Random parts of pictures; the id is that of the picture and the number of the part."""
+"""Kind of the random parts of images; an id is made of the image's id and the part's number."""
 FRAMES = "frames"
-"""As `VIEWS`, of clips."""
+"""Kind of the frames of videos, likewise."""
 AUTO_BATCH = 32
-TEXTS_AT_ONCE = 1024
-"""Texts that are encoded, and then kept, together."""
+TEXT_BATCH = 1024
+"""Texts that are encoded, and then written to the cache, together."""
 
 
-def embed_pictures(
+def embed_images(
     sources: Iterable[Source],
     encoder: ImageEncoder,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[EmbeddingBatch]:
-    """Rows of `encoder` for every picture, batch by batch, in order.
+    """Embeddings of every image, batch by batch, in order.
 
-    Only what the cache does not hold is opened and encoded; what cannot be opened is a failure.
-    Later pictures are read while earlier ones are encoded, or while the caller works on a batch.
+    Only images that the cache lacks are read and encoded; one that cannot be read is a failure.
+    Later images are read while earlier ones are encoded, or while the caller works on a batch.
     """
     pipeline = EmbeddingPipeline(sources, encoder, cache, meter, batch_size)
     try:
@@ -64,17 +70,17 @@ def embed_all(
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Float[Tensor, "n d"]:
-    """Rows of pictures that a method learns from.
+    """Embeddings of images that a run needs; the meter does not count them.
 
     Raises:
-        UserError: a picture that cannot be read.
+        UserError: an image that cannot be read.
     """
     parts = []
-    for batch in embed_pictures(sources, encoder, cache, Meter(), batch_size):
+    for batch in embed_images(sources, encoder, cache, Meter(), batch_size):
         for source, failure in zip(batch.sources, batch.failures, strict=True):
             if failure is not None:
                 raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
-        parts.append(batch.rows)
+        parts.append(batch.embeddings)
     return torch.cat(parts)
 
 
@@ -85,56 +91,54 @@ def with_views(
     cache: EmbeddingCache,
     meter: Meter,
 ) -> Iterator[EmbeddingBatch]:
-    """Batches whose pictures have `count` views: themselves, and random parts of them.
+    """Batches with `count` views of each image: the image itself, and random parts of it.
 
-    Which parts follows from a picture's content, so that they too are found in the cache. A clip's
-    views are itself and its frames.
+    The image's content decides which parts, so that the cache can hold them too. The views of a
+    video are the video and its frames.
     """
     kind = f"{image_kind(encoder)}/{FRAMES if isinstance(encoder, FramewiseEncoder) else VIEWS}"
     for batch in batches:
-        views = batch.rows[:, None].repeat(1, count, 1)
+        views = batch.embeddings[:, None].repeat(1, count, 1)
         wanted = [(i, number) for i in batch.readable for number in range(1, count)]
         keys = {w: _view_id(batch.ids[w[0]] or "", w[1]) for w in wanted}
-        rows, found = cache.get(encoder.name, kind, list(keys.values()))
-        held = dict(
-            zip((w for w, hit in zip(wanted, found, strict=True) if hit), rows, strict=True)
-        )
+        embeddings, hits = cache.get(encoder.name, kind, list(keys.values()))
+        known = (w for w, hit in zip(wanted, hits, strict=True) if hit)
+        cached = dict(zip(known, embeddings, strict=True))
         with meter.stage("encoder"):
-            fresh = _encode_views(batch, [w for w in wanted if w not in held], encoder)
+            fresh = _encode_views(batch, [w for w in wanted if w not in cached], encoder)
             if fresh:
-                kept = torch.stack(list(fresh.values()))
-                cache.put(encoder.name, kind, [keys[w] for w in fresh], kept)
-        for (i, number), row in (held | fresh).items():
-            views[i, number] = row
+                block = torch.stack(list(fresh.values()))
+                cache.put(encoder.name, kind, [keys[w] for w in fresh], block)
+        for (i, number), embedding in (cached | fresh).items():
+            views[i, number] = embedding
         yield replace(batch, views=views)
 
 
 def _encode_views(
     batch: EmbeddingBatch, wanted: Sequence[tuple[int, int]], encoder: ImageEncoder
 ) -> dict[tuple[int, int], Tensor]:
-    """Rows of the views `(picture, number)`, each picture opened once."""
+    """Embeddings of the views `(index of the image, number)`. Each image is read once."""
     numbers: dict[int, list[int]] = {}
     for i, number in wanted:
         numbers.setdefault(i, []).append(number)
     if isinstance(encoder, FramewiseEncoder):
         return _encode_frames(batch, numbers, encoder)
-    rows: dict[tuple[int, int], Tensor] = {}
-    for i, picture in zip(numbers, read_ahead([batch.sources[i] for i in numbers]), strict=True):
-        if isinstance(picture, UnreadableImageError):
-            raise UserError(f"'{batch.sources[i].path}' changed while it was read: {picture}")
-        parts = [view(picture.image, _view_id(picture.id, number)) for number in numbers[i]]
-        encoded = [
-            rows for _, rows in batched_with_oom_retry(encoder.encode_images, parts, AUTO_BATCH)
-        ]
-        rows |= {(i, n): row for n, row in zip(numbers[i], torch.cat(encoded), strict=True)}
-    return rows
+    embeddings: dict[tuple[int, int], Tensor] = {}
+    for i, image in zip(numbers, read_ahead([batch.sources[i] for i in numbers]), strict=True):
+        if isinstance(image, UnreadableImageError):
+            raise UserError(f"'{batch.sources[i].path}' changed while it was read: {image}")
+        parts = [view(image.image, _view_id(image.id, number)) for number in numbers[i]]
+        batches = batched_with_oom_retry(encoder.encode_images, parts, AUTO_BATCH)
+        encoded = torch.cat([part for _, part in batches])
+        embeddings |= {(i, n): one for n, one in zip(numbers[i], encoded, strict=True)}
+    return embeddings
 
 
 def _encode_frames(
     batch: EmbeddingBatch, numbers: Mapping[int, Sequence[int]], encoder: FramewiseEncoder
 ) -> dict[tuple[int, int], Tensor]:
-    """Rows of frames, which are numbered from 1, of each clip."""
-    rows: dict[tuple[int, int], Tensor] = {}
+    """Embeddings of the frames of each video; frames are numbered from 1."""
+    embeddings: dict[tuple[int, int], Tensor] = {}
     for i, wanted in numbers.items():
         try:
             with open_clip(batch.sources[i]) as clip:
@@ -145,12 +149,12 @@ def _encode_frames(
             path = batch.sources[i].path
             raise UserError(f"'{path}' changed while it was read: {error}") from error
         (frames,) = encoder.encode_frames([read])
-        rows |= {(i, number): frames[number - 1] for number in wanted}
-    return rows
+        embeddings |= {(i, number): frames[number - 1] for number in wanted}
+    return embeddings
 
 
-def _view_id(picture: str, number: int) -> str:
-    return hashlib.sha256(f"{picture}/{number}".encode()).hexdigest()
+def _view_id(image_id: str, number: int) -> str:
+    return hashlib.sha256(f"{image_id}/{number}".encode()).hexdigest()
 
 
 def embed_texts(
@@ -159,7 +163,7 @@ def embed_texts(
     cache: EmbeddingCache,
     meter: Meter,
 ) -> Float[Tensor, "n d"]:
-    """Rows of `encoder` for every text, through the cache."""
+    """Embeddings of every text, through the cache."""
 
     def encode(missing: Sequence[str]) -> Tensor:
         meter.texts_encoded += len(missing)
@@ -167,36 +171,43 @@ def embed_texts(
 
     with meter.stage("encoder"):
         before = meter.texts_encoded
-        distinct = sorted(set(texts))  # those that begin alike go to the encoder together
+        distinct = sorted(set(texts))  # texts that begin alike go to the encoder together
         ids = [hashlib.sha256(text.encode()).hexdigest() for text in distinct]
-        rows = cache(
+        embeddings = cache(
             encode,
             distinct,
             ids=ids,
             encoder=encoder.name,
             kind=TEXT_KIND,
-            batch_size=TEXTS_AT_ONCE,
+            batch_size=TEXT_BATCH,
         )
         meter.texts_cached += len(distinct) - (meter.texts_encoded - before)
-        place = {text: number for number, text in enumerate(distinct)}
-        return rows[[place[text] for text in texts]]
+        index = {text: i for i, text in enumerate(distinct)}
+        return embeddings[[index[text] for text in texts]]
 
 
-def refuse_long(texts: Sequence[str], encoder: TextEncoder, what: str = "a prompt") -> None:
+def long_text_failure(
+    texts: Sequence[str], model: TextReader, name: str = "the model"
+) -> Failure | None:
+    """The failure of the first text with more tokens than the model reads; None if all fit."""
+    limit = model.context_length
+    for text, length in zip(texts, model.count_tokens(texts) if limit else (), strict=False):
+        if limit and length > limit:
+            reason = f"{length} tokens, but {name} reads {limit}: '{text[:60]}...'"
+            return Failure("LongText", reason)
+    return None
+
+
+def check_lengths(texts: Sequence[str], encoder: TextEncoder, what: str = "a prompt") -> None:
     """UserError for the first text that is longer than the encoder reads."""
-    limit = encoder.context_length
-    if limit is None:
-        return
-    for text, length in zip(texts, encoder.count_tokens(texts), strict=True):
-        if length > limit:
-            raise UserError(
-                f"{what} of {length} tokens, but the text encoder reads {limit}: "
-                f"'{text[:60]}...'; shorten it, or cut it off with --long-text truncate"
-            )
+    if (failure := long_text_failure(texts, encoder, "the text encoder")) is not None:
+        raise UserError(
+            f"{what} of {failure.message}; shorten it, or cut it off with --long-text truncate"
+        )
 
 
 def image_encoder_of(encoder: DualEncoder) -> ImageEncoder:
-    """The encoder whose rows are cached: a coupled pair's own image encoder."""
+    """The encoder whose embeddings are cached: of a coupled pair, its image encoder."""
     return encoder.image_encoder if isinstance(encoder, CoupledEncoder) else encoder
 
 
@@ -205,20 +216,20 @@ def text_encoder_of(encoder: DualEncoder) -> TextEncoder:
     return encoder.text_encoder if isinstance(encoder, CoupledEncoder) else encoder
 
 
-def project_images(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-    """Rows of `image_encoder_of` in the space that the encoder's texts share."""
-    return encoder.project_images(rows) if isinstance(encoder, CoupledEncoder) else rows
+def project_images(encoder: DualEncoder, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    """Embeddings of `image_encoder_of` in the space that images and texts share."""
+    return encoder.project_images(images) if isinstance(encoder, CoupledEncoder) else images
 
 
-def project_texts(encoder: DualEncoder, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-    """Rows of `text_encoder_of` in the space that the encoder's images share."""
-    return encoder.project_texts(rows) if isinstance(encoder, CoupledEncoder) else rows
+def project_texts(encoder: DualEncoder, texts: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    """Embeddings of `text_encoder_of` in the space that images and texts share."""
+    return encoder.project_texts(texts) if isinstance(encoder, CoupledEncoder) else texts
 
 
 def canonical_names(
     encoder: DualEncoder, language_model: LanguageModel | None = None
 ) -> dict[str, str]:
-    """Canonical names of what made a result, for its row."""
+    """Canonical names of the models and the preprocessing that made a result, for its row."""
     if isinstance(encoder, CoupledEncoder):
         names = {
             "image_encoder": encoder.image_encoder.name,
@@ -232,7 +243,7 @@ def canonical_names(
 
 
 def preprocessing_names(encoder: ImageEncoder) -> dict[str, str]:
-    """What a result's names say of pixels that are not the model's own; empty where they are."""
+    """The name of the preprocessing; empty if it is the model's own."""
     if isinstance(encoder, ClipEncoder):
         return {"clips": encoder.clip_kind}
     shortcuts = encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
@@ -240,29 +251,28 @@ def preprocessing_names(encoder: ImageEncoder) -> dict[str, str]:
 
 
 def pad_prompts(
-    rows: Float[Tensor, "n d"], counts: Sequence[int]
+    embeddings: Float[Tensor, "n d"], counts: Sequence[int]
 ) -> tuple[Float[Tensor, "c t d"], Bool[Tensor, "c t"]]:
-    """Consecutive rows of each class as one padded block and the mask of what is no padding."""
+    """Each class's consecutive embeddings in one padded block; the mask is False for padding."""
     mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    block = rows.new_zeros(*mask.shape, rows.shape[1])
-    block[mask] = rows
+    block = embeddings.new_zeros(*mask.shape, embeddings.shape[1])
+    block[mask] = embeddings
     return block, mask
 
 
 def concat_batches(batches: Iterable[EmbeddingBatch]) -> EmbeddingBatch:
-    """All batches as one; a batch of failures alone has no width of its own."""
+    """All batches as one. A batch in which every image failed has no width, and gets one."""
     parts = list(batches)
-    width = max((part.rows.shape[1] for part in parts), default=0)
-    rows = [p.rows if p.rows.shape[1] else torch.zeros(len(p.sources), width) for p in parts]
-    views = [
-        p.views if p.rows.shape[1] else torch.zeros(*p.views.shape[:2], width)
-        for p in parts
-        if p.views is not None
-    ]
+    width = max((part.embeddings.shape[1] for part in parts), default=0)
+
+    def widened(block: Tensor) -> Tensor:
+        return block if block.shape[-1] else torch.zeros(*block.shape[:-1], width)
+
+    views = [widened(part.views) for part in parts if part.views is not None]
     return EmbeddingBatch(
         [s for p in parts for s in p.sources],
         [i for p in parts for i in p.ids],
-        torch.cat(rows) if rows else torch.zeros(0, 0),
+        torch.cat([widened(p.embeddings) for p in parts]) if parts else torch.zeros(0, 0),
         [f for p in parts for f in p.failures],
         torch.cat(views) if views else None,
     )

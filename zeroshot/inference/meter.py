@@ -1,7 +1,7 @@
 """What a run did and where its time went.
 
 Stages are times of the thread that runs the task, and follow one another. `thread_seconds` is the
-time of other threads: the run is slower by it only if it waits for them or shares their cores.
+time of other threads. It slows the run only if the run waits for them or shares their cores.
 """
 
 import threading
@@ -23,7 +23,7 @@ STAGES = {
 
 @dataclass
 class Meter:
-    """Counts and seconds of one run; tasks write to it as they go."""
+    """Counts and seconds of one run; tasks add to it while they run."""
 
     pictures: int = 0
     failed: int = 0
@@ -77,7 +77,7 @@ class Meter:
         return counts | {"seconds": dict(self.seconds)}
 
     def add(self, counts: Mapping[str, Any], sign: int = 1) -> None:
-        """Add what another meter, maybe of another process, counted; or subtract it."""
+        """Add the counts of another meter, maybe of another process; sign -1 subtracts them."""
         for name, count in counts.items():
             if name == "seconds":
                 for stage, seconds in count.items():
@@ -86,7 +86,7 @@ class Meter:
                 setattr(self, name, getattr(self, name) + sign * count)
 
     def since(self, counts: Mapping[str, Any]) -> "Meter":
-        """What came after `counts` was taken."""
+        """What was counted after `counts` was taken."""
         later = Meter(started=self.started)
         later.add(self.counts())
         later.add(counts, -1)

@@ -1,9 +1,9 @@
-"""Pictures to rows, later ones being read while earlier ones are encoded.
+"""Images to embeddings. Later images are read while earlier ones are encoded.
 
-Three things go on at once. Threads find out which pictures the cache knows; others read, decode and
-preprocess those it does not; the caller's thread encodes. What waits is bounded everywhere. A batch
-of the encoder takes the next pictures without a row, however many with one lie between them, so
-that it is full also where the cache holds most; results keep the order of the sources all the same.
+Three things happen at once. Some threads look up which images the cache holds. Others read, decode
+and preprocess the rest. The caller's thread encodes. Every queue is bounded. A batch of the encoder
+is made of the next images without an embedding and skips those that have one, so that it is full
+even if the cache holds most images. Results keep the order of the sources.
 """
 
 import os
@@ -31,13 +31,13 @@ from zeroshot.results.result import Failure
 
 IMAGE_KIND = f"image/{VERSION}"
 LOOK_UP = 128
-"""Pictures that are asked for in one question to the cache."""
+"""Images that are looked up in the cache together."""
 WINDOW = 16
-"""Batches of pictures that may wait for one that has to be encoded first."""
+"""Batches of images that may be finished, or on their way, before the oldest one is encoded."""
 
 
 def image_kind(encoder: ImageEncoder) -> str:
-    """What rows of pictures are called in the cache, beside the encoder's name."""
+    """The kind of the embeddings in the cache, which is part of their key."""
     if isinstance(encoder, ClipEncoder):
         return encoder.clip_kind
     shortcuts = encoder.shortcuts if isinstance(encoder, PixelEncoder) else ""
@@ -55,57 +55,58 @@ def workers() -> int:
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """A batch of pictures: `rows[i]` belongs to `sources[i]`; `failures[i]` says why it does not.
+    """A batch of images: `embeddings[i]` belongs to `sources[i]`, and is zero if that failed.
 
-    A failed picture's row is zero.
+    `failures[i]` says why.
     """
 
     sources: Sequence[Source]
     ids: Sequence[str | None]
-    rows: Float[Tensor, "n d"]
+    embeddings: Float[Tensor, "n d"]
     failures: Sequence[Failure | None]
     views: Float[Tensor, "n v d"] | None = None
-    """The picture itself and random parts of it."""
+    """The image itself and random parts of it."""
 
     @property
     def readable(self) -> list[int]:
-        """Places of the pictures that have a row."""
+        """Indices of the images that have an embedding."""
         return [i for i, failure in enumerate(self.failures) if failure is None]
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A picture that was read: preprocessed, or known to the cache by what it turned out to be."""
+    """An image that was read: its pixels, or the embedding that the cache has of its content."""
 
     id: str
     pixels: Pixels
-    """None where there is a row; of an encoder whose preprocessing is no step, the picture."""
-    row: Float[Tensor, " d"] | None
+    """None if there is an embedding. The image itself if its encoder has no separate step of
+    preprocessing."""
+    embedding: Float[Tensor, " d"] | None
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A picture on its way."""
+    """An image on its way."""
 
     source: Source
     id: str | None
-    row: Float[Tensor, " d"] | None = None
+    embedding: Float[Tensor, " d"] | None = None
     failure: Failure | None = None
     reading: "Future[_Read | UnreadableImageError] | None" = None
     twin: "_Slot | None" = None
-    """An earlier picture of the same content, whose row this one gets."""
+    """An earlier image of the same content, whose embedding this one gets."""
 
     @property
     def done(self) -> bool:
-        return self.row is not None or self.failure is not None
+        return self.embedding is not None or self.failure is not None
 
 
 class EmbeddingPipeline:
-    """One pass over `sources`; iterate once, and `close` whatever happens.
+    """One pass over `sources`. Iterate once, and call `close` in any case.
 
-    At most `batch_size` pictures are encoded at a time and as many wait, decoded and preprocessed;
-    of an encoder whose preprocessing is no step of its own, two for each thread, since those wait
-    in full size.
+    At most `batch_size` images are encoded at a time, and at most as many are queued, decoded and
+    preprocessed. For encoders without separate preprocessing at most two images per thread are
+    queued, because they are held at full resolution.
     """
 
     def __init__(
@@ -123,21 +124,21 @@ class EmbeddingPipeline:
         self._meter = meter
         self._batch_size = batch_size
         self._fits = batch_size
-        """Pictures that memory has room for at once, as far as is known."""
+        """Images that memory has room for, as far as is known."""
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
-        self._askers = ThreadPoolExecutor(4, thread_name_prefix="read-ahead-id")
+        self._id_readers = ThreadPoolExecutor(4, thread_name_prefix="read-ahead-id")
         self._sources = iter(sources)
-        self._asked: deque[tuple[list[Source], Future[list[str | None]]]] = deque()
-        self._known: deque[_Slot] = deque()  # looked up, not yet under way
-        self._slots: deque[_Slot] = deque()  # under way, in order
-        self._waiting: deque[_Slot] = deque()  # of those, what is being read
-        self._coming: dict[str, _Slot] = {}  # the first of each content under way
+        self._ids: deque[tuple[list[Source], Future[list[str | None]]]] = deque()
+        self._known: deque[_Slot] = deque()  # looked up in the cache, not yet in `_slots`
+        self._slots: deque[_Slot] = deque()  # on their way, in order
+        self._waiting: deque[_Slot] = deque()  # those of `_slots` that are being read
+        self._first: dict[str, _Slot] = {}  # the first slot of each content
         split = isinstance(encoder, PixelEncoder)
         self._ahead = batch_size if split else min(batch_size, 2 * threads)
 
     def close(self) -> None:
         """Leave no thread behind."""
-        for pool in (self._readers, self._askers):
+        for pool in (self._readers, self._id_readers):
             pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[EmbeddingBatch]:
@@ -148,82 +149,82 @@ class EmbeddingPipeline:
                 for _ in first:
                     self._slots.popleft()
                 self._fill()
-                yield self._embedded(first)
+                yield self._batch(first)
             else:
-                assert self._waiting, "what is not done is being read, or the twin of one that is"
-                self._encode(self._gather())
+                assert self._waiting, "a slot that is not done is being read, or its twin is"
+                self._encode(self._next_batch())
 
     def _fill(self) -> None:
-        """Get pictures under way until enough wait for the encoder, or for one another."""
+        """Start images until enough of them wait for the encoder, or for an earlier image."""
         room = WINDOW * self._batch_size
         while len(self._waiting) < self._ahead and len(self._slots) < room:
             if not self._known and not self._look_up():
                 return
             slot = self._known.popleft()
             self._slots.append(slot)
-            if slot.row is None:
+            if slot.embedding is None:
                 self._start(slot)
 
     def _start(self, slot: _Slot) -> None:
-        """Have a picture read, unless one of the same content is under way or was just encoded.
+        """Read an image, unless one of the same content is on its way or was just encoded.
 
-        Where that one came to nothing, or its file changed meanwhile, this one takes its place.
+        If that one failed, or its file changed meanwhile, this one takes its place.
         """
-        twin = self._coming.get(slot.id) if slot.id is not None else None
-        if twin is None or (twin.done and (twin.row is None or twin.id != slot.id)):
+        twin = self._first.get(slot.id) if slot.id is not None else None
+        if twin is None or (twin.done and (twin.embedding is None or twin.id != slot.id)):
             if slot.id is not None:
-                self._coming[slot.id] = slot
+                self._first[slot.id] = slot
             slot.twin = None
             slot.reading = self._readers.submit(self._read, slot.source, slot.id)
             self._waiting.append(slot)
-        elif twin.row is None:
+        elif twin.embedding is None:
             slot.twin = twin
         else:
-            slot.row = twin.row
+            slot.embedding = twin.embedding
             self._meter.images_cached += 1
 
     # Looking up
 
     def _look_up(self) -> bool:
-        """What the cache knows of the next pictures; False where there are none."""
-        self._ask()
-        if not self._asked:
+        """Look up the next images in the cache; False if there are no more images."""
+        self._request_ids()
+        if not self._ids:
             return False
         with self._meter.stage("cache"):
-            sources, asked = self._asked.popleft()
-            ids = asked.result()
-            self._ask()
-            self._coming = {id: slot for id, slot in self._coming.items() if not slot.done}
-            rows, found = self._cache.get(
+            sources, future = self._ids.popleft()
+            ids = future.result()
+            self._request_ids()
+            self._first = {id: slot for id, slot in self._first.items() if not slot.done}
+            embeddings, found = self._cache.get(
                 self._encoder.name, self._kind, [id for id in ids if id is not None]
             )
-        hits, held = iter(found.tolist()), iter(rows)
+        hits, cached = iter(found.tolist()), iter(embeddings)
         for source, id in zip(sources, ids, strict=True):
-            row = next(held) if id is not None and next(hits) else None
-            self._meter.images_cached += row is not None
-            self._known.append(_Slot(source, id, row))
+            embedding = next(cached) if id is not None and next(hits) else None
+            self._meter.images_cached += embedding is not None
+            self._known.append(_Slot(source, id, embedding))
         return True
 
-    def _ask(self) -> None:
-        """Keep the ids of some pictures on their way."""
-        while len(self._asked) < 4 and (some := self._some()):
-            self._asked.append((some, self._askers.submit(known_ids, some, self._cache)))
+    def _request_ids(self) -> None:
+        """Let threads find the ids of the next images."""
+        while len(self._ids) < 4 and (sources := self._next_sources()):
+            self._ids.append((sources, self._id_readers.submit(known_ids, sources, self._cache)))
 
-    def _some(self) -> list[Source]:
-        """The next sources; few of pictures in memory, which a generator may be making."""
-        some: list[Source] = []
+    def _next_sources(self) -> list[Source]:
+        """The next sources; few if images are in memory, because a generator may make them."""
+        sources: list[Source] = []
         in_memory = 0
         for source in self._sources:
-            some.append(source)
+            sources.append(source)
             in_memory += isinstance(source.content, bytes | Image | Picture)
-            if len(some) == LOOK_UP or in_memory == self._batch_size:
+            if len(sources) == LOOK_UP or in_memory == self._batch_size:
                 break
-        return some
+        return sources
 
     # Reading, in a thread
 
     def _read(self, source: Source, id: str | None) -> _Read | UnreadableImageError:
-        """A picture as the encoder wants it, or its row where only its content shows who it is."""
+        """An image's pixels, or its embedding if the cache turns out to have its content."""
         begin = perf_counter()
         try:
             if isinstance(self._encoder, ClipEncoder):
@@ -232,35 +233,35 @@ class EmbeddingPipeline:
             fetched = fetch(source)
             if stamp is not None:
                 self._cache.remember_blob(stamp, fetched.id)
-            if fetched.id != id:
-                rows, found = self._cache.get(self._encoder.name, self._kind, [fetched.id])
-                if found.all():
-                    return _Read(fetched.id, None, rows[0])
+            if fetched.id != id and (cached := self._cached(fetched.id)) is not None:
+                return _Read(fetched.id, None, cached)
             if not isinstance(self._encoder, PixelEncoder):
                 return _Read(fetched.id, fetched.decoded(), None)
             image = fetched.decoded(draft_side=self._encoder.draft_side)
             return _Read(fetched.id, self._encoder.pixels(image), None)
         except UnreadableImageError as error:
             error.__cause__ = error.__context__ = None
-            return error.with_traceback(None)  # tracebacks would keep the file's bytes alive
+            return error.with_traceback(None)  # a traceback would keep the file's bytes alive
         finally:
             self._meter.add_thread_seconds("decoding", perf_counter() - begin)
 
     def _read_clip(self, source: Source, id: str | None, encoder: ClipEncoder) -> _Read:
         with open_clip(source) as clip:
-            if clip.id != id:
-                rows, found = self._cache.get(encoder.name, self._kind, [clip.id])
-                if found.all():
-                    return _Read(clip.id, None, rows[0])
+            if clip.id != id and (cached := self._cached(clip.id)) is not None:
+                return _Read(clip.id, None, cached)
             return _Read(clip.id, encoder.read_clip(clip.file), None)
+
+    def _cached(self, id: str) -> Float[Tensor, " d"] | None:
+        embeddings, found = self._cache.get(self._encoder.name, self._kind, [id])
+        return embeddings[0] if found.all() else None
 
     # Encoding
 
-    def _gather(self) -> list[tuple[_Slot, _Read]]:
-        """The next pictures to encode: a full batch if so many are under way.
+    def _next_batch(self) -> list[tuple[_Slot, _Read]]:
+        """The next images to encode: a full batch if enough are on their way.
 
-        One that cannot be read keeps its place in the batch, so that shards and whole runs make
-        the same batches, on which the last digit of a number may depend.
+        An image that cannot be read takes a place in the batch. So shards and whole runs make the
+        same batches, on which the last digit of a number may depend.
         """
         batch: list[tuple[_Slot, _Read]] = []
         for _ in range(self._batch_size):
@@ -272,33 +273,33 @@ class EmbeddingPipeline:
                 read = slot.reading.result()
             slot.reading = None
             if isinstance(read, UnreadableImageError):
-                slot.failure = Failure.of(read)
+                slot.failure = Failure.from_error(read)
             else:
-                slot.id, slot.row = read.id, read.row
-                self._meter.images_cached += read.row is not None
-                if read.row is None:
+                slot.id, slot.embedding = read.id, read.embedding
+                self._meter.images_cached += read.embedding is not None
+                if read.embedding is None:
                     batch.append((slot, read))
             self._fill()
         return batch
 
     def _encode(self, batch: list[tuple[_Slot, _Read]]) -> None:
-        """Rows of a batch, kept as they come."""
+        """Encode a batch; every part of it goes to the cache at once."""
         done = 0
         with self._meter.stage("encoder"):
-            for part, rows in batched_with_oom_retry(self._rows, batch, self._fits):
+            for part, embeddings in batched_with_oom_retry(self._embed, batch, self._fits):
                 if len(part) < min(self._fits, len(batch) - done):
                     self._fits = len(part)
                 done += len(part)
                 ids = [read.id for _, read in part]
-                self._cache.put(self._encoder.name, self._kind, ids, rows)
-                for (slot, _), row in zip(part, rows, strict=True):
-                    slot.row = row
+                self._cache.put(self._encoder.name, self._kind, ids, embeddings)
+                for (slot, _), embedding in zip(part, embeddings, strict=True):
+                    slot.embedding = embedding
         self._meter.images_encoded += len(batch)
         for slot in self._slots:
             if slot.twin is not None and slot.twin.done and not slot.done:
                 self._start(slot)
 
-    def _rows(self, batch: Sequence[tuple[_Slot, _Read]]) -> Float[Tensor, "n d"]:
+    def _embed(self, batch: Sequence[tuple[_Slot, _Read]]) -> Float[Tensor, "n d"]:
         pixels: list[Pixels] = [read.pixels for _, read in batch]
         if isinstance(self._encoder, ClipEncoder):
             return self._encoder.encode_clips(pixels)
@@ -306,18 +307,16 @@ class EmbeddingPipeline:
             return self._encoder.encode_pixels(pixels)
         return self._encoder.encode_images(pixels)
 
-    # Handing out
-
-    def _embedded(self, slots: Sequence[_Slot]) -> EmbeddingBatch:
+    def _batch(self, slots: Sequence[_Slot]) -> EmbeddingBatch:
         self._meter.pictures += len(slots)
         self._meter.failed += sum(slot.failure is not None for slot in slots)
-        rows = [slot.row for slot in slots if slot.row is not None]
-        out = torch.zeros(len(slots), len(rows[0]) if rows else 0)
-        if rows:
-            out[[i for i, slot in enumerate(slots) if slot.row is not None]] = torch.stack(rows)
+        known = {i: slot.embedding for i, slot in enumerate(slots) if slot.embedding is not None}
+        embeddings = torch.zeros(len(slots), len(next(iter(known.values()), ())))
+        if known:
+            embeddings[list(known)] = torch.stack(list(known.values()))
         return EmbeddingBatch(
             [slot.source for slot in slots],
             [slot.id for slot in slots],
-            out,
+            embeddings,
             [slot.failure for slot in slots],
         )

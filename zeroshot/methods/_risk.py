@@ -52,7 +52,7 @@ def expected_cider(
 
 def _tf_idf(texts: Sequence[Words], frequency: DocumentFrequency) -> sparse.csr_matrix:
     """tf-idf of the n-grams, at unit length for each n."""
-    log_documents = math.log(max(frequency.pictures, 2))
+    log_documents = math.log(max(frequency.images, 2))
     numbers: dict[tuple[str, ...], int] = {}
     rows, columns, values = [], [], []
     for row, words in enumerate(texts):
@@ -74,5 +74,5 @@ def _tf_idf(texts: Sequence[Words], frequency: DocumentFrequency) -> sparse.csr_
 def has_repeated_word(text: str, frequency: DocumentFrequency, common: float) -> bool:
     """Whether a word comes twice; words in more than the share `common` of captions may."""
     counts = Counter(tokenize(text))
-    most = common * frequency.pictures
+    most = common * frequency.images
     return any(n > 1 and frequency.counts.get((word,), 0) <= most for word, n in counts.items())

@@ -1,10 +1,10 @@
-"""Will two encoders couple at all? Similarity of two sets of rows, and matching without pairs.
+"""Can two encoders be coupled? Similarity of two sets of embeddings, and matching without pairs.
 
-Row i of both sides describes the same thing; the widths may differ. Nothing here is a method.
+Embedding i of both sides describes the same thing; the widths may differ. These are no methods.
 
     linear_cka, rbf_cka   Kornblith et al. 2019, arXiv:1905.00414, <HKH, HLH> / (|HKH| |HLH|)
     unbiased_cka          with the HSIC of Song et al. 2012: near 0 for sides that share nothing,
-                          which the biased one is not where rows are few
+                          unlike the biased one if there are few items
     mutual_knn, cycle_knn, cknna
                           Huh et al. 2024, "The Platonic Representation Hypothesis",
                           arXiv:2405.07987
@@ -35,11 +35,11 @@ from zeroshot.ops import topk_stream
 
 Array = npt.NDArray[np.float64]
 MOST = 200
-"""Items of a quadratic assignment: it is cubic in time for each step, and guesses beyond."""
+"""Most items of a quadratic assignment, which takes cubic time per step and is a guess beyond."""
 
 
 def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
-    """Of kernels `x x'` and `y y'`, through covariances where rows are many."""
+    """Linear CKA, of kernels `x x'` and `y y'`; through covariances if there are many items."""
     x, y = x - x.mean(0), y - y.mean(0)
     if len(x) < min(x.shape[1], y.shape[1]):
         return _cosine(x @ x.T, y @ y.T)
@@ -48,7 +48,7 @@ def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
 
 
 def rbf_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
-    """Of Gaussian kernels whose variance is the median squared distance."""
+    """CKA of Gaussian kernels whose variance is the median squared distance."""
     return _cosine(_centred(rbf_kernel(x)), _centred(rbf_kernel(y)))
 
 
@@ -78,7 +78,7 @@ def rbf_kernel(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 
 
 def mutual_knn(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], k: int) -> float:
-    """Share of a row's `k` nearest by product that both sides have in common, on average."""
+    """The mean share of an item's `k` nearest neighbours that both sides have in common."""
     left, right = neighbours(x, k), neighbours(y, k)
     common = (left[:, :, None] == right[:, None]).any(2).sum(1)
     return float(common.double().mean() / k)
@@ -97,12 +97,12 @@ def cknna(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], k: int) -> float:
 
 
 def neighbours(rows: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:
-    """Places of the `k` other rows with the largest product."""
+    """Indices of the `k` other rows with the largest dot product."""
     if not 1 <= k < len(rows):
-        raise UserError(f"k={k}: from 1 to {len(rows) - 1}, the other rows there are")
+        raise UserError(f"k={k}: expected 1 to {len(rows) - 1}, the number of other rows")
     index = topk_stream(rows, rows, k + 1)[1]
     itself = index == torch.arange(len(rows))[:, None]
-    itself[~itself.any(1), -1] = True  # among others just as near, k + 1 may not hold it
+    itself[~itself.any(1), -1] = True  # with ties, the k + 1 nearest may not include it
     return index[~itself].view(len(rows), k)
 
 
@@ -124,7 +124,7 @@ def _cosine(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> float:
 
 @dataclass(frozen=True)
 class Matching:
-    """Which text belongs to image i, and the objective it was found by, lower is better."""
+    """The index of each image's text, and the cost of the assignment; lower is better."""
 
     assignment: Int[Tensor, " n"]
     cost: float
@@ -140,7 +140,7 @@ def local_cka(
     base_texts: Float[Tensor, "b e"],
     cka: Callable[[Tensor, Tensor], float] = rbf_cka,
 ) -> Float[Tensor, "n m"]:
-    """CKA of the base pairs with image i and text j joined to them."""
+    """CKA of the base pairs together with image i and text j."""
     scores = [
         [
             cka(torch.cat([image[None], base_images]), torch.cat([text[None], base_texts]))
@@ -184,7 +184,7 @@ def match_unpaired(
     starts: int = 60,
     seed: int = 0,
 ) -> Matching:
-    """Match two sets by the relations within each: up to a few dozen items, and with luck.
+    """Match two sets by the relations within each; it works for a few dozen items at most.
 
     `by`: kernels of standardised rows, graphs of the `k` nearest, or distances
     (Gromov-Wasserstein).
@@ -218,7 +218,7 @@ def _standardised(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 
 def _graph(rows: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n n"]:
     graph = torch.zeros(len(rows), len(rows), dtype=rows.dtype)
-    kernel = (rows @ rows.T).fill_diagonal_(-1e-6)  # a row without like ones is its own neighbour
+    kernel = (rows @ rows.T).fill_diagonal_(-1e-6)  # a lone row is its own neighbour
     root: float = (k * len(rows)) ** 0.5
     return graph.scatter_(1, kernel.topk(k, dim=1).indices, 1) / root
 
@@ -229,7 +229,7 @@ def _unit(kernel: Tensor) -> Tensor:
 
 
 def _solve(left: Array, right: Array, fixed: int, starts: int, seed: int) -> Matching:
-    """The lowest `sum left * right[p][:, p]` found, the first `fixed` places kept."""
+    """The lowest `sum left * right[p][:, p]` of all starts, with the first `fixed` items fixed."""
     count = len(left)
     if left.shape != right.shape or not 1 <= count - fixed <= MOST:
         raise UserError(

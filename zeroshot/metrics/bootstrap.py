@@ -1,12 +1,13 @@
-"""How far a figure can be trusted: intervals and paired tests by resampling pictures.
+"""How far a figure can be trusted: intervals and paired tests by resampling images.
 
-Percentile bootstrap: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife". Pictures are
-drawn with replacement, as many as there are, and the figure is made again of the draw; the interval
-holds the middle share `confidence` of what comes out. Two methods are compared on the same draws.
+Percentile bootstrap: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife". Images are
+drawn with replacement, as many as there are, and the figure is computed for each draw. The interval
+is the middle share `confidence` of these values. Two methods are compared on the same draws.
 
 A share that is 0 or 1 does not vary among draws; its interval is Clopper and Pearson's (1934).
-McNemar 1947: of the pictures on which two methods differ, does each have half? Holm 1979: p-values
-of several comparisons, such that the chance of any false one stays below the level.
+McNemar 1947: is each method right on half of the images on which two methods differ? Holm 1979:
+p-values of several comparisons, adjusted so that the chance of any false positive stays below the
+level.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
 Figures = Mapping[str, float]
 Statistic = Callable[[Rows], Figures]
-"""Figures of a selection of the pictures, with repetition: `statistic(np.arange(n))` is of all."""
+"""Figures of some images by their indices, which may repeat: `np.arange(n)` is all of them."""
 
 DRAWS = 1000
 CONFIDENCE = 0.95
@@ -45,15 +46,15 @@ class Difference(Interval):
 
 def bootstrap(
     statistic: Statistic,
-    pictures: int,
+    images: int,
     generator: np.random.Generator,
     *,
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
-    """An interval for each figure. Draws for which a figure is NaN do not count for it."""
-    value = statistic(np.arange(pictures))
-    drawn = _drawn(statistic, pictures, generator, draws)
+    """An interval for each figure; draws for which it is NaN do not count."""
+    value = statistic(np.arange(images))
+    drawn = _drawn(statistic, images, generator, draws)
     ends = {name: _ends(values, confidence) for name, values in drawn.items()}
     return {name: Interval(value[name], *ends[name]) for name in value}
 
@@ -61,7 +62,7 @@ def bootstrap(
 def paired_bootstrap(
     first: Statistic,
     second: Statistic,
-    pictures: int,
+    images: int,
     generator: np.random.Generator,
     *,
     draws: int = DRAWS,
@@ -73,8 +74,8 @@ def paired_bootstrap(
         a, b = first(rows), second(rows)
         return {name: b[name] - a[name] for name in a if name in b}
 
-    value = difference(np.arange(pictures))
-    drawn = _drawn(difference, pictures, generator, draws)
+    value = difference(np.arange(images))
+    drawn = _drawn(difference, images, generator, draws)
     return {
         name: Difference(value[name], *_ends(drawn[name], confidence), p=_p(drawn[name]))
         for name in value
@@ -82,10 +83,10 @@ def paired_bootstrap(
 
 
 def _drawn(
-    statistic: Statistic, pictures: int, generator: np.random.Generator, draws: int
+    statistic: Statistic, images: int, generator: np.random.Generator, draws: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    found = [statistic(generator.integers(0, pictures, pictures)) for _ in range(draws)]
-    return {name: np.array([figures[name] for figures in found]) for name in found[0]}
+    figures = [statistic(generator.integers(0, images, images)) for _ in range(draws)]
+    return {name: np.array([own[name] for own in figures]) for name in figures[0]}
 
 
 def _ends(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
@@ -103,7 +104,7 @@ def _p(differences: npt.NDArray[np.float64]) -> float:
 
 
 def exact_share(right: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """A share with the interval of Clopper and Pearson, which no share makes empty."""
+    """A share with the interval of Clopper and Pearson, which is never empty."""
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, right, count - right + 1)) if right else 0.0
     high = float(beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0
@@ -111,7 +112,7 @@ def exact_share(right: int, count: int, confidence: float = CONFIDENCE) -> Inter
 
 
 def mcnemar(first: Bools, second: Bools) -> float:
-    """Exact two-sided p-value that two methods are right equally often, on the same pictures."""
+    """Exact two-sided p-value that two methods are right equally often, on the same images."""
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     if gained + lost == 0:
         return 1.0
@@ -119,7 +120,7 @@ def mcnemar(first: Bools, second: Bools) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several comparisons, made to stand together."""
+    """The p-values of several comparisons, adjusted for their number."""
     order = np.argsort(p_values, kind="stable")
     left = np.arange(len(p_values), 0, -1)
     stepped = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * left), 1)

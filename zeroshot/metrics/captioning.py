@@ -15,7 +15,7 @@ arXiv:1510.03055. rep-n: Welleck et al. 2020, arXiv:1908.04319.
 table of captioners with a column "CIDEr", compute CIDEr-D; so does `cider` here by default.
 
 Departures: a caption without words scores 0 even against a reference without words, where
-pycocoevalcap's ROUGE-L gives 1; CIDEr for a single picture, whose idf is 0 everywhere, is refused;
+pycocoevalcap's ROUGE-L gives 1; CIDEr for a single image, whose idf is 0 everywhere, is refused;
 a zero vector has similarity 0 with everything, not NaN.
 """
 
@@ -39,7 +39,7 @@ ORDERS = (1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Score:
-    """A metric: of the corpus, and of each caption."""
+    """A metric of the corpus, and of each caption."""
 
     corpus: float
     each: Float[np.ndarray, " n"]
@@ -97,14 +97,14 @@ class Bleu:
     """of each caption: matches and totals for n = 1 to 4, its words, those of the reference"""
 
     def of(self, rows: Int[np.ndarray, " m"]) -> tuple[float, ...]:
-        """BLEU-1 to 4 of a corpus of these captions, some of them several times perhaps."""
+        """BLEU-1 to 4 of a corpus of the captions with these indices, which may repeat."""
         whole = self.counts[rows].sum(0).tolist()
         return _Counts(tuple(whole[:4]), tuple(whole[4:8]), *whole[8:]).scores()
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """What BLEU adds up over captions."""
+    """The counts that BLEU adds up over captions."""
 
     matches: tuple[int, ...]
     totals: tuple[int, ...]
@@ -194,10 +194,11 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """Of how many `pictures` some reference has an n-gram."""
+    """For each n-gram, the number of images with a reference that has it."""
 
     counts: Mapping[Gram, int]
-    pictures: int
+    images: int
+    """The number of all images."""
 
 
 def _document_frequency(references: Sequence[Sequence[Words]]) -> DocumentFrequency:
@@ -208,7 +209,7 @@ def _document_frequency(references: Sequence[Sequence[Words]]) -> DocumentFreque
 
 
 def document_frequency(references: Sequence[Sequence[str]]) -> DocumentFrequency:
-    """Of a corpus of its own, on which CIDEr of a few pictures, or of one, can stand."""
+    """The document frequency of a corpus, for CIDEr of a few images or of one."""
     return _document_frequency([[tokenize(text) for text in texts] for texts in references])
 
 
@@ -222,7 +223,7 @@ class _Weighted:
 
     @classmethod
     def of(cls, words: Words, frequency: DocumentFrequency) -> "_Weighted":
-        whole = math.log(frequency.pictures)
+        whole = math.log(frequency.images)
         weights = [
             {
                 gram: count * (whole - math.log(max(1, frequency.counts.get(gram, 0))))
@@ -258,9 +259,9 @@ def _ciders(
     frequency: DocumentFrequency | None,
 ) -> tuple[Score, Score]:
     frequency = frequency or _document_frequency(references)
-    if frequency.pictures < 2:
+    if frequency.images < 2:
         raise UserError(
-            "CIDEr weighs words by how few pictures they belong to, and there is one picture; "
+            "CIDEr weighs words by how few images they belong to, and there is one image; "
             "score more at once, or give frequency=document_frequency(references of a corpus)"
         )
     each = np.zeros((len(captions), 2))
@@ -282,14 +283,14 @@ def cider(
     """CIDEr, from 0 to 10; the corpus's is the mean of its captions'.
 
     Args:
-        captions: one for each picture.
-        references: texts for each picture.
+        captions: one for each image.
+        references: texts for each image.
         plain: without clipping and without the penalty on lengths, as the paper first defines it;
             CIDEr-D otherwise, which pycocoevalcap and the tables of papers call CIDEr.
         frequency: of the n-grams; that of `references` without one.
 
     Raises:
-        UserError: captions and references that do not fit, a single picture without `frequency`.
+        UserError: captions and references that do not fit, a single image without `frequency`.
     """
     return _ciders(*_tokenized(captions, references), frequency)[plain]
 
@@ -353,10 +354,10 @@ def repetition(texts: Sequence[str], n: int) -> Int[np.ndarray, "t 2"]:
 
 
 def rep_n(texts: Sequence[str], n: int) -> Score:
-    """The share of n-grams that their own text has said before: lower repeats less.
+    """The share of n-grams that are repetitions within their text; lower is better.
 
-    The corpus's is that of the summed counts, as the authors of SimCTG and MaGiC sum them; their
-    code leaves out the last n-gram of each text.
+    The corpus's score uses the summed counts, as the authors of SimCTG and MaGiC do; their code
+    leaves out the last n-gram of each text.
     """
     counts = repetition(texts, n)
     unique, total = counts.sum(0)

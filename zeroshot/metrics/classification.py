@@ -29,10 +29,10 @@ def accuracy(probabilities: Floats, labels: Ints, k: int = 1) -> float:
 
 
 def mean_per_class_recall(predicted: Ints, labels: Ints) -> float:
-    """Mean over the classes that occur of the share of their rows that are found."""
+    """The mean recall of the classes that occur."""
     rows = np.bincount(labels)
-    found = np.bincount(labels[predicted == labels], minlength=len(rows))
-    return float((found[rows > 0] / rows[rows > 0]).mean())
+    right = np.bincount(labels[predicted == labels], minlength=len(rows))
+    return float((right[rows > 0] / rows[rows > 0]).mean())
 
 
 def nll(probabilities: Floats, labels: Ints) -> float:
@@ -43,39 +43,39 @@ def nll(probabilities: Floats, labels: Ints) -> float:
 
 def ece(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
     """Expected calibration error over bins of equal width, `(a, b]` as in the authors' code."""
-    return confidence_gap(*_judged(probabilities, labels), bins)
+    return confidence_gap(*_outcomes(probabilities, labels), bins)
 
 
 def adaptive_ece(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
-    """As `ece`, over bins that hold as many rows each, as near as the count allows."""
-    return adaptive_gap(*_judged(probabilities, labels), bins)
+    """As `ece`, over bins with equal numbers of rows, as far as possible."""
+    return adaptive_gap(*_outcomes(probabilities, labels), bins)
 
 
 def confidence_gap(confidence: Floats, correct: Floats, bins: int = 15) -> float:
-    """`ece` of rows of which is known how sure they are, and (1 or 0) whether they are right."""
-    place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
-    gap = np.bincount(place, correct - confidence, minlength=bins)
+    """`ece` from the confidence of each row, and 1 or 0 for right or wrong."""
+    index = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
+    gap = np.bincount(index, correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
 
 
 def adaptive_gap(confidence: Floats, correct: Floats, bins: int = 15) -> float:
-    """`adaptive_ece` of such rows."""
+    """`adaptive_ece` from the same arrays as `confidence_gap`."""
     gap = (correct - confidence)[np.argsort(confidence, kind="stable")]
     parts = np.array_split(gap, min(bins, len(gap)))
     return float(sum(abs(part.sum()) for part in parts) / len(gap))
 
 
 def auroc(scores: Floats, positive: Bools) -> float:
-    """Chance that a positive row scores above a negative one, ties counting half.
+    """The chance that a positive row scores above a negative one; ties count half.
 
-    NaN where one of the two kinds is missing.
+    NaN if there are no positive or no negative rows.
     """
     count = int(positive.sum())
     if count in (0, len(positive)):
         return float("nan")
-    _, place, times = np.unique(scores, return_inverse=True, return_counts=True)
+    _, index, times = np.unique(scores, return_inverse=True, return_counts=True)
     rank = np.cumsum(times) - (times - 1) / 2  # mean rank of tied scores, from 1
-    above = rank[place][positive].sum() - count * (count + 1) / 2
+    above = rank[index][positive].sum() - count * (count + 1) / 2
     return float(above / (count * (len(positive) - count)))
 
 
@@ -88,15 +88,15 @@ def average_precision(scores: Floats, positive: Bools) -> float:
         return float("nan")
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.append(np.diff(scores[order]) != 0, True)
-    found = np.cumsum(positive[order])[last_of_ties]
-    precision = found / (np.flatnonzero(last_of_ties) + 1)
-    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+    hits = np.cumsum(positive[order])[last_of_ties]
+    precision = hits / (np.flatnonzero(last_of_ties) + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
 
 
 def mean_average_precision(scores: Floats, positive: Bools) -> float:
-    """Of several labels per row: mean of each class's average precision, `[n c]` both.
+    """The mean of the classes' average precisions; rows may have several labels, `[n c]` both.
 
-    Classes without a positive row are left out; NaN where that leaves none.
+    Classes without a positive row are left out; NaN if no class is left.
     """
     each = [
         average_precision(own, truth)
@@ -118,6 +118,6 @@ def aurc(confidence: Floats, correct: Bools) -> float:
     return float(risk_coverage(confidence, correct)[1].mean())
 
 
-def _judged(probabilities: Floats, labels: Ints) -> tuple[Floats, Floats]:
-    """Confidence of each row, and one where it is right."""
+def _outcomes(probabilities: Floats, labels: Ints) -> tuple[Floats, Floats]:
+    """The confidence of each row, and 1 if it is right, else 0."""
     return probabilities.max(1), (probabilities.argmax(1) == labels).astype(np.float64)

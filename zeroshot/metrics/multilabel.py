@@ -1,4 +1,4 @@
-"""Several labels per picture: how well scores rank them, and what a threshold makes of them.
+"""Several labels per image: how well scores rank them, and what a threshold makes of them.
 
 Scores and truth are `[n c]`. Average precision is scikit-learn's, a step function in which tied
 scores share one threshold: of each label by itself (macro: the mean over labels that occur), or of
@@ -20,39 +20,39 @@ __all__ = ["Ranking", "best_threshold", "measure_each_label", "measure_multilabe
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores from the best to the worst, made ready for the average precision of any draw."""
+    """Scores from best to worst, prepared for the average precision of any draw of the images."""
 
-    picture: Int[np.ndarray, " m"]
-    """that each score belongs to"""
+    image: Int[np.ndarray, " m"]
+    """the image of each score"""
     positive: Int[np.ndarray, " p"]
-    """places of the scores whose label holds"""
+    """indices of the scores whose label holds"""
     end: Int[np.ndarray, " p"]
-    """the last place of the same score as each of those"""
+    """for each of those, the last index with the same score"""
     hits: Int[np.ndarray, " p"]
-    """how many of those come up to there, less one"""
+    """for each of those, the number of positives up to `end`, minus one"""
 
     def average_precision(self, times: Float[np.ndarray, " n"]) -> float:
-        """When picture i was drawn `times[i]` times; NaN where no label holds."""
-        drawn = times[self.picture]
-        found = np.cumsum(own := drawn[self.positive])
-        if not len(found) or not found[-1]:
+        """The average precision if image i is drawn `times[i]` times; NaN if no label holds."""
+        drawn = times[self.image]
+        hits = np.cumsum(own := drawn[self.positive])
+        if not len(hits) or not hits[-1]:
             return float("nan")
-        seen = np.maximum(np.cumsum(drawn)[self.end], 1)
-        return float((own * found[self.hits] / seen).sum() / found[-1])
+        count = np.maximum(np.cumsum(drawn)[self.end], 1)
+        return float((own * hits[self.hits] / count).sum() / hits[-1])
 
 
 def ranking(
     scores: Float[np.ndarray, " m"],
     truth: Bool[np.ndarray, " m"],
-    picture: Int[np.ndarray, " m"] | None = None,
+    image: Int[np.ndarray, " m"] | None = None,
 ) -> Ranking:
-    """Of scores that each belong to a picture; without `picture`, one of each."""
+    """The ranking of scores; `image` is the image of each, by default one score per image."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     positive = np.flatnonzero(truth[order])
     end = ends[np.searchsorted(ends, positive)]
     hits = np.searchsorted(positive, end, side="right") - 1
-    return Ranking(order if picture is None else picture[order], positive, end, hits)
+    return Ranking(order if image is None else image[order], positive, end, hits)
 
 
 def measure_multilabel(
@@ -62,18 +62,18 @@ def measure_multilabel(
 ) -> Measure:
     """A method's scores of every label; with a `threshold` (a label holds from it on) also F1."""
     count, labels = scores.shape
-    each = [ranking(own, held) for own, held in zip(scores.T, truth.T, strict=True)]
-    picture = np.repeat(np.arange(count), labels)
-    together = ranking(scores.reshape(-1), truth.reshape(-1), picture)
-    said = None if threshold is None else scores >= threshold
+    each = [ranking(own, positive) for own, positive in zip(scores.T, truth.T, strict=True)]
+    image = np.repeat(np.arange(count), labels)
+    together = ranking(scores.reshape(-1), truth.reshape(-1), image)
+    predicted = None if threshold is None else scores >= threshold
 
     def statistic(rows: Rows) -> dict[str, float]:
         times = np.bincount(rows, minlength=count).astype(np.float64)
-        found = {
+        figures = {
             "mean_average_precision": _mean(np.array([r.average_precision(times) for r in each])),
             "micro_average_precision": together.average_precision(times),
         }
-        return found if said is None else found | _at_threshold(said, truth, times)
+        return figures if predicted is None else figures | _at_threshold(predicted, truth, times)
 
     return Measure(count, statistic)
 
@@ -83,9 +83,9 @@ def measure_each_label(
 ) -> Measure:
     """The average precision of each label, by its name; labels that never hold have none."""
     each = {
-        name: ranking(own, held)
-        for name, own, held in zip(names, scores.T, truth.T, strict=True)
-        if held.any()
+        name: ranking(own, positive)
+        for name, own, positive in zip(names, scores.T, truth.T, strict=True)
+        if positive.any()
     }
 
     def statistic(rows: Rows) -> dict[str, float]:
@@ -96,9 +96,9 @@ def measure_each_label(
 
 
 def best_threshold(scores: Float[np.ndarray, "n c"], truth: Bool[np.ndarray, "n c"]) -> float:
-    """The score from which on labels hold, with the largest F1 of all counts together.
+    """The threshold with the largest F1 of all counts together; of several, the highest.
 
-    Of several the highest; NaN where no label holds.
+    NaN if no label holds.
     """
     flat = scores.reshape(-1)
     order = np.argsort(-flat, kind="stable")
@@ -111,16 +111,18 @@ def best_threshold(scores: Float[np.ndarray, "n c"], truth: Bool[np.ndarray, "n 
 
 
 def _at_threshold(
-    said: Bool[np.ndarray, "n c"], truth: Bool[np.ndarray, "n c"], times: Float[np.ndarray, " n"]
+    predicted: Bool[np.ndarray, "n c"],
+    truth: Bool[np.ndarray, "n c"],
+    times: Float[np.ndarray, " n"],
 ) -> dict[str, float]:
-    hit, called, held = (times @ x for x in (said & truth, said, truth))  # [c]
+    hit, called, true = (times @ x for x in (predicted & truth, predicted, truth))  # [c]
     with np.errstate(invalid="ignore"):
-        each = np.where(held > 0, 2 * hit / (called + held), np.nan)
+        each = np.where(true > 0, 2 * hit / (called + true), np.nan)
     return {
         "f1_macro": _mean(each),
-        "f1_micro": _share(2 * hit.sum(), called.sum() + held.sum()),
+        "f1_micro": _share(2 * hit.sum(), called.sum() + true.sum()),
         "precision_micro": _share(hit.sum(), called.sum()),
-        "recall_micro": _share(hit.sum(), held.sum()),
+        "recall_micro": _share(hit.sum(), true.sum()),
     }
 
 
@@ -129,6 +131,6 @@ def _share(part: float, whole: float) -> float:
 
 
 def _mean(values: Float[np.ndarray, " c"]) -> float:
-    """Of what is known."""
+    """The mean without NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

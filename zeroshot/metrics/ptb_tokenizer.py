@@ -130,18 +130,18 @@ def _written(token: str) -> str:
 def _chunk(chunk: str, before: str) -> tuple[str, ...]:
     """Tokens of a text without white space that stands `before` a number, a starter or neither."""
     text = chunk + before
-    place, tokens = 0, []
-    while place < len(chunk):
-        found = max(
-            (rule.match(text, place) for rule in _RULES), key=lambda m: m.end() if m else -1
+    start, tokens = 0, []
+    while start < len(chunk):
+        match = max(
+            (rule.match(text, start) for rule in _RULES), key=lambda m: m.end() if m else -1
         )
-        assert found is not None  # the last rule takes anything
-        end = min(found.end(1) if found.re.groups else found.end(), len(chunk))
-        token = text[place:end]
+        assert match is not None  # the last rule takes anything
+        end = min(match.end(1) if match.re.groups else match.end(), len(chunk))
+        token = text[start:end]
         cut = TWO_WORDS.get(token.lower())
         parts = [token] if cut is None else [token[:cut], token[cut:]]
         tokens += [_written(part) for part in parts if not REMOVED.fullmatch(part)]
-        place = end
+        start = end
     return tuple(tokens)
 
 

@@ -1,13 +1,13 @@
-"""How well pictures and texts find each other: cosines in, numbers out.
+"""Retrieval of texts by images and of images by texts: cosines in, numbers out.
 
-Retrieval as CLIP reports it: a picture with several captions is served by any of them. Winoground:
+Retrieval as CLIP reports it: for an image with several captions, any of them counts. Winoground:
 Thrush et al. 2022, arXiv:2204.03162. CLIPScore: Hessel et al. 2021, arXiv:2104.08718.
 
     CLIP-S(c, v)        = w max(cos(c, v), 0);  w = 2.5
     RefCLIP-S(c, R, v)  = harmonic mean of CLIP-S(c, v) and max(max_r cos(c, r), 0)
 
-Departure: of tied scores the right one comes last, where other code lets the sort decide, so that
-an encoder that says the same of everything finds nothing.
+Departure: of tied scores the right one is ranked last; other code leaves that to the sort. So an
+encoder that scores everything the same retrieves nothing.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
-"""What the authors of CLIPScore put before captions and references."""
+"""The text that the authors of CLIPScore put before captions and references."""
 
 Ranks = Int[np.ndarray, " n"]
 
@@ -26,7 +26,7 @@ Ranks = Int[np.ndarray, " n"]
 def text_ranks(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Int[np.ndarray, " n"]:
-    """Of each picture, the place of its best caption among those of all pictures, from 1."""
+    """The rank of each image's best caption among the captions of all images, from 1."""
     own = image_of_text == np.arange(len(scores))[:, None]
     best = np.where(own, scores, -np.inf).max(1, keepdims=True)
     return np.asarray(1 + np.sum((scores >= best) & ~own, axis=1))
@@ -35,7 +35,7 @@ def text_ranks(
 def image_ranks(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Int[np.ndarray, " m"]:
-    """Of each caption, the place of its picture among all pictures, from 1."""
+    """The rank of each caption's image among all images, from 1."""
     own = scores[image_of_text, np.arange(scores.shape[1])]
     return np.asarray(np.sum(scores >= own, axis=0))
 
@@ -46,18 +46,18 @@ def recall_at(ranks: Ranks, k: int) -> float:
 
 
 def median_rank(ranks: Ranks) -> float:
-    """Half of the searches do at least as well."""
+    """The median of the ranks."""
     return float(np.median(ranks))
 
 
 @dataclass(frozen=True)
 class Winoground:
-    """Whether each pair of pictures and captions is told apart."""
+    """Whether the two images and the two captions of each example are told apart."""
 
     text: Bool[np.ndarray, " n"]
-    """each picture prefers its own caption"""
+    """each image prefers its own caption"""
     image: Bool[np.ndarray, " n"]
-    """each caption prefers its own picture"""
+    """each caption prefers its own image"""
 
     @property
     def group(self) -> Bool[np.ndarray, " n"]:
@@ -66,7 +66,7 @@ class Winoground:
 
 
 def winoground(scores: Float[np.ndarray, "n 2 2"]) -> Winoground:
-    """Judged from `scores[:, picture, caption]`; a tie is a failure. The figures are the means."""
+    """Outcomes from `scores[:, image, caption]`; a tie is a failure. The figures are the means."""
     own = scores[:, [0, 1], [0, 1]]
     text = np.all(own > scores[:, [0, 1], [1, 0]], axis=1)
     image = np.all(own > scores[:, [1, 0], [0, 1]], axis=1)
@@ -76,7 +76,7 @@ def winoground(scores: Float[np.ndarray, "n 2 2"]) -> Winoground:
 def clip_score(
     images: Float[np.ndarray, "n d"], captions: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, " n"]:
-    """CLIPScore of unit rows; the captions' are of texts that begin with `PREFIX`."""
+    """CLIPScore of unit embeddings; the captions begin with `PREFIX`."""
     return np.asarray(WEIGHT * np.maximum((images * captions).sum(1), 0))
 
 
@@ -85,7 +85,7 @@ def ref_clip_score(
     captions: Float[np.ndarray, "n d"],
     references: Sequence[Float[np.ndarray, "_ d"]],
 ) -> Float[np.ndarray, " n"]:
-    """RefCLIPScore of unit rows; `references[i]` are those of picture i."""
+    """RefCLIPScore of unit embeddings; `references[i]` are those of image i."""
     nearest = np.array(
         [max(float((own @ row).max()), 0.0) for row, own in zip(captions, references, strict=True)]
     )

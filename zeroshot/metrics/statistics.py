@@ -1,7 +1,7 @@
-"""What a method did on each picture, ready for figures with intervals.
+"""The outcome of a method on each image, from which figures with intervals are computed.
 
-A `Measure` keeps per picture what every figure is made of, so that a figure can be made again of
-any draw of the pictures. Figures are called as in CLIP_benchmark and pycocoevalcap, where they are.
+A `Measure` stores per image what every figure needs, so that figures can be computed for any draw
+of the images. Figures have the names that CLIP_benchmark and pycocoevalcap use.
 """
 
 import math
@@ -46,15 +46,15 @@ def to_table_units(name: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """One method on some pictures."""
+    """One method on some images."""
 
-    pictures: int
+    images: int
     statistic: Statistic
-    """Figures of any selection of the pictures."""
+    """Figures of any selection of the images."""
     right: Mapping[str, Bool[np.ndarray, " n"]] = field(default_factory=dict)
-    """Of the figures that are shares of pictures: which pictures."""
+    """For each figure that is a share of images: which images count."""
     fixed: Mapping[str, float] = field(default_factory=dict)
-    """Figures that a draw with repetition would falsify, and that therefore have no interval."""
+    """Figures that a draw with repetition would distort, and that therefore have no interval."""
 
     def figures(
         self,
@@ -63,13 +63,13 @@ class Measure:
         draws: int = DRAWS,
         confidence: float = CONFIDENCE,
     ) -> dict[str, Interval]:
-        """Every figure with its interval; where there is none, its ends are NaN."""
+        """Every figure with its interval; the ends are NaN if it has none."""
         found = bootstrap(
-            self.statistic, self.pictures, generator, draws=draws, confidence=confidence
+            self.statistic, self.images, generator, draws=draws, confidence=confidence
         )
         for name, right in self.right.items():
             if right.all() or not right.any():
-                found[name] = exact_share(int(right.sum()), self.pictures, confidence)
+                found[name] = exact_share(int(right.sum()), self.images, confidence)
         found |= {name: Interval(value, math.nan, math.nan) for name, value in self.fixed.items()}
         return {name: figure for name, figure in found.items() if not math.isnan(figure.value)}
 
@@ -82,14 +82,14 @@ def differences(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Difference]:
-    """By how much the second is larger, of the same pictures in the same order.
+    """The second measure minus the first, on the same images in the same order.
 
-    The p-value of a share of pictures is McNemar's, any other the bootstrap's.
+    The p-value of a share of images is McNemar's, any other the bootstrap's.
     """
     found = paired_bootstrap(
         first.statistic,
         second.statistic,
-        first.pictures,
+        first.images,
         generator,
         draws=draws,
         confidence=confidence,
@@ -103,12 +103,12 @@ def differences(
 def measure_scores(
     scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, probabilities: bool = True
 ) -> Measure:
-    """Labels of pictures. Without `probabilities` (cosines) nothing is said of calibration."""
+    """One label per image. Without `probabilities` (cosines) there are no calibration figures."""
     best = scores.argmax(1)
     right = {"acc1": metrics.correct_at(scores, labels)}
     if scores.shape[1] > 5:
         right["acc5"] = metrics.correct_at(scores, labels, 5)
-    return _of_judged(
+    return _measure_labels(
         best,
         labels,
         right,
@@ -126,14 +126,14 @@ def measure_predictions(
     *,
     probabilities: bool = True,
 ) -> Measure:
-    """As `measure_scores`, of labels that somebody chose: the rest of the scores is not known."""
+    """As `measure_scores`, if only the best label and its score are known."""
     right = {"acc1": best == labels}
     if among_five is not None:
         right["acc5"] = among_five
-    return _of_judged(best, labels, right, confidence, None, calibrated=probabilities)
+    return _measure_labels(best, labels, right, confidence, None, calibrated=probabilities)
 
 
-def _of_judged(
+def _measure_labels(
     best: Int[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
     right: Mapping[str, Bool[np.ndarray, " n"]],
@@ -144,10 +144,10 @@ def _of_judged(
 ) -> Measure:
     correct = right["acc1"]
     surest = np.argsort(-confidence, kind="stable")
-    place = np.argsort(surest)
+    position = np.argsort(surest)
 
     def statistic(rows: Rows) -> dict[str, float]:
-        rows = surest[np.sort(place[rows])]  # the sorts below are quick on what is in order
+        rows = surest[np.sort(position[rows])]  # the sorts below are fast on sorted arrays
         sure, hit = confidence[rows], correct[rows]
         found = {name: float(each[rows].mean()) for name, each in right.items()}
         found["mean_per_class_recall"] = metrics.mean_per_class_recall(best[rows], labels[rows])
@@ -170,13 +170,12 @@ def measure_captions(
     references: Sequence[Sequence[str]],
     more: Mapping[str, Float[np.ndarray, " n"]] | None = None,
 ) -> Measure:
-    """Captions of pictures; `more` holds further scores of each (CLIPScore), whose mean counts.
+    """One caption per image; `more` has further scores of each (CLIPScore), which are averaged.
 
-    CIDEr keeps the document frequencies of all pictures: a draw is scored by its pictures' own
-    CIDEr.
+    CIDEr always uses the document frequencies of all images, also for a draw.
 
     Raises:
-        UserError: a single picture, of which there is no CIDEr.
+        UserError: a single image, for which CIDEr is not defined.
     """
     scores = caption_scores(captions, references)
     means = {
@@ -203,10 +202,10 @@ def measure_captions(
 def measure_retrieval(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Measure:
-    """Retrieval in both directions. A draw of pictures brings their captions along; what they are
-    searched among stays the same."""
+    """Retrieval in both directions. A draw of images includes their captions; the gallery of all
+    images and captions stays the same."""
     of_text, of_image = text_ranks(scores, image_of_text), image_ranks(scores, image_of_text)
-    own = _by_picture(of_image, image_of_text, len(scores))
+    own = _by_image(of_image, image_of_text, len(scores))
     hits = {k: (own <= k).sum(1) for k in RECALL_AT}
     captions = (~np.isnan(own)).sum(1)
     right = {f"text_retrieval_recall@{k}": of_text <= k for k in RECALL_AT}
@@ -222,13 +221,13 @@ def measure_retrieval(
     return Measure(len(scores), statistic, right)
 
 
-def _by_picture(
-    ranks: Int[np.ndarray, " m"], image_of_text: Int[np.ndarray, " m"], pictures: int
+def _by_image(
+    ranks: Int[np.ndarray, " m"], image_of_text: Int[np.ndarray, " m"], images: int
 ) -> Float[np.ndarray, "n t"]:
-    """Ranks of each picture's captions, NaN where it has fewer than others."""
-    counts = np.bincount(image_of_text, minlength=pictures)
-    table = np.full((pictures, counts.max()), np.nan)
+    """The ranks of each image's captions in one table, filled up with NaN."""
+    counts = np.bincount(image_of_text, minlength=images)
+    table = np.full((images, counts.max()), np.nan)
     order = np.argsort(image_of_text, kind="stable")
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table[image_of_text[order], place] = ranks[order]
+    column = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[image_of_text[order], column] = ranks[order]
     return table

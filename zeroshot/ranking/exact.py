@@ -1,7 +1,7 @@
-"""The best of a gallery for each query: exact, block by block, however many rows there are.
+"""The best of a gallery for each query: exact, block by block, for galleries of any size.
 
-Corrections for hubs and distribution normalisation re-rank without the matrix of all queries and
-all rows, since each of them is a change of the rows, or one number for each row and each query:
+Hubness corrections and distribution normalisation re-rank without the matrix of all queries and all
+rows, because each of them changes the rows, or adds one number for each row and each query:
 
     score_qg = scale s_qg - bias_g - level_q
 
@@ -13,8 +13,8 @@ all rows, since each of them is a change of the rows, or one number for each row
 | csls | 2 | mean of the k largest s_bg over the bank | mean of the k largest s_qg |
 | dn | 1 | 0; both sides are shifted and brought to unit length | 0 |
 
-Scores of the winners are computed once more in float64, so that they do not depend on the size of
-blocks; equal scores keep the gallery's order.
+The best scores are computed again in float64, so that they do not depend on the size of blocks.
+Equal scores keep the gallery's order.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,24 +37,24 @@ from zeroshot.ops import BLOCK, Keys, normalize, topk_stream
 
 Places = slice | Tensor
 Change = Callable[[Tensor, Places], Tensor]
-"""Rows and where they stand in the gallery, to other rows."""
+"""From rows and their indices in the gallery to other rows."""
 Correction = NNN | InvertedSoftmax | DIS | CSLS | DN
 CORRECTIONS = ("csls", "dis", "dn", "inverted_softmax", "nnn")
 
 SLACK = 16
-"""Candidates beyond the k-th, among which rounding may have changed the order."""
+"""Candidates after the k-th, because rounding may have changed the order."""
 ROUNDING = 4e-6
-"""Scores in float32 that are this near, in parts of one that exceeds 1, may be equal."""
+"""Scores in float32 that differ by less, relative to a score above 1, may be equal."""
 CELLS = 1 << 23
-"""Similarities of a bank that exist at a time."""
+"""Similarities to a bank in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Finite rows, kept as they are (float32, or float16 for half the memory); `ops.Keys`.
+    """Finite embeddings in float32, or float16 for half the memory; an `ops.Keys`.
 
-    `change` turns them into what is compared, float32, when a block is asked for: a coupling's
-    joint space can be much wider than the rows.
+    `change` maps a block to the float32 rows that are compared, when the block is needed, because
+    a coupling's joint space can be much wider than the embeddings.
     """
 
     rows: Float[Tensor, "n d"]
@@ -62,7 +62,7 @@ class Gallery:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "n d"], change: Change | None = None) -> "Gallery":
-        """Rows that are seen to be finite; UserError names the first that is not."""
+        """A gallery, checked; UserError for the first row that is not finite."""
         for start in range(0, len(rows), BLOCK):
             finite = rows[start : start + BLOCK].isfinite().all(1)
             if not finite.all():
@@ -80,7 +80,7 @@ class Gallery:
             yield self.change(self.rows[places].float(), places)
 
     def take(self, index: Int[Tensor, " m"]) -> Float[Tensor, "m e"]:
-        """The rows at these places."""
+        """The rows with these indices."""
         return self.change(self.rows[index].float(), index)
 
     def then(self, change: Change) -> "Gallery":
@@ -94,7 +94,7 @@ class Hits:
 
     index: Int[Tensor, "q k"]
     scores: Float[Tensor, "q k"]
-    """What they are ranked by."""
+    """The scores that decide the rank."""
     cosines: Float[Tensor, "q k"]
 
 
@@ -104,16 +104,16 @@ class Hits:
 def nearest(
     queries: Float[Tensor, "q d"], gallery: Keys, k: int, block: int = BLOCK
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """The `min(k, n)` largest dot products and their places; of equal ones the first place."""
+    """The `min(k, n)` largest dot products and their indices; of equal ones the first."""
     k = min(k, len(gallery))
-    _, found = topk_stream(queries, gallery, k + SLACK, block)
-    values, index = in_order(products(queries, gallery, found), found)
+    _, candidates = topk_stream(queries, gallery, k + SLACK, block)
+    values, index = in_order(products(queries, gallery, candidates), candidates)
     last, values, index = values[:, -1:], values[:, :k], index[:, :k]
-    if not k or found.shape[1] == len(gallery):
+    if not k or candidates.shape[1] == len(gallery):
         return values, index
-    least = values[:, -1:] - ROUNDING * values[:, -1:].abs().clamp_min(1)
-    for q in (last >= least).nonzero()[:, 0].tolist():  # ties reach beyond the candidates
-        every = _at_least(queries[q], gallery, float(least[q]), block)[None]
+    threshold = values[:, -1:] - ROUNDING * values[:, -1:].abs().clamp_min(1)
+    for q in (last >= threshold).nonzero()[:, 0].tolist():  # ties reach beyond the candidates
+        every = _at_least(queries[q], gallery, float(threshold[q]), block)[None]
         ordered = in_order(products(queries[q : q + 1], gallery, every), every)
         values[q], index[q] = (part[0, :k] for part in ordered)
     return values, index
@@ -122,7 +122,7 @@ def nearest(
 def products(
     queries: Float[Tensor, "q d"], gallery: Keys, index: Int[Tensor, "q k"]
 ) -> Float[Tensor, "q k"]:
-    """Dot products of each query with its own places, summed in float64."""
+    """Dot products of each query with the rows of its indices, summed in float64."""
     query = torch.arange(len(queries)).repeat_interleave(index.shape[1])
     pairs = zip(torch.split(query, BLOCK), torch.split(index.flatten(), BLOCK), strict=True)
     parts = [(queries[q].double() * gallery.take(g).double()).sum(1) for q, g in pairs]
@@ -132,7 +132,7 @@ def products(
 def in_order(
     values: Float[Tensor, "q k"], index: Int[Tensor, "q k"]
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """Largest first, of equal ones the first place."""
+    """The largest values first, of equal ones the lowest index."""
     order = torch.from_numpy(np.lexsort((index.numpy(), -values.numpy()), axis=-1))
     return values.gather(1, order), index.gather(1, order)
 
@@ -140,19 +140,19 @@ def in_order(
 def _at_least(
     query: Float[Tensor, " d"], gallery: Keys, threshold: float, block: int
 ) -> Int[Tensor, " m"]:
-    """All places whose dot product reaches the threshold."""
-    found, start = [], 0
+    """The indices of all rows whose dot product reaches the threshold."""
+    indices, start = [], 0
     for rows in gallery.blocks(block):
-        found.append((rows @ query >= threshold).nonzero()[:, 0] + start)
+        indices.append((rows @ query >= threshold).nonzero()[:, 0] + start)
         start += len(rows)
-    return torch.cat(found)
+    return torch.cat(indices)
 
 
 # Re-ranking
 
 
 def correction(name: str, options: Mapping[str, Any]) -> Correction:
-    """The re-ranking method called `name`; UserError for another, or for its authors' quotients."""
+    """The re-ranking method `name`; UserError for another one, or for `compat=true`."""
     if name not in CORRECTIONS:
         raise UserError(
             f"method '{name}' does not re-rank a search; these do: {', '.join(CORRECTIONS)}"
@@ -176,10 +176,10 @@ def search(
     """The `min(k, n)` best of the gallery for each query, by cosine or as `method` corrects it.
 
     Args:
-        queries: unit rows.
-        gallery: unit rows, when changed.
-        method: with a `bank`, unit rows of other queries of the same kind.
-        block: gallery rows at a time; no score depends on it.
+        queries: unit embeddings.
+        gallery: its rows have unit length after `change`.
+        method: needs a `bank`, unit embeddings of other queries of the same kind.
+        block: number of gallery rows at a time; no score depends on it.
 
     Raises:
         UserError: a method without a bank, a query that is not finite.
@@ -197,7 +197,7 @@ def search(
     if isinstance(method, DN):
         scores, index = _shifted(queries, gallery, k, method, bank, block)
     elif isinstance(method, DIS):
-        scores, index = _caught(queries, gallery, k, method, bank, block)
+        scores, index = _dynamic(queries, gallery, k, method, bank, block)
     else:
         scores, index = _corrected(queries, gallery, k, method, bank, block)
     return Hits(index, scores, products(queries, gallery, index))
@@ -211,7 +211,7 @@ def _corrected(
     bank: Tensor,
     block: int,
 ) -> tuple[Tensor, Tensor]:
-    """Dot products with `[scale g, -bias]`; a bias is what a similarity of zero would lose."""
+    """Dot products with `[scale g, -bias]`; a bias is the loss of a similarity of zero."""
     scale, level = 1.0, torch.zeros(1, 1)
     if isinstance(method, NNN):
         bias = column_bias(gallery, bank, lambda s, b: nnn(s, b, method.k, method.alpha))
@@ -228,9 +228,9 @@ def _corrected(
 def column_bias(
     gallery: Gallery, bank: Float[Tensor, "b d"], correct: Callable[[Tensor, Tensor], Tensor]
 ) -> Float[Tensor, " n"]:
-    """For each row of the gallery, what a correction takes from a similarity of zero.
+    """For each row of the gallery, the amount by which a similarity of zero is reduced.
 
-    `correct` gets such similarities `[1, m]`, and the bank's with the same rows `[b, m]`.
+    `correct` takes similarities of zero `[1, m]`, and the bank's with the same rows `[b, m]`.
     """
     parts = []
     for rows in gallery.blocks(max(1, CELLS // len(bank))):
@@ -238,24 +238,24 @@ def column_bias(
     return torch.cat(parts)
 
 
-def _caught(
+def _dynamic(
     queries: Tensor, gallery: Gallery, k: int, method: DIS, bank: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Queries whose best row is among the best of some of the bank are corrected, others not."""
+    """Corrects only queries whose best row is among the `k` best of some query of the bank."""
     active = topk_stream(bank, gallery, method.k, block)[1]
     scores, index = nearest(queries, gallery, k, block)
-    caught = torch.isin(index[:, 0], active)
-    if caught.any():
+    affected = torch.isin(index[:, 0], active)
+    if affected.any():
         softened = InvertedSoftmax(beta=method.beta)
-        part = _corrected(queries[caught], gallery, k, softened, bank, block)
-        scores[caught], index[caught] = part
+        part = _corrected(queries[affected], gallery, k, softened, bank, block)
+        scores[affected], index[affected] = part
     return scores, index
 
 
 def _shifted(
     queries: Tensor, gallery: Gallery, k: int, method: DN, bank: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Both sides less a share of their means."""
+    """Both sides minus a share of their means."""
     total = sum(rows.sum(0, dtype=torch.float64) for rows in gallery.blocks(block))
     mean = (torch.as_tensor(total) / len(gallery)).float()
     around = gallery.then(lambda rows, _: normalize(rows - method.lam * mean))

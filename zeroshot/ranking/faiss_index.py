@@ -1,10 +1,10 @@
-"""Approximate search, for very many queries over very many rows; faiss (MIT, extra `index`).
+"""Approximate search, for very many queries and rows, with faiss (MIT, extra `index`).
 
-    ivf      rows as they are, in cells of k-means; the cells nearest to a query are looked into
+    ivf      rows in cells of k-means; the cells nearest to a query are searched
     ivfpq    the same with codes in place of rows, a byte for eight numbers (product quantisation)
 
-What comes out of the cells is scored once more with the rows themselves, so that scores are exact
-and only the choice is not: how many of the true best it finds is measured on the queries.
+Candidates from the cells are scored again with the rows themselves. So scores are exact, and only
+the choice of candidates is approximate; its recall is measured on the queries.
 """
 
 import math
@@ -25,19 +25,19 @@ Kind = Literal["ivf", "ivfpq"]
 KINDS = ("ivf", "ivfpq")
 
 SHARE = 8
-"""One cell in so many is looked into."""
+"""One cell in so many is searched."""
 TRAINING = 64
-"""Rows for each cell that k-means sees, at most."""
+"""Most rows per cell for k-means."""
 SAMPLE = 100
-"""Queries that are searched both ways."""
+"""Queries on which the recall is measured."""
 CODES = 256
-"""Values of a byte; fewer rows are not worth codes, and stay as they are."""
+"""Values of a byte; fewer rows than this are stored without codes."""
 CODED = 8
-"""Candidates for each hit that are scored exactly, where rows are codes."""
+"""Candidates for each hit that are scored exactly, if rows are stored as codes."""
 
 
 def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) -> Hits:
-    """The best that an index finds; warns with its recall. Place -1 where it finds fewer than `k`.
+    """The best rows that an index finds; warns with its recall. Index -1 if it finds too few.
 
     Raises:
         NotAvailableError: faiss is not installed.
@@ -47,11 +47,11 @@ def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) 
         none = torch.zeros(len(queries), 0)
         return Hits(none.long(), none, none)
     cells = _build(gallery, kind)
-    values, index = _found(queries, gallery, k, kind, cells)
+    values, index = _candidates(queries, gallery, k, kind, cells)
     some = queries[:: math.ceil(len(queries) / SAMPLE)]
     recall = _recall(some, gallery, k, kind, cells)
     warnings.warn(
-        f"approximate search among {len(gallery)} pictures finds {recall:.3f} of the {k} best "
+        f"approximate search among {len(gallery)} images finds {recall:.3f} of the {k} best "
         f"(measured on {len(some)} of the queries); --index exact finds all",
         ApproximateWarning,
         stacklevel=2,
@@ -88,23 +88,23 @@ def _build(gallery: Gallery, kind: Kind) -> Any:
     return cells
 
 
-def _found(
+def _candidates(
     queries: Tensor, gallery: Gallery, k: int, kind: Kind, cells: Any
 ) -> tuple[Tensor, Tensor]:
     """Candidates from the cells, scored with the rows themselves."""
     wanted = k + SLACK if kind == "ivf" else CODED * k + SLACK
-    _, places = cells.search(_single(queries), min(wanted, len(gallery)))
-    index = torch.from_numpy(places)
+    _, indices = cells.search(_single(queries), min(wanted, len(gallery)))
+    index = torch.from_numpy(indices)
     values = products(queries, gallery, index.clamp_min(0))
     values, index = in_order(values.masked_fill(index < 0, -torch.inf), index)
     return values[:, :k], index[:, :k]
 
 
 def _recall(queries: Tensor, gallery: Gallery, k: int, kind: Kind, cells: Any) -> float:
-    """Share of the `k` best that are found."""
+    """The share of the `k` best that the index finds."""
     exact = nearest(queries, gallery, k)[1].tolist()
-    found = _found(queries, gallery, k, kind, cells)[1].tolist()
-    both = [len(set(a) & set(b)) for a, b in zip(exact, found, strict=True)]
+    approximate = _candidates(queries, gallery, k, kind, cells)[1].tolist()
+    both = [len(set(a) & set(b)) for a, b in zip(exact, approximate, strict=True)]
     return sum(both) / (k * len(exact))
 
 

@@ -1,6 +1,6 @@
-"""Results as one page of HTML that needs nothing else: no network, no script, no other file.
+"""Results as one HTML page that needs no network, no script and no other file.
 
-Whatever came from a file is escaped.
+Everything that comes from a file is escaped.
 """
 
 import lazy_loader

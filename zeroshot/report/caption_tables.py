@@ -1,4 +1,4 @@
-"""Captions of several methods side by side, with what people said."""
+"""Captions of several methods side by side, with the reference captions."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "and", "or", "of", "in", "on", "at", "to", "with", "by", "for", "from", "up"}
     | {"out", "over", "near", "next", "its", "it", "is", "are"}
 )
-"""Not marked in a caption, whether people used them or not."""
+"""Never marked in a caption, even if no reference has them."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """A caption: its words, and whether some reference has each."""
+class MarkedCaption:
+    """One method's caption: its words, and whether a reference has each word."""
 
     method: str
     words: Sequence[tuple[str, bool]]
@@ -35,17 +35,17 @@ class Said:
 
 
 @dataclass(frozen=True)
-class CaptionedImages:
-    """A picture, what people said of it, what each method says."""
+class CaptionedImage:
+    """An image with its references and the caption of each method."""
 
     name: str
     thumbnail: str
     references: Sequence[str]
-    said: Sequence[Said]
+    captions: Sequence[MarkedCaption]
 
 
-def captions(group: Group, pictures: int, order: Order) -> list[CaptionedImages]:
-    """Captions side by side, of the first pictures or of those with the worst captions."""
+def captions(group: Group, pictures: int, order: Order) -> list[CaptionedImage]:
+    """Captions side by side, of the first images or of those with the worst captions."""
     by_method = [{str(row["path"]): row for row in method.rows} for method in group.methods]
     scores = [_ciders(method, group.truth) for method in group.methods]
     paths = list(dict.fromkeys(path for rows in by_method for path in rows))
@@ -53,38 +53,38 @@ def captions(group: Group, pictures: int, order: Order) -> list[CaptionedImages]
         known = {path: [own[path] for own in scores if path in own] for path in paths}
         paths.sort(key=lambda path: float(np.mean(known[path])) if known[path] else math.inf)
     return [
-        _captioned(group, path, [rows.get(path, {}) for rows in by_method], scores)
+        _captioned_image(group, path, [rows.get(path, {}) for rows in by_method], scores)
         for path in paths[:pictures]
     ]
 
 
-def _captioned(
+def _captioned_image(
     group: Group, path: str, rows: Sequence[Row], scores: Sequence[Mapping[str, float]]
-) -> CaptionedImages:
+) -> CaptionedImage:
     references = list(group.truth.get(path, {}).get("references", ()))
     known = {word for text in references for word in tokenize(text)}
     own = [round(100 * score[path]) if path in score else None for score in scores]
     best = max((s for s in own if s is not None), default=None)
-    said = [
-        Said(
+    captions = [
+        MarkedCaption(
             method.name,
-            list(_marked(str(row.get("caption") or ""), known)),
+            list(_mark(str(row.get("caption") or ""), known)),
             "" if score is None else str(score),
             score is not None and score == best and own.count(best) < len(own),
             _failure(row),
         )
         for method, row, score in zip(group.methods, rows, own, strict=True)
     ]
-    return CaptionedImages(PurePath(path).name, thumbnail(path), references, said)
+    return CaptionedImage(PurePath(path).name, thumbnail(path), references, captions)
 
 
-def _marked(caption: str, known: set[str]) -> Iterator[tuple[str, bool]]:
+def _mark(caption: str, known: set[str]) -> Iterator[tuple[str, bool]]:
     for word in caption.split():
         yield word, not known or set(tokenize(word)) <= known | FUNCTION_WORDS
 
 
 def _ciders(method: Method, truth: Mapping[str, Row]) -> dict[str, float]:
-    """Of each picture by its path, where people said something of two pictures or more."""
+    """The CIDEr of each image by its path; empty if fewer than two images have references."""
     rows = [
         row
         for row in method.rows
@@ -92,10 +92,9 @@ def _ciders(method: Method, truth: Mapping[str, Row]) -> dict[str, float]:
     ]
     if len(rows) < 2:
         return {}
-    found = cider(
-        [row["caption"] for row in rows], [truth[str(row["path"])]["references"] for row in rows]
-    )
-    return {str(row["path"]): float(s) for row, s in zip(rows, found.each, strict=True)}
+    paths = [str(row["path"]) for row in rows]
+    scores = cider([row["caption"] for row in rows], [truth[p]["references"] for p in paths])
+    return dict(zip(paths, map(float, scores.each), strict=True))
 
 
 def _failure(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Figures as a page prints them: a table, intervals side by side, differences."""
+"""Figures for the page: a table, a plot of intervals, differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,10 +41,10 @@ CALLED = {
     **{f"image_retrieval_recall@{k}": f"image R@{k}" for k in (1, 5, 10)},
     "image_retrieval_median_rank": "image median rank",
 }
-"""Figures in the order of a table's columns, and what they are called there."""
+"""Figures in the order of a table's columns, with their names there."""
 LEFT_OUT = {"Bleu_2", "Bleu_3", "rep_3", "rep_4", "distinct_1", "adaptive_ece"}
 SHOWN = [name for name in CALLED if name not in LEFT_OUT]
-"""What a laptop is wide enough for; the rest is in the details."""
+"""The figures that fit on a laptop's screen; the details have the others."""
 NEUTRAL = frozenset({"words"})
 
 
@@ -69,7 +69,7 @@ class FigureTable:
 
 
 def table(group: Group) -> FigureTable | None:
-    """All figures of a group; None where none was measured."""
+    """All figures of a group; None if none was measured."""
     measured = [(m.name, m.result) for m in group.methods if m.result is not None]
     if not measured:
         return None
@@ -109,7 +109,7 @@ def _digits(name: str) -> int:
 
 @dataclass(frozen=True)
 class Whisker:
-    """A method's interval as places from 0 to 100 along an axis."""
+    """A method's interval, with positions from 0 to 100 along an axis."""
 
     name: str
     value: str
@@ -120,7 +120,7 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Plot:
-    """Intervals of one figure, one below the other."""
+    """Intervals of one figure, one below another."""
 
     figure: str
     ticks: Sequence[tuple[float, str]]
@@ -128,16 +128,16 @@ class Plot:
 
 
 def plot(group: Group) -> Plot | None:
-    """The figure by which methods are ranked, of two methods or more."""
+    """Intervals of the task's main figure; None for fewer than two methods."""
     name = HEADLINE[group.task]
-    held = [
+    measured = [
         (m.name, m.result["metrics"][name], m.result["intervals"][name])
         for m in group.methods
         if m.result is not None and m.result["intervals"].get(name)
     ]
-    if len(held) < 2:
+    if len(measured) < 2:
         return None
-    ends = [to_table_units(name, end) for _, _, pair in held for end in pair]
+    ends = [to_table_units(name, end) for _, _, pair in measured for end in pair]
     step = _step(max(ends) - min(ends))
     first, last = math.floor(min(ends) / step) * step, math.ceil(max(ends) / step) * step
     span = max(last - first, step)
@@ -151,13 +151,13 @@ def plot(group: Group) -> Plot | None:
     ]
     whiskers = [
         Whisker(own, _printed(name, value), at(value), at(low), at(high))
-        for own, value, (low, high) in held
+        for own, value, (low, high) in measured
     ]
     return Plot(CALLED[name], ticks, whiskers)
 
 
 def _step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, such that about five fit in."""
+    """1, 2 or 5 times a power of ten, so that about five steps fit into the span."""
     rough = max(span, 1e-3) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * m for m in (1, 2, 5, 10, 20) if power * m >= rough)
@@ -165,7 +165,7 @@ def _step(span: float) -> float:
 
 @dataclass(frozen=True)
 class DifferenceCell:
-    """A method's figure less the first one's."""
+    """A method's figure minus that of the first method."""
 
     method: str
     figure: str
@@ -174,14 +174,14 @@ class DifferenceCell:
     high: str
     p: str
     kind: str
-    """`best` or `worse` where the interval leaves out zero and Holm's p-value is small, or empty"""
+    """`best` or `worse` if the interval excludes zero and Holm's p-value is small, else empty"""
 
 
 def differences(group: Group, confidence: float) -> list[DifferenceCell]:
-    """Of the comparison, in the order of a table's columns."""
-    held = (group.comparison or {}).get("methods", {})
-    found = []
-    for method, figures in held.items():
+    """The differences of the comparison, in the order of a table's columns."""
+    compared = (group.comparison or {}).get("methods", {})
+    cells = []
+    for method, figures in compared.items():
         for name in SHOWN:
             match figures.get(name) if isinstance(figures, dict) else None:
                 case {
@@ -191,7 +191,7 @@ def differences(group: Group, confidence: float) -> list[DifferenceCell]:
                 }:
                     clear = (low > 0 or high < 0) and p < 1 - confidence
                     better = (d < 0) == (name in LOWER_IS_BETTER)
-                    found.append(
+                    cells.append(
                         DifferenceCell(
                             method,
                             CALLED[name],
@@ -202,7 +202,7 @@ def differences(group: Group, confidence: float) -> list[DifferenceCell]:
                             "" if not clear or name in NEUTRAL else "best" if better else "worse",
                         )
                     )
-    return found
+    return cells
 
 
 def _signed(name: str, value: float) -> str:

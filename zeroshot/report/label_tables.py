@@ -1,4 +1,4 @@
-"""What methods that classify or retrieve are wrong about, and how sure they are."""
+"""Mistakes of methods that classify or retrieve, and how well their confidence is calibrated."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from zeroshot.report.thumbnails import thumbnail
 
 BINS = 10
 CLASSES = 16
-"""Of a confusion matrix: the most frequent ones."""
+"""Classes in a confusion matrix, the most frequent ones."""
 MISTAKES = 18
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures of like confidence, all shares from 0 to 100."""
+    """Images of similar confidence; all shares are from 0 to 100."""
 
     left: float
     confidence: float
@@ -40,17 +40,18 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that a method is wrong about."""
+    """An image with a wrong label or caption."""
 
     name: str
     thumbnail: str
     truth: str
-    said: Sequence[tuple[str, str]]
+    predicted: Sequence[tuple[str, str]]
+    """the best labels and their scores"""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """One method's labels."""
+    """One method's calibration, confusions and mistakes."""
 
     method: str
     reliability: Sequence[Bin]
@@ -60,8 +61,8 @@ class Labels:
 
 
 def labels(group: Group) -> list[Labels]:
-    """What each method that classifies is wrong about, and how sure it is."""
-    found = []
+    """Calibration, confusions and mistakes of each method that classifies."""
+    tables = []
     for method in group.methods:
         rows = [
             (row, str(group.truth[str(row["path"])].get("label")))
@@ -74,14 +75,15 @@ def labels(group: Group) -> list[Labels]:
                 key=lambda pair: -pair[0]["labels"][0]["score"],
             )
             worst = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
-            told = Labels(method.name, _reliability(rows), _confusion(rows), worst, len(wrong))
-            found.append(told)
-    return found
+            tables.append(
+                Labels(method.name, _reliability(rows), _confusion(rows), worst, len(wrong))
+            )
+    return tables
 
 
 def misses(group: Group) -> list[tuple[str, list[Mistake], int]]:
-    """Of retrieval: pictures whose best caption is another picture's."""
-    found = []
+    """Of each method that retrieves, the images whose best caption is another image's."""
+    tables = []
     for method in group.methods:
         wrong = []
         for row in method.rows:
@@ -89,36 +91,36 @@ def misses(group: Group) -> list[tuple[str, list[Mistake], int]]:
             if not row.get("error") and own and row["labels"][0]["label"] not in own:
                 wrong.append((row, own[0]))
         wrong.sort(key=lambda pair: -pair[0]["labels"][0]["score"])
-        told = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
-        found.append((method.name, told, len(wrong)))
-    return found
+        worst = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
+        tables.append((method.name, worst, len(wrong)))
+    return tables
 
 
 def _mistake(row: Row, truth: str) -> Mistake:
-    said = [(str(x["label"]), f"{x['score']:.2f}") for x in row["labels"][:3]]
+    predicted = [(str(x["label"]), f"{x['score']:.2f}") for x in row["labels"][:3]]
     path = str(row["path"])
-    return Mistake(PurePath(path).name, thumbnail(path), truth, said)
+    return Mistake(PurePath(path).name, thumbnail(path), truth, predicted)
 
 
 def _reliability(rows: Sequence[tuple[Row, str]]) -> list[Bin]:
-    """Empty where scores are no probabilities."""
+    """The bins that have images; none if scores are no probabilities."""
     best = [(row["labels"][0], truth) for row, truth in rows]
     if any(row.get("scored") not in ("softmax", "sigmoid") for row, _ in rows):
         return []
-    sure = np.array([float(label["score"]) for label, _ in best])
+    confidence = np.array([float(label["score"]) for label, _ in best])
     right = np.array([label["label"] == truth for label, truth in best])
-    place = np.clip(np.ceil(sure * BINS) - 1, 0, BINS - 1).astype(int)
-    fullest = np.bincount(place).max()
+    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
+    fullest = np.bincount(bins).max()
     return [
         Bin(
             100 * b / BINS,
-            float(100 * sure[place == b].mean()),
-            float(100 * right[place == b].mean()),
-            int((place == b).sum()),
-            float(100 * (place == b).sum() / fullest),
+            float(100 * confidence[bins == b].mean()),
+            float(100 * right[bins == b].mean()),
+            int((bins == b).sum()),
+            float(100 * (bins == b).sum() / fullest),
         )
         for b in range(BINS)
-        if (place == b).any()
+        if (bins == b).any()
     ]
 
 

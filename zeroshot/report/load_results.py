@@ -1,4 +1,4 @@
-"""Files that `eval`, `caption` and `classify` wrote, gathered by what they are about."""
+"""Files that `eval`, `caption` and `classify` wrote, grouped by task and data set."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from zeroshot.datasets.protocols import TASKS, Task
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predictions
 from zeroshot.evaluation.evaluation import COMPARISON, SCHEMA, Sampling, figures, result
-from zeroshot.evaluation.predict import captioned
+from zeroshot.evaluation.predict import score_captions
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import path_below
 from zeroshot.inputs.text_files import read_json, read_json_lines, suffix_of
@@ -20,12 +20,12 @@ from zeroshot.metrics.bootstrap import CONFIDENCE
 from zeroshot.output.formats import Row
 
 TRACE = "zeroshot.trace/1"
-OF_ROWS: dict[str, Task] = {predictions.CAPTION: "caption", predictions.CLASSIFY: "classify"}
+TASK_OF_ROWS: dict[str, Task] = {predictions.CAPTION: "caption", predictions.CLASSIFY: "classify"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """What one method said and, where that is known, how good it is."""
+    """The rows of one method and, if it was measured, its result."""
 
     name: str
     rows: Sequence[Row]
@@ -34,72 +34,72 @@ class Method:
 
 @dataclass
 class Group:
-    """Methods on the same pictures."""
+    """Methods on the same images."""
 
     task: Task
     dataset: str
     methods: list[Method] = field(default_factory=list)
     truth: dict[str, Row] = field(default_factory=dict)
-    """by the path of a picture: its `label`, `labels` or `references`"""
+    """by the path of an image: its `label`, `labels` or `references`"""
     comparison: Mapping[str, Any] | None = None
 
 
 @dataclass
 class LoadedResults:
-    """All that a page shows."""
+    """Everything that a page shows."""
 
     groups: list[Group] = field(default_factory=list)
     traces: list[Row] = field(default_factory=list)
 
 
 def load_results(
-    places: Iterable[Path], truth: Path | None = None, sampling: Sampling | None = None
+    paths: Iterable[Path], truth: Path | None = None, sampling: Sampling | None = None
 ) -> LoadedResults:
     """Read results, rows and traces.
 
     Args:
-        places: folders that `eval` wrote, files of theirs, or JSON lines of `caption`, `classify`
-            and `caption --trace`.
-        truth: captions of the pictures of bare caption rows, which then are measured.
-        sampling: how.
+        paths: folders or files that `eval` wrote, or JSON lines of `caption`, `classify` and
+            `caption --trace`.
+        truth: reference captions, for rows without them, which are then measured.
+        sampling: how intervals are computed.
 
     Raises:
         UserError: a file of another kind.
     """
-    found = LoadedResults()
-    keyed: dict[object, Group] = {}
-    for file in _files(places):
+    results = LoadedResults()
+    groups: dict[object, Group] = {}
+    for file in _files(paths):
         if suffix_of(file.name) == ".json":
-            _add_result(file, keyed)
+            _add_result(file, groups)
         else:
-            _add_rows(file, keyed, found.traces, truth, sampling or Sampling())
-    found.groups = list(keyed.values())
-    if not found.groups and not found.traces:
+            _add_rows(file, groups, results.traces, truth, sampling or Sampling())
+    results.groups = list(groups.values())
+    if not results.groups and not results.traces:
         raise UserError("nothing to report: no *.eval.json and no rows")
-    return found
+    return results
 
 
-def _files(places: Iterable[Path]) -> list[Path]:
+def _files(paths: Iterable[Path]) -> list[Path]:
     files = []
-    for place in places:
-        if place.is_dir():
-            held = sorted(place.glob("*.eval.json")) + sorted(place.glob("comparison.json"))
-            if not held:
-                raise UserError(f"'{place}' holds no results (*.eval.json) of zeroshot eval")
-            files += held
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.eval.json")) + sorted(path.glob("comparison.json"))
+            if not inside:
+                raise UserError(f"'{path}' has no results (*.eval.json) of zeroshot eval")
+            files += inside
         else:
-            files.append(place)
+            files.append(path)
     return files
 
 
 def _add_result(file: Path, groups: dict[object, Group]) -> None:
-    held = read_json(file)
-    match held:
+    document = read_json(file)
+    match document:
         case {"schema": "zeroshot.comparison/1", "first": str(), "methods": dict()}:
             for group in groups.values():
-                names = [held["first"], *held["methods"]]
+                names = [document["first"], *document["methods"]]
                 if set(names) == {method.name for method in group.methods}:
-                    group.comparison = held
+                    group.comparison = document
                     group.methods.sort(key=lambda method: names.index(method.name))
             return
         case {
@@ -110,26 +110,30 @@ def _add_result(file: Path, groups: dict[object, Group]) -> None:
             "truth": str(truth),
             "metrics": dict(metrics),
             "intervals": dict(intervals),
-        } if task in TASKS.values() and _numbers(metrics, intervals):
+        } if task in TASKS.values() and _are_figures(metrics, intervals):
             pass
         case _:
             raise UserError(f"'{file}' is no result ({SCHEMA}, {COMPARISON}) of zeroshot eval")
-    if task == TASKS["multilabel"] and not _labels(held.get("labels")):
+    if task == TASKS["multilabel"] and not _are_label_figures(document.get("labels")):
         raise UserError(f"'{file}' has no average precision of each label")
-    kind = next(own for own, called in TASKS.items() if called == task)
+    kind = next(kind for kind, name_in_results in TASKS.items() if name_in_results == task)
     group = groups.setdefault((kind, truth), Group(kind, dataset))
-    rows, told = (_beside(file, held[key]) if key in held else [] for key in ("rows", "truth_rows"))
-    group.truth |= {str(row.get("path")): row for row in told}
-    _add(group, Method(name, rows, held), file)
+    rows, truth_rows = (
+        _read_beside(file, document[key]) if key in document else []
+        for key in ("rows", "truth_rows")
+    )
+    group.truth |= {str(row.get("path")): row for row in truth_rows}
+    _add(group, Method(name, rows, document), file)
 
 
-def _beside(file: Path, name: object) -> list[Row]:
-    place = Path(path_below(file.parent, str(name), f"'{file}'"))
-    return [row for _, row in read_json_lines(place)]
+def _read_beside(file: Path, name: object) -> list[Row]:
+    """The rows of another file in the same folder or below."""
+    path = Path(path_below(file.parent, str(name), f"'{file}'"))
+    return [row for _, row in read_json_lines(path)]
 
 
 def _add(group: Group, method: Method, file: Path) -> None:
-    """Under its own name, or with its folder's where the name is taken."""
+    """Add a method; if its name is taken, the name of its folder is added to it."""
     taken = {own.name for own in group.methods}
     name = method.name
     if name in taken:
@@ -151,79 +155,81 @@ def _add_rows(
         traces += rows
         return
     schemas = {row.get("schema") for row in rows}
-    if len(schemas) != 1 or not schemas <= OF_ROWS.keys():
+    if len(schemas) != 1 or not schemas <= TASK_OF_ROWS.keys():
         raise UserError(
-            f"'{file}' holds no rows of caption or classify: {', '.join(map(str, schemas))}"
+            f"'{file}' has no rows of caption or classify: {', '.join(map(str, schemas))}"
         )
-    task = OF_ROWS[cast(str, schemas.pop())]
+    task = TASK_OF_ROWS[cast(str, schemas.pop())]
     group = groups.setdefault((task, "rows"), Group(task, truth.parent.name if truth else ""))
-    if task == "caption":
-        given = predictions.read_captions(file)
-        held = _captioned(given, truth)
-        measured = None
-        if held is not None:
-            told = zip(held.sources, held.references, strict=True)
-            group.truth |= {str(s.path): {"references": list(own)} for s, own in told}
-            measured = _measured(given, held, sampling)
-        _add(group, Method(given.name, given.rows, measured), file)
-    else:
-        given = predictions.read_labels(file)
-        _add(group, Method(given.name, given.rows), file)
+    if task == "classify":
+        saved = predictions.read_labels(file)
+        _add(group, Method(saved.name, saved.rows), file)
+        return
+    saved = predictions.read_captions(file)
+    dataset = _caption_dataset(saved, truth)
+    measured = None
+    if dataset is not None:
+        pairs = zip(dataset.sources, dataset.references, strict=True)
+        group.truth |= {str(s.path): {"references": list(own)} for s, own in pairs}
+        measured = _measure(saved, dataset, sampling)
+    _add(group, Method(saved.name, saved.rows, measured), file)
 
 
-def _captioned(given: predictions.SavedPredictions, truth: Path | None) -> CaptionDataset | None:
-    """The references of the rows' pictures; a truth may hold more pictures."""
+def _caption_dataset(
+    saved: predictions.SavedPredictions, truth: Path | None
+) -> CaptionDataset | None:
+    """The images of the rows with their references; `truth` may have more images."""
     if truth is None:
-        return given.captioned if given.references is not None else None
-    known = {}
+        return saved.dataset if saved.references is not None else None
+    captions = {}
     for image in read_image_captions(truth):
         check_captions(image)
-        known[image.name] = image.captions
-    sources = [Source(name) for name in known]
-    places = predictions.found_in(given, sources)
+        captions[image.name] = image.captions
+    references = list(captions.values())
+    indices = predictions.match_images(saved, [Source(name) for name in captions])
     return CaptionDataset(
-        tuple(Source(row["path"]) for row in given.rows),
-        tuple(known[str(sources[place].path)] for place in places),
+        tuple(Source(row["path"]) for row in saved.rows),
+        tuple(references[index] for index in indices),
     )
 
 
-def _measured(
-    given: predictions.SavedPredictions, held: CaptionDataset, sampling: Sampling
+def _measure(
+    saved: predictions.SavedPredictions, dataset: CaptionDataset, sampling: Sampling
 ) -> Mapping[str, Any] | None:
-    if sum(not row.get("error") for row in given.rows) < 2:
+    if sum(not row.get("error") for row in saved.rows) < 2:
         return None
-    answers = captioned(given.name, held, given.rows)
+    answers = score_captions(saved.name, dataset, saved.rows)
     return result(answers, figures(answers, sampling), task="caption", about={}, sampling=sampling)
 
 
-def _numbers(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> bool:
-    """Whether figures are numbers, and intervals pairs of them or nothing."""
-    return all(map(_number, metrics.values())) and all(
-        _interval(intervals.get(name)) for name in metrics
+def _are_figures(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> bool:
+    """Whether metrics are numbers, and intervals are pairs of numbers or None."""
+    return all(map(_is_number, metrics.values())) and all(
+        _is_interval(intervals.get(name)) for name in metrics
     )
 
 
-def _labels(labels: object) -> bool:
-    """Whether there is a figure with its interval and its count of pictures for each label."""
+def _are_label_figures(labels: object) -> bool:
+    """Whether each label has a figure, its interval and a number of images."""
     return isinstance(labels, dict) and all(
         isinstance(own, dict)
-        and _number(own.get("average_precision"))
-        and _interval(own.get("interval"))
+        and _is_number(own.get("average_precision"))
+        and _is_interval(own.get("interval"))
         and isinstance(own.get("pictures"), int)
         for own in labels.values()
     )
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _interval(value: object) -> bool:
-    pair = isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+def _is_interval(value: object) -> bool:
+    pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
     return value is None or pair
 
 
-def share(group: Group) -> float:
+def confidence_of(group: Group) -> float:
     """The confidence of a group's intervals."""
     for method in group.methods:
         if method.result is not None:
@@ -232,5 +238,5 @@ def share(group: Group) -> float:
 
 
 def pretty(value: object) -> str:
-    """JSON for reading."""
+    """Indented JSON."""
     return json.dumps(value, ensure_ascii=False, indent=1)

@@ -1,4 +1,4 @@
-"""What methods that score several labels per picture are good and bad at."""
+"""The best and worst labels of methods that score several labels per image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from zeroshot.report.load_results import Group
 from zeroshot.report.thumbnails import thumbnail
 
 LABELS = 100
-"""Shown, the hardest ones."""
+"""Labels that are shown, the hardest ones."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LabelRow:
     """One label's average precision by each method."""
 
     label: str
-    pictures: int
+    images: int
     cells: Sequence[FigureCell | None]
 
 
@@ -37,9 +37,9 @@ class LabelTable:
 
 
 def table(group: Group) -> LabelTable | None:
-    """The hardest labels first, as the mean over the methods has it; None where none was measured.
+    """The labels by their mean over the methods, the lowest first; None if none was measured.
 
-    A label that holds of no picture has no row.
+    A label that holds of no image has no row.
     """
     measured = [(m.name, m.result["labels"]) for m in group.methods if m.result is not None]
     if not measured:
@@ -50,9 +50,9 @@ def table(group: Group) -> LabelTable | None:
         own = [labels.get(name) for _, labels in measured]
         values = [x["average_precision"] for x in own if x is not None]
         best = max(values) if min(values) < max(values) else None
-        pictures = max(x["pictures"] for x in own if x is not None)
+        images = max(x["pictures"] for x in own if x is not None)
         cells = [None if x is None else _cell(x, best) for x in own]
-        rows.append((float(np.mean(values)), LabelRow(name, pictures, cells)))
+        rows.append((float(np.mean(values)), LabelRow(name, images, cells)))
     ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
     return LabelTable([n for n, _ in measured], ordered[:LABELS], len(ordered[LABELS:]))
 
@@ -64,9 +64,9 @@ def _cell(own: dict[str, Any], best: float | None) -> FigureCell:
 
 
 def worst(group: Group) -> list[tuple[str, list[Mistake], int]]:
-    """Of each method, the pictures whose true labels are ranked worst among all, and how many are
-    not ranked first."""
-    found = []
+    """Of each method, the images whose true labels are ranked worst, and the number of images
+    whose true labels are not all ranked first."""
+    tables = []
     for method in group.methods:
         ranked = []
         for row in method.rows:
@@ -77,18 +77,18 @@ def worst(group: Group) -> list[tuple[str, list[Mistake], int]]:
             if score < 1:
                 ranked.append((score, row, truth))
         ranked.sort(key=lambda one: one[0])
-        shown = [_mistake(row, truth) for _, row, truth in ranked[:MISTAKES]]
-        found.append((method.name, shown, len(ranked)))
-    return found
+        worst = [_mistake(row, truth) for _, row, truth in ranked[:MISTAKES]]
+        tables.append((method.name, worst, len(ranked)))
+    return tables
 
 
 def _ranked(row: Row, truth: Sequence[str]) -> float:
-    """The average precision of one picture's labels; NaN, which is no mistake, without any."""
+    """The average precision of one image's labels."""
     scores = np.array([float(x["score"]) for x in row["labels"]])
     return average_precision(scores, np.array([x["label"] in truth for x in row["labels"]]))
 
 
 def _mistake(row: Row, truth: Sequence[str]) -> Mistake:
-    said = [(str(x["label"]), f"{x['score']:.2f}") for x in row["labels"][: len(truth) + 1]]
+    predicted = [(str(x["label"]), f"{x['score']:.2f}") for x in row["labels"][: len(truth) + 1]]
     path = str(row["path"])
-    return Mistake(PurePath(path).name, thumbnail(path), ", ".join(truth), said)
+    return Mistake(PurePath(path).name, thumbnail(path), ", ".join(truth), predicted)

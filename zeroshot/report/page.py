@@ -1,4 +1,4 @@
-"""The page: what the other files make of results, laid out by `page.html`."""
+"""The page: the tables of the other files in the template `page.html`."""
 
 from importlib import resources
 from typing import Any
@@ -9,7 +9,7 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
 from zeroshot.report.caption_tables import Order
-from zeroshot.report.load_results import Group, LoadedResults, pretty, share
+from zeroshot.report.load_results import Group, LoadedResults, confidence_of, pretty
 
 PICTURES = 30
 HEADINGS: dict[Task, str] = {
@@ -21,19 +21,19 @@ HEADINGS: dict[Task, str] = {
 
 
 def render(
-    gathered: LoadedResults,
+    results: LoadedResults,
     *,
     title: str = "zeroshot report",
     pictures: int = PICTURES,
     order: Order = "data",
 ) -> str:
-    """HTML in one piece.
+    """The page as HTML.
 
     Args:
-        gathered: see `gather`.
-        title: of the page.
-        pictures: how many of them are shown with their captions.
-        order: the first ones, or those with the worst captions.
+        results: see `load_results`.
+        title: the title of the page.
+        pictures: the number of images that are shown with their captions.
+        order: show the first images, or those with the worst captions.
 
     Raises:
         NotAvailableError: Jinja2 is missing.
@@ -49,13 +49,13 @@ def render(
     return environment.from_string(text).render(
         title=title,
         version=__version__,
-        groups=[_section(group, pictures, order) for group in gathered.groups],
-        traces=list(traces.traces(gathered.traces[:pictures])),
+        groups=[_section(group, pictures, order) for group in results.groups],
+        traces=list(traces.traces(results.traces[:pictures])),
     )
 
 
 def _section(group: Group, pictures: int, order: Order) -> dict[str, Any]:
-    confidence = share(group)
+    confidence = confidence_of(group)
     return {
         "task": group.task,
         "heading": HEADINGS[group.task],

@@ -1,7 +1,7 @@
-"""An answer as one HTML page that needs nothing else: thumbnails lie in the page itself.
+"""Hits as one HTML page that needs no other file; thumbnails are part of the page.
 
-Paths, queries and captions are other people's: all of it is escaped, and the page's own policy
-allows no script, no address and no file.
+Paths, queries and captions are not trusted. All of them are escaped, and the page's policy allows
+no script, no URL and no file.
 """
 
 import html
@@ -29,7 +29,7 @@ p { margin: .2em 0; overflow-wrap: anywhere; }
 
 
 def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
-    """The hits of each query as a grid of thumbnails, then the pictures that failed."""
+    """The hits of each query as a grid of thumbnails, then the images that failed."""
     hits = {
         number: list(group)
         for number, group in groupby(
@@ -51,33 +51,33 @@ def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
 
 
 def write_page(path: Path, results: Sequence[SearchResult], queries: Sequence[str]) -> None:
-    """Write `search_page` as UTF-8; stray bytes of file names are spelled out."""
+    """Write `search_page` as UTF-8; bytes of file names that are no UTF-8 are escaped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(utf8(search_page(results, queries)))
 
 
 def _section(query: str, hits: Sequence[SearchResult]) -> str:
-    body = f"<ol>{''.join(map(_hit, hits))}</ol>" if hits else "<p>no picture</p>"
+    body = f"<ol>{''.join(map(_hit, hits))}</ol>" if hits else "<p>no image</p>"
     return f"<h2>{html.escape(query)}</h2>\n{body}\n"
 
 
 def _hit(hit: SearchResult) -> str:
     path = html.escape(hit.path or "in memory")
     source = thumbnail(hit.source, SIZE)
-    picture = f'<img src="{source}" alt="{path}">' if source else "<p><i>gone by now</i></p>"
+    image = f'<img src="{source}" alt="{path}">' if source else "<p><i>no longer there</i></p>"
     cosine = "" if hit.score == hit.cosine else f" (cosine {hit.cosine:.3f})"
-    why = "".join(f'<p class="why">{html.escape(reason.told)}</p>' for reason in hit.explanation)
+    why = "".join(f'<p class="why">{html.escape(x.line)}</p>' for x in hit.explanation)
     score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}</p>"
-    return f'<li>{picture}{score}<p class="path">{path}</p>{why}</li>\n'
+    return f'<li>{image}{score}<p class="path">{path}</p>{why}</li>\n'
 
 
 def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
     if failed:
-        pictures = "1 picture" if len(failed) == 1 else f"{len(failed)} pictures"
-        yield f"<h2>{pictures} could not be read</h2>\n<ul>"
+        count = "1 image" if len(failed) == 1 else f"{len(failed)} images"
+        yield f"<h2>{count} could not be read</h2>\n<ul>"
         for result in failed:
-            said = result.error.message if result.error else ""
-            yield f"<li>{html.escape(result.path or 'in memory')}: {html.escape(said)}</li>\n"
+            message = result.error.message if result.error else ""
+            yield f"<li>{html.escape(result.path or 'in memory')}: {html.escape(message)}</li>\n"
         yield "</ul>\n"
 
 

@@ -1,4 +1,4 @@
-"""Small pictures for the page, inside it."""
+"""Small images that are embedded in the page."""
 
 import base64
 import functools
@@ -14,12 +14,12 @@ SIDE = 320
 
 @functools.lru_cache(maxsize=4096)
 def thumbnail(path: str) -> str:
-    """A JPEG as a data address; empty for a picture that is not there."""
+    """A JPEG as a data URL; empty if the image cannot be read."""
     try:
-        picture = open_image(Source(path))
+        image = open_image(Source(path))
     except UnreadableImageError:
         return ""
-    picture.thumbnail((SIDE, SIDE))
+    image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=82)
+    image.save(data, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Why a caption became what it is: the candidates of every step, with what spoke for each."""
+"""How a caption was chosen: the candidates of every step, with the parts of their scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from zeroshot.report.thumbnails import thumbnail
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """A token with the parts of its total, as widths from 0 to 100."""
+    """A token with the parts of its total score, as widths from 0 to 100."""
 
     text: str
     likely: float
@@ -21,7 +21,7 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class Step:
-    """A choice: the best candidates, the first of which was taken."""
+    """A step: the best candidates, of which the first was chosen."""
 
     text: str
     candidates: Sequence[CandidateRow]
@@ -38,7 +38,7 @@ class TraceTable:
 
 
 def traces(rows: Sequence[Row], shown: int = 5) -> Iterator[TraceTable]:
-    """Choices with what spoke for each candidate; a negative part has no width."""
+    """The steps of each caption; a negative part of a score has no width."""
     for row in rows:
         path = str(row.get("path") or "")
         steps = []
@@ -63,6 +63,6 @@ def traces(rows: Sequence[Row], shown: int = 5) -> Iterator[TraceTable]:
 
 
 def _parts(candidate: Mapping[str, Any]) -> tuple[float, float]:
-    """The language model's part less the penalty, and the guide's."""
+    """The language model's part minus the penalty, and the guide's part."""
     guide = float(candidate["guide"])
     return max(0.0, float(candidate["total"]) - guide), max(0.0, guide)

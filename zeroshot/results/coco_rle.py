@@ -1,8 +1,8 @@
 """Masks as text: the run-length encoding of COCO, which pycocotools reads and writes.
 
-Runs go down the columns, the first one counts zeros. `counts` holds them compressed: each number
-from the fourth on less the one two before it, in groups of five bits, lowest first, a sixth bit
-where more follow, as characters from `0` on.
+Runs go down the columns; the first run counts zeros. `counts` has them compressed. From the fourth
+on, a number is stored as its difference from the one two before it. It is split into groups of five
+bits, the lowest first; a sixth bit is set if more groups follow. Each is a character, `0` or later.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ def encode(mask: Mask) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": _pack(runs)}
 
 
-def decode(held: dict[str, Any]) -> Mask:
-    """The mask [h w] of what `encode` gave; UserError for counts that do not fill it."""
-    height, width = held["size"]
-    runs = _unpack(held["counts"])
+def decode(rle: dict[str, Any]) -> Mask:
+    """The mask [h w] that `encode` encoded; UserError for counts that do not fill it."""
+    height, width = rle["size"]
+    runs = _unpack(rle["counts"])
     if min(runs, default=0) < 0 or sum(runs) != height * width:
         raise UserError(f"the counts of a mask do not cover its {height} x {width} pixels")
     values = np.arange(len(runs)) % 2 == 1
@@ -37,8 +37,8 @@ def decode(held: dict[str, Any]) -> Mask:
 
 def _pack(runs: Sequence[int]) -> str:
     text = bytearray()
-    for place, run in enumerate(runs):
-        number = run - (runs[place - 2] if place > 2 else 0)
+    for i, run in enumerate(runs):
+        number = run - (runs[i - 2] if i > 2 else 0)
         more = True
         while more:
             bits, number = number & 31, number >> 5

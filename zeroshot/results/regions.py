@@ -1,20 +1,13 @@
-"""Results that say where: a label for each pixel, boxes with labels."""
+"""Results with positions: a label for each pixel, boxes with labels."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from zeroshot.results.coco_rle import Mask, decode
-from zeroshot.results.result import Result
+from zeroshot.results.result import Result, as_float32
 
 DECIMALS = 2
-"""Of boxes, in pixels."""
-
-
-def rounded(number: float) -> float:
-    """The shortest number that names a float32."""
-    return float(str(np.float32(number)))
+"""Decimals of a box's sides in pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +29,29 @@ class Region:
 
 @dataclass(frozen=True)
 class SegmentResult(Result):
-    """The labels that have pixels, in the order they were asked for; the rest is background."""
+    """The labels that have pixels, in the order of the labels; all other pixels are background."""
 
     width: int = 0
     height: int = 0
     regions: tuple[Region, ...] = ()
     scored: str = "softmax"
     mask: str | None = None
-    """File name of the mask as a PNG with a palette, where one was asked for."""
+    """File name of the mask, a PNG with a palette, if it was written."""
     drawn: str | None = None
-    """File name of the picture with the regions drawn on it, likewise."""
+    """File name of the image with its regions drawn on it, if it was written."""
 
     schema: ClassVar[str] = "zeroshot.segment/1"
 
     def share(self, region: Region) -> float:
-        """Of the picture's pixels."""
+        """The share of the image's pixels that a region has."""
         return region.pixels / (self.width * self.height)
 
     def answer(self) -> dict[str, Any]:
-        """`width`, `height`, `regions`, `scored`, and files where there are any."""
+        """`width`, `height`, `regions`, `scored`, and the names of files if there are any."""
         regions = [
             {
                 "label": r.label,
-                "score": rounded(r.score),
+                "score": as_float32(r.score),
                 "pixels": r.pixels,
                 "share": round(self.share(r), 6),
                 "rle": r.rle,
@@ -75,39 +68,39 @@ class SegmentResult(Result):
 
 
 def files(mask: str | None, drawn: str | None) -> dict[str, str]:
-    """The files that there are, for a row."""
+    """The names of the files that were written, for a row."""
     return ({"mask": mask} if mask else {}) | ({"drawn": drawn} if drawn else {})
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing: its label, its box (left, top, right, bottom, in pixels), how sure it is."""
+    """One thing: its label, its score, and its box (left, top, right, bottom, in pixels)."""
 
     label: str
     score: float
     box: tuple[float, float, float, float]
     spans: tuple[tuple[int, int], ...] = ()
-    """Of a sentence, where the words that name it begin and end, in characters."""
+    """Where its words begin and end in the sentence, in characters, if there is a sentence."""
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        held = {
+        fields = {
             "label": self.label,
-            "score": rounded(self.score),
+            "score": as_float32(self.score),
             "box": [round(side, DECIMALS) for side in self.box],
         }
-        return held | ({"spans": [list(span) for span in self.spans]} if self.spans else {})
+        return fields | ({"spans": [list(span) for span in self.spans]} if self.spans else {})
 
 
 @dataclass(frozen=True)
 class DetectResult(Result):
-    """What was found, best first."""
+    """The detections, best first."""
 
     width: int = 0
     height: int = 0
     boxes: tuple[Detection, ...] = ()
     drawn: str | None = None
-    """File name of the picture with the boxes drawn on it, where one was asked for."""
+    """File name of the image with its boxes drawn on it, if it was written."""
 
     schema: ClassVar[str] = "zeroshot.detect/1"
 

@@ -1,7 +1,7 @@
-"""What the tasks give back: one frozen result per picture, a failed picture included.
+"""The results of tasks: one frozen result per image, also for an image that failed.
 
-A result knows its row (the JSON the command line prints) and shows itself as a table with
-thumbnails in a notebook.
+A result gives its row (the JSON that the command line prints), and a table with thumbnails in a
+notebook.
 """
 
 import base64
@@ -22,26 +22,26 @@ from zeroshot.trace import Trace
 
 THUMBNAIL = 96
 """Longer side of a thumbnail in pixels."""
-SHOWN = 100
-"""Rows of a notebook table that get a thumbnail; a longer list says how many more there are."""
+MOST_SHOWN = 100
+"""Results in a notebook's table; below it stands how many more there are."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a picture has no answer."""
+    """Why an image has no result."""
 
     type: str
     message: str
 
     @classmethod
-    def of(cls, error: UnreadableImageError) -> "Failure":
+    def from_error(cls, error: UnreadableImageError) -> "Failure":
         """The class's name without `Error`, and its message."""
         return cls(type(error).__name__.removesuffix("Error"), str(error))
 
 
 @dataclass(frozen=True)
 class Label:
-    """One class of one picture: its score as the task defines it, and the raw cosine."""
+    """One label of one image: its score as the task defines it, and the raw cosine."""
 
     label: str
     score: float
@@ -50,7 +50,7 @@ class Label:
 
 @dataclass(frozen=True)
 class AnchorContribution:
-    """An anchor that contributes to a decision: its share of the cosine, captions and image."""
+    """An anchor that contributes to a cosine: its share, captions and image."""
 
     anchor: str
     share: float
@@ -58,19 +58,19 @@ class AnchorContribution:
     path: str | None = None
 
     @property
-    def told(self) -> str:
-        """`+0.123  a dog; a cat`: share, and captions or the anchor's name."""
+    def line(self) -> str:
+        """`+0.123  a dog; a cat`: the share, and the captions or else the anchor's name."""
         return f"{self.share:+.3f}  {'; '.join(self.captions) or self.anchor}"
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        held = {"anchor": self.anchor, "share": shortest(self.share)}
-        return held | {"captions": list(self.captions), "path": self.path}
+        fields = {"anchor": self.anchor, "share": as_float32(self.share)}
+        return fields | {"captions": list(self.captions), "path": self.path}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture and what became of it; `error` is None where all went well."""
+    """The result of one image; `error` is None unless it failed."""
 
     source: Source = field(repr=False)
     id: str | None
@@ -82,11 +82,11 @@ class Result:
 
     @property
     def path(self) -> str | None:
-        """The path as it was given, or the label of a picture in memory."""
+        """The path as the user gave it, or the label of an image in memory."""
         return self.source.path
 
     def answer(self) -> dict[str, Any]:
-        """The task's own part of the row."""
+        """The fields of the row that differ between tasks."""
         raise NotImplementedError
 
     def summary(self) -> str:
@@ -113,24 +113,24 @@ class Result:
 
 @dataclass(frozen=True)
 class CaptionResult(Result):
-    """A caption and the cosine of its embedding with the picture's."""
+    """A caption and the cosine of its embedding with the image's."""
 
     caption: str | None = None
     score: float | None = None
     prompt: str | None = None
-    """The beginning or the title that was asked for."""
+    """The beginning or the title, if there was one."""
     scored: str = "cosine"
-    """What the score is; a trained captioner's is the mean `probability` of a token."""
+    """What the score is; that of a trained captioner is the mean `probability` of a token."""
     trace: Trace | None = field(default=None, repr=False)
-    """Every choice that made the caption, where a trace was asked for."""
+    """Every choice that made the caption, if they were recorded."""
 
     schema: ClassVar[str] = "zeroshot.caption/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`, `scored` if that is no cosine, and `prompt` if there was one."""
+        """`caption`, `score`, `scored` unless it is the cosine, and `prompt` if there was one."""
         more = {"scored": self.scored} if self.scored != "cosine" else {}
         more |= {"prompt": self.prompt} if self.prompt else {}
-        return {"caption": self.caption, "score": shortest(self.score or 0.0), **more}
+        return {"caption": self.caption, "score": as_float32(self.score or 0.0), **more}
 
     def trace_row(self) -> dict[str, Any]:
         """The trace as JSON-ready fields."""
@@ -158,34 +158,33 @@ class ClassifyResult(Result):
     def answer(self) -> dict[str, Any]:
         """`labels`, `abstained`, `scored`."""
         labels = [
-            {"label": x.label, "score": shortest(x.score), "cosine": shortest(x.cosine)}
+            {"label": x.label, "score": as_float32(x.score), "cosine": as_float32(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
-        because = {"because": [x.row() for x in self.explanation]} if self.explanation else {}
-        return answer | because
+        return answer | _explanation_row(self.explanation)
 
     def summary(self) -> str:
-        """`cat 0.91, dog 0.06, bird 0.02`, and the anchors behind the first."""
+        """`cat 0.91, dog 0.06, bird 0.02`, and the anchors that explain the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
-        return "\n".join(lines + [x.told for x in self.explanation])
+        return "\n".join(lines + [x.line for x in self.explanation])
 
 
 @dataclass(frozen=True)
 class EmbedResult(Result):
-    """A unit row, float32."""
+    """A unit embedding in float32."""
 
     embedding: tuple[float, ...] = field(default=(), repr=False)
     caption: str | None = None
-    """That came with the picture, where captions were to be embedded, too."""
+    """The image's caption, if captions are embedded too."""
     text_embedding: tuple[float, ...] = field(default=(), repr=False)
-    """Of the caption; not part of the row."""
+    """The embedding of the caption; the row does not have it."""
 
     schema: ClassVar[str] = "zeroshot.embed/1"
 
     def answer(self) -> dict[str, Any]:
-        """`dim`, `embedding`, and `caption` where there is one."""
-        numbers = [shortest(x) for x in self.embedding]
+        """`dim`, `embedding`, and `caption` if there is one."""
+        numbers = [as_float32(x) for x in self.embedding]
         caption = {} if self.caption is None else {"caption": self.caption}
         return {"dim": len(self.embedding), "embedding": numbers, **caption}
 
@@ -197,40 +196,40 @@ class EmbedResult(Result):
 
 @dataclass(frozen=True)
 class SearchResult(Result):
-    """A picture that answers a query: the `rank`-th best, counted from 1."""
+    """A hit of a query."""
 
     query: str = ""
     query_number: int = 0
-    """Which of the queries, counted from 0."""
+    """The index of the query."""
     rank: int = 0
+    """From 1, the best hit."""
     score: float = 0.0
-    """What the rank follows: the cosine, or what a method makes of it."""
+    """The score that decides the rank: the cosine, or that of a method that re-ranks."""
     cosine: float = 0.0
     explanation: tuple[AnchorContribution, ...] = ()
-    """Anchors that contribute to the hit, largest share first; all shares sum to the cosine."""
+    """Anchors behind the hit, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.search/1"
 
     def answer(self) -> dict[str, Any]:
         """`query`, `rank`, `score`, `cosine`."""
-        because = {"because": [x.row() for x in self.explanation]} if self.explanation else {}
         return {
             "query": self.query,
             "rank": self.rank,
-            "score": shortest(self.score),
-            "cosine": shortest(self.cosine),
-            **because,
+            "score": as_float32(self.score),
+            "cosine": as_float32(self.cosine),
+            **_explanation_row(self.explanation),
         }
 
     def summary(self) -> str:
-        """`a red heart: 1. 0.312`, and below it the anchors that contribute to it."""
+        """`a red heart: 1. 0.312`, and below it the anchors that explain it."""
         lines = [f"{self.query}: {self.rank}. {self.score:.3f}"]
-        return "\n".join(lines + [x.told for x in self.explanation])
+        return "\n".join(lines + [x.line for x in self.explanation])
 
 
 @dataclass(frozen=True)
 class FilterResult(Result):
-    """A pair of a picture and a caption, their cosine, and whether the pair is kept."""
+    """A pair of an image and a caption, their cosine, and whether the pair is kept."""
 
     caption: str = ""
     score: float = 0.0
@@ -241,9 +240,9 @@ class FilterResult(Result):
     schema: ClassVar[str] = "zeroshot.filter/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`, `kept`, and `truncated` where it is so."""
-        cut = {"truncated": True} if self.truncated else {}
-        return {"caption": self.caption, "score": shortest(self.score), "kept": self.kept} | cut
+        """`caption`, `score`, `kept`, and `truncated` if it is."""
+        more = {"truncated": True} if self.truncated else {}
+        return {"caption": self.caption, "score": as_float32(self.score), "kept": self.kept} | more
 
     def summary(self) -> str:
         """`kept 0.312  a dog on a beach`."""
@@ -261,7 +260,7 @@ class Results(list[R], Generic[R]):
 
     @property
     def failed(self) -> "Results[R]":
-        """Those that have an error."""
+        """The results with an error."""
         return Results(r for r in self if r.error is not None)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -269,48 +268,51 @@ class Results(list[R], Generic[R]):
         return [r.row() for r in self]
 
     def _repr_html_(self) -> str:
-        body = "".join(_html_row(r) for r in self[:SHOWN])
-        more = f"<p>... and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
+        body = "".join(_html_row(r) for r in self[:MOST_SHOWN])
+        more = f"<p>... and {len(self) - MOST_SHOWN} more</p>" if self[MOST_SHOWN:] else ""
         return f"<table>{body}</table>{more}"
 
 
 def _html_row(result: Result) -> str:
     name = html.escape(result.path or "")
     if result.error is not None:
-        said = f"<i>{html.escape(result.error.message)}</i>"
-        return f"<tr><td></td><td>{name}</td><td>{said}</td></tr>"
-    picture = f'<img src="{thumbnail(result.source)}" alt="{name}">'
-    said, *_ = html.escape(result.summary()).split("\n")
-    because = result.explanation if isinstance(result, ClassifyResult | SearchResult) else ()
-    reasons = "".join(_html_reason(reason) for reason in because)
-    if reasons:
-        said = f"{said}<table>{reasons}</table>"
-    return f"<tr><td>{picture}</td><td>{name}</td><td>{said}</td></tr>"
+        message = f"<i>{html.escape(result.error.message)}</i>"
+        return f"<tr><td></td><td>{name}</td><td>{message}</td></tr>"
+    image = f'<img src="{thumbnail(result.source)}" alt="{name}">'
+    answer, *_ = html.escape(result.summary()).split("\n")
+    anchors = result.explanation if isinstance(result, ClassifyResult | SearchResult) else ()
+    if anchors:
+        answer = f"{answer}<table>{''.join(map(_html_anchor, anchors))}</table>"
+    return f"<tr><td>{image}</td><td>{name}</td><td>{answer}</td></tr>"
 
 
-def _html_reason(reason: AnchorContribution) -> str:
-    told = html.escape("; ".join(reason.captions) or reason.anchor)
-    picture = ""
-    if reason.path is not None and (data := thumbnail(Source(reason.path))):
-        picture = f'<img src="{data}" alt="{html.escape(reason.anchor)}">'
-    return f"<tr><td>{reason.share:+.3f}</td><td>{picture}</td><td>{told}</td></tr>"
+def _html_anchor(anchor: AnchorContribution) -> str:
+    captions = html.escape("; ".join(anchor.captions) or anchor.anchor)
+    image = ""
+    if anchor.path is not None and (data := thumbnail(Source(anchor.path))):
+        image = f'<img src="{data}" alt="{html.escape(anchor.anchor)}">'
+    return f"<tr><td>{anchor.share:+.3f}</td><td>{image}</td><td>{captions}</td></tr>"
+
+
+def _explanation_row(anchors: tuple[AnchorContribution, ...]) -> dict[str, Any]:
+    return {"because": [anchor.row() for anchor in anchors]} if anchors else {}
 
 
 def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
-    """A PNG of at most `size` pixels as a data address, of a clip its middle.
+    """A PNG of at most `size` pixels as a data URL; of a video, its middle frame.
 
-    Empty if the file is gone by now.
+    Empty if the file no longer exists.
     """
-    picture = _shown(source)
-    if picture is None:
+    image = _open(source)
+    if image is None:
         return ""
-    picture.thumbnail((size, size))
+    image.thumbnail((size, size))
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    image.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _shown(source: Source) -> Image | None:
+def _open(source: Source) -> Image | None:
     try:
         return open_image(source)
     except UnreadableImageError:
@@ -322,6 +324,6 @@ def _shown(source: Source) -> Image | None:
         return None
 
 
-def shortest(number: float) -> float:
+def as_float32(number: float) -> float:
     """The shortest number that names the same float32."""
     return float(str(np.float32(number)))

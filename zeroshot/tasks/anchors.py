@@ -1,7 +1,7 @@
 """Pairs to anchors: encode, import, edit, describe.
 
-Every embedding goes through the cache before it is written, so that a build that was killed goes on
-where it stopped: all but the batch in flight is found again.
+Every embedding goes through the cache before it is written. A build that was killed therefore
+continues where it stopped, and encodes only its last batch again.
 """
 
 import json
@@ -20,7 +20,7 @@ from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.pairs import Pair
 from zeroshot.errors import UserError
-from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures, embed_texts
+from zeroshot.inference.embedding import AUTO_BATCH, embed_images, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods._anchor_matrix import AnchorMatrix
@@ -37,12 +37,12 @@ from zeroshot.tasks.classification.arrays import read_arrays
 
 Captions = Literal["mean", "each"]
 SAMPLE = 1000
-"""Pairs that the diagnostics look at."""
+"""Number of pairs for the diagnostics."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A batch of pairs as rows; a pair whose picture cannot be read is in `failures` alone."""
+class EncodedPairs:
+    """A batch of pairs, encoded; a pair whose image cannot be read is only in `failures`."""
 
     images: Float[Tensor, "n d"]
     texts: Float[Tensor, "n e"]
@@ -59,33 +59,33 @@ def encode(
     *,
     captions: Captions = "mean",
     batch_size: int = AUTO_BATCH,
-) -> Iterator[Encoded]:
-    """Rows of every pair, batch by batch.
+) -> Iterator[EncodedPairs]:
+    """Embeddings of every pair, batch by batch.
 
     Args:
-        captions: `mean` makes one anchor of a picture, its text the unit mean of its captions'
-            unit rows; `each` makes one anchor of each caption.
+        captions: `mean` makes one anchor per image, whose text is the unit mean of its captions'
+            unit embeddings; `each` makes one anchor per caption.
     """
-    under_way: deque[Pair] = deque()
+    begun: deque[Pair] = deque()
 
     def sources() -> Iterator[Source]:
         for pair in pairs:
-            under_way.append(pair)
+            begun.append(pair)
             yield pair.source
 
-    for embedded in embed_pictures(sources(), image_encoder, cache, meter, batch_size):
-        batch = [under_way.popleft() for _ in embedded.sources]
-        good = embedded.readable
+    for batch in embed_images(sources(), image_encoder, cache, meter, batch_size):
+        batch_pairs = [begun.popleft() for _ in batch.sources]
         failures = [
             (pair.id, failure)
-            for pair, failure in zip(batch, embedded.failures, strict=True)
+            for pair, failure in zip(batch_pairs, batch.failures, strict=True)
             if failure is not None
         ]
-        told = [text for i in good for text in batch[i].captions]
-        rows = embed_texts(told, text_encoder, cache, meter)
-        counts = [len(batch[i].captions) for i in good]
-        entries = [_entry(batch[i]) for i in good]
-        images = embedded.rows[good]
+        good = [batch_pairs[i] for i in batch.readable]
+        flat = [text for pair in good for text in pair.captions]
+        texts = embed_texts(flat, text_encoder, cache, meter)
+        counts = [len(pair.captions) for pair in good]
+        entries = [_entry(pair) for pair in good]
+        images = batch.embeddings[batch.readable]
         if captions == "each":
             images = images.repeat_interleave(torch.tensor(counts, dtype=torch.long), dim=0)
             entries = [
@@ -94,9 +94,9 @@ def encode(
                 for number, text in enumerate(entry.captions)
             ]
         elif good:
-            parts = torch.split(rows, counts)
-            rows = torch.stack([normalize(normalize(part).mean(0)) for part in parts])
-        yield Encoded(images, rows, entries, failures)
+            parts = torch.split(texts, counts)
+            texts = torch.stack([normalize(normalize(part).mean(0)) for part in parts])
+        yield EncodedPairs(images, texts, entries, failures)
 
 
 def _entry(pair: Pair) -> Entry:
@@ -105,7 +105,7 @@ def _entry(pair: Pair) -> Entry:
 
 
 def manifest(out: Path, names: Mapping[str, str | None]) -> str:
-    """A `models.toml` that makes an anchor file a model set."""
+    """The text of a `models.toml` that makes an anchor file a model set."""
     models = {part: str(parse(name)) for part, name in names.items() if name is not None}
     tables = [f"[{part}]\nmodel = {json.dumps(model)}\n" for part, model in models.items()]
     coupling = f'[coupling]\nmethod = "auto"\nanchors = {json.dumps(out.name)}\n'
@@ -113,12 +113,13 @@ def manifest(out: Path, names: Mapping[str, str | None]) -> str:
 
 
 def coupling_table(anchors: Anchors, report: Report) -> str:
-    """What `auto` chose, written down, so that a run need not choose again."""
-    chosen = report.chosen.coupling
+    """The coupling that `auto` chose, for a `models.toml`, so that no run chooses again."""
+    coupling = report.chosen.coupling
     options = [
-        f"{name} = {json.dumps(getattr(chosen, name))}" for name in methods.options(type(chosen))
+        f"{name} = {json.dumps(getattr(coupling, name))}"
+        for name in methods.options(type(coupling))
     ]
-    head = [f'method = "{methods.name_of(chosen)}"', f"anchors = {json.dumps(anchors.path.name)}"]
+    head = [f'method = "{methods.name_of(coupling)}"', f"anchors = {json.dumps(anchors.path.name)}"]
     return "\n".join(["[coupling]", *head, *options])
 
 
@@ -131,26 +132,16 @@ def from_arrays(
     kind: Kind = "F32",
     force: bool = False,
 ) -> int:
-    """An anchor set from `images` and `texts` of an .npz file; how many pairs there are."""
+    """Write anchors from `images` and `texts` of an .npz file; returns the number of pairs."""
     arrays = read_arrays(path)
-    found = []
-    for name in ("images", "texts"):
-        array = arrays.get(name, arrays.get(f"anchor_{name}"))
-        if array is None or array.ndim != 2 or array.dtype.kind not in "fiu":
-            held = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items()))
-            raise UserError(f"'{path}' holds {held}; anchors are images [a d] and texts [a e]")
-        rows = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-        if not (rows.isfinite().all() and rows.any(1).all()):
-            raise UserError(f"'{path}': {name} has a row that is zero or not finite")
-        found.append(rows)
-    images, texts = found
+    images, texts = (_anchor_embeddings(path, arrays, name) for name in ("images", "texts"))
     if len(images) != len(texts):
         raise UserError(
             f"'{path}': {len(images)} images and {len(texts)} texts; a pair takes one of each"
         )
     entries: Sequence[Entry] = [Entry(str(i)) for i in range(len(images))]
     if captions is not None:
-        entries = _told(captions, len(images))
+        entries = _read_entries(captions, len(images))
     with AnchorWriter(out, encoders, kind=kind, force=force) as file:
         for start in range(0, len(images), 8192):
             part = slice(start, start + 8192)
@@ -158,8 +149,19 @@ def from_arrays(
     return file.count
 
 
-def _told(path: Path, count: int) -> tuple[Entry, ...]:
-    """Lines of another file, as those beside an anchor file."""
+def _anchor_embeddings(path: Path, arrays: Mapping[str, Any], name: str) -> Float[Tensor, "a d"]:
+    array = arrays.get(name, arrays.get(f"anchor_{name}"))
+    if array is None or array.ndim != 2 or array.dtype.kind not in "fiu":
+        present = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items()))
+        raise UserError(f"'{path}' has {present}; anchors are images [a d] and texts [a e]")
+    embeddings = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if not (embeddings.isfinite().all() and embeddings.any(1).all()):
+        raise UserError(f"'{path}': {name} has an embedding that is zero or not finite")
+    return embeddings
+
+
+def _read_entries(path: Path, count: int) -> tuple[Entry, ...]:
+    """The lines of a file, read as those beside an anchor file."""
     blank = torch.ones(count, 1)
     if not path.is_file():
         raise UserError(f"no such file: '{path}'")
@@ -167,45 +169,45 @@ def _told(path: Path, count: int) -> tuple[Entry, ...]:
 
 
 def find_ids(anchors: Anchors, ids: Sequence[str]) -> Int[Tensor, " m"]:
-    """Places of the pairs with these ids; UserError, naming them, for ids that nothing has.
+    """Indices of the pairs with these ids; UserError for ids that no pair has.
 
     `photo.jpg` also stands for `photo.jpg#0`, `photo.jpg#1` and so on.
     """
-    wanted = set(ids)
-    places, seen = [], set()
-    for place, entry in enumerate(anchors.entries):
+    indices, used = [], set()
+    for index, entry in enumerate(anchors.entries):
         for name in (entry.id, entry.id.rpartition("#")[0]):
-            if name in wanted:
-                places.append(place)
-                seen.add(name)
+            if name in ids:
+                indices.append(index)
+                used.add(name)
                 break
-    unknown = sorted(wanted - seen)
+    unknown = sorted(set(ids) - used)
     if unknown:
-        named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
-        raise UserError(f"no anchor called {named} in '{anchors.path}'; nothing was changed")
-    return torch.tensor(places, dtype=torch.long)
+        names = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
+        raise UserError(f"no anchor called {names} in '{anchors.path}'; nothing was changed")
+    return torch.tensor(indices, dtype=torch.long)
 
 
 def find_like(
-    anchors: Anchors, rows: Float[Tensor, "1 e"], count: int
+    anchors: Anchors, text: Float[Tensor, "1 e"], count: int
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
-    """Places of the pairs whose texts are nearest to a text's row, and the cosines."""
-    cosines, places = topk_stream(
-        normalize(rows), AnchorMatrix.from_embeddings(anchors.texts), count
+    """Indices of the pairs whose texts are nearest to a text's embedding, and the cosines."""
+    cosines, indices = topk_stream(
+        normalize(text), AnchorMatrix.from_embeddings(anchors.texts), count
     )
-    return places[0], cosines[0]
+    return indices[0], cosines[0]
 
 
 @dataclass(frozen=True)
 class AnchorSummary:
-    """What an anchor set is, and what it is good for."""
+    """What `zeroshot anchors info` prints."""
 
     rows: dict[str, Any]
     report: Report | None
+    """How the coupling was chosen, if it was."""
 
 
 def describe(anchors: Anchors, choose: bool = True) -> AnchorSummary:
-    """Counts, encoders, how alike the two sides are, and the coupling that suits."""
+    """Counts, encoders, how similar the two sides are, and the best coupling."""
     entries = anchors.entries
     captions = sum(len(entry.captions) for entry in entries)
     rows: dict[str, Any] = {

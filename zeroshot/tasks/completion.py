@@ -1,26 +1,26 @@
-"""Values of options that a shell completes, found without importing a method or a model."""
+"""Values of options for shell completion, without importing a method or a model."""
 
 from pathlib import Path
 from typing import Any
 
 METHODS = Path(__file__).parent.parent / "methods"
 VERBS = {"caption": ("caption",), "segment": ("attend",), "eval": ("caption", "scores")}
-"""What a method must be able to do for a command; for other commands it scores."""
+"""The functions of which a method needs one for a command; other commands need `scores`."""
 TRAINED = "native"
-"""What `caption --method` takes beside the methods."""
+"""A value of `caption --method` that is no method."""
 RERANKERS = ("csls", "dis", "dn", "inverted_softmax", "nnn")
-"""What `search --method` takes."""
+"""The methods that `search --method` takes."""
 
 
 def model_sets() -> list[tuple[str, str]]:
-    """The built-in model sets and what they are."""
+    """The built-in model sets with a description of each."""
     from zeroshot.model_set.spec import HUB_SETS, find_set
 
     return [(name, find_set(name).about) for name in ("pocket", *HUB_SETS)]
 
 
 def methods(ctx: Any) -> list[str]:
-    """The methods that a command can use; typer knows its context by the parameter's name."""
+    """The methods that a command can use; typer needs the name `ctx` to pass its context."""
     command = ctx.command.name
     verbs = VERBS.get(command, ("scores",))
     names = [file.stem for file in _files() if _verb(file) in verbs]
@@ -28,7 +28,7 @@ def methods(ctx: Any) -> list[str]:
 
 
 def rerankers() -> list[str]:
-    """The methods that rank the hits of a search anew."""
+    """The methods that re-rank the hits of a search."""
     return list(RERANKERS)
 
 

@@ -8,7 +8,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     preprocessing_names,
@@ -57,14 +57,15 @@ class EmbedRunner(OpenedTask[Embed]):
             UserError: a source without a caption, if captions are to be embedded.
         """
         encoder, used = self.task.models.encoder, self._used()
-        for batch in embed_pictures(
+        for batch in embed_images(
             sources, image_encoder_of(encoder), self.cache, meter, self.batch_size
         ):
             texts = _captions(batch.sources) if self.task.options.captions else None
-            embedded = None
+            text_embeddings = None
             if texts is not None:
-                embedded = embed_texts(texts, text_encoder_of(encoder), self.cache, meter).tolist()
-            for i, row in enumerate(batch.rows.tolist()):
+                reader = text_encoder_of(encoder)
+                text_embeddings = embed_texts(texts, reader, self.cache, meter).tolist()
+            for i, embedding in enumerate(batch.embeddings.tolist()):
                 failure = batch.failures[i]
                 yield EmbedResult(
                     source=batch.sources[i],
@@ -72,9 +73,9 @@ class EmbedRunner(OpenedTask[Embed]):
                     error=failure,
                     models=used,
                     method="embed",
-                    embedding=() if failure else tuple(row),
+                    embedding=() if failure else tuple(embedding),
                     caption=None if texts is None else texts[i],
-                    text_embedding=() if embedded is None else tuple(embedded[i]),
+                    text_embedding=() if text_embeddings is None else tuple(text_embeddings[i]),
                 )
 
 

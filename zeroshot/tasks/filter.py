@@ -1,14 +1,14 @@
-"""Which noisy image-text pairs to keep: by the cosine of picture and caption (CLIP score).
+"""Which noisy image-text pairs to keep: by the cosine of image and caption (CLIP score).
 
-    LAION     cosine >= 0.3 (400M), >= 0.28 (5B, ViT-B/32, English)     `above`
-    DataComp  the best share p of all pairs, 0.3 by ViT-L/14             `best_share`
+    LAION     cosine >= 0.3 (400M), >= 0.28 (5B, ViT-B/32, English)      `above`
+    DataComp  the best fraction p of all pairs, 0.3 with ViT-L/14         `best_share`
 
 Schuhmann et al. 2021, arXiv:2111.02114, and 2022, arXiv:2210.08402; Gadre et al. 2023,
 arXiv:2304.14108, code: mlfoundations/datacomp (MIT).
 
-Departure from DataComp's code: theirs takes the cosine behind the best `int(p n)` as a threshold,
-and so keeps one pair more, and all that are equal to it. Here exactly `floor(p n)` are kept, of
-equal cosines the first; `threshold` is what to pass on to `above` for their rule.
+Departure from DataComp's code: it takes the cosine after the best `int(p n)` as a threshold, and so
+keeps that pair too, and all pairs with the same cosine. Here exactly `floor(p n)` pairs are kept,
+of equal cosines the first ones. `above` with `threshold` is their rule.
 """
 
 import math
@@ -26,7 +26,7 @@ from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     concat_batches,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     project_images,
@@ -46,33 +46,33 @@ from zeroshot.tasks.task import OpenedTask, Task
 
 
 def pair_cosines(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Of each unit row with its own partner, summed in float64: no batch changes a digit."""
+    """The cosine of each image and its text, summed in float64: no batch changes a digit."""
     return (images.double() * texts.double()).sum(1).float()
 
 
-def above(scores: Float[Tensor, " n"], least: float) -> Bool[Tensor, " n"]:
-    """Those of at least `least`, as LAION does it; both in float32."""
+def above(scores: Float[Tensor, " n"], threshold: float) -> Bool[Tensor, " n"]:
+    """LAION's rule: which scores are at least `threshold`, both in float32."""
     _check_finite(scores)
-    return scores >= torch.tensor(least, dtype=scores.dtype)
+    return scores >= torch.tensor(threshold, dtype=scores.dtype)
 
 
 def best_share(scores: Float[Tensor, " n"], share: float) -> Bool[Tensor, " n"]:
-    """The `floor(share n)` largest, of equal ones the first, as DataComp does it but for ties.
+    """DataComp's rule except for ties: the `floor(share n)` largest, of equal ones the first.
 
     Raises:
         UserError: a share outside 0 to 1.
     """
     if not 0 <= share <= 1:
-        raise UserError(f"a share of {share}: it lies between 0 and 1")
+        raise UserError(f"a share of {share}: expected a number between 0 and 1")
     _check_finite(scores)
-    count = math.floor(share * len(scores) + 1e-9)  # 0.29 * 100 is a little below 29
+    count = math.floor(share * len(scores) + 1e-9)  # 0.29 * 100 is slightly below 29
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[scores.sort(descending=True, stable=True).indices[:count]] = True
     return kept
 
 
 def threshold(scores: Float[Tensor, " n"], share: float) -> float | None:
-    """DataComp's: the cosine behind the best `int(share n)`; None where none is behind them."""
+    """DataComp's threshold: the cosine after the best `int(share n)`; None if there is none."""
     count = math.floor(share * len(scores) + 1e-9)
     ordered = scores.sort(descending=True).values
     return float(ordered[count]) if count < len(ordered) else None
@@ -80,8 +80,8 @@ def threshold(scores: Float[Tensor, " n"], share: float) -> float | None:
 
 def _check_finite(scores: Float[Tensor, " n"]) -> None:
     if not scores.isfinite().all():
-        place = int((~scores.isfinite()).nonzero()[0])
-        raise UserError(f"the cosine of pair {place} is not finite")
+        index = int((~scores.isfinite()).nonzero()[0])
+        raise UserError(f"the cosine of pair {index} is not finite")
 
 
 # Pairs to cosines
@@ -96,41 +96,40 @@ def score_pairs(
     batch_size: int = AUTO_BATCH,
     truncate: bool = True,
 ) -> Iterator[EmbeddingBatch]:
-    """Batches whose rows `[n, 1]` are the cosines of pictures and their captions.
+    """Batches with the cosines of images and their captions `[n, 1]` in place of embeddings.
 
-    A pair without a caption fails, and one whose caption is longer than the encoder reads unless
-    it may be cut (`truncate`).
+    A pair without a caption fails. So does a caption longer than the encoder reads, unless
+    `truncate` allows to cut it.
     """
     texts = text_encoder_of(encoder)
-    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
+    for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
         failures = list(batch.failures)
         for i in batch.readable:
-            failures[i] = _wrong(batch.sources[i], texts, truncate)
-        meter.failed += sum(f is not None for f in failures) - sum(
-            f is not None for f in batch.failures
-        )
+            failures[i] = _caption_failure(batch.sources[i], texts, truncate)
+        meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
         good = [i for i, failure in enumerate(failures) if failure is None]
         cosines = torch.zeros(len(failures), 1)
         if good:
             captions = [caption_of(batch.sources[i]) for i in good]
-            rows = project_texts(encoder, embed_texts(captions, texts, cache, meter))
+            embeddings = project_texts(encoder, embed_texts(captions, texts, cache, meter))
             with meter.stage("scoring"):
-                cosines[good, 0] = pair_cosines(project_images(encoder, batch.rows[good]), rows)
-        yield replace(batch, rows=cosines, failures=failures)
+                images = project_images(encoder, batch.embeddings[good])
+                cosines[good, 0] = pair_cosines(images, embeddings)
+        yield replace(batch, embeddings=cosines, failures=failures)
 
 
 def caption_of(source: Source) -> str:
-    """The text that came with a picture; empty if there was none."""
+    """The text that came with an image; empty if there was none."""
     return source.fields.get("caption", "")
 
 
 def is_cut(caption: str, encoder: TextEncoder) -> bool:
-    """Whether the encoder reads only the beginning."""
+    """Whether the encoder reads only the beginning of a caption."""
     limit = encoder.context_length
     return limit is not None and encoder.count_tokens([caption])[0] > limit
 
 
-def _wrong(source: Source, encoder: TextEncoder, truncate: bool) -> Failure | None:
+def _caption_failure(source: Source, encoder: TextEncoder, truncate: bool) -> Failure | None:
     caption = caption_of(source)
     if not caption.strip():
         return Failure("NoCaption", "the pair has no caption")
@@ -173,12 +172,12 @@ class FilterRunner(OpenedTask[Filter]):
 
     @property
     def transductive(self) -> bool:
-        """Whether the other pairs decide about a pair: if a fraction is kept."""
+        """Whether a pair's result depends on the other pairs, as it does if a fraction is kept."""
         return self.task.options.keep is not None
 
     @property
     def views(self) -> int:
-        """None: cosines alone."""
+        """No views."""
         return 0
 
     def resolved(self) -> dict[str, Any]:
@@ -189,7 +188,7 @@ class FilterRunner(OpenedTask[Filter]):
         }
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[FilterResult]:
-        """One result per pair, in order; a fraction to keep is known after the last pair."""
+        """One result per pair, in order; to keep a fraction, all pairs are read first."""
         batches = self.embed(sources, meter)
         for batch in [concat_batches(batches)] if self.transductive else batches:
             yield from self.score(batch, meter)
@@ -208,14 +207,14 @@ class FilterRunner(OpenedTask[Filter]):
     def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[FilterResult]:
         """One result per pair."""
         options, good = self.task.options, everything.readable
-        scores = everything.rows[good].reshape(-1)
+        scores = everything.embeddings[good].reshape(-1)
         with meter.stage("scoring"):
             if options.keep is None:
-                chosen = above(scores, options.min_score or 0.0)
+                passed = above(scores, options.min_score or 0.0)
             else:
-                chosen = best_share(scores, options.keep)
+                passed = best_share(scores, options.keep)
         kept = torch.zeros(len(everything.sources), dtype=torch.bool)
-        kept[good] = chosen
+        kept[good] = passed
         encoder = text_encoder_of(self.task.models.encoder)
         used = canonical_names(self.task.models.encoder)
         for i, source in enumerate(everything.sources):
@@ -227,7 +226,7 @@ class FilterRunner(OpenedTask[Filter]):
                 models=used,
                 method="clip score",
                 caption=caption,
-                score=0.0 if failure else float(everything.rows[i, 0]),
+                score=0.0 if failure else float(everything.embeddings[i, 0]),
                 kept=bool(kept[i]),
                 truncated=failure is None and is_cut(caption, encoder),
             )

@@ -1,4 +1,4 @@
-"""Images that answer a query: words, an image, or sums and differences of both."""
+"""Images that fit a query: a text, an image, or sums and differences of both."""
 
 import math
 import os
@@ -18,19 +18,18 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
+    check_lengths,
     embed_all,
     embed_texts,
     image_encoder_of,
     project_images,
     project_texts,
-    refuse_long,
     text_encoder_of,
 )
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import read_lines, read_records, suffix_of
-from zeroshot.methods.auto import explain
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
@@ -45,31 +44,32 @@ from zeroshot.ranking.exact import (
     search as rank,
 )
 from zeroshot.results.result import AnchorContribution, SearchResult
+from zeroshot.tasks.classification.classifier import explain_cosine
 from zeroshot.tasks.search_options import SearchOptions
 
 CANCELLED = 1e-4
-"""A sum of unit rows shorter than this has no direction to search in."""
+"""A sum of unit embeddings that is shorter than this has no direction."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a query: words or a picture, added or taken away."""
+    """One part of a query: a text or an image, added or subtracted."""
 
     text: str | None = None
-    picture: Source | None = None
+    image: Source | None = None
     sign: Literal[1, -1] = 1
 
     @property
     def label(self) -> str:
-        """The words, or `image:` and the picture's path."""
-        if self.picture is None:
+        """The text, or `image:` and the image's path."""
+        if self.image is None:
             return self.text or ""
-        return f"image:{self.picture.path or 'in memory'}"
+        return f"image:{self.image.path or 'in memory'}"
 
 
 @dataclass(frozen=True)
 class Query:
-    """The direction of the sum of its terms' unit rows."""
+    """Terms; the query is the direction of the sum of their unit embeddings."""
 
     terms: tuple[Term, ...]
 
@@ -81,107 +81,108 @@ class Query:
         return first.label + "".join(signed)
 
     @property
-    def words(self) -> str | None:
-        """The query where it is nothing but words."""
+    def only_text(self) -> str | None:
+        """The text of a query that has no other term."""
         return self.terms[0].text if len(self.terms) == 1 else None
 
 
-def term(given: str, sign: Literal[1, -1] = 1) -> Term:
-    """`image:PATH`, `text:WORDS`, else a picture where a file of that name exists, else words.
+def term(spec: str, sign: Literal[1, -1] = 1) -> Term:
+    """`image:PATH` or `text:TEXT`; else an image if a file has that name, else a text.
 
     Raises:
-        UserError: no words, or no such file behind `image:`.
+        UserError: an empty text, or no such file after `image:`.
     """
-    kind, colon, rest = given.partition(":")
+    kind, colon, rest = spec.partition(":")
     if colon and kind == "image":
         if not Path(rest).is_file():
-            raise UserError(f"'{given}': there is no such file")
-        return Term(picture=Source(rest), sign=sign)
-    words = rest if colon and kind == "text" else given
-    if not words.strip():
-        raise UserError("a query without words; give some, or a picture")
-    if words is given and os.path.isfile(given):
-        return Term(picture=Source(given), sign=sign)
-    return Term(text=words, sign=sign)
+            raise UserError(f"'{spec}': there is no such file")
+        return Term(image=Source(rest), sign=sign)
+    text = rest if colon and kind == "text" else spec
+    if not text.strip():
+        raise UserError("the query is empty; give a text or an image")
+    if text is spec and os.path.isfile(spec):
+        return Term(image=Source(spec), sign=sign)
+    return Term(text=text, sign=sign)
 
 
 def query(first: Term, plus: Sequence[str] = (), minus: Sequence[str] = ()) -> Query:
-    """A query of its first term and of what is added and taken away."""
-    added, removed = (term(given) for given in plus), (term(given, -1) for given in minus)
-    return Query((first, *added, *removed))
+    """A query of a first term and of the terms that are added and subtracted."""
+    return Query((first, *(term(spec) for spec in plus), *(term(spec, -1) for spec in minus)))
 
 
 def read_queries(path: Path) -> list[Query]:
-    """Queries of a file: one a line, or of a .jsonl file objects with text or image, plus, minus.
+    """The queries of a file: a text per line, or JSON lines with text or image, plus and minus.
 
     Raises:
-        UserError: naming the line.
+        UserError: a fault in the file; it names the line.
     """
     suffix = suffix_of(path.name)
     if suffix in (".csv", ".tsv", ".json", ".parquet"):
-        raise UserError(f"'{path}': queries are a .jsonl file, or a text file with one a line")
+        raise UserError(f"'{path}': queries are a .jsonl file, or a text file with one per line")
     if suffix != ".jsonl":
         queries = [Query((Term(line),)) for _, line in read_lines(path)]
         if not queries:
-            raise UserError(f"'{path}' has no queries; write one a line")
+            raise UserError(f"'{path}' has no queries; write one per line")
         return queries
     queries = []
     for where, row in read_records(path):
         try:
-            queries.append(_query_of(row))
+            queries.append(_query_from_row(row))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     return queries
 
 
-def _query_of(given: dict[str, Any]) -> Query:
-    if given.keys() - {"text", "image", "plus", "minus"} or ("text" in given) == ("image" in given):
+def _query_from_row(row: dict[str, Any]) -> Query:
+    if row.keys() - {"text", "image", "plus", "minus"} or ("text" in row) == ("image" in row):
         raise UserError('expected {"text": "words"} or {"image": "path"}, also "plus" and "minus"')
-    lists = [given.get(key, []) for key in ("plus", "minus")]
+    lists = [row.get(key, []) for key in ("plus", "minus")]
     if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
         raise UserError('"plus" and "minus" are lists of texts')
-    kind = "text" if "text" in given else "image"
-    if not isinstance(given[kind], str):
+    kind = "text" if "text" in row else "image"
+    if not isinstance(row[kind], str):
         raise UserError(f'"{kind}" is a text')
-    return query(term(f"{kind}:{given[kind]}"), *lists)
+    return query(term(f"{kind}:{row[kind]}"), *lists)
 
 
 def embed_queries(
     queries: Sequence[Query], encoder: DualEncoder, cache: EmbeddingCache, meter: Meter
 ) -> Float[Tensor, "q m"]:
-    """Unit rows of queries in the space that the encoder's images and texts share.
+    """Unit embeddings of queries in the space that images and texts share.
 
     Raises:
-        UserError: a text too long, a picture that cannot be read, terms that cancel each other.
+        UserError: a text too long, an image that cannot be read, terms that cancel each other.
     """
     terms = [term for query in queries for term in query.terms]
     texts = list(dict.fromkeys(t.text for t in terms if t.text is not None))
-    pictures = [t.picture for t in terms if t.picture is not None]
-    rows: dict[object, Tensor] = {}
+    images = [t.image for t in terms if t.image is not None]
+    embeddings: dict[object, Tensor] = {}
     if texts:
-        refuse_long(texts, text_encoder_of(encoder), "a query")
-        held = embed_texts(texts, text_encoder_of(encoder), cache, meter)
-        rows |= dict(zip(texts, project_texts(encoder, held), strict=True))
-    if pictures:
-        held = embed_all(pictures, image_encoder_of(encoder), cache, meter)
-        rows |= dict(zip(map(id, pictures), project_images(encoder, held), strict=True))
+        check_lengths(texts, text_encoder_of(encoder), "a query")
+        encoded = embed_texts(texts, text_encoder_of(encoder), cache, meter)
+        embeddings |= dict(zip(texts, project_texts(encoder, encoded), strict=True))
+    if images:
+        encoded = embed_all(images, image_encoder_of(encoder), cache, meter)
+        embeddings |= dict(zip(map(id, images), project_images(encoder, encoded), strict=True))
     sums = []
-    for asked in queries:
-        parts = [t.sign * rows[id(t.picture) if t.text is None else t.text] for t in asked.terms]
+    for query in queries:
+        keys = (id(t.image) if t.text is None else t.text for t in query.terms)
+        parts = [t.sign * embeddings[key] for t, key in zip(query.terms, keys, strict=True)]
         total = torch.stack(parts).sum(0)
         if total.norm() < CANCELLED:
-            raise UserError(f"the terms of '{asked.label}' cancel each other: nothing is left")
+            raise UserError(f"the terms of '{query.label}' cancel each other: nothing is left")
         sums.append(total)
     return normalize(torch.stack(sums))
 
 
 @dataclass(frozen=True)
-class Searched:
-    """The rows of an answer, and for each query how many there are and the best score."""
+class SearchAnswer:
+    """The hits and the failed images; for each query the number of hits and the best score."""
 
     results: Sequence[SearchResult]
     counts: Sequence[int]
     best: Sequence[float | None]
+    """Of all images, whatever `min_score` is."""
 
 
 def search(
@@ -195,13 +196,13 @@ def search(
     bank: Sequence[Query] = (),
     batch_size: int = AUTO_BATCH,
     seen: Callable[[int], None] = lambda count: None,
-) -> Searched:
+) -> SearchAnswer:
     """The `top_k` best images for each query, then the images that could not be read.
 
     Args:
-        options: all but the files of queries, `plus` and `minus`, which are in `queries`.
+        options: `queries` and `bank` take the place of the files, `plus` and `minus` in them.
         bank: other queries, for a method that re-ranks.
-        seen: called with the number of images that are done.
+        seen: called with the number of images that are done since the last call.
 
     Raises:
         UserError: a query that is too long or cancels itself, options that do not fit each other,
@@ -213,10 +214,10 @@ def search(
     if options.explain and not _explains(encoder):
         raise UserError("--explain names anchors; this encoder has none (asif, csa, csa_asif do)")
     if method is not None and index != "exact":
-        raise UserError(f"--index {index} searches by plain cosines: leave the method out")
-    asked = embed_queries(queries, encoder, cache, meter)
-    known = embed_queries(bank, encoder, cache, meter) if bank else None
-    gathered = embedding_matrix(
+        raise UserError(f"--index {index} searches by plain cosines: leave --method out")
+    embeddings = embed_queries(queries, encoder, cache, meter)
+    bank_embeddings = embed_queries(bank, encoder, cache, meter) if bank else None
+    matrix = embedding_matrix(
         sources,
         image_encoder_of(encoder),
         cache,
@@ -226,86 +227,75 @@ def search(
         seen=seen,
     )
     with meter.stage("scoring"):
-        gallery = Gallery.of(gathered.rows, _joined(encoder))
+        gallery = Gallery.of(matrix.embeddings, _projection(encoder))
         if index == "exact":
-            hits = rank(asked, gallery, options.top_k, method, known)
+            hits = rank(embeddings, gallery, options.top_k, method, bank_embeddings)
         else:
-            hits = faiss_index.search(asked, gallery, options.top_k, index)
-        answers = list(
-            _answers(queries, hits, gathered, models, method, cache, meter, options.explain)
-        )
-    lowest = -math.inf if options.min_score is None else float(np.float32(options.min_score))
-    kept = [r for r in answers if r.score >= lowest]
-    counts = [sum(r.query_number == q for r in kept) for q in range(len(queries))]
-    best = [float(row[0]) if len(row) else None for row in hits.scores]
-    failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in gathered.failed]
-    return Searched([*kept, *failures], counts, best)
+            hits = faiss_index.search(embeddings, gallery, options.top_k, index)
+        results = _results(queries, hits, matrix, models, method, cache, meter, options.explain)
+        threshold = -math.inf if options.min_score is None else options.min_score
+        above = [r for r in results if r.score >= float(np.float32(threshold))]
+    counts = [sum(r.query_number == q for r in above) for q in range(len(queries))]
+    best = [float(scores[0]) if len(scores) else None for scores in hits.scores]
+    failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in matrix.failed]
+    return SearchAnswer([*above, *failures], counts, best)
 
 
-def _answers(
+def _results(
     queries: Sequence[Query],
     hits: Hits,
-    gathered: EmbeddingMatrix,
+    matrix: EmbeddingMatrix,
     models: ModelSet,
     method: Correction | None,
     cache: EmbeddingCache,
     meter: Meter,
-    explained: int,
+    num_explanations: int,
 ) -> Iterator[SearchResult]:
     used = canonical_names(models.encoder)
     name = "cosine" if method is None else methods.name_of(method)
-    for q, asked in enumerate(queries):
+    for q, query in enumerate(queries):
         columns = zip(
             hits.index[q].tolist(),
             hits.scores[q].tolist(),
             hits.cosines[q].tolist(),
             strict=True,
         )
-        row = None
-        if explained and asked.words is not None:
-            row = embed_texts([asked.words], text_encoder_of(models.encoder), cache, meter)
-        for number, (place, score, cosine) in enumerate(columns, 1):
-            if place < 0:  # an index found no more
+        text = None
+        if num_explanations and query.only_text is not None:
+            text = embed_texts([query.only_text], text_encoder_of(models.encoder), cache, meter)
+        for number, (index, score, cosine) in enumerate(columns, 1):
+            if index < 0:  # faiss found no more
                 break
+            explanation: tuple[AnchorContribution, ...] = ()
+            if text is not None:
+                explanation = explain_cosine(
+                    models.coupled.coupling,
+                    matrix.embeddings[index].float(),
+                    text,
+                    models.anchors,
+                    cosine,
+                    num_explanations,
+                )
             yield SearchResult(
-                source=gathered.sources[place],
-                id=gathered.ids[place],
+                source=matrix.sources[index],
+                id=matrix.ids[index],
                 models=used,
                 method=name,
-                query=asked.label,
+                query=query.label,
                 query_number=q,
                 rank=number,
                 score=score,
                 cosine=cosine,
-                explanation=()
-                if row is None
-                else _explanation(models, gathered.rows[place].float(), row, cosine, explained),
+                explanation=explanation,
             )
-
-
-def _explanation(
-    models: ModelSet,
-    picture: Float[Tensor, " d"],
-    text: Float[Tensor, "1 e"],
-    cosine: float,
-    count: int,
-) -> tuple[AnchorContribution, ...]:
-    """The anchors that contribute to a hit, their shares scaled to its cosine."""
-    found = explain(models.coupled.coupling, picture, text, count)
-    scale = cosine / found.score if found.score else 0.0
-    return tuple(
-        AnchorContribution(entry.id, share * scale, entry.captions, entry.path)
-        for place, share in zip(found.anchors, found.shares, strict=True)
-        for entry in [models.anchors.entries[place]]
-    )
 
 
 def _explains(encoder: DualEncoder) -> bool:
     return isinstance(encoder, CoupledEncoder) and hasattr(encoder.coupling, "explain")
 
 
-def _joined(encoder: DualEncoder) -> Change | None:
-    """What brings a gallery's rows into the joint space, block by block, where there is one."""
+def _projection(encoder: DualEncoder) -> Change | None:
+    """The projection of a coupled encoder's images into the joint space, for each block."""
     if not isinstance(encoder, CoupledEncoder):
         return None
     return lambda rows, _: encoder.project_images(rows)
@@ -319,7 +309,7 @@ def correction_of(options: SearchOptions, bank: Sequence[Query]) -> Correction |
     """
     if options.method is None:
         if bank:
-            raise UserError("a bank of queries is for a method that re-ranks: give --method too")
+            raise UserError("--bank is for a method that re-ranks: give --method too")
         if options.options:
             raise UserError("-o is an option of a method that re-ranks; give --method and --bank")
         return None
@@ -331,7 +321,7 @@ def correction_of(options: SearchOptions, bank: Sequence[Query]) -> Correction |
 def settings(
     queries: Sequence[Query], models: ModelSet, options: SearchOptions, bank: Sequence[Query]
 ) -> dict[str, Any]:
-    """What decides the rows, but for the images."""
+    """The settings that decide the rows, except the images."""
     method = correction_of(options, bank)
     return {
         "models": canonical_names(models.encoder),

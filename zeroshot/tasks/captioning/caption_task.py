@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
@@ -15,7 +14,7 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
 from zeroshot.tasks.captioning import captioner
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
-from zeroshot.tasks.captioning.trained import NativeCaption
+from zeroshot.tasks.captioning.trained import NativeCaption, prompt_settings
 from zeroshot.tasks.task import OpenedTask, Task
 
 
@@ -37,11 +36,11 @@ class CaptionImages(Task[CaptionOptions]):
     ) -> "CaptionRunner":
         """Load the models, and the captions that a method chooses among."""
         options = self.options
-        given = {"prompts": options.prompt is not None, "trace": options.trace}
+        features = {"prompts": options.prompt is not None, "trace": options.trace}
         method = captioner.captioner(
-            self.models, options.method, dict(options.options), options.preset, given
+            self.models, options.method, dict(options.options), options.preset, features
         )
-        captioner.check_takes(method, given)
+        captioner.check_takes(method, features)
         self.models.require(language_model="language_model" in method.needs)
         models = captioner.captioning_models(self.models, options.coupling, cache, meter)
         pool = captioner.pool_of(models, cache, meter) if "pool" in method.needs else None
@@ -60,12 +59,8 @@ class CaptionRunner(OpenedTask[CaptionImages]):
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        found = captioner.settings(self.models, self.method)
-        options = self.task.options
-        if each := options.prompts:
-            pairs = [[str(x) for x in pair] for pair in each.items()]
-            found["prompts"] = prompts.fingerprint(pairs)
-        return found
+        settings = captioner.settings(self.models, self.method)
+        return settings | prompt_settings(self.task.options)
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
         """One result per image, in order."""
@@ -82,10 +77,10 @@ class CaptionRunner(OpenedTask[CaptionImages]):
         )
 
     def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:
-        given = self.task.options.prompt
-        each = isinstance(given, Sequence) and not isinstance(given, str)
-        if each and isinstance(sources, Sized) and len(given or ()) != len(sources):
-            raise UserError(f"{len(given or ())} prompts for {len(sources)} images")
+        prompt = self.task.options.prompt
+        one_each = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+        if one_each and isinstance(sources, Sized) and len(prompt or ()) != len(sources):
+            raise UserError(f"{len(prompt or ())} prompts for {len(sources)} images")
         return self.task.options.prompt_of()
 
 

@@ -1,4 +1,4 @@
-"""Pictures to captions."""
+"""Images to captions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from zeroshot.inference.batching import batched_with_oom_retry
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     project_images,
@@ -29,8 +29,8 @@ from zeroshot.model_set.coupled_encoder import calibrate, with_classifier_head
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
 
-POOLED = 50_000
-"""Captions of a pool above which they are not embedded unasked: some minutes on one core."""
+LARGEST_POOL = 50_000
+"""`mbr` is the default only up to this many captions: to embed more takes minutes on a core."""
 
 
 def captioner(
@@ -38,28 +38,29 @@ def captioner(
     method: str | None,
     options: Mapping[str, Any],
     preset: str | None = None,
-    asked: Mapping[str, bool] = MappingProxyType({}),
+    features: Mapping[str, bool] = MappingProxyType({}),
 ) -> Captioner:
-    """The captioner asked for, with the preset's options, else the set's, where none are given.
+    """The captioner. Its options are those given, else the preset's, else the set's.
 
-    Without a method it is the set's; else `mbr` where the set has captions to learn from, and
-    `magic` where it has none. `magic` is also meant by what it alone has: a preset, and what is
-    `asked` of `prompts` and `trace`.
+    The default method is the set's own; otherwise `mbr` if its anchors have captions, else
+    `magic`. A preset, a prompt or a trace also selects `magic`, because no other method supports
+    them; `features` says whether there are `prompts` or a `trace`.
 
     Raises:
         UserError: the method or preset is unknown, or the method does not caption.
     """
-    of_the_set = dict(models.spec.caption)
-    own = of_the_set.pop("method", None) or ("magic" if of_the_set else _default_method(models))
-    means_magic = own == "mbr" and (preset is not None or any(asked.values()))
-    name = method or ("magic" if means_magic else own)
-    given = of_the_set if name == own else {}
+    defaults = dict(models.spec.caption)
+    default = defaults.pop("method", None) or ("magic" if defaults else _default_method(models))
+    needs_magic = default == "mbr" and (preset is not None or any(features.values()))
+    name = method or ("magic" if needs_magic else default)
+    if name != default:
+        defaults = {}
     if preset is not None:
         presets = getattr(methods.get(name), "presets", {})
         if preset not in presets:
             raise unknown(f"preset of {name}", preset, presets)
-        given = dict(presets[preset])
-    chosen = methods.configure(name, given | dict(options))
+        defaults = dict(presets[preset])
+    chosen = methods.configure(name, defaults | dict(options))
     if not isinstance(chosen, Captioner):
         captioners = [n for n in methods.names() if hasattr(methods.get(n), "caption")]
         raise UserError(f"method '{name}' does not caption; these do: {', '.join(captioners)}")
@@ -67,11 +68,11 @@ def captioner(
 
 
 def _default_method(models: ModelSet) -> str:
-    """`mbr` for a set with a language model and captions beside its anchors, else `magic`."""
+    """`mbr` for a set with a language model and captions of its anchors, else `magic`."""
     spec = models.spec
     if spec.language_model is None or spec.coupling is None:
         return "magic"
-    return "mbr" if 0 < len(models.anchors.captions) <= POOLED else "magic"
+    return "mbr" if 0 < len(models.anchors.captions) <= LARGEST_POOL else "magic"
 
 
 def caption(
@@ -86,13 +87,15 @@ def caption(
     trace: bool = False,
     pool: Pool | None = None,
 ) -> Iterator[CaptionResult]:
-    """One result per picture, in order; the rows of a batch decode together.
+    """One result per image, in order; the captions of a batch are decoded together.
 
-    `prompts` says what a picture's text begins with or is titled; `trace` keeps every choice;
-    `pool` is what a method chooses among, embedded anew without it.
+    Args:
+        prompts: the beginning, or the title, of an image's text.
+        trace: record every choice.
+        pool: the captions that a method chooses among; without it they are embedded here.
 
     Raises:
-        UserError: the method takes no prompts or leaves no trace.
+        UserError: the method takes no prompts or records no trace.
     """
     check_takes(method, {"prompts": prompts is not None, "trace": trace})
     models.require(language_model="language_model" in method.needs)
@@ -102,51 +105,49 @@ def caption(
         pool = pool_of(models, cache, meter)
     used = canonical_names(encoder, language_model)
 
-    def work(rows: Sequence[tuple[Tensor, str | None]]) -> list[Caption]:
-        images, asked = zip(*rows, strict=True)
+    def work(pairs: Sequence[tuple[Tensor, str | None]]) -> list[Caption]:
+        images, texts = zip(*pairs, strict=True)
         return method.caption(
             torch.stack(images),
             encoder,
             language_model=language_model,
             pool=pool,
-            prompts=None if prompts is None else asked,
+            prompts=None if prompts is None else texts,
             trace=trace,
         )
 
-    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
+    for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
         good = batch.readable
-        images = project_images(encoder, batch.rows[good])
-        asked = [None if prompts is None else prompts(source) for source in batch.sources]
-        captions: list[Caption] = []
+        images = project_images(encoder, batch.embeddings[good])
+        texts = [None if prompts is None else prompts(source) for source in batch.sources]
+        pairs = list(zip(images, (texts[i] for i in good), strict=True))
         with meter.stage("language model" if language_model else "scoring"):
-            rows = list(zip(images, (asked[i] for i in good), strict=True))
-            for _, answered in batched_with_oom_retry(work, rows, batch_size):
-                captions += answered
-        answers = dict(zip(good, captions, strict=True))
+            parts = batched_with_oom_retry(work, pairs, batch_size)
+            captions = dict(zip(good, [one for _, part in parts for one in part], strict=True))
         for i, source in enumerate(batch.sources):
-            answer = answers.get(i)
+            caption = captions.get(i)
             yield CaptionResult(
                 source=source,
                 id=batch.ids[i],
                 error=batch.failures[i],
                 models=used,
                 method=methods.name_of(method),
-                caption=answer.text if answer else None,
-                score=answer.score if answer else None,
-                prompt=asked[i],
-                trace=answer.trace if answer else None,
+                caption=caption.text if caption else None,
+                score=caption.score if caption else None,
+                prompt=texts[i],
+                trace=caption.trace if caption else None,
             )
 
 
-def check_takes(method: Captioner, given: dict[str, bool]) -> None:
-    """UserError for something given that the method does not take."""
-    for what, there in given.items():
-        if there and what not in method.takes:
-            raise UserError(f"method '{methods.name_of(method)}' takes no {what}")
+def check_takes(method: Captioner, features: Mapping[str, bool]) -> None:
+    """UserError for prompts or a trace, if the method does not support them."""
+    for name, used in features.items():
+        if used and name not in method.takes:
+            raise UserError(f"method '{methods.name_of(method)}' takes no {name}")
 
 
 def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
-    """What decides the words: rows made under other settings do not belong in one file."""
+    """The settings that decide the captions, except the images and the prompts."""
     language_model = models.language_model if "language_model" in method.needs else None
     return {
         "models": canonical_names(models.encoder, language_model),
@@ -158,33 +159,33 @@ def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
 def captioning_models(
     models: ModelSet, coupling: str | None, cache: EmbeddingCache, meter: Meter
 ) -> ModelSet:
-    """The set as captions use it: coupled as asked for, else as it says, else as suits captions.
+    """The set with the coupling for captions: the one given, else the set's own, else a default.
 
-    The last is what `auto` chooses, with the image encoder's own classifier beside it if its
-    classes have names that fit (docs/captioning.md).
+    The default is the choice of `auto`, together with the image encoder's own classifier if the
+    names of its classes fit (docs/captioning.md).
     """
     if coupling is not None:
         return models.with_coupling(coupling)
-    chosen = models.with_caption_coupling
+    captioning = models.with_caption_coupling
     if not models.has_default_coupling:
-        return chosen
-    coupled, anchors = chosen.coupled, chosen.anchors
+        return captioning
+    coupled, anchors = captioning.coupled, captioning.anchors
 
-    def read(names: Sequence[str]) -> Tensor:
+    def embed(names: Sequence[str]) -> Tensor:
         return embed_texts(names, coupled.text_encoder, cache, meter)
 
     pairs = anchors.images, anchors.texts
-    beside = with_classifier_head(coupled.coupling, coupled.image_encoder, read, *pairs)
-    if beside is coupled.coupling:
-        return chosen
-    scale = calibrate(beside, *pairs)
-    return chosen.with_coupled_encoder(replace(coupled, coupling=beside, logit_scale=scale))
+    with_head = with_classifier_head(coupled.coupling, coupled.image_encoder, embed, *pairs)
+    if with_head is coupled.coupling:
+        return captioning
+    scale = calibrate(with_head, *pairs)
+    return captioning.with_coupled_encoder(replace(coupled, coupling=with_head, logit_scale=scale))
 
 
 def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
-    """The captions of the set's anchors."""
+    """The captions of the set's anchors, encoded."""
     texts = models.anchors.captions
     if not texts:
         raise UserError(f"the anchors of model set '{models.name}' have no captions to choose from")
-    rows = embed_texts(texts, text_encoder_of(models.encoder), cache, meter)
-    return Pool(texts, project_texts(models.encoder, rows))
+    embeddings = embed_texts(texts, text_encoder_of(models.encoder), cache, meter)
+    return Pool(texts, project_texts(models.encoder, embeddings))

@@ -21,11 +21,11 @@ from zeroshot.tasks.task import Runner, Task
 
 @dataclass(frozen=True, kw_only=True)
 class SidecarCaption(Task[CaptionOptions]):
-    """Captions, each also in a file of its own; the rows are those of `captions`."""
+    """Captions, each also in its own file; the rows are those of `captions`."""
 
     captions: CaptionImages | NativeCaption
     overwrite: bool = False
-    """Whether existing files are replaced; otherwise they stay, and are counted."""
+    """Whether existing files are replaced. Otherwise they stay, and are counted."""
 
     schema: ClassVar[str] = CaptionResult.schema
 
@@ -49,18 +49,18 @@ class SidecarRunner:
 
     @property
     def batch_size(self) -> int:
-        """Of the captions."""
+        """The batch size of the captions."""
         return self.inner.batch_size
 
     def settings(self) -> dict[str, Any]:
-        """Of the captions: a sidecar decides no row."""
+        """The settings of the captions; sidecars decide no row."""
         return self.inner.settings()
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[Result]:
         """One result per image; its file is written first.
 
         Raises:
-            UserError: an image that is not a file of its own.
+            UserError: an image that is no file: in memory, in an archive, behind a URL.
             OutputError: a file cannot be written.
         """
         for result in self.inner(sources, meter):
@@ -69,7 +69,7 @@ class SidecarRunner:
             yield result
 
     def _write(self, result: Result) -> bool:
-        """Whether the caption is in the file now."""
+        """Write a file; False if an existing file with another text stays."""
         file = sidecar(result.path)
         text = utf8(result.summary()) + b"\n"
         with atomic.writing(file):
@@ -80,14 +80,10 @@ class SidecarRunner:
 
 
 def sidecar(path: str | None) -> Path:
-    """The file for the caption of an image.
-
-    Raises:
-        UserError: the image is not a file: in memory, in an archive, behind a URL.
-    """
+    """The file for the caption of an image; UserError if the image is no file with a suffix."""
     if path is None or not Path(path).is_file() or not Path(path).suffix:
         raise UserError(
-            f"'{path}' is no file with a suffix, so that no .txt can stand beside it: leave "
-            "--sidecar out, or name pictures in folders"
+            f"'{path}' is no file with a suffix, so no .txt file can be written beside it: leave "
+            "--sidecar out, or name image files"
         )
     return Path(path).with_suffix(".txt")

@@ -51,27 +51,32 @@ class NativeCaptionRunner(OpenedTask[NativeCaption]):
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        found: dict[str, Any] = {"models": {"captioner": self.writer.name}, "method": "native"}
-        if each := self.task.options.prompts:
-            pairs = [[str(x) for x in pair] for pair in each.items()]
-            found["prompts"] = prompts.fingerprint(pairs)
-        return found
+        settings = {"models": {"captioner": self.writer.name}, "method": "native"}
+        return settings | prompt_settings(self.task.options)
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
         """One result per image, in order; a score is the mean probability of a text's tokens."""
-        begun = self.task.options.prompt_of()
-        for written in _written(sources, self.writer, meter, self.batch_size, begun):
+        prompt_of = self.task.options.prompt_of()
+        for batch, i, text in _write(sources, self.writer, meter, self.batch_size, prompt_of):
             yield CaptionResult(
-                source=written.source,
-                id=written.id,
-                error=written.batch.failures[written.place],
+                source=batch.sources[i],
+                id=batch.ids[i],
+                error=batch.failures[i],
                 models={"captioner": self.writer.name},
                 method="native",
-                caption=written.answer.text if written.answer else None,
-                score=written.answer.score if written.answer else None,
+                caption=text.text if text else None,
+                score=text.score if text else None,
                 scored="probability",
-                prompt=begun(written.source) if begun else None,
+                prompt=prompt_of(batch.sources[i]) if prompt_of else None,
             )
+
+
+def prompt_settings(options: CaptionOptions) -> dict[str, Any]:
+    """The fingerprint of each image's own prompt, for the settings; empty if there are none."""
+    if not options.prompts:
+        return {}
+    pairs = [[str(x) for x in pair] for pair in options.prompts.items()]
+    return {"prompts": prompts.fingerprint(pairs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,54 +105,38 @@ class ReadRunner(OpenedTask[Read]):
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ReadResult]:
         """One result per image, in order."""
-        for written in _written(sources, self.reader, meter, self.batch_size, None):
+        for batch, i, text in _write(sources, self.reader, meter, self.batch_size, None):
             yield ReadResult(
-                source=written.source,
-                id=written.id,
-                error=written.batch.failures[written.place],
+                source=batch.sources[i],
+                id=batch.ids[i],
+                error=batch.failures[i],
                 models={"reader": self.reader.name},
                 method="read",
-                text=written.answer.text if written.answer else None,
-                score=written.answer.score if written.answer else None,
+                text=text.text if text else None,
+                score=text.score if text else None,
             )
 
 
-@dataclass(frozen=True)
-class _Written:
-    """An image's index in its batch, and its text."""
-
-    batch: ImageBatch
-    place: int
-    answer: Answer | None
-
-    @property
-    def source(self) -> Source:
-        return self.batch.sources[self.place]
-
-    @property
-    def id(self) -> str | None:
-        return self.batch.ids[self.place]
-
-
-def _written(
+def _write(
     sources: Iterable[Source],
     writer: Writer,
     meter: Meter,
     batch_size: int,
-    begun: Prompts | None,
-) -> Iterator[_Written]:
-    def work(rows: Sequence[tuple[Image, str]]) -> list[Answer]:
-        images, beginnings = zip(*rows, strict=True)
-        return writer.write(images, beginnings if begun else None)
+    prompt_of: Prompts | None,
+) -> Iterator[tuple[ImageBatch, int, Answer | None]]:
+    """Each image's batch, its index in it, and its text; None if it cannot be read."""
+
+    def work(pairs: Sequence[tuple[Image, str]]) -> list[Answer]:
+        images, texts = zip(*pairs, strict=True)
+        return writer.write(images, texts if prompt_of else None)
 
     for batch in load_batches(sources, meter, batch_size):
-        rows = [
-            (image, begun(batch.sources[i]) if begun else "") for i, image in batch.images.items()
+        pairs = [
+            (image, prompt_of(batch.sources[i]) if prompt_of else "")
+            for i, image in batch.images.items()
         ]
         with meter.stage("language model"):
-            answers = [
-                a for _, said in batched_with_oom_retry(work, rows, batch_size) for a in said
-            ]
-        found = dict(zip(batch.images, answers, strict=True))
-        for place in range(len(batch.sources)):
-            yield _Written(batch, place, found.get(place))
+            parts = batched_with_oom_retry(work, pairs, batch_size)
+            texts = dict(zip(batch.images, [one for _, part in parts for one in part], strict=True))
+        for i in range(len(batch.sources)):
+            yield batch, i, texts.get(i)

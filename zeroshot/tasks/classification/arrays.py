@@ -1,7 +1,7 @@
-"""A method on arrays: for people who have embeddings and need no pictures.
+"""A method on arrays, for embeddings that you already have.
 
-The arrays and their shapes are those of docs/embeddings.md. Which of them a method takes follows
-from the parameters of its `fit` and `scores`.
+The arrays and their shapes are those of docs/embeddings.md. A method takes the arrays that its
+`fit` and `scores` have parameters for.
 """
 
 import zipfile
@@ -36,24 +36,24 @@ SHAPES = {
     "parents": "c",
     "initial": "n c",
 }
-"""Every array there is and its axes; an axis has one length in all arrays of a file."""
+"""All arrays and their axes; an axis has the same length in all arrays of a file."""
 
 EMBEDDINGS = {"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank"}
-"""Arrays of embeddings, as against masks, labels and priors."""
+"""Arrays of embeddings; the others are masks, labels and priors."""
 
 INDICES = {"shot_labels", "parents"}
-"""Arrays of class numbers, 0 to c - 1."""
+"""Arrays of class indices, 0 to c - 1."""
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file, unpickled never.
+    """The arrays of an .npz file; nothing is unpickled.
 
     Raises:
         UserError: no such file, not an .npz, or an array of objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"no such file: '{path}'") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
@@ -63,7 +63,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An .npz file that is whole or not there: written beside its place and moved into it."""
+    """Write an .npz file, all of it or nothing: to another name, which is then changed."""
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("wb") as file:
@@ -74,52 +74,53 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 def score_arrays(
     arrays: Mapping[str, Array], method: str, options: Mapping[str, Any]
 ) -> dict[str, Array]:
-    """`scores [n c]` and what else the method learned, by name without the trailing `_`.
+    """`scores [n c]`, and the tensors that the method learned, without the trailing `_`.
 
-    Embeddings are brought to unit length, but for couplings and methods with `wants_unnormalized`,
-    which centre them first; all is computed in the precision the arrays come in. Arrays the
-    method has no use for stay unused, so that one file serves several methods.
+    Embeddings are normalised to unit length, except for couplings and methods with
+    `wants_unnormalized`, which centre them first. Everything is computed in the precision of the
+    arrays. Arrays that the method has no use for are ignored, so that one file serves several
+    methods.
 
     Raises:
         UserError: an array that is unknown, missing, of a wrong shape or kind, or not finite.
     """
-    chosen = methods.configure(method, options)
-    if not hasattr(chosen, "scores"):
+    scorer = methods.configure(method, options)
+    if not hasattr(scorer, "scores"):
         raise UserError(f"method '{method}' does not score arrays")
-    fit, score = (methods.parameters(chosen, verb) for verb in ("fit", "scores"))
-    tensors = _checked(arrays, method, fit | score)
-    unnormalized = getattr(chosen, "wants_unnormalized", False)
-    if not unnormalized and not isinstance(chosen, methods.Coupling):
+    fit, score = (methods.parameters(scorer, verb) for verb in ("fit", "scores"))
+    tensors = _to_tensors(arrays, method, fit | score)
+    unnormalized = getattr(scorer, "wants_unnormalized", False)
+    if not unnormalized and not isinstance(scorer, methods.Coupling):
         tensors |= {k: normalize(v) for k, v in tensors.items() if k in EMBEDDINGS}
-    if learned_from := {name: tensors[name] for name in fit if name in tensors}:
-        chosen = chosen.fit(**learned_from)
-    given: dict[str, Any] = {name: tensors[name] for name in score if name in tensors}
-    if "logit_scale" in given:
-        given["logit_scale"] = float(given["logit_scale"])
-    scores = chosen.scores(**given)
-    return {"scores": scores.numpy(), **_learned(chosen)}
+    if data := {name: tensors[name] for name in fit if name in tensors}:
+        scorer = scorer.fit(**data)
+    inputs: dict[str, Any] = {name: tensors[name] for name in score if name in tensors}
+    if "logit_scale" in inputs:
+        inputs["logit_scale"] = float(inputs["logit_scale"])
+    scores = scorer.scores(**inputs)
+    return {"scores": scores.numpy(), **_learned_tensors(scorer)}
 
 
-def _learned(fitted: Any) -> dict[str, Array]:
-    """Tensors a method holds beyond the arrays it was given; of a pipeline, each stage's."""
+def _learned_tensors(fitted: Any) -> dict[str, Array]:
+    """The tensors of a method that are not its inputs; of a pipeline, those of each stage."""
     if hasattr(fitted, "stages"):
         return {
             f"{methods.name_of(stage)}.{name}": value
             for stage in fitted.stages
-            for name, value in _learned(stage).items()
+            for name, value in _learned_tensors(stage).items()
         }
-    held = {f.name.removesuffix("_"): getattr(fitted, f.name) for f in fields(fitted)}
+    values = {f.name.removesuffix("_"): getattr(fitted, f.name) for f in fields(fitted)}
     return {
         name: value.numpy()
-        for name, value in held.items()
+        for name, value in values.items()
         if isinstance(value, Tensor) and name not in SHAPES
     }
 
 
-def _checked(
+def _to_tensors(
     arrays: Mapping[str, Array], method: str, parameters: Mapping[str, bool]
 ) -> dict[str, Tensor]:
-    """The arrays among `parameters` as tensors, their shapes agreeing with `SHAPES`."""
+    """The arrays among `parameters` as tensors, checked against `SHAPES`."""
     for name in arrays:
         if name not in SHAPES:
             raise unknown("array", name, SHAPES)
@@ -128,7 +129,7 @@ def _checked(
         raise UserError(
             f"{method} needs the array{'s' * (len(missing) > 1)} "
             + ", ".join(f"{name} [{SHAPES[name]}]" for name in missing)
-            + f"; the file holds {', '.join(sorted(arrays))}"
+            + f"; the file has {', '.join(sorted(arrays))}"
         )
     used = {name: arrays[name] for name in parameters if name in arrays}
     lengths: dict[str, tuple[int, str]] = {}
@@ -142,21 +143,20 @@ def _checked(
         tensors[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
     mask = tensors.get("text_mask")
     for name in EMBEDDINGS & tensors.keys():
-        _check_rows(name, tensors[name], mask if name == "texts" else None)
+        _check_embeddings(name, tensors[name], mask if name == "texts" else None)
     if mask is not None and not mask.any(1).all():
-        raise UserError("text_mask: a class has no prompt at all")
+        raise UserError("text_mask: a class has no prompt")
     for name in INDICES & tensors.keys():
         _check_classes(name, used[name], len(tensors["texts"]))
     for name in {"prior", "initial"} & tensors.keys():
-        if not tensors[name].isfinite().all():
-            raise UserError(f"array {name} holds NaN or infinity")
+        _check_finite(name, tensors[name])
     if "prior" in tensors:
-        tensors["prior"] = _shares(tensors["prior"])
+        tensors["prior"] = _to_shares(tensors["prior"])
     return tensors
 
 
 def _check_shape(name: str, array: Array, lengths: dict[str, tuple[int, str]]) -> None:
-    """Number of axes, kind of numbers, and lengths that agree with the arrays before."""
+    """UserError for a wrong number of axes, kind of values, or a length unlike other arrays'."""
     axes = SHAPES[name].split()
     if array.ndim != len(axes) or 0 in array.shape:
         raise UserError(
@@ -173,20 +173,24 @@ def _check_shape(name: str, array: Array, lengths: dict[str, tuple[int, str]]) -
             )
 
 
-def _check_rows(name: str, rows: Tensor, mask: Tensor | None) -> None:
-    """No NaN, no infinity, no zero row but where the mask says there is none."""
-    if not rows.isfinite().all():
-        raise UserError(f"array {name} holds NaN or infinity")
-    present = rows.any(-1)
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise UserError(f"array {name} has NaN or infinity")
+
+
+def _check_embeddings(name: str, embeddings: Tensor, mask: Tensor | None) -> None:
+    """UserError for NaN, infinity, or an embedding of zeros that the mask does not exclude."""
+    _check_finite(name, embeddings)
+    nonzero = embeddings.any(-1)
     if mask is not None:
-        present = present | ~mask
-    if not present.all():
-        where = (~present).nonzero()[0].tolist()
-        raise UserError(f"array {name}: row {where} is zero and has no direction")
+        nonzero = nonzero | ~mask
+    if not nonzero.all():
+        index = (~nonzero).nonzero()[0].tolist()
+        raise UserError(f"array {name}: embedding {index} is zero and has no direction")
 
 
 def _check_classes(name: str, array: Array, classes: int) -> None:
-    """Whole numbers that name a class."""
+    """UserError for values that are not the index of a class."""
     if (array != array.astype(np.int64)).any() or array.min() < 0 or array.max() >= classes:
         raise UserError(
             f"array {name}: values {array.min()} to {array.max()}; "
@@ -194,8 +198,8 @@ def _check_classes(name: str, array: Array, classes: int) -> None:
         )
 
 
-def _shares(prior: Tensor) -> Tensor:
+def _to_shares(prior: Tensor) -> Tensor:
     """Counts or shares of the classes, as shares."""
     if (prior < 0).any() or not prior.any():
-        raise UserError("array prior: counts or shares of the classes are not negative, not all 0")
+        raise UserError("array prior: expected counts or shares, none negative, not all zero")
     return prior / prior.sum()

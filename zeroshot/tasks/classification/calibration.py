@@ -1,19 +1,19 @@
-"""Scores that mean what they say, and thresholds below which nothing is said.
+"""Calibrated scores, and thresholds below which a classifier abstains.
 
-Temperature: one number per model and method divides the logits; it carries over from one data set
+Temperature: one number per model and method divides the logits. It carries over from one data set
 and set of prompts to another (LeVine et al. 2023, "Enabling Calibration In The Zero-Shot Inference
 of Large Vision-Language Models", arXiv:2303.12748). With labels it minimises the negative
-log-likelihood (Guo et al. 2017, arXiv:1706.04599). Without, it brings the mean confidence to that
-of the model's own zero-shot softmax, as Frolic (arXiv:2410.19294) does between its parts; of the
-zero-shot scores themselves it therefore leaves the scale alone.
+log-likelihood (Guo et al. 2017, arXiv:1706.04599). Without labels it makes the mean confidence
+equal to that of the model's own zero-shot softmax, as Frolic (arXiv:2410.19294) does between its
+parts; the zero-shot scores themselves therefore keep their scale.
 
-Abstention: from unlabelled pictures of the kind one expects, conformal p-values of the confidence
-(Vovk et al. 2005, "Algorithmic Learning in a Random World"):
+Abstention: conformal p-values of the confidence, from unlabelled images of the kind that is
+expected (Vovk et al. 2005, "Algorithmic Learning in a Random World"):
 
-    p = (1 + number of reference pictures at most as confident) / (1 + reference pictures)
+    p = (1 + number of reference images at most as confident) / (1 + reference images)
 
-Abstaining where p <= alpha leaves out at most a share alpha of further pictures of that kind.
-Whatever resembles none of the labels is less confident and left out more often.
+To abstain if p <= alpha leaves out at most a fraction alpha of further images of that kind. Images
+that resemble none of the labels have a lower confidence and are left out more often.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ SCHEMA = "zeroshot.calibration/1"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `zeroshot calibrate` learned of one model and method."""
+    """The result of `zeroshot calibrate` for one model and method."""
 
     models: Mapping[str, str]
     method: str
@@ -58,22 +58,18 @@ class Calibration:
     """Fingerprint of the prompts that confidences and thresholds belong to."""
     temperature: float = 1.0
     confidences: tuple[float, ...] = ()
-    """Of the pictures it was fitted on, ascending."""
+    """The reference confidences, ascending."""
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
-    """Score from which a label is accepted; None: never."""
+    """A label is accepted from this score on; None: never."""
     report: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything in it."""
+        """A hash of all fields."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
     def check(self, classifier: Classifier) -> None:
-        """See that it was made for this model and method.
-
-        Raises:
-            UserError: it was made for another.
-        """
+        """UserError if it was made for another model or method."""
         now = settings(classifier)
         for key in ("models", "method", "options"):
             was = getattr(self, key)
@@ -81,13 +77,13 @@ class Calibration:
                 raise UserError(f"the calibration was made with {key} {was}, not {now[key]}")
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write it as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n", "utf-8")
 
 
 def read_calibration(path: Path) -> Calibration:
-    """What `Calibration.write` wrote.
+    """A calibration that `Calibration.write` wrote.
 
     Raises:
         UserError: no such file, or another kind of file.
@@ -112,30 +108,30 @@ def calibrate(
     precision: float | None = None,
     batch_size: int = AUTO_BATCH,
 ) -> tuple[Calibration, list[dict[str, float]]]:
-    """Temperature, confidences and thresholds; and, with labels, reports before and after.
+    """Temperature, confidences and thresholds; with labels also reports before and after.
 
-    A sigmoid judges each label by itself, and its scale is left alone.
+    A sigmoid scores each label by itself, and keeps its scale.
 
     Args:
-        classes: of each picture, where they are known.
+        classes: the class of each image, if they are known.
         prompts: fingerprint of the classifier's prompts.
-        precision: of the thresholds, which none are fitted without.
+        precision: the precision that each threshold must reach; None for no thresholds.
 
     Raises:
-        UserError: a picture that cannot be read, or scores without a scale (`cosine`).
+        UserError: an image that cannot be read, or scores without a scale (`cosine`).
     """
     if classifier.head == "cosine":
-        raise UserError("calibrate: cosines are no probabilities; --score softmax or sigmoid")
+        raise UserError("calibrate: cosines are no probabilities; take --score softmax or sigmoid")
     logits = _logits(classifier, sources, cache, meter, batch_size)
     labels = None if classes is None else torch.tensor(classes)
     temperature = 1.0
     if classifier.head == "softmax":
         if labels is not None:
-            temperature = fit_temperature(logits.given, labels)
+            temperature = fit_temperature(logits.method, labels)
         else:
             confidence = float(logits.zero_shot.double().softmax(1).amax(1).mean())
-            temperature = matching_temperature(logits.given, confidence)
-    scores = replace(classifier, temperature=temperature).apply_head(logits.given)
+            temperature = matching_temperature(logits.method, confidence)
+    scores = replace(classifier, temperature=temperature).apply_head(logits.method)
     thresholds: dict[str, float | None] = {}
     if labels is not None and precision is not None:
         thresholds = {
@@ -144,9 +140,9 @@ def calibrate(
         }
     reports = []
     if labels is not None:
-        reports = [report(logits.given / t, labels) for t in (1.0, temperature)]
+        reports = [report(logits.method / t, labels) for t in (1.0, temperature)]
     used = settings(classifier)
-    made = Calibration(
+    calibration = Calibration(
         used["models"],
         used["method"],
         used["options"],
@@ -157,14 +153,14 @@ def calibrate(
         thresholds,
         reports[-1] if reports else {},
     )
-    return made, reports
+    return calibration, reports
 
 
 @dataclass(frozen=True)
 class Logits:
-    """Of the method, and of the plain zero-shot scores with the model's own scale."""
+    """Logits of the method, and the zero-shot cosines at the model's own scale."""
 
-    given: Float[Tensor, "n c"]
+    method: Float[Tensor, "n c"]
     zero_shot: Float[Tensor, "n c"]
 
 
@@ -175,14 +171,15 @@ def _logits(
     meter: Meter,
     batch_size: int,
 ) -> Logits:
-    given, zero_shot = [], []
+    method, zero_shot = [], []
     for batch in embed_batches(sources, classifier, cache, meter, batch_size):
         for source, failure in zip(batch.sources, batch.failures, strict=True):
             if failure is not None:
                 raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
-        given.append(classifier.logits(batch.rows, batch.views))
-        zero_shot.append(classifier.encoder.logit_scale * classifier(batch.rows, batch.views)[1])
-    return Logits(torch.cat(given), torch.cat(zero_shot))
+        method.append(classifier.logits(batch.embeddings, batch.views))
+        _, cosines = classifier(batch.embeddings, batch.views)
+        zero_shot.append(classifier.encoder.logit_scale * cosines)
+    return Logits(torch.cat(method), torch.cat(zero_shot))
 
 
 def accepted(
@@ -191,74 +188,76 @@ def accepted(
     alpha: float,
     thresholds: Sequence[float | None],
 ) -> list[bool]:
-    """Whether each row's best label is likely enough, and above its threshold."""
-    best, place = scores.max(1)
+    """Whether each image's best label has a p-value above alpha, and reaches its threshold."""
+    best, classes = scores.max(1)
     likely = [p > alpha for p in p_values(best.tolist(), reference)]
     above = [
         thresholds[c] is not None and score >= (thresholds[c] or 0.0)
-        for score, c in zip(best.tolist(), place.tolist(), strict=True)
+        for score, c in zip(best.tolist(), classes.tolist(), strict=True)
     ]
     return [a and b for a, b in zip(likely, above, strict=True)]
 
 
 def abstention_rule(
-    made: Calibration | None, abstain: float | None, prompts: str, classifier: Classifier
+    calibration: Calibration | None, abstain: float | None, prompts: str, classifier: Classifier
 ) -> Acceptance | None:
     """Which best labels are accepted, by conformal p-values and by the labels' thresholds.
 
     Raises:
-        UserError: nothing to judge by, or what there is belongs to other prompts or scores.
+        UserError: there is no calibration, or it belongs to other prompts or scores.
     """
-    if made is None:
+    if calibration is None:
         if abstain is not None:
             raise UserError(
                 "--abstain needs --calibration FILE.json: 'zeroshot calibrate' makes it from "
-                "pictures of the kind you expect, labelled or not"
+                "images of the kind you expect, labelled or not"
             )
         return None
-    if abstain is None and not made.thresholds:
+    if abstain is None and not calibration.thresholds:
         return None
-    head = classifier.head
-    for what, was, now in (("prompts", made.prompts, prompts), ("scores", made.score, head)):
+    for what, was, now in (
+        ("prompts", calibration.prompts, prompts),
+        ("scores", calibration.score, classifier.head),
+    ):
         if was != now:
             raise UserError(
                 f"the calibration's thresholds belong to other {what}: {was}, not {now}"
             )
-    thresholds = [made.thresholds.get(label, 0.0) for label in classifier.labels]
-    return lambda scores: accepted(scores, made.confidences, abstain or 0.0, thresholds)
+    thresholds = [calibration.thresholds.get(label, 0.0) for label in classifier.labels]
+    return lambda scores: accepted(scores, calibration.confidences, abstain or 0.0, thresholds)
 
 
 def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
-    """The temperature of least negative log-likelihood; it is convex in the inverse.
+    """The temperature with the lowest negative log-likelihood, which is convex in its inverse.
 
     Raises:
-        UserError: every row is right, and the likelihood grows without end as it falls.
+        UserError: every image is classified correctly, so that the likelihood has no maximum.
     """
-    given = logits.double()
-    if bool((given.argmax(1) == labels).all()):
+    logits = logits.double()
+    if bool((logits.argmax(1) == labels).all()):
         raise UserError(
-            f"all {len(labels)} labelled pictures are classified right, so that no temperature is "
+            f"all {len(labels)} labelled images are classified right, so that no temperature is "
             "the best one; give more of them, and hard ones"
         )
 
     def loss(log_temperature: float) -> float:
-        log_probability = (given / math.exp(log_temperature)).log_softmax(1)
+        log_probability = (logits / math.exp(log_temperature)).log_softmax(1)
         return float(-log_probability.gather(1, labels[:, None]).mean())
 
-    found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-7})
-    return math.exp(found.x)
+    lowest = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-7})
+    return math.exp(lowest.x)
 
 
 def matching_temperature(logits: Float[Tensor, "n c"], confidence: float) -> float:
-    """The temperature at which the mean confidence is the one wanted.
+    """The temperature at which the mean confidence is `confidence`.
 
     Raises:
-        UserError: no temperature makes these logits so confident.
+        UserError: there is no such temperature.
     """
-    given = logits.double()
+    logits = logits.double()
 
     def excess(log_temperature: float) -> float:
-        return float((given / math.exp(log_temperature)).softmax(1).amax(1).mean()) - confidence
+        return float((logits / math.exp(log_temperature)).softmax(1).amax(1).mean()) - confidence
 
     if excess(LOG_RANGE[0]) < 0 or excess(LOG_RANGE[1]) > 0:
         raise UserError(f"no temperature brings the mean confidence to {confidence:.4f}")
@@ -266,21 +265,18 @@ def matching_temperature(logits: Float[Tensor, "n c"], confidence: float) -> flo
 
 
 def p_values(confidences: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Conformal: share of the reference, and the picture itself, that is no more confident."""
+    """Conformal p-values: the fraction of the reference, plus the image, at most as confident."""
     below = np.searchsorted(np.asarray(reference), np.asarray(confidences), side="right")
     values: list[float] = ((1 + below) / (1 + len(reference))).tolist()
     return values
 
 
 def precision_threshold(
-    scores: Float[Tensor, " n"], own: Sequence[bool], precision: float
+    scores: Float[Tensor, " n"], positive: Sequence[bool], precision: float
 ) -> float | None:
-    """The lowest score from which at least the share `precision` of the rows are the class's own.
-
-    None where there is no such score.
-    """
+    """The lowest score from which on at least the fraction `precision` is positive; else None."""
     order = scores.argsort(descending=True, stable=True)
-    right = torch.tensor(own, dtype=torch.float64)[order].cumsum(0)
+    right = torch.tensor(positive, dtype=torch.float64)[order].cumsum(0)
     share = right / torch.arange(1, len(order) + 1)
     ordered = scores[order]
     last_of_ties = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])
@@ -289,10 +285,10 @@ def precision_threshold(
 
 
 def report(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, float]:
-    """How good and how honest the softmax of these logits is."""
+    """Accuracy and calibration of the softmax of these logits."""
     probabilities, truth = logits.double().softmax(1).numpy(), labels.numpy()
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == truth
-    found = {
+    figures = {
         "accuracy": metrics.accuracy(probabilities, truth),
         "confidence": float(confidence.mean()),
         "ece": metrics.ece(probabilities, truth),
@@ -301,4 +297,4 @@ def report(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str,
         "auroc": metrics.auroc(confidence, correct),
         "aurc": metrics.aurc(confidence, correct),
     }
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    return {name: value for name, value in figures.items() if not math.isnan(value)}

@@ -15,15 +15,15 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
+    check_lengths,
     concat_batches,
     embed_all,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
     pad_prompts,
     project_images,
     project_texts,
-    refuse_long,
     text_encoder_of,
     with_views,
 )
@@ -93,55 +93,55 @@ class Classifier:
     temperature: float = 1.0
     """Divides the logits."""
     parents: Int[Tensor, " c"] | None = None
-    """Of the labels and of the kinds that follow them in `texts`."""
+    """For each label, and for each kind that follows the labels in `texts`, its label's index."""
     num_explanations: int = 0
-    """Anchors named for each image's best label."""
+    """Number of anchors that explain each image's best label."""
     anchors: Anchors | None = None
-    """Of the set, if they are to be named."""
+    """The set's anchors, if they explain labels."""
     negatives: int = 0
     """Negative prompts, which follow the labels in `texts`."""
 
     def __call__(
-        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
+        self, images: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines, of embeddings of the image encoder."""
-        given, cosine = self._scored(rows, views)
-        own = self.head in ("softmax", "sigmoid") and self._output == "probability"
-        if (own and self.temperature == 1) or self.head == "cosine":
-            return given, cosine
-        return self.apply_head(as_logits(given, self._output, self.encoder.logit_scale)), cosine
+        scores, cosines = self._scores(images, views)
+        is_probability = self.head in ("softmax", "sigmoid") and self._output == "probability"
+        if (is_probability and self.temperature == 1) or self.head == "cosine":
+            return scores, cosines
+        return self.apply_head(as_logits(scores, self._output, self.encoder.logit_scale)), cosines
 
     def logits(
-        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
+        self, images: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
     ) -> Float[Tensor, "n a"]:
         """Scores before the head and before the temperature, also of negative prompts."""
-        given, _ = self._scored(rows, views)
-        return as_logits(given, self._output, self.encoder.logit_scale)
+        scores, _ = self._scores(images, views)
+        return as_logits(scores, self._output, self.encoder.logit_scale)
 
     @property
     def _output(self) -> Output:
-        """A coupling's scores are taken as cosines."""
+        """A coupling's scores are its cosines."""
         return "similarity" if isinstance(self.method, Coupling) else self.method.output
 
-    def _scored(
-        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
+    def _scores(
+        self, images: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None
     ) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n c"]]:
         """The method's scores of labels and negative prompts, and the labels' cosines."""
-        labels, scored = len(self.labels), len(self.labels) + self.negatives
+        labels, prompted = len(self.labels), len(self.labels) + self.negatives
         if isinstance(self.method, Coupling):
-            cosine = self.method.cosines(rows, self.texts, self.text_mask)
-            return cosine, cosine[:, :labels]
-        images, scale = project_images(self.encoder, rows), self.encoder.logit_scale
+            cosines = self.method.cosines(images, self.texts, self.text_mask)
+            return cosines, cosines[:, :labels]
+        images, scale = project_images(self.encoder, images), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
         if views is not None:
-            joined = project_images(self.encoder, views.flatten(0, 1))
-            more["views"] = joined.view(*views.shape[:2], -1)
+            projected = project_images(self.encoder, views.flatten(0, 1))
+            more["views"] = projected.view(*views.shape[:2], -1)
         if self.parents is not None:
             more["parents"] = self.parents
-        given = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
+        scores = self.method.scores(images, self.texts, self.text_mask, logit_scale=scale, **more)
         plain = type(self.method) is Ensemble and self.method.output == "similarity"
-        cosine = given if plain else Ensemble().scores(images, self.texts, self.text_mask)
-        return given[:, :scored], cosine[:, :labels]
+        cosines = scores if plain else Ensemble().scores(images, self.texts, self.text_mask)
+        return scores[:, :prompted], cosines[:, :labels]
 
     def apply_head(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:
         """Scores of logits, at the temperature."""
@@ -155,23 +155,37 @@ class Classifier:
 
     @property
     def name(self) -> str:
-        """The method's, for rows."""
+        """The name of the method, for rows."""
         return methods.name_of(self.method)
 
     def explain(
-        self, row: Float[Tensor, " e"], label: int, cosine: float
+        self, image: Float[Tensor, " e"], label: int, cosine: float
     ) -> tuple[AnchorContribution, ...]:
-        """The anchors that contributed most to a label, their shares scaled to its cosine."""
+        """The anchors that contributed most to a label; all shares would sum to its cosine."""
         if self.anchors is None:
             return ()
         texts = self.texts[label][self.text_mask[label]]
-        found = explain(self.method, row, texts, self.num_explanations)
-        scale = cosine / found.score if found.score else 0.0
-        return tuple(
-            AnchorContribution(entry.id, share * scale, entry.captions, entry.path)
-            for place, share in zip(found.anchors, found.shares, strict=True)
-            for entry in [self.anchors.entries[place]]
+        return explain_cosine(
+            self.method, image, texts, self.anchors, cosine, self.num_explanations
         )
+
+
+def explain_cosine(
+    coupling: Any,
+    image: Float[Tensor, " e"],
+    texts: Float[Tensor, "t e"],
+    anchors: Anchors,
+    cosine: float,
+    count: int,
+) -> tuple[AnchorContribution, ...]:
+    """The anchors that contribute most; the shares of all anchors sum to the cosine."""
+    explanation = explain(coupling, image, texts, count)
+    scale = cosine / explanation.score if explanation.score else 0.0
+    return tuple(
+        AnchorContribution(entry.id, share * scale, entry.captions, entry.path)
+        for index, share in zip(explanation.anchors, explanation.shares, strict=True)
+        for entry in [anchors.entries[index]]
+    )
 
 
 def load_classifier(
@@ -193,15 +207,14 @@ def load_classifier(
 
     Args:
         labels: one name per class.
-        prompts: of each class; classes may differ in how many. Those of a hierarchy's kinds follow.
-        options: of the method, the head, and which prompts are accepted; `labels` and files in
-            them are not read.
+        prompts: one list per class, then one per kind of a hierarchy; lengths may differ.
+        options: of the method, the head and the prompts; `labels` and files in them are not read.
         data: shots, unlabelled images, a prior, views.
         temperature: divides the logits before the head.
 
     Raises:
-        UserError: a method that does not classify, that lacks data or has no use for what is
-            given, or a prompt that is too long.
+        UserError: a method that does not classify, data that it lacks or has no use for, or a
+            prompt that is too long.
     """
     models.require(language_model=False)
     data, negatives = data or Adaptation(), several(options.against)
@@ -220,13 +233,13 @@ def load_classifier(
     prompts = [*prompts, *([text] for text in negatives)]
     flat = [text for group in prompts for text in group]
     if options.long_text == "error":
-        refuse_long(flat, text_encoder_of(encoder))
-    rows = embed_texts(flat, text_encoder_of(encoder), cache, meter)
+        check_lengths(flat, text_encoder_of(encoder))
+    embeddings = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
-        rows = project_texts(encoder, rows)
-    texts, mask = pad_prompts(rows, [len(group) for group in prompts])
+        embeddings = project_texts(encoder, embeddings)
+    texts, mask = pad_prompts(embeddings, [len(group) for group in prompts])
     return Classifier(
-        method=_fitted(scorer, encoder, data, cache, meter),
+        method=_fit(scorer, encoder, data, cache, meter),
         encoder=encoder,
         labels=labels,
         texts=texts,
@@ -262,14 +275,14 @@ def iter_embeddings(
 ) -> Iterator[EmbeddingBatch]:
     """Embeddings and views for the classifier, batch by batch."""
     encoder = image_encoder_of(classifier.encoder)
-    batches = embed_pictures(sources, encoder, cache, meter, batch_size)
+    batches = embed_images(sources, encoder, cache, meter, batch_size)
     if classifier.views:
         batches = with_views(batches, classifier.views, encoder, cache, meter)
     return batches
 
 
 def settings(classifier: Classifier) -> dict[str, Any]:
-    """What decides the scores, but for the prompts."""
+    """The settings that decide the scores, except the prompts."""
     method = classifier.method
     return {
         "models": canonical_names(classifier.encoder),
@@ -281,51 +294,53 @@ def settings(classifier: Classifier) -> dict[str, Any]:
 
 def adaptation_settings(data: Adaptation) -> dict[str, Any]:
     """The data of a method, for the settings of a run; empty if there is none."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if data.shots is not None:
         shots = zip(data.shots.sources, data.shots.classes, strict=True)
-        found["shots"] = [[source.path, place] for source, place in shots]
+        settings["shots"] = [[source.path, index] for source, index in shots]
     if data.bank:
-        found["bank"] = [source.path for source in data.bank]
+        settings["bank"] = [source.path for source in data.bank]
     if data.prior:
-        found["prior"] = list(data.prior)
+        settings["prior"] = list(data.prior)
     if data.views:
-        found["views"] = data.views
+        settings["views"] = data.views
     if data.parents:
-        found["parents"] = list(data.parents)
-    return found
+        settings["parents"] = list(data.parents)
+    return settings
 
 
 def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scorer:
     """The method; a coupling is fitted with the set's anchors."""
-    own = models.spec.coupling if models.spec.encoder is None else None
-    default = models.spec.classify.get("method", own.method if own else "ensemble")
-    of_the_set = {k: v for k, v in models.spec.classify.items() if k != "method"}
+    coupling_spec = models.spec.coupling if models.spec.encoder is None else None
+    default = models.spec.classify.get(
+        "method", coupling_spec.method if coupling_spec else "ensemble"
+    )
+    defaults = {k: v for k, v in models.spec.classify.items() if k != "method"}
     name = name or default
-    given = (of_the_set if name == default else {}) | options
-    chosen = methods.configure(name, given)
-    if not hasattr(chosen, "scores"):
+    options = (defaults if name == default else {}) | options
+    method = methods.configure(name, options)
+    if not hasattr(method, "scores"):
         scorers = [n for n in methods.names() if hasattr(methods.get(n), "scores")]
         raise UserError(f"method '{name}' does not classify; these do: {', '.join(scorers)}")
-    if not isinstance(chosen, Coupling):
-        scorer: Scorer = chosen
+    if not isinstance(method, Coupling):
+        scorer: Scorer = method
         return scorer
-    coupling: Any = chosen
+    coupling: Any = method
     if models.spec.coupling is not None and models.spec.coupling.method == name:
-        if not given:
+        if not options:
             return models.coupled.coupling
-        set_up: Any = models.coupling
-        if methods.name_of(set_up) == name:
-            coupling = replace(set_up, **{k: getattr(chosen, k) for k in given})
+        of_the_set: Any = models.coupling
+        if methods.name_of(of_the_set) == name:
+            coupling = replace(of_the_set, **{k: getattr(method, k) for k in options})
     fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
     return fitted
 
 
 def _check_method_inputs(scorer: Scorer, data: Adaptation) -> None:
-    """Each array that is given has a use, and each that is needed is given.
+    """The method has a use for each array that is given, and each that it needs is given.
 
     Raises:
-        UserError: naming the option.
+        UserError: an array without use, or a missing one; it names the option.
     """
     name = methods.name_of(scorer)
     fit, score = (methods.parameters(scorer, verb) for verb in ("fit", "scores"))
@@ -336,8 +351,8 @@ def _check_method_inputs(scorer: Scorer, data: Adaptation) -> None:
             raise UserError(f"method '{name}' has no use for {flag}")
     needed = {array for array, must in (fit | score).items() if must} - {"images", "texts"}
     missing = needed - data.given.keys() - ({"shot_labels"} if data.shots else set())
-    if wanted := [FLAGS[array] for array in sorted(missing & FLAGS.keys())]:
-        raise UserError(f"method '{name}' needs {' and '.join(wanted)}")
+    if flags := [FLAGS[array] for array in sorted(missing & FLAGS.keys())]:
+        raise UserError(f"method '{name}' needs {' and '.join(flags)}")
     if other := missing - {"shot_labels"}:
         raise UserError(
             f"method '{name}' needs the array {sorted(other)[0]}: give arrays with --embeddings"
@@ -346,20 +361,20 @@ def _check_method_inputs(scorer: Scorer, data: Adaptation) -> None:
         raise UserError("--views 1: the image itself is the first view; give 2 or more")
 
 
-def _fitted(
+def _fit(
     scorer: Scorer, encoder: DualEncoder, data: Adaptation, cache: EmbeddingCache, meter: Meter
 ) -> Scorer:
     """The method, fitted with its data in the space of its images."""
 
-    def rows(sources: Sequence[Source]) -> Tensor:
+    def embed(sources: Sequence[Source]) -> Tensor:
         return project_images(encoder, embed_all(sources, image_encoder_of(encoder), cache, meter))
 
     arrays: dict[str, Tensor] = {}
     if data.shots is not None:
-        arrays["shots"] = rows(data.shots.sources)
+        arrays["shots"] = embed(data.shots.sources)
         arrays["shot_labels"] = torch.tensor(data.shots.classes)
     if data.bank:
-        arrays["bank"] = rows(data.bank)
+        arrays["bank"] = embed(data.bank)
     if data.prior:
         arrays["prior"] = torch.tensor(data.prior) / sum(data.prior)
     method: Any = scorer

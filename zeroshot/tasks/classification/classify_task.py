@@ -9,7 +9,7 @@ from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import read_hierarchy, read_labeled_images, read_prior
 from zeroshot.errors import UserError
-from zeroshot.inference.embedding import AUTO_BATCH, embed_pictures
+from zeroshot.inference.embedding import AUTO_BATCH, embed_images
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.resolve import find
@@ -42,12 +42,13 @@ NEED_ONE_EMBEDDING = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the options name as labels: read, and written as prompts."""
+    """The labels that the options name, and their prompts."""
 
     labels: tuple[str, ...]
     prompts: list[list[str]]
-    """Of each label, then of each kind of a hierarchy."""
+    """For each label, then for each kind of a hierarchy."""
     parents: tuple[int, ...] = ()
+    """For each label and each kind, the index of its label."""
 
 
 def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Vocabulary:
@@ -70,7 +71,7 @@ def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Voca
 
 
 def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptation:
-    """Shots, bank, prior and views, read from what the options name."""
+    """Shots, bank, prior and views, read from the files that the options name."""
     labels, shots, prior = vocabulary.labels, options.shots, options.prior
     return Adaptation(
         shots=None if shots is None else read_labeled_images(Path(shots), labels),
@@ -82,7 +83,7 @@ def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptat
 
 
 def check_threshold(options: ClassifyOptions) -> None:
-    """UserError for a threshold if only one label can hold."""
+    """UserError for a threshold if an image has only one label."""
     if options.threshold is not None and not options.multi:
         raise UserError("--threshold chooses among labels that may all hold: give --multi")
 
@@ -93,15 +94,15 @@ def num_labels(options: ClassifyOptions, labels: Sequence[str]) -> int:
 
 
 def label_settings(options: ClassifyOptions, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What decides which labels a row has."""
-    found: dict[str, Any] = {
+    """The settings that decide which labels a row has."""
+    settings: dict[str, Any] = {
         "prompts": prompts.fingerprint(vocabulary.prompts),
         "top_k": num_labels(options, vocabulary.labels),
     }
     if options.multi:
         negatives = list(several(options.against))
-        found |= {"multi": True, "against": negatives, "threshold": options.threshold}
-    return found
+        settings |= {"multi": True, "against": negatives, "threshold": options.threshold}
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,37 +118,39 @@ class Classify(Task[ClassifyOptions]):
     @classmethod
     def from_options(cls, models: ModelSet, options: ClassifyOptions) -> "Classify":
         """See `Task`."""
-        vocabulary, made = read_vocabulary(options), options.calibration
+        vocabulary, calibration = read_vocabulary(options), options.calibration
+        if isinstance(calibration, str | Path):
+            calibration = read_calibration(Path(calibration))
         return cls(
             models=models,
             options=options,
             vocabulary=vocabulary,
             data=read_adaptation(options, vocabulary),
-            calibration=read_calibration(Path(made)) if isinstance(made, str | Path) else made,
+            calibration=calibration,
         )
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClassifyRunner":
         """Encode the prompts and fit the method."""
-        options, vocabulary, made = self.options, self.vocabulary, self.calibration
+        options, vocabulary, calibration = self.options, self.vocabulary, self.calibration
         check_threshold(options)
-        if options.multi and made is not None:
+        if options.multi and calibration is not None:
             raise UserError(
-                "--calibration is for the one best label: leave it, or --multi (whose labels "
-                "--threshold chooses)"
+                "--calibration is for one label per image: leave it out, or leave --multi out "
+                "(with --multi, --threshold chooses the labels)"
             )
-        ready = scoring.load_classifier(
+        classifier = scoring.load_classifier(
             self.models, vocabulary.labels, vocabulary.prompts, options, cache, meter, self.data
         )
-        if made is not None:
-            made.check(ready)
-            ready = replace(ready, temperature=made.temperature)
+        if calibration is not None:
+            calibration.check(classifier)
+            classifier = replace(classifier, temperature=calibration.temperature)
         fingerprint = prompts.fingerprint(vocabulary.prompts)
         return ClassifyRunner(
             task=self,
-            classifier=ready,
-            accept=abstention_rule(made, options.abstain, fingerprint, ready),
+            classifier=classifier,
+            accept=abstention_rule(calibration, options.abstain, fingerprint, classifier),
             cache=cache,
             batch_size=batch_size,
         )
@@ -167,21 +170,22 @@ class ClassifyRunner(OpenedTask[Classify]):
 
     @property
     def views(self) -> int:
-        """Of each image, itself included; 0 for none."""
+        """Views of each image, itself included; 0 for none."""
         return self.classifier.views
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        task, made = self.task, self.task.calibration
-        found = scoring.settings(self.classifier)
-        found |= label_settings(task.options, task.vocabulary)
-        found |= scoring.adaptation_settings(task.data)
-        if made is not None:
-            found |= {"calibration": made.fingerprint, "abstain": task.options.abstain}
-        return found
+        task, calibration = self.task, self.task.calibration
+        settings = scoring.settings(self.classifier)
+        settings |= label_settings(task.options, task.vocabulary)
+        settings |= scoring.adaptation_settings(task.data)
+        if calibration is not None:
+            abstain = task.options.abstain
+            settings |= {"calibration": calibration.fingerprint, "abstain": abstain}
+        return settings
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
-        """One result per image, in order; of a transductive method, none before the last image."""
+        """One result per image, in order; a transductive method reads all images first."""
         for batch in scoring.embed_batches(
             sources, self.classifier, self.cache, meter, self.batch_size
         ):
@@ -212,10 +216,12 @@ class ClipClassify(Task[VideoClassifyOptions]):
         """Load the model and encode the prompts."""
         check_threshold(self.options)
         labels, texts = self.vocabulary.labels, self.vocabulary.prompts
-        ready = clip_scoring.load_clip_classifier(
+        classifier = clip_scoring.load_clip_classifier(
             self._scorer(), labels, texts, self.options, cache, meter
         )
-        return ClipClassifyRunner(task=self, classifier=ready, cache=cache, batch_size=batch_size)
+        return ClipClassifyRunner(
+            task=self, classifier=classifier, cache=cache, batch_size=batch_size
+        )
 
     def _scorer(self) -> ClipScorer:
         if self.options.model is not None:
@@ -232,28 +238,28 @@ class ClipClassifyRunner(OpenedTask[ClipClassify]):
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        found = clip_scoring.settings(self.classifier)
-        return found | label_settings(self.task.options, self.task.vocabulary)
+        settings = clip_scoring.settings(self.classifier)
+        return settings | label_settings(self.task.options, self.task.vocabulary)
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[ClassifyResult]:
         """One result per video, in order."""
         options, encoder = self.task.options, ScoredClips(self.classifier.scorer)
         count = num_labels(options, self.classifier.labels)
-        for batch in embed_pictures(sources, encoder, self.cache, meter, self.batch_size):
+        for batch in embed_images(sources, encoder, self.cache, meter, self.batch_size):
             yield from label(batch, self.classifier, meter, count, threshold=options.threshold)
 
 
 def video_task(models: ModelSet, options: VideoClassifyOptions) -> Classify | ClipClassify:
-    """The task for videos: a method on the means of frames, or a model of whole videos.
+    """The task for videos: a method on the mean of a video's frames, or a video model.
 
     Raises:
         UserError: options that do not fit each other.
     """
     model, attention = options.model, options.pooling == "attention"
     if model is None and not attention:
-        own = models.frames if isinstance(models, ClipModels) else FRAMES
+        default = models.frames if isinstance(models, ClipModels) else FRAMES
         return Classify.from_options(
-            ClipModels.from_model_set(models, options.frames or own), options
+            ClipModels.from_model_set(models, options.frames or default), options
         )
     if model is not None and (options.frames is not None or attention):
         raise UserError("a video model (--model) takes no --frames and no --pooling")
@@ -264,8 +270,8 @@ def video_task(models: ModelSet, options: VideoClassifyOptions) -> Classify | Cl
     ]
     if unused:
         raise UserError(
-            f"{', '.join(unused)}: needs one embedding per video, and with --model or --pooling "
-            "attention a video has one for each text; leave the one or the other"
+            f"{', '.join(unused)}: needs one embedding per video, but with --model or --pooling "
+            "attention a video has one for each text; leave one or the other out"
         )
     vocabulary = read_vocabulary(options, "simple" if model is None else "none")
     return ClipClassify(models=models, options=options, vocabulary=vocabulary)

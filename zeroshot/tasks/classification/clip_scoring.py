@@ -1,4 +1,4 @@
-"""Clips and labels to scores, where a text's row depends on the clip: X-CLIP, attention."""
+"""Scores of labels for videos, by models whose text embeddings depend on the video: X-CLIP."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from zeroshot.tasks.options import several
 
 @dataclass(frozen=True)
 class ScoredClips:
-    """A model of clips as what the cache and the pipeline know: `models.base.ClipEncoder`."""
+    """A video model as a `models.base.ClipEncoder`, which the cache and the pipeline use."""
 
     scorer: ClipScorer
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The name of the model."""
         return self.scorer.name
 
     @property
@@ -45,7 +45,7 @@ class ScoredClips:
         return self.scorer.encode_frames(clips)
 
     def encode_images(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
-        """A picture is a clip that stands still."""
+        """An image is a video in which every frame is that image."""
         return self.scorer.encode_frames(
             [self.scorer.pixels([image] * self.scorer.frames) for image in images]
         )
@@ -64,11 +64,10 @@ class ClipClassifier:
     num_explanations: int = 0
 
     def __call__(
-        self, rows: Float[Tensor, "n d"], views: Float[Tensor, "n v d"] | None = None
+        self, videos: Float[Tensor, "n d"], views: Float[Tensor, "n v d"] | None = None
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and cosines: the mean over each label's prompts."""
-        found = self.scorer.cosines(rows, self.texts)
-        parts = torch.split(found, list(self.counts), 1)
+        parts = torch.split(self.scorer.cosines(videos, self.texts), list(self.counts), 1)
         cosines = torch.stack([part.mean(1) for part in parts], dim=1)
         labels = len(self.labels)
         if self.head == "cosine":
@@ -84,11 +83,11 @@ class ClipClassifier:
 
     @property
     def name(self) -> str:
-        """What rows call the method."""
+        """The name of the method, for rows."""
         return self.scorer.method
 
     def explain(
-        self, row: Float[Tensor, " d"], label: int, cosine: float
+        self, image: Float[Tensor, " d"], label: int, cosine: float
     ) -> tuple[AnchorContribution, ...]:
         """Nothing: there are no anchors."""
         return ()
@@ -114,14 +113,14 @@ def load_clip_classifier(
     flat = [text for group in groups for text in group]
     ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in flat]
     with meter.stage("encoder"):
-        rows = cache(scorer.encode_texts, flat, ids=ids, encoder=scorer.name, kind=TEXT_KIND)
+        encoded = cache(scorer.encode_texts, flat, ids=ids, encoder=scorer.name, kind=TEXT_KIND)
     default = default_head(scorer.logit_bias, options.multi, bool(negatives))
     counts = [len(group) for group in groups]
-    return ClipClassifier(scorer, labels, rows, counts, head or default)
+    return ClipClassifier(scorer, labels, encoded, counts, head or default)
 
 
 def settings(classifier: ClipClassifier) -> dict[str, Any]:
-    """What decides the scores, but for the prompts."""
+    """The settings that decide the scores, except the prompts."""
     return {
         "models": classifier.used,
         "method": classifier.scorer.method,

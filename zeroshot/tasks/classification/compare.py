@@ -1,4 +1,4 @@
-"""Several methods on the same rows, in one table."""
+"""Several methods on the same images or arrays, in one table."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,39 +21,39 @@ from zeroshot.tasks.classification.classifier import Classifier, embed_batches
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What one method says of all rows."""
+class MethodComparison:
+    """One method on all images, beside the first method."""
 
     method: str
     confidence: float
     """Mean of the best scores."""
     agreement: float
-    """Share of the rows whose best class is the first method's."""
+    """Fraction of the images whose best class is the same as the first method's."""
     cpu_ms: float
-    """Processor milliseconds a row, encoding left out."""
+    """CPU milliseconds per image, without encoding."""
 
 
 def compare(
     names: Sequence[str],
     options: Mapping[str, Any],
     score: Callable[[str, dict[str, Any]], Callable[[], Float[Tensor, "n c"]]],
-) -> Iterator[Compared]:
-    """One row per method, as each is done.
+) -> Iterator[MethodComparison]:
+    """One result per method.
 
     Args:
-        names: methods or pipelines; the first is what the others are compared with.
-        options: `center.lam`: every option says whose it is.
-        score: makes a method ready; what it returns is timed.
+        names: methods or pipelines; the others are compared with the first.
+        options: each with the name of its method, as `center.lam`.
+        score: prepares a method; the function that it returns is timed.
     """
     first: Tensor | None = None
-    for name, own in shared_out(names, options).items():
-        ready = score(name, own)
-        begun = time.process_time()
-        scores = ready()
-        seconds = time.process_time() - begun
+    for name, own in options_of_each(names, options).items():
+        run = score(name, own)
+        start = time.process_time()
+        scores = run()
+        seconds = time.process_time() - start
         best = scores.argmax(1)
         first = best if first is None else first
-        yield Compared(
+        yield MethodComparison(
             name,
             float(scores.amax(1).mean()),
             float((best == first).double().mean()),
@@ -61,18 +61,18 @@ def compare(
         )
 
 
-def shared_out(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each method; in a pipeline they keep their stage's name."""
+def options_of_each(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each method; those of a pipeline keep the name of their stage."""
     own: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in options.items():
         stage, _, option = key.rpartition(".")
-        takers = [name for name in names if stage in name.split("+")]
-        if not takers:
+        methods_with_stage = [name for name in names if stage in name.split("+")]
+        if not methods_with_stage:
             raise UserError(
-                f"-o {key}: with --compare an option says whose it is, as in -o center.lam=0.3; "
-                f"compared are {', '.join(names)}"
+                f"-o {key}: with --compare an option names its method, as in -o center.lam=0.3; "
+                f"the methods are {', '.join(names)}"
             )
-        for name in takers:
+        for name in methods_with_stage:
             own[name][key if "+" in name else option] = value
     return own
 
@@ -85,7 +85,7 @@ def compare_images(
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int,
-) -> Iterator[Compared]:
+) -> Iterator[MethodComparison]:
     """Methods on images, encoded once; images that cannot be read are skipped.
 
     Raises:
@@ -95,7 +95,7 @@ def compare_images(
     def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:
         ready = make(name, own)
         batches = list(embed_batches(sources, ready, cache, meter, batch_size))
-        kept = [(b.rows[b.readable], b.views, b.readable) for b in batches if b.readable]
+        kept = [(b.embeddings[b.readable], b.views, b.readable) for b in batches if b.readable]
         if not kept:
             raise UserError("none of the images can be read")
         return lambda: torch.cat(
@@ -107,8 +107,8 @@ def compare_images(
 
 def compare_arrays(
     arrays: Mapping[str, npt.NDArray[Any]], names: Sequence[str], options: Mapping[str, Any]
-) -> Iterator[Compared]:
-    """Methods on arrays; a best score is its softmax, so that they can be compared."""
+) -> Iterator[MethodComparison]:
+    """Methods on arrays; scores become softmax probabilities, so that they can be compared."""
     scale = float(arrays.get("logit_scale", 100.0))
 
     def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:

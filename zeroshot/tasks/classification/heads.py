@@ -15,15 +15,15 @@ from zeroshot.results.result import AnchorContribution, ClassifyResult, Label
 Head = Literal["softmax", "sigmoid", "cosine", "against"]
 """What a score is. `against` is a label's share of a softmax with the negative prompts."""
 Acceptance = Callable[[Tensor], Sequence[bool]]
-"""From scores `[n c]`: whether each row's best label is accepted."""
+"""From scores `[n c]`: whether each image's best label is accepted."""
 
-OF_LABELS = {"shots", "prior", "parents"}
-"""Arrays with something for each label."""
+LABEL_ARRAYS = {"shots", "prior", "parents"}
+"""Arrays with an entry, or with images, for each label."""
 
 
 @runtime_checkable
 class Labeller(Protocol):
-    """What gives rows their scores: a method, or a model of clips."""
+    """Scores labels: a method with its encoder, or a video model."""
 
     @property
     def labels(self) -> Sequence[str]:
@@ -35,7 +35,7 @@ class Labeller(Protocol):
 
     @property
     def num_explanations(self) -> int:
-        """Anchors named for the best label."""
+        """Number of anchors that explain the best label."""
 
     @property
     def used(self) -> dict[str, str]:
@@ -43,15 +43,15 @@ class Labeller(Protocol):
 
     @property
     def name(self) -> str:
-        """What rows call the method."""
+        """The name of the method, for rows."""
 
     def __call__(
-        self, rows: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
+        self, embeddings: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None, /
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Scores as the head defines them, and raw cosines."""
 
     def explain(
-        self, row: Float[Tensor, " e"], label: int, cosine: float
+        self, image: Float[Tensor, " e"], label: int, cosine: float
     ) -> tuple[AnchorContribution, ...]:
         """The anchors that contributed most to a label."""
 
@@ -68,7 +68,7 @@ def default_head(bias: float | None, multi: bool, negatives: bool) -> Head:
 def apply_head(
     logits: Float[Tensor, "n a"], head: Head, bias: float | None, labels: int
 ) -> Float[Tensor, "n c"]:
-    """Softmax or sigmoid, or a softmax of each of the `labels` with all that follows them."""
+    """Softmax or sigmoid; or, of each of the first `labels`, a softmax with all negatives."""
     if head == "against":
         others = logits[:, labels:].logsumexp(1, keepdim=True)
         return (logits[:, :labels] - others).sigmoid()
@@ -83,26 +83,25 @@ def check_multilabel(
     negatives: Sequence[str],
     data: Mapping[str, str] | None = None,
 ) -> None:
-    """Scores of labels that may all hold do not sum to one.
+    """UserError for options that do not fit labels that may all hold; it names the option.
 
     `data` are the arrays of the method, and the option that each comes from.
-
-    Raises:
-        UserError: naming the option.
     """
     if multi and head == "softmax":
         raise UserError(
-            "--score softmax shares one among the labels, and with --multi several may hold: take "
-            "sigmoid or cosine, or weigh each label with --against"
+            "--score softmax sums to one over the labels, but with --multi several may hold: take "
+            "sigmoid or cosine, or compare each label with --against"
         )
     if not negatives:
         return
     if not multi or head is not None:
-        raise UserError("--against weighs each label by itself: give --multi and no --score")
-    more = sorted(flag for name, flag in (data or {}).items() if name in OF_LABELS)
+        raise UserError("--against scores each label by itself: give --multi and no --score")
+    more = sorted(flag for name, flag in (data or {}).items() if name in LABEL_ARRAYS)
     if more:
-        flags = " and ".join(more)
-        raise UserError(f"--against is not a label: leave {flags}, which belong to the labels")
+        raise UserError(
+            f"--against gives prompts that are no labels: leave out {' and '.join(more)}, which "
+            "would need them"
+        )
 
 
 def label(
@@ -113,9 +112,9 @@ def label(
     accept: Acceptance | None = None,
     threshold: float | None = None,
 ) -> Iterator[ClassifyResult]:
-    """The results of one batch; of a transductive method, of all images.
+    """The results of one batch, which has all images if the method is transductive.
 
-    With a `threshold`, an image without a label that scores so much abstains.
+    With a `threshold`, an image has the labels that reach it, and abstains if there are none.
     """
     used, good = classifier.used, batch.readable
     labels: dict[int, tuple[Label, ...]] = {}
@@ -124,19 +123,20 @@ def label(
     with meter.stage("scoring"):
         if good:
             views = None if batch.views is None else batch.views[good]
-            scores, cosines = classifier(batch.rows[good], views)
+            scores, cosines = classifier(batch.embeddings[good], views)
             best = best_labels(classifier.labels, scores, cosines, top_k)
             labels = dict(zip(good, best, strict=True))
             if threshold is not None:
-                lowest = float(np.float32(threshold))  # in the precision of the scores
-                above = {i: tuple(x for x in own if x.score >= lowest) for i, own in labels.items()}
-                abstained = {i: not own for i, own in above.items()}
-                labels = above
+                threshold = float(np.float32(threshold))  # in the precision of the scores
+                labels = {
+                    i: tuple(x for x in own if x.score >= threshold) for i, own in labels.items()
+                }
+                abstained = {i: not own for i, own in labels.items()}
             if accept is not None:
-                abstained = {i: not s for i, s in zip(good, accept(scores), strict=True)}
+                abstained = {i: not ok for i, ok in zip(good, accept(scores), strict=True)}
             if classifier.num_explanations:
                 explanations = {
-                    i: classifier.explain(batch.rows[i], int(top), best[n][0].cosine)
+                    i: classifier.explain(batch.embeddings[i], int(top), best[n][0].cosine)
                     for n, (i, top) in enumerate(zip(good, scores.argmax(1), strict=True))
                     if labels[i]
                 }
@@ -160,7 +160,7 @@ def best_labels(
     cosines: Float[Tensor, "n c"],
     top_k: int,
 ) -> list[tuple[Label, ...]]:
-    """The `top_k` best labels of each row, best first."""
+    """The `top_k` best labels of each image, best first."""
     values, index = scores.topk(min(top_k, len(labels)), dim=1)
     return [
         tuple(Label(labels[i], s, c) for i, s, c in zip(*columns, strict=True))

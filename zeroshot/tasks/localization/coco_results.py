@@ -1,7 +1,7 @@
 """Boxes in COCO's detection format: one JSON object of images, annotations and categories.
 
-Boxes are left, top, width, height; numbers of categories and images begin at 1, in the order of the
-labels and of the pictures. Each annotation has its score, as a COCO result has.
+Boxes are left, top, width, height. Categories and images are numbered from 1, in the order of the
+labels and of the results. Each annotation has a score, as in COCO's results.
 """
 
 import json
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError
-from zeroshot.results.regions import DECIMALS, DetectResult, rounded
+from zeroshot.results.regions import DECIMALS, DetectResult
+from zeroshot.results.result import as_float32
 
 __all__ = ["document", "write"]
 
 
 def document(results: Iterable[DetectResult], labels: Sequence[str]) -> dict[str, Any]:
-    """The object; pictures that could not be read are left out."""
+    """The object; images that could not be read are left out."""
     names = list(dict.fromkeys(labels))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -27,34 +28,34 @@ def document(results: Iterable[DetectResult], labels: Sequence[str]) -> dict[str
         number = len(images) + 1
         size = {"width": result.width, "height": result.height}
         images.append({"id": number, "file_name": result.path or "", **size})
-        for found in result.boxes:
-            if found.label not in names:  # a phrase of a sentence
-                names.append(found.label)
-            left, top, right, bottom = found.box
+        for box in result.boxes:
+            if box.label not in names:  # a phrase of a sentence
+                names.append(box.label)
+            left, top, right, bottom = box.box
             sides = [round(x, DECIMALS) for x in (left, top, right - left, bottom - top)]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": names.index(found.label) + 1,
+                    "category_id": names.index(box.label) + 1,
                     "bbox": sides,
                     "area": round((right - left) * (bottom - top), DECIMALS),
                     "iscrowd": 0,
-                    "score": rounded(found.score),
+                    "score": as_float32(box.score),
                 }
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def write(path: Path, held: dict[str, Any], overwrite: bool) -> None:
-    """Write a document, all of it or nothing; UserError for a file that is there already."""
+def write(path: Path, document: dict[str, Any], overwrite: bool) -> None:
+    """Write a document, all of it or nothing; UserError if the file exists."""
     if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; --overwrite writes over it")
+        raise UserError(f"'{path}' exists; --overwrite replaces it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        new.write_text(json.dumps(held, ensure_ascii=False) + "\n", "utf-8", "surrogateescape")
+        new.write_text(json.dumps(document, ensure_ascii=False) + "\n", "utf-8", "surrogateescape")
         os.replace(new, path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}") from error

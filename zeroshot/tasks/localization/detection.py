@@ -12,8 +12,7 @@ from torch import Tensor
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.inference.batching import batched_with_oom_retry
-from zeroshot.inference.decoded_images import load_all, load_images
+from zeroshot.inference.decoded_images import apply_to_images, load_all
 from zeroshot.inference.embedding import AUTO_BATCH, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.resolve import find
@@ -34,10 +33,10 @@ from zeroshot.tasks.localization.region_detector import Prompts, RegionDetector
 from zeroshot.tasks.task import OpenedTask, Task
 
 QUERY = "query"
-"""Label of what one query image finds."""
+"""The label of boxes that a single query image finds."""
 THRESHOLDS = {"native": 0.1, "sentence": 0.25, "query": 0.6, "regions": 0.5}
-"""Defaults: labels to a detection model (as in transformers), a sentence to Grounding DINO (as its
-authors), a query image, regions of a dual encoder."""
+"""Defaults: for labels with a detection model (as in transformers), a sentence with Grounding DINO
+(as its authors), query images, and regions of a dual encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class Detect(Task[DetectOptions]):
 
     @property
     def threshold(self) -> float:
-        """Lowest score of a box."""
+        """The lowest score of a box."""
         if self.options.threshold is not None:
             return self.options.threshold
         if self.options.model is None:
@@ -74,37 +73,37 @@ class Detect(Task[DetectOptions]):
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "DetectRunner":
-        """Load the model and encode what is looked for."""
+        """Load the model and encode the labels, images or sentence to look for."""
         targets = [bool(self.labels), bool(self.queries), self.options.sentence is not None]
         if sum(targets) != 1:
             raise UserError("detect looks for labels, query images or a sentence: give one of them")
-        finder, sentences = self._finder(cache, meter)
+        finder, used = self._finder(cache, meter)
         return DetectRunner(
-            task=self, finder=finder, sentences=sentences, cache=cache, batch_size=batch_size
+            task=self, finder=finder, prompts=used, cache=cache, batch_size=batch_size
         )
 
     def _prompts(self, default: str) -> list[list[str]]:
-        """Of each label, then of the background."""
-        words = [*self.labels, *(self.background if self.options.model is None else ())]
+        """The prompts of each label, then of each background label."""
+        names = [*self.labels, *(self.background if self.options.model is None else ())]
         return prompts.expand(
-            words, prompts.load_templates(self.options.templates or default, words)
+            names, prompts.load_templates(self.options.templates or default, names)
         )
 
     def _finder(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
-        """What finds, and the prompts it looks for."""
+        """The finder, and the prompts of its labels."""
         options = self.options
         if options.model is None:
             return self._by_regions(cache, meter)
-        detector, cut = self.models.detector(options.model), (self.threshold, options.overlap)
+        detector, limits = self.models.detector(options.model), (self.threshold, options.overlap)
         if options.sentence is not None:
-            limits = (self.threshold, options.word_threshold)
-            return by_sentence(detector, options.sentence, meter, *limits), []
+            thresholds = (self.threshold, options.word_threshold)
+            return by_sentence(detector, options.sentence, meter, *thresholds), []
         if self.queries:
             stems = [Path(source.path or QUERY).stem for source in self.queries]
             names = [QUERY] if len(stems) == 1 else stems
-            return by_examples(detector, self.queries, names, meter, *cut), []
-        sentences = self._prompts(detector.template)
-        return by_labels(detector, self.labels, sentences, meter, *cut), sentences
+            return by_examples(detector, self.queries, names, meter, *limits), []
+        used = self._prompts(detector.template)
+        return by_labels(detector, self.labels, used, meter, *limits), used
 
     def _by_regions(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
         if not self.labels:
@@ -114,31 +113,31 @@ class Detect(Task[DetectOptions]):
                 "hf:IDEA-Research/grounding-dino-tiny for a sentence"
             )
         self.models.require(language_model=False)
-        sentences = self._prompts("simple")
+        used = self._prompts("simple")
         encoder = self.models.encoder
         if isinstance(encoder, CoupledEncoder):
             raise UserError(
-                f"model set '{self.models.name}' has no dual encoder to look at regions with: name "
+                f"model set '{self.models.name}' has no dual encoder, which detection needs: name "
                 "one by --encoder, or a detection model by --model"
             )
         detector = RegionDetector(
-            encoder, _dense(encoder, self.options.regions, self.options.resolution)
+            encoder, _dense_segmenter(encoder, self.options.regions, self.options.resolution)
         )
-        rows = embed_texts([text for group in sentences for text in group], encoder, cache, meter)
-        means = [group.mean(0) for group in torch.split(rows, [len(group) for group in sentences])]
+        texts = embed_texts([text for group in used for text in group], encoder, cache, meter)
+        means = [group.mean(0) for group in torch.split(texts, [len(group) for group in used])]
         encoded = Prompts(normalize(torch.stack(means)), len(self.labels))
-        cut = (self.threshold, self.options.overlap)
-        return _finder(detector, "regions", self.labels, encoded, *cut), sentences
+        limits = (self.threshold, self.options.overlap)
+        return _finder(detector, "regions", self.labels, encoded, *limits), used
 
 
 @dataclass(frozen=True)
 class Finder:
-    """A model with what it looks for, encoded: pictures to what was found in each."""
+    """A model with its encoded prompts or examples; `find` gives the detections of each image."""
 
     name: str
-    """Canonical, of the model."""
+    """The canonical name of the model."""
     method: str
-    """`native` of a detection model, `regions` of a dual encoder."""
+    """`native` for a detection model, `regions` for a dual encoder."""
     labels: Sequence[str]
     find: Callable[[Sequence[Image]], list[list[Detection]]]
 
@@ -146,20 +145,19 @@ class Finder:
 def by_labels(
     detector: Detector,
     labels: Sequence[str],
-    sentences: Sequence[Sequence[str]],
+    prompts: Sequence[Sequence[str]],
     meter: Meter,
     threshold: float,
     overlap: float,
 ) -> Finder:
-    """A detection model that looks for labels; UserError for more than one sentence of each."""
-    if any(len(group) > 1 for group in sentences):
+    """A detection model that looks for labels; UserError if a label has several prompts."""
+    if any(len(group) > 1 for group in prompts):
         raise UserError(
-            "a detection model reads one sentence for each label: --templates none, or one such as "
+            "a detection model takes one prompt per label: --templates none, or one such as "
             "'a photo of a {}'"
         )
-    prompts = [group[0] for group in sentences]
     with meter.stage("encoder"):
-        encoded = detector.encode_prompts(prompts)
+        encoded = detector.encode_prompts([group[0] for group in prompts])
     meter.texts_encoded += len(prompts)
     return _finder(detector, "native", labels, encoded, threshold, overlap)
 
@@ -172,7 +170,7 @@ def by_examples(
     threshold: float,
     overlap: float,
 ) -> Finder:
-    """A detection model that looks for what pictures show."""
+    """A detection model that looks for the things that example images show."""
     with meter.stage("encoder"):
         encoded = detector.encode_examples(load_all(examples, "a query image"))
     return _finder(detector, "native", names, encoded, threshold, overlap)
@@ -181,7 +179,7 @@ def by_examples(
 def by_sentence(
     detector: Detector, sentence: str, meter: Meter, threshold: float, word_threshold: float
 ) -> Finder:
-    """A detection model that looks for what a sentence speaks of; labels are its words."""
+    """A detection model that looks for the things in a sentence; its words are the labels."""
     if not isinstance(detector, Grounder):
         raise UserError(
             f"{detector.name} reads labels, not sentences; Grounding DINO does: --model "
@@ -201,8 +199,10 @@ def by_sentence(
     return Finder(detector.name, "native", (), find)
 
 
-def _dense(encoder: DualEncoder, regions: Regions, resolution: int) -> DenseSegmenter | None:
-    """What proposes regions; None for windows."""
+def _dense_segmenter(
+    encoder: DualEncoder, regions: Regions, resolution: int
+) -> DenseSegmenter | None:
+    """The segmenter that proposes regions; None for windows."""
     if regions == "windows" or not isinstance(encoder, DenseEncoder):
         return None
     try:
@@ -223,36 +223,36 @@ def _finder(
     overlap: float,
 ) -> Finder:
     def find(images: Sequence[Image]) -> list[list[Detection]]:
-        return [_named(one, labels, overlap) for one in detector.detect(images, prompts, threshold)]
+        each = detector.detect(images, prompts, threshold)
+        return [_with_labels(boxes, labels, overlap) for boxes in each]
 
     return Finder(detector.name, method, labels, find)
 
 
-def _named(one: Detections, labels: Sequence[str], overlap: float) -> list[Detection]:
-    """Boxes with their labels, but for those that a better one of the same label covers."""
-    kept = nms(one.boxes, one.scores, one.labels, overlap)
+def _with_labels(boxes: Detections, labels: Sequence[str], overlap: float) -> list[Detection]:
+    """Boxes with their labels, without those that a better box of the same label covers."""
     return [
-        Detection(labels[int(one.labels[k])], float(one.scores[k]), _box(one.boxes[k]))
-        for k in kept.tolist()
+        Detection(labels[int(boxes.labels[i])], float(boxes.scores[i]), _box(boxes.boxes[i]))
+        for i in nms(boxes.boxes, boxes.scores, boxes.labels, overlap).tolist()
     ]
 
 
-def _box(row: Float[Tensor, " 4"]) -> tuple[float, float, float, float]:
-    left, top, right, bottom = row.tolist()
+def _box(sides: Float[Tensor, " 4"]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = sides.tolist()
     return left, top, right, bottom
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRunner(OpenedTask[Detect]):
-    """A model with what it looks for."""
+    """A model with its encoded prompts or examples."""
 
     finder: Finder
-    sentences: Sequence[Sequence[str]]
+    prompts: Sequence[Sequence[str]]
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
         task, options = self.task, self.task.options
-        found: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "models": {"detector": self.finder.name},
             "method": self.finder.method,
             "threshold": task.threshold,
@@ -260,71 +260,58 @@ class DetectRunner(OpenedTask[Detect]):
             "files": bool(options.draw),
         }
         if task.labels:
-            found |= {"labels": list(task.labels), "prompts": prompts.fingerprint(self.sentences)}
+            settings |= {"labels": list(task.labels), "prompts": prompts.fingerprint(self.prompts)}
         if task.queries:
-            found["queries"] = [source.path for source in task.queries]
+            settings["queries"] = [source.path for source in task.queries]
         if options.sentence is not None:
-            found["word_threshold"] = options.word_threshold
+            settings["word_threshold"] = options.word_threshold
         if options.model is None:
-            found["background"] = list(task.background)
-            found |= {"regions": options.regions, "resolution": options.resolution}
-        return found
+            settings["background"] = list(task.background)
+            settings |= {"regions": options.regions, "resolution": options.resolution}
+        return settings
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[DetectResult]:
-        """One result per image, in order; boxes are drawn as the rows come."""
-        options, finder = self.task.options, self.finder
-        folder = None if options.draw is None else Path(options.draw).absolute()
-        drawn = None if folder is None else ImageFolder(folder, options.overwrite)
-        for batch in load_images(sources, meter, self.batch_size):
-            pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
-            with meter.stage("encoder"):
-                found = [
-                    one
-                    for _, part in batched_with_oom_retry(
-                        lambda some: finder.find([p.image for p in some]), pictures, len(pictures)
-                    )
-                    for one in part
-                ]
-            waiting = iter(found)
-            for source, picture in batch:
-                if isinstance(picture, Failure):
-                    yield DetectResult(source=source, id=None, error=picture)
-                    continue
-                with meter.stage("scoring"):
-                    result = _result(source, picture, next(waiting), finder, drawn)
-                yield result
+        """One result per image, in order; an image with its boxes is written before its row."""
+        folder = ImageFolder.at(self.task.options.draw, self.task.options.overwrite)
+        for source, answer in apply_to_images(sources, self.finder.find, meter, self.batch_size):
+            if isinstance(answer, Failure):
+                yield DetectResult(source=source, id=None, error=answer)
+                continue
+            with meter.stage("scoring"):
+                result = _result(source, *answer, self.finder, folder)
+            yield result
 
 
 def _result(
     source: Source,
-    picture: Picture,
-    found: Sequence[Detection],
+    image: Picture,
+    boxes: Sequence[Detection],
     finder: Finder,
-    drawn: ImageFolder | None,
+    folder: ImageFolder | None,
 ) -> DetectResult:
     file = None
-    if drawn is not None:
-        file = drawn.write(source.path, picture.id, _drawn(picture.image, found, finder.labels))
-    width, height = picture.image.size
+    if folder is not None:
+        file = folder.write(source.path, image.id, _draw(image.image, boxes, finder.labels))
+    width, height = image.image.size
     return DetectResult(
         source=source,
-        id=picture.id,
+        id=image.id,
         models={"detector": finder.name},
         method=finder.method,
         width=width,
         height=height,
-        boxes=tuple(found),
+        boxes=tuple(boxes),
         drawn=file,
     )
 
 
-def _drawn(image: Image, found: Sequence[Detection], labels: Sequence[str]) -> Image:
-    """Colours by the place of a label; those of phrases by their first appearance."""
-    places = {name: i for i, name in enumerate(dict.fromkeys([*labels, *(f.label for f in found)]))}
+def _draw(image: Image, boxes: Sequence[Detection], labels: Sequence[str]) -> Image:
+    """Draw boxes in the colour of their label's index; phrases are counted after the labels."""
+    names = list(dict.fromkeys([*labels, *(box.label for box in boxes)]))
     return draw_boxes(
         image,
-        [f.box for f in found],
-        [places[f.label] for f in found],
-        [f.label for f in found],
-        [f.score for f in found],
+        [box.box for box in boxes],
+        [names.index(box.label) for box in boxes],
+        [box.label for box in boxes],
+        [box.score for box in boxes],
     )

@@ -1,9 +1,8 @@
-"""Masks and boxes drawn on pictures, with colours that colour-blind people tell apart.
+"""Masks and boxes drawn on images, in colours that colour-blind people can tell apart.
 
-The first colours are those of Okabe and Ito (2008, "Color Universal Design"); further ones step
-around the circle of hues by the golden angle, at lightnesses that alternate. A colour is never the
-only sign: regions and boxes have outlines, and each label stands beside its colour below the
-picture.
+The first colours are those of Okabe and Ito (2008, "Color Universal Design"). Further hues are a
+golden angle apart, with three lightnesses in turn. Colour is never the only cue: regions and boxes
+have outlines, and a legend below the image names the label of each colour.
 """
 
 import colorsys
@@ -26,110 +25,109 @@ OKABE_ITO: tuple[Colour, ...] = (
 BACKGROUND: Colour = (0, 0, 0)
 INK, PAPER = (33, 33, 33), (255, 255, 255)
 OPACITY = 0.5
-"""Of a region's colour over the picture."""
-TAGGED = 0.01
-"""Of the picture, what a region covers at least to bear its name."""
-SHORTEST = 360
-"""A drawn picture's longer side is at least this, so that its legend can be read."""
+"""Opacity of a region's colour over the image."""
+MIN_TAGGED = 0.01
+"""A region is tagged with its name if it covers at least this share of the image."""
+MIN_SIDE = 360
+"""The longer side of a drawing is at least this, so that its legend is legible."""
 
 
-def colour(place: int) -> Colour:
-    """The colour of the label at this place, always the same."""
-    if place < len(OKABE_ITO):
-        return OKABE_ITO[place]
-    hue = (place * 0.618033988749895) % 1
-    lightness = (0.35, 0.55, 0.75)[place % 3]
+def colour(label: int) -> Colour:
+    """The colour of the label with this index, always the same."""
+    if label < len(OKABE_ITO):
+        return OKABE_ITO[label]
+    hue = (label * 0.618033988749895) % 1
+    lightness = (0.35, 0.55, 0.75)[label % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.65)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def palette_png(index: np.ndarray[tuple[int, int], np.dtype[np.uint16]]) -> Image.Image:
-    """A map of labels [h w], 0 for the background, at most 255 labels, as an indexed picture."""
+    """A map of labels [h w], 0 for the background, at most 255 labels, as an indexed image."""
     size = (index.shape[1], index.shape[0])
-    picture = Image.frombytes("P", size, index.astype(np.uint8).tobytes())
-    colours = [BACKGROUND, *(colour(place) for place in range(255))]
-    picture.putpalette([part for one in colours for part in one])
-    return picture
+    image = Image.frombytes("P", size, index.astype(np.uint8).tobytes())
+    colours = [BACKGROUND, *(colour(label) for label in range(255))]
+    image.putpalette([part for one in colours for part in one])
+    return image
 
 
 def draw_regions(
-    picture: Image.Image,
+    image: Image.Image,
     masks: Sequence[np.ndarray[tuple[int, int], np.dtype[np.bool_]]],
-    places: Sequence[int],
+    labels: Sequence[int],
     names: Sequence[str],
 ) -> Image.Image:
-    """The picture under its regions, each with an outline, and a legend below.
+    """The image with its regions and their outlines, and a legend below.
 
     Args:
-        masks: [h w] of the picture's size.
-        places: of the labels, which give the colours.
-        names: of the labels.
+        masks: [h w] of the image's size.
+        labels: the indices of the labels, which give the colours.
+        names: the names of the labels.
     """
-    large = _enlarged(picture)
+    large = _enlarge(image)
     pixels = np.asarray(large, dtype=np.float32)
     outline = max(1, round(max(large.size) / 400))
-    for mask, place in zip(masks, places, strict=True):
-        held = Image.fromarray(mask).resize(large.size, Image.Resampling.NEAREST)
-        inside = np.asarray(held)
-        tint = np.array(colour(place), dtype=np.float32)
+    for mask, label in zip(masks, labels, strict=True):
+        inside = np.asarray(Image.fromarray(mask).resize(large.size, Image.Resampling.NEAREST))
+        tint = np.array(colour(label), dtype=np.float32)
         pixels = np.where(inside[..., None], pixels + OPACITY * (tint - pixels), pixels)
         pixels[_next_to(inside, 1) & ~inside] = PAPER
         pixels[inside & _next_to(~inside, outline)] = tint
     drawn = Image.fromarray(np.rint(pixels).astype(np.uint8))
     legend = [
-        (colour(place), f"{name} {_percent(mask.mean())}")
-        for place, name, mask in zip(places, names, masks, strict=True)
+        (colour(label), f"{name} {_percent(mask.mean())}")
+        for label, name, mask in zip(labels, names, masks, strict=True)
     ]
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=_text_size(drawn))
-    factor = drawn.width / picture.width
-    for mask, place, name in zip(masks, places, names, strict=True):
-        if mask.mean() >= TAGGED:
+    factor = drawn.width / image.width
+    for mask, label, name in zip(masks, labels, names, strict=True):
+        if mask.mean() >= MIN_TAGGED:
             x, y = (factor * at for at in _middle(mask))
-            _tag(draw, (x, y), name, colour(place), font, drawn.size, centred=True)
+            _tag(draw, (x, y), name, colour(label), font, drawn.size, centred=True)
     return _with_legend(drawn, legend)
 
 
 def draw_boxes(
-    picture: Image.Image,
+    image: Image.Image,
     boxes: Sequence[tuple[float, float, float, float]],
-    places: Sequence[int],
+    labels: Sequence[int],
     names: Sequence[str],
     scores: Sequence[float],
 ) -> Image.Image:
-    """The picture with its boxes, named and scored, and a legend below; the best lie on top."""
-    large = _enlarged(picture)
-    factor = large.width / picture.width
+    """The image with its boxes, names and scores, the best on top, and a legend below."""
+    large = _enlarge(image)
+    factor = large.width / image.width
     draw = ImageDraw.Draw(large)
     line = max(2, round(max(large.size) / 250))
     font = ImageFont.load_default(size=_text_size(large))
-    drawn = list(zip(boxes, places, names, scores, strict=True))
-    for box, place, name, score in reversed(drawn):
+    drawn = list(zip(boxes, labels, names, scores, strict=True))
+    for box, label, name, score in reversed(drawn):
         left, top, right, bottom = (factor * side for side in box)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER, width=line + 2)
-        draw.rectangle((left, top, right, bottom), outline=colour(place), width=line)
-        name = _shortened(name, large.width // 3, draw, font)
-        _tag(draw, (left, top), f"{name} {score:.2f}", colour(place), font, large.size)
-    seen = dict(zip(places, names, strict=True))
-    count = {place: list(places).count(place) for place in seen}
+        draw.rectangle((left, top, right, bottom), outline=colour(label), width=line)
+        name = _shorten(name, large.width // 3, draw, font)
+        _tag(draw, (left, top), f"{name} {score:.2f}", colour(label), font, large.size)
+    seen = dict(zip(labels, names, strict=True))
+    count = {label: list(labels).count(label) for label in seen}
     legend = [
-        (colour(place), f"{seen[place]} ({count[place]})" if count[place] > 1 else seen[place])
-        for place in sorted(seen)
+        (colour(label), f"{seen[label]} ({count[label]})" if count[label] > 1 else seen[label])
+        for label in sorted(seen)
     ]
     return _with_legend(large, legend)
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    factor = max(1, -(-SHORTEST // max(picture.size)))
-    size = (factor * picture.width, factor * picture.height)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+def _enlarge(image: Image.Image) -> Image.Image:
+    factor = max(1, -(-MIN_SIDE // max(image.size)))
+    size = (factor * image.width, factor * image.height)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _text_size(picture: Image.Image) -> int:
-    return max(13, round(max(picture.size) / 36))
+def _text_size(image: Image.Image) -> int:
+    return max(13, round(max(image.size) / 36))
 
 
 def _next_to(inside: np.ndarray, steps: int) -> np.ndarray:
-    """Pixels within so many steps of true ones."""
+    """Pixels at most this many steps from a true one."""
     grown = inside
     for _ in range(steps):
         wide = np.pad(grown, 1)
@@ -140,7 +138,7 @@ def _next_to(inside: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _middle(mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> tuple[int, int]:
-    """The pixel of a mask, across and down, that is nearest to the mean of all."""
+    """The pixel of a mask, across and down, that is nearest to its centre of mass."""
     down, across = mask.nonzero()
     nearest = np.argmin((down - down.mean()) ** 2 + (across - across.mean()) ** 2)
     return int(across[nearest]), int(down[nearest])
@@ -165,7 +163,7 @@ def _tag(
     size: tuple[int, int],
     centred: bool = False,
 ) -> None:
-    """A word on its colour: around a point, or above a corner, or below where there is no room."""
+    """Draw a name on its colour: at a point, or above a corner, or below it if there is no room."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
     x, y = corner
@@ -178,33 +176,33 @@ def _tag(
     draw.text((x + 3 - left, y + 3 - top), text, fill=_readable(on), font=font)
 
 
-def _with_legend(picture: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
-    """Swatches and names below the picture, in as many lines as they need."""
+def _with_legend(image: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
+    """Add a legend below the image, in as many lines as it needs."""
     if not entries:
-        return picture
-    size = _text_size(picture)
+        return image
+    size = _text_size(image)
     font, gap = ImageFont.load_default(size=size), size // 2
-    measure = ImageDraw.Draw(picture)
+    measure = ImageDraw.Draw(image)
     line = round(1.5 * size)
-    places, x, y = [], gap, gap
+    placed, x, y = [], gap, gap
     for tint, name in entries:
-        name = _shortened(name, picture.width - 3 * gap - size, measure, font)
+        name = _shorten(name, image.width - 3 * gap - size, measure, font)
         width = size + gap + round(measure.textlength(name, font=font)) + 2 * gap
-        if x > gap and x + width > picture.width:
+        if x > gap and x + width > image.width:
             x, y = gap, y + line
-        places.append((x, y, tint, name))
+        placed.append((x, y, tint, name))
         x += width
-    whole = Image.new("RGB", (picture.width, picture.height + y + line), PAPER)
-    whole.paste(picture)
+    whole = Image.new("RGB", (image.width, image.height + y + line), PAPER)
+    whole.paste(image)
     draw = ImageDraw.Draw(whole)
-    for x, y, tint, name in places:
-        y += picture.height
+    for x, y, tint, name in placed:
+        y += image.height
         draw.rectangle((x, y, x + size, y + size), fill=tint, outline=INK)
         draw.text((x + size + gap, y + size / 2), name, fill=INK, font=font, anchor="lm")
     return whole
 
 
-def _shortened(
+def _shorten(
     name: str,
     width: int,
     measure: ImageDraw.ImageDraw,

@@ -1,4 +1,4 @@
-"""Pictures written beside the rows: masks, and pictures that something is drawn on."""
+"""Images that are written beside the rows: masks, and images with drawings on them."""
 
 import io
 import os
@@ -17,10 +17,10 @@ ID_DIGITS = 12
 
 
 def file_name(path: str | None, id: str) -> str:
-    """`cat-1f4a90c2d3e4.png` for the picture at `path` with the content `id`.
+    """`cat-1f4a90c2d3e4.png` for the image at `path` with the content `id`.
 
-    Never a path: what a name may not hold becomes `_`. The same content under the same name gives
-    the same file, anything else another.
+    Never a path: characters that a name may not have become `_`. The same content with the same
+    name gives the same file name, everything else gives another.
     """
     stem = PurePath((path or "picture").replace("\\", "/")).stem
     safe = re.sub(r"[^\w-]+", "_", stem)[:LONGEST_STEM].strip("_") or "picture"
@@ -29,33 +29,38 @@ def file_name(path: str | None, id: str) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of pictures, each under a name that its source's name and content make."""
+    """A folder of images, each named after the name and the content of its source."""
 
     folder: Path
     overwrite: bool = False
-    """Whether a file that holds another picture is written over."""
+    """Whether a file with another image is replaced."""
 
-    def write(self, path: str | None, id: str, picture: Image) -> str:
-        """Write a picture, all of it or nothing, and give its file's name.
+    @classmethod
+    def at(cls, path: str | Path | None, overwrite: bool) -> "ImageFolder | None":
+        """The folder at a path, as an absolute one; None for none."""
+        return None if path is None else cls(Path(path).absolute(), overwrite)
 
-        UserError for a folder that cannot be written to, and for a file that holds something else.
+    def write(self, path: str | None, id: str, image: Image) -> str:
+        """Write an image, all of it or nothing, and return the name of its file.
+
+        UserError for a folder that cannot be written to, and for a file with other content.
         """
         name = file_name(path, id)
         file = self.folder / name
         data = io.BytesIO()
-        picture.save(data, "PNG", optimize=picture.mode == "P")
+        image.save(data, "PNG", optimize=image.mode == "P")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if file.is_file() and not self.overwrite:
                 if file.read_bytes() == data.getvalue():
                     return name
                 raise UserError(
-                    f"'{file}' exists and holds something else; --overwrite writes over it, or "
-                    "name another folder"
+                    f"'{file}' exists with other content; --overwrite replaces it, or name "
+                    "another folder"
                 )
             new = self.folder / f".{name}.{os.getpid()}.new"
             new.write_bytes(data.getvalue())
-            os.replace(new, file)  # a link that lies there is replaced, never followed
+            os.replace(new, file)  # an existing link is replaced, never followed
         except OSError as error:
             raise UserError(f"cannot write '{file}': {error.strerror}") from error
         return name

@@ -1,9 +1,9 @@
-"""Detection without a detection model: parts of a picture against the texts of a dual encoder.
+"""Detection without a detection model: a dual encoder compares regions of an image with its texts.
 
-Regions are proposed, each is cut out with some of what is around it and encoded as a picture of its
-own, and labelled as `classify` would; what fits a background prompt best is none. Regions come from
-the dense map of the encoder, connected parts of one label or of anything at all, or from a pyramid
-of windows, which any encoder can have.
+Each proposed region is cropped with a margin, encoded as an image and labelled as by `classify`.
+Regions that fit a background prompt best are dropped. Proposals are the connected parts of the
+encoder's dense map, of one label or of all labels together; or a pyramid of windows, which works
+with any encoder.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from zeroshot.models.base import Detections, DualEncoder
 from zeroshot.models.boxes import intersection_over_smaller, nms
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 
-__all__ = ["Prompts", "RegionDetector", "cut_out", "parts_of", "pyramid"]
+__all__ = ["Prompts", "RegionDetector", "crop", "parts_of", "pyramid"]
 
 FINE = 4
-"""Cells along a patch that the dense map is enlarged to before its parts are found."""
+"""The dense map is enlarged to this many cells along a patch before its parts are found."""
 NESTED = 0.8
-"""Share of a box within another of its label above which the less sure of both goes: a part of a
-thing, or a thing with what is around it."""
+"""If more than this share of a box lies in another box of its label, the box with the lower score
+is dropped: it is a part of a thing, or a thing with its surroundings."""
 SMALLEST = 0.5
-"""Area of a part, in patches, below which it is noise."""
+"""Parts with a smaller area, in patches, are noise."""
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25)
-"""Sides of the pyramid's windows, to the picture's shorter side."""
-AT_ONCE = 256
+"""Sides of the pyramid's windows, relative to the image's shorter side."""
+REGION_BATCH = 256
 """Regions that are encoded together."""
 
 Box = tuple[float, float, float, float]
@@ -42,23 +42,24 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Unit rows of the labels, and after them those of what is none."""
+    """Unit embeddings of the labels, then of the background prompts."""
 
-    rows: Float[Tensor, "c d"]
+    embeddings: Float[Tensor, "c d"]
     labels: int
+    """Number of labels."""
 
 
 @dataclass(frozen=True)
 class RegionDetector:
-    """A dual encoder that stands where a detection model stands (`base.Detector`)."""
+    """A dual encoder as a detection model (`base.Detector`)."""
 
     encoder: DualEncoder
     dense: DenseSegmenter | None = None
-    """Makes the dense map; without one regions are those of the pyramid."""
+    """Makes the dense map; None for the pyramid of windows."""
     margin: float = 0.0
-    """What is cut out around a region on each side, to the region's longer side."""
-    sure: float = 0.6
-    """Probability from which on a cell of the dense map belongs to a part."""
+    """Margin of a crop on each side, relative to the region's longer side."""
+    min_probability: float = 0.6
+    """A cell of the dense map belongs to a part from this probability on."""
 
     template: ClassVar[str] = "a photo of a {}"
 
@@ -68,60 +69,63 @@ class RegionDetector:
         return self.encoder.name
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
-        """As `base.Detector`; without background prompts every region has one of the labels."""
+        """As `base.Detector`, without background prompts: every region has one of the labels."""
         return Prompts(self.encoder.encode_texts(prompts), len(prompts))
 
     def encode_examples(self, examples: Sequence[Image]) -> Prompts:
-        """UserError: next to a picture's row every text's loses, and nothing else would."""
+        """UserError: no threshold tells whether two regions show the same thing."""
         raise UserError(
-            "a dual encoder takes no query image here: nothing tells how like two parts of "
-            "pictures have to be; OWL-ViT and OWLv2 take one (--model)"
+            "a dual encoder takes no query image, because it cannot tell how similar two regions "
+            "must be; OWL-ViT and OWLv2 take one (--model)"
         )
 
     def detect(
         self, images: Sequence[Image], prompts: Prompts, threshold: float
     ) -> list[Detections]:
         """As `base.Detector`."""
-        proposed = self.proposals(images, prompts)
-        flat = [(image, box) for image, own in zip(images, proposed, strict=True) for box in own]
-        scores = torch.zeros(0, len(prompts.rows))
-        for start in range(0, len(flat), AT_ONCE):
-            cut = [cut_out(i, box, self.margin) for i, box in flat[start : start + AT_ONCE]]
-            cosines = self.encoder.encode_images(cut) @ prompts.rows.T
+        proposals = self.proposals(images, prompts)
+        flat = [(image, box) for image, own in zip(images, proposals, strict=True) for box in own]
+        scores = torch.zeros(0, len(prompts.embeddings))
+        for start in range(0, len(flat), REGION_BATCH):
+            crops = [crop(i, box, self.margin) for i, box in flat[start : start + REGION_BATCH]]
+            cosines = self.encoder.encode_images(crops) @ prompts.embeddings.T
             scores = torch.cat([scores, (self.encoder.logit_scale * cosines).softmax(1)])
-        found = []
+        detections = []
         for image, own, score in zip(
-            images, proposed, torch.split(scores, [len(own) for own in proposed]), strict=True
+            images, proposals, torch.split(scores, [len(own) for own in proposals]), strict=True
         ):
             best, label = score.max(1)
-            kept = (label < prompts.labels) & (best >= threshold)
-            boxes, best, label = torch.tensor(own).view(-1, 4)[kept], best[kept], label[kept]
-            whole = nms(boxes, best, label, NESTED, intersection_over_smaller)
-            found.append(Detections.within(image.size, boxes[whole], best[whole], label[whole]))
-        return found
+            good = (label < prompts.labels) & (best >= threshold)
+            boxes, best, label = torch.tensor(own).view(-1, 4)[good], best[good], label[good]
+            outer = nms(boxes, best, label, NESTED, intersection_over_smaller)
+            detections.append(
+                Detections.within(image.size, boxes[outer], best[outer], label[outer])
+            )
+        return detections
 
     def proposals(self, images: Sequence[Image], prompts: Prompts) -> list[list[Box]]:
-        """Boxes of each picture in its pixels, each once."""
+        """Boxes of each image in its pixels, without repetition."""
         if self.dense is None:
             return [pyramid(*image.size) for image in images]
-        maps = self.dense.maps(images, prompts.rows)
+        maps = self.dense.maps(images, prompts.embeddings)
         return [
-            parts_of(own, prompts.labels, image.size, self.sure)
+            parts_of(own, prompts.labels, image.size, self.min_probability)
             for own, image in zip(maps, images, strict=True)
         ]
 
 
 def parts_of(
-    logits: Float[Tensor, "c h w"], labels: int, size: tuple[int, int], sure: float
+    logits: Float[Tensor, "c h w"], labels: int, size: tuple[int, int], min_probability: float
 ) -> list[Box]:
-    """Boxes around the connected parts of a dense map, in pixels of a picture of this size.
+    """Boxes around the connected parts of a dense map, in pixels of an image of this size.
 
-    Parts are of each label, and of all labels together: what two labels share is then one thing.
+    There are parts of each label, and parts of all labels together, so that a thing that two
+    labels share is also found as a whole.
     """
     height, width = logits.shape[1:]
     fine = interpolate(logits[None], scale_factor=FINE, mode="bilinear")[0].softmax(0)
-    one = [part >= sure for part in fine[:labels]]
-    masks = torch.stack([fine[:labels].sum(0) >= sure, *one]).numpy()
+    each = [part >= min_probability for part in fine[:labels]]
+    masks = torch.stack([fine[:labels].sum(0) >= min_probability, *each]).numpy()
     across, down = size[0] / (width * FINE), size[1] / (height * FINE)
     boxes: dict[Box, None] = {}
     for mask in masks:
@@ -135,7 +139,7 @@ def parts_of(
 
 
 def pyramid(width: int, height: int) -> list[Box]:
-    """Square windows of several sizes that overlap by half, the picture as a whole first."""
+    """The whole image, and square windows of several sizes that overlap by half."""
     boxes: dict[Box, None] = {(0.0, 0.0, float(width), float(height)): None}
     for scale in SCALES:
         side = scale * min(width, height)
@@ -146,13 +150,13 @@ def pyramid(width: int, height: int) -> list[Box]:
 
 
 def _starts(length: float, side: float) -> list[float]:
-    """Evenly spaced, no further apart than half a side, the last at the end."""
+    """Evenly spaced starts at most half a side apart; the last window ends with the image."""
     count = 1 + int(np.ceil((length - side) / (side / 2) - 1e-9))
     return [float(at) for at in np.linspace(0, length - side, count)]
 
 
-def cut_out(image: Image, box: Box, margin: float) -> Image:
-    """A square around a box with some of what is around it; less where the picture ends."""
+def crop(image: Image, box: Box, margin: float) -> Image:
+    """A square around a box with a margin, clipped to the image."""
     left, top, right, bottom = box
     half = max(right - left, bottom - top) * (0.5 + margin)
     x, y = (left + right) / 2, (top + bottom) / 2

@@ -15,14 +15,13 @@ from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import LabeledImages, read_labeled_images
 from zeroshot.errors import UserError
-from zeroshot.inference.batching import batched_with_oom_retry
-from zeroshot.inference.decoded_images import load_all, load_images
+from zeroshot.inference.decoded_images import apply_to_images, load_all
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods import Dense
 from zeroshot.model_set.model_set import ModelSet
-from zeroshot.models.base import DenseEncoder, Segmenter
+from zeroshot.models.base import DenseEncoder, Image, Segmenter
 from zeroshot.results.coco_rle import encode
 from zeroshot.results.regions import Region, SegmentResult
 from zeroshot.results.result import Failure
@@ -34,24 +33,24 @@ from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.task import OpenedTask, Task
 
 MOST_LABELS = 255
-"""What a PNG with a palette has room for beside the background."""
+"""A PNG with a palette has room for this many labels and the background."""
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """A segmenter with its prompts, encoded."""
+class PromptedSegmenter:
+    """A segmenter with its encoded prompts."""
 
     segmenter: Segmenter
     labels: Sequence[str]
     prompts: Float[Tensor, "c d"]
-    """Of the labels, and after them of what is background."""
+    """Embeddings of the labels, then of the background prompts."""
     threshold: float
-    """Pixels whose best label is less sure than this are background."""
+    """A pixel is background if the probability of its best label is lower than this."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where images are written, if anywhere."""
+    """The folders that images are written to, if any."""
 
     masks: ImageFolder | None = None
     drawn: ImageFolder | None = None
@@ -63,9 +62,9 @@ class Segment(Task[SegmentOptions]):
 
     labels: Sequence[str]
     prompts: Sequence[Sequence[str]]
-    """Of each label."""
+    """The prompts of each label."""
     background: Sequence[Sequence[str]] = ()
-    """Prompts of each thing that is none of the labels."""
+    """The prompts of each thing that is none of the labels."""
     examples: LabeledImages | None = None
 
     schema: ClassVar[str] = SegmentResult.schema
@@ -93,7 +92,7 @@ class Segment(Task[SegmentOptions]):
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "SegmentRunner":
         """Load the model and encode the prompts."""
-        ready = prompted(
+        segmenter = encode_prompts(
             self._segmenter(),
             self.labels,
             self.prompts,
@@ -104,55 +103,55 @@ class Segment(Task[SegmentOptions]):
             mix=self.options.mix,
             threshold=self.options.threshold,
         )
-        return SegmentRunner(task=self, ready=ready, cache=cache, batch_size=batch_size)
+        return SegmentRunner(task=self, segmenter=segmenter, cache=cache, batch_size=batch_size)
 
     def _segmenter(self) -> Segmenter:
-        given = self.options
-        if given.model is None:
+        options = self.options
+        if options.model is None:
             self.models.require(language_model=False)
-            own = dict(given.options)
-            return dense_segmenter(self.models, given.method, own, given.resolution, given.window)
-        if given.method or given.options or given.resolution or given.window is not None:
+            return dense_segmenter(
+                self.models,
+                options.method,
+                dict(options.options),
+                options.resolution,
+                options.window,
+            )
+        if options.method or options.options or options.resolution or options.window is not None:
             raise UserError(
                 "a segmentation model (--model) takes no --method, -o, --resolution or --window: "
                 "these are for a dual encoder"
             )
-        return self.models.segmenter(given.model)
+        return self.models.segmenter(options.model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRunner(OpenedTask[Segment]):
     """A segmenter with its prompts."""
 
-    ready: Prompted
+    segmenter: PromptedSegmenter
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
         task, options = self.task, self.task.options
-        found = settings(self.ready) | {"prompts": prompts.fingerprint(task.prompts)}
+        found = settings(self.segmenter) | {"prompts": prompts.fingerprint(task.prompts)}
         found["labels"] = list(task.labels)
         found["files"] = [bool(options.masks), bool(options.draw)]
         if task.background:
             found["background"] = prompts.fingerprint(task.background)
         if task.examples is not None:
             pairs = zip(task.examples.sources, task.examples.classes, strict=True)
-            found["examples"] = [[source.path, place] for source, place in pairs]
+            found["examples"] = [[source.path, index] for source, index in pairs]
             found["mix"] = options.mix
         return found
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[SegmentResult]:
-        """One result per image, in order; files are written as their rows come."""
+        """One result per image, in order; its files are written before its row."""
+        options = self.task.options
         outputs = Outputs(
-            self._folder(self.task.options.masks), self._folder(self.task.options.draw)
+            ImageFolder.at(options.masks, options.overwrite),
+            ImageFolder.at(options.draw, options.overwrite),
         )
-        return segment(sources, self.ready, meter, outputs, batch_size=self.batch_size)
-
-    def _folder(self, path: str | Path | None) -> ImageFolder | None:
-        return (
-            None
-            if path is None
-            else ImageFolder(Path(path).absolute(), self.task.options.overwrite)
-        )
+        return segment(sources, self.segmenter, meter, outputs, batch_size=self.batch_size)
 
 
 def dense_segmenter(
@@ -162,27 +161,27 @@ def dense_segmenter(
     resolution: int = 0,
     window: int | None = None,
 ) -> DenseSegmenter:
-    """The set's dual encoder as a segmenter, by `naclip` unless another method is named.
+    """The set's dual encoder as a segmenter, by default with the method `naclip`.
 
-    UserError for a method that is none of dense features, and for an encoder without patches.
+    UserError for a method without dense features, and for an encoder without patches.
     """
-    chosen = methods.configure(method or "naclip", options)
-    if not isinstance(chosen, Dense):
-        dense = [n for n in methods.names() if "segment" in methods.describe(n).does]
-        raise UserError(f"{method} makes no dense features; methods that do: {', '.join(dense)}")
+    dense = methods.configure(method or "naclip", options)
+    if not isinstance(dense, Dense):
+        names = [n for n in methods.names() if "segment" in methods.describe(n).does]
+        raise UserError(f"{method} makes no dense features; methods that do: {', '.join(names)}")
     encoder = models.encoder
     if not isinstance(encoder, DenseEncoder):
         raise UserError(
-            f"model set '{models.name}' has no dual encoder whose patches can be asked one by one "
+            f"model set '{models.name}' has no dual encoder with embeddings of patches "
             "(a coupled pair has none): name one by --encoder, or a segmentation model by --model"
         )
-    return DenseSegmenter(encoder, chosen, resolution, window)
+    return DenseSegmenter(encoder, dense, resolution, window)
 
 
-def prompted(
+def encode_prompts(
     segmenter: Segmenter,
     labels: Sequence[str],
-    sentences: Sequence[Sequence[str]],
+    prompts: Sequence[Sequence[str]],
     background: Sequence[Sequence[str]],
     cache: EmbeddingCache,
     meter: Meter,
@@ -190,150 +189,142 @@ def prompted(
     examples: LabeledImages | None = None,
     mix: float = 0.5,
     threshold: float | None = None,
-) -> Prompted:
+) -> PromptedSegmenter:
     """Encode all prompts, each once.
 
     Args:
-        sentences: of each label; their rows are averaged.
-        background: sentences of what is no label; a pixel that fits one best is background.
-        examples: pictures of the labels, which show what words do not say.
-        mix: how much of a label's row the mean of its examples is, where it has any.
-        threshold: without one 0.5 for a sigmoid and none for a softmax, where labels compete.
+        prompts: for each label; their embeddings are averaged.
+        background: prompts of things that are no labels; a pixel is background if one fits best.
+        examples: images of the labels.
+        mix: the share of the examples' mean in a label's embedding, if it has examples.
+        threshold: by default 0.5 for a sigmoid, none for a softmax.
     """
-    groups = [*sentences, *background]
-    flat = [sentence for group in groups for sentence in group]
-    rows = torch.split(_rows(segmenter, flat, cache, meter), [len(group) for group in groups])
-    means = torch.stack([group.mean(0) for group in rows])
+    groups = [*prompts, *background]
+    flat = [prompt for group in groups for prompt in group]
+    encoded = torch.split(
+        _embed_prompts(segmenter, flat, cache, meter), [len(group) for group in groups]
+    )
+    means = torch.stack([group.mean(0) for group in encoded])
     if examples is not None:
-        means = _mixed(means, segmenter, examples, mix, meter)
-    own = 0.5 if segmenter.head == "sigmoid" else 0.0
-    return Prompted(segmenter, labels, means, own if threshold is None else threshold)
+        means = _mix_examples(means, segmenter, examples, mix, meter)
+    default = 0.5 if segmenter.head == "sigmoid" else 0.0
+    return PromptedSegmenter(segmenter, labels, means, default if threshold is None else threshold)
 
 
-def _rows(
+def _embed_prompts(
     segmenter: Segmenter, texts: Sequence[str], cache: EmbeddingCache, meter: Meter
 ) -> Float[Tensor, "n d"]:
-    def fresh(missing: Sequence[str]) -> Tensor:
+    def encode(missing: Sequence[str]) -> Tensor:
         meter.texts_encoded += len(missing)
         return segmenter.encode_prompts(missing)
 
     with meter.stage("encoder"):
         before = meter.texts_encoded
         ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        rows = cache(fresh, texts, ids=ids, encoder=segmenter.name, kind=TEXT_KIND)
+        embeddings = cache(encode, texts, ids=ids, encoder=segmenter.name, kind=TEXT_KIND)
         meter.texts_cached += len(set(texts)) - (meter.texts_encoded - before)
-        return rows
+        return embeddings
 
 
-def _mixed(
+def _mix_examples(
     prompts: Float[Tensor, "c d"],
     segmenter: Segmenter,
     examples: LabeledImages,
     mix: float,
     meter: Meter,
 ) -> Float[Tensor, "c d"]:
-    """Rows of labels that have examples, moved towards those."""
+    """Move the embeddings of labels with examples towards the mean of those."""
     with meter.stage("encoder"):
-        rows = segmenter.encode_examples(load_all(examples.sources, "an example"))
+        encoded = segmenter.encode_examples(load_all(examples.sources, "an example"))
     classes = torch.tensor(examples.classes)
     mixed = prompts.clone()
-    for place in sorted(set(examples.classes)):
-        shown = rows[classes == place].mean(0)
-        mixed[place] = (1 - mix) * prompts[place] + mix * shown
+    for label in sorted(set(examples.classes)):
+        mean = encoded[classes == label].mean(0)
+        mixed[label] = (1 - mix) * prompts[label] + mix * mean
     return mixed
 
 
 def segment(
     sources: Iterable[Source],
-    ready: Prompted,
+    prompted: PromptedSegmenter,
     meter: Meter,
     outputs: Outputs | None = None,
     *,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[SegmentResult]:
-    """One result per picture, in order; files are written as their rows come."""
+    """One result per image, in order; its files are written before its row."""
     outputs = outputs or Outputs()
-    if outputs.masks is not None and len(ready.labels) > MOST_LABELS:
+    if outputs.masks is not None and len(prompted.labels) > MOST_LABELS:
         raise UserError(
-            f"{len(ready.labels)} labels, but a mask in a file has room for {MOST_LABELS}; the "
-            "rows hold masks of any number of labels"
+            f"{len(prompted.labels)} labels, but a mask file has room for {MOST_LABELS}; the "
+            "rows have masks for any number of labels"
         )
-    for batch in load_images(sources, meter, batch_size):
-        pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
-        with meter.stage("encoder"):
-            maps = [
-                found
-                for _, part in batched_with_oom_retry(
-                    lambda some: ready.segmenter.maps([p.image for p in some], ready.prompts),
-                    pictures,
-                    len(pictures),
-                )
-                for found in part
-            ]
-        waiting = iter(maps)
-        for source, picture in batch:
-            if isinstance(picture, Failure):
-                yield SegmentResult(source=source, id=None, error=picture)
-                continue
-            with meter.stage("scoring"):
-                result = _result(source, picture, next(waiting), ready, outputs)
-            yield result
+
+    def maps(images: Sequence[Image]) -> list[Float[Tensor, "c h w"]]:
+        return prompted.segmenter.maps(images, prompted.prompts)
+
+    for source, answer in apply_to_images(sources, maps, meter, batch_size):
+        if isinstance(answer, Failure):
+            yield SegmentResult(source=source, id=None, error=answer)
+            continue
+        with meter.stage("scoring"):
+            result = _result(source, *answer, prompted, outputs)
+        yield result
 
 
 def _result(
     source: Source,
-    picture: Picture,
+    image: Picture,
     logits: Float[Tensor, "c h w"],
-    ready: Prompted,
+    prompted: PromptedSegmenter,
     outputs: Outputs,
 ) -> SegmentResult:
-    width, height = picture.image.size
-    found = label_map(
-        logits, (height, width), ready.segmenter.head, len(ready.labels), ready.threshold
-    )
-    places = [p for p in range(len(ready.labels)) if (found.index == p + 1).any()]
-    regions = tuple(_region(found, place, ready.labels[place]) for place in places)
+    width, height = image.image.size
+    segmenter, labels = prompted.segmenter, prompted.labels
+    pixels = label_map(logits, (height, width), segmenter.head, len(labels), prompted.threshold)
+    present = [i for i in range(len(labels)) if (pixels.index == i + 1).any()]
+    regions = tuple(_region(pixels, i, labels[i]) for i in present)
     mask = drawn = None
     if outputs.masks is not None:
-        mask = outputs.masks.write(source.path, picture.id, palette_png(found.index))
+        mask = outputs.masks.write(source.path, image.id, palette_png(pixels.index))
     if outputs.drawn is not None:
-        masks = [found.index == place + 1 for place in places]
-        picture_drawn = draw_regions(picture.image, masks, places, [r.label for r in regions])
-        drawn = outputs.drawn.write(source.path, picture.id, picture_drawn)
+        masks = [pixels.index == i + 1 for i in present]
+        drawing = draw_regions(image.image, masks, present, [r.label for r in regions])
+        drawn = outputs.drawn.write(source.path, image.id, drawing)
     return SegmentResult(
         source=source,
-        id=picture.id,
-        models={"segmenter": ready.segmenter.name},
-        method=method_name(ready.segmenter),
+        id=image.id,
+        models={"segmenter": segmenter.name},
+        method=method_name(segmenter),
         width=width,
         height=height,
         regions=regions,
-        scored=ready.segmenter.head,
+        scored=segmenter.head,
         mask=mask,
         drawn=drawn,
     )
 
 
-def _region(found: LabelMap, place: int, label: str) -> Region:
-    mask = found.index == place + 1
-    return Region(label, found.scores[place], int(np.count_nonzero(mask)), encode(mask))
+def _region(pixels: LabelMap, index: int, label: str) -> Region:
+    mask = pixels.index == index + 1
+    return Region(label, pixels.scores[index], int(np.count_nonzero(mask)), encode(mask))
 
 
 def method_name(segmenter: Segmenter) -> str:
-    """A dense method's; `native` of a model that segments itself."""
+    """The name of the dense method; `native` for a segmentation model."""
     return methods.name_of(segmenter.method) if isinstance(segmenter, DenseSegmenter) else "native"
 
 
-def settings(ready: Prompted) -> dict[str, Any]:
-    """What decides the regions, but for the prompts' words."""
-    segmenter = ready.segmenter
-    held: dict[str, Any] = {
+def settings(prompted: PromptedSegmenter) -> dict[str, Any]:
+    """The settings that decide the regions, except the prompts."""
+    segmenter = prompted.segmenter
+    values: dict[str, Any] = {
         "models": {"segmenter": segmenter.name},
         "method": method_name(segmenter),
-        "threshold": ready.threshold,
+        "threshold": prompted.threshold,
     }
     if isinstance(segmenter, DenseSegmenter):
         side, window = segmenter.size
-        held["options"] = methods.values(segmenter.method)
-        held |= {"resolution": side, "window": window}
-    return held
+        values["options"] = methods.values(segmenter.method)
+        values |= {"resolution": side, "window": window}
+    return values

@@ -1,4 +1,4 @@
-"""Images and texts to scores of how well they fit, as a task."""
+"""How well images and texts fit, as a task."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,8 +36,9 @@ class Match(Task[MatchOptions]):
         cls, models: ModelSet, options: MatchOptions, captions: str | None = None
     ) -> "Match":
         """See `Task`."""
-        given = options.thresholds
-        thresholds = read_thresholds(Path(given)) if isinstance(given, str | Path) else given
+        thresholds = options.thresholds
+        if isinstance(thresholds, str | Path):
+            thresholds = read_thresholds(Path(thresholds))
         return cls(models=models, options=options, thresholds=thresholds, captions=captions)
 
     @property
@@ -48,21 +49,25 @@ class Match(Task[MatchOptions]):
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "MatchRunner":
-        """Load what scores."""
-        matching = MatchSpec(several(self.options.texts), self.negatives, score=self.options.score)
+        """Load the model that scores."""
+        spec = MatchSpec(
+            several(self.options.texts), self.negatives, self.thresholds, self.options.score
+        )
         if self.options.model is None:
             self.models.require(language_model=False)
-            scored = scoring.scored_by(self.models.encoder, matching)
+            scored = scoring.score_kind(self.models.encoder, spec)
             scorer, names = None, canonical_names(self.models.encoder)
         else:
-            scoring.check_head(matching)
+            scoring.check_head(spec)
             scorer = self.models.pair_scorer(self.options.model)
             names, scored = {"scorer": scorer.name}, scorer.scored
         made_with = scoring.made_with(names, scored, self.negatives)
+        if self.thresholds is not None:
+            self.thresholds.check(made_with)
         return MatchRunner(
             task=self,
             scorer=scorer,
-            matching=scoring.with_thresholds(matching, self.thresholds, made_with),
+            spec=spec,
             made_with=made_with,
             cache=cache,
             batch_size=batch_size,
@@ -74,26 +79,26 @@ class MatchRunner(OpenedTask[Match]):
     """A scorer with its model."""
 
     scorer: PairScorer | None
-    matching: MatchSpec
+    spec: MatchSpec
     made_with: str
-    """What the scores are; thresholds record it."""
+    """The kind of the scores and the models behind them; thresholds record it."""
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        task, found = self.task, {"scores": self.made_with}
-        more: dict[str, Any] = {}
-        if self.matching.texts:
-            more["texts"] = prompts.fingerprint([list(self.matching.texts)])
+        task = self.task
+        settings: dict[str, Any] = {"scores": self.made_with}
+        if self.spec.texts:
+            settings["texts"] = prompts.fingerprint([list(self.spec.texts)])
         if task.captions is not None:
-            more["captions"] = task.captions
+            settings["captions"] = task.captions
         if task.thresholds is not None:
             cuts, labels = list(task.thresholds.cuts), list(task.thresholds.labels)
-            more["thresholds"] = {"labels": labels, "cuts": cuts}
-        return found | more
+            settings["thresholds"] = {"labels": labels, "cuts": cuts}
+        return settings
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[MatchResult]:
         """One result per image, in order."""
-        how = (self.matching, self.cache, meter, self.batch_size)
+        how = (self.spec, self.cache, meter, self.batch_size)
         if self.scorer is None:
             return scoring.by_encoder(sources, self.task.models.encoder, *how)
         return scoring.by_head(sources, self.scorer, *how)

@@ -1,15 +1,14 @@
-"""Pictures and texts to how well they fit: by cosines, or by a head that reads both together.
+"""How well images and texts fit: cosines, or the scores of a head that reads both together.
 
-A picture's texts are those asked for, or the captions that came with it (a table of path,caption).
-By a dual encoder a text may be weighed `against` others: then its score is its share of a softmax
-at the model's own scale, which is how a statement is told from its contrary (Song et al. 2022,
-arXiv:2203.07190, do visual entailment so).
+All images have the same texts, or each has the captions that came with it (a table of path,
+caption). With a dual encoder there may be negative prompts. Then the score of a text is its share
+of a softmax with them at the model's own scale, which tells a statement from its opposite (as in
+visual entailment: Song et al. 2022, arXiv:2203.07190).
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -23,90 +22,94 @@ from zeroshot.inference.decoded_images import ImageBatch, load_batches
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
+    long_text_failure,
     project_images,
     project_texts,
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.models.base import DualEncoder, Image, PairScorer
+from zeroshot.models.base import DualEncoder, Image, PairScorer, TextEncoder
 from zeroshot.results.result import Failure
 from zeroshot.results.text import MatchResult, TextScore
 from zeroshot.tasks.matching.match_options import Score
 from zeroshot.tasks.matching.thresholds import Thresholds
 
-__all__ = ["MatchSpec", "by_encoder", "by_head", "texts_of"]
+__all__ = ["MatchSpec", "by_encoder", "by_head"]
+
+Images = tuple[tuple[str, Image], ...]
+"""The image, or the two images, that a text is about, each with its id."""
 
 PAIR_KIND = f"pair/{VERSION}"
 SECOND = "second"
-"""The field of a source that names the other picture its texts speak of."""
+"""The field of a source that names its second image, if its texts are about two images."""
 
 
 @dataclass(frozen=True)
 class MatchSpec:
-    """What is matched with every picture, and how scores are told."""
+    """The texts that are scored with every image, and what a score is."""
 
     texts: tuple[str, ...] = ()
-    """For every picture; without any, the captions that come with each."""
-    against: tuple[str, ...] = ()
-    """What a text is weighed against, by a dual encoder."""
+    """For every image; if empty, each image's own captions."""
+    negatives: tuple[str, ...] = ()
+    """Negative prompts, for a dual encoder."""
     thresholds: Thresholds | None = None
     score: Score = "cosine"
-    """Of a dual encoder; `sigmoid` is that of a model with a bias (SigLIP)."""
+    """For a dual encoder; `sigmoid` needs a model with a bias (SigLIP)."""
 
-    def fit(self, text: str, score: float, scores: Mapping[str, float] | None = None) -> TextScore:
-        """A text's score, with its label where there are thresholds."""
+    def text_score(
+        self, text: str, score: float, scores: Mapping[str, float] | None = None
+    ) -> TextScore:
+        """A text's score, with its label if there are thresholds."""
         label = None if self.thresholds is None else self.thresholds.label(score)
         return TextScore(text, score, label, scores)
 
-
-def texts_of(source: Source, matching: MatchSpec) -> tuple[str, ...]:
-    """The texts of one picture; several captions of one row stand in lines of their own."""
-    if matching.texts:
-        return matching.texts
-    lines = source.fields.get("caption", "").split("\n")
-    return tuple(line.strip() for line in lines if line.strip())
+    def texts_of(self, source: Source) -> tuple[str, ...]:
+        """The texts for one image; several captions of one image are lines."""
+        if self.texts:
+            return self.texts
+        lines = source.fields.get("caption", "").split("\n")
+        return tuple(line.strip() for line in lines if line.strip())
 
 
 def by_encoder(
     sources: Iterable[Source],
     encoder: DualEncoder,
-    matching: MatchSpec,
+    spec: MatchSpec,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[MatchResult]:
-    """One result per picture, in order; every different text of a batch is encoded once.
+    """One result per image, in order; every distinct text of a batch is encoded once.
 
-    UserError for a text to weigh against that is longer than the encoder reads.
+    UserError for a negative prompt that is longer than the encoder reads.
     """
-    scored, used = scored_by(encoder, matching), canonical_names(encoder)
-    other = matching.against
-    if other and (failure := _wrong(text_encoder_of(encoder), other)) is not None:
-        raise UserError(f"--against: {failure.message}")
-    against = _rows(encoder, other, cache, meter) if other else None
-    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
-        asked = [texts_of(source, matching) for source in batch.sources]
+    scored, used = score_kind(encoder, spec), canonical_names(encoder)
+    reader, negatives = text_encoder_of(encoder), None
+    if spec.negatives:
+        if (too_long := long_text_failure(spec.negatives, reader)) is not None:
+            raise UserError(f"--against: {too_long.message}")
+        negatives = _embed_texts(encoder, spec.negatives, cache, meter)
+    for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
+        texts = [spec.texts_of(source) for source in batch.sources]
         failures = [
-            failure or _wrong(text_encoder_of(encoder), texts)
-            for failure, texts in zip(batch.failures, asked, strict=True)
+            failure or _text_failure(reader, own)
+            for failure, own in zip(batch.failures, texts, strict=True)
         ]
         good = [i for i, failure in enumerate(failures) if failure is None]
-        meter.failed += sum(f is not None for f in failures) - sum(
-            f is not None for f in batch.failures
-        )
-        flat = [text for i in good for text in asked[i]]
-        texts = iter(_rows(encoder, flat, cache, meter))
-        images = project_images(encoder, batch.rows[good]) if good else batch.rows
-        fits: dict[int, tuple[TextScore, ...]] = {}
+        meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
+        flat = [text for i in good for text in texts[i]]
+        embeddings = iter(_embed_texts(encoder, flat, cache, meter))
+        images = project_images(encoder, batch.embeddings[good]) if good else batch.embeddings
+        results: dict[int, tuple[TextScore, ...]] = {}
         with meter.stage("scoring"):
             for i, image in zip(good, images, strict=True):
-                rows = torch.stack([next(texts) for _ in asked[i]])
-                scores = _scores(encoder, image, rows, against, scored)
-                fits[i] = tuple(map(matching.fit, asked[i], scores.tolist()))
+                own = torch.stack([next(embeddings) for _ in texts[i]])
+                scores = _scores(encoder, image, own, negatives, scored)
+                results[i] = tuple(map(spec.text_score, texts[i], scores.tolist()))
         for i, source in enumerate(batch.sources):
             yield MatchResult(
                 source=source,
@@ -114,7 +117,7 @@ def by_encoder(
                 error=failures[i],
                 models=used,
                 method="cosine",
-                texts=fits.get(i, ()),
+                texts=results.get(i, ()),
                 scored=scored,
             )
 
@@ -122,29 +125,30 @@ def by_encoder(
 def by_head(
     sources: Iterable[Source],
     scorer: PairScorer,
-    matching: MatchSpec,
+    spec: MatchSpec,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[MatchResult]:
-    """One result per picture, in order; what a pair was given is kept by what both hold."""
+    """One result per image, in order; scores of pairs are cached by the content of both."""
     for batch in load_batches(sources, meter, batch_size):
-        asked = [texts_of(source, matching) for source in batch.sources]
-        shown: dict[int, tuple[tuple[str, Image], ...]] = {}
+        texts = [spec.texts_of(source) for source in batch.sources]
+        images: dict[int, Images] = {}
         failures = list(batch.failures)
         for i in batch.images:
-            failures[i] = _wrong(scorer, asked[i])
-            seen = _pictures(batch, i, scorer.pictures)
-            if isinstance(seen, Failure):
-                failures[i] = failures[i] or seen
+            failures[i] = _text_failure(scorer, texts[i])
+            loaded = _load(batch, i, scorer.pictures)
+            if isinstance(loaded, Failure):
+                failures[i] = failures[i] or loaded
             else:
-                shown[i] = seen
+                images[i] = loaded
         good = [i for i, failure in enumerate(failures) if failure is None]
         meter.failed += len(batch.images) - len(good)
-        pairs = [(shown[i], text) for i in good for text in asked[i]]
-        rows = iter(_headed(pairs, scorer, cache, meter, batch_size))
-        fits = {
-            i: tuple(_fit(matching, scorer, text, next(rows)) for text in asked[i]) for i in good
+        pairs = [(images[i], text) for i in good for text in texts[i]]
+        scores = iter(_score_pairs(pairs, scorer, cache, meter, batch_size))
+        results = {
+            i: tuple(_text_score(spec, scorer, text, next(scores)) for text in texts[i])
+            for i in good
         }
         for i, source in enumerate(batch.sources):
             yield MatchResult(
@@ -153,26 +157,26 @@ def by_head(
                 error=failures[i],
                 models={"scorer": scorer.name},
                 method="head",
-                texts=fits.get(i, ()),
+                texts=results.get(i, ()),
                 scored=scorer.scored,
                 second=source.fields.get(SECOND),
             )
 
 
-def scored_by(encoder: DualEncoder, matching: MatchSpec) -> str:
-    """What a dual encoder's scores are: shares of a softmax where something is against.
+def score_kind(encoder: DualEncoder, spec: MatchSpec) -> str:
+    """What a dual encoder's scores are: `softmax` if there are negative prompts.
 
     UserError for a sigmoid of a model that was not trained with one.
     """
-    if matching.score == "cosine":
-        return "softmax" if matching.against else "cosine"
+    if spec.score == "cosine":
+        return "softmax" if spec.negatives else "cosine"
     if encoder.logit_bias is None:
         raise UserError(
-            f"{encoder.name} was not trained with a sigmoid; SigLIP and its like are. Weigh texts "
+            f"{encoder.name} was not trained with a sigmoid, as SigLIP models are; compare texts "
             "with --against instead"
         )
-    if matching.against:
-        raise UserError("--against is a share of a softmax: leave --score sigmoid")
+    if spec.negatives:
+        raise UserError("--against makes a softmax: leave --score sigmoid out")
     return "sigmoid"
 
 
@@ -180,20 +184,20 @@ def _scores(
     encoder: DualEncoder,
     image: Float[Tensor, " m"],
     texts: Float[Tensor, "t m"],
-    against: Float[Tensor, "a m"] | None,
+    negatives: Float[Tensor, "a m"] | None,
     scored: str,
 ) -> Float[Tensor, " t"]:
     cosines = texts @ image
     if scored == "sigmoid":
         return (encoder.logit_scale * cosines + (encoder.logit_bias or 0.0)).sigmoid()
-    if against is None:
+    if negatives is None:
         return cosines
-    other = (against @ image).expand(len(cosines), -1)
-    both = torch.cat([cosines[:, None], other], dim=1)  # [t, 1 + a]
+    others = (negatives @ image).expand(len(cosines), -1)
+    both = torch.cat([cosines[:, None], others], dim=1)  # [t, 1 + a]
     return (encoder.logit_scale * both).softmax(1)[:, 0]
 
 
-def _rows(
+def _embed_texts(
     encoder: DualEncoder, texts: Sequence[str], cache: EmbeddingCache, meter: Meter
 ) -> Float[Tensor, "n m"]:
     if not texts:
@@ -201,91 +205,76 @@ def _rows(
     return project_texts(encoder, embed_texts(texts, text_encoder_of(encoder), cache, meter))
 
 
-def _wrong(reader: Any, texts: Sequence[str]) -> Failure | None:
-    """Why a picture's texts cannot be scored: there are none, or one is too long."""
+def _text_failure(model: TextEncoder | PairScorer, texts: Sequence[str]) -> Failure | None:
+    """Why an image's texts cannot be scored: there are none, or one is too long."""
     if not texts:
-        return Failure("NoText", "no caption came with the picture; give one with --text")
-    limit = reader.context_length
-    for text, length in zip(texts, reader.count_tokens(texts) if limit else (), strict=False):
-        if length > limit:
-            return Failure(
-                "LongText", f"{length} tokens, but the model reads {limit}: '{text[:60]}...'"
-            )
-    return None
+        return Failure("NoText", "no caption came with the image; give one with --text")
+    return long_text_failure(texts, model)
 
 
-def _pictures(batch: ImageBatch, place: int, count: int) -> tuple[tuple[str, Image], ...] | Failure:
-    """The picture, and the second where a text speaks of two, each with its id."""
-    first = (batch.ids[place] or "", batch.images[place])
-    other = batch.sources[place].fields.get(SECOND)
+def _load(batch: ImageBatch, index: int, count: int) -> Images | Failure:
+    """An image of the batch, with the second one if the model reads two."""
+    first = (batch.ids[index] or "", batch.images[index])
+    other = batch.sources[index].fields.get(SECOND)
     if count == 1:
         return (first,)
     if count != 2 or other is None:
-        return Failure("OnePicture", f"the model reads {count} pictures for a text; give pairs")
+        return Failure("OnePicture", f"the model reads {count} images with a text; give pairs")
     try:
         second = read(other)
     except UnreadableImageError as error:
-        return Failure(Failure.of(error).type, f"the second picture, '{other}': {error}")
+        return Failure(Failure.from_error(error).type, f"the second image, '{other}': {error}")
     return (first, (second.id, second.image))
 
 
-def _headed(
-    pairs: Sequence[tuple[tuple[tuple[str, Image], ...], str]],
+def _score_pairs(
+    pairs: Sequence[tuple[Images, str]],
     scorer: PairScorer,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int,
 ) -> Float[Tensor, "n k"]:
-    """Scores of pairs; those that the cache does not hold come from the head."""
+    """Scores of pairs, from the cache or from the head."""
     keys = [
-        hashlib.sha256("\0".join([*(id for id, _ in shown), text]).encode()).hexdigest()
-        for shown, text in pairs
+        hashlib.sha256("\0".join([*(id for id, _ in images), text]).encode()).hexdigest()
+        for images, text in pairs
     ]
-    rows, found = cache.get(scorer.name, PAIR_KIND, keys)
-    held = iter(rows)
-    scores: dict[int, Tensor] = {i: next(held) for i, hit in enumerate(found.tolist()) if hit}
+    known, hits = cache.get(scorer.name, PAIR_KIND, keys)
+    cached = iter(known)
+    scores: dict[int, Tensor] = {i: next(cached) for i, hit in enumerate(hits.tolist()) if hit}
     missing = [i for i in range(len(pairs)) if i not in scores]
 
-    def work(places: Sequence[int]) -> Tensor:
-        pictures = [[image for _, image in pairs[i][0]] for i in places]
-        return scorer.score_pairs(pictures, [pairs[i][1] for i in places])
+    def work(indices: Sequence[int]) -> Tensor:
+        images = [[image for _, image in pairs[i][0]] for i in indices]
+        return scorer.score_pairs(images, [pairs[i][1] for i in indices])
 
     with meter.stage("encoder"):
-        for places, fresh in batched_with_oom_retry(work, missing, batch_size):
-            cache.put(scorer.name, PAIR_KIND, [keys[i] for i in places], fresh)
-            scores |= dict(zip(places, fresh, strict=True))
+        for indices, fresh in batched_with_oom_retry(work, missing, batch_size):
+            cache.put(scorer.name, PAIR_KIND, [keys[i] for i in indices], fresh)
+            scores |= dict(zip(indices, fresh, strict=True))
     meter.texts_encoded += len(missing)
     meter.texts_cached += len(pairs) - len(missing)
-    return torch.stack([scores[i] for i in range(len(pairs))]) if pairs else rows
+    return torch.stack([scores[i] for i in range(len(pairs))]) if pairs else known
 
 
-def _fit(matching: MatchSpec, scorer: PairScorer, text: str, row: Tensor) -> TextScore:
-    values = row.tolist()
-    several = dict(zip(scorer.labels, values, strict=True)) if len(values) > 2 else None
-    return matching.fit(text, values[scorer.positive], several)
+def _text_score(spec: MatchSpec, scorer: PairScorer, text: str, scores: Tensor) -> TextScore:
+    values = scores.tolist()
+    by_label = dict(zip(scorer.labels, values, strict=True)) if len(values) > 2 else None
+    return spec.text_score(text, values[scorer.positive], by_label)
 
 
-def check_head(matching: MatchSpec) -> None:
+def check_head(spec: MatchSpec) -> None:
     """UserError for options that a head does not have: negative prompts, a sigmoid."""
-    if matching.score != "cosine":
-        raise UserError("--score is for encoders; a head (--model) has a score of its own")
-    if matching.against:
+    if spec.score != "cosine":
+        raise UserError("--score is for dual encoders; a head (--model) has its own score")
+    if spec.negatives:
         raise UserError(
-            "--against weighs texts by a dual encoder (--encoder); a head (--model) "
-            "scores each pair by itself"
+            "--against needs a dual encoder (--encoder); a head (--model) scores each pair "
+            "by itself"
         )
 
 
-def with_thresholds(
-    matching: MatchSpec, thresholds: Thresholds | None, made_with: str
-) -> MatchSpec:
-    """The same with thresholds that were learned on the same scores; UserError for others."""
-    if thresholds is not None:
-        thresholds.check(made_with)
-    return replace(matching, thresholds=thresholds)
-
-
-def made_with(models: Mapping[str, str], scored: str, against: Sequence[str]) -> str:
-    """What makes the scores, as thresholds remember it."""
-    weighed = f" against {', '.join(against)}" if against else ""
-    return f"{scored} of {' and '.join(models.values())}{weighed}"
+def made_with(models: Mapping[str, str], scored: str, negatives: Sequence[str]) -> str:
+    """The kind of the scores, the models and the negative prompts, as thresholds record them."""
+    others = f" against {', '.join(negatives)}" if negatives else ""
+    return f"{scored} of {' and '.join(models.values())}{others}"

@@ -1,9 +1,9 @@
-"""From a score to a word: cuts on the scale of a score, learned from labelled pairs.
+"""From a score to a label: thresholds that are learned from labelled pairs.
 
-Whether a picture is hateful, whether a sentence follows from it: heads for that are rarely public,
-scores are. Labels are named from the lowest to the highest score (`no, yes`, or `contradiction,
-neutral, entailment`), and the cuts between them are those with the best balanced accuracy (the mean
-over labels of the share that is found), which dynamic programming finds exactly.
+Classification heads, for example for hateful images or for entailment, are rarely public, but
+scores of a text and its image are. Labels are given from the lowest to the highest score (`no,
+yes`, or `contradiction, neutral, entailment`). The thresholds between them maximise the balanced
+accuracy (the mean over labels of their recall); dynamic programming finds the maximum exactly.
 """
 
 import json
@@ -29,21 +29,22 @@ class Thresholds:
     labels: tuple[str, ...]
     cuts: tuple[float, ...]
     made_with: str
-    """What made the scores: a change of model would move them."""
+    """The kind and the models of the scores: those of another model lie elsewhere."""
     accuracy: float
-    """Balanced accuracy on the pairs that they were learned from, which flatters."""
+    """Balanced accuracy on the training pairs, which is higher than on new ones."""
     pairs: int
+    """Number of training pairs."""
 
     def label(self, score: float) -> str:
-        """The label of a score; one that lies on a cut has the higher label."""
+        """The label of a score; a score equal to a threshold has the higher label."""
         return self.labels[int(np.searchsorted(self.cuts, score, side="right"))]
 
     def check(self, made_with: str) -> None:
-        """UserError if other scores are to be cut than those that were learned from."""
+        """UserError if the scores are not of the kind and the models that were learned from."""
         if made_with != self.made_with:
             raise UserError(
                 f"the thresholds were learned on scores of {self.made_with}, these are scores of "
-                f"{made_with}; learn them anew (--learn-thresholds)"
+                f"{made_with}; learn new ones with --learn-thresholds"
             )
 
     def save(self, path: Path) -> None:
@@ -54,38 +55,38 @@ class Thresholds:
 
 
 def learn(
-    scores: Sequence[float], found: Sequence[str], labels: Sequence[str], made_with: str
+    scores: Sequence[float], truth: Sequence[str], labels: Sequence[str], made_with: str
 ) -> Thresholds:
-    """The cuts between `labels`, lowest first, from pairs of which `found` says the label.
+    """The thresholds between `labels`, lowest first, from pairs whose labels are `truth`.
 
     UserError for a label that is not among `labels`, and for one that no pair has.
     """
-    order = {label: place for place, label in enumerate(labels)}
+    order = {label: index for index, label in enumerate(labels)}
     if len(order) < 2 or len(order) != len(labels):
         raise UserError(f"thresholds lie between two or more different labels, not {list(labels)}")
-    for label in found:
+    for label in truth:
         if label not in order:
             raise UserError(f"a pair has the label '{label}'; expected {', '.join(labels)}")
-    truth = np.array([order[label] for label in found])
-    counts = np.bincount(truth, minlength=len(labels))
+    classes = np.array([order[label] for label in truth])
+    counts = np.bincount(classes, minlength=len(labels))
     if not counts.all():
         raise UserError(f"no pair has the label '{labels[int(counts.argmin())]}'")
-    values, place = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
-    # below[c, i]: share of label c among the i lowest different scores.
+    values, index = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    # below[c, i]: the fraction of label c whose scores are among the i lowest distinct ones.
     below = np.zeros((len(labels), len(values) + 1))
-    np.add.at(below, (truth, place + 1), 1 / counts[truth])
+    np.add.at(below, (classes, index + 1), 1 / counts[classes])
     cuts, total = _best_cuts(below.cumsum(1))
     return Thresholds(
         tuple(labels),
         tuple(_between(values, cut) for cut in cuts),
         made_with,
         float(total / len(labels)),
-        len(truth),
+        len(classes),
     )
 
 
 def read_thresholds(path: Path) -> Thresholds:
-    """Thresholds that `save` wrote; UserError for anything else."""
+    """Thresholds that `save` wrote; UserError for any other file."""
     match read_json(path):
         case {
             "schema": "zeroshot.thresholds/1",
@@ -101,27 +102,27 @@ def read_thresholds(path: Path) -> Thresholds:
             and cuts == sorted(cuts)
         ):
             return Thresholds(tuple(labels), tuple(cuts), made_with, accuracy, pairs)
-    raise UserError(f"'{path}' holds no thresholds ({SCHEMA})")
+    raise UserError(f"'{path}' has no thresholds ({SCHEMA})")
 
 
 def _best_cuts(below: "np.ndarray[Any, np.dtype[np.float64]]") -> tuple[list[int], float]:
-    """How many scores lie below each cut, and the sum over labels of the share that is found."""
+    """The number of scores below each threshold, and the sum over labels of their recall."""
     best = below[0].copy()
-    came_from: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    previous: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     for share in below[1:]:
         gain = best - share
-        reached = np.maximum.accumulate(gain)
-        came_from.append(np.maximum.accumulate(np.where(gain == reached, np.arange(len(gain)), 0)))
-        best = reached + share
-    cuts, here = [], len(best) - 1
-    for chosen in reversed(came_from):
-        here = int(chosen[here])
-        cuts.append(here)
+        highest = np.maximum.accumulate(gain)
+        previous.append(np.maximum.accumulate(np.where(gain == highest, np.arange(len(gain)), 0)))
+        best = highest + share
+    cuts, cut = [], len(best) - 1
+    for pointers in reversed(previous):
+        cut = int(pointers[cut])
+        cuts.append(cut)
     return cuts[::-1], float(best[-1])
 
 
 def _between(values: "np.ndarray[Any, np.dtype[np.float64]]", cut: int) -> float:
-    """Half way between the neighbours of a cut; beyond the ends, just outside."""
+    """The mean of the scores next to a cut; at an end, the outermost score or just above it."""
     if cut == 0:
         return float(values[0])
     if cut == len(values):

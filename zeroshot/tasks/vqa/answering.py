@@ -1,9 +1,9 @@
-"""Pictures and questions to answers: by a model that answers, from regions, or by matching."""
+"""Images and questions to answers: by a model, from the regions of a detector, or by matching."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,10 @@ from zeroshot.inference.decoded_images import ImageBatch, load_batches
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
-    embed_pictures,
+    embed_images,
     embed_texts,
     image_encoder_of,
+    long_text_failure,
     pad_prompts,
     project_images,
     project_texts,
@@ -34,7 +35,6 @@ from zeroshot.models.base import (
     Image,
     RegionAnswerer,
     Regions,
-    TextEncoder,
 )
 from zeroshot.prompts import expand, load_templates
 from zeroshot.results.result import Failure
@@ -44,10 +44,10 @@ from zeroshot.tasks.vqa.statements import Question, covered, parse, statements
 
 __all__ = ["ByMatching", "Questions", "by_matching", "by_model", "by_regions", "matching"]
 
-NO_QUESTION = Failure("NoQuestion", "there is no question about this picture")
+NO_QUESTION = Failure("NoQuestion", "there is no question about this image")
 
 Questions = Callable[[Source], Sequence[str]]
-"""The questions about a picture."""
+"""The questions about an image."""
 
 
 def by_model(
@@ -59,13 +59,13 @@ def by_model(
     batch_size: int = AUTO_BATCH,
     top_k: int = 1,
 ) -> Iterator[AskResult]:
-    """One result per picture, in order, with the answers to all its questions."""
+    """One result per image, in order, with the answers to all its questions."""
 
-    def answer(images: Sequence[Image], asked: Sequence[str]) -> list[tuple[Answer, ...]]:
-        return answerer.answer(images, asked, top_k)
+    def answer(images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Answer, ...]]:
+        return answerer.answer(images, texts, top_k)
 
-    look = _Look("answer", "language model", answer, lambda batch, i: batch.images[i])
-    return _each(sources, answerer, questions, meter, batch_size, look)
+    how = _Answering("answer", "language model", answer, lambda batch, i: batch.images[i])
+    return _answer_batches(sources, answerer, questions, meter, batch_size, how)
 
 
 def by_regions(
@@ -78,90 +78,107 @@ def by_regions(
     batch_size: int = AUTO_BATCH,
     top_k: int = 1,
 ) -> Iterator[AskResult]:
-    """As `by_model`, from what a detector saw; the pictures are opened for their ids alone."""
+    """As `by_model`, from the regions of a detector. The images are read only for their ids."""
 
-    def answer(seen: Sequence[Regions], asked: Sequence[str]) -> list[tuple[Answer, ...]]:
-        return answerer.answer_regions(seen, asked, top_k)
+    def answer(inputs: Sequence[Regions], texts: Sequence[str]) -> list[tuple[Answer, ...]]:
+        return answerer.answer_regions(inputs, texts, top_k)
 
-    look = _Look(
+    def failure(source: Source) -> Failure | None:
+        if _absolute(source) in regions:
+            return None
+        return Failure("NoRegions", "there are no regions of this image")
+
+    how = _Answering(
         "regions",
         "encoder",
         answer,
-        lambda batch, i: regions[_place(batch.sources[i])],
-        lambda source: _unseen(source, regions),
+        lambda batch, i: regions[_absolute(batch.sources[i])],
+        failure,
     )
-    return _each(sources, answerer, questions, meter, batch_size, look)
+    return _answer_batches(sources, answerer, questions, meter, batch_size, how)
 
 
-Seen = TypeVar("Seen")
+def _absolute(source: Source) -> str:
+    return os.path.abspath(source.path or "")
+
+
+Input = TypeVar("Input")
 
 
 @dataclass(frozen=True)
-class _Look(Generic[Seen]):
-    """What an answerer is shown of a picture, and how it is asked."""
+class _Answering(Generic[Input]):
+    """How a model answers, and what it is given of an image: pixels or regions."""
 
     method: str
     stage: str
-    answer: Callable[[Sequence[Seen], Sequence[str]], list[tuple[Answer, ...]]]
-    seen: Callable[[ImageBatch, int], Seen]
-    """Of the picture at a place of a batch."""
-    unseen: Callable[[Source], Failure | None] = lambda source: None
-    """Why there is nothing to show."""
+    answer: Callable[[Sequence[Input], Sequence[str]], list[tuple[Answer, ...]]]
+    input_of: Callable[[ImageBatch, int], Input]
+    """The input for the image with this index in a batch."""
+    failure: Callable[[Source], Failure | None] = lambda source: None
+    """Why an image has no input."""
 
 
-def _each(
+def _answer_batches(
     sources: Iterable[Source],
     answerer: Answerer | RegionAnswerer,
     questions: Questions,
     meter: Meter,
     batch_size: int,
-    look: _Look[Seen],
+    how: _Answering[Input],
 ) -> Iterator[AskResult]:
-    def work(pairs: Sequence[tuple[Seen, str]]) -> list[tuple[Answer, ...]]:
-        seen, asked = zip(*pairs, strict=True)
-        return look.answer(seen, asked)
+    def work(pairs: Sequence[tuple[Input, str]]) -> list[tuple[Answer, ...]]:
+        inputs, texts = zip(*pairs, strict=True)
+        return how.answer(inputs, texts)
 
     for batch in load_batches(sources, meter, batch_size):
-        asked = [tuple(questions(source)) for source in batch.sources]
+        texts = [tuple(questions(source)) for source in batch.sources]
         failures = [
-            failure or _wrong(answerer, q) or look.unseen(source)
-            for failure, q, source in zip(batch.failures, asked, batch.sources, strict=True)
+            failure or _question_failure(answerer, own) or how.failure(source)
+            for failure, own, source in zip(batch.failures, texts, batch.sources, strict=True)
         ]
         good = [i for i in batch.images if failures[i] is None]
         meter.failed += len(batch.images) - len(good)
-        pairs = [(look.seen(batch, i), question) for i in good for question in asked[i]]
-        with meter.stage(look.stage):
-            answers = iter(
-                [a for _, said in batched_with_oom_retry(work, pairs, batch_size) for a in said]
-            )
-        said = {i: tuple(QuestionAnswers(q, next(answers)) for q in asked[i]) for i in good}
+        pairs = [(how.input_of(batch, i), question) for i in good for question in texts[i]]
+        with meter.stage(how.stage):
+            parts = batched_with_oom_retry(work, pairs, batch_size)
+            answers = iter([answer for _, part in parts for answer in part])
+        results = {i: tuple(QuestionAnswers(q, next(answers)) for q in texts[i]) for i in good}
         for i, source in enumerate(batch.sources):
             yield AskResult(
                 source=source,
                 id=batch.ids[i],
                 error=failures[i],
                 models={"answerer": answerer.name},
-                method=look.method,
-                questions=said.get(i, ()),
+                method=how.method,
+                questions=results.get(i, ()),
                 scored=answerer.scored,
             )
 
 
+def _question_failure(
+    answerer: Answerer | RegionAnswerer, questions: Sequence[str]
+) -> Failure | None:
+    """Why an image's questions cannot be answered: there are none, or one is too long."""
+    if not questions:
+        return NO_QUESTION
+    return long_text_failure(questions, answerer)
+
+
 @dataclass(frozen=True)
 class ByMatching:
-    """What answers by matching: an encoder, answers or names to choose from."""
+    """A dual encoder that answers, with the answers to choose from or the names to look for."""
 
     encoder: DualEncoder
     answers: tuple[str, ...] = ()
     among: tuple[str, ...] = ()
-    """Names of what may be in the pictures."""
+    """Names of things that images may show."""
     present: float = PRESENT
-    """Share of the softmax over all names from which a name is taken to be there."""
+    """A name is present if its share of the softmax over all names is at least this."""
     names: Float[Tensor, "c m"] = field(default_factory=lambda: torch.zeros(0, 0))
 
     @property
     def scored(self) -> str:
-        """Shares of a softmax over statements; with names, how sure the presence is."""
+        """What a score is: a softmax over statements or, with names, the certainty of presence."""
         return "presence" if self.among else "softmax"
 
 
@@ -175,15 +192,17 @@ def matching(
     present: float = PRESENT,
     templates: str = "a {}",
 ) -> ByMatching:
-    """Encode the names, each in all the templates, whose rows are averaged."""
+    """Encode the names, each as the mean over all templates."""
     if answers and among:
-        raise UserError("--answers are chosen from, --among are looked for: give one of them")
+        raise UserError(
+            "--answers are chosen from and --among are looked for in the image: give one of them"
+        )
     if not 0 < present < 1:
-        raise UserError(f"present={present}: a share between 0 and 1")
+        raise UserError(f"present={present}: expected a number between 0 and 1")
     names = torch.zeros(0, 0)
     if among:
-        sentences = expand(tuple(among), load_templates(templates, tuple(among)))
-        names = _means(encoder, sentences, cache, meter)
+        prompts = expand(tuple(among), load_templates(templates, tuple(among)))
+        names = _means(encoder, prompts, cache, meter)
     return ByMatching(encoder, tuple(answers), tuple(among), present, names)
 
 
@@ -197,23 +216,23 @@ def by_matching(
     batch_size: int = AUTO_BATCH,
     top_k: int = 1,
 ) -> Iterator[AskResult]:
-    """As `by_model`, by a dual encoder, each different statement encoded once.
+    """As `by_model`, by a dual encoder; every distinct question is encoded once.
 
     UserError for an open question without answers to choose from.
     """
     encoder, used = ready.encoder, canonical_names(ready.encoder)
     known: dict[str, tuple[Question, Mapping[str, Tensor]]] = {}
-    for batch in embed_pictures(sources, image_encoder_of(encoder), cache, meter, batch_size):
-        asked = [tuple(questions(source)) for source in batch.sources]
-        for text in {text for texts in asked for text in texts} - known.keys():
-            known[text] = _prepared(parse(text), ready, cache, meter)
+    for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
+        texts = [tuple(questions(source)) for source in batch.sources]
+        for text in {text for own in texts for text in own} - known.keys():
+            known[text] = _encode_answers(parse(text), ready, cache, meter)
         failures = [
-            failure or (None if texts else NO_QUESTION)
-            for failure, texts in zip(batch.failures, asked, strict=True)
+            failure or (None if own else NO_QUESTION)
+            for failure, own in zip(batch.failures, texts, strict=True)
         ]
         meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
         with meter.stage("scoring"):
-            said = _answered(replace(batch, failures=failures), asked, ready, known, top_k)
+            results = _match(replace(batch, failures=failures), texts, ready, known, top_k)
         for i, source in enumerate(batch.sources):
             yield AskResult(
                 source=source,
@@ -221,120 +240,82 @@ def by_matching(
                 error=failures[i],
                 models=used,
                 method="matching",
-                questions=said.get(i, ()),
+                questions=results.get(i, ()),
                 scored=ready.scored,
             )
 
 
-def _prepared(
+def _encode_answers(
     question: Question, ready: ByMatching, cache: EmbeddingCache, meter: Meter
 ) -> tuple[Question, Mapping[str, Tensor]]:
-    """A question and a row for each of its answers; none where names are looked for."""
+    """A question, and an embedding for each of its answers; no answers if names are looked for."""
     if ready.among:
         if question.form == "open":
-            statements(question)  # says what to do
+            statements(question)  # raises, and says what to do
         covered(question.what, ready.among)
         return question, {}
-    sentences = statements(question, ready.answers)
-    rows = _means(ready.encoder, list(sentences.values()), cache, meter)
-    return question, dict(zip(sentences, rows, strict=True))
+    texts = statements(question, ready.answers)
+    embeddings = _means(ready.encoder, list(texts.values()), cache, meter)
+    return question, dict(zip(texts, embeddings, strict=True))
 
 
-def _answered(
+def _match(
     batch: EmbeddingBatch,
-    asked: Sequence[tuple[str, ...]],
+    texts: Sequence[tuple[str, ...]],
     ready: ByMatching,
     known: Mapping[str, tuple[Question, Mapping[str, Tensor]]],
     top_k: int,
 ) -> dict[int, tuple[QuestionAnswers, ...]]:
+    """The answers to all questions about each image, by the image's index."""
     good, scale = batch.readable, ready.encoder.logit_scale
     if not good:
         return {}
-    images = project_images(ready.encoder, batch.rows[good])
-    said = {}
-    for i, image in zip(good, images, strict=True):
-        here = []
-        for text in asked[i]:
-            question, rows = known[text]
-            if ready.among:
-                shares = (scale * (ready.names @ image)).softmax(0)
-                answers: tuple[Answer, ...] = (present_answer(question, shares, ready),)
-            else:
-                scores = (scale * (torch.stack(list(rows.values())) @ image)).softmax(0)
-                best = scores.topk(min(top_k, len(scores)))
-                options = list(rows)
-                answers = tuple(
-                    Answer(options[place], score)
-                    for place, score in zip(
-                        best.indices.tolist(), best.values.tolist(), strict=True
-                    )
-                )
-            here.append(QuestionAnswers(text, answers))
-        said[i] = tuple(here)
-    return said
+    images = project_images(ready.encoder, batch.embeddings[good])
+
+    def answers(text: str, image: Tensor) -> tuple[Answer, ...]:
+        question, options = known[text]
+        if ready.among:
+            shares = (scale * (ready.names @ image)).softmax(0)
+            return (present_answer(question, shares, ready),)
+        scores = (scale * (torch.stack(list(options.values())) @ image)).softmax(0)
+        best = scores.topk(min(top_k, len(scores)))
+        names = list(options)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return tuple(Answer(names[index], score) for index, score in pairs)
+
+    return {
+        i: tuple(QuestionAnswers(text, answers(text, image)) for text in texts[i])
+        for i, image in zip(good, images, strict=True)
+    }
 
 
 def present_answer(question: Question, shares: Float[Tensor, " c"], ready: ByMatching) -> Answer:
-    """Whether, or how many, of the names that a question covers are there.
+    """Whether, or how many, of the names that a question covers are present.
 
-    How sure that is: of one name `s / (s + present)` for its share `s`, which is a half where it
-    decides; of an answer that hangs on several names, as sure as the least sure of them.
+    The score of one name is `s / (s + present)`, where `s` is its share: one half at the threshold.
+    The score of an answer that depends on several names is that of the least certain name.
     """
     share = shares[covered(question.what, ready.among)]
-    sure = share / (share + ready.present)
-    there = share >= ready.present
+    certainty = share / (share + ready.present)
+    present = share >= ready.present
     if question.form == "count":
-        least = torch.where(there, sure, 1 - sure).min()
-        return Answer(str(int(there.sum())), float(least))
-    best = float(sure.max())
-    return Answer("yes", best) if there.any() else Answer("no", 1 - best)
+        lowest = torch.where(present, certainty, 1 - certainty).min()
+        return Answer(str(int(present.sum())), float(lowest))
+    best = float(certainty.max())
+    return Answer("yes", best) if present.any() else Answer("no", 1 - best)
 
 
 def _means(
-    encoder: DualEncoder, sentences: Sequence[Sequence[str]], cache: EmbeddingCache, meter: Meter
+    encoder: DualEncoder, prompts: Sequence[Sequence[str]], cache: EmbeddingCache, meter: Meter
 ) -> Float[Tensor, "c m"]:
-    """The mean row of each group of sentences, at unit length.
+    """The mean embedding of each group of prompts, at unit length.
 
-    UserError for a sentence that is longer than the encoder reads.
+    UserError for a prompt that is longer than the encoder reads.
     """
-    flat = [sentence for group in sentences for sentence in group]
-    _refuse_long(flat, text_encoder_of(encoder))
-    rows = project_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
-    block, mask = pad_prompts(rows, [len(group) for group in sentences])
+    flat, reader = [prompt for group in prompts for prompt in group], text_encoder_of(encoder)
+    if (failure := long_text_failure(flat, reader, "the encoder")) is not None:
+        raise UserError(f"a statement of {failure.message}")
+    embeddings = project_texts(encoder, embed_texts(flat, reader, cache, meter))
+    block, mask = pad_prompts(embeddings, [len(group) for group in prompts])
     mean = block.sum(1) / mask.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=1)
-
-
-def _refuse_long(sentences: Sequence[str], reader: TextEncoder) -> None:
-    limit = reader.context_length
-    if limit is None:
-        return
-    for sentence, length in zip(sentences, reader.count_tokens(sentences), strict=True):
-        if length > limit:
-            raise UserError(
-                f"a statement of {length} tokens, but the encoder reads {limit}: "
-                f"'{sentence[:60]}...'"
-            )
-
-
-def _wrong(answerer: Any, questions: Sequence[str]) -> Failure | None:
-    """Why a picture's questions cannot be asked: there are none, or one is too long."""
-    if not questions:
-        return NO_QUESTION
-    limit = answerer.context_length
-    counts = answerer.count_tokens(questions) if limit else ()
-    for question, length in zip(questions, counts, strict=False):
-        if length > limit:
-            reason = f"{length} tokens, but the model reads {limit}: '{question[:60]}...'"
-            return Failure("LongText", reason)
-    return None
-
-
-def _place(source: Source) -> str:
-    return os.path.abspath(source.path or "")
-
-
-def _unseen(source: Source, regions: Mapping[str, Regions]) -> Failure | None:
-    if _place(source) in regions:
-        return None
-    return Failure("NoRegions", "there are no regions of this picture")

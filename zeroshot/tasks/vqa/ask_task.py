@@ -51,7 +51,7 @@ class Ask(Task[AskOptions]):
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "AskRunner":
-        """Load what answers, and read the regions."""
+        """Load the model that answers, and read the regions."""
         if not self.questions:
             raise UserError("there is no question")
         ready, regions = self._answerer(cache, meter)
@@ -65,7 +65,7 @@ class Ask(Task[AskOptions]):
         model, file = self.options.model, self.options.regions
         if model is None:
             if file is not None:
-                raise UserError("--regions are read by LXMERT and VisualBERT; name one (--model)")
+                raise UserError("LXMERT and VisualBERT read --regions: name one with --model")
             self.models.require(language_model=False)
             ready = answering.matching(
                 self.models.encoder,
@@ -82,7 +82,7 @@ class Ask(Task[AskOptions]):
             if self.answers:
                 raise UserError(
                     "--answers are for matching, or name the outputs of a model that reads "
-                    "regions; a model that reads pixels has answers of its own"
+                    "regions; a model that reads images has its own answers"
                 )
             return self.models.answerer(model), {}
         reader = self.models.region_answerer(model, self.answers or None)
@@ -91,28 +91,28 @@ class Ask(Task[AskOptions]):
 
 @dataclass(frozen=True, kw_only=True)
 class AskRunner(OpenedTask[Ask]):
-    """What answers, with its models."""
+    """The model that answers, loaded."""
 
     ready: Answerer | RegionAnswerer | ByMatching
     regions: Mapping[str, Regions]
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        task, options, given = self.task, self.task.options, self.task.questions
-        each = given.items() if isinstance(given, Mapping) else [("", given)]
-        found: dict[str, Any] = {
-            "questions": prompts.fingerprint([[path, *texts] for path, texts in each]),
+        task, options, questions = self.task, self.task.options, self.task.questions
+        by_path = questions.items() if isinstance(questions, Mapping) else [("", questions)]
+        settings: dict[str, Any] = {
+            "questions": prompts.fingerprint([[path, *texts] for path, texts in by_path]),
             "top_k": options.top_k,
         }
         if isinstance(self.ready, ByMatching):
-            found["models"] = canonical_names(self.ready.encoder)
-            found |= {"answers": list(task.answers), "among": list(task.among)}
-            found |= {"present": options.present} if task.among else {}
+            settings["models"] = canonical_names(self.ready.encoder)
+            settings |= {"answers": list(task.answers), "among": list(task.among)}
+            settings |= {"present": options.present} if task.among else {}
         else:
-            found["models"] = {"answerer": self.ready.name}
-            found |= {"answers": list(task.answers)} if task.answers else {}
-            found |= {"regions": hash_file(options.regions)} if options.regions else {}
-        return found
+            settings["models"] = {"answerer": self.ready.name}
+            settings |= {"answers": list(task.answers)} if task.answers else {}
+            settings |= {"regions": hash_file(options.regions)} if options.regions else {}
+        return settings
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[AskResult]:
         """One result per image, in order."""
@@ -130,5 +130,5 @@ class AskRunner(OpenedTask[Ask]):
         )
 
     def _questions(self, source: Source) -> Sequence[str]:
-        given = self.task.questions
-        return given.get(source.path or "", ()) if isinstance(given, Mapping) else given
+        questions = self.task.questions
+        return questions.get(source.path or "", ()) if isinstance(questions, Mapping) else questions

@@ -1,18 +1,19 @@
-"""Questions answered by matching: into statements, one for each answer, that an encoder can score.
+"""Questions to statements, one for each answer, that a dual encoder can score.
 
-A dual encoder answers nothing, but it says which of several statements fits a picture best. Song
-et al. 2022 (arXiv:2203.07190) write statements from questions by templates; the three forms here
-need no language model for it:
+A dual encoder cannot answer a question, but it can tell which of several statements fits an image
+best. Song et al. 2022 (arXiv:2203.07190) write statements from questions by templates. For the
+three forms here that takes no language model:
 
 | form | example | statements |
 |---|---|---|
-| is it there | Is there a red heart? Are there cats in the picture? | with, without |
+| is it there | Is there a red heart? Are there cats in the image? | with, without |
 | how many | How many cats are there? | no cats, one cat, two cats, ... |
 | which of these | What is he holding? with answers named | question and answer (Shen et al. 2021) |
 
-Encoders are deaf to "no" and poor at numbers (`docs/questions.md` has figures). With the names of
-what may be in the picture (`among`) the first two need neither: a name is present where its share
-of the softmax over all names is at least `PRESENT`, and a count is the number of present names.
+Encoders do not understand "no" and count badly (`docs/questions.md` has figures). With the names
+of all things that images may show (`among`), the first two forms need neither. A name is present
+if its share of the softmax over all names is at least `PRESENT`; a count is the number of present
+names.
 """
 
 import re
@@ -40,7 +41,7 @@ THERE = re.compile(
 )
 ARTICLES = ("a", "an", "any", "some", "the", "one")
 ANYTHING = ("thing", "object", "shape", "item")
-"""Words that cover every name: `red things` is whatever is red."""
+"""Words that cover every name: `red things` are all names with `red`."""
 PLURALS = {"men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse"}
 
 
@@ -51,21 +52,21 @@ class Question:
     text: str
     form: Form
     what: str = ""
-    """The thing asked after, its article left out."""
+    """The thing that the question is about, without article."""
 
 
 def parse(text: str) -> Question:
-    """The form of a question; one of neither other form is `open`."""
-    asked = " ".join(text.split())
-    if found := HOW_MANY.fullmatch(asked):
-        return Question(text, "count", _bare(found["what"]))
-    if found := THERE.fullmatch(asked):
-        return Question(text, "there", _bare(found["what"]))
+    """The form of a question; `open` if it is neither of the others."""
+    question = " ".join(text.split())
+    if match := HOW_MANY.fullmatch(question):
+        return Question(text, "count", _without_article(match["what"]))
+    if match := THERE.fullmatch(question):
+        return Question(text, "there", _without_article(match["what"]))
     return Question(text, "open")
 
 
 def statements(question: Question, answers: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """The sentences of each answer; given `answers` are put behind the question, whatever its form.
+    """The prompts of each answer. If there are `answers`, each is put after the question.
 
     UserError for an open question without answers to choose from.
     """
@@ -96,26 +97,26 @@ def statements(question: Question, answers: Sequence[str] = ()) -> dict[str, tup
 
 
 def covered(what: str, among: Sequence[str]) -> list[int]:
-    """Which names a thing asked after may be: those that hold all its words, in any number.
+    """The indices of the names that have all words of `what`, in the singular or the plural.
 
     UserError if none does.
     """
-    wanted = {singular(word) for word in what.lower().split()} - {*ANYTHING}
-    found = [
-        place
-        for place, name in enumerate(among)
-        if wanted <= {singular(word) for word in name.lower().split()}
+    words = {singular(word) for word in what.lower().split()} - {*ANYTHING}
+    indices = [
+        index
+        for index, name in enumerate(among)
+        if words <= {singular(word) for word in name.lower().split()}
     ]
-    if not found:
+    if not indices:
         raise UserError(
             f"nothing among the {len(among)} names is '{what}': {', '.join(among[:5])}, ...; name "
-            "what may be in the pictures with --among"
+            "what may be in the images with --among"
         )
-    return found
+    return indices
 
 
 def singular(text: str) -> str:
-    """The last word in the singular, by the plain rules of English."""
+    """The text with its last word in the singular, by the regular rules of English."""
     head, _, word = text.rpartition(" ")
     lower = word.lower()
     if lower in PLURALS:
@@ -129,8 +130,7 @@ def singular(text: str) -> str:
     return f"{head} {word}".strip()
 
 
-def _bare(what: str) -> str:
-    """Without the articles before it."""
+def _without_article(what: str) -> str:
     words = what.split()
     while len(words) > 1 and words[0].lower() in ARTICLES:
         words = words[1:]
