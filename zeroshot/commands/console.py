@@ -314,7 +314,7 @@ def _cached(meter: "Meter") -> str:
 def how_far(state: "State", folder: str) -> str:
     """The progress of a folder of shards, in one line."""
     failed = f", {state.failed} of them failed" if state.failed else ""
-    begun = f", {state.kept} more in unfinished shards" if state.kept else ""
+    begun = f", {state.unfinished} more in unfinished shards" if state.unfinished else ""
     of = "" if state.total is None else f" of {state.total}"
     return (
         f"{folder}: {state.finished} of {state.shards} shards are finished, "

@@ -29,7 +29,7 @@ def _known_id(source: Source, cache: EmbeddingCache) -> str | None:
 
 def to_do(sources: Sequence[Source], output: Output, cache: EmbeddingCache) -> list[Source]:
     """The images of which `output` has no row. An image is read only if a row has its path."""
-    has_path = [output.names(source.path) for source in sources]
+    has_path = [output.has_path(source.path) for source in sources]
     to_check = [s for s, known in zip(sources, has_path, strict=True) if known]
     ids = (
         _read_id(s, id, cache) for s, id in zip(to_check, known_ids(to_check, cache), strict=True)
@@ -37,7 +37,7 @@ def to_do(sources: Sequence[Source], output: Output, cache: EmbeddingCache) -> l
     return [
         s
         for s, known in zip(sources, has_path, strict=True)
-        if not (known and output.holds(s.path, next(ids)))
+        if not (known and output.take_row(s.path, next(ids)))
     ]
 
 
