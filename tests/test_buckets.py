@@ -31,9 +31,9 @@ CHILD = """
 import os, sys, time
 from dataclasses import dataclass
 from tests.test_scale import Toy, join
-from zeroshot.buckets import Bucket
+from zeroshot.output.object_store import Bucket
 from zeroshot.distributed.worker import WorkerOptions, work
-from zeroshot.tasks.meter import Meter
+from zeroshot.inference.meter import Meter
 seen = 0
 def stall(result):
     global seen

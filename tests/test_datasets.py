@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot import images
 from zeroshot.datasets import captions, clip_benchmark, ground_truth
 from zeroshot.datasets.protocols import PROTOCOLS, Protocol, protocol
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predictions
+from zeroshot.images import reading as images
 from zeroshot.inputs.tables import path_below
 from zeroshot.inputs.text_files import read_text
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from tests.toy import ToyEncoder
-from zeroshot import images
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.commands.console import summary
 from zeroshot.errors import UnreadableImageError
+from zeroshot.images import reading as images
 from zeroshot.images.reading import open_image
 from zeroshot.inference import prefetch
 from zeroshot.inference.embedding import canonical_names, embed_images

@@ -15,8 +15,8 @@ import PIL.ImageOps
 import pytest
 from hypothesis import given, strategies as st
 
-from zeroshot import images
 from zeroshot.errors import UnreadableImageError, UserError
+from zeroshot.images import reading as images
 from zeroshot.images.reading import open_image, read, read_ahead
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Picture, Source

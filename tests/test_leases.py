@@ -19,8 +19,8 @@ from zeroshot.output.leases import Lease, claim, live_holders
 HOLD = """
 import sys, time
 from pathlib import Path
-from zeroshot.leases import claim
-from zeroshot.locations import Disk
+from zeroshot.output.leases import claim
+from zeroshot.output.filesystem import Disk
 claim(Disk(Path(sys.argv[1])), "a")
 print("held", flush=True)
 time.sleep(600)

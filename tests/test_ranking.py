@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from zeroshot import ranking
 from zeroshot.errors import UserError
 from zeroshot.ops import Keys, normalize
+from zeroshot.ranking import exact as ranking
 from zeroshot.ranking.exact import CORRECTIONS, Gallery, correction, nearest, search
 
 
