@@ -59,7 +59,7 @@ def test_rows_are_brought_to_unit_length_for_a_shared_space():
         ({"images": np.ones(33)}, r"shape \[33\], expected \[n d\]"),
         ({"images": np.ones((0, 33))}, "none empty"),
         ({"images": np.full((4, 33), np.nan)}, "images has NaN"),
-        ({"images": np.zeros((4, 33))}, r"images: row \[0\] is zero"),
+        ({"images": np.zeros((4, 33))}, r"images: embedding \[0\] is zero"),
         ({"images": np.array([["a"] * 33])}, "expected numbers"),
         ({"anchor_texts": np.ones((7, 26))}, "a is 413 in array anchor_images"),
         ({"text_mask": np.zeros((7, 3))}, "a class has no prompt"),

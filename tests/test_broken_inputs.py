@@ -495,7 +495,7 @@ LONG = "a " + "very " * 90 + "long label"
     ("labels", "message"),
     [
         ("red heart,red heart", "has labels more than once: 'red heart'"),
-        ("", "needs images and --labels"),
+        ("", "one of --labels"),
         (" , ", "has an empty entry"),
         ("red heart,,blue star", "has an empty entry"),
         (f"red heart,{LONG}", "--long-text"),

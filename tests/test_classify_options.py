@@ -178,7 +178,7 @@ def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
         (["--method", "shotview"], "'shotview' needs --shots and --views"),
         (["--method", "shotview", "--shots", "SHOTS", "--views", "1"], "give 2 or more"),
         (["--method", "chils"], "'chils' needs --hierarchy"),
-        (["--hierarchy", "x.json"], "classify needs images and --labels (or --hierarchy)"),
+        (["--hierarchy", "x.json"], "one of --labels"),
         (["--method", "sinkhorn", "--prior", "1,2"], "expected 3 numbers"),
         (["--method", "sinkhorn", "--prior", "1,2,x"], "expected numbers"),
         (["--method", "sinkhorn", "--prior", "0,0,0"], "not all zero"),

@@ -155,3 +155,15 @@ def test_faces_define_nothing():
         if isinstance(node, ast.ClassDef | ast.FunctionDef)
     ]
     assert not wrong
+
+
+def test_a_face_hides_no_module():
+    """`from zeroshot.metrics import bootstrap` would be one or the other by what came before."""
+    for stub in PACKAGE.rglob("__init__.pyi"):
+        names = {
+            alias.asname or alias.name
+            for node in ast.parse(stub.read_text("utf-8")).body
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        }
+        assert not names & {path.stem for path in stub.parent.glob("*.py")}, stub

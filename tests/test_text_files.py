@@ -490,6 +490,36 @@ def test_limits(place, monkeypatch):
         list(read_records(path))
 
 
+HALF = {
+    "queries .jsonl": '{"text": "\\ud83d"}',
+    "questions": '{"path": "a.png", "question": "\\ud83d"}',
+    "prompts": '{"path": "a.png", "prompt": "\\ud83d"}',
+    "labeled images .jsonl": '{"path": "a.png", "label": "\\ud83d"}',
+    "captions .jsonl": '{"path": "a.png", "references": ["a", "\\ud83d"]}',
+    "pairs .jsonl": '{"path": "a.png", "text": "\\ud83d"}',
+    "NLVR2": '{"left": "a.png", "right": "b.png", "sentence": "\\ud83d"}',
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_of_a_character(place, name):
+    path = place / "x.jsonl"
+    said = complaint(name, path, HALF[name] + "\n")
+    assert said.startswith(f"'{path}' line 1")
+    assert said.endswith("'\\ud83d' has half of a character")
+    whole = HALF[name].replace("\\ud83d", "\\ud83d\\ude00")
+    path.write_text(whole)
+    if name != "labeled images .jsonl":  # of other labels
+        assert READERS[name][2](path)
+
+
+def test_a_name_of_bytes_that_are_not_utf8(place):
+    """Rows of zeroshot's own spell such names as JSON can."""
+    (place / "x.jsonl").write_text('{"path": "\\udce9.png", "caption": "a"}\n')
+    [row] = predictions.read_captions(place / "x.jsonl").rows
+    assert os.fsencode(row["path"]) == b"\xe9.png"
+
+
 # Labels, templates and queries in files with another suffix
 
 

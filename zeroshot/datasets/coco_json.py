@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from zeroshot.errors import UserError
+from zeroshot.inputs.text_files import whole_text
 
 
 class ImageCaptions(NamedTuple):
@@ -42,7 +43,7 @@ def caption_texts(value: object, where: str) -> tuple[str, ...]:
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise UserError(f"{where}: expected a caption or a list of captions, got {_shown(value)}")
-    return tuple(text.strip() for text in captions)
+    return tuple(whole_text(text.strip(), where) for text in captions)
 
 
 def captions_in(document: object, file: str) -> Iterator[ImageCaptions]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from zeroshot import images
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.text_files import read_json, read_records, suffix_of, text_in
+from zeroshot.inputs.text_files import name_in, read_json, read_records, suffix_of, text_in
 from zeroshot.prompts import Templates, expand, load_labels
 
 
@@ -82,7 +82,7 @@ def read_labeled_rows(path: Path) -> list[tuple[str, str, str]]:
             ".tsv or .jsonl file with the columns path and label"
         )
     return [
-        (where, text_in(row, "path", where), text_in(row, "label", where))
+        (where, name_in(row, "path", where), text_in(row, "label", where))
         for where, row in read_records(path)
     ]
 

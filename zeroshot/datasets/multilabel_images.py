@@ -12,7 +12,7 @@ from zeroshot.datasets.coco_json import ImageLabels, labels_in
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import path_below
-from zeroshot.inputs.text_files import read_json, read_records, suffix_of, text_in
+from zeroshot.inputs.text_files import name_in, read_json, read_records, suffix_of
 from zeroshot.prompts import Templates, expand, load_labels, load_templates
 
 FILES = ("truth.json", "truth.jsonl", "truth.csv")
@@ -113,7 +113,7 @@ def _read(file: Path) -> tuple[list[ImageLabels], tuple[str, ...]]:
             f"'{file}': labels are read from .json (COCO's instances), .csv, .tsv and .jsonl"
         )
     return [
-        ImageLabels(where, text_in(row, "path", where), _labels_of_row(row, where, in_cells))
+        ImageLabels(where, name_in(row, "path", where), _labels_of_row(row, where, in_cells))
         for where, row in read_records(file)
     ], ()
 

@@ -87,7 +87,7 @@ def _parquet_captions(path: Path) -> Iterator[ImageCaptions]:
             rows = (r for b in table.iter_batches(columns=list(columns)) for r in b.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield captions_of_row(row, f"'{path}' row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"'{path}' is no Parquet file: {error}") from error
 
 

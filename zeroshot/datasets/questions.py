@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zeroshot.errors import UserError
-from zeroshot.inputs.text_files import read_json_lines, text_in
+from zeroshot.inputs.text_files import name_in, read_json_lines, text_in
 
 
 def read_questions(file: Path) -> dict[str, tuple[str, ...]]:
@@ -16,7 +16,7 @@ def read_questions(file: Path) -> dict[str, tuple[str, ...]]:
     """
     questions: dict[str, tuple[str, ...]] = {}
     for where, row in read_json_lines(file):
-        name, question = text_in(row, "path", where), text_in(row, "question", where)
+        name, question = name_in(row, "path", where), text_in(row, "question", where)
         path = str(file.parent / name)
         if question in questions.get(path, ()):
             raise UserError(f"{where}: '{question}' is asked about '{name}' twice")
@@ -34,7 +34,7 @@ def read_prompts(file: Path) -> dict[str, str]:
     """
     prompts: dict[str, str] = {}
     for where, row in read_json_lines(file):
-        name, prompt = text_in(row, "path", where), text_in(row, "prompt", where, empty=True)
+        name, prompt = name_in(row, "path", where), text_in(row, "prompt", where, empty=True)
         if prompts.setdefault(str(file.parent / name), prompt) != prompt:
             raise UserError(f"{where}: a second prompt for '{name}'")
     return prompts

@@ -9,7 +9,7 @@ from zeroshot.datasets.captions import CaptionDataset, references_of_row
 from zeroshot.datasets.coco_json import results_in
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.text_files import read_json, read_json_lines, suffix_of, text_in
+from zeroshot.inputs.text_files import name_in, read_json, read_json_lines, suffix_of
 
 CAPTION, CLASSIFY = "zeroshot.caption/1", "zeroshot.classify/1"
 
@@ -78,7 +78,7 @@ def read_labels(file: Path) -> SavedPredictions:
             raise UserError(
                 f"{where}: expected labels with label and score, as classify writes them"
             )
-        rows.append({**row, "path": text_in(row, "path", where)})
+        rows.append({**row, "path": name_in(row, "path", where)})
     return _predictions(file, rows, None)
 
 
@@ -93,7 +93,7 @@ def _path_of(row: Mapping[str, Any], where: str, ids: Mapping[str, str]) -> str:
     """The image of a row: its path, or the path of the image with its id."""
     column = next((name for name in ("path", "file", "id") if name in row), "path")
     if column in row or "image_id" not in row:
-        return text_in(row, column, where)
+        return name_in(row, column, where)
     key = str(row["image_id"])
     if not ids:
         raise UserError(

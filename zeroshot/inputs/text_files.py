@@ -24,6 +24,7 @@ import os
 import re
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,11 +129,25 @@ def read_json_lines(path: Path, check: bool = True) -> Iterator[tuple[str, dict[
 
 def text_in(row: Mapping[str, Any], column: str, where: str, empty: bool = False) -> str:
     """The text in a column of a row, which may be empty if `empty`; UserError if there is none."""
+    return whole_text(name_in(row, column, where, empty), f"{where}, column '{column}'")
+
+
+def name_in(row: Mapping[str, Any], column: str, where: str, empty: bool = False) -> str:
+    """As `text_in`, for the name of a file, which may have bytes that are not UTF-8."""
     value = row.get(column)
     if not isinstance(value, str) or not (empty or value.strip()):
         got = json.dumps(value)[:60] if column in row else "no such column"
         raise UserError(f"{where}, column '{column}': expected a text, got {got}")
     return value
+
+
+def whole_text(text: str, where: str) -> str:
+    """The text; UserError if it has half of a character, as JSON's `\\ud83d` is one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {text!r:.60} has half of a character") from None
+    return text
 
 
 def _without_faults(
@@ -273,9 +288,8 @@ def _cells(rows: Iterator[list[str]], lines: _Lines, begin: int) -> list[str] | 
 
 
 def _check_names(names: Sequence[str], line: int) -> None:
-    for name in names:
-        if name and names.count(name) > 1:
-            count = names.count(name)
+    for name, count in Counter(filter(None, names)).items():
+        if count > 1:
             raise TextError(f"line {line}, column '{name}': {count} columns have this name")
 
 

@@ -15,7 +15,6 @@ from .alignment import (
 from .bootstrap import (
     Difference as Difference,
     Interval as Interval,
-    bootstrap as bootstrap,
     exact_share as exact_share,
     holm as holm,
     mcnemar as mcnemar,

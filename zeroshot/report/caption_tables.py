@@ -11,7 +11,7 @@ import numpy as np
 from zeroshot.metrics.captioning import cider
 from zeroshot.metrics.ptb_tokenizer import tokenize
 from zeroshot.output.formats import Row
-from zeroshot.report.load_results import Group, Method
+from zeroshot.report.result_files import Group, Method
 from zeroshot.report.thumbnails import thumbnail
 
 Order = Literal["data", "worst"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from zeroshot.datasets.protocols import HEADLINE
 from zeroshot.metrics.statistics import LOWER_IS_BETTER, to_table_units
-from zeroshot.report.load_results import Group
+from zeroshot.report.result_files import Group
 
 CALLED = {
     "acc1": "accuracy",

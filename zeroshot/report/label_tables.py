@@ -8,7 +8,7 @@ from pathlib import PurePath
 import numpy as np
 
 from zeroshot.output.formats import Row
-from zeroshot.report.load_results import Group
+from zeroshot.report.result_files import Group
 from zeroshot.report.thumbnails import thumbnail
 
 BINS = 10

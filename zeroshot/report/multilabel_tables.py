@@ -11,7 +11,7 @@ from zeroshot.metrics.classification import average_precision
 from zeroshot.output.formats import Row
 from zeroshot.report.figures import FigureCell
 from zeroshot.report.label_tables import MISTAKES, Mistake
-from zeroshot.report.load_results import Group
+from zeroshot.report.result_files import Group
 from zeroshot.report.thumbnails import thumbnail
 
 LABELS = 100

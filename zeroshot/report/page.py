@@ -9,7 +9,7 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
 from zeroshot.report.caption_tables import Order
-from zeroshot.report.load_results import Group, LoadedResults, confidence_of, pretty
+from zeroshot.report.result_files import Group, LoadedResults, confidence_of, pretty
 
 PICTURES = 30
 HEADINGS: dict[Task, str] = {

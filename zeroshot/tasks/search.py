@@ -29,7 +29,7 @@ from zeroshot.inference.embedding import (
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.text_files import read_lines, read_records, suffix_of
+from zeroshot.inputs.text_files import read_lines, read_records, suffix_of, whole_text
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
@@ -102,7 +102,7 @@ def term(spec: str, sign: Literal[1, -1] = 1) -> Term:
         raise UserError("the query is empty; give a text or an image")
     if text is spec and os.path.isfile(spec):
         return Term(image=Source(spec), sign=sign)
-    return Term(text=text, sign=sign)
+    return Term(text=whole_text(text, "the query"), sign=sign)
 
 
 def query(first: Term, plus: Sequence[str] = (), minus: Sequence[str] = ()) -> Query:

@@ -58,7 +58,10 @@ def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Voca
         UserError: no labels, both of them, or a file that cannot be read.
     """
     if bool(options.labels) == (options.hierarchy is not None):
-        raise UserError("give --labels (cat,dog, a .txt or a .json file) or --hierarchy FILE.json")
+        raise UserError(
+            "one of --labels (cat,dog, a .txt or a .json file) and --hierarchy (a .json file) is "
+            "needed"
+        )
     kinds: tuple[str, ...] = ()
     parents: tuple[int, ...] = ()
     if options.hierarchy is None:
