@@ -397,7 +397,7 @@ def test_nothing_is_there_and_nothing_can_be_put(bucket, monkeypatch):
 
 
 def test_a_bucket_that_is_missing(server):
-    with pytest.raises(UserError, match=r"cannot write to 's3://elsewhere/o'.*such a bucket"):
+    with pytest.raises(UserError, match=r"'s3://elsewhere/o'.*does the bucket exist"):
         Bucket("s3://elsewhere/o").begin()
 
 
@@ -521,7 +521,7 @@ def test_a_folder_that_somebody_works_in_is_not_begun_anew(bucket):
     OutputSpec(bucket).clear()
     assert files(bucket) == {}
     bucket.replace("00000.jsonl", b"")
-    with pytest.raises(UserError, match=r"has 00000.jsonl, but no run.json"):
+    with pytest.raises(UserError, match=r"has 00000.jsonl but no run.json"):
         join(bucket, toy)
 
 

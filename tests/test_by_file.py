@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_scale import Toy
+from tests.test_scale import POCKET, Toy
 from zeroshot.cache.embedding_cache import NullCache
 from zeroshot.commands.console import Screen
 from zeroshot.distributed.folder import OutputSpec

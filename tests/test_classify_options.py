@@ -357,7 +357,7 @@ def test_thresholds_of_independent_labels(zeroshot, truth, tmp_path):
     ("arguments", "message"),
     [
         (["calibrate", "IMAGE", *COMMON], "needs --out FILE.json"),
-        (["calibrate", *COMMON, "--out", "OUT"], "needs --labels, and either pictures or --truth"),
+        (["calibrate", *COMMON, "--out", "OUT"], "needs --labels, and either images or --truth"),
         (["calibrate", "IMAGE", *COMMON, "--out", "MADE"], "--overwrite"),
         (["calibrate", "IMAGE", *COMMON, "--out", "OUT", "--min-precision", "1"], "needs --truth"),
         (["calibrate", "IMAGE", *COMMON, "--out", "OUT", "--score", "cosine"], "no probabilities"),

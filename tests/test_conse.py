@@ -13,6 +13,7 @@ from tests.toy import ToyEncoder
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
+from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods._conse import ConSE, standard_scores
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA

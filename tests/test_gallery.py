@@ -41,7 +41,7 @@ def test_what_is_there_stays(tmp_path):
     gallery = ImageFolder(tmp_path / "new" / "folder")
     name = gallery.write("cat.jpg", ID, red)
     assert gallery.write("cat.jpg", ID, red) == name  # the same again is no harm
-    with pytest.raises(UserError, match="holds something else; --overwrite"):
+    with pytest.raises(UserError, match="exists with other content; --overwrite"):
         gallery.write("cat.jpg", ID, blue)
     assert Image.open(gallery.folder / name).getpixel((0, 0)) == (255, 0, 0)
     assert ImageFolder(gallery.folder, overwrite=True).write("cat.jpg", ID, blue) == name

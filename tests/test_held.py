@@ -144,7 +144,7 @@ def test_a_tar_file_is_fetched_once(bucket, pictures, size):
     assert all(source.content.read() == noise for source in sources)
     assert all(source.content.stamp.endswith(f" {hash(bucket['b/x.tar']):x}") for source in sources)
     assert asked() == {"info": (1, 0), "range": (-(-whole // cached_files.BLOCK), whole)}
-    plan.let_go(0)
+    plan.release(0)
     assert sources[0].content.read() == noise
     assert asked()["range"] == (1, size)
 
@@ -293,5 +293,5 @@ def test_bytes_go_along_to_who_decodes(bucket):
     sent = containers.with_bytes(source)
     assert (sent.path, sent.fields, sent.content) == (source.path, source.fields, scene(0))
     assert asked() == {}
-    plan.let_go(0)
+    plan.release(0)
     assert containers.with_bytes(source) is source

@@ -388,13 +388,13 @@ def test_a_set_with_captions_is_captioned_by_mbr(make_set, monkeypatch):
     assert chosen(make_set()) == "MBR"
     assert chosen(make_set(), "magic") == "MaGiC"
     assert chosen(make_set(), preset="story") == "MaGiC"
-    assert chosen(make_set(), asked={"prompts": False, "trace": True}) == "MaGiC"
-    assert chosen(make_set(), asked={"prompts": False, "trace": False}) == "MBR"
+    assert chosen(make_set(), features={"prompts": False, "trace": True}) == "MaGiC"
+    assert chosen(make_set(), features={"prompts": False, "trace": False}) == "MBR"
     assert chosen(make_set(caption={"method": "consensus"})) == "Consensus"
     assert chosen(make_set(caption={"k": 3})) == "MaGiC"
     assert captioner(make_set(caption={"method": "mbr", "k": 3}), None, {}).k == 3
     named = make_set(caption={"method": "mbr", "neighbours": 3})
-    assert captioner(named, None, {}, asked={"prompts": True}).k == 45
+    assert captioner(named, None, {}, features={"prompts": True}).k == 45
     assert chosen(make_set(language_model=None)) == "MaGiC"
     assert chosen(resolve("base")) == chosen(resolve("pocket")) == "MaGiC"
     monkeypatch.setattr("zeroshot.tasks.captioning.captioner.POOLED", 1)

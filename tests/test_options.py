@@ -1,6 +1,7 @@
 """Options are declared once: what is given arrives, and what decides rows is in the settings."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import typing

@@ -258,7 +258,7 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a star"], "search needs pictures: zeroshot search 'a star' DIR"),
+        (["a star"], "search needs images: zeroshot search 'a star' DIR"),
         ([" ", SCENES], "the query is empty"),
         (["--image", "gone.png", SCENES], "'image:gone.png': there is no such file"),
         (["--image", STAR, "a star", SCENES], "'a star' is no file or folder; with --image"),

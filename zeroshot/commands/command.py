@@ -69,7 +69,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         built = {name: build(kind, given) for name, kind in kinds.items()}
         for kind in kinds.values():
             for field in dataclasses.fields(kind):
-                given.pop(field.name, None)
+                if option_of(field).on_command_line:
+                    given.pop(field.name)
         run = next((x for x in built.values() if isinstance(x, CommonOptions)), None)
         if run is not None:
             built = {n: x if x is run else run.complete(x) for n, x in built.items()}

@@ -120,8 +120,8 @@ def find(
     from zeroshot.inference.meter import Meter
     from zeroshot.tasks import search as task
 
+    task.correction_of(options, bool(options.bank))
     bank = task.read_queries(Path(options.bank)) if options.bank else []
-    task.correction_of(options, bank)
     for path in (run.out, html):
         if path is not None and path.exists() and not run.overwrite:
             raise UserError(f"'{path}' exists; --overwrite replaces it")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,13 @@ class Experiment:
             rows = [result.row() for result in captions(data.sources)]
         else:
             file = keep / f"{name}.rows.jsonl"
-            with Output(file, predictions.CAPTION, used, overwrite=overwrite) as output:
-                for result in captions(to_do(data.sources, output, self.cache)):
-                    output.write([result.row()])
+            size = self.batch_size  # rows of a batch that was cut short are made again, together
+            with Output(
+                file, predictions.CAPTION, used, overwrite=overwrite, batch_size=size
+            ) as output:
+                results = iter(captions(to_do(data.sources, output, self.cache)))
+                while batch := list(islice(results, size)):
+                    output.write([result.row() for result in batch])
             rows = predictions.in_order(predictions.read_captions(file), data.sources)
         seconds = time.perf_counter() - start
         return predict.score_captions(

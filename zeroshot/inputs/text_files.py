@@ -29,10 +29,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from zeroshot.errors import UserError
-from zeroshot.inputs.source import File
+
+if TYPE_CHECKING:
+    from zeroshot.inputs.source import File
 
 MAX_BYTES = 1 << 30
 """Size limit of a text that is read whole, and of a compressed file once it is unpacked."""
@@ -186,7 +188,7 @@ def records(text: io.TextIOWrapper, suffix: str, check: bool = False) -> Iterato
     return _table(lines, "\t" if suffix == ".tsv" else None)
 
 
-def open_text(file: File, name: str) -> io.TextIOWrapper:
+def open_text(file: "File", name: str) -> io.TextIOWrapper:
     """An open file as a stream of text; bytes that are not UTF-8 become surrogates."""
     if not cast(BinaryIO, file).seekable():  # a pipe
         file = io.BytesIO(_at_most(file))
@@ -351,11 +353,11 @@ class _Unpacked(gzip.GzipFile):
         return super().read1(size)
 
 
-def _unpacked(file: File, name: str) -> File:
+def _unpacked(file: "File", name: str) -> "File":
     return _Unpacked(fileobj=cast(BinaryIO, file)) if name.lower().endswith(".gz") else file
 
 
-def _at_most(file: File, size: int | None = None) -> bytes:
+def _at_most(file: "File", size: int | None = None) -> bytes:
     """The first `size` bytes of a file; without it all of them, which may not be too many."""
     try:
         data = file.read(MAX_BYTES + 1 if size is None else size)

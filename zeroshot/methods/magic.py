@@ -136,7 +136,7 @@ class MaGiC:
             raise UserError("magic needs a language model")
         beginnings = list(prompts) if prompts is not None else [""] * len(images)
         if len(beginnings) != len(images):
-            raise UserError(f"{len(beginnings)} prompts for {len(images)} pictures")
+            raise UserError(f"{len(beginnings)} prompts for {len(images)} images")
         guide = None
         if self.beta:
             guide = MagicGuide(images, encoder, language_model, self.beta)

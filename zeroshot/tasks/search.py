@@ -208,7 +208,7 @@ def search(
         UserError: a query that is too long or cancels itself, options that do not fit each other,
             an encoder that cannot explain its scores.
     """
-    method = correction_of(options, bank)
+    method = correction_of(options, bool(bank))
     models.require(language_model=False)
     encoder, index = models.encoder, options.index
     if options.explain and not _explains(encoder):
@@ -301,7 +301,7 @@ def _projection(encoder: DualEncoder) -> Change | None:
     return lambda rows, _: encoder.project_images(rows)
 
 
-def correction_of(options: SearchOptions, bank: Sequence[Query]) -> Correction | None:
+def correction_of(options: SearchOptions, bank: bool) -> Correction | None:
     """The method that re-ranks; None for plain cosines.
 
     Raises:
@@ -322,7 +322,7 @@ def settings(
     queries: Sequence[Query], models: ModelSet, options: SearchOptions, bank: Sequence[Query]
 ) -> dict[str, Any]:
     """The settings that decide the rows, except the images."""
-    method = correction_of(options, bank)
+    method = correction_of(options, bool(bank))
     return {
         "models": canonical_names(models.encoder),
         "queries": [query.label for query in queries],

@@ -159,7 +159,7 @@ class Classifier:
         return methods.name_of(self.method)
 
     def explain(
-        self, image: Float[Tensor, " e"], label: int, cosine: float
+        self, image: Float[Tensor, " i"], label: int, cosine: float
     ) -> tuple[AnchorContribution, ...]:
         """The anchors that contributed most to a label; all shares would sum to its cosine."""
         if self.anchors is None:
@@ -172,7 +172,7 @@ class Classifier:
 
 def explain_cosine(
     coupling: Any,
-    image: Float[Tensor, " e"],
+    image: Float[Tensor, " i"],
     texts: Float[Tensor, "t e"],
     anchors: Anchors,
     cosine: float,
