@@ -241,7 +241,7 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
         assert "broken.png" in err
         code, _, err = zeroshot(*arguments)
         assert code == 2
-        assert "exists; --overwrite writes over it" in err
+        assert "exists; --overwrite replaces it" in err
         assert zeroshot(*arguments, "--overwrite")[0] == 3
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [(r.get("rank"), "error" in r) for r in lines] == [(1, False), (2, False), (None, True)]
@@ -471,4 +471,4 @@ def test_a_page_needs_nothing_else(zeroshot, mixed, tmp_path):
 def test_a_picture_that_went_is_told(tmp_path):
     hit = SearchResult(Source(str(tmp_path / "gone.png")), "x", query="a", rank=1)
     assert "no longer there" in search_page([hit], ["a"])
-    assert "no picture" in search_page([], ["a"])
+    assert "no image" in search_page([], ["a"])

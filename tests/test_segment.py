@@ -136,7 +136,7 @@ def test_masks_of_other_labels_are_not_written_over(zeroshot, tmp_path):
         (("--method", "ensemble"), "methods that do: naclip, sclip"),
         (("--method", "nacl"), "did you mean 'naclip'?"),
         (("-o", "std=0"), "greater than 0"),
-        (("--encoder", "coupled"), "no dual encoder whose patches"),
+        (("--encoder", "coupled"), "no dual encoder with embeddings of patches"),
         (("--model", "hf:./nowhere", "--window", "8"), "takes no --method"),
         (("--resolution", "4"), "patches of"),
         (("--masks", HEART), "cannot write"),

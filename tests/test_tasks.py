@@ -136,7 +136,7 @@ def test_a_label_is_explained_by_anchors(coupled, method):
     assert few.explanation == result.explanation[:2]
     assert few.row()["because"][0]["captions"] == list(result.explanation[0].captions)
     assert few.explanation[0].captions[0] in few._repr_html_()
-    with pytest.raises(UserError, match="explain themselves"):
+    with pytest.raises(UserError, match="can explain their scores"):
         zeroshot.classify(PICTURES[0], labels, coupled, "ensemble", explain=2)
 
 

@@ -678,12 +678,12 @@ def test_templates_and_labels_in_place_of_the_files(tmp_path):
     with pytest.raises(UserError, match=r"templates\.txt' is missing or empty; --templates gives"):
         clip_benchmark.read_classification(folder)
     found = clip_benchmark.read_classification(folder, templates="a {}")
-    assert found.sentences == [["a cat"], [f"a {ODD}"]]
+    assert found.prompts == [["a cat"], [f"a {ODD}"]]
     (folder / "classnames.txt").unlink()
     with pytest.raises(UserError, match=r"classnames\.txt' is missing or empty; --labels gives"):
         clip_benchmark.read_classification(folder, templates="a {}")
     found = clip_benchmark.read_classification(folder, labels="x,y", templates="a {}")
-    assert (found.classes, found.sentences) == ((1,), [["a x"], ["a y"]])
+    assert (found.classes, found.prompts) == ((1,), [["a x"], ["a y"]])
 
 
 # Other files

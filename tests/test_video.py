@@ -44,7 +44,7 @@ def test_a_clip_of_one_scene_gets_its_label(zeroshot, tmp_path):
     assert rows[0]["models"]["clips"].startswith("clip-2/8-middles/mean")
     _, again, said = zeroshot(*command[:-1], "-v", "--json")
     assert again == rows
-    assert "0 clips encoded, 2 from the cache" in said
+    assert "0 videos encoded, 2 from the cache" in said
 
 
 def test_a_clip_is_the_mean_of_its_frames(tmp_path):
@@ -174,7 +174,7 @@ def test_a_model_of_clips(zeroshot, tmp_path):
     assert sum(label["score"] for label in rows[0]["labels"]) == pytest.approx(1, abs=1e-4)
     _, again, said = zeroshot(*command, "-v")
     assert again == rows
-    assert "0 clips encoded, 2 from the cache" in said
+    assert "0 videos encoded, 2 from the cache" in said
     _, alone, _ = zeroshot(*command, "--no-cache", "--batch-size", 1)
     for one, other in zip(rows[:2], alone[:2], strict=True):
         assert [x["label"] for x in one["labels"]] == [x["label"] for x in other["labels"]]
@@ -279,7 +279,7 @@ def test_clips_are_abstained_from(zeroshot, folder, tmp_path):
     made = tmp_path / "made.json"
     code, _, said = zeroshot("video", "calibrate", folder, *how, "--out", made)
     assert code == 0
-    assert said.endswith("3 clips")
+    assert said.endswith("3 videos")
     noise = tmp_path / "noise.mp4"
     shades = [Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)) for i in range(4)]
     write(noise, shades)
@@ -344,7 +344,7 @@ def test_a_folder_of_shards_is_filled_as_for_pictures(zeroshot, folder, tmp_path
     write(broken, [scene("red-heart")])
     code, _, said = zeroshot(*shards, "--retry-failed")
     assert code == 0
-    assert "1 clips in" in said
+    assert "1 videos in" in said
     code, _, said = zeroshot(*shards, "--frames", 4)
     assert code == 2
     assert "clips" in said
@@ -360,7 +360,7 @@ def test_a_file_of_rows_goes_on_and_tries_failed_clips_again(zeroshot, folder, t
     command = ("video", "caption", folder, "--models", "pocket", "--out", out)
     code, _, said = zeroshot(*command)
     assert code == 3
-    assert "4 clips, 1 failed" in said
+    assert "4 videos, 1 failed" in said
     assert "waiting for clips" in said or "slowest step" in said
     write(broken, [scene("red-heart")])
     code, _, said = zeroshot(*command, "--retry-failed")
@@ -374,7 +374,7 @@ def test_what_is_said_is_of_clips(zeroshot, folder, tmp_path):
     command = ("--models", "pocket")
     _, _, said = zeroshot("video", "classify", folder, "--labels", LABELS, *command, "-v")
     assert "skipped 1 file that holds no video" in said
-    assert "3 clips in" in said
+    assert "3 videos in" in said
     assert "clips/s" in said
     assert "3 clips encoded" in said
     _, _, said = zeroshot("video", "search", "x", folder, *command, "--min-score", 1)
@@ -416,7 +416,7 @@ def test_clips_in_tar_files_and_captions_beside_clips(zeroshot, folder, tmp_path
     (folder / "red-heart.txt").write_text("a red heart")
     code, rows, said = zeroshot("video", "classify", folder, *command)
     assert (code, len(rows)) == (0, 3)
-    assert "no clip: red-heart.txt" in said
+    assert "no video: red-heart.txt" in said
     import zeroshot as zs
 
     assert len(zs.video.embed(tmp_path / "a.tar", "pocket")) == 3
@@ -469,7 +469,7 @@ def test_from_python(folder):
         ({"model": "x", "frames": 4}, "no --frames"),
         ({"pooling": "attention", "method": "center"}, "one embedding per video"),
         ({"threshold": 0.1}, "--multi"),
-        ({"multi": True, "score": "softmax"}, "softmax shares one"),
+        ({"multi": True, "score": "softmax"}, "softmax sums to one"),
         ({"against": "a cat"}, "--multi"),
     ],
 )
@@ -479,5 +479,5 @@ def test_what_does_not_fit_is_said(folder, how, message):
 
     with pytest.raises(UserError, match=message):
         zs.video.classify(folder, LABELS, "pocket", **how)
-    with pytest.raises(UserError, match="one picture"):
+    with pytest.raises(UserError, match="one image"):
         zs.video.caption(folder, "pocket", "native", model="x")

@@ -510,7 +510,7 @@ def _several(given: Term | Sequence[Term]) -> Sequence[Term]:
 def _term(given: Term, sign: Literal[1, -1] = 1) -> searching.Term:
     if isinstance(given, str):
         if not given.strip():
-            raise UserError("a query without words; give some, or an image")
+            raise UserError("the query is empty; give a text or an image")
         return searching.Term(text=given, sign=sign)
     return searching.Term(image=find(given).sources[0], sign=sign)
 

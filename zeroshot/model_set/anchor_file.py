@@ -146,7 +146,7 @@ def read_anchors(path: Path) -> Anchors:
         for begin in range(0, len(images), BLOCK):
             block = rows[name][begin : begin + BLOCK].float()
             if not (block.isfinite().all() and block.any(1).all()):
-                raise UserError(f"'{path}': {name} has a row that is zero or not finite")
+                raise UserError(f"'{path}': {name} has an embedding that is zero or not finite")
         if not mapped:
             rows[name] = normalize(rows[name].float())
     metadata = header.get("__metadata__", {})
