@@ -238,7 +238,7 @@ def test_how_far_a_folder_is(tars):
     screen = Screen("nothing", None, True, shards=(1, 5))
     screen.count(meter)
     [task] = screen.progress.tasks
-    assert (task.description, task.total) == ("5 of 5 shards, pictures", None)
+    assert (task.description, task.total) == ("5 of 5 shards, images", None)
     assert state(order).total == 11
 
 

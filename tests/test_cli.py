@@ -166,7 +166,7 @@ def test_a_trace_has_a_line_for_each_caption(zeroshot, mixed, tmp_path):
         assert all(len(step["candidates"]) == 6 for step in trace["steps"])
     code, _, err = zeroshot(*arguments)
     assert code == 2
-    assert "exists; --overwrite writes over it" in err
+    assert "exists; --overwrite replaces it" in err
     code, _, _ = zeroshot(*arguments, "--overwrite")
     assert code == 3
 

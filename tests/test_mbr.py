@@ -397,7 +397,7 @@ def test_a_set_with_captions_is_captioned_by_mbr(make_set, monkeypatch):
     assert captioner(named, None, {}, features={"prompts": True}).k == 45
     assert chosen(make_set(language_model=None)) == "MaGiC"
     assert chosen(resolve("base")) == chosen(resolve("pocket")) == "MaGiC"
-    monkeypatch.setattr("zeroshot.tasks.captioning.captioner.POOLED", 1)
+    monkeypatch.setattr("zeroshot.tasks.captioning.captioner.LARGEST_POOL", 1)
     assert chosen(make_set()) == "MaGiC"
 
 

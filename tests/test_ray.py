@@ -156,7 +156,7 @@ def test_actors_list_the_files_of_their_own_shards(cluster, pictures, tmp_path):
                 file.add(source.path, Path(source.path).name)
     tars = Containers(resolve_inputs(str(tmp_path / "in")).files)
     given = order("embed", tars, tmp_path / "ray", None)
-    run(replace(given, place=replace(given.place, path=tmp_path / "alone")), NullCache(), Meter())
+    run(replace(given, output=replace(given.output, path=tmp_path / "alone")), NullCache(), Meter())
     expected = files(tmp_path / "alone")
     given.output.open(tars, given.task.schema, given.task.open(NullCache(), Meter()).settings())
     (tmp_path / "in" / "2.tar").write_bytes(b"changed")

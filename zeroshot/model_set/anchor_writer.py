@@ -41,7 +41,7 @@ class AnchorWriter:
         if path.suffix != ".safetensors":
             raise UserError(f"'{path}': anchors are a .safetensors file")
         if path.exists() and not force:
-            raise UserError(f"'{path}' exists; --overwrite writes over it")
+            raise UserError(f"'{path}' exists; --overwrite replaces it")
         self.path = path
         self.count = 0
         self._encoders = {k: v for k, v in encoders.items() if v}
