@@ -347,7 +347,7 @@ def test_a_folder_of_shards_is_filled_as_for_pictures(zeroshot, folder, tmp_path
     assert "1 videos in" in said
     code, _, said = zeroshot(*shards, "--frames", 4)
     assert code == 2
-    assert "videos" in said
+    assert "clips" in said
     code, _, said = zeroshot(*command, "--out", f"{tmp_path / 'two'}/", "--devices", "cpu,cpu")
     assert code == 0, said
     assert "4 videos in" in said
@@ -378,7 +378,7 @@ def test_what_is_said_is_of_clips(zeroshot, folder, tmp_path):
     assert "videos/s" in said
     assert "3 videos encoded" in said
     _, _, said = zeroshot("video", "search", "x", folder, *command, "--min-score", 1)
-    assert "no clip for 'x'" in said
+    assert "no video for 'x'" in said
     code, _, said = zeroshot("video", "search", "a star")
     assert code == 2
     assert "search needs videos: zeroshot video search 'a star' DIR" in said
