@@ -99,6 +99,8 @@ def test_captions_of_several_methods(zeroshot, tmp_path):
     file = tmp_path / "out" / "magic.rows.jsonl"
     whole = file.read_bytes()
     file.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    run = file.with_name("magic.rows.jsonl.run.json")
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"ended": None}))  # as a kill leaves it
     assert zeroshot(*line)[0] == 0
     assert file.read_bytes() == whole
     code, _, said = zeroshot(*[str(x).replace("=4", "=5") for x in line])
