@@ -101,7 +101,7 @@ def test_a_process_for_each_device(zeroshot, pictures, tmp_path):
         (["--out", "OUT", "--shards", "3/2"], "from 1/N to N/N"),
         (["--out", "OUT", "--shards", "1/2", "--overwrite"], "--overwrite with --shards"),
         (["--out", "OUT", "--json", "--devices", "cpu"], "rows of this process"),
-        (["--out", "OUT", "--layout", "rows", "--half"], "--half goes with"),
+        (["--out", "OUT", "--layout", "rows", "--half"], "--half needs --layout safetensors"),
         (["--out", "OUT", "--devices", ","], "expected names such as"),
     ],
 )
