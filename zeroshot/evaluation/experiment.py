@@ -67,7 +67,7 @@ class Experiment:
         elif isinstance(data, MultilabelDataset):
             first = replace(data, sources=data.sources[:images], truth=data.truth[:images])
         else:
-            first = CaptionDataset(data.sources[:images], data.references[:images])
+            first = replace(data, sources=data.sources[:images], references=data.references[:images])
         return replace(self, data=first, protocol=None)
 
     def evaluate_method(
@@ -82,7 +82,7 @@ class Experiment:
         """Predictions of a method, by default the models' own.
 
         Args:
-            keep: a folder to which every caption is written at once, so that an interrupted run
+            keep: a folder to which captions are written batch by batch, so that an interrupted run
                 can continue.
             overwrite: start again in that folder.
             watch: see `Watch`.
