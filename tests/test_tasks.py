@@ -213,7 +213,10 @@ def test_a_set_without_a_part_says_so(tiny):
             {"images": torch.zeros(3, 2), "texts": torch.ones(3, 2)},
             "images has an embedding that is zero",
         ),
-        ({"images": torch.ones(3, 2), "texts": torch.full((3, 2), torch.nan)}, "texts has an embedding"),
+        (
+            {"images": torch.ones(3, 2), "texts": torch.full((3, 2), torch.nan)},
+            "texts has an embedding",
+        ),
     ],
 )
 def test_anchors_that_are_wrong(tmp_path, arrays, message):

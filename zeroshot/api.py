@@ -6,8 +6,9 @@ Each function has a typed signature; its keywords are the fields of the task's o
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from PIL.Image import Image
 
@@ -50,16 +51,18 @@ from zeroshot.tasks.localization.segmentation import Segment
 from zeroshot.tasks.matching.match_options import MatchOptions, Score as MatchScore
 from zeroshot.tasks.matching.match_task import Match
 from zeroshot.tasks.matching.thresholds import Thresholds
-from zeroshot.tasks.options import fields_of
 from zeroshot.tasks.search_options import Index, SearchOptions
 from zeroshot.tasks.task import Task
 from zeroshot.tasks.vqa.ask_options import PRESENT, AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Term = str | Path | bytes | Image | Source
 """Words, or an image: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
-O = TypeVar("O")  # noqa: E741
+O = TypeVar("O", bound="DataclassInstance")  # noqa: E741
 
 
 def load(name: str, **how: Any) -> "Model | ModelSet":
@@ -114,8 +117,6 @@ def caption(
         UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
     given = _options(CaptionOptions, locals())
-    if isinstance(prompt, Mapping | list | tuple) and model is not None:
-        raise UserError("a trained captioner has one prompt for all images")
     return _results(caption_task(_set(models), given), find(images).sources, locals())
 
 
@@ -478,7 +479,7 @@ def evaluate(
 
 def _options(kind: type[O], given: Mapping[str, Any]) -> O:
     """The options dataclass, from the arguments of a function by their names."""
-    return kind(**{f.name: given[f.name] for f in fields_of(kind) if f.name in given})
+    return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
 
 def _results(task: Task[Any], sources: Sequence[Source], given: Mapping[str, Any]) -> Results[Any]:

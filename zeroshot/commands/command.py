@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zeroshot.commands.common_options import CommonOptions
-from zeroshot.tasks.options import default_of, option_of
+from zeroshot.tasks.options import default_of, flags_of, option_of
 
 PANELS = {
     "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
@@ -61,8 +61,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             (last if common else own).extend(flags(kind))
         else:
             own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    names = {parameter.name for parameter in last}
-    own = [parameter for parameter in own if parameter.name not in names]
 
     @functools.wraps(function)
     def call(**given: Any) -> None:
@@ -89,7 +87,7 @@ def flags(kind: Any) -> list[inspect.Parameter]:
         if not known.on_command_line:
             continue
         info = typer.Option(
-            *(known.flags or (f"--{field.name.replace('_', '-')}",)),
+            *flags_of(field),
             envvar=f"ZEROSHOT_{known.env}" if known.env else None,
             help=known.help,
             min=known.min,

@@ -67,7 +67,8 @@ class Experiment:
         elif isinstance(data, MultilabelDataset):
             first = replace(data, sources=data.sources[:images], truth=data.truth[:images])
         else:
-            first = replace(data, sources=data.sources[:images], references=data.references[:images])
+            captions = data.references[:images]
+            first = replace(data, sources=data.sources[:images], references=captions)
         return replace(self, data=first, protocol=None)
 
     def evaluate_method(

@@ -62,14 +62,9 @@ def default_of(field: "dataclasses.Field[Any]") -> Any:
     return field.default
 
 
-def fields_of(options: Any) -> "tuple[dataclasses.Field[Any], ...]":
-    """The fields of an options dataclass, or of its class."""
-    return dataclasses.fields(options)
-
-
-def flag_of(field: "dataclasses.Field[Any]") -> str:
-    """What the command line calls the option: `--top-k`."""
-    return (option_of(field).flags or (f"--{field.name.replace('_', '-')}",))[0]
+def flags_of(field: "dataclasses.Field[Any]") -> tuple[str, ...]:
+    """What the command line calls the option: `--top-k`, `-k`."""
+    return option_of(field).flags or (f"--{field.name.replace('_', '-')}",)
 
 
 def settings(options: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class NativeCaption(Task[CaptionOptions]):
         """See `Task`."""
         if any((options.options, options.preset, options.lm, options.trace, options.coupling)):
             raise UserError("a trained captioner has no -o, --preset, --lm, --coupling and --trace")
+        if isinstance(options.prompt, Sequence) and not isinstance(options.prompt, str):
+            raise UserError("a trained captioner has one prompt for all images, or one by path")
         return cls(models=models, options=options)
 
     def open(

@@ -1,7 +1,7 @@
 """Images, or videos, to labels, as tasks."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,16 +28,16 @@ from zeroshot.tasks.classification.classifier import Adaptation, Classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions, VideoClassifyOptions
 from zeroshot.tasks.classification.clip_scoring import ClipClassifier, ScoredClips
 from zeroshot.tasks.classification.heads import Acceptance, label
-from zeroshot.tasks.options import default_of, fields_of, flag_of, several
+from zeroshot.tasks.options import default_of, flags_of, several
 from zeroshot.tasks.task import OpenedTask, Task
 
 TOP = 5
 """Labels in a row if one label holds."""
-NEED_ONE_EMBEDDING = {
-    *{"method", "options", "long_text", "shots", "bank", "prior", "hierarchy", "calibration"},
-    *{"abstain", "explain"},
+OF_VIDEO_MODELS = {
+    *{"labels", "templates", "score", "top_k", "multi", "against", "threshold"},
+    *{"model", "pooling", "frames"},
 }
-"""Options for methods that need one embedding of a video, whatever the text."""
+"""Options without a method, which also serve a model whose text embeddings depend on the video."""
 
 
 @dataclass(frozen=True)
@@ -267,9 +267,9 @@ def video_task(models: ModelSet, options: VideoClassifyOptions) -> Classify | Cl
     if model is not None and (options.frames is not None or attention):
         raise UserError("a video model (--model) takes no --frames and no --pooling")
     unused = [
-        flag_of(field)
-        for field in fields_of(options)
-        if field.name in NEED_ONE_EMBEDDING and getattr(options, field.name) != default_of(field)
+        flags_of(field)[0]
+        for field in fields(options)
+        if field.name not in OF_VIDEO_MODELS and getattr(options, field.name) != default_of(field)
     ]
     if unused:
         raise UserError(
