@@ -36,7 +36,7 @@ from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.localization.segmentation import Segment
 from zeroshot.tasks.matching.match_options import MatchOptions
 from zeroshot.tasks.matching.match_task import Match
-from zeroshot.tasks.options import default_of, option_of, settings
+from zeroshot.tasks.options import default_of, flags_of, option_of, settings
 from zeroshot.tasks.search_options import SearchOptions
 from zeroshot.tasks.vqa.ask_options import AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
@@ -86,33 +86,32 @@ COMMANDS = {
     ),
 }
 """The options of each command, the function they arrive at, and the arguments it needs."""
+EXAMPLES = {float: 0.75, str: "some", Path: Path(HEART)}
 REJECTED = {("video caption", "model")}
 """Options that a command has only to say why it takes none."""
 
 
+def alternatives(typed):
+    """The types of a union and the choices of a Literal, in their order."""
+    if typing.get_origin(typed) is list:
+        return [typed]
+    parts = [x for part in typing.get_args(typed) for x in alternatives(part)]
+    return parts or ([] if typed is NoneType else [typed])
+
+
 def given_on_command_line(field):
     """Words for the command line, and the value that has to arrive."""
-    known = option_of(field)
-    [parameter] = [p for p in flags(_only(field)) if p.name == field.name]
-    typed = typing.get_args(parameter.annotation)[0]
-    flag = (known.flags or (f"--{field.name.replace('_', '-')}",))[0]
-    if typed is bool:
+    known, flag = option_of(field), flags_of(field)[0]
+    [parameter] = flags(_only(field))
+    kinds = alternatives(typing.get_args(parameter.annotation)[0])
+    if kinds == [bool]:
         return [flag], True
-    parts = [t for t in (typing.get_args(typed) or (typed,)) if t is not NoneType]
-    if typing.get_origin(typed) is list or (parts and typing.get_origin(parts[0]) is list):
+    if typing.get_origin(kinds[0]) is list:
         words, value = [flag, "k=1", flag, "j=2"], ["k=1", "j=2"]
-    elif typing.get_origin(typed) is typing.Literal or isinstance(parts[0], str):
-        choices = typing.get_args(typed) if typing.get_origin(typed) is typing.Literal else parts
-        value = next(c for c in choices if c != default_of(field))
-        words = [flag, value]
-    elif typing.get_origin(parts[0]) is typing.Literal:
-        value = next(c for c in typing.get_args(parts[0]) if c != default_of(field))
-        words = [flag, value]
     else:
-        kind = parts[0]
-        low = 3 if known.min is None else max(3, known.min)
-        number = low if known.max is None or low <= known.max else known.max
-        value = {int: int(number), float: 0.75, str: "some", Path: Path(HEART)}[kind]
+        choices = [kind for kind in kinds if isinstance(kind, str) and kind != default_of(field)]
+        count = min(max(3, known.min or 0), known.max or 3)
+        value = choices[0] if choices else EXAMPLES.get(kinds[0], int(count))
         words = [flag, str(value)]
     return words, known.convert(value) if known.convert else value
 
@@ -124,8 +123,8 @@ def _only(field):
     )
 
 
-def fields(kind, on_command_line=True):
-    return [f for f in dataclasses.fields(kind) if option_of(f).on_command_line == on_command_line]
+def fields(kind):
+    return [f for f in dataclasses.fields(kind) if option_of(f).on_command_line]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +144,8 @@ def test_what_the_command_line_gives_arrives(command, name, monkeypatch):
     words, value = given_on_command_line(field)
     if option_of(field).images:
         words = [words[0], HEART]
-    needs = {"eval": ["--task", "classify"]}.get(command, [])
-    if name == "task":
-        needs = []
     capture(monkeypatch, owner, function, place)
-    line = [*command.split(), *arguments, "--models", "pocket", "--offline", *needs, *words]
+    line = [*command.split(), *arguments, "--models", "pocket", "--offline", *words]
     with pytest.raises(CapturedError) as ended:
         cli.run([str(word) for word in line])
     arrived = getattr(ended.value.args[0], name)
@@ -225,8 +221,6 @@ BESIDE = {
     "views": {"method": "zero"},
 }
 """What an option needs beside it."""
-ANOTHER_MODEL = {"model", "lm"}
-"""Options that load another model; `tests/test_settings.py` has them."""
 
 
 @pytest.fixture
@@ -270,11 +264,6 @@ def test_what_decides_labels_is_in_the_settings(name, files):
     else:
         other = found(**before)
     assert found(**given) != other
-
-
-def test_no_deciding_option_of_classify_is_left_out():
-    deciding = {f.name for f in dataclasses.fields(ClassifyOptions) if option_of(f).decides_rows}
-    assert deciding == set(CLASSIFY)
 
 
 DETECT = {
@@ -372,6 +361,34 @@ def test_what_decides_hits_is_in_the_settings(more):
 
     first = {"method": "csls"} if "options" in more else {}
     assert found(**first) != found(**more)
+
+
+TESTED_HERE = {
+    ClassifyOptions: set(CLASSIFY),
+    DetectOptions: set(DETECT),
+    SegmentOptions: set(SEGMENT),
+    CaptionOptions: {"method", "options", "preset", "coupling", "prompt"},
+    MatchOptions: {"texts", "against"},
+    FilterOptions: {"min_score", "keep", "long_text"},
+    EmbedOptions: {"captions"},
+    AskOptions: {"top_k", "answers", "among", "present"},
+    ReadOptions: set(),
+}
+OF_OTHER_MODELS = {
+    CaptionOptions: {"model", "lm"},
+    DetectOptions: {"model", "query_images", "sentence", "word_threshold"},
+    SegmentOptions: {"model", "examples", "mix"},
+    MatchOptions: {"model", "score", "thresholds"},
+    AskOptions: {"model", "regions"},
+    ReadOptions: {"model"},
+}
+"""Options that need another model or another file of it: the commands of `test_settings.py`."""
+
+
+@pytest.mark.parametrize("kind", TESTED_HERE, ids=lambda kind: kind.__name__)
+def test_no_deciding_option_is_left_out(kind):
+    deciding = {f.name for f in dataclasses.fields(kind) if option_of(f).decides_rows}
+    assert deciding == TESTED_HERE[kind] | OF_OTHER_MODELS.get(kind, set())
 
 
 def test_an_option_that_nobody_resolves_is_recorded_under_its_name():

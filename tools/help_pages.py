@@ -62,6 +62,8 @@ def _choices(kind: Any) -> str:
 
 
 def _range(info: OptionInfo | ArgumentInfo) -> str:
+    if info.min is not None and info.max is not None:
+        return f" {info.min} to {info.max}."
     return "" if info.min is None else f" At least {info.min}."
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from PIL.Image import Image
 
@@ -56,13 +56,10 @@ from zeroshot.tasks.task import Task
 from zeroshot.tasks.vqa.ask_options import PRESENT, AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 Term = str | Path | bytes | Image | Source
 """Words, or an image: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
-O = TypeVar("O", bound="DataclassInstance")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
 
 
 def load(name: str, **how: Any) -> "Model | ModelSet":
@@ -479,7 +476,8 @@ def evaluate(
 
 def _options(kind: type[O], given: Mapping[str, Any]) -> O:
     """The options dataclass, from the arguments of a function by their names."""
-    return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+    declared: Any = kind
+    return kind(**{f.name: given[f.name] for f in fields(declared) if f.name in given})
 
 
 def _results(task: Task[Any], sources: Sequence[Source], given: Mapping[str, Any]) -> Results[Any]:

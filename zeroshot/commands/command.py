@@ -71,7 +71,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                     given.pop(field.name)
         run = next((x for x in built.values() if isinstance(x, CommonOptions)), None)
         if run is not None:
-            built = {n: x if x is run else run.complete(x) for n, x in built.items()}
+            built = {n: x if x is run else run.with_shared(x) for n, x in built.items()}
         function(**given, **built)
 
     call.__signature__ = inspect.Signature([*own, *last])  # type: ignore[attr-defined]

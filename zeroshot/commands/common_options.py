@@ -166,7 +166,7 @@ class CommonOptions:
         if isinstance(self.out, RemotePath):
             self.out.check(self.remote_out, self.offline)
 
-    def complete(self, options: Any) -> Any:
+    def with_shared(self, options: Any) -> Any:
         """Options of a task, with what the command line gives through the common options.
 
         Names of images become images, listed with the input options; a field that the command

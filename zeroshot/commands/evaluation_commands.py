@@ -16,6 +16,7 @@ from zeroshot.evaluation.evaluate_options import EvaluateOptions
 from zeroshot.tasks import completion
 
 if TYPE_CHECKING:
+    from zeroshot.evaluation.evaluation import Sampling
     from zeroshot.evaluation.experiment import Experiment
     from zeroshot.evaluation.predict import Predictions
     from zeroshot.models.base import DualEncoder
@@ -67,19 +68,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure methods on images whose truth is known; --out names a folder for the results."""
-    if compare and (method or predictions):
-        raise UserError("--compare names the methods itself: leave --method and --predictions out")
-    if predictions and (method or options.options):
-        raise UserError("--predictions exist already: leave --method and its options out")
-    if options.protocol and (options.labels or options.templates or options.split):
-        raise UserError(
-            f"protocol '{options.protocol}' fixes labels, templates and split: leave them out, or "
-            "--protocol"
-        )
-    if run.out is not None and run.out.exists() and not run.out.is_dir():
-        raise UserError(f"--out '{run.out}' is a file; eval writes a folder")
+    _check_options(run, options, method, compare, predictions)
     from zeroshot.commands import console
-    from zeroshot.evaluation.evaluation import Sampling, compared, figures, result
+    from zeroshot.evaluation.evaluation import Sampling, compared
     from zeroshot.evaluation.experiment import experiment
     from zeroshot.inference.meter import Meter
 
@@ -103,19 +94,7 @@ def evaluate(
             each = map(measured.from_predictions, predictions)
         else:
             each = _answers(run, measured, names, options.options)
-        answers = []
-        for own in each:
-            answers.append(own)
-            found = result(
-                own,
-                figures(own, sampling),
-                task=measured.task,
-                about=measured.about(own),
-                sampling=sampling,
-            )
-            console.show_figures(found)
-            if run.out is not None:
-                _keep(run, measured, own, found)
+        answers = [_show(run, measured, own, sampling) for own in each]
         if len(answers) > 1:
             comparison = compared(answers, sampling)
             console.show_differences(comparison)
@@ -130,6 +109,47 @@ def evaluate(
         )
     if failed:
         raise typer.Exit(3)
+
+
+def _check_options(
+    run: CommonOptions,
+    options: EvaluateOptions,
+    method: str | None,
+    compare: str | None,
+    predictions: Sequence[Path] | None,
+) -> None:
+    """UserError for options that do not fit each other."""
+    if compare and (method or predictions):
+        raise UserError("--compare names the methods itself: leave --method and --predictions out")
+    if predictions and (method or options.options):
+        raise UserError("--predictions exist already: leave --method and its options out")
+    if options.protocol and (options.labels or options.templates or options.split):
+        raise UserError(
+            f"protocol '{options.protocol}' fixes labels, templates and split: leave them out, or "
+            "--protocol"
+        )
+    if run.out is not None and run.out.exists() and not run.out.is_dir():
+        raise UserError(f"--out '{run.out}' is a file; eval writes a folder")
+
+
+def _show(
+    run: CommonOptions, measured: "Experiment", answers: "Predictions", sampling: "Sampling"
+) -> "Predictions":
+    """Print the figures of one method, and write them if there is a folder for them."""
+    from zeroshot.commands import console
+    from zeroshot.evaluation.evaluation import figures, result
+
+    found = result(
+        answers,
+        figures(answers, sampling),
+        task=measured.task,
+        about=measured.about(answers),
+        sampling=sampling,
+    )
+    console.show_figures(found)
+    if run.out is not None:
+        _keep(run, measured, answers, found)
+    return answers
 
 
 def _answers(

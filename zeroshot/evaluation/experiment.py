@@ -32,6 +32,7 @@ from zeroshot.tasks.captioning import captioner as captioning
 from zeroshot.tasks.classification.classifier import Classifier, load_classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 
+Data = ClassificationDataset | MultilabelDataset | CaptionDataset
 Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
 """Passes captions through unchanged, for example to show progress."""
 
@@ -43,7 +44,7 @@ class Experiment:
     task: Task
     path: Path
     """the data, as the user named them"""
-    data: ClassificationDataset | MultilabelDataset | CaptionDataset
+    data: Data
     models: ModelSet
     options: EvaluateOptions
     cache: EmbeddingCache
@@ -61,7 +62,7 @@ class Experiment:
     def limited(self, images: int) -> "Experiment":
         """The experiment on the first images only, which follows no protocol."""
         data = self.data
-        first: ClassificationDataset | MultilabelDataset | CaptionDataset
+        first: Data
         if isinstance(data, ClassificationDataset):
             first = replace(data, sources=data.sources[:images], classes=data.classes[:images])
         elif isinstance(data, MultilabelDataset):
@@ -248,7 +249,6 @@ def experiment(
     Raises:
         UserError: no data, data of another kind, or an option that the task has no use for.
     """
-    truth = None if options.truth is None else Path(options.truth)
     protocol = None if options.protocol is None else named(options.protocol)
     task = options.task or (protocol.task if protocol else None)
     scored = options.score not in (None, "auto")
@@ -261,32 +261,13 @@ def experiment(
     if task != "caption" and (judge is not None or options.coupling is not None):
         raise UserError("--judge and --coupling are for captions")
     _check_threshold_options(task, options)
-    dataset: ClassificationDataset | MultilabelDataset | CaptionDataset
+    dataset: Data
     if data is None:
-        if task != "caption" or rows is None or truth is not None or protocol is not None:
+        if task != "caption" or rows is None or options.truth is not None or protocol is not None:
             raise UserError(f"eval --task {task} needs DATA: images and their truth")
         data, dataset = rows, predictions.read_captions(rows).dataset
-    elif task == "classify":
-        dataset = ground_truth.load_classification(
-            data,
-            truth=truth,
-            split=options.split,
-            labels=options.labels,
-            templates=options.templates,
-            protocol=protocol,
-        )
-    elif task == "multilabel":
-        dataset = ground_truth.load_multilabel(
-            data,
-            truth=truth,
-            split=protocol.split if protocol else options.split,
-            labels=options.labels,
-            templates=options.templates,
-        )
     else:
-        dataset = ground_truth.load_captions(
-            data, truth=truth, split=options.split, protocol=protocol
-        )
+        dataset = _load_data(task, data, options, protocol)
     return Experiment(
         task=task,
         path=data,
@@ -299,6 +280,19 @@ def experiment(
         judge=None if judge is None else Judge(judge, cache, meter),
         batch_size=batch_size,
     )
+
+
+def _load_data(task: Task, data: Path, options: EvaluateOptions, protocol: Protocol | None) -> Data:
+    truth = None if options.truth is None else Path(options.truth)
+    words = {"labels": options.labels, "templates": options.templates}
+    if task == "classify":
+        return ground_truth.load_classification(
+            data, truth=truth, split=options.split, protocol=protocol, **words
+        )
+    if task == "multilabel":
+        split = protocol.split if protocol else options.split
+        return ground_truth.load_multilabel(data, truth=truth, split=split, **words)
+    return ground_truth.load_captions(data, truth=truth, split=options.split, protocol=protocol)
 
 
 def _check_threshold_options(task: Task, options: EvaluateOptions) -> None:

@@ -46,7 +46,7 @@ def configure(name: str, given: Mapping[str, Any]) -> Any:
     """
     if "+" in name:
         return Pipeline.configure(name, given)
-    return registry.configured(name, given)
+    return registry.configure_method(name, given)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Pipeline:
                     f"option of {name}", key, [f"{n}.{o}" for n in names for o in known[n]]
                 )
             own[owners[0]][option] = value
-        return cls(tuple(registry.configured(n, own[n]) for n in names))
+        return cls(tuple(registry.configure_method(n, own[n]) for n in names))
 
     @property
     def transductive(self) -> bool:

@@ -69,7 +69,7 @@ def values(method: Any) -> dict[str, Any]:
     return {name: getattr(method, name) for name in options(type(method))}
 
 
-def configured(name: str, given: Mapping[str, Any]) -> Any:
+def configure_method(name: str, given: Mapping[str, Any]) -> Any:
     """One method with these options; texts are read as the option's type.
 
     Raises:
