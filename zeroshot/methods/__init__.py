@@ -12,9 +12,9 @@ of `scores`, by the same names. A parameter without a default must be given; if 
 A scorer may also improve the texts (`refine`) or correct the logits (`adjust`) of another:
 `_pipeline` composes methods by these verbs.
 
-A method imports `errors`, `ops`, `metrics`, `decoding`, `trace`, `packaging` and `models.base` only;
-it never sees a model, a file or the screen. Files whose names begin with `_` hold what several
-methods share, and are no methods.
+A method imports `errors`, `ops`, `metrics`, `decoding`, `trace`, `packaging` and `models.base`, and
+nothing else: it never sees a model, a file or the screen. Files whose names begin with `_` hold
+what several methods share, and are no methods.
 """
 
 from zeroshot.methods._caption_pool import Pool
