@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.output import formats
-from zeroshot.output.resumable import Output, merge
+from zeroshot.output.resumable import ResumableFile, merge
 from zeroshot.packaging.extras import how_to_install
 
 SCHEMA = "zeroshot.classify/1"
@@ -42,7 +42,7 @@ def bad(path, id=None, message="truncated JPEG"):
 
 
 def write(out, rows, **options):
-    with Output(out, SCHEMA, SETTINGS, **options) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS, **options) as output:
         output.write(rows)
 
 
@@ -113,7 +113,7 @@ def test_parquet_has_numbers_and_truth_values(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(NotAvailableError, match=re.escape(how_to_install("data"))):
-        Output(tmp_path / "x.parquet", SCHEMA, SETTINGS)
+        ResumableFile(tmp_path / "x.parquet", SCHEMA, SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,7 +129,7 @@ def test_text_has_a_line_per_input_and_is_not_continued(tmp_path):
 
 def test_a_second_run_finds_each_row_once(out):
     write(out, [good("a", "1"), good("a", "1"), bad("b"), bad("c", "3"), good(None, "4")])
-    with Output(out, SCHEMA, SETTINGS) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
         assert output.resumed == 5
         asked = [("a", "1"), ("a", "1"), ("a", "1"), ("a", "2"), ("b", "9"), ("b", None)]
         assert [output.take_row(*key) for key in asked] == [True, True, False, False, True, False]
@@ -139,7 +139,7 @@ def test_a_second_run_finds_each_row_once(out):
 
 def test_retried_failures_are_replaced_where_they_stand(out):
     write(out, [bad("a"), good("b", "2"), bad("c"), bad("a"), good("d", "4")])
-    with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS, retry_failed=True) as output:
         assert output.resumed == 2
         assert [output.take_row(p, None) for p in "aca"] == [False] * 3
         output.write([good("a", "1", "dog"), bad("c", message="still"), good("a", "1", "ant")])
@@ -175,7 +175,7 @@ def test_a_cut_anywhere_loses_one_row_at_most(tmp_path, suffix, monkeypatch):
         out = tmp_path / f"{length}.{suffix}"
         write(out, [])
         out.write_bytes(data[:length])  # as a crash before the first close leaves it
-        with Output(out, SCHEMA, SETTINGS) as output:
+        with ResumableFile(out, SCHEMA, SETTINGS) as output:
             complete.append(output.resumed)
             output.write(r for r in rows if not output.take_row(r["path"], r["id"]))
         assert out.read_bytes() == data, length
@@ -185,11 +185,11 @@ def test_a_cut_anywhere_loses_one_row_at_most(tmp_path, suffix, monkeypatch):
 
 def test_a_crash_while_retrying_keeps_what_was_retried(out):
     write(out, [bad("a"), good("b", "2"), bad("c")])
-    dead = Output(out, SCHEMA, SETTINGS, retry_failed=True)
+    dead = ResumableFile(out, SCHEMA, SETTINGS, retry_failed=True)
     dead.write([good("a", "1", "dog")])
     dead._file.close()  # neither merged nor closed
     dead._lease.release()
-    with Output(out, SCHEMA, SETTINGS, retry_failed=True) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS, retry_failed=True) as output:
         assert (output.take_row("a", "1"), output.take_row("c", None)) == (True, False)
         output.write([good("c", "3", "ant")])
     assert read(out) == [("a", "dog", None), ("b", "cat", None), ("c", "ant", None)]
@@ -209,7 +209,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     )
     assert done.returncode == -signal.SIGKILL
-    with Output(out, SCHEMA, SETTINGS) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
         assert output.resumed == 3
         output.write([good("d", "4")])
     assert [path for path, *_ in read(out)] == ["a", "b", "c", "d"]
@@ -220,7 +220,7 @@ def test_interruption_closes_the_file(out):
         yield good("b", "2")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Output(out, SCHEMA, SETTINGS) as output:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), ResumableFile(out, SCHEMA, SETTINGS) as output:  # noqa: PT012
         output.write([good("a", "1")])
         output.write(rows())
     assert read(out) == [("a", "cat", None)]
@@ -238,21 +238,21 @@ def test_other_settings_are_refused_and_nothing_changes(out, settings, message):
     write(out, [good("a", "1")])
     before = {path: path.read_bytes() for path in out.parent.iterdir()}
     with pytest.raises(UserError) as caught:
-        Output(out, SCHEMA, SETTINGS | settings)
+        ResumableFile(out, SCHEMA, SETTINGS | settings)
     assert message in str(caught.value)
     assert str(caught.value).endswith("replace it with --overwrite, or choose another --out")
     assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
-    with Output(out, SCHEMA, SETTINGS | settings, overwrite=True) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS | settings, overwrite=True) as output:
         assert output.resumed == 0
 
 
 def test_rows_of_another_kind_are_refused(out):
     write(out, [good("a", "1")])
     with pytest.raises(UserError, match=r'rows was "zeroshot\.classify/1", is "zeroshot'):
-        Output(out, "zeroshot.caption/1", SETTINGS)
+        ResumableFile(out, "zeroshot.caption/1", SETTINGS)
     with (
         pytest.raises(ValueError, match=r"a row of zeroshot.x/1 in a file of zeroshot.classify/1"),
-        Output(out, SCHEMA, SETTINGS) as output,
+        ResumableFile(out, SCHEMA, SETTINGS) as output,
     ):
         output.write([good("a", "1") | {"schema": "zeroshot.x/1"}])
 
@@ -301,19 +301,19 @@ def test_a_table_with_other_columns_is_refused(tmp_path):
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        Output(tmp_path / "folder.csv", SCHEMA, SETTINGS)
+        ResumableFile(tmp_path / "folder.csv", SCHEMA, SETTINGS)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write '.*x.csv': "):
-        Output(tmp_path / "file" / "x.csv", SCHEMA, SETTINGS)
+        ResumableFile(tmp_path / "file" / "x.csv", SCHEMA, SETTINGS)
     with pytest.raises(UserError, match="unknown output format 'jsn'; did you mean 'jsonl'"):
-        Output(tmp_path / "x.jsn", SCHEMA, SETTINGS)
+        ResumableFile(tmp_path / "x.jsn", SCHEMA, SETTINGS)
     write(tmp_path / "new" / "folder" / "x.csv", [good("a", "1")])
 
 
 def test_no_score_may_be_nan(out):
     with (
         pytest.raises(ValueError, match="not JSON compliant"),
-        Output(out, SCHEMA, SETTINGS) as output,
+        ResumableFile(out, SCHEMA, SETTINGS) as output,
     ):
         output.write([good("a", "1") | {"models": {"x": float("nan")}}])
     assert read(out) == []
@@ -321,7 +321,7 @@ def test_no_score_may_be_nan(out):
 
 def test_run_file_says_how(tmp_path):
     first, second = tmp_path / "x.jsonl", tmp_path / "x.csv"
-    with Output(first, SCHEMA, SETTINGS) as output:
+    with ResumableFile(first, SCHEMA, SETTINGS) as output:
         begun = json.loads((tmp_path / "x.jsonl.run.json").read_text())
         output.write([good("a", "1"), good("b", "2")])
         output.close({"device": "cpu", "images_per_second": 4.5})
@@ -338,7 +338,7 @@ def test_run_file_says_how(tmp_path):
 def test_file_names_that_are_no_unicode_are_found_again(out):
     path = os.fsdecode(b"caf\xe9.jpg")
     write(out, [good(path, "1"), good("b.jpg", "2")])
-    with Output(out, SCHEMA, SETTINGS) as output:
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
         assert output.take_row(path, "1")
     out.suffix == ".parquet" or out.read_bytes().decode()
     expected = path if out.suffix == ".jsonl" else r"caf\udce9.jpg"

@@ -14,8 +14,9 @@ from PIL.Image import Image
 
 from zeroshot import models as loaders
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.protocols import EvaluationTask
 from zeroshot.errors import UserError
-from zeroshot.evaluation.evaluate_options import EvaluateOptions, EvaluationTask
+from zeroshot.evaluation.evaluate_options import EvaluateOptions
 from zeroshot.evaluation.evaluation import Evaluation, Sampling, evaluation
 from zeroshot.evaluation.experiment import experiment
 from zeroshot.inference.embedding import AUTO_BATCH
@@ -40,23 +41,23 @@ from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOption
 from zeroshot.tasks.captioning.caption_task import caption_task
 from zeroshot.tasks.captioning.trained import Read
 from zeroshot.tasks.classification.calibration import Calibration
-from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, Score
+from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, ScoreKind
 from zeroshot.tasks.classification.classify_task import Classify
 from zeroshot.tasks.embed import Embed
 from zeroshot.tasks.embed_options import EmbedOptions
-from zeroshot.tasks.localization.detect_options import DetectOptions, Regions
+from zeroshot.tasks.localization.detect_options import DetectOptions, RegionSource
 from zeroshot.tasks.localization.detection import Detect
 from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.localization.segmentation import Segment
-from zeroshot.tasks.matching.match_options import MatchOptions, Score as MatchScore
+from zeroshot.tasks.matching.match_options import MatchOptions, MatchScore
 from zeroshot.tasks.matching.match_task import Match
 from zeroshot.tasks.matching.thresholds import Thresholds
-from zeroshot.tasks.search_options import Index, SearchOptions
+from zeroshot.tasks.search_options import SearchIndex, SearchOptions
 from zeroshot.tasks.task import Task
 from zeroshot.tasks.vqa.ask_options import PRESENT, AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
 
-Term = str | Path | bytes | Image | Source
+QueryTerm = str | Path | bytes | Image | Source
 """Words, or an image: a path as an object, a PIL image, bytes."""
 Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
 O = TypeVar("O")  # noqa: E741
@@ -124,7 +125,7 @@ def classify(
     method: str | None = None,
     *,
     templates: str | None = None,
-    score: Score | None = "auto",
+    score: ScoreKind | None = "auto",
     top_k: int | None = None,
     multi: bool = False,
     against: str | Sequence[str] = (),
@@ -173,17 +174,17 @@ def classify(
 
 
 def search(
-    query: Term | Sequence[Term],
+    query: QueryTerm | Sequence[QueryTerm],
     images: Input | Iterable[Input],
     models: str | ModelSet = "base",
     method: str | None = None,
     *,
-    plus: Term | Sequence[Term] = (),
-    minus: Term | Sequence[Term] = (),
+    plus: QueryTerm | Sequence[QueryTerm] = (),
+    minus: QueryTerm | Sequence[QueryTerm] = (),
     top_k: int = 10,
     min_score: float | None = None,
-    bank: Sequence[Term] = (),
-    index: Index = "exact",
+    bank: Sequence[QueryTerm] = (),
+    index: SearchIndex = "exact",
     half: bool = False,
     explain: int = 0,
     batch_size: int = AUTO_BATCH,
@@ -303,7 +304,7 @@ def detect(
     overlap: float = 0.5,
     background: str | Sequence[str] = "background",
     templates: str | None = None,
-    regions: Regions = "auto",
+    regions: RegionSource = "auto",
     resolution: int = 0,
     draw: str | Path | None = None,
     overwrite: bool = False,
@@ -428,7 +429,7 @@ def evaluate(
     labels: str | None = None,
     templates: str | None = None,
     coupling: str | None = None,
-    score: Score | None = "auto",
+    score: ScoreKind | None = "auto",
     against: str | Sequence[str] = (),
     threshold: float | None = None,
     held_out: float | None = None,
@@ -502,11 +503,11 @@ def _set(models: str | ModelSet) -> ModelSet:
     return models if isinstance(models, ModelSet) else resolve(models)
 
 
-def _several(given: Term | Sequence[Term]) -> Sequence[Term]:
-    return [given] if isinstance(given, Term) else given
+def _several(given: QueryTerm | Sequence[QueryTerm]) -> Sequence[QueryTerm]:
+    return [given] if isinstance(given, QueryTerm) else given
 
 
-def _term(given: Term, sign: Literal[1, -1] = 1) -> searching.Term:
+def _term(given: QueryTerm, sign: Literal[1, -1] = 1) -> searching.Term:
     if isinstance(given, str):
         if not given.strip():
             raise UserError("the query is empty; give a text or an image")

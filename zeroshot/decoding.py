@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Cache, LanguageModel, LanguageModelOutput
+from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput
 from zeroshot.ops import normalize
 
 AT_ONCE = 64
@@ -151,7 +151,7 @@ class _LookAhead:
     """Hidden states of the contenders, in place, and the cache that holds all of them."""
 
     hidden: Float[Tensor, "b k e"]
-    cache: Cache
+    cache: KeyValueCache
     position: Int[Tensor, "b k"]
     """Row of `cache` that belongs to each contender."""
 

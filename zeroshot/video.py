@@ -26,7 +26,7 @@ from zeroshot.results.result import (
 from zeroshot.tasks.classification.calibration import Calibration
 from zeroshot.tasks.classification.classify_options import (
     LongText,
-    Score,
+    ScoreKind,
     VideoClassifyOptions,
 )
 from zeroshot.tasks.classification.classify_task import video_task
@@ -44,7 +44,7 @@ def classify(
     pooling: Literal["mean", "attention"] = "mean",
     frames: int | None = None,
     templates: str | None = None,
-    score: Score | None = "auto",
+    score: ScoreKind | None = "auto",
     top_k: int | None = None,
     multi: bool = False,
     against: str | Sequence[str] = (),
@@ -84,7 +84,7 @@ def classify(
 
 
 def search(
-    query: api.Term | Sequence[api.Term],
+    query: api.QueryTerm | Sequence[api.QueryTerm],
     clips: Input | Iterable[Input],
     models: str | ModelSet = "base",
     method: str | None = None,

@@ -24,9 +24,9 @@ import numpy as np
 from zeroshot.cache.lookup import (
     Checksums,
     Digests,
-    Keys,
     Locations,
     Lookup,
+    LookupKeys,
     Numbers,
     Run,
     packed,
@@ -260,7 +260,7 @@ class Index:
                     raise
                 self.write_error = f"the cache in '{self._path.parent}' is not writable: {error}"
 
-    def entries(self, encoder: str, kind: str, keys: Keys) -> Entries | None:
+    def entries(self, encoder: str, kind: str, keys: LookupKeys) -> Entries | None:
         """The locations of embeddings; None if there are none of this encoder and kind."""
         with self.reading() as db:
             space = db.execute(

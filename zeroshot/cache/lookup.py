@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
+LookupKeys = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 Checksums = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
@@ -26,7 +26,7 @@ class Digests:
     An id that is no sha256 is hashed first.
     """
 
-    keys: Keys
+    keys: LookupKeys
     seeds: Checksums
 
     @classmethod
@@ -69,7 +69,7 @@ class Run:
 
     segment: int
     first: int
-    keys: Keys
+    keys: LookupKeys
     checksums: Checksums
 
     @property
@@ -91,7 +91,7 @@ class Locations:
 class Lookup:
     """Locations by key; the newest embedding of a key counts."""
 
-    keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
+    keys: LookupKeys = field(default_factory=lambda: np.empty(0, np.uint64))
     segments: np.ndarray[tuple[int], np.dtype[np.int32]] = field(
         default_factory=lambda: np.empty(0, np.int32)
     )
@@ -128,7 +128,7 @@ class Lookup:
         if len(self.newest) > max(MANY, len(self.keys) // 8):
             self._settle()
 
-    def find(self, keys: Keys) -> Locations:
+    def find(self, keys: LookupKeys) -> Locations:
         """The locations of these keys."""
         segments = np.full(len(keys), -1, np.int64)
         indices = np.zeros(len(keys), np.int64)
@@ -159,7 +159,7 @@ class Lookup:
 
     def _merge(
         self,
-        keys: Keys,
+        keys: LookupKeys,
         segments: np.ndarray[tuple[int], np.dtype[np.int32]],
         indices: np.ndarray[tuple[int], np.dtype[np.uint32]],
         checksums: Checksums,

@@ -11,7 +11,7 @@ import typer
 from zeroshot.errors import UserError
 
 if TYPE_CHECKING:
-    from zeroshot.model_set.anchor_file import Anchors, Kind
+    from zeroshot.model_set.anchor_file import Anchors, VectorFormat
     from zeroshot.model_set.model_set import ModelSet
 
 app = typer.Typer(help="Anchor sets: pairs that couple two encoders.")
@@ -43,10 +43,10 @@ CaptionsOf = Annotated[
         "--captions", help="One anchor for each image (mean), or for each caption (each)."
     ),
 ]
-ImageEncoder = Annotated[
+ImageEncoderFlag = Annotated[
     str | None, typer.Option("--image-encoder", help="hf:org/model, hf:./directory, ...")
 ]
-TextEncoder = Annotated[str | None, typer.Option("--text-encoder", help="As --image-encoder.")]
+TextEncoderFlag = Annotated[str | None, typer.Option("--text-encoder", help="As --image-encoder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 Device = Annotated[
     str, typer.Option(envvar="ZEROSHOT_DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
@@ -55,7 +55,7 @@ Precision = Annotated[
     Literal["auto", "fp32", "fp16", "bf16"],
     typer.Option(envvar="ZEROSHOT_PRECISION", help="Precision of the encoders."),
 ]
-Half = Annotated[bool, typer.Option("--half", help="Store embeddings in float16.")]
+HalfFlag = Annotated[bool, typer.Option("--half", help="Store embeddings in float16.")]
 Int8 = Annotated[
     bool,
     typer.Option(
@@ -85,11 +85,11 @@ def anchors_build(
     models: Annotated[
         str | None, typer.Option(help="A model set with an image and a text encoder.")
     ] = None,
-    image_encoder: ImageEncoder = None,
-    text_encoder: TextEncoder = None,
+    image_encoder: ImageEncoderFlag = None,
+    text_encoder: TextEncoderFlag = None,
     root: Root = None,
     captions: CaptionsOf = "mean",
-    half: Half = False,
+    half: HalfFlag = False,
     int8: Int8 = False,
     limit: Annotated[int | None, typer.Option(help="Stop after this many pairs.", min=1)] = None,
     device: Device = "auto",
@@ -170,9 +170,9 @@ def anchors_import(
             help='A file of captions, a line per pair: {"id": "...", "captions": ["..."]}.'
         ),
     ] = None,
-    image_encoder: ImageEncoder = None,
-    text_encoder: TextEncoder = None,
-    half: Half = False,
+    image_encoder: ImageEncoderFlag = None,
+    text_encoder: TextEncoderFlag = None,
+    half: HalfFlag = False,
     int8: Int8 = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -309,7 +309,7 @@ def anchors_merge(
     console.log(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
 
 
-def _kind(half: bool, int8: bool) -> "Kind":
+def _kind(half: bool, int8: bool) -> "VectorFormat":
     """The format of the embeddings in the file."""
     if half and int8:
         raise UserError("--half and --int8 exclude each other: give one of them")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zeroshot.inputs.resolve import ResolvedInputs
     from zeroshot.inputs.source import Source
     from zeroshot.output.object_store import Bucket
-    from zeroshot.output.resumable import Output
+    from zeroshot.output.resumable import ResumableFile
     from zeroshot.results.result import Result
     from zeroshot.tasks.task import Task
 
@@ -237,10 +237,10 @@ class OutputOptions(CommonOptions):
         if meter.failed:
             raise typer.Exit(3)
 
-    def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "Output":
-        from zeroshot.output.resumable import Output
+    def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "ResumableFile":
+        from zeroshot.output.resumable import ResumableFile
 
-        return Output(
+        return ResumableFile(
             path,
             schema,
             settings,

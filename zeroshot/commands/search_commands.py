@@ -154,9 +154,9 @@ def find(
 def _write(run: CommonOptions, found: "SearchAnswer", settings: dict[str, object]) -> None:
     if run.out is None:
         return
-    from zeroshot.output.resumable import Output
+    from zeroshot.output.resumable import ResumableFile
 
-    with Output(run.out, "zeroshot.search/1", settings, overwrite=run.overwrite) as output:
+    with ResumableFile(run.out, "zeroshot.search/1", settings, overwrite=run.overwrite) as output:
         output.write(result.row() for result in found.results)
 
 

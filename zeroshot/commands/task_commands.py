@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from zeroshot.tasks.localization.detection import Detect
     from zeroshot.tasks.matching.match_task import Match
 
-Results = Iterator[Any]
-Layout = Annotated[
+ResultStream = Iterator[Any]
+LayoutFlag = Annotated[
     Literal["rows", "safetensors", "clip-retrieval"] | None,
     typer.Option(
         "--layout",
@@ -129,7 +129,9 @@ def _prompted(
 
 
 @contextlib.contextmanager
-def _traces(path: Path | None, run: OutputOptions) -> Iterator[Callable[[Results], Results]]:
+def _traces(
+    path: Path | None, run: OutputOptions
+) -> Iterator[Callable[[ResultStream], ResultStream]]:
     """What passes results on, and writes the trace of each to `path` at once."""
     if path is None:
         yield lambda results: results
@@ -141,7 +143,7 @@ def _traces(path: Path | None, run: OutputOptions) -> Iterator[Callable[[Results
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb" if run.overwrite or run.out is None else "ab") as file:
 
-        def write(results: Results) -> Results:
+        def write(results: ResultStream) -> ResultStream:
             for result in results:
                 if result.error is None:
                     file.write(utf8(to_json(result.trace_row())) + b"\n")
@@ -203,7 +205,9 @@ def ask(
 
 
 @command
-def embed(run: OutputOptions, images: Images, layout: Layout = None, half: Half = False) -> None:
+def embed(
+    run: OutputOptions, images: Images, layout: LayoutFlag = None, half: Half = False
+) -> None:
     """Embed images: fill the cache, and write the embeddings with --json or --out."""
     show_embeddings(run, run.model_set(), run.inputs(images), layout, half)
 
@@ -261,7 +265,7 @@ def detect(
 
 def _collected(
     path: Path | None, task: "Detect", run: OutputOptions
-) -> "tuple[()] | tuple[Callable[[Results], Results]]":
+) -> "tuple[()] | tuple[Callable[[ResultStream], ResultStream]]":
     """What passes results on, and writes all boxes after the last result."""
     if path is None:
         return ()
@@ -275,7 +279,7 @@ def _collected(
             "earlier ones: give --overwrite and a file, or one of the two"
         )
 
-    def through(results: Results) -> Results:
+    def through(results: ResultStream) -> ResultStream:
         seen = []
         for result in results:
             seen.append(result)
@@ -380,7 +384,7 @@ def _learn(
     if file.exists() and not run.overwrite:
         raise UserError(f"'{file}' exists; --overwrite replaces it")
 
-    def through(results: Results) -> Results:
+    def through(results: ResultStream) -> ResultStream:
         scores: list[float] = []
         labels_of: list[str] = []
         made = ""
@@ -411,7 +415,7 @@ def _winoground(run: OutputOptions, task: "Match", sources: "Sequence[Source]") 
     if run.folder is not None:
         raise UserError("--form winoground has figures of the whole: give --out one file")
 
-    def through(results: Results) -> Results:
+    def through(results: ResultStream) -> ResultStream:
         scores: list[list[float]] = []
         for result in results:
             scores.append([fit.score for fit in result.texts])

@@ -13,7 +13,7 @@ from zeroshot.commands.common_options import CommonOptions
 from zeroshot.commands.label_commands import Compare, calibrate_on, show_labels
 from zeroshot.commands.runner import OutputOptions
 from zeroshot.commands.search_commands import Html, Queries, find, queries_of
-from zeroshot.commands.task_commands import Half, Layout, show_embeddings
+from zeroshot.commands.task_commands import Half, LayoutFlag, show_embeddings
 from zeroshot.errors import UserError
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
@@ -130,7 +130,7 @@ def embed(
     run: VideoOutputOptions,
     clips: Videos,
     frames: FrameOptions,
-    layout: Layout = None,
+    layout: LayoutFlag = None,
     half: Half = False,
     model: NoModel = None,
 ) -> None:

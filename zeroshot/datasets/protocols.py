@@ -10,15 +10,15 @@ from typing import Literal
 
 from zeroshot.errors import unknown
 
-Task = Literal["classify", "multilabel", "caption", "retrieve"]
-TASKS: dict[Task, str] = {
+EvaluationTask = Literal["classify", "multilabel", "caption", "retrieve"]
+TASKS: dict[EvaluationTask, str] = {
     "classify": "zeroshot_classification",
     "multilabel": "zeroshot_multilabel_classification",
     "caption": "captioning",
     "retrieve": "zeroshot_retrieval",
 }
 """The tasks and their names in results: CLIP_benchmark's, which has none for several labels."""
-HEADLINE: dict[Task, str] = {
+HEADLINE: dict[EvaluationTask, str] = {
     "classify": "acc1",
     "multilabel": "mean_average_precision",
     "caption": "CIDEr",
@@ -32,7 +32,7 @@ class Protocol:
     """The conditions; None if the data decide."""
 
     name: str
-    task: Task
+    task: EvaluationTask
     about: str
     source: str
     labels: str | None = None

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from zeroshot.tasks.classification.classify_options import LONG_TEXT, SCORE, LongText, Score
+from zeroshot.datasets.protocols import EvaluationTask
+from zeroshot.tasks.classification.classify_options import LONG_TEXT, SCORE, LongText, ScoreKind
 from zeroshot.tasks.options import METHOD_OPTIONS, option
-
-EvaluationTask = Literal["classify", "multilabel", "caption", "retrieve"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class EvaluateOptions:
     coupling: str | None = option(
         None, "For captions: replace the set's coupling; auto chooses one.", env="COUPLING"
     )
-    score: Score | None = SCORE
+    score: ScoreKind | None = SCORE
     against: str | Sequence[str] = option(
         (),
         "With --task multilabel: a negative prompt; a label's score is its share of a softmax with "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zeroshot.datasets.protocols import TASKS, Task
+from zeroshot.datasets.protocols import TASKS, EvaluationTask
 from zeroshot.errors import UserError
 from zeroshot.evaluation.experiment import Experiment
 from zeroshot.evaluation.predict import Predictions
@@ -50,7 +50,7 @@ def result(
     answers: Predictions,
     intervals: Mapping[str, Interval],
     *,
-    task: Task,
+    task: EvaluationTask,
     about: Mapping[str, Any],
     sampling: Sampling,
 ) -> dict[str, Any]:

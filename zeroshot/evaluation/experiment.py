@@ -13,7 +13,7 @@ from zeroshot.datasets import ground_truth
 from zeroshot.datasets.captions import CaptionDataset
 from zeroshot.datasets.labels import ClassificationDataset
 from zeroshot.datasets.multilabel_images import MultilabelDataset
-from zeroshot.datasets.protocols import Protocol, Task, protocol as named
+from zeroshot.datasets.protocols import EvaluationTask, Protocol, protocol as named
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predict, predictions
 from zeroshot.evaluation.clip_score import Judge
@@ -26,7 +26,7 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.output.formats import Row
-from zeroshot.output.resumable import Output
+from zeroshot.output.resumable import ResumableFile
 from zeroshot.results.result import CaptionResult
 from zeroshot.tasks.captioning import captioner as captioning
 from zeroshot.tasks.classification.classifier import Classifier, load_classifier
@@ -41,7 +41,7 @@ Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
 class Experiment:
     """A task on a data set, with the models that are measured."""
 
-    task: Task
+    task: EvaluationTask
     path: Path
     """the data, as the user named them"""
     data: Data
@@ -215,7 +215,7 @@ class Experiment:
         else:
             file = keep / f"{name}.rows.jsonl"
             size = self.batch_size  # rows of a batch that was cut short are made again, together
-            with Output(
+            with ResumableFile(
                 file, predictions.CAPTION, used, overwrite=overwrite, batch_size=size
             ) as output:
                 results = iter(captions(to_do(data.sources, output, self.cache)))
@@ -282,7 +282,9 @@ def experiment(
     )
 
 
-def _load_data(task: Task, data: Path, options: EvaluateOptions, protocol: Protocol | None) -> Data:
+def _load_data(
+    task: EvaluationTask, data: Path, options: EvaluateOptions, protocol: Protocol | None
+) -> Data:
     truth = None if options.truth is None else Path(options.truth)
     words = {"labels": options.labels, "templates": options.templates}
     if task == "classify":
@@ -295,7 +297,7 @@ def _load_data(task: Task, data: Path, options: EvaluateOptions, protocol: Proto
     return ground_truth.load_captions(data, truth=truth, split=options.split, protocol=protocol)
 
 
-def _check_threshold_options(task: Task, options: EvaluateOptions) -> None:
+def _check_threshold_options(task: EvaluationTask, options: EvaluateOptions) -> None:
     chosen = options.threshold is not None or options.held_out is not None
     if task != "multilabel" and (chosen or options.against):
         raise UserError("--threshold, --held-out and --against are for --task multilabel")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.inputs.source import Blob, Picture, Source
-from zeroshot.output.resumable import ANY_ID, Output
+from zeroshot.output.resumable import ANY_ID, ResumableFile
 
 
 def known_ids(sources: Sequence[Source], cache: EmbeddingCache) -> list[str | None]:
@@ -27,7 +27,7 @@ def _known_id(source: Source, cache: EmbeddingCache) -> str | None:
     return None
 
 
-def to_do(sources: Sequence[Source], output: Output, cache: EmbeddingCache) -> list[Source]:
+def to_do(sources: Sequence[Source], output: ResumableFile, cache: EmbeddingCache) -> list[Source]:
     """The images of which `output` has no row. An image is read only if a row has its path."""
     has_path = [output.has_path(source.path) for source in sources]
     to_check = [s for s, known in zip(sources, has_path, strict=True) if known]

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._anchor_matrix import BLOCK
-from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._joint_space import JointSpace, TemplateMode
 from zeroshot.methods._protocols import Output
 from zeroshot.ops import normalize
 
@@ -49,7 +49,7 @@ class ConSE(JointSpace):
     """the unit text embedding of each class's name"""
     weight: float = 0.5
     """of the predicted class names, against the coupling's own vector"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     transductive: ClassVar[bool] = False

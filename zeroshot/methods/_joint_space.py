@@ -9,13 +9,13 @@ from torch import Tensor
 
 from zeroshot.ops import masked_mean, normalize
 
-Templates = Literal["mean", "max"]
+TemplateMode = Literal["mean", "max"]
 
 
 class JointSpace:
     """The scores that follow from `map_images` and `map_texts`; see `methods.Coupling`."""
 
-    templates: Templates
+    templates: TemplateMode
 
     def map_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """See `methods.Coupling`."""
@@ -78,7 +78,7 @@ def reduce_prompts(
     images: Float[Tensor, "n m"],
     prompts: Float[Tensor, "c t m"],
     text_mask: Bool[Tensor, "c t"] | None,
-    templates: Templates,
+    templates: TemplateMode,
 ) -> Float[Tensor, "n c"]:
     """Dot products of images with the prompts of each class, reduced over `t`."""
     if templates == "mean":

@@ -23,7 +23,7 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.methods import _registry as registry
 from zeroshot.methods._protocols import Adjuster, Coupling, Output, Refiner, Scorer, as_logits
 
-Role = Literal["refine", "score", "score again", "adjust"]
+StageRole = Literal["refine", "score", "score again", "adjust"]
 
 
 def pipeline(*stages: Any) -> "Pipeline":
@@ -115,13 +115,13 @@ class Pipeline:
         return last
 
     @property
-    def roles(self) -> tuple[Role, ...]:
+    def roles(self) -> tuple[StageRole, ...]:
         """What each stage does.
 
         Raises:
             UserError: a stage that can do nothing with what comes before it.
         """
-        roles: list[Role] = []
+        roles: list[StageRole] = []
         for stage, after in zip(self.stages, [*self.stages[1:], None], strict=True):
             if not set(roles) - {"refine"}:
                 hands_on = after is not None and not isinstance(after, Adjuster)

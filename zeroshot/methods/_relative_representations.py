@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._anchor_matrix import AnchorMatrix
-from zeroshot.methods._joint_space import Templates
+from zeroshot.methods._joint_space import TemplateMode
 from zeroshot.ops import topk_stream
 
 DENSE_BYTES = 1 << 30
@@ -85,7 +85,7 @@ def relative_scores(
     images: RelativeRepresentations,
     prompts: RelativeRepresentations,
     text_mask: Bool[Tensor, "c t"],
-    templates: Templates,
+    templates: TemplateMode,
 ) -> Float[Tensor, "n c"]:
     """Images against the prompts of each class, those that `text_mask` has; all sparse."""
     counts = text_mask.sum(1)

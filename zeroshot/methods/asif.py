@@ -50,7 +50,7 @@ from zeroshot.methods._anchor_checks import check_embeddings
 from zeroshot.methods._anchor_index import AnchorIndex
 from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods._anchored_coupling import AnchoredCoupling
-from zeroshot.methods._joint_space import Templates
+from zeroshot.methods._joint_space import TemplateMode
 from zeroshot.methods._protocols import Explanation, Output
 from zeroshot.methods._relative_representations import RelativeRepresentations, relative_scores
 from zeroshot.ops import masked_mean, normalize
@@ -73,7 +73,7 @@ class ASIF(AnchoredCoupling):
     """exponent of their similarities"""
     center: bool = False
     """subtract the anchors' mean from both sides first (useful where all similarities are high)"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     index: Literal["exact", "ivf"] = "exact"

@@ -38,7 +38,7 @@ from zeroshot.methods._anchor_matrix import BLOCK, AnchorMatrix, at_least_float3
 from zeroshot.methods._anchored_coupling import fitted
 from zeroshot.methods._canonical_correlation import weight_by_correlation
 from zeroshot.methods._coupling_report import LEAST_PAIRS, SHUFFLES, Report, Trial
-from zeroshot.methods._joint_space import Templates
+from zeroshot.methods._joint_space import TemplateMode
 from zeroshot.methods._protocols import Explanation, Output
 from zeroshot.methods._relative_representations import RelativeRepresentations
 from zeroshot.methods.asif import ASIF
@@ -75,7 +75,7 @@ class Auto:
     """of the splits"""
     among: str = "all"
     """methods to choose among, separated by commas"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     coupling_: Any = field(default=None, repr=False, compare=False)

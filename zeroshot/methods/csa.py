@@ -44,7 +44,7 @@ from zeroshot.methods._canonical_correlation import (
     Weighting,
     weight_by_correlation,
 )
-from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._joint_space import JointSpace, TemplateMode
 from zeroshot.methods._protocols import Explanation, Output
 
 
@@ -60,7 +60,7 @@ class CSA(AnchoredCoupling, JointSpace):
     """a further ridge, added to the scatter matrices (not divided by the count) as it is"""
     weighting: Weighting = "csa"
     """rho after normalizing (csa), its square root before (cosine), or not at all (none)"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     moments_: Moments | None = field(default=None, repr=False, compare=False)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from zeroshot.methods._anchor_matrix import BLOCK, AnchorMatrix
 from zeroshot.methods._anchored_coupling import AnchoredCoupling, fitted
-from zeroshot.methods._joint_space import JointSpace, Templates, map_present
+from zeroshot.methods._joint_space import JointSpace, TemplateMode, map_present
 from zeroshot.methods._protocols import Explanation, Output
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
@@ -44,7 +44,7 @@ class CSAASIF(AnchoredCoupling, JointSpace):
     """nearest anchors of an image or text that count"""
     p: float = 8.0
     """exponent of their similarities"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     csa_: CSA | None = field(default=None, repr=False, compare=False)

@@ -32,7 +32,7 @@ from zeroshot.methods._anchor_checks import check_embeddings
 from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods._anchored_coupling import AnchoredCoupling, fitted
 from zeroshot.methods._canonical_correlation import Moments
-from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._joint_space import JointSpace, TemplateMode
 from zeroshot.methods._protocols import Output
 from zeroshot.ops import normalize
 
@@ -45,7 +45,7 @@ class Procrustes(AnchoredCoupling, JointSpace):
         "orthogonal"
     )
     """how embeddings are prepared and what is solved: see the table"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     map_: Float[Tensor, "d e"] | None = field(default=None, repr=False, compare=False)

@@ -35,7 +35,7 @@ from zeroshot.methods._anchor_checks import check_embeddings
 from zeroshot.methods._anchor_matrix import BLOCK, AnchorMatrix
 from zeroshot.methods._anchored_coupling import AnchoredCoupling, fitted
 from zeroshot.methods._canonical_correlation import Moments
-from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._joint_space import JointSpace, TemplateMode
 from zeroshot.methods._protocols import Output
 from zeroshot.methods._relative_representations import check_dense_size
 from zeroshot.ops import normalize
@@ -67,7 +67,7 @@ class Relative(AnchoredCoupling, JointSpace):
     """what the similarity to an anchor is: see the table"""
     center: bool = False
     """subtract the anchors' mean from both sides first"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     image_map_: Float[Tensor, "d m"] | None = field(default=None, repr=False, compare=False)

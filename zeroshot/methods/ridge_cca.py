@@ -36,7 +36,7 @@ from zeroshot.methods._canonical_correlation import (
     Weighting,
     weight_by_correlation,
 )
-from zeroshot.methods._joint_space import JointSpace, Templates
+from zeroshot.methods._joint_space import JointSpace, TemplateMode
 from zeroshot.methods._protocols import Output
 
 
@@ -50,7 +50,7 @@ class RidgeCCA(AnchoredCoupling, JointSpace):
     """number of directions at most, those of largest rho"""
     weighting: Weighting = "cosine"
     """rho after normalizing (csa), its square root before (cosine), or not at all (none)"""
-    templates: Templates = "mean"
+    templates: TemplateMode = "mean"
     """how the scores of a class's prompts become one"""
 
     directions_: CanonicalDirections | None = field(default=None, repr=False, compare=False)

@@ -33,7 +33,7 @@ from zeroshot.ops import normalize
 MAPPED_BYTES = 256 << 20
 """A larger file is mapped; its rows stay as they are, perhaps in half precision or int8."""
 ENCODERS = ("image_encoder", "text_encoder")
-Kind = Literal["F32", "F16", "I8"]
+VectorFormat = Literal["F32", "F16", "I8"]
 KINDS: Mapping[Any, Any] = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
 BLOCK = 8192
 """Rows that are read or written together."""

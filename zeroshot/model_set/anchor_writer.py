@@ -22,7 +22,7 @@ from zeroshot.model_set.anchor_file import (
     Anchors,
     Array,
     Entry,
-    Kind,
+    VectorFormat,
     read_header,
 )
 from zeroshot.ops import normalize
@@ -36,7 +36,12 @@ class AnchorWriter:
     """Writes an anchor file row by row; it appears, complete, only if there was no error."""
 
     def __init__(
-        self, path: Path, encoders: Mapping[str, str], *, kind: Kind = "F32", force: bool = False
+        self,
+        path: Path,
+        encoders: Mapping[str, str],
+        *,
+        kind: VectorFormat = "F32",
+        force: bool = False,
     ) -> None:
         if path.suffix != ".safetensors":
             raise UserError(f"'{path}': anchors are a .safetensors file")
@@ -45,7 +50,7 @@ class AnchorWriter:
         self.path = path
         self.count = 0
         self._encoders = {k: v for k, v in encoders.items() if v}
-        self._kind: Kind = kind
+        self._kind: VectorFormat = kind
         self._widths: tuple[int, int] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +135,7 @@ class AnchorWriter:
                 self._part(name).unlink(missing_ok=True)
 
 
-def _encode(rows: Array, kind: Kind) -> Array:
+def _encode(rows: Array, kind: VectorFormat) -> Array:
     """Unit vectors as stored in a file."""
     if kind == "I8":
         rows = np.rint(rows * (127 / np.abs(rows).max(axis=1, keepdims=True)))

@@ -20,7 +20,6 @@ __all__ = [
     "Answer",
     "Answerer",
     "Attend",
-    "Cache",
     "ClassifierHead",
     "ClassifyingEncoder",
     "ClipEncoder",
@@ -34,6 +33,7 @@ __all__ = [
     "Image",
     "ImageEncoder",
     "IncrementalTextEncoder",
+    "KeyValueCache",
     "LanguageModel",
     "LanguageModelOutput",
     "Matcher",
@@ -48,7 +48,7 @@ __all__ = [
     "Writer",
 ]
 
-Cache = Any
+KeyValueCache = Any
 """Keys and values of a language model; only the model that made them looks inside."""
 
 Pixels = Any
@@ -232,7 +232,7 @@ class DenseEncoder(DualEncoder, Protocol):
         """
 
 
-Head = Literal["softmax", "sigmoid"]
+SegmenterHead = Literal["softmax", "sigmoid"]
 
 
 @runtime_checkable
@@ -244,7 +244,7 @@ class Segmenter(Protocol):
         """As `ImageEncoder.name`."""
 
     @property
-    def head(self) -> Head:
+    def head(self) -> SegmenterHead:
         """Whether prompts compete for a pixel (softmax) or each is scored by itself (sigmoid)."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
@@ -332,7 +332,7 @@ class LanguageModelOutput:
 
     hidden: Float[Tensor, "b s e"]
     """The last layer's hidden states of the new tokens, after the final norm."""
-    cache: Cache
+    cache: KeyValueCache
 
 
 @runtime_checkable
@@ -369,14 +369,14 @@ class LanguageModel(Protocol):
         """
 
     def forward(
-        self, tokens: Int[Tensor, "b s"], cache: Cache | None = None
+        self, tokens: Int[Tensor, "b s"], cache: KeyValueCache | None = None
     ) -> LanguageModelOutput:
         """Feed `tokens` after those of `cache`, which itself stays as it was."""
 
     def logits(self, hidden: Float[Tensor, "b e"]) -> Float[Tensor, "b v"]:
         """Float32 scores of the vocabulary; not part of `forward` because few states need them."""
 
-    def select(self, cache: Cache, rows: Int[Tensor, " r"]) -> Cache:
+    def select(self, cache: KeyValueCache, rows: Int[Tensor, " r"]) -> KeyValueCache:
         """A new cache with `rows` of the old one, in this order; rows may be repeated."""
 
 

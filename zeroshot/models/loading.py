@@ -37,11 +37,11 @@ __all__ = [
     "load_text_encoder",
 ]
 
-Role = Literal[
+ModelRole = Literal[
     "dual encoder", "image encoder", "text encoder", "language model", "segmenter", "detector"
 ]
 
-LOADERS: dict[Role, Callable[[Checkpoint], Any]] = {
+LOADERS: dict[ModelRole, Callable[[Checkpoint], Any]] = {
     "dual encoder": dual_encoder.load_dual_encoder,
     "image encoder": image_encoder.load_image_encoder,
     "text encoder": text_encoder.load_text_encoder,
@@ -50,7 +50,7 @@ LOADERS: dict[Role, Callable[[Checkpoint], Any]] = {
     "detector": object_detection.load_detector,
 }
 
-FAMILIES: dict[Role, frozenset[str]] = {
+FAMILIES: dict[ModelRole, frozenset[str]] = {
     "dual encoder": frozenset(dual_encoder.FAMILIES),
     "segmenter": frozenset(mask_models.FAMILIES),
     "detector": frozenset(object_detection.FAMILIES),
@@ -88,7 +88,7 @@ def load(
     offline: bool = False,
     trust_remote_code: bool = False,
     fast: bool = False,
-    role: Role | None = None,
+    role: ModelRole | None = None,
 ) -> Any:
     """The model called `name`: an encoder, a language model, a segmenter or a detector.
 
@@ -156,7 +156,7 @@ def load_detector(name: str, **options: Unpack[LoadOptions]) -> Detector:
     return model
 
 
-def _kind(checkpoint: Checkpoint, role: Role | None) -> Role:
+def _kind(checkpoint: Checkpoint, role: ModelRole | None) -> ModelRole:
     """What the model is, by its own configuration."""
     files = checkpoint.files
     for kind, model_types in FAMILIES.items():
@@ -175,11 +175,11 @@ def _kind(checkpoint: Checkpoint, role: Role | None) -> Role:
     return "text encoder" if checkpoint.has_tokenizer else "image encoder"
 
 
-def _check_role(name: str, role: Role | None, kind: Role) -> None:
+def _check_role(name: str, role: ModelRole | None, kind: ModelRole) -> None:
     roles = {kind, "image encoder", "text encoder"} if kind == "dual encoder" else {kind}
     if role is not None and role not in roles:
         raise UserError(f"{name} is {_with_article(kind)}, not {_with_article(role)}")
 
 
-def _with_article(role: Role) -> str:
+def _with_article(role: ModelRole) -> str:
     return f"an {role}" if role.startswith("i") else f"a {role}"

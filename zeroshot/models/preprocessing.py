@@ -26,10 +26,10 @@ from zeroshot.models.base import Pixels
 
 __all__ = ["Geometry", "Preprocessing", "from_processor", "from_transform"]
 
-Inputs = dict[str, Tensor]
+ModelInputs = dict[str, Tensor]
 """A network's inputs by name, the batch first."""
 
-Whole = Callable[[Sequence[Image.Image]], Inputs]
+Whole = Callable[[Sequence[Image.Image]], ModelInputs]
 Resize = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
 Normalize = Callable[[Image.Image], Float[Tensor, "3 h w"]]
 
@@ -138,7 +138,9 @@ class Preprocessing:
             return image
         return self._whole([image]) if self._table is None else self._resize(image)
 
-    def batch(self, pixels: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> Inputs:
+    def batch(
+        self, pixels: Sequence[Pixels], device: torch.device, dtype: torch.dtype
+    ) -> ModelInputs:
         """The network's inputs for these images, on its device."""
         if self._table is not None:
             values = _to_device(torch.stack(list(pixels)), device)
@@ -222,7 +224,7 @@ def _equals(geometry: Geometry, resize: Resize) -> bool:
 def from_processor(processor: Any) -> Preprocessing:
     """The preprocessing of an image processor of transformers."""
 
-    def run(images: Sequence[Image.Image], **switches: bool) -> Inputs:
+    def run(images: Sequence[Image.Image], **switches: bool) -> ModelInputs:
         return dict(processor(images=list(images), return_tensors="pt", **switches))
 
     def resize(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
@@ -274,7 +276,7 @@ def from_transform(transform: Any) -> Preprocessing:
     names = [type(step).__name__ for step in steps]
     cut = next((i for i, name in enumerate(names) if name.endswith("ToTensor")), len(steps))
 
-    def whole(images: Sequence[Image.Image]) -> Inputs:
+    def whole(images: Sequence[Image.Image]) -> ModelInputs:
         return {"image": torch.stack([transform(image) for image in images])}
 
     def resize(image: Image.Image) -> UInt8[Tensor, "3 h w"]:

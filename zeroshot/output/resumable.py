@@ -53,7 +53,7 @@ def differences(old: object, new: object, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} was {to_json(old)}, is {to_json(new)}"]
 
 
-class Output:
+class ResumableFile:
     """The output file at `path`, which continues an earlier run with the same settings.
 
     `schema` names the rows; `settings` (JSON) are everything that decides their content. The suffix
@@ -212,7 +212,7 @@ class Output:
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_run(ended=ended, rows_before=before, **summary)
 
-    def __enter__(self) -> "Output":
+    def __enter__(self) -> "ResumableFile":
         return self
 
     def __exit__(

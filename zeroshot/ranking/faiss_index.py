@@ -21,7 +21,7 @@ from zeroshot.ops import BLOCK
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.ranking.exact import SLACK, Gallery, Hits, in_order, nearest, products
 
-Kind = Literal["ivf", "ivfpq"]
+IndexKind = Literal["ivf", "ivfpq"]
 KINDS = ("ivf", "ivfpq")
 
 SHARE = 8
@@ -36,7 +36,7 @@ CODED = 8
 """Candidates for each hit that are scored exactly, if rows are stored as codes."""
 
 
-def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) -> Hits:
+def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: IndexKind) -> Hits:
     """The best rows that an index finds; warns with its recall. Index -1 if it finds too few.
 
     Raises:
@@ -59,7 +59,7 @@ def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: Kind) 
     return Hits(index, values, values)
 
 
-def _build(gallery: Gallery, kind: Kind) -> Any:
+def _build(gallery: Gallery, kind: IndexKind) -> Any:
     """Rows in about `sqrt(n)` cells."""
     try:
         import faiss
@@ -89,7 +89,7 @@ def _build(gallery: Gallery, kind: Kind) -> Any:
 
 
 def _candidates(
-    queries: Tensor, gallery: Gallery, k: int, kind: Kind, cells: Any
+    queries: Tensor, gallery: Gallery, k: int, kind: IndexKind, cells: Any
 ) -> tuple[Tensor, Tensor]:
     """Candidates from the cells, scored with the rows themselves."""
     wanted = k + SLACK if kind == "ivf" else CODED * k + SLACK
@@ -100,7 +100,7 @@ def _candidates(
     return values[:, :k], index[:, :k]
 
 
-def _recall(queries: Tensor, gallery: Gallery, k: int, kind: Kind, cells: Any) -> float:
+def _recall(queries: Tensor, gallery: Gallery, k: int, kind: IndexKind, cells: Any) -> float:
     """The share of the `k` best that the index finds."""
     exact = nearest(queries, gallery, k)[1].tolist()
     approximate = _candidates(queries, gallery, k, kind, cells)[1].tolist()

@@ -4,7 +4,7 @@ from importlib import resources
 from typing import Any
 
 from zeroshot import __version__
-from zeroshot.datasets.protocols import Task
+from zeroshot.datasets.protocols import EvaluationTask
 from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
@@ -12,7 +12,7 @@ from zeroshot.report.caption_tables import Order
 from zeroshot.report.result_files import Group, LoadedResults, confidence_of, pretty
 
 PICTURES = 30
-HEADINGS: dict[Task, str] = {
+HEADINGS: dict[EvaluationTask, str] = {
     "classify": "Labels",
     "multilabel": "Several labels",
     "caption": "Captions",

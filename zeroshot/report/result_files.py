@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zeroshot.datasets.captions import CaptionDataset, check_captions, read_image_captions
-from zeroshot.datasets.protocols import TASKS, Task
+from zeroshot.datasets.protocols import TASKS, EvaluationTask
 from zeroshot.errors import UserError
 from zeroshot.evaluation import predictions
 from zeroshot.evaluation.evaluation import COMPARISON, SCHEMA, Sampling, figures, result
@@ -20,7 +20,10 @@ from zeroshot.metrics.bootstrap import CONFIDENCE
 from zeroshot.output.formats import Row
 
 TRACE = "zeroshot.trace/1"
-TASK_OF_ROWS: dict[str, Task] = {predictions.CAPTION: "caption", predictions.CLASSIFY: "classify"}
+TASK_OF_ROWS: dict[str, EvaluationTask] = {
+    predictions.CAPTION: "caption",
+    predictions.CLASSIFY: "classify",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Method:
 class Group:
     """Methods on the same images."""
 
-    task: Task
+    task: EvaluationTask
     dataset: str
     methods: list[Method] = field(default_factory=list)
     truth: dict[str, Row] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods._coupling_report import Report
 from zeroshot.methods.auto import Auto
 from zeroshot.metrics import alignment
-from zeroshot.model_set.anchor_file import Anchors, Entry, Kind
+from zeroshot.model_set.anchor_file import Anchors, Entry, VectorFormat
 from zeroshot.model_set.anchor_writer import AnchorWriter
 from zeroshot.models.base import ImageEncoder, TextEncoder
 from zeroshot.models.names import parse
@@ -129,7 +129,7 @@ def from_arrays(
     encoders: dict[str, str],
     out: Path,
     *,
-    kind: Kind = "F32",
+    kind: VectorFormat = "F32",
     force: bool = False,
 ) -> int:
     """Write anchors from `images` and `texts` of an .npz file; returns the number of pairs."""

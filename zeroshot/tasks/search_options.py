@@ -7,7 +7,7 @@ from typing import Any, Literal
 from zeroshot.tasks.completion import rerankers
 from zeroshot.tasks.options import METHOD_OPTIONS, option
 
-Index = Literal["exact", "ivf", "ivfpq"]
+SearchIndex = Literal["exact", "ivf", "ivfpq"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SearchOptions:
     bank: Any = option(
         (), "Other queries of the same kind, as --queries.", env="SEARCH_BANK", typed=str
     )
-    index: Index = option(
+    index: SearchIndex = option(
         "exact",
         "exact, or approximate with faiss, for very many queries; a warning says the recall.",
         env="INDEX",

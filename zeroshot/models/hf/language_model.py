@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Cache, LanguageModelOutput
+from zeroshot.models.base import KeyValueCache, LanguageModelOutput
 from zeroshot.models.hf.checkpoint import (
     AutoModelForCausalLM,
     Checkpoint,
@@ -70,7 +70,7 @@ class TransformersLanguageModel:
 
     @torch.inference_mode()
     def forward(
-        self, tokens: Int[Tensor, "b s"], cache: Cache | None = None
+        self, tokens: Int[Tensor, "b s"], cache: KeyValueCache | None = None
     ) -> LanguageModelOutput:
         """As `base.LanguageModel`; UserError beyond `context_length`."""
         longer = DynamicCache(config=self.model.config) if cache is None else branch(cache)
@@ -92,7 +92,7 @@ class TransformersLanguageModel:
         return scores.float()
 
     @torch.inference_mode()
-    def select(self, cache: Cache, rows: Int[Tensor, " r"]) -> Cache:
+    def select(self, cache: KeyValueCache, rows: Int[Tensor, " r"]) -> KeyValueCache:
         """As `base.LanguageModel`."""
         selection = branch(cache)
         selection.reorder_cache(rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Head, Segmenter
+from zeroshot.models.base import Segmenter, SegmenterHead
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.prompted_model import PromptedModel
 from zeroshot.ops import normalize
@@ -32,7 +32,7 @@ class CLIPSeg(PromptedModel):
     """
 
     preprocessing = "pil.1"
-    head: ClassVar[Head] = "sigmoid"
+    head: ClassVar[SegmenterHead] = "sigmoid"
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
         """As `base.Segmenter`; not of unit length, as the decoder was trained."""
@@ -89,7 +89,7 @@ class GroupViT(PromptedModel):
     """
 
     preprocessing = "pil.1"
-    head: ClassVar[Head] = "softmax"
+    head: ClassVar[SegmenterHead] = "softmax"
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
         """As `base.Segmenter`; unit vectors."""

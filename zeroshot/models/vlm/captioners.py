@@ -16,7 +16,7 @@ from zeroshot.models.base import Answer, Image
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.model_inputs import image_inputs
 from zeroshot.models.vlm.generation import ANSWER_TOKENS, CAPTION_TOKENS, TextGenerator
-from zeroshot.models.vlm.image_text_inputs import Row
+from zeroshot.models.vlm.image_text_inputs import ModelRow
 
 __all__ = ["ANSWERERS", "FAMILIES", "WRITERS", "TransformersGenerator", "load_generator"]
 
@@ -129,10 +129,10 @@ class TransformersGenerator(TextGenerator):
         """As `TextGenerator`."""
         return super().positions if self.family.continues else None
 
-    def _rows(self, images: Sequence[Image], prompts: Sequence[str]) -> list[Row]:
+    def _rows(self, images: Sequence[Image], prompts: Sequence[str]) -> list[ModelRow]:
         return [self._row(image, text) for image, text in zip(images, prompts, strict=True)]
 
-    def _row(self, image: Image, text: str) -> Row:
+    def _row(self, image: Image, text: str) -> ModelRow:
         row = image_inputs(self.image_processor, [image], self.model)
         row.pop("pixel_mask", None)  # a single image is never padded
         if self.family.ids is not None:

@@ -13,7 +13,7 @@ import torch
 from zeroshot.models.base import Answer, Image
 from zeroshot.models.hf.checkpoint import AutoModelForImageTextToText, Checkpoint
 from zeroshot.models.vlm.generation import ANSWER_TOKENS, CAPTION_TOKENS, TextGenerator
-from zeroshot.models.vlm.image_text_inputs import Row
+from zeroshot.models.vlm.image_text_inputs import ModelRow
 
 __all__ = ["TransformersChat", "load_chat"]
 
@@ -46,11 +46,11 @@ class TransformersChat(TextGenerator):
         ends: int | Iterable[int] | None = self.model.generation_config.eos_token_id
         return ends
 
-    def _rows(self, images: Sequence[Image], texts: Sequence[str]) -> list[Row]:
+    def _rows(self, images: Sequence[Image], texts: Sequence[str]) -> list[ModelRow]:
         self.check_length(texts)
         return [self._row(image, text) for image, text in zip(images, texts, strict=True)]
 
-    def _row(self, image: Image, text: str) -> Row:
+    def _row(self, image: Image, text: str) -> ModelRow:
         inputs = self.processor(text=[self._prompt(text)], images=[image], return_tensors="pt")
         row = {name: tensor for name, tensor in inputs.items() if torch.is_tensor(tensor)}
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:

@@ -15,7 +15,7 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer
 from zeroshot.models.hf.checkpoint import quiet
-from zeroshot.models.vlm.image_text_inputs import Row, UnpaddedTexts, same_shape_batches
+from zeroshot.models.vlm.image_text_inputs import ModelRow, UnpaddedTexts, same_shape_batches
 
 __all__ = ["TextGenerator", "generate_texts"]
 
@@ -42,7 +42,7 @@ class TextGenerator(UnpaddedTexts):
         return getattr(config, "max_position_embeddings", None)
 
     def generate(
-        self, rows: Sequence[Row], max_new_tokens: int, top_k: int = 1, *, mean: bool = False
+        self, rows: Sequence[ModelRow], max_new_tokens: int, top_k: int = 1, *, mean: bool = False
     ) -> list[tuple[Answer, ...]]:
         """See `generate_texts`."""
         ends = self.end_tokens
@@ -61,7 +61,7 @@ class TextGenerator(UnpaddedTexts):
 @torch.inference_mode()
 def generate_texts(
     generate: Callable[..., Any],
-    rows: Sequence[Row],
+    rows: Sequence[ModelRow],
     decode: Callable[[list[int]], str],
     ends: Collection[int],
     *,
@@ -111,7 +111,7 @@ def generate_texts(
     return [answers[index] for index in range(len(rows))]
 
 
-def prompt_length(batch: Row) -> int:
+def prompt_length(batch: ModelRow) -> int:
     """The decoder's positions that the prompt takes."""
     prompt = batch.get("input_ids", batch.get("inputs_embeds"))
     return 1 if prompt is None else prompt.shape[1]

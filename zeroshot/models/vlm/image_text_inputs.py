@@ -14,12 +14,19 @@ from torch import Tensor
 from zeroshot.models.base import Answer
 from zeroshot.models.hf import model_inputs
 
-__all__ = ["Batch", "Row", "UnpaddedTexts", "best_answers", "same_shape_batches", "score_rows"]
+__all__ = [
+    "ModelBatch",
+    "ModelRow",
+    "UnpaddedTexts",
+    "best_answers",
+    "same_shape_batches",
+    "score_rows",
+]
 
-Row = Mapping[str, Tensor]
+ModelRow = Mapping[str, Tensor]
 """The model's inputs for one image and its text: tensors `[1 ...]`."""
 
-Batch = Mapping[str, Tensor]
+ModelBatch = Mapping[str, Tensor]
 """The same for several: tensors `[b ...]`."""
 
 ROWS_AT_ONCE = 32
@@ -50,7 +57,7 @@ class UnpaddedTexts:
 
 
 def same_shape_batches(
-    rows: Sequence[Row], batch_size: int = ROWS_AT_ONCE
+    rows: Sequence[ModelRow], batch_size: int = ROWS_AT_ONCE
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of rows of equal shapes, each with the indices of its rows."""
     by_shape: dict[tuple[Any, ...], list[int]] = {}
@@ -65,7 +72,7 @@ def same_shape_batches(
 
 
 def score_rows(
-    rows: Sequence[Row], columns: int, score: Callable[[Batch], Tensor]
+    rows: Sequence[ModelRow], columns: int, score: Callable[[ModelBatch], Tensor]
 ) -> Float[Tensor, "n k"]:
     """Scores of all rows, on the CPU; `score` gives those of a batch of equal shapes."""
     scores = torch.zeros(len(rows), columns)

@@ -18,7 +18,7 @@ from zeroshot.errors import UserError
 from zeroshot.models.base import Image
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.model_inputs import image_inputs
-from zeroshot.models.vlm.image_text_inputs import Batch, Row, UnpaddedTexts, score_rows
+from zeroshot.models.vlm.image_text_inputs import ModelBatch, ModelRow, UnpaddedTexts, score_rows
 from zeroshot.ops import normalize
 
 __all__ = ["HEADS", "TransformersPairScorer", "load_pair_scorer"]
@@ -30,7 +30,7 @@ POSITIVE = ("match", "true", "yes", "entailment", "1")
 """Labels in published heads of the column that says that the text fits."""
 
 
-def blip(model: Any, batch: Batch) -> Float[Tensor, "b 2"]:
+def blip(model: Any, batch: ModelBatch) -> Float[Tensor, "b 2"]:
     """Not BLIP's own forward, which makes its image mask on the CPU, wherever the model is."""
     states = model.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state
     hidden = model.text_encoder(
@@ -43,7 +43,7 @@ def blip(model: Any, batch: Batch) -> Float[Tensor, "b 2"]:
     return logits
 
 
-def blip_2(model: Any, batch: Batch) -> Float[Tensor, "b 2"]:
+def blip_2(model: Any, batch: ModelBatch) -> Float[Tensor, "b 2"]:
     """The head needs an image for each text, and placeholders of the queries before the text."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if model.config.image_token_index is not None:
@@ -59,20 +59,20 @@ def blip_2(model: Any, batch: Batch) -> Float[Tensor, "b 2"]:
     return logits
 
 
-def plain(model: Any, batch: Batch) -> Float[Tensor, "b k"]:
+def plain(model: Any, batch: ModelBatch) -> Float[Tensor, "b k"]:
     """ViLT and BridgeTower: the logits of the forward pass."""
     logits: Tensor = model(**batch).logits
     return logits
 
 
-def flava(model: Any, batch: Batch) -> Float[Tensor, "b 2"]:
+def flava(model: Any, batch: ModelBatch) -> Float[Tensor, "b 2"]:
     """The head on FLAVA's multimodal states; its pre-training forward needs masked inputs too."""
     states = model.flava(**batch, skip_multimodal_encoder=False).multimodal_embeddings
     logits: Tensor = model.itm_head(states)
     return logits
 
 
-def contrastive(model: Any, batch: Batch) -> Float[Tensor, "b 1"]:
+def contrastive(model: Any, batch: ModelBatch) -> Float[Tensor, "b 1"]:
     """BridgeTower's contrastive head: the cosine of its image and text embeddings."""
     out = model(**batch)
     return (normalize(out.image_embeds.float()) * normalize(out.text_embeds.float())).sum(
@@ -84,7 +84,7 @@ def contrastive(model: Any, batch: Batch) -> Float[Tensor, "b 1"]:
 class MatchingHead:
     """What distinguishes one head."""
 
-    logits: Callable[[Any, Batch], Tensor]
+    logits: Callable[[Any, ModelBatch], Tensor]
     labels: tuple[str, ...] | None = MATCH
     """Names of the columns; None for those of the model's configuration."""
     scored: str = "probability"
@@ -132,7 +132,7 @@ class TransformersPairScorer(UnpaddedTexts):
                     f"{self.name} reads {self.pictures} images with each text, not {len(images)}"
                 )
         self.check_length(texts)
-        rows: list[Row] = [
+        rows: list[ModelRow] = [
             {**self._image_inputs(images), **self.tokens(text)}
             for images, text in zip(pictures, texts, strict=True)
         ]
@@ -142,7 +142,7 @@ class TransformersPairScorer(UnpaddedTexts):
         inputs = image_inputs(self.image_processor, images, self.model)
         return {key: value[None] if self.head.several else value for key, value in inputs.items()}
 
-    def _scores(self, batch: Batch) -> Float[Tensor, "b k"]:
+    def _scores(self, batch: ModelBatch) -> Float[Tensor, "b k"]:
         logits = self.head.logits(self.model, batch).float().cpu()
         return logits.softmax(1) if self.scored == "probability" else logits
 

@@ -16,7 +16,12 @@ from zeroshot.models.base import Answer, Image, Regions
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.model_inputs import image_inputs
 from zeroshot.models.model_files import Files
-from zeroshot.models.vlm.image_text_inputs import Batch, UnpaddedTexts, best_answers, score_rows
+from zeroshot.models.vlm.image_text_inputs import (
+    ModelBatch,
+    UnpaddedTexts,
+    best_answers,
+    score_rows,
+)
 
 __all__ = [
     "CLASSIFIERS",
@@ -93,7 +98,7 @@ class TransformersRegionAnswerer(UnpaddedTexts):
     def _region_inputs(self, regions: Regions) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _scores(self, batch: Batch) -> Tensor:
+    def _scores(self, batch: ModelBatch) -> Tensor:
         raise NotImplementedError
 
     def _to_model(self, rows: Tensor) -> Tensor:
@@ -118,7 +123,7 @@ class LxmertAnswerer(TransformersRegionAnswerer):
             "visual_pos": self._to_model(regions.boxes),
         }
 
-    def _scores(self, batch: Batch) -> Tensor:
+    def _scores(self, batch: ModelBatch) -> Tensor:
         logits: Tensor = self.model(**batch).question_answering_score
         return logits.float().sigmoid()
 
@@ -141,7 +146,7 @@ class VisualBertAnswerer(TransformersRegionAnswerer):
             "visual_attention_mask": ones,
         }
 
-    def _scores(self, batch: Batch) -> Tensor:
+    def _scores(self, batch: ModelBatch) -> Tensor:
         logits: Tensor = self.model(**batch).logits
         return logits.float().softmax(1)
 

@@ -19,7 +19,7 @@ from zeroshot.results.text import ReadResult
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
 from zeroshot.tasks.task import OpenedTask, Task
 
-Prompts = Callable[[Source], str]
+PromptOf = Callable[[Source], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def _write(
     writer: Writer,
     meter: Meter,
     batch_size: int,
-    prompt_of: Prompts | None,
+    prompt_of: PromptOf | None,
 ) -> Iterator[tuple[ImageBatch, int, Answer | None]]:
     """Each image's batch, its index in it, and its text; None if it cannot be read."""
 

@@ -11,7 +11,7 @@ from zeroshot.tasks.classification.classify_options import (
     SCORE,
     ClassifyOptions,
     LongText,
-    Score,
+    ScoreKind,
 )
 from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
 
@@ -43,7 +43,7 @@ class CalibrateOptions:
     )
     method: str | None = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
-    score: Score | None = SCORE
+    score: ScoreKind | None = SCORE
     long_text: LongText = LONG_TEXT
 
     @property

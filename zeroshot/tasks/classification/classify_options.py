@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
 
-Score = Literal["auto", "softmax", "sigmoid", "cosine"]
+ScoreKind = Literal["auto", "softmax", "sigmoid", "cosine"]
 LongText = Literal["error", "truncate"]
 
 LABELS: Any = option(
@@ -18,7 +18,11 @@ LABELS: Any = option(
     recorded="prompts",
 )
 SCORE: Any = option(
-    "auto", "What a score is; auto: the model's own.", env="SCORE", typed=Score, recorded="score"
+    "auto",
+    "What a score is; auto: the model's own.",
+    env="SCORE",
+    typed=ScoreKind,
+    recorded="score",
 )
 LONG_TEXT: Any = option(
     "error",
@@ -42,7 +46,7 @@ class ClassifyOptions:
     )
     method: str | None = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
-    score: Score | None = SCORE
+    score: ScoreKind | None = SCORE
     top_k: int | None = option(
         None,
         "Labels per image, best first. Default: 5; all of them with --multi.",

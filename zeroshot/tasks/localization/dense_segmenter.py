@@ -18,7 +18,7 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import long_text_failure
 from zeroshot.methods import Dense
-from zeroshot.models.base import DenseEncoder, Head
+from zeroshot.models.base import DenseEncoder, SegmenterHead
 from zeroshot.ops import normalize
 
 __all__ = ["DenseSegmenter"]
@@ -38,7 +38,7 @@ class DenseSegmenter:
     window: int | None = None
     """Side of the windows in pixels; 0 for no windows, None for the encoder's image size."""
 
-    head: ClassVar[Head] = "softmax"
+    head: ClassVar[SegmenterHead] = "softmax"
 
     def __post_init__(self) -> None:
         for name, value in (("resolution", self.resolution), ("window", self.window or 0)):

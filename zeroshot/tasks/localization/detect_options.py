@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from zeroshot.tasks.options import option
 
-Regions = Literal["auto", "dense", "windows"]
+RegionSource = Literal["auto", "dense", "windows"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DetectOptions:
         env="TEMPLATES",
         recorded="prompts",
     )
-    regions: Regions = option(
+    regions: RegionSource = option(
         "auto",
         "Where a dual encoder looks: parts of its dense map, or windows of many sizes.",
         env="DETECT_REGIONS",

@@ -26,7 +26,7 @@ from zeroshot.ops import normalize
 from zeroshot.results.regions import Detection, DetectResult
 from zeroshot.results.result import Failure
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
-from zeroshot.tasks.localization.detect_options import DetectOptions, Regions
+from zeroshot.tasks.localization.detect_options import DetectOptions, RegionSource
 from zeroshot.tasks.localization.drawing import draw_boxes
 from zeroshot.tasks.localization.image_folder import ImageFolder
 from zeroshot.tasks.localization.region_detector import Prompts, RegionDetector
@@ -200,7 +200,7 @@ def by_sentence(
 
 
 def _dense_segmenter(
-    encoder: DualEncoder, regions: Regions, resolution: int
+    encoder: DualEncoder, regions: RegionSource, resolution: int
 ) -> DenseSegmenter | None:
     """The segmenter that proposes regions; None for windows."""
     if regions == "windows" or not isinstance(encoder, DenseEncoder):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from zeroshot.models.base import Head
+from zeroshot.models.base import SegmenterHead
 
 PIXELS_AT_ONCE = 1 << 22
 """Logits in memory at a time; larger maps are computed in strips."""
@@ -27,7 +27,7 @@ class LabelMap:
 def label_map(
     logits: Float[Tensor, "c h w"],
     size: tuple[int, int],
-    head: Head,
+    head: SegmenterHead,
     labels: int,
     threshold: float = 0.0,
 ) -> LabelMap:
@@ -56,7 +56,7 @@ def label_map(
 
 
 def _best(
-    strip: Float[Tensor, "c h w"], head: Head
+    strip: Float[Tensor, "c h w"], head: SegmenterHead
 ) -> tuple[Float[Tensor, "h w"], Int[Tensor, "h w"]]:
     """Probability and index of each pixel's best prompt."""
     logit, index = strip.max(0)

@@ -10,7 +10,7 @@ from zeroshot.tasks.options import option
 if TYPE_CHECKING:
     from zeroshot.tasks.matching.thresholds import Thresholds
 
-Score = Literal["cosine", "sigmoid"]
+MatchScore = Literal["cosine", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MatchOptions:
         convert=tuple,
         recorded="scores",
     )
-    score: Score = option(
+    score: MatchScore = option(
         "cosine",
         "Score of an encoder; sigmoid is for models trained with one, such as SigLIP.",
         env="MATCH_SCORE",

@@ -35,12 +35,12 @@ from zeroshot.inputs.source import Source
 from zeroshot.models.base import DualEncoder, Image, PairScorer, TextEncoder
 from zeroshot.results.result import Failure
 from zeroshot.results.text import MatchResult, TextScore
-from zeroshot.tasks.matching.match_options import Score
+from zeroshot.tasks.matching.match_options import MatchScore
 from zeroshot.tasks.matching.thresholds import Thresholds
 
 __all__ = ["MatchSpec", "by_encoder", "by_head"]
 
-Images = tuple[tuple[str, Image], ...]
+PairImages = tuple[tuple[str, Image], ...]
 """The image, or the two images, that a text is about, each with its id."""
 
 PAIR_KIND = f"pair/{VERSION}"
@@ -57,7 +57,7 @@ class MatchSpec:
     negatives: tuple[str, ...] = ()
     """Negative prompts, for a dual encoder."""
     thresholds: Thresholds | None = None
-    score: Score = "cosine"
+    score: MatchScore = "cosine"
     """For a dual encoder; `sigmoid` needs a model with a bias (SigLIP)."""
 
     def text_score(
@@ -133,7 +133,7 @@ def by_head(
     """One result per image, in order; scores of pairs are cached by the content of both."""
     for batch in load_batches(sources, meter, batch_size):
         texts = [spec.texts_of(source) for source in batch.sources]
-        images: dict[int, Images] = {}
+        images: dict[int, PairImages] = {}
         failures = list(batch.failures)
         for i in batch.images:
             failures[i] = _text_failure(scorer, texts[i])
@@ -212,7 +212,7 @@ def _text_failure(model: TextEncoder | PairScorer, texts: Sequence[str]) -> Fail
     return long_text_failure(texts, model)
 
 
-def _load(batch: ImageBatch, index: int, count: int) -> Images | Failure:
+def _load(batch: ImageBatch, index: int, count: int) -> PairImages | Failure:
     """An image of the batch, with the second one if the model reads two."""
     first = (batch.ids[index] or "", batch.images[index])
     other = batch.sources[index].fields.get(SECOND)
@@ -228,7 +228,7 @@ def _load(batch: ImageBatch, index: int, count: int) -> Images | Failure:
 
 
 def _score_pairs(
-    pairs: Sequence[tuple[Images, str]],
+    pairs: Sequence[tuple[PairImages, str]],
     scorer: PairScorer,
     cache: EmbeddingCache,
     meter: Meter,

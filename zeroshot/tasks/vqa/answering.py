@@ -42,18 +42,18 @@ from zeroshot.results.text import AskResult, QuestionAnswers
 from zeroshot.tasks.vqa.ask_options import PRESENT
 from zeroshot.tasks.vqa.statements import Question, covered, parse, statements
 
-__all__ = ["ByMatching", "Questions", "by_matching", "by_model", "by_regions", "matching"]
+__all__ = ["ByMatching", "QuestionsOf", "by_matching", "by_model", "by_regions", "matching"]
 
 NO_QUESTION = Failure("NoQuestion", "there is no question about this image")
 
-Questions = Callable[[Source], Sequence[str]]
+QuestionsOf = Callable[[Source], Sequence[str]]
 """The questions about an image."""
 
 
 def by_model(
     sources: Iterable[Source],
     answerer: Answerer,
-    questions: Questions,
+    questions: QuestionsOf,
     meter: Meter,
     *,
     batch_size: int = AUTO_BATCH,
@@ -72,7 +72,7 @@ def by_regions(
     sources: Iterable[Source],
     answerer: RegionAnswerer,
     regions: Mapping[str, Regions],
-    questions: Questions,
+    questions: QuestionsOf,
     meter: Meter,
     *,
     batch_size: int = AUTO_BATCH,
@@ -121,7 +121,7 @@ class _Answering(Generic[Input]):
 def _answer_batches(
     sources: Iterable[Source],
     answerer: Answerer | RegionAnswerer,
-    questions: Questions,
+    questions: QuestionsOf,
     meter: Meter,
     batch_size: int,
     how: _Answering[Input],
@@ -209,7 +209,7 @@ def matching(
 def by_matching(
     sources: Iterable[Source],
     ready: ByMatching,
-    questions: Questions,
+    questions: QuestionsOf,
     cache: EmbeddingCache,
     meter: Meter,
     *,
