@@ -199,8 +199,8 @@ def test_killed_process_leaves_all_batches(out):
     script = f"""
 import os, signal, sys
 from pathlib import Path
-from tests.test_records import Output, SCHEMA, SETTINGS, good
-output = Output(Path({str(out)!r}), SCHEMA, SETTINGS)
+from tests.test_records import ResumableFile, SCHEMA, SETTINGS, good
+output = ResumableFile(Path({str(out)!r}), SCHEMA, SETTINGS)
 output.write([good("a", "1"), good("b", "2")])
 output.write([good("c", "3")])
 os.kill(os.getpid(), signal.SIGKILL)
