@@ -9,7 +9,7 @@ import html
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from PIL.Image import Image
@@ -298,8 +298,8 @@ def _explanation_row(anchors: tuple[AnchorContribution, ...]) -> dict[str, Any]:
     return {"because": [anchor.row() for anchor in anchors]} if anchors else {}
 
 
-def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
-    """A PNG of at most `size` pixels as a data URL; of a video, its middle frame.
+def thumbnail(source: Source, size: int = THUMBNAIL, kind: Literal["PNG", "JPEG"] = "PNG") -> str:
+    """An image of at most `size` pixels as a data URL; of a video, its middle frame.
 
     Empty if the file no longer exists.
     """
@@ -308,8 +308,8 @@ def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
         return ""
     image.thumbnail((size, size))
     data = io.BytesIO()
-    image.save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    image.save(data, kind, quality=82)  # PNG has no quality
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _open(source: Source) -> Image | None:
