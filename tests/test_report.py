@@ -141,7 +141,7 @@ def test_captions_without_references_stand_side_by_side(rows):
     text = render(found, title="two")
     page = needs_nothing(text)
     assert "a green ring" in page.said
-    assert "CIDEr times" in page.said
+    assert "the CIDEr of the caption times 100" in page.said
     assert figures.table(found.groups[0]) is None
 
 
