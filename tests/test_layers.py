@@ -1,7 +1,8 @@
 """Imports point down: each folder of the package sees the floors below it, and no circle is left.
 
 The list has folders, and the ten files that stand beside them; a new file in a folder changes
-nothing here. A folder includes the folders in it.
+nothing here. A folder includes the folders in it. Writing files whole is on a floor of its own, since
+everything writes files by it.
 """
 
 import ast
@@ -11,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 FLOORS = [
     {"errors", "ops", "packaging"},
-    {"metrics"},
+    {"metrics", "output.atomic", "output.holders"},
     {"models", "inputs"},
     {"trace", "images", "prompts"},
     {"decoding", "results"},
@@ -28,7 +29,7 @@ FLOORS = [
 ]
 METHODS_SEE = {
     *{"errors", "ops", "metrics", "packaging"},
-    *{"decoding", "methods", "models.base", "trace"},
+    *{"decoding", "methods", "models.base", "output.atomic", "trace"},
 }
 ONLY_IN_MODELS = {"transformers", "open_clip", "timm", "torchvision", "huggingface_hub"}
 MOST_FILES = 12
@@ -69,9 +70,10 @@ def room(module):
     return module.split(".")[1] if "." in module else ""
 
 
-def floor(name):
-    found = [i for i, names in enumerate(FLOORS) if name in names]
-    assert found, f"'{name}' has no floor; a new folder needs one in FLOORS, a new file does not"
+def floor(module):
+    names = (module.removeprefix("zeroshot."), room(module))
+    found = [i for name in names for i, floor in enumerate(FLOORS) if name in floor]
+    assert found, f"'{module}' has no floor; a new folder needs one in FLOORS, a new file does not"
     return found[0]
 
 
@@ -84,7 +86,7 @@ def test_imports_point_down():
         for source, target in OURS
         if room(source) != room(target)
         and room(target)  # the package's own face brings nothing but its version
-        and floor(room(target)) >= floor(room(source))
+        and floor(target) >= floor(source)
     ]
     assert not wrong
 

@@ -14,6 +14,7 @@ import pytest
 from zeroshot.errors import OutputError
 from zeroshot.output import atomic, leases
 from zeroshot.output.filesystem import Disk
+from zeroshot.output.holders import Holder, ourselves
 from zeroshot.output.leases import Lease, claim, live_holders
 
 HOLD = """
@@ -82,13 +83,13 @@ def test_a_killed_holder_is_outbid_at_once(tmp_path):
         taken = claim(Disk(tmp_path), "a")
         assert isinstance(taken, Lease)
         assert taken.generation == 1
-    assert isinstance(claim(Disk(tmp_path), "a"), leases.Holder)
+    assert isinstance(claim(Disk(tmp_path), "a"), Holder)
     taken.release()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_id_given_anew_is_another_process(tmp_path):
-    ours = leases._ourselves()
+    ours = ourselves()
     (tmp_path / ".a.0.lease").write_text(json.dumps(vars(ours) | {"born": "1"}))
     if ours.born:
         assert isinstance(claim(Disk(tmp_path), "a"), Lease)
@@ -125,7 +126,7 @@ def test_signs_of_life(tmp_path, monkeypatch):
     heart = leases._Heart()
     monkeypatch.setattr(leases, "HEARTBEAT", 0.01)
     path = elsewhere(tmp_path, age=1000)
-    lease = Lease(Disk(tmp_path), "a", 0)
+    lease = Lease(Disk(tmp_path), "a", 0, path.read_bytes())
     heart.add(lease)
     deadline = time.monotonic() + 20
     while time.time() - path.stat().st_mtime > 500 and time.monotonic() < deadline:

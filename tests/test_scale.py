@@ -20,6 +20,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.output import leases
+from zeroshot.output.holders import ourselves
 from zeroshot.results.result import CaptionResult, EmbedResult, Failure
 
 POCKET = resolve("pocket")
@@ -216,7 +217,7 @@ def test_who_is_outbid_commits_nothing(tmp_path):
 
     def outbid(_):
         path = folder.work / ".00000.1.lease"
-        path.write_text(json.dumps(vars(leases._ourselves())))
+        path.write_text(json.dumps(vars(ourselves())))
 
     assert process_shard(toy, folder, 0, Meter(), WorkerOptions(on_result=outbid)) is None
     assert folder.mark(0) is None

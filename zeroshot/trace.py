@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import NotAvailableError
+from zeroshot.output.atomic import whole
 from zeroshot.packaging.extras import how_to_install
 
 SHOWN = 6
@@ -80,8 +81,15 @@ class Trace:
         return figure
 
     def save(self, path: str | Path, shown: int = SHOWN) -> None:
-        """The figure as a file; the suffix picks the format (.png, .svg, .pdf)."""
-        self.figure(shown).savefig(path)
+        """The figure as a file; the suffix picks the format (.png, .svg, .pdf; without one, .png).
+
+        Raises as `figure` and `output.atomic.whole`.
+        """
+        path = Path(path)
+        path = path if path.suffix else path.with_name(f"{path.name}.png")
+        figure = self.figure(shown)
+        with whole(path) as file:
+            figure.savefig(file, format=path.suffix[1:].lower())
 
 
 def _draw(ax: Any, step: TraceStep, shown: int) -> None:

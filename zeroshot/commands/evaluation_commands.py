@@ -217,22 +217,12 @@ def _keep(
 
 def _write(file: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) -> None:
     """JSON lines."""
+    from zeroshot.output.atomic import whole
     from zeroshot.output.formats import to_json, utf8
 
-    if file.exists() and not overwrite:
-        raise UserError(f"'{file}' exists; --overwrite replaces it")
-    _whole(file, b"".join(utf8(to_json(row)) + b"\n" for row in rows))
-
-
-def _whole(file: Path, data: bytes) -> None:
-    """All of a file, or none of it."""
-    from zeroshot.output.atomic import whole
-
-    try:
-        with whole(file) as new:
-            new.write(data)
-    except OSError as error:
-        raise UserError(f"cannot write '{file}': {error.strerror}") from error
+    data = b"".join(utf8(to_json(row)) + b"\n" for row in rows)
+    with whole(file, overwrite=overwrite) as new:
+        new.write(data)
 
 
 def report(
@@ -285,9 +275,11 @@ def report(
     if out.exists() and not overwrite:
         raise UserError(f"'{out}' exists; --overwrite replaces it")
     from zeroshot.commands import console
+    from zeroshot.output.atomic import whole
     from zeroshot.output.formats import utf8
     from zeroshot.report import load_results, render
 
     page = render(load_results(results, truth), title=title, pictures=pictures, order=order)
-    _whole(out, utf8(page))
+    with whole(out, overwrite=overwrite) as file:
+        file.write(utf8(page))
     console.log(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -123,7 +123,7 @@ def _score_arrays(run: OutputOptions, file: Path, method: str, options: Mapping[
     from zeroshot.tasks.classification.arrays import read_arrays, score_arrays, write_arrays
 
     scored = score_arrays(read_arrays(file), method, options)
-    write_arrays(run.out, scored)
+    write_arrays(run.out, scored, run.overwrite)
     if not run.quiet:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())
         console.log(f"wrote {run.out}: {shapes}")
@@ -179,7 +179,7 @@ def calibrate_on(
             precision=options.min_precision,
             batch_size=run.images_per_batch,
         )
-    made.write(out)
+    made.write(out, run.overwrite)
     if reports:
         console.print_table(
             ("temperature", *reports[0]),

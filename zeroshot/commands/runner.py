@@ -283,6 +283,7 @@ class OutputOptions(CommonOptions):
             console.log(write_error)
         if after.changed:
             raise FileRefusedError(*map(changed_message, after.changed))
+        after.check(before)
         if meter.failed:
             raise typer.Exit(3)
 

@@ -143,7 +143,7 @@ def find(
         if html is not None:
             from zeroshot.report.search_page import write_page
 
-            write_page(html, found.results, [query.label for query in queries])
+            write_page(html, found.results, [query.label for query in queries], run.overwrite)
         _show(run, found, queries, meter, options.min_score)
         if cache.write_error is not None:
             console.log(cache.write_error)

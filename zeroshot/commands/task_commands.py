@@ -398,7 +398,7 @@ def _learn(
                 made = made_with(result.models, result.scored, task.negatives)
             yield result
         learned = learn(scores, labels_of, [label.strip() for label in labels], made)
-        learned.save(file)
+        learned.save(file, run.overwrite)
         console.log(
             f"thresholds in {file}: {', '.join(f'{cut:.4g}' for cut in learned.cuts)}; balanced "
             f"accuracy {learned.accuracy:.3f} on the {learned.pairs} pairs they were learned from"

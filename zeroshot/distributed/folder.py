@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from zeroshot.distributed.layouts import Content, Layout, layout_for
+from zeroshot.distributed.layouts import Content, Layout, RowFiles, Safetensors, layout_for
 from zeroshot.distributed.sharding import ByNumber, Inputs, Plan, Size, difference, make_plan
 from zeroshot.errors import OutputError, UserError
 from zeroshot.inference.meter import Meter
@@ -27,13 +27,22 @@ from zeroshot.output import atomic, filesystem, leases
 from zeroshot.output.filesystem import WORK, Location
 from zeroshot.output.formats import to_json
 from zeroshot.output.resumable import differences, versions
+from zeroshot.results.result import EmbedResult
 
 RUN, MARK = "run.json", "zeroshot.shard/1"
 SCHEMA = "zeroshot.shards/1"
 DECIDES = ("rows", "settings", "inputs", "shard_size", "format", "layout", "half")
 """Entries of run.json that decide the content of the files."""
-OUTPUT_FILES = re.compile(r"\d{5,}\.(json|jsonl|csv|parquet|safetensors)|inputs-[0-9a-f]+\.jsonl")
-OUTPUT_FOLDERS = ("img_emb", "text_emb", "metadata", "embedded", "kept", WORK)
+NUMBERED = re.compile(r"(\d{5,})\.(json|jsonl|csv|parquet|safetensors)")
+"""Files of shards directly in a folder, of whatever format."""
+EMBEDDED = "embedded"
+EMBEDDINGS = Safetensors(RowFiles(EmbedResult.schema, "jsonl"))
+"""The layout of the embeddings of a transductive method, in the folder `EMBEDDED`."""
+WORK_FILES = re.compile(
+    r"\.(?P<claim>\d{5,}|scoring)\.\d+\.lease|(?P<part>\d{5,})\.[0-9a-f]{8}\.(rows|\d+\.\d+)"
+    r"|\.[0-9a-f]{16}\.(probe|clock)"
+)
+"""Files in `.work`: claims, rows of unfinished shards, and tests of an object store."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Mark:
     """Number of failed rows by error type."""
     meter: Mapping[str, Any] = field(default_factory=dict)
     """Counts and seconds of the process that finished it."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """The size of each of its files in bytes; empty in marks of earlier versions."""
     host: str = field(default_factory=platform.node)
     ended: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -65,20 +76,31 @@ class OutputSpec:
     default_layout: str = "rows"
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, and no other files.
+        """Remove the files that run.json names, and no other files.
+
+        These are the files of each shard in the format and layout of the run, the list of inputs,
+        and what is in `.work`.
 
         Raises:
             UserError: a process is writing to the folder, or its run.json is not ours.
         """
         files = filesystem.at(self.path)
-        if _read_run(files) is None:
+        run = _read_run(files)
+        if run is None:
             return
-        if holders := leases.live_holders(files.below(WORK)):
-            raise UserError(f"'{files}' is being written by {holders[0]}")
+        below = files.below(EMBEDDED)
+        layouts = {files: _layout_of(files, run)}
+        if below.has_below(WORK):
+            layouts[below] = EMBEDDINGS
+        for folder in layouts:
+            if holders := leases.live_holders(folder.below(WORK)):
+                raise UserError(f"'{files}' is being written by {holders[0]}")
+        count = _count(files, run)
         with atomic.writing(files):
-            for name in OUTPUT_FOLDERS:
-                files.remove_below(name)
-            files.remove(*(name for name in files.names() if OUTPUT_FILES.fullmatch(name)))
+            for folder, layout in reversed(layouts.items()):
+                _remove_shards(folder, layout, count)
+            files.remove_empty(EMBEDDED)
+            files.remove(_inputs(str(run["inputs"].get("sha256"))))
             files.remove(RUN)  # last, so that an interrupted removal can be repeated
 
     def existing_shard_size(self) -> Size | None:
@@ -109,7 +131,7 @@ class OutputSpec:
         made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
         made_with = json.loads(to_json(made_with))
         if run is None:
-            run = self._start(files, plan, made_with)
+            run = self._start(files, plan, layout, made_with)
         self._check_same(files, run, plan, made_with)
         plan = _with_versions(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(made_with), str(run.get("started")))
@@ -128,10 +150,12 @@ class OutputSpec:
             plan = _with_versions(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
 
-    def _start(self, files: Location, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
+    def _start(
+        self, files: Location, plan: Plan, layout: Layout, made_with: dict[str, Any]
+    ) -> dict[str, Any]:
         """Write run.json and return it, or the one of a process that was faster."""
-        outputs = sorted(name for name in files.names() if OUTPUT_FILES.fullmatch(name))
-        unknown = [name for name in outputs if not name.startswith("inputs-")]
+        numbered = (name for name in files.names() if _number_of(name) in range(plan.count))
+        unknown = sorted({*numbered, *_files_of_shards(files, layout, plan.count)})
         if unknown and _read_run(files) is None:
             raise UserError(
                 f"'{files}' has {unknown[0]} but no {RUN}, so zeroshot did not make it; choose "
@@ -174,6 +198,8 @@ class Folder:
     fingerprint: str
     started: str = ""
     """Together with the fingerprint it identifies the run."""
+    top: Location | None = None
+    """The folder that has run.json, if it is another."""
 
     @property
     def files(self) -> Location:
@@ -224,19 +250,61 @@ class Folder:
             )
         return mark
 
+    def check_run(self) -> None:
+        """Check that the folder is still that of this run.
+
+        Raises:
+            OutputError: it was removed, or started again.
+        """
+        files = self.top or self.files
+        run = _read_run(files)
+        if run is None or not self._is_of(run):
+            what = "removed" if run is None else "started again by another process"
+            raise OutputError(
+                f"'{files}' was {what} during the run, so the run ends and writes nothing more to "
+                "it; run the same command again to make the rows that are missing"
+            )
+
+    def _is_of(self, run: Mapping[str, Any]) -> bool:
+        return _fingerprint(run) == self.fingerprint and str(run.get("started")) == self.started
+
+    def check_files(self, marks: Mapping[int, Mark]) -> None:
+        """Check that the files of these finished shards are there.
+
+        Raises:
+            OutputError: a file was removed, or its size is another.
+        """
+        sizes: dict[str, int] = {}
+        for below in {name.rpartition("/")[0] for mark in marks.values() for name in mark.files}:
+            found = self.files.below(below).sizes() if below else self.files.sizes()
+            sizes |= {f"{below}/{name}".lstrip("/"): size for name, size in found.items()}
+        for shard, mark in marks.items():
+            wrong = [name for name, size in mark.files.items() if sizes.get(name) != size]
+            if wrong and self.mark(shard) == mark:  # else another process is making it again
+                raise OutputError(
+                    f"'{self.files.full(wrong[0])}' was removed or changed during the run; remove "
+                    f"'{self.files.full(self.name(shard))}.json' and run the same command again"
+                )
+
+    def unmark(self, shard: int) -> None:
+        """Remove a shard's done-mark, before its files are replaced."""
+        with atomic.writing(self.files):
+            self.files.remove(f"{self.name(shard)}.json")
+
     def commit(self, shard: int, content: Content, meter: Meter) -> Mark:
         """Write a shard's files, then its done-mark."""
         failures = [r.failure for r in content.records if r.failure is not None]
-        mark = Mark(
-            shard,
-            len(content.records),
-            len(failures),
-            self.fingerprint,
-            {kind: failures.count(kind) for kind in sorted(set(failures))},
-            meter.counts(),
-        )
         with atomic.writing(self.files):
-            self.layout.write(self.files, shard, self.plan.count, content)
+            sizes = self.layout.write(self.files, shard, self.plan.count, content)
+            mark = Mark(
+                shard,
+                len(content.records),
+                len(failures),
+                self.fingerprint,
+                {kind: failures.count(kind) for kind in sorted(set(failures))},
+                meter.counts(),
+                sizes,
+            )
             text = json.dumps({"schema": MARK} | asdict(mark), indent=2) + "\n"
             self.files.replace(f"{self.name(shard)}.json", text.encode())
         return mark
@@ -248,14 +316,14 @@ class Folder:
     @property
     def has_embeddings(self) -> bool:
         """Whether it has the embeddings of a transductive method."""
-        return self.files.has_below("embedded")
+        return self.files.has_below(EMBEDDED)
 
-    def below(self, name: str, layout: Layout) -> "Folder":
-        """A folder below this one, with the same inputs and another layout."""
-        files = self.files.below(name)
+    def embeddings(self) -> "Folder":
+        """The folder of those embeddings, with the same inputs."""
+        files = self.files.below(EMBEDDED)
         with atomic.writing(files):
             files.begin()
-        return replace(self, path=files, layout=layout)
+        return replace(self, path=files, layout=EMBEDDINGS, top=self.files)
 
 
 def _fingerprint(run: Mapping[str, Any]) -> str:
@@ -271,6 +339,54 @@ def _with_versions(files: Location, plan: Plan) -> Plan:
     return plan.with_versions(files.read_all([name]).get(name, b""), files.full(name))
 
 
+def _layout_of(files: Location, run: Mapping[str, Any]) -> Layout:
+    try:
+        return layout_for(run["layout"], run["rows"], run["format"], run["half"])
+    except KeyError as error:
+        raise _damaged(files, error) from error
+
+
+def _count(files: Location, run: Mapping[str, Any]) -> int:
+    """The number of shards."""
+    try:
+        return int(run["inputs"]["shards"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(files, error) from error
+
+
+def _number_of(name: str) -> int | None:
+    numbered = NUMBERED.fullmatch(name)
+    return int(numbered[1]) if numbered else None
+
+
+def _files_of_shards(files: Location, layout: Layout, count: int) -> list[str]:
+    """The files of shards that exist, with their done-marks."""
+    existing = []
+    for below in {name.rpartition("/")[0] for name in layout.files(0, max(1, count))}:
+        for name in (files.below(below) if below else files).names():
+            path = f"{below}/{name}" if below else name
+            digits = re.search(r"(\d+)\.\w+$", name)
+            shard = int(digits[1]) if digits else count
+            if shard < count and path in [f"{shard:05d}.json", *layout.files(shard, count)]:
+                existing.append(path)
+    return existing
+
+
+def _remove_shards(files: Location, layout: Layout, count: int) -> None:
+    """Remove the files of the shards, what is in `.work`, and folders that are empty then."""
+    shards = _files_of_shards(files, layout, count)
+    files.remove(*shards)
+    for below in {name.rpartition("/")[0] for name in shards} - {""}:
+        files.remove_empty(below)
+    work = files.below(WORK)
+    for name in work.names():
+        ours = WORK_FILES.fullmatch(name)
+        number = (ours["claim"] or ours["part"] or "") if ours else ""
+        if ours and not (number.isdecimal() and int(number) >= count):
+            work.remove(name)
+    files.remove_empty(WORK)
+
+
 def _inputs(sha256: str) -> str:
     return f"inputs-{sha256[:12]}.jsonl"
 
@@ -282,7 +398,11 @@ def _read_run(files: Location) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"'{file}' is damaged ({error}); choose another --out") from error
+        raise _damaged(files, error) from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         raise UserError(f"'{file}' was not written by zeroshot; choose another folder")
     return run
+
+
+def _damaged(files: Location, error: Exception) -> UserError:
+    return UserError(f"'{files.full(RUN)}' is damaged ({error}); choose another --out")

@@ -51,8 +51,11 @@ class Layout(Protocol):
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
         """A result's row, and one vector per channel; no vectors if it failed."""
 
-    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
-        """Write each file whole or not at all; replaces earlier files."""
+    def files(self, shard: int, of: int) -> list[str]:
+        """The names of all files that `write` may write."""
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> dict[str, int]:
+        """Write each file whole or not at all, replacing earlier ones; returns their sizes."""
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
         """The content that `write` wrote, in float32."""
@@ -77,12 +80,17 @@ class RowFiles:
         """The whole row."""
         return result.row(), []
 
-    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+    def files(self, shard: int, of: int) -> list[str]:
+        """One file."""
+        return [self._file(shard)]
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> dict[str, int]:
         """Write one file."""
         rows = b"".join(record.raw for record in content.records)
         table = self.suffix == "parquet"
         data = to_parquet(rows, self.schema) if table else self.format.header + rows
         folder.replace(self._file(shard), data)
+        return {self._file(shard): len(data)}
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
         """Read the file."""
@@ -114,7 +122,11 @@ class Safetensors:
         assert isinstance(result, EmbedResult)
         return _without_embedding(result), [result.embedding] if result.error is None else []
 
-    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+    def files(self, shard: int, of: int) -> list[str]:
+        """The matrix and the rows."""
+        return [self._file(shard), *self.rows.files(shard, of)]
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> dict[str, int]:
         """Write the matrix, then the rows."""
         good = [i for i, record in enumerate(content.records) if not record.failed]
         width = content.vectors[0].shape[1] if content.vectors else 0
@@ -125,8 +137,9 @@ class Safetensors:
         metadata = {
             "rows": f"{shard:05d}.{self.rows.suffix}"
         }  # one key: several have no fixed order
-        folder.replace(self._file(shard), save({"embeddings": stored}, metadata))
-        self.rows.write(folder, shard, of, content)
+        data = save({"embeddings": stored}, metadata)
+        folder.replace(self._file(shard), data)
+        return {self._file(shard): len(data)} | self.rows.write(folder, shard, of, content)
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
         """Read the rows and the matrix."""
@@ -164,38 +177,48 @@ class ClipRetrieval:
         embeddings = () if result.error else (result.embedding, result.text_embedding)
         return _without_embedding(result), [v for v in embeddings if v]
 
-    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+    def files(self, shard: int, of: int) -> list[str]:
+        """Matrices, metadata and rows."""
+        matrices, metadata = self._matrices(shard, of), self._metadata(shard, of)
+        return [*matrices, metadata, *self.rows.files(shard, of)]
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> dict[str, int]:
         """Write matrices and metadata of the images that did not fail, then all rows."""
         good = [json.loads(record.raw) for record in content.records if not record.failed]
+        files = {}
         if good:
-            for file, matrix in zip(self._files(shard, of), content.vectors, strict=False):
+            for file, matrix in zip(self._matrices(shard, of), content.vectors, strict=False):
                 data = io.BytesIO()
                 np.save(data, matrix.astype(np.float16))
-                folder.replace(file, data.getvalue())
-            self._write_metadata(folder, shard, of, good)
-        self.rows.write(folder, shard, of, content)
+                files[file] = data.getvalue()
+            files[self._metadata(shard, of)] = self._table(good)
+        for file, content_of in files.items():
+            folder.replace(file, content_of)
+        sizes = {file: len(content_of) for file, content_of in files.items()}
+        return sizes | self.rows.write(folder, shard, of, content)
 
-    def _write_metadata(
-        self, folder: Location, shard: int, of: int, good: Sequence[dict[str, Any]]
-    ) -> None:
+    def _table(self, good: Sequence[dict[str, Any]]) -> bytes:
         arrow, sink = pyarrow(), io.BytesIO()
         columns = {"image_path": [row["path"] for row in good]}
         if "caption" in good[0]:
             columns["caption"] = [row["caption"] for row in good]
         text = {name: arrow.array(values, arrow.string()) for name, values in columns.items()}
         arrow.parquet.write_table(arrow.table(text), sink)
-        folder.replace(f"metadata/metadata_{_number(shard, of)}.parquet", sink.getvalue())
+        return sink.getvalue()
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
         """Read rows and matrices."""
-        files = folder.read_all(self._files(shard, of)).values()
+        files = folder.read_all(self._matrices(shard, of)).values()
         matrices = [np.load(io.BytesIO(data), allow_pickle=False) for data in files]
         vectors = [matrix.astype(np.float32) for matrix in matrices]
         return Content(self.rows.read(folder, shard, of).records, vectors)
 
-    def _files(self, shard: int, of: int) -> list[str]:
+    def _matrices(self, shard: int, of: int) -> list[str]:
         number = _number(shard, of)
         return [f"{kind}_emb/{kind}_emb_{number}.npy" for kind in ("img", "text")]
+
+    def _metadata(self, shard: int, of: int) -> str:
+        return f"metadata/metadata_{_number(shard, of)}.parquet"
 
 
 @dataclass(frozen=True)
@@ -219,7 +242,14 @@ class KeptPairs:
         """The whole row."""
         return self.rows.split(result)
 
-    def write(self, folder: Location, shard: int, of: int, content: Content) -> None:
+    def files(self, shard: int, of: int) -> list[str]:
+        """The tar file and the rows."""
+        return [self._file(shard), *self.rows.files(shard, of)]
+
+    def _file(self, shard: int) -> str:
+        return f"kept/{shard:05d}.tar"
+
+    def write(self, folder: Location, shard: int, of: int, content: Content) -> dict[str, int]:
         """Write the tar file, then all rows."""
         rows = [json.loads(record.raw) for record in content.records]
         pairs = [
@@ -227,13 +257,14 @@ class KeptPairs:
             for index, (row, source) in enumerate(zip(rows, content.sources, strict=True))
             if row.get("kept")
         ]
-        file = f"kept/{shard:05d}.tar"
+        file, sizes = self._file(shard), {}
         if pairs:
             with folder.whole(file) as tar:
                 write_tar(tar, pairs)
+                sizes[file] = tar.tell()
         else:
             folder.remove(file)
-        self.rows.write(folder, shard, of, content)
+        return sizes | self.rows.write(folder, shard, of, content)
 
     def read(self, folder: Location, shard: int, of: int) -> Content:
         """Read the rows."""

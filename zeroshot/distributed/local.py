@@ -1,15 +1,16 @@
 """Run a task over a folder of shards in this process."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
-from zeroshot.distributed.folder import OutputSpec
+from zeroshot.distributed.folder import Folder, Mark, OutputSpec
 from zeroshot.distributed.sharding import Inputs, make_plan
-from zeroshot.distributed.transductive import embeddings_of, transduce
+from zeroshot.distributed.transductive import transduce
 from zeroshot.distributed.unfinished import unfinished_rows
 from zeroshot.distributed.worker import WorkerOptions, work
+from zeroshot.errors import OutputError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.tasks.task import Task, Transductive, is_transductive
@@ -60,6 +61,27 @@ class State:
     """Failed rows of finished shards."""
     changed: Sequence[str] = ()
     """Input files that are known to have changed since the folder was started."""
+    marks: Mapping[int, Mark] = field(default_factory=dict)
+    """Those of the finished shards."""
+    folder: Folder | None = None
+    """The folder, if it was started."""
+
+    def check(self, before: "State") -> None:
+        """Check, at the end of a run, that all it has made is there.
+
+        Raises:
+            OutputError: files were removed or changed since the state `before`.
+        """
+        if self.folder is None:
+            raise OutputError("the folder of --out was removed during the run")
+        if before.folder is not None:
+            before.folder.check_run()
+        if self.finished < self.shards and not self.folder.has_embeddings:
+            raise OutputError(
+                f"{self.shards - self.finished} shards in '{self.folder.files}' were removed "
+                "during the run; run the same command again to make them"
+            )
+        self.folder.check_files({n: m for n, m in self.marks.items() if before.marks.get(n) != m})
 
     @property
     def resumed(self) -> int:
@@ -82,7 +104,7 @@ def state(spec: RunSpec, options: WorkerOptions | None = None) -> State:
         return State(_sum(plan.rows(n) for n in own), shards=len(own))
     done = folder.marks(own) if own else {}
     marks = list(done.values())
-    embeddings = embeddings_of(folder) if folder.has_embeddings and not marks else None
+    embeddings = folder.embeddings() if folder.has_embeddings and not marks else None
     embedded = embeddings.marks() if embeddings else {}
     unfinished = [
         embedded[n].rows if n in embedded else unfinished_rows(embeddings or folder, n)
@@ -97,6 +119,8 @@ def state(spec: RunSpec, options: WorkerOptions | None = None) -> State:
         len(marks),
         sum(mark.failed for mark in marks),
         plan.changed,
+        done,
+        folder,
     )
 
 

@@ -26,7 +26,7 @@ from zeroshot import images
 from zeroshot.distributed.folder import Folder
 from zeroshot.distributed.local import RunSpec
 from zeroshot.distributed.sharding import FileRefusedError, make_plan
-from zeroshot.distributed.transductive import EmbeddingPass, embeddings_of, transduce
+from zeroshot.distributed.transductive import EmbeddingPass, transduce
 from zeroshot.distributed.worker import WorkerOptions, process_shard
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.inference.meter import Meter
@@ -207,7 +207,7 @@ class ScoringActor:
             transduce(runner, folder, self.meter, self.options)
             return True
         if transductive and isinstance(runner, Transductive):
-            runner, folder = EmbeddingPass(runner), embeddings_of(folder)
+            runner, folder = EmbeddingPass(runner), folder.embeddings()
         while process_shard(runner, folder, shard, self.meter, self.options) is None:
             time.sleep(1)
         return transductive

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from zeroshot.distributed.folder import Folder
-from zeroshot.distributed.layouts import Content, RowFiles, Safetensors
+from zeroshot.distributed.layouts import Content
 from zeroshot.distributed.worker import POLL_SECONDS, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
@@ -58,11 +58,6 @@ class EmbeddingPass:
                 )
 
 
-def embeddings_of(folder: Folder) -> Folder:
-    """The folder of the embeddings."""
-    return folder.below("embedded", Safetensors(RowFiles(EmbedResult.schema, "jsonl")))
-
-
 def transduce(
     runner: Transductive, folder: Folder, meter: Meter, options: WorkerOptions | None = None
 ) -> bool:
@@ -72,7 +67,7 @@ def transduce(
     may not have started: the last process scores.
     """
     options = options or WorkerOptions()
-    embeddings = embeddings_of(folder)
+    embeddings = folder.embeddings()
     before = _failed(embeddings)
     work(EmbeddingPass(runner), embeddings, meter, replace(options, on_result=bool))
     if len(embeddings.marks()) < embeddings.plan.count:

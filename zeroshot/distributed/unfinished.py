@@ -10,6 +10,7 @@ from zeroshot.distributed.folder import Folder
 from zeroshot.distributed.layouts import Content, Layout, Matrix
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic
+from zeroshot.output.appended import AppendedFile
 from zeroshot.output.formats import Record
 from zeroshot.output.resumable import written_path
 from zeroshot.results.result import Result
@@ -26,6 +27,7 @@ class Part:
     def __init__(self, folder: Path, name: str, layout: Layout) -> None:
         self.folder, self.name, self.layout = folder, name, layout
         self.token = secrets.token_hex(4)
+        self._files: dict[str, AppendedFile] = {}
 
     def resume(self, sources: Sequence[Source], batch_size: int) -> int:
         """Copy the complete batches of an earlier process; returns their number of rows.
@@ -42,10 +44,9 @@ class Part:
         records = best.records[:count]
         good = sum(not record.failed for record in records)
         with atomic.writing(self.folder):
-            self._write("rows", self.layout.format.header + b"".join(r.raw for r in records), "wb")
+            self._append("rows", self.layout.format.header + b"".join(r.raw for r in records))
             for channel, matrix in enumerate(best.vectors if good else ()):
-                name = f"{channel}.{matrix.shape[1]}"
-                self._write(name, matrix[:good].tobytes(), "wb")
+                self._append(f"{channel}.{matrix.shape[1]}", matrix[:good].tobytes())
         return count
 
     def earlier(self) -> Iterator[Content]:
@@ -65,21 +66,28 @@ class Part:
                 channels.setdefault(name, []).append(np.asarray(vector, np.float32))
         with atomic.writing(self.folder):
             for name, vectors_of_channel in channels.items():
-                self._write(name, np.stack(vectors_of_channel).tobytes(), "ab")
-            self._write("rows", rows, "ab")
+                self._append(name, np.stack(vectors_of_channel).tobytes())
+            self._append("rows", rows)
 
     def content(self) -> Content:
-        """All rows and vectors so far."""
+        """All rows and vectors so far; OutputError if others changed the files."""
+        with atomic.writing(self.folder):
+            for file in self._files.values():
+                file.check()
         return self._read(self.token)
 
-    def remove(self) -> None:
+    def remove(self, earlier: bool = True) -> None:
         """Remove its files, and those of earlier processes."""
-        for file in self.folder.glob(f"{self.name}.*"):
-            file.unlink(missing_ok=True)
+        for file in self._files.values():
+            file.close()
+        for path in self.folder.glob(f"{self.name}.{'*' if earlier else self.token}.*"):
+            path.unlink(missing_ok=True)
 
-    def _write(self, what: str, data: bytes, mode: str) -> None:
-        with open(self.folder / f"{self.name}.{self.token}.{what}", mode) as file:
-            file.write(data)
+    def _append(self, what: str, data: bytes) -> None:
+        if what not in self._files:
+            path = self.folder / f"{self.name}.{self.token}.{what}"
+            self._files[what] = AppendedFile(path)
+        self._files[what].append(data)
 
     def _read(self, token: str) -> Content:
         """The complete rows that have their vectors; no rows if the files are damaged."""

@@ -14,6 +14,7 @@ from zeroshot.distributed.folder import Folder, Mark
 from zeroshot.distributed.layouts import Content, Matrix
 from zeroshot.distributed.sharding import FileRefusedError, Share
 from zeroshot.distributed.unfinished import Part
+from zeroshot.errors import OutputError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic, leases
@@ -47,6 +48,10 @@ def process_shard(
     Of a finished shard only the failed rows are processed again, if `retry_failed` is set. Any
     number of processes may call this at any time: one of them does the work. It continues after
     the last complete batch of a process that was killed.
+
+    Raises:
+        OutputError: the files cannot be written; the folder, or files of this process in it, were
+            removed or replaced.
     """
     options = options or WorkerOptions()
     if (mark := _finished(folder, shard, options)) is not None:
@@ -55,10 +60,10 @@ def process_shard(
         lease = leases.claim(folder.claims, folder.name(shard))
     if not isinstance(lease, leases.Lease):
         return None
+    part = Part(folder.work, folder.name(shard), folder.layout)
     try:
         if (mark := _finished(folder, shard, options)) is not None:
             return mark
-        part = Part(folder.work, folder.name(shard), folder.layout)
         before = meter.counts()
         left_out: list[str] = []
         sources = folder.plan.shard(shard, left_out)
@@ -68,12 +73,22 @@ def process_shard(
             content = _retry_failed(runner, sources, part, old, meter, options)
         else:
             content = _process_all(runner, sources, part, meter, options)
+        folder.check_run()
         if not lease.is_current():
+            part.remove(earlier=False)
             return None
+        if old is not None:
+            folder.unmark(shard)
         meter.shards += 1
         mark = folder.commit(shard, replace(content, sources=sources), meter.since(before))
         part.remove()
         return mark
+    except OutputError:
+        folder.check_run()
+        if lease.is_current():
+            raise
+        part.remove(earlier=False)
+        return None  # another process took over; once it has finished, it removes these rows
     finally:
         folder.plan.release(shard)
         lease.release()

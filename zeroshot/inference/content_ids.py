@@ -28,17 +28,24 @@ def _known_id(source: Source, cache: EmbeddingCache) -> str | None:
 
 
 def to_do(sources: Sequence[Source], output: ResumableFile, cache: EmbeddingCache) -> list[Source]:
-    """The images of which `output` has no row. An image is read only if a row has its path."""
+    """The images of which `output` has no row. An image is read only if a row has its path.
+
+    Raises:
+        UserError: an image has more equal rows than it is named.
+    """
     has_path = [output.has_path(source.path) for source in sources]
     to_check = [s for s, known in zip(sources, has_path, strict=True) if known]
-    ids = (
-        _read_id(s, id, cache) for s, id in zip(to_check, known_ids(to_check, cache), strict=True)
-    )
-    return [
+    known_before = known_ids(to_check, cache)
+    ids = [_read_id(s, id, cache) for s, id in zip(to_check, known_before, strict=True)]
+    next_id = iter(ids)
+    left = [
         s
         for s, known in zip(sources, has_path, strict=True)
-        if not (known and output.take_row(s.path, next(ids)))
+        if not (known and output.take_row(s.path, next(next_id)))
     ]
+    for source, id in zip(to_check, ids, strict=True):
+        output.check_doubles(source.path, id)
+    return left
 
 
 def _read_id(source: Source, id: str | None, cache: EmbeddingCache) -> str | None:

@@ -34,13 +34,14 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.zero import entropy
+from zeroshot.output.atomic import whole
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Stream:
         return logits + m.pos_alpha * positive - m.neg_alpha * negative  # (1), (2)
 
     def save(self, path: Path) -> None:
-        """Write everything to a safetensors file, atomically."""
+        """Write everything to a safetensors file, all of it or nothing."""
         tensors = {
             "prototypes": self.prototypes,
             "positive_keys": self.positive.keys,
@@ -186,10 +187,9 @@ class Stream:
             "against": self.against,
         }
         settings = {"logit_scale": self.logit_scale, "options": asdict(self.method)}
-        part = path.with_name(path.name + ".part")
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, part, metadata={"zeroshot.tda": json.dumps(settings)})
-        part.replace(path)
+        with whole(path) as file:
+            file.write(save(contiguous, metadata={"zeroshot.tda": json.dumps(settings)}))
 
     @classmethod
     def load(cls, path: Path) -> "Stream":

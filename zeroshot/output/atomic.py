@@ -1,43 +1,100 @@
-"""Write files atomically: a file is complete or absent, even if the process or machine fails."""
+"""Write files whole: a file is complete or absent, even if the process or machine fails.
+
+A file is written under another name in the same folder, synced and renamed: `whole`. That name has
+the process that writes it, so that the next one removes what a dead process left there.
+"""
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from zeroshot.errors import OutputError, UserError
+from zeroshot.errors import OutputError, UserError, ZeroshotError
+from zeroshot.output.holders import has_exited, ourselves
 
-__all__ = ["publish", "replace", "start_error", "sync", "whole", "writing"]
+__all__ = ["part_of", "publish", "replace", "start_error", "sync", "whole", "writing"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PART = re.compile(r"\..*\.([0-9a-f]{8}-\d+-\w*)-[0-9a-f]{8}\.new", re.DOTALL)
+"""An unfinished file: `.NAME.PROCESS-TOKEN.new`."""
+PART_NAME_BYTES = 120
+ABANDONED = 86400.0
+"""Seconds without a write after which an unfinished file of another machine is removed."""
+
+_swept: set[Path] = set()
+
+
+@contextlib.contextmanager
+def whole(path: Path, *, overwrite: bool = True, begins: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to, which gets the name `path` when the block is done.
+
+    If the block or a write fails, nothing changes: an earlier file stays as it was.
+
+    Args:
+        overwrite: replace an earlier file, also one that appeared during the block.
+        begins: this is the first use of a path that the user gave. Its folder is made, and a path
+            that cannot be is wrong usage.
+
+    Raises:
+        UserError: there is a file and it may not be replaced, or no file can be at this path.
+        OutputError: the file cannot be written, for example because the disk is full.
+    """
+    try:
+        if begins:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        new = part_of(path)
+        file = open(new, "xb")  # noqa: SIM115
+    except OSError as error:
+        raise (start_error if begins else _write_error)(path, error) from error
+    try:
+        with writing(path):
+            with file:
+                yield file
+                file.flush()
+                sync(file.fileno())
+            if overwrite:
+                os.replace(new, path)
+            elif not _link(new, path):
+                raise UserError(f"'{path}' exists; --overwrite replaces it")
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
-    """Replace the content of `path` durably: after a crash the file is the old or the new one."""
-    _rename(_beside(path, data), path)
-
-
-def _rename(new: Path, path: Path) -> None:
-    try:
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    """Replace the content of `path`, in a folder that exists; otherwise as `whole`."""
+    with whole(path, begins=False) as file:
+        file.write(data)
 
 
 def publish(path: Path, data: bytes) -> bool:
-    """Create the file `path`; False, and no change, if it exists."""
-    new = _beside(path, data)
+    """Create the file `path`; False, and no change, if it exists.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    new = part_of(path)
     try:
+        with open(new, "xb") as file:
+            file.write(data)
+            file.flush()
+            sync(file.fileno())
         os.link(new, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links
-        return _create(path, data)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return _create(path, data)  # a file system without links
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
     return True
 
 
@@ -45,6 +102,7 @@ def _create(path: Path, data: bytes) -> bool:
     try:
         with open(path, "xb") as file:
             file.write(data)
+            file.flush()
             sync(file.fileno())
     except FileExistsError:
         return False
@@ -54,34 +112,46 @@ def _create(path: Path, data: bytes) -> bool:
     return True
 
 
-def _beside(path: Path, data: bytes | memoryview) -> Path:
-    """A synced temporary file in the same folder."""
-    with _temporary(path) as (new, file):
-        file.write(data)
-    return new
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A file beside `path`, synced when the block is done; removed if it fails."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+def _link(new: Path, path: Path) -> bool:
+    """Name a file `path` unless there is one; without links, with a gap between look and rename."""
     try:
-        with open(new, "xb") as file:
-            yield new, file
-            file.flush()
-            sync(file.fileno())
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        if os.path.lexists(path):
+            return False
+        os.replace(new, path)
+    return True
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which gets the name `path` when the block is done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as (new, file):
-        yield file
-    _rename(new, path)
+def part_of(path: Path) -> Path:
+    """An unused name beside `path` for its unfinished content, after leftovers are removed.
+
+    It begins with a dot and ends with `.new`.
+    """
+    _sweep(path.parent)
+    name = os.fsdecode(os.fsencode(path.name)[:PART_NAME_BYTES])
+    return path.with_name(f".{name}.{ourselves().mark}-{secrets.token_hex(4)}.new")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files of dead processes, once for each folder."""
+    folder = folder.absolute()
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            part = PART.fullmatch(entry.name)
+            if part and entry.is_file(follow_symlinks=False) and _is_abandoned(part[1], entry):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_abandoned(mark: str, entry: "os.DirEntry[str]") -> bool:
+    exited = has_exited(mark)
+    return time.time() - entry.stat().st_mtime > ABANDONED if exited is None else exited
 
 
 def sync(what: int | Path) -> None:
@@ -103,14 +173,16 @@ def writing(place: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, ZeroshotError):
             raise
         raise _write_error(place, error) from error
 
 
 def start_error(place: object, error: OSError) -> UserError | OutputError:
     """The error to raise if an output cannot be started: a full disk, or a wrong path."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OutputError):
+        return error
+    if error.errno in FULL:
         return _write_error(place, error)
     return UserError(f"cannot write '{place}': {error.strerror}")
 

@@ -6,8 +6,6 @@ create, and read the age of a file. No file is appended to or renamed.
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,8 +68,11 @@ class Location(Protocol):
     def remove(self, *names: str) -> None:
         """Remove the files that exist."""
 
-    def remove_below(self, name: str) -> None:
-        """Remove a folder in this one, if it exists."""
+    def sizes(self) -> dict[str, int]:
+        """The size in bytes of each file directly in it."""
+
+    def remove_empty(self, name: str) -> None:
+        """Remove a folder in this one, if it is empty."""
 
     def has_below(self, name: str) -> bool:
         """Whether a folder exists in this one."""
@@ -130,13 +131,15 @@ class Disk:
 
     def replace(self, name: str, data: bytes) -> None:
         """See `atomic.replace`."""
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        atomic.replace(path, data)
+        with self.whole(name) as file:
+            file.write(data)
 
     def whole(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """See `atomic.whole`."""
-        return atomic.whole(self.path / name)
+        """See `atomic.whole`; makes a folder below this one, but not this one again."""
+        path = self.path / name
+        if path.parent != self.path:
+            path.parent.mkdir(exist_ok=True)
+        return atomic.whole(path, begins=False)
 
     def publish(self, name: str, data: bytes) -> bool:
         """See `atomic.publish`."""
@@ -147,10 +150,18 @@ class Disk:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
-    def remove_below(self, name: str) -> None:
-        """Remove the tree."""
-        if self.has_below(name):
-            shutil.rmtree(self.path / name)
+    def sizes(self) -> dict[str, int]:
+        """One look at each file."""
+        try:
+            with os.scandir(self.path) as found:
+                return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+        except FileNotFoundError:
+            return {}
+
+    def remove_empty(self, name: str) -> None:
+        """Remove it unless something is in it, or it is a link."""
+        with contextlib.suppress(OSError):
+            (self.path / name).rmdir()
 
     def has_below(self, name: str) -> bool:
         """Whether it is a folder that exists."""
@@ -163,7 +174,7 @@ class Disk:
     def age(self, name: str) -> float:
         """Age by the file system's clock, which on a network is not this machine's."""
         then = (self.path / name).stat().st_mtime
-        probe = self.path / f".{secrets.token_hex(8)}.clock"
+        probe = atomic.part_of(self.path / "clock")
         probe.touch()
         try:
             return probe.stat().st_mtime - then

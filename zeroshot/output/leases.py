@@ -7,22 +7,18 @@ has exited (checked on the same machine), or if the file was not touched for `ST
 time is that of the file server or the object store; an object is touched by putting it again.
 
 A suspended holder may resume and find its claim superseded. So it calls `is_current` before it
-commits. A short gap remains, so every process must commit the same bytes.
+writes. A short gap remains, so every process must write the same bytes, or to a file of its own.
 """
 
 import json
-import os
-import platform
 import re
 import secrets
-import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict, fields
 
 from zeroshot.output.filesystem import Location
+from zeroshot.output.holders import Holder, ourselves
 
 HEARTBEAT = 10.0
 """Seconds between touches of a claim."""
@@ -30,57 +26,37 @@ STALE = 120.0
 """Seconds without a touch after which a holder on another machine counts as dead."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """The process that has a claim."""
-
-    host: str
-    machine: str
-    """Changes with the machine, its boot and the container, because process ids start again."""
-    pid: int
-    born: str
-    """When the process started, to detect that its id was reused; empty if unknown."""
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether its process can be looked up on this machine."""
-        return self.machine == _machine() and sys.platform != "win32"
-
-    @property
-    def has_exited(self) -> bool:
-        """Whether the process has exited; only valid if it `is_local`."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return _born(self.pid) != self.born
-
-
 class Lease:
     """A claim of this process, which is touched until it is released or the process ends."""
 
-    def __init__(self, folder: Location, name: str, generation: int) -> None:
+    def __init__(self, folder: Location, name: str, generation: int, content: bytes) -> None:
         self.folder, self.name, self.generation = folder, name, generation
+        self._content = content
         self._released = False
         self._lock = threading.Lock()
         _heart.add(self)
 
     def is_current(self) -> bool:
-        """Whether no other process has superseded it."""
-        return _newest(self.folder, self.name) == self.generation
+        """Whether no other process has superseded it, or has done so and released the work.
+
+        A claim that supersedes it has the next number. The number may be used again after that, but
+        not the content.
+        """
+        own, next = (_file(self.name, self.generation + more) for more in (0, 1))
+        return self.folder.read_all([own, next]) == {own: self._content}
 
     def release(self) -> None:
-        """Remove the claim, after those that it superseded, so that others can claim the work."""
+        """Remove the claim, after those that it superseded, so that others can claim the work.
+
+        A claim of the same number that another process made since then stays.
+        """
         _heart.remove(self)
         with self._lock:  # a later touch would create the file again
             self._released = True
-        for generation in range(self.generation + 1):
-            self.folder.remove(_file(self.name, generation))
+        own = _file(self.name, self.generation)
+        if self.folder.read_all([own]) == {own: self._content}:
+            for generation in range(self.generation + 1):
+                self.folder.remove(_file(self.name, generation))
 
     def touch(self) -> None:
         """Touch the file unless the claim was superseded, as its file may have been removed."""
@@ -103,10 +79,13 @@ def claim(folder: Location, name: str) -> Lease | Holder | None:
             return holder
     generation = 0 if newest is None else newest + 1
     file = _file(name, generation)
-    ours = {**asdict(_ourselves()), "token": secrets.token_hex(8)}
-    if folder.publish(file, json.dumps(ours).encode()):
-        return Lease(folder, name, generation)
-    return _read(folder, file)
+    ours = json.dumps({**asdict(ourselves()), "token": secrets.token_hex(8)}).encode()
+    if not folder.publish(file, ours):
+        return _read(folder, file)
+    if generation and not folder.read_all([_file(name, generation - 1)]):
+        folder.remove(file)  # meanwhile another process superseded that claim, and released it
+        return None
+    return Lease(folder, name, generation, ours)
 
 
 def live_holders(folder: Location) -> list[Holder]:
@@ -148,27 +127,6 @@ def _dead(holder: Holder | None, folder: Location, file: str) -> bool:
         return folder.age(file) > STALE
     except FileNotFoundError:
         return False
-
-
-@cache
-def _machine() -> str:
-    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not (boot.exists() and processes.exists()):
-        return platform.node()
-    return f"{platform.node()}/{boot.read_text().strip()}/{processes.stat().st_ino}"
-
-
-def _born(pid: int) -> str:
-    """When a process started, in kernel ticks; `dead` for one that exited but was not reaped."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "dead" if state in "ZX" else rest[18]
-
-
-def _ourselves() -> Holder:
-    return Holder(platform.node(), _machine(), os.getpid(), _born(os.getpid()))
 
 
 class _Heart:

@@ -125,18 +125,22 @@ class Bucket:
 
     def names(self) -> list[str]:
         """Names of the objects directly in the folder."""
+        return list(self.sizes())
 
-        def listed(system: Any, path: str) -> list[str]:
-            return [
-                info["name"].rpartition("/")[2]
+    def sizes(self) -> dict[str, int]:
+        """The size of each object directly in the folder, from one listing."""
+
+        def listed(system: Any, path: str) -> dict[str, int]:
+            return {
+                info["name"].rpartition("/")[2]: int(info.get("size") or 0)
                 for info in system.ls(path, detail=True)
                 if info["type"] == "file" and _inside(info["name"], path)
-            ]
+            }
 
         try:
             return self._call("list", listed)
         except FileNotFoundError:
-            return []
+            return {}
 
     def read(self, name: str) -> bytes:
         """The bytes of an object."""
@@ -207,14 +211,8 @@ class Bucket:
         for name in names:
             self._call("write to", _remove, name)
 
-    def remove_below(self, name: str) -> None:
-        """Remove all objects below a name."""
-
-        def remove(system: Any, path: str) -> None:
-            if found := system.find(path):
-                system.rm(found)
-
-        self._call("write to", remove, name)
+    def remove_empty(self, name: str) -> None:
+        """Does nothing: a store has no empty folders."""
 
     def has_below(self, name: str) -> bool:
         """Whether there is an object below a name."""

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import functools
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from zeroshot.errors import UserError
+from zeroshot.errors import OutputError, UserError
 from zeroshot.output import atomic, leases
+from zeroshot.output.appended import AppendedFile
 from zeroshot.output.filesystem import Disk
 from zeroshot.output.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
 
@@ -59,8 +61,10 @@ class ResumableFile:
     `schema` names the rows; `settings` (JSON) are everything that decides their content. The suffix
     selects the format: jsonl, csv, parquet, txt. A Parquet file cannot be appended to: rows go to
     `x.parquet.part`, and into the table on closing. Plain text cannot be continued. A second
-    process is refused. Rows come in batches of `batch_size`; an incomplete batch of a killed run is
-    dropped, because a number can differ in its last digit if images are batched otherwise.
+    process is refused; one that takes over from a process that does not answer continues in a copy,
+    so that nothing gets in between if that process was only suspended. Rows come in batches of
+    `batch_size`; an incomplete batch of a killed run is dropped, because a number can differ in its
+    last digit if images are batched otherwise.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class ResumableFile:
         self._table = path.suffix.lower() == ".parquet"
         self._work = path.with_name(path.name + ".part") if self._table else path
         self._run_file = path.with_name(path.name + ".run.json")
+        self._failed_to_write = False
         made_with = json.loads(to_json({"rows": schema, "settings": settings}))
         if path.is_dir():
             raise UserError(f"'{path}' is a folder; --out names a file")
@@ -111,6 +116,7 @@ class ResumableFile:
 
     def _begin(self, made_with: dict[str, Any], retry_failed: bool) -> None:
         records = self._earlier(made_with)
+        self._equal = _equal(records)
         self._good = Counter((written_path(r.path), r.id) for r in records if not r.failed)
         self._ids = {written_path(r.path): r.id for r in records if not r.failed}
         self._failed = Counter(
@@ -120,13 +126,16 @@ class ResumableFile:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._run = made_with | {"versions": versions(), "started": started, "ended": None}
         self._write_run(rows_before=len(records))
-        self._file = open(self._work, "ab")  # noqa: SIM115
-        if not self._file.tell():
-            self._file.write(self._format.header)
+        self._table_was = _identity(self.path)
+        self._file = AppendedFile(self._work)
+        if not self._file.size:
+            self._file.append(self._format.header)
 
     def _earlier(self, made_with: dict[str, Any]) -> list[Record]:
         """The rows of earlier runs, after the file is repaired."""
         if not any(file.exists() and file.stat().st_size for file in (self.path, self._work)):
+            if self._lease.generation:
+                self._work.unlink(missing_ok=True)
             return []
         advice = "replace it with --overwrite, or choose another --out"
         if not self._run_file.exists():
@@ -150,7 +159,7 @@ class ResumableFile:
         """Merge later rows into the first `before` ones; drop a partial last row."""
         merged = merge(records[:before], records[before:])
         data = self._format.header + b"".join(record.raw for record in merged)
-        if data != self._work.read_bytes():
+        if self._lease.generation or data != self._work.read_bytes():
             atomic.replace(self._work, data)
         return merged
 
@@ -177,40 +186,88 @@ class ResumableFile:
             return False
         return True
 
+    def check_doubles(self, path: str | None, id: str | None) -> None:
+        """Check that no row for this image is left after `take_row` for each time it is named.
+
+        Raises:
+            UserError: rows are left, and two rows for it are equal.
+        """
+        path = written_path(path)
+        if id == ANY_ID:
+            id = self._ids.get(path)
+        more = self._good[path, id] + self._failed[path]
+        if more and path in self._equal:
+            raise UserError(
+                f"'{self.path}' has {more} more rows for '{path}' than it is named, so two "
+                "processes seem to have written it; replace it with --overwrite, or choose another "
+                "--out"
+            )
+
     def write(self, rows: Iterable[Row]) -> None:
-        """Append a batch and flush it, so that it survives the end of this process."""
+        """Append a batch, so that it survives the end of this process.
+
+        Raises:
+            OutputError: the disk is full, or the file is not this process's any more.
+        """
         data = bytearray()
         for row in rows:
             if row["schema"] != self.schema:
                 raise ValueError(f"a row of {row['schema']} in a file of {self.schema}")
             data += self._format.encode(row)
-        with atomic.writing(self.path):
-            self._file.write(data)
-            self._file.flush()
+        try:
+            with atomic.writing(self.path):
+                self._check_lease()
+                self._file.append(data)
+        except OutputError:
+            self._failed_to_write = True
+            raise
+
+    def _check_lease(self) -> None:
+        if not os.path.lexists(self._work):
+            self._file.check()  # if the folder is gone, so is the lease
+        if not self._lease.is_current():
+            raise OutputError(
+                f"'{self.path}' was taken over by another process, because this one was suspended "
+                f"for more than {leases.STALE:.0f} seconds; nothing more is written by this one"
+            )
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Merge the rows and write `summary` (device, throughput) to the run file."""
+        """Merge the rows and write `summary` (device, throughput) to the run file.
+
+        Raises:
+            OutputError: as `write`. If `write` has raised it, nothing is changed.
+        """
         if self._file.closed:
             return
         try:
-            with atomic.writing(self.path):
-                self._finish(dict(summary or {}))
+            if not self._failed_to_write:
+                with atomic.writing(self.path):
+                    self._check_lease()
+                    self._file.sync()
+                    self._file.close()
+                    self._finish(dict(summary or {}))
         finally:
+            self._file.close()
             self._lease.release()
 
     def _finish(self, summary: dict[str, Any]) -> None:
-        with contextlib.closing(self._file):
-            self._file.flush()
-            atomic.sync(self._file.fileno())
         before = self._run["rows_before"]
         if before:
             records = self._format.records(self._work.read_bytes())
             before = len(self._tidy(records, before))
         if self._table:
-            atomic.replace(self.path, to_parquet(self._work.read_bytes(), self.schema))
-            self._work.unlink()
+            self._write_table()
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_run(ended=ended, rows_before=before, **summary)
+
+    def _write_table(self) -> None:
+        if _identity(self.path) != self._table_was:
+            raise OutputError(
+                f"'{self.path}' was removed or replaced during the run, so it is not written; all "
+                f"rows are in {self._work.name}, and the same command writes the table"
+            )
+        atomic.replace(self.path, to_parquet(self._work.read_bytes(), self.schema))
+        self._work.unlink()
 
     def __enter__(self) -> "ResumableFile":
         return self
@@ -222,6 +279,26 @@ class ResumableFile:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _equal(records: Sequence[Record]) -> set[str | None]:
+    """The paths of records that are there more than once, byte for byte."""
+    seen: set[bytes] = set()
+    equal = set()
+    for record in records:
+        if record.raw in seen:
+            equal.add(written_path(record.path))
+        seen.add(record.raw)
+    return equal
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes if another file takes this path, or its content changes; None for no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def written_path(path: str | None) -> str | None:

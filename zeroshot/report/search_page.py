@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from zeroshot.output.atomic import whole
 from zeroshot.output.formats import utf8
 from zeroshot.results.result import SearchResult, thumbnail
 
@@ -50,10 +51,16 @@ def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
     )
 
 
-def write_page(path: Path, results: Sequence[SearchResult], queries: Sequence[str]) -> None:
-    """Write `search_page` as UTF-8; bytes of file names that are no UTF-8 are escaped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(utf8(search_page(results, queries)))
+def write_page(
+    path: Path, results: Sequence[SearchResult], queries: Sequence[str], overwrite: bool = True
+) -> None:
+    """Write `search_page` as UTF-8; bytes of file names that are no UTF-8 are escaped.
+
+    Raises as `output.atomic.whole`.
+    """
+    page = utf8(search_page(results, queries))
+    with whole(path, overwrite=overwrite) as file:
+        file.write(page)
 
 
 def _section(query: str, hits: Sequence[SearchResult]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.errors import UserError, unknown
 from zeroshot.ops import normalize
+from zeroshot.output.atomic import whole
 
 Array = npt.NDArray[Any]
 
@@ -62,13 +63,10 @@ def read_arrays(path: Path) -> dict[str, Array]:
         ) from error
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write an .npz file, all of it or nothing: to another name, which is then changed."""
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("wb") as file:
+def write_arrays(path: Path, arrays: Mapping[str, Array], overwrite: bool = True) -> None:
+    """Write an .npz file, all of it or nothing; raises as `output.atomic.whole`."""
+    with whole(path, overwrite=overwrite) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
 
 
 def score_arrays(

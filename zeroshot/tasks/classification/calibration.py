@@ -37,6 +37,7 @@ from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import read_json
+from zeroshot.output.atomic import whole
 from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
 from zeroshot.tasks.classification.heads import Acceptance
 
@@ -76,10 +77,11 @@ class Calibration:
             if was != now[key]:
                 raise UserError(f"the calibration was made with {key} {was}, not {now[key]}")
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n", "utf-8")
+    def write(self, path: Path, overwrite: bool = True) -> None:
+        """Write it as JSON; raises as `output.atomic.whole`."""
+        text = json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n"
+        with whole(path, overwrite=overwrite) as file:
+            file.write(text.encode())
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -5,12 +5,11 @@ labels and of the results. Each annotation has a score, as in COCO's results.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zeroshot.errors import UserError
+from zeroshot.output.atomic import whole
 from zeroshot.results.regions import DECIMALS, DetectResult
 from zeroshot.results.result import as_float32
 
@@ -49,13 +48,7 @@ def document(results: Iterable[DetectResult], labels: Sequence[str]) -> dict[str
 
 
 def write(path: Path, document: dict[str, Any], overwrite: bool) -> None:
-    """Write a document, all of it or nothing; UserError if the file exists."""
-    if path.exists() and not overwrite:
-        raise UserError(f"'{path}' exists; --overwrite replaces it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        new.write_text(json.dumps(document, ensure_ascii=False) + "\n", "utf-8", "surrogateescape")
-        os.replace(new, path)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}") from error
+    """Write a document, all of it or nothing; raises as `output.atomic.whole`."""
+    text = json.dumps(document, ensure_ascii=False) + "\n"
+    with whole(path, overwrite=overwrite) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))

@@ -1,7 +1,6 @@
 """Images that are written beside the rows: masks, and images with drawings on them."""
 
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -9,6 +8,7 @@ from pathlib import Path, PurePath
 from PIL.Image import Image
 
 from zeroshot.errors import UserError
+from zeroshot.output import atomic
 
 __all__ = ["ImageFolder", "file_name"]
 
@@ -43,24 +43,22 @@ class ImageFolder:
     def write(self, path: str | None, id: str, image: Image) -> str:
         """Write an image, all of it or nothing, and return the name of its file.
 
-        UserError for a folder that cannot be written to, and for a file with other content.
+        Raises:
+            UserError: no file can be there, or there is one with other content.
+            OutputError: it cannot be written, for example because the disk is full.
         """
         name = file_name(path, id)
         file = self.folder / name
         data = io.BytesIO()
         image.save(data, "PNG", optimize=image.mode == "P")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if file.is_file() and not self.overwrite:
+        if not self.overwrite and file.is_file():
+            with atomic.writing(file):
                 if file.read_bytes() == data.getvalue():
                     return name
-                raise UserError(
-                    f"'{file}' exists with other content; --overwrite replaces it, or name "
-                    "another folder"
-                )
-            new = self.folder / f".{name}.{os.getpid()}.new"
-            new.write_bytes(data.getvalue())
-            os.replace(new, file)  # an existing link is replaced, never followed
-        except OSError as error:
-            raise UserError(f"cannot write '{file}': {error.strerror}") from error
+            raise UserError(
+                f"'{file}' exists with other content; --overwrite replaces it, or name another "
+                "folder"
+            )
+        with atomic.whole(file) as new:  # an existing link is replaced, never followed
+            new.write(data.getvalue())
         return name

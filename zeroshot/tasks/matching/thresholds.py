@@ -16,6 +16,8 @@ import numpy as np
 
 from zeroshot.errors import UserError
 from zeroshot.inputs.text_files import read_json
+from zeroshot.output.atomic import whole
+from zeroshot.output.formats import utf8
 
 __all__ = ["Thresholds", "learn", "read_thresholds"]
 
@@ -47,11 +49,11 @@ class Thresholds:
                 f"{made_with}; learn new ones with --learn-thresholds"
             )
 
-    def save(self, path: Path) -> None:
-        """Write them as JSON."""
+    def save(self, path: Path, overwrite: bool = True) -> None:
+        """Write them as JSON; raises as `output.atomic.whole`."""
         text = json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False, indent=2)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        with whole(path, overwrite=overwrite) as file:
+            file.write(utf8(text + "\n"))
 
 
 def learn(
