@@ -1,8 +1,8 @@
 """Imports point down: each folder of the package sees the floors below it, and no circle is left.
 
 The list has folders, and the ten files that stand beside them; a new file in a folder changes
-nothing here. A folder includes the folders in it. Writing files whole is on a floor of its own, since
-everything writes files by it.
+nothing here. A folder includes the folders in it. Two modules of `output` are on a lower floor than
+the folder: everything writes files by them.
 """
 
 import ast

@@ -63,6 +63,11 @@ def verify(index: Index, folder: Path) -> Verified:
     return Verified(tuple(spaces), tuple(sorted(indexed - files)), tuple(sorted(files - indexed)))
 
 
+def ids_of(target: Path) -> Path:
+    """The file of ids beside an export."""
+    return target.with_suffix(".ids.jsonl")
+
+
 def export(
     index: Index, folder: Path, target: Path, encoder: str, kind: str, *, half: bool = False
 ) -> int:
@@ -70,10 +75,12 @@ def export(
 
     `x.safetensors` has them as `rows` `[n d]`, `x.npy` as the array; float32, or float16 with
     `half`. `x.ids.jsonl` has a line for each: `row`, `id`, and the `paths` of files that had this
-    content when they were hashed. Memory is that of one batch.
+    content when they were hashed. Memory is that of one batch. Earlier files are replaced, but old
+    ids never lie beside new embeddings: they are removed first.
 
     Raises:
         UserError: there are no such embeddings, or the suffix is unknown.
+        OutputError: they cannot be written; earlier files are as they were.
     """
     if target.suffix not in FORMATS:
         raise unknown("format of an export", target.suffix, FORMATS)
@@ -84,10 +91,10 @@ def export(
             f"the cache has no {kind} embeddings of '{encoder}'; available: {there or 'none'}"
         )
     ((space, _, _, dim),) = spaces
-    ids_path = target.with_suffix(".ids.jsonl")
+    ids_path = ids_of(target)
     dtype = np.dtype("<f2" if half else "<f4")
     count = 0
-    with atomic.whole(target) as vectors_file, atomic.whole(ids_path) as ids_file:
+    with atomic.whole(ids_path) as ids_file, atomic.whole(target) as vectors_file:
         vectors_file.write(bytes(HEADER))
         for batch in index.batches(space):
             vectors = _read(folder, batch, dim)
@@ -103,6 +110,10 @@ def export(
         metadata = {"encoder": encoder, "kind": kind, "ids": ids_path.name}
         header = _safetensors if target.suffix == ".safetensors" else _npy
         vectors_file.write(header(count, dim, dtype, metadata))
+        for file in (vectors_file, ids_file):
+            file.flush()
+            atomic.sync(file.fileno())  # so that nothing but the renames is left to fail
+        ids_path.unlink(missing_ok=True)
     return count
 
 

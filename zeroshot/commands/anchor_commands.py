@@ -107,6 +107,8 @@ def anchors_build(
     from zeroshot.model_set.anchor_writer import AnchorWriter
     from zeroshot.model_set.spec import find_set
     from zeroshot.models import load_image_encoder, load_text_encoder
+    from zeroshot.output import atomic
+    from zeroshot.output.formats import utf8
     from zeroshot.tasks import anchors as task
 
     kind = _kind(half, int8)
@@ -128,8 +130,9 @@ def anchors_build(
         failed = _write(todo, left, right, file, captions, batch_size, cache)
     console.log(f"wrote {out}: {file.count} anchors")
     manifest = out.parent / "models.toml"
-    if not manifest.exists():
-        manifest.write_text(task.manifest(out, names), "utf-8")
+    with atomic.writing(manifest):
+        made = not manifest.exists() and atomic.publish(manifest, utf8(task.manifest(out, names)))
+    if made:
         console.log(f"wrote {manifest}: use it as --models {out.parent}")
     if failed:
         raise typer.Exit(3)
@@ -205,12 +208,10 @@ def anchors_add(
     offline: Offline = False,
 ) -> None:
     """Encode more pairs with a set's encoders, and append them to its anchors."""
-    from tempfile import TemporaryDirectory
-
     from zeroshot.commands import console
     from zeroshot.datasets.pairs import read_pairs
-    from zeroshot.model_set.anchor_file import read_anchors
-    from zeroshot.model_set.anchor_writer import AnchorWriter, write_anchors
+    from zeroshot.model_set.anchor_file import read_header
+    from zeroshot.model_set.anchor_writer import AnchorWriter
 
     models, known = _open(anchors, device=device, precision=precision, offline=offline)
     if models is None:
@@ -218,15 +219,17 @@ def anchors_add(
     target = _target(known, out)
     pair = models.coupled
     encoders = {"image_encoder": pair.image_encoder.name, "text_encoder": pair.text_encoder.name}
+    known.check_encoders(*encoders.values())
+    kind = read_header(known.path)[0]["images"]["dtype"]
     todo = read_pairs(pairs, root)
-    with TemporaryDirectory(dir=target.parent) as folder:
-        fresh = Path(folder) / "new.safetensors"
-        with AnchorWriter(fresh, encoders) as file:
-            failed = _write(
-                todo, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
-            )
-        count = write_anchors(target, [known, read_anchors(fresh)], force=True)
-    console.log(f"wrote {target}: {count} anchors, {count - len(known)} of them new")
+    with AnchorWriter(target, encoders | dict(known.encoders), kind=kind, force=True) as file:
+        file.copy(known)
+        failed = _write(
+            todo, pair.image_encoder, pair.text_encoder, file, captions, batch_size, cache
+        )
+        if file.count == len(known):
+            raise UserError(f"no pair is left for '{target}'")
+    console.log(f"wrote {target}: {file.count} anchors, {file.count - len(known)} of them new")
     if failed:
         raise typer.Exit(3)
 
@@ -328,10 +331,12 @@ def _open(name: str, **how: Any) -> "tuple[ModelSet | None, Anchors]":
 
 
 def _target(known: "Anchors", out: Path | None) -> Path:
-    """The file to write; UserError for that of the bundled set."""
+    """The file to write; UserError for that of the bundled set, and for one that exists."""
     from zeroshot.model_set.spec import POCKET
 
     target = out or known.path
+    if target.exists() and not target.samefile(known.path):
+        raise UserError(f"'{target}' exists; choose another --out")
     if target.resolve().is_relative_to(POCKET.resolve()):
         raise UserError("the bundled set cannot be changed; give --out FILE.safetensors")
     return target

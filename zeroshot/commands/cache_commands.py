@@ -111,10 +111,12 @@ def cache_export(
 ) -> None:
     """Export the embeddings of an encoder, with their ids and paths."""
     from zeroshot.cache.embedding_cache import EmbeddingCache
+    from zeroshot.cache.export import ids_of
     from zeroshot.commands import console
 
-    if target.exists() and not overwrite:
-        raise UserError(f"'{target}' exists; --overwrite replaces it")
+    for file in (target, ids_of(target)):
+        if file.exists() and not overwrite:
+            raise UserError(f"'{file}' exists; --overwrite replaces it")
     with EmbeddingCache() as cache:
         spaces = [
             (s.encoder, s.kind)

@@ -130,6 +130,10 @@ def _check_options(
         )
     if run.out is not None and run.out.exists() and not run.out.is_dir():
         raise UserError(f"--out '{run.out}' is a file; eval writes a folder")
+    if run.out is not None and not run.overwrite and not any(run.out.glob("*.eval.json")):
+        for name in ("truth.jsonl", "comparison.json"):  # an earlier eval may have written them
+            if (run.out / name).exists():
+                raise UserError(f"'{run.out / name}' exists; --overwrite replaces it")
 
 
 def _show(

@@ -4,6 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -132,25 +133,64 @@ def _prompted(
 def _traces(
     path: Path | None, run: OutputOptions
 ) -> Iterator[Callable[[ResultStream], ResultStream]]:
-    """What passes results on, and writes the trace of each to `path` at once."""
+    """What passes results on, and writes the trace of each to `path`.
+
+    With --out the file grows with the rows, and a trace that a killed run wrote without its row is
+    not written again. Otherwise it is written whole.
+    """
     if path is None:
         yield lambda results: results
         return
+    from zeroshot.output import atomic
+    from zeroshot.output.appended import AppendedFile
+
+    if run.out is None:
+        if path.exists() and not run.overwrite:
+            raise UserError(f"'{path}' exists; --overwrite replaces it")
+        ended: BaseException | None = None
+        with atomic.whole(path, overwrite=run.overwrite) as new:
+            try:
+                yield lambda results: _traced(results, new.write)
+            except (typer.Exit, KeyboardInterrupt) as error:  # all traces so far are complete
+                ended = error
+        if ended is not None:
+            raise ended
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = AppendedFile(path)
+    except OSError as error:
+        raise atomic.start_error(path, error) from error
+
+    def grown(results: ResultStream) -> ResultStream:
+        lines = [] if run.overwrite else path.read_bytes().splitlines(keepends=True)
+        complete = [line for line in lines if line.endswith(b"\n")]
+        file.cut(sum(map(len, complete)))
+        written = Counter(complete)
+
+        def write(line: bytes) -> None:
+            if written[line]:
+                written[line] -= 1
+            else:
+                file.append(line)
+
+        yield from _traced(results, write)
+        file.sync()
+
+    try:
+        yield grown
+    finally:
+        file.close()
+
+
+def _traced(results: ResultStream, write: Callable[[bytes], object]) -> ResultStream:
+    """The results; the trace of each is written before it."""
     from zeroshot.output.formats import to_json, utf8
 
-    if path.exists() and run.overwrite is False and run.out is None:
-        raise UserError(f"'{path}' exists; --overwrite replaces it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb" if run.overwrite or run.out is None else "ab") as file:
-
-        def write(results: ResultStream) -> ResultStream:
-            for result in results:
-                if result.error is None:
-                    file.write(utf8(to_json(result.trace_row())) + b"\n")
-                    file.flush()
-                yield result
-
-        yield write
+    for result in results:
+        if result.error is None:
+            write(utf8(to_json(result.trace_row())) + b"\n")
+        yield result
 
 
 @command

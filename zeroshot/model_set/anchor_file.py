@@ -2,7 +2,8 @@
 
 `anchors.safetensors` has two arrays, `images [a d]` and `texts [a e]`, with row i of both for pair
 i, in float32, float16 or int8, and the names of the encoders. `anchors.jsonl` beside it has a line
-for each pair: `{"id": ..., "captions": [...], "path": ...}`; it may be missing.
+for each pair: `{"id": ..., "captions": [...], "path": ...}`; it may be missing. The sha256 of its
+lines is in the file with the embeddings, so that lines of another set are found out.
 
 An int8 row is a unit vector times a factor that makes its largest number 127 or -127. Normalizing
 the row removes the factor, so the file does not contain it.
@@ -11,6 +12,7 @@ A large file is mapped into memory: the disk is read block by block, as rows are
 the file is executed, and a file with an inconsistent header is refused.
 """
 
+import glob
 import hashlib
 import json
 import struct
@@ -32,6 +34,7 @@ from zeroshot.ops import normalize
 
 MAPPED_BYTES = 256 << 20
 """A larger file is mapped; its rows stay as they are, perhaps in half precision or int8."""
+FORMAT = "zeroshot.anchors/1"
 ENCODERS = ("image_encoder", "text_encoder")
 VectorFormat = Literal["F32", "F16", "I8"]
 KINDS: Mapping[Any, Any] = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
@@ -69,6 +72,8 @@ class Anchors:
     texts: Real[Tensor, "a e"]
     encoders: Mapping[str, str] = field(default_factory=dict)
     """Names of `image_encoder` and `text_encoder`, if the file has them."""
+    lines: str | None = None
+    """The sha256 of the lines that belong to the embeddings, if the file has it."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,18 +81,31 @@ class Anchors:
     @cached_property
     def fingerprint(self) -> str:
         """The first 12 hex digits of the file's sha256."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        return _sha256(self.path)[:12]
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """Entries of the `.jsonl` beside the file; numbered, without captions, if it is missing."""
+        """Entries of the `.jsonl` beside the file; numbered, without captions, if it is missing.
+
+        Raises:
+            UserError: lines of another set, or not as many as there are pairs.
+        """
         beside = self.path.with_suffix(".jsonl")
-        if not beside.is_file():
+        prefix = lines_aside(self.path, self.lines or "")
+        aside = self.path.parent.glob(f"{glob.escape(prefix)}*") if self.lines else ()
+        found = [file for file in (beside, *aside) if file.is_file()]
+        if not found:
             return tuple(Entry(str(i)) for i in range(len(self)))
-        entries = tuple(_entries(beside))
+        ours = next((file for file in found if self.lines in (None, _sha256(file))), None)
+        entries = tuple(_entries(ours or found[0]))
         if len(entries) != len(self):
-            raise UserError(f"'{beside}' has {len(entries)} lines for {len(self)} anchors")
+            raise UserError(f"'{found[0]}' has {len(entries)} lines for {len(self)} anchors")
+        if ours is None:
+            raise UserError(
+                f"'{found[0]}' is not the file that was written with '{self.path}', so its "
+                "captions may be those of other pairs: put that file back, remove this one, or "
+                "build the anchors again"
+            )
         return entries
 
     @property
@@ -105,6 +123,19 @@ class Anchors:
                     f"with {name}, and embeddings of different encoders cannot be compared; build "
                     "the anchors again, or use the encoder that made them"
                 )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lines_aside(path: Path, sha256: str) -> str:
+    """How the name of new lines begins until they take the place of those beside an anchor file.
+
+    The process that writes them follows.
+    """
+    return f".{path.name}.lines.{sha256[:16]}"
 
 
 def _without_precision(name: str) -> str:
@@ -151,7 +182,10 @@ def read_anchors(path: Path) -> Anchors:
             rows[name] = normalize(rows[name].float())
     metadata = header.get("__metadata__", {})
     encoders = {part: str(metadata[part]) for part in ENCODERS if part in metadata}
-    anchors = Anchors(path, rows["images"], rows["texts"], encoders)
+    lines = (
+        str(metadata["lines"]) if metadata.get("format") == FORMAT and "lines" in metadata else None
+    )
+    anchors = Anchors(path, rows["images"], rows["texts"], encoders, lines)
     if not mapped:
         _ = anchors.entries  # so that an error in them is raised now and not during a run
     return anchors

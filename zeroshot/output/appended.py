@@ -69,6 +69,14 @@ class AppendedFile:
                 raise
             self.size += len(data)
 
+    def cut(self, size: int) -> None:
+        """Cut the file to a size; raises as `append`."""
+        with atomic.writing(self.path):
+            self.check()
+            assert self._handle is not None
+            os.ftruncate(self._handle, size)
+            self.size = size
+
     def sync(self) -> None:
         """Check the file, and wait until it is on the disk; raises as `append`."""
         with atomic.writing(self.path):

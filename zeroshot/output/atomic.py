@@ -17,7 +17,16 @@ from typing import BinaryIO
 from zeroshot.errors import OutputError, UserError, ZeroshotError
 from zeroshot.output.holders import has_exited, ourselves
 
-__all__ = ["part_of", "publish", "replace", "start_error", "sync", "whole", "writing"]
+__all__ = [
+    "is_abandoned",
+    "part_of",
+    "publish",
+    "replace",
+    "start_error",
+    "sync",
+    "whole",
+    "writing",
+]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PART = re.compile(r"\..*\.([0-9a-f]{8}-\d+-\w*)-[0-9a-f]{8}\.new", re.DOTALL)
@@ -144,14 +153,17 @@ def _sweep(folder: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         for entry in found:
             part = PART.fullmatch(entry.name)
-            if part and entry.is_file(follow_symlinks=False) and _is_abandoned(part[1], entry):
-                with contextlib.suppress(OSError):
+            if part is None or not entry.is_file(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError):
+                if is_abandoned(part[1], entry.stat().st_mtime):
                     os.unlink(entry.path)
 
 
-def _is_abandoned(mark: str, entry: "os.DirEntry[str]") -> bool:
+def is_abandoned(mark: str, modified: float) -> bool:
+    """Whether the process with this `Holder.mark` will not finish a file, last written then."""
     exited = has_exited(mark)
-    return time.time() - entry.stat().st_mtime > ABANDONED if exited is None else exited
+    return time.time() - modified > ABANDONED if exited is None else exited
 
 
 def sync(what: int | Path) -> None:
