@@ -1,12 +1,15 @@
 """Kill runs, fill disks, and see that nothing is lost: `python tools/crash.py PLACE [--kills 20]`.
 
-A run of `classify` over drawn scenes is killed (`kill -9`) at random moments and resumed each time;
-then its rows must be those of a run that nobody disturbed, byte for byte once sorted: into one
-file, into a folder, and by two processes into one folder. Then a disk that is full (a small tmpfs),
-and a cache that may not be written: both need the right to mount.
+A run over drawn scenes is killed (`kill -9`) at random moments and resumed each time; then its rows
+must be those of a run that nobody disturbed, byte for byte once sorted: `classify` into one file,
+into a folder, and by two processes into one folder; then `COMMANDS`, with all files that they
+write, and nothing else left beside them. Then a disk that is full (a small tmpfs), and a cache that
+may not be written: both need the right to mount. Last a writer that is suspended in a PID namespace
+of its own for longer than its claim lasts, and wakes up: that needs the right to make one.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -14,14 +17,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from many_scenes import draw
+from safetensors.numpy import load_file
+
+from zeroshot.output.leases import STALE
 
 LABELS = "red heart,blue star,green ring,yellow circle,purple cross"
 BATCH = 16
@@ -51,6 +59,187 @@ def lines(out: Path) -> list[bytes]:
     """All rows that are there, sorted."""
     files = [out] if out.suffix else sorted(out.glob("[0-9]*.jsonl"))
     return sorted(line for file in files for line in file.read_bytes().splitlines())
+
+
+Facts = list[tuple[str, bytes]]
+"""What is in an output: a name, which is there once, and what is said of it."""
+
+
+def files_in(folder: Path) -> Facts:
+    """All files of an output folder but those with times in them; each row of a shard by itself."""
+    facts = []
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(file.relative_to(folder))
+        if file.suffix == ".jsonl" and name[0].isdecimal():
+            facts += [(json.loads(row)["path"], row) for row in file.read_bytes().splitlines()]
+        elif not (file.suffix == ".json" and name[:5].isdecimal()) and name != "run.json":
+            facts.append((name, file.read_bytes()))
+    return facts
+
+
+def csv_rows(folder: Path) -> Facts:
+    with (folder / "rows.csv").open(newline="", encoding="utf-8") as file:
+        return [(row[0], repr(row).encode()) for row in csv.reader(file)] + left_in(folder)
+
+
+def anchors(folder: Path) -> Facts:
+    """Each pair with its embeddings."""
+    arrays = load_file(folder / "a.safetensors")
+    lines = (folder / "a.jsonl").read_bytes().splitlines()
+    assert len(lines) == len(arrays["images"])
+    rows = zip(lines, arrays["images"], arrays["texts"], strict=True)
+    pairs = [(json.loads(x)["id"], x + image.tobytes() + text.tobytes()) for x, image, text in rows]
+    return [*pairs, *left_in(folder, "models.toml")]
+
+
+def sidecars(folder: Path) -> Facts:
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_bytes().splitlines()]
+    texts = sorted((folder / "pictures").glob("*.txt"))
+    said = [(Path(row["path"]).name, row["caption"].encode()) for row in rows]
+    return [*said, *((p.name, p.read_bytes()) for p in texts), *left_in(folder / "pictures")]
+
+
+def kept_pairs(folder: Path) -> Facts:
+    members: Facts = []
+    for file in sorted((folder / "kept").glob("*.tar")):
+        with tarfile.open(file) as tar:
+            for member in tar:
+                opened = tar.extractfile(member)
+                members.append((member.name, opened.read() if opened else b""))
+    return [*members, *left_in(folder / "kept")]
+
+
+def left_in(folder: Path, *more: str) -> Facts:
+    """What a process left that was killed: all hidden files, and those in `more`."""
+    left = (p for p in folder.rglob("*") if p.name.startswith(".") or p.name in more)
+    return [(str(p.relative_to(folder)), p.read_bytes()) for p in sorted(left) if p.is_file()]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is killed and begun again, and what is in its output then."""
+
+    arguments: Callable[[Path, Path], Sequence[str]]
+    """from the place of the pictures and the folder of the output"""
+    facts: Callable[[Path], Facts]
+
+
+def labels(pictures: Path, out: Path) -> list[str]:
+    return ["classify", str(pictures), "--labels", LABELS, "--out", str(out / "rows.csv")]
+
+
+def beside(pictures: Path, out: Path) -> list[str]:
+    mine = out / "pictures"
+    if not mine.exists():
+        shutil.copytree(pictures, mine)
+    return ["caption", str(mine), "--sidecar", "txt", "--out", str(out / "rows.jsonl")]
+
+
+def keep(pictures: Path, out: Path) -> list[str]:
+    table = str(pictures.parent / "pairs.jsonl")
+    return ["filter", table, "--min-score", "-1", "--kept", str(out / "kept"), "--overwrite"]
+
+
+COMMANDS = {
+    "classify, CSV": Command(labels, csv_rows),
+    "embed, folder": Command(
+        lambda pictures, out: [
+            *("embed", str(pictures), "--no-cache", "--shard-size", str(5 * BATCH)),
+            *("--out", f"{out}/"),
+        ],
+        files_in,
+    ),
+    "anchors build": Command(
+        lambda pictures, out: [
+            *("anchors", "build", str(pictures.parent / "pairs.jsonl"), "--overwrite"),
+            *("--out", str(out / "a.safetensors")),
+        ],
+        anchors,
+    ),
+    "caption --sidecar": Command(beside, sidecars),
+    "filter --kept, folder": Command(keep, kept_pairs),
+}
+
+
+def begin(arguments: Sequence[str], cache: Path) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "zeroshot", *arguments]
+    line += ["--models", "pocket", "--batch-size", str(BATCH)]
+    quiet = subprocess.DEVNULL
+    environment = os.environ | {"ZEROSHOT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, env=environment, stdout=quiet, stderr=quiet)
+
+
+def each_command(place: Path, count: int, kills: int, names: Sequence[str]) -> list[Found]:
+    """`COMMANDS`: an undisturbed run of each, then one that is killed."""
+    pictures, found = place / "pictures", []
+    files = draw(pictures, count)
+    caption = "a red heart and a blue star"
+    pairs = (json.dumps({"path": str(p), "caption": f"{caption} {p.stem}"}) for p in files)
+    (place / "pairs.jsonl").write_text("".join(line + "\n" for line in pairs))
+    for number, name in enumerate(names):
+        one, chance, hits = COMMANDS[name], random.Random(number), 0
+        folders = [place / f"{number}-{kind}" for kind in ("whole", "killed", "cache", "cache-2")]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        whole, out, cache, own_cache = folders
+        begun = time.perf_counter()
+        assert begin(one.arguments(pictures, whole), cache).wait() == 0, name
+        seconds = time.perf_counter() - begun
+        for _ in range(kills):
+            running = begin(one.arguments(pictures, out), own_cache)
+            time.sleep(chance.uniform(0.3, 1.0) * seconds)
+            running.kill()
+            hits += running.wait() == -signal.SIGKILL
+        assert begin(one.arguments(pictures, out), own_cache).wait() == 0, name
+        found.append(judged(name, one.facts(out), one.facts(whole), hits))
+        print(found[-1], flush=True)
+    return found
+
+
+def judged(name: str, facts: Facts, whole: Facts, kills: int) -> Found:
+    """An output against that of a run that nobody disturbed."""
+    there, asked = (Counter(key for key, _ in each) for each in (facts, whole))
+    same = sorted(facts) == sorted(whole)
+    missing, twice = (asked - there).total(), (there - asked).total()
+    return Found(name, len(facts), kills, same, twice, missing)
+
+
+def suspended(place: Path) -> list[Found]:
+    """A writer in a PID namespace sleeps for longer than its claim lasts; another takes over."""
+    whole, found = lines(place / "whole"), []
+    for name, wakes in (("wakes early", True), ("wakes late", False)):
+        out, errors = place / "suspended.jsonl", place / "suspended.txt"
+        for file in place.glob("*suspended.*"):
+            file.unlink()
+        arguments = command(place / "pictures", out, "--no-cache")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with errors.open("wb") as said:
+            first = subprocess.Popen(
+                ["unshare", "--pid", "--fork", "--mount-proc", *arguments],
+                env=environment,
+                stderr=said,
+                start_new_session=True,
+            )
+        while not (out.exists() and out.stat().st_size):
+            assert first.poll() is None, errors.read_text()
+            time.sleep(0.05)
+        os.killpg(first.pid, signal.SIGSTOP)
+        time.sleep(STALE + 5)
+        second = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+        size = out.stat().st_size
+        while wakes and out.stat().st_size <= size:
+            assert second.poll() is None
+            time.sleep(0.05)
+        if not wakes:
+            assert second.wait() == 0
+        os.killpg(first.pid, signal.SIGCONT)
+        codes = first.wait(), second.wait()
+        print(codes, errors.read_text().strip().splitlines()[-1], flush=True)
+        assert codes == (4, 0), codes
+        found.append(compare(f"suspended, {name}", out, whole, 1))
+        print(found[-1], flush=True)
+    return found
 
 
 def compare(name: str, out: Path, whole: list[bytes], kills: int) -> Found:
@@ -182,11 +371,19 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--mount", action="store_true", help="also a full disk, a read-only cache")
+    parser.add_argument("--suspend", action="store_true", help="also a suspended writer")
+    parser.add_argument("--only", nargs="*", help="only these of COMMANDS")
     given = parser.parse_args()
     given.place.mkdir(parents=True, exist_ok=True)
-    found = trials(given.place, given.pictures, given.kills)
-    if given.mount:
-        found += full_disk(given.place) + read_only_cache(given.place)
+    if given.only is not None:
+        found = each_command(given.place, given.pictures, given.kills, given.only or [*COMMANDS])
+    else:
+        found = trials(given.place, given.pictures, given.kills)
+        found += each_command(given.place, given.pictures, given.kills, [*COMMANDS])
+        if given.mount:
+            found += full_disk(given.place) + read_only_cache(given.place)
+        if given.suspend:
+            found += suspended(given.place)
     bad = [f for f in found if not f.same or f.twice or f.missing]
     print(f"{len(found) - len(bad)} of {len(found)} trials equal the run that nobody disturbed")
     sys.exit(bool(bad))

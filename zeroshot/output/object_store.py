@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, TypeVar
 from zeroshot.errors import OutputError, UserError, ZeroshotError
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import URL
+from zeroshot.output import atomic
 from zeroshot.output.filesystem import WORK, default_root
 
 T = TypeVar("T")
@@ -176,11 +177,13 @@ class Bucket:
     @contextlib.contextmanager
     def whole(self, name: str) -> Iterator[BinaryIO]:
         """A temporary file on this machine, which is put when the block is done."""
-        with tempfile.TemporaryDirectory(prefix="zeroshot-") as folder:
-            local = os.path.join(folder, "object")
+        local = atomic.part_of(Path(tempfile.gettempdir()) / "zeroshot-object")
+        try:
             with open(local, "xb") as file:
                 yield file
-            self._write(lambda system, path: system.put_file(local, path), name)
+            self._write(lambda system, path: system.put_file(str(local), path), name)
+        finally:
+            local.unlink(missing_ok=True)
 
     def publish(self, name: str, data: bytes) -> bool:
         """Create the object if it does not exist.
