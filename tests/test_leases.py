@@ -114,6 +114,38 @@ def test_an_outbid_holder_can_tell(tmp_path):
     assert claim(Disk(tmp_path), "a").host == "far"  # the other's claim stays
 
 
+def test_a_number_that_is_used_again_is_another_claim(tmp_path):
+    """Suspended, superseded, released by the other, and claimed anew under the first number."""
+    folder = Disk(tmp_path)
+    asleep = claim(folder, "a")
+    elsewhere(tmp_path, generation=1, age=0)
+    for path in tmp_path.glob(".a.*.lease"):
+        path.unlink()
+    assert not asleep.is_current()
+    third = claim(folder, "a")
+    assert third.generation == asleep.generation == 0
+    assert (asleep.is_current(), third.is_current()) == (False, True)
+    asleep.touch()
+    asleep.release()
+    assert third.is_current()
+    third.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_came_too_late_is_none(tmp_path, monkeypatch):
+    """Slow between the look and the claim: the claim that it supersedes is gone by then."""
+    path = elsewhere(tmp_path, age=1000)
+    publish = Disk.publish
+
+    def slow(self, name, data):
+        path.unlink()
+        return publish(self, name, data)
+
+    monkeypatch.setattr(Disk, "publish", slow)
+    assert claim(Disk(tmp_path), "a") is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_torn_claim_is_somebodys_until_it_is_old(tmp_path):
     path = tmp_path / ".a.0.lease"
     path.write_text("{")

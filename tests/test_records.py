@@ -1,9 +1,11 @@
 """Outputs: what a person reads in them, what survives a crash at any byte, what is refused."""
 
 import csv
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +13,9 @@ import sys
 import pytest
 from hypothesis import given, strategies as st
 
-from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.errors import NotAvailableError, OutputError, UserError
 from zeroshot.output import formats
+from zeroshot.output.holders import Holder
 from zeroshot.output.resumable import ResumableFile, merge
 from zeroshot.packaging.extras import how_to_install
 
@@ -343,6 +346,192 @@ def test_file_names_that_are_no_unicode_are_found_again(out):
     out.suffix == ".parquet" or out.read_bytes().decode()
     expected = path if out.suffix == ".jsonl" else r"caf\udce9.jpg"
     assert [name for name, *_ in read(out)] == [expected, "b.jpg"]
+
+
+# A file that others take
+
+
+@pytest.fixture
+def stale(monkeypatch):
+    """Claims look as those of another machine that has not answered for long."""
+
+    def claims(folder):
+        monkeypatch.setattr(Holder, "is_local", property(lambda self: False))
+        for lease in folder.glob(".*.lease"):
+            os.utime(lease, (0, 0))
+
+    return claims
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("wakes", ["at once", "late", "much later", "to close"])
+def test_a_writer_that_was_suspended_writes_nothing(out, stale, before, wakes):
+    rows = [good(name, name) for name in "abcde"]
+    asleep = ResumableFile(out, SCHEMA, SETTINGS)
+    if before:
+        asleep.write(rows[:before])
+    stale(out.parent)
+    awake = ResumableFile(out, SCHEMA, SETTINGS)
+    assert awake.resumed == before
+    awake.write(rows[before:3])
+    if wakes in ("late", "much later"):
+        awake.write(rows[3:])
+        awake.close()
+    if wakes == "much later":
+        awake = ResumableFile(out, SCHEMA, SETTINGS)
+        assert awake.resumed == 5
+    with pytest.raises(OutputError, match="was taken over by another process") as caught:
+        asleep.close() if wakes == "to close" else asleep.write(rows[before:])
+    assert caught.value.exit_code == 4
+    asleep.close()
+    if wakes in ("at once", "to close"):
+        awake.write(rows[3:])
+    awake.close()
+    assert [path for path, *_ in read(out)] == list("abcde")
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
+        assert output.resumed == 5
+
+
+def test_what_is_written_in_the_gap_goes_nowhere(out, stale):
+    """It asked for its claim, and was suspended before it wrote."""
+    asleep = ResumableFile(out, SCHEMA, SETTINGS)
+    asleep.write([good("a", "1")])
+    stale(out.parent)
+    with ResumableFile(out, SCHEMA, SETTINGS) as awake:
+        os.write(asleep._file._handle, awake._format.encode(good("b", "2")))
+        awake.write([good("b", "2")])
+    assert [path for path, *_ in read(out)] == ["a", "b"]
+    asleep._file.close()
+
+
+def remove(path):
+    path.unlink()
+
+
+def replace(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.with_name("keep the inode").touch()
+    path.write_bytes(data)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def extend(path):
+    with path.open("ab") as file:
+        file.write(b"\n")
+
+
+def remove_all(path):
+    shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("at", ["write", "close"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (remove, "was removed"),
+        (replace, "was replaced by another file"),
+        (truncate, "was cut"),
+        (extend, "was written to by another process"),
+        (remove_all, "was removed"),
+    ],
+)
+def test_an_output_that_others_change_is_an_error(tmp_path, suffix_of, change, said, at):
+    out = tmp_path / "o" / f"rows.{suffix_of}"
+    work = out.with_name("rows.parquet.part") if suffix_of == "parquet" else out
+    output = ResumableFile(out, SCHEMA, SETTINGS)
+    output.write([good("a", "1"), good("b", "2")])
+    change(work)
+    with pytest.raises(OutputError, match=f"{said} during the run") as caught:
+        output.write([good("c", "3")]) if at == "write" else output.close()
+    assert caught.value.exit_code == 4
+    output.close()
+    if suffix_of == "txt":
+        return
+    if change is extend:
+        os.truncate(work, work.stat().st_size - 1)
+    with ResumableFile(out, SCHEMA, SETTINGS) as again:
+        rows = [good("a", "1"), good("b", "2"), good("c", "3")]
+        again.write(r for r in rows if not again.take_row(r["path"], r["id"]))
+    assert [path for path, *_ in read(out)] == ["a", "b", "c"]
+
+
+@pytest.fixture(params=["jsonl", "csv", "parquet", "txt"])
+def suffix_of(request):
+    if request.param == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    return request.param
+
+
+@pytest.mark.parametrize("change", [remove, replace, truncate])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_table_that_others_change_is_not_written_over(tmp_path, change, first):
+    pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    out = tmp_path / "x.parquet"
+    if not first:
+        write(out, [good("a", "1")])
+    output = ResumableFile(out, SCHEMA, SETTINGS)
+    output.write([good("b", "2")])
+    if first:
+        out.write_text("another's")
+    else:
+        change(out)
+    left = out.read_bytes() if out.exists() else None
+    with pytest.raises(OutputError, match=r"all rows are in x\.parquet\.part"):
+        output.close()
+    assert (out.read_bytes() if out.exists() else None) == left
+    write(out, [])
+    assert [path for path, *_ in read(out)] == ["b"] if first else ["a", "b"]
+
+
+def test_a_disk_that_is_full_leaves_whole_batches(out, monkeypatch):
+    output, real = ResumableFile(out, SCHEMA, SETTINGS), os.write
+    output.write([good("a", "1"), good("b", "2")])
+
+    def full(handle, data):
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle, data[:100])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OutputError, match="No space left"):
+        output.write([good("c", "3")])
+    monkeypatch.undo()
+    output.close()
+    with ResumableFile(out, SCHEMA, SETTINGS) as again:
+        assert again.resumed == 2
+    assert [path for path, *_ in read(out)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("double", [good("a", "1"), bad("b"), good("c", "3")])
+def test_doubles_are_seen_where_a_run_goes_on(out, double):
+    rows = [good("a", "1"), bad("b"), good("c", "3")]
+    write(out, [*rows, double])  # as two writers of an earlier version may have left it
+    before = out.read_bytes()
+    ids = {"a": "1", "b": None, "c": "3"}
+    for path in "abc":  # a copy of an image has its own row, and is no double
+        with ResumableFile(out, SCHEMA, SETTINGS) as output:
+            named = [path, path] if path == double["path"] else [path]
+            assert all(output.take_row(p, ids[p]) for p in named)
+            output.check_doubles(path, ids[path])
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
+        path = double["path"]
+        assert output.take_row(path, ids[path])
+        with pytest.raises(UserError, match=f"has 1 more rows for '{path}' than it is named"):
+            output.check_doubles(path, ids[path])
+    if out.suffix != ".parquet":
+        assert out.read_bytes() == before
+
+
+def test_rows_that_differ_are_no_doubles(out):
+    """Captions of one image have a row each; a later run may name fewer of them."""
+    write(out, [good("a", "1", "cat"), good("a", "1", "dog"), good("a", "1", "ant")])
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
+        assert output.take_row("a", "1")
+        output.check_doubles("a", "1")
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

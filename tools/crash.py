@@ -9,6 +9,7 @@ of its own for longer than its claim lasts, and wakes up: that needs the right t
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -183,18 +184,30 @@ def each_command(place: Path, count: int, kills: int, names: Sequence[str]) -> l
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
         whole, out, cache, own_cache = folders
-        begun = time.perf_counter()
         assert begin(one.arguments(pictures, whole), cache).wait() == 0, name
-        seconds = time.perf_counter() - begun
         for _ in range(kills):
             running = begin(one.arguments(pictures, out), own_cache)
-            time.sleep(chance.uniform(0.3, 1.0) * seconds)
+            wait_for_changes(running, (out, own_cache), chance.randint(1, 6))
+            time.sleep(chance.uniform(0, 0.2))
             running.kill()
             hits += running.wait() == -signal.SIGKILL
         assert begin(one.arguments(pictures, out), own_cache).wait() == 0, name
         found.append(judged(name, one.facts(out), one.facts(whole), hits))
         print(found[-1], flush=True)
     return found
+
+
+def wait_for_changes(running: subprocess.Popen[bytes], folders: Sequence[Path], count: int) -> None:
+    """Wait until files in the folders have changed so often, or the process ends."""
+    before, seen = None, -1
+    while seen < count and running.poll() is None:
+        files = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
+        now = []
+        for file in files:
+            with contextlib.suppress(OSError):
+                now.append((file, file.stat().st_size, file.stat().st_mtime_ns))
+        seen, before = seen + (now != before), now
+        time.sleep(0.01)
 
 
 def judged(name: str, facts: Facts, whole: Facts, kills: int) -> Found:

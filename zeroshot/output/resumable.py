@@ -10,7 +10,6 @@ import contextlib
 import csv
 import functools
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -223,8 +222,8 @@ class ResumableFile:
             raise
 
     def _check_lease(self) -> None:
-        if not os.path.lexists(self._work):
-            self._file.check()  # if the folder is gone, so is the lease
+        if not self.path.parent.exists():
+            self._file.check()  # then the claim is gone as well
         if not self._lease.is_current():
             raise OutputError(
                 f"'{self.path}' was taken over by another process, because this one was suspended "

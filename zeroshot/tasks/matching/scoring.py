@@ -103,7 +103,7 @@ def by_encoder(
         meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
         flat = [text for i in good for text in texts[i]]
         embeddings = iter(_embed_texts(encoder, flat, cache, meter))
-        images = project_images(encoder, batch.embeddings[good]) if good else batch.embeddings
+        images = project_images(encoder, batch.embeddings[good]) if good else batch.embeddings[:0]
         results: dict[int, tuple[TextScore, ...]] = {}
         with meter.stage("scoring"):
             for i, image in zip(good, images, strict=True):

@@ -69,7 +69,7 @@ def learn(
     for label in truth:
         if label not in order:
             raise UserError(f"a pair has the label '{label}'; expected {', '.join(labels)}")
-    classes = np.array([order[label] for label in truth])
+    classes = np.array([order[label] for label in truth], dtype=np.intp)
     counts = np.bincount(classes, minlength=len(labels))
     if not counts.all():
         raise UserError(f"no pair has the label '{labels[int(counts.argmin())]}'")
