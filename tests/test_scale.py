@@ -1,7 +1,9 @@
 """Shards: whoever makes them and however often it is killed, they are the rows of one process."""
 
 import json
+import os
 import pickle
+import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +14,19 @@ import pytest
 from PIL import Image
 
 from zeroshot.distributed.folder import OutputSpec
+from zeroshot.distributed.local import RunSpec, state
 from zeroshot.distributed.sharding import ByNumber, Share
 from zeroshot.distributed.unfinished import Part
 from zeroshot.distributed.worker import WorkerOptions, process_shard, work
-from zeroshot.errors import UserError
+from zeroshot.errors import OutputError, UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.output import leases
 from zeroshot.output.holders import ourselves
-from zeroshot.results.result import CaptionResult, EmbedResult, Failure
+from zeroshot.results.result import CaptionResult, EmbedResult, Failure, FilterResult
+from zeroshot.tasks.embed import Embed
+from zeroshot.tasks.embed_options import EmbedOptions
 
 POCKET = resolve("pocket")
 
@@ -301,6 +306,213 @@ def test_beginning_anew_takes_what_is_ours_alone(tmp_path):
     held.release()
     OutputSpec(tmp_path / "o").clear()
     assert [p.name for p in (tmp_path / "o").iterdir()] == ["notes.md"]
+
+
+def test_beginning_anew_leaves_what_its_record_does_not_name(tmp_path):
+    """Names like those of our files: of other shards, formats and layouts, and in our folders."""
+    pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    for number, (layout, format) in enumerate(
+        [("rows", "csv"), ("safetensors", "jsonl"), ("clip-retrieval", "jsonl")]
+    ):
+        toy, top = Toy(vectors=True), tmp_path / str(number)
+        folder = join(top, toy, layout=layout, format=format)
+        work(toy, folder, Meter())
+        with pytest.raises(KilledError):  # a folder that is not finished
+            work(replace(toy, killed_at=1), join(tmp_path / f"{number}b", toy), Meter())
+        for place in (top, tmp_path / f"{number}b"):
+            theirs = [
+                *("20241129.csv", "20241129.json", "00003.jsonl", "00003.csv", "000001.jsonl"),
+                *("00000.parquet", "00000.json.bak", "notes.txt", "inputs-0123.jsonl"),
+                *("metadata/notes.txt", "metadata/metadata_9.parquet", "metadata/00000.parquet"),
+                *("img_emb/mine.npy", "text_emb/deep/00000.npy", "kept/00000.txt"),
+                *("kept/00000.tar", "embedded/00000.jsonl", "embedded/00000.json"),
+                *(".work/notes.txt", ".work/00000.rows", ".work/.99999.0.lease"),
+            ]
+            for name in theirs:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_text(name)
+            OutputSpec(place).clear()
+            left = {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
+            assert left == set(theirs)
+        next_one = OutputSpec(top, 4, layout="safetensors")
+        with pytest.raises(UserError, match=r"has 00000\.parquet, and its run\.json does not"):
+            next_one.open(sources(11), EmbedResult.schema, toy.settings())
+        (top / "00000.parquet").unlink()
+        again = join(top, toy, count=9, size=9, layout="safetensors")  # two shards less
+        work(toy, again, Meter())
+        assert rows(again) == [
+            {k: v for k, v in row.items() if k != "embedding"} for row in expected(toy, 9)
+        ]
+        assert (top / "20241129.csv").read_text() == "20241129.csv"
+
+
+def test_a_folder_with_a_file_that_a_run_would_replace_is_refused(tmp_path):
+    toy = Toy(vectors=True)
+    for name in ("00002.csv", "img_emb/img_emb_0.npy", "metadata/metadata_2.parquet"):
+        theirs = tmp_path / name.replace("/", "-") / name
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("precious")
+        with pytest.raises(UserError, match="zeroshot did not make it"):
+            join(tmp_path / name.replace("/", "-"), toy, layout="clip-retrieval")
+        assert theirs.read_text() == "precious"
+
+
+def test_beginning_anew_is_refused_before_anything_is_removed(tmp_path):
+    toy = Toy(vectors=True)
+    work(toy, join(tmp_path, toy, layout="safetensors"), Meter())
+    for name, fits in (("00000.parquet", 0), ("00004.csv", 4), ("kept/00000.tar", 0)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        tar = name.endswith("tar")
+        spec = OutputSpec(tmp_path, 1, layout="webdataset" if tar else "safetensors")
+        schema = FilterResult.schema if tar else EmbedResult.schema
+        with pytest.raises(UserError, match="zeroshot did not make it"):
+            spec.clear(sources(fits + 1), schema)
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        spec.clear(sources(fits), schema)
+        assert (tmp_path / name).read_text() == "precious"
+        (tmp_path / name).unlink()
+        work(toy, join(tmp_path, toy, layout="safetensors"), Meter())
+
+
+def test_a_link_in_the_place_of_our_folder_is_not_followed_to_its_end(tmp_path):
+    toy = Toy(vectors=True)
+    work(toy, join(tmp_path / "o", toy, layout="clip-retrieval"), Meter())
+    theirs = tmp_path / "theirs"
+    (tmp_path / "o" / "metadata").rename(theirs)
+    (theirs / "notes.txt").write_text("mine")
+    (tmp_path / "o" / "metadata").symlink_to(theirs)
+    OutputSpec(tmp_path / "o").clear()
+    assert [p.name for p in theirs.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [({"inputs": {}}, "shards"), ({"inputs": 3}, "int"), ({"layout": "x"}, "x")]
+)
+def test_a_record_that_is_damaged_removes_nothing(tmp_path, damage, said):
+    toy = Toy()
+    work(toy, join(tmp_path / "o", toy), Meter())
+    run = tmp_path / "o" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | damage))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=said):
+        OutputSpec(tmp_path / "o").clear()
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def another_run(folder):
+    """Another process begins the folder anew, while this one sleeps."""
+    for file in folder.work.iterdir():
+        file.unlink()
+    OutputSpec(folder.path).clear()
+    other = Toy(mood="sad")
+    work(other, join(folder.path, other), Meter())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder.path), "was removed during the run"),
+        (lambda folder: (folder.path / "run.json").unlink(), "was removed during the run"),
+        (another_run, "was started again by another process"),
+        (lambda folder: next(folder.work.glob("*.rows")).unlink(), "was removed during the run"),
+        (lambda folder: os.truncate(next(folder.work.glob("*.rows")), 5), "was cut"),
+    ],
+)
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_folder_that_others_change_is_an_error(tmp_path, change, said, at):
+    """In the middle of a shard, and after its last row."""
+    toy, seen = Toy(), []
+    folder = join(tmp_path / "o", toy)
+
+    def disturb(result):
+        seen.append(result)
+        if len(seen) == at:
+            change(folder)
+
+    with pytest.raises(OutputError, match=said) as caught:
+        process_shard(toy, folder, 0, Meter(), WorkerOptions(on_result=disturb))
+    assert caught.value.exit_code == 4
+    if change is another_run:
+        assert all(row["caption"].startswith("sad") for row in rows(folder))
+        return
+    if not (tmp_path / "o" / "run.json").exists():
+        shutil.rmtree(tmp_path / "o", ignore_errors=True)
+    again = join(tmp_path / "o", toy)
+    work(toy, again, Meter())
+    assert rows(again) == expected(toy)
+    assert list(again.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_worker_that_wakes_up_leaves_the_shard_to_its_successor(tmp_path, finished):
+    toy = Toy(vectors=True)
+    folder = join(tmp_path / "o", toy, layout="safetensors")
+    others = []
+
+    def taken_over(result):
+        if others:
+            return
+        lease = folder.work / ".00000.1.lease"
+        lease.write_text(json.dumps(vars(ourselves())))
+        others.append(Part(folder.work, "00000", folder.layout))
+        others[0].resume(folder.plan.shard(0), 2)
+        if finished:  # and removed the rows of both
+            others[0].remove()
+
+    assert process_shard(toy, folder, 0, Meter(), WorkerOptions(on_result=taken_over)) is None
+    assert folder.mark(0) is None
+    left = {p.name.split(".")[1] for p in folder.work.glob("00000.*")}
+    assert left == (set() if finished else {others[0].token})
+
+
+@pytest.mark.parametrize("change", ["remove", "cut", "mark"])
+@pytest.mark.parametrize("layout", ["safetensors", "clip-retrieval", "rows"])
+def test_a_finished_shard_that_others_change_is_an_error(tmp_path, change, layout):
+    if layout == "clip-retrieval":
+        pytest.importorskip("pyarrow", reason="its metadata is Parquet")
+    toy = Toy(vectors=True)
+    task = Embed.from_options(POCKET, EmbedOptions())
+    spec = RunSpec(task, sources(11), OutputSpec(tmp_path / "o", 4, layout=layout))
+    before = state(spec)
+    folder = join(tmp_path / "o", toy, layout=layout)
+    work(toy, folder, Meter())
+    state(spec).check(before)
+    for name in folder.marks()[1].files:
+        path = tmp_path / "o" / ("00001.json" if change == "mark" else name)
+        data = path.read_bytes()
+        if change == "cut":
+            path.write_bytes(data[:-1])
+        else:
+            path.unlink()
+        with pytest.raises(OutputError, match="during the run"):
+            state(spec).check(before)
+        done = state(spec)
+        if change != "mark":
+            done.check(done)  # a later run does not look at it
+        path.write_bytes(data)
+    state(spec).check(before)
+
+
+def test_a_kill_while_failed_rows_are_replaced_leaves_no_mark(tmp_path, monkeypatch):
+    toy = Toy(vectors=True, bad=("p1",))
+    folder = join(tmp_path / "o", toy, layout="safetensors")
+    work(toy, folder, Meter())
+
+    def killed(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder.layout.rows), "write", killed)  # the matrix is there already
+        with pytest.raises(KilledError):
+            work(replace(toy, bad=()), folder, Meter(), WorkerOptions(retry_failed=True))
+    assert folder.mark(0) is None
+    work(replace(toy, bad=()), folder, Meter())
+    whole = join(tmp_path / "whole", toy, layout="safetensors")
+    work(replace(toy, bad=()), whole, Meter())
+    for name in ("00000.jsonl", "00000.safetensors"):
+        assert (folder.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
 def test_a_mark_of_another_run_is_seen(tmp_path):

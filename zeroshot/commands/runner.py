@@ -168,7 +168,7 @@ class OutputOptions(CommonOptions):
         if self.overwrite:
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
-            place.clear()
+            place.clear(sources, task.schema)
         self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache))
 
     def _where(self, folder: Path) -> "Path | Bucket":

@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,14 +75,18 @@ class OutputSpec:
     half: bool = False
     default_layout: str = "rows"
 
-    def clear(self) -> None:
+    def clear(self, sources: Inputs = (), schema: str | None = None) -> None:
         """Remove the files that run.json names, and no other files.
 
         These are the files of each shard in the format and layout of the run, the list of inputs,
         and what is in `.work`.
 
+        Args:
+            sources: those of the next run, with rows of `schema`.
+
         Raises:
-            UserError: a process is writing to the folder, or its run.json is not ours.
+            UserError: a process is writing to the folder, its run.json is not ours, or a file that
+                would stay is in the way of the next run.
         """
         files = filesystem.at(self.path)
         run = _read_run(files)
@@ -90,12 +94,18 @@ class OutputSpec:
             return
         below = files.below(EMBEDDED)
         layouts = {files: _layout_of(files, run)}
+        count = _count(files, run)
+        if schema is not None:
+            plan = make_plan(sources, self.shard_size)
+            name, suffix = self.layout or self.default_layout, self.format or "jsonl"
+            next_one = layout_for(name, schema, suffix, self.half)
+            own = _files_of_shards(files, layouts[files], count)
+            _refuse(files, _in_the_way(files, next_one, plan.count) - set(own))
         if below.has_below(WORK):
             layouts[below] = EMBEDDINGS
         for folder in layouts:
             if holders := leases.live_holders(folder.below(WORK)):
                 raise UserError(f"'{files}' is being written by {holders[0]}")
-        count = _count(files, run)
         with atomic.writing(files):
             for folder, layout in reversed(layouts.items()):
                 _remove_shards(folder, layout, count)
@@ -154,13 +164,8 @@ class OutputSpec:
         self, files: Location, plan: Plan, layout: Layout, made_with: dict[str, Any]
     ) -> dict[str, Any]:
         """Write run.json and return it, or the one of a process that was faster."""
-        numbered = (name for name in files.names() if _number_of(name) in range(plan.count))
-        unknown = sorted({*numbered, *_files_of_shards(files, layout, plan.count)})
-        if unknown and _read_run(files) is None:
-            raise UserError(
-                f"'{files}' has {unknown[0]} but no {RUN}, so zeroshot did not make it; choose "
-                "another folder"
-            )
+        if (unknown := _in_the_way(files, layout, plan.count)) and _read_run(files) is None:
+            _refuse(files, unknown)
         with atomic.writing(files):
             files.replace(_inputs(plan.sha256), plan.lines)
             started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -354,9 +359,20 @@ def _count(files: Location, run: Mapping[str, Any]) -> int:
         raise _damaged(files, error) from error
 
 
-def _number_of(name: str) -> int | None:
-    numbered = NUMBERED.fullmatch(name)
-    return int(numbered[1]) if numbered else None
+def _in_the_way(files: Location, layout: Layout, count: int) -> set[str]:
+    """Files of others that a run would replace, or that would pass for files of its shards."""
+    numbered = [NUMBERED.fullmatch(name) for name in files.names()]
+    alike = {match[0] for match in numbered if match and int(match[1]) < count}
+    return alike | set(_files_of_shards(files, layout, count))
+
+
+def _refuse(files: Location, unknown: Collection[str]) -> None:
+    """UserError if there are such files."""
+    if unknown:
+        raise UserError(
+            f"'{files}' has {min(unknown)}, and its {RUN} does not name it, so zeroshot did not "
+            "make it; move it away, or choose another folder"
+        )
 
 
 def _files_of_shards(files: Location, layout: Layout, count: int) -> list[str]:
