@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,63 @@ def test_no_room_for_the_output(pictures, tmp_path, name):
     assert done.returncode in (0, 3), done.stderr  # whether the broken one was met before
     assert re.search("resumed: [246] of 9", done.stderr)
     assert sorted(r["path"] for r in rows(out)) == sorted(map(str, pictures.iterdir()))
+
+
+@pytest.mark.parametrize("at", [3, 9])
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.txt", "o.parquet", "o/", "v/"])
+def test_an_output_that_is_removed_during_a_run(
+    zeroshot, pictures, tmp_path, monkeypatch, name, at
+):
+    """In the middle, and after the last image."""
+    from zeroshot.commands.console import Screen
+
+    if name == "o.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    out, add, seen = tmp_path / "out" / name, Screen.add, []
+
+    def disturb(screen, result, meter):
+        seen.append(result)
+        if len(seen) == at:
+            part = out.with_name(f"{out.name}.part")
+            shutil.rmtree(out) if out.is_dir() else (part if part.exists() else out).unlink()
+        add(screen, result, meter)
+
+    monkeypatch.setattr(Screen, "add", disturb)
+    command = ["embed"] if name == "v/" else ["classify", *LABELS]
+    line = [*command, pictures, *COMMON, "--out", f"{tmp_path}/out/{name}"]
+    code, _, err = zeroshot(*line)
+    assert (code, "was removed during the run" in err) == (4, True), err
+    monkeypatch.undo()
+    monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path / "cache"))
+    assert zeroshot(*line)[0] == 3
+    if name in ("o.jsonl", "o/", "v/"):
+        assert sorted(r["path"] for r in rows(out)) == sorted(map(str, pictures.iterdir()))
+
+
+def test_a_finished_shard_that_is_cut_during_a_run(zeroshot, pictures, tmp_path, monkeypatch):
+    from zeroshot.commands.console import Screen
+
+    out, add = tmp_path / "o", Screen.add
+
+    def disturb(screen, result, meter):
+        for file in out.glob("0*.jsonl"):
+            os.truncate(file, 10)
+        add(screen, result, meter)
+
+    monkeypatch.setattr(Screen, "add", disturb)
+    line = ["classify", *LABELS, pictures, *COMMON, "--out", out, "--shard-size", "4"]
+    code, _, err = zeroshot(*line)
+    assert (code, "was removed or changed during the run; remove" in err) == (4, True), err
+
+
+def test_files_of_the_user_in_a_folder_that_is_begun_anew(zeroshot, pictures, tmp_path):
+    line = ["embed", pictures, *COMMON, "--out", tmp_path / "o", "--layout", "clip-retrieval"]
+    pytest.importorskip("pyarrow", reason="its metadata is Parquet")
+    assert zeroshot(*line)[0] == 3
+    mine = ["20241129.csv", "metadata/notes.txt", ".work/x", "00007.jsonl", "img_emb/a.npy"]
+    for name in mine:
+        (tmp_path / "o" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "o" / name).write_text("mine")
+    assert zeroshot(*line, "--overwrite")[0] == 3
+    assert {(tmp_path / "o" / name).read_text() for name in mine} == {"mine"}
+    assert zeroshot(*line)[0] == 0

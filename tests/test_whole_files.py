@@ -359,6 +359,8 @@ COMMANDS = {
     "c.json": ("calibrate", HEART, *LABELS, *POCKET, "--out"),
     "t.json": ("match", "pairs.jsonl", *POCKET, "--order", "no,yes", "--learn-thresholds"),
     "p.html": ("search", "a heart", HEART, *POCKET, "--html"),
+    "s.csv": ("search", "a heart", HEART, *POCKET, "--out"),
+    "s.parquet": ("search", "a heart", HEART, *POCKET, "--out"),
     "b.json": ("detect", HEART, *LABELS, *POCKET, "--coco"),
     "m": ("segment", HEART, *LABELS, *POCKET, "--masks"),
     "d": ("segment", HEART, *LABELS, *POCKET, "--draw"),

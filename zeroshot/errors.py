@@ -27,7 +27,7 @@ class NotAvailableError(ZeroshotError, RuntimeError):
 
 
 class OutputError(ZeroshotError, OSError):
-    """An output cannot be written: the disk is full, permission is denied, or it is unreachable."""
+    """An output cannot be written: the disk is full, it is unreachable, or others changed it."""
 
     exit_code = 4
 

@@ -154,10 +154,10 @@ def find(
 def _write(run: CommonOptions, found: "SearchAnswer", settings: dict[str, object]) -> None:
     if run.out is None:
         return
-    from zeroshot.output.resumable import ResumableFile
+    from zeroshot.output.resumable import write_all
 
-    with ResumableFile(run.out, "zeroshot.search/1", settings, overwrite=run.overwrite) as output:
-        output.write(result.row() for result in found.results)
+    rows = (result.row() for result in found.results)
+    write_all(run.out, "zeroshot.search/1", settings, rows, overwrite=run.overwrite)
 
 
 def _show(

@@ -82,9 +82,9 @@ class ResumableFile:
         self._format = format_for(path, schema)
         self._table = path.suffix.lower() == ".parquet"
         self._work = path.with_name(path.name + ".part") if self._table else path
-        self._run_file = path.with_name(path.name + ".run.json")
+        self._run_file = _run_file(path)
         self._failed_to_write = False
-        made_with = json.loads(to_json({"rows": schema, "settings": settings}))
+        made_with = _made_with(schema, settings)
         if path.is_dir():
             raise UserError(f"'{path}' is a folder; --out names a file")
         try:
@@ -122,8 +122,7 @@ class ResumableFile:
             written_path(r.path) for r in records if r.failed and not retry_failed
         )
         self.resumed = self._good.total() + self._failed.total()
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._run = made_with | {"versions": versions(), "started": started, "ended": None}
+        self._run = made_with | {"versions": versions(), "started": _now(), "ended": None}
         self._write_run(rows_before=len(records))
         self._table_was = _identity(self.path)
         self._file = AppendedFile(self._work)
@@ -164,8 +163,7 @@ class ResumableFile:
 
     def _write_run(self, **more: Any) -> None:
         self._run |= more
-        text = json.dumps({"schema": "zeroshot.run/1"} | self._run, ensure_ascii=False, indent=2)
-        atomic.replace(self._run_file, utf8(text + "\n"))
+        atomic.replace(self._run_file, _run_text(self._run))
 
     def has_path(self, path: str | None) -> bool:
         """Whether an earlier run has a row with this path, even if the image has changed."""
@@ -256,8 +254,7 @@ class ResumableFile:
             before = len(self._tidy(records, before))
         if self._table:
             self._write_table()
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write_run(ended=ended, rows_before=before, **summary)
+        self._write_run(ended=_now(), rows_before=before, **summary)
 
     def _write_table(self) -> None:
         if _identity(self.path) != self._table_was:
@@ -278,6 +275,44 @@ class ResumableFile:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def write_all(
+    path: Path,
+    schema: str,
+    settings: Mapping[str, Any],
+    rows: Iterable[Row],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write all rows of a run at once, and the file about the run; raises as `atomic.whole`."""
+    form, started = format_for(path, schema), _now()
+    lines = [form.encode(row) for row in rows]
+    data = form.header + b"".join(lines)
+    if path.suffix.lower() == ".parquet":
+        data = to_parquet(data, schema)
+    with atomic.whole(path, overwrite=overwrite) as file:
+        file.write(data)
+    run = _made_with(schema, settings) | {"versions": versions(), "started": started}
+    atomic.replace(_run_file(path), _run_text(run | {"ended": _now(), "rows_before": len(lines)}))
+
+
+def _run_file(path: Path) -> Path:
+    return path.with_name(path.name + ".run.json")
+
+
+def _made_with(schema: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    made_with: dict[str, Any] = json.loads(to_json({"rows": schema, "settings": settings}))
+    return made_with
+
+
+def _run_text(run: Mapping[str, Any]) -> bytes:
+    text = json.dumps({"schema": "zeroshot.run/1"} | dict(run), ensure_ascii=False, indent=2)
+    return utf8(text + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _equal(records: Sequence[Record]) -> set[str | None]:
