@@ -127,6 +127,43 @@ def test_model_libraries_stay_in_models():
     assert not wrong
 
 
+WRITES = {"output.atomic", "output.appended", "output.object_store", "cache.segments"}
+"""Modules that open files for writing: whole, appended to, a copy for a store, the cache's own."""
+WRITING = {"write_text", "write_bytes", "rename", "savefig", "save_file", "savez", "mkstemp"}
+    "write_text",
+    "write_bytes",
+    "rename",
+    "savefig",
+    "save_file",
+    "savez",
+    "touch",
+    "mkstemp",
+}
+
+
+def opens_for_writing(call):
+    """Whether a call opens a file for writing, or writes one: `path.open("wb")`, `write_text`."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    modes += [k.value.value for k in call.keywords if k.arg == "mode"]
+    if name == "open":
+        return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+    to = ast.unparse(call.args[0]) if call.args else ""
+    return name in WRITING and to not in ("file", "data")
+
+
+def test_files_are_written_in_few_places():
+    """So that a full disk, a kill, and a file that others change are seen to everywhere."""
+    found = [
+        f"{module}: {ast.unparse(node)[:60]}"
+        for module, path in MODULES.items()
+        if module.removeprefix("zeroshot.") not in WRITES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and opens_for_writing(node)
+    ]
+    assert not found
+
+
 def test_no_folder_is_a_corridor():
     files = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in MODULES.values())
     assert not {f: n for f, n in files.items() if n > MOST_FILES and f != "methods"}
