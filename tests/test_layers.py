@@ -130,15 +130,6 @@ def test_model_libraries_stay_in_models():
 WRITES = {"output.atomic", "output.appended", "output.object_store", "cache.segments"}
 """Modules that open files for writing: whole, appended to, a copy for a store, the cache's own."""
 WRITING = {"write_text", "write_bytes", "rename", "savefig", "save_file", "savez", "mkstemp"}
-    "write_text",
-    "write_bytes",
-    "rename",
-    "savefig",
-    "save_file",
-    "savez",
-    "touch",
-    "mkstemp",
-}
 
 
 def opens_for_writing(call):
