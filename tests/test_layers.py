@@ -137,7 +137,7 @@ def opens_for_writing(call):
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     modes += [k.value.value for k in call.keywords if k.arg == "mode"]
-    if name == "open":
+    if name == "open" and not any(k.arg == "fileobj" for k in call.keywords):
         return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
     to = ast.unparse(call.args[0]) if call.args else ""
     return name in WRITING and to not in ("file", "data")
