@@ -214,7 +214,9 @@ def each_command(place: Path, count: int, kills: int, names: Sequence[str]) -> l
             folder.mkdir()
         whole, out, cache, own_cache = folders
         assert Forked(one.arguments(pictures, whole), cache).wait() == 0, name
-        for _ in range(kills):
+        tries = 0
+        while hits < kills and tries < 2 * kills:
+            tries += 1
             running = Forked(one.arguments(pictures, out), own_cache)
             wait_for_changes(running, (out, own_cache), chance.randint(1, 25))
             time.sleep(chance.uniform(0, 0.2))
