@@ -445,6 +445,23 @@ def test_a_folder_that_others_change_is_an_error(tmp_path, change, said, at):
     assert list(again.work.iterdir()) == []
 
 
+def test_a_worker_of_a_folder_that_was_begun_anew_makes_nothing_there(tmp_path):
+    """It slept between two shards."""
+    toy, other = Toy(), Toy(mood="sad")
+    for done in (False, True):
+        folder = join(tmp_path / "o", toy)
+        process_shard(toy, folder, 0, Meter())
+        OutputSpec(folder.path).clear()
+        anew = join(folder.path, other)
+        work(other, anew, Meter()) if done else process_shard(other, anew, 1, Meter())
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        for once in (work, lambda *all: process_shard(all[0], all[1], 0, all[2])):
+            with pytest.raises(OutputError, match="was started again by another process"):
+                once(toy, folder, Meter())
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        OutputSpec(folder.path).clear()
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_worker_that_wakes_up_leaves_the_shard_to_its_successor(tmp_path, finished):
     toy = Toy(vectors=True)

@@ -230,6 +230,7 @@ class Folder:
 
         Raises:
             UserError: the mark belongs to another run.
+            OutputError: the folder does.
         """
         return self.marks([shard]).get(shard)
 
@@ -250,6 +251,7 @@ class Folder:
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"'{file}' is not a done-mark of zeroshot: {error}") from error
         if mark.run != self.fingerprint:
+            self.check_run()
             raise UserError(
                 f"'{file}' belongs to another run: remove it to process the shard again"
             )

@@ -62,6 +62,7 @@ def process_shard(
         return None
     part = Part(folder.work, folder.name(shard), folder.layout)
     try:
+        folder.check_run()  # so that no rows come among those of another run
         if (mark := _finished(folder, shard, options)) is not None:
             return mark
         before = meter.counts()
@@ -84,10 +85,10 @@ def process_shard(
         part.remove()
         return mark
     except OutputError:
-        folder.check_run()
         if lease.is_current():
             raise
         part.remove(earlier=False)
+        folder.check_run()
         return None  # another process took over; once it has finished, it removes these rows
     finally:
         folder.plan.release(shard)
