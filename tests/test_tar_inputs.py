@@ -16,6 +16,7 @@ from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.reading import read
 from zeroshot.inputs import tar, webdataset
 from zeroshot.inputs.resolve import find
+from zeroshot.inputs.source import with_captions
 from zeroshot.inputs.webdataset import InTar, pictures, read_dataset
 
 
@@ -53,9 +54,10 @@ def outcome(source):
 
 
 def listed(name, content):
+    """What a task that needs captions makes of a tar file."""
     with open(name, "wb") as file:
         file.write(content)
-    return [outcome(source) for source in pictures(name)]
+    return [outcome(source) for source in with_captions(pictures(name))]
 
 
 def ok(seed):
@@ -150,11 +152,104 @@ def test_samples(folder):
     left_out = []
     found = {s.path: dict(s.fields) for s in pictures("x.tar", left_out)}
     assert found == {
-        "x.tar/s/1.png": {"caption": "a cat\nthe cat", "label": "7"},
+        "x.tar/s/1.png": {"caption": ("a cat", "the cat"), "label": "7"},
         "x.tar/s/2.PNG": {"caption": "a dog", "label": "3"},
         "x.tar/s/4.png": {},
     }
     assert left_out == ["x.tar/s/3.txt"]
+
+
+def beside(folder, *members):
+    """Caption and label of each image in a tar file of these members, or the fault."""
+    names = [(name, text.encode() if text else png(1)) for name, text in members]
+    (folder / "x.tar").write_bytes(archive(names))
+    return {
+        s.path.removeprefix("x.tar/"): s.fields.fault or dict(s.fields) for s in pictures("x.tar")
+    }
+
+
+@pytest.mark.parametrize("order", ["by sample", "by name", "texts first", "texts last"])
+def test_a_text_belongs_to_the_image_of_its_whole_name(folder, order):
+    members = [
+        ("at 10.15.22.png", ""),
+        ("at 10.15.22.txt", "a heart"),
+        ("at 10.16.30.v2.PNG", ""),
+        ("at 10.16.30.v2.TXT", "a star"),
+        ("at 10.16.30.v2.Cls", "7"),
+        ("at 10.png", ""),
+        ("at 10.json", '{"caption": "a ring"}'),
+        ("at 10.99.txt", "of nothing"),
+    ]
+    if order == "by name":
+        members.sort()
+    elif order.startswith("texts"):
+        members.sort(key=lambda member: bool(member[1]) != (order == "texts last"))
+    assert beside(folder, *members) == {
+        "at 10.15.22.png": {"caption": "a heart"},
+        "at 10.16.30.v2.PNG": {"caption": "a star", "label": "7"},
+        "at 10.png": {"caption": "a ring"},
+    }
+    left_out = []
+    list(pictures("x.tar", left_out))
+    assert left_out == ["x.tar/at 10.99.txt"]
+
+
+@pytest.mark.parametrize(
+    ("members", "fault"),
+    [
+        (["a.png", "a.txt", "a.TXT"], "'a.txt' and 'a.TXT': it is not known which one holds"),
+        (["a.b.cls", "a.b.png", "a.b.cls"], "'a.b.cls' and 'a.b.cls': it is not known which"),
+        (["in/a.json", "in/a.json", "in/a.png"], "'in/a.json' and 'in/a.json': it is not"),
+        (["./a.png", "a.jpg", "a.txt"], "2 images have the name of 'a.txt'"),
+        (["v1.2.gif", "v1.2.cls", "v1.2.jpeg", "v1.2.webp"], "3 images have the name of 'v1.2.cls"),
+    ],
+)
+def test_two_candidates_are_no_answer(folder, members, fault):
+    """The next sample is not affected, nor is a task that needs no text."""
+    texts = [(n, "" if n.endswith(("png", "jpg", "gif", "jpeg", "webp")) else "1") for n in members]
+    found = beside(folder, *texts, ("z.png", ""), ("z.txt", "z"))
+    assert found.pop("z.png") == {"caption": "z"}
+    assert found
+    for said in found.values():
+        assert said.startswith(fault)
+    for source in with_captions(pictures("x.tar")):
+        assert isinstance(source.content, InTar) == source.path.endswith("z.png")
+    assert {outcome(source)[1] for source in pictures("x.tar")} == {ok(1)}
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "captions"),
+    [
+        ("one\n\n two \r\n", None, ("one", "two")),
+        ("one\ntwo", '{"caption": "one\\ntwo"}', ("one\ntwo",)),
+        ("one\ntwo", '{"caption": " one\\r\\ntwo"}', (" one\r\ntwo",)),
+        ("one\ntwo", '{"caption": "three"}', ("one", "two")),
+        ("one\ntwo", '{"caption": ["one", "two"]}', ("one", "two")),
+        (" \n", '{"caption": "three"}', ("three",)),
+        (" \n", None, ()),
+        ("nan", '{"caption": NaN}', ("nan",)),
+        (None, '{"caption": NaN, "label": NaN}', ()),
+        (None, '{"caption": ["one", NaN, null, " ", "two\\nlines"]}', ("one", "two\nlines")),
+        (None, '{"captions": []}', ()),
+    ],
+)
+def test_captions_of_a_sample(folder, text, told, captions):
+    members = [("a.txt", text), ("a.json", told), ("a.png", png(1))]
+    data = [(n, x if isinstance(x, bytes) else x.encode()) for n, x in members if x is not None]
+    (folder / "x.tar").write_bytes(archive(data))
+    [source] = pictures("x.tar")
+    assert source.captions == captions
+    assert "label" not in source.fields
+    assert [s.captions for s in with_captions([source], each=True)] == [
+        (caption,) for caption in captions
+    ] or captions == ()
+
+
+def test_hidden_members_say_nothing(folder):
+    members = [("._a.png", "x"), ("._a.txt", "hidden"), (".txt", "hidden"), ("txt", "no suffix")]
+    assert beside(folder, *members, ("a.png", ""), ("a.txt", "seen")) == {
+        "a.png": {"caption": "seen"}
+    }
 
 
 def test_files_of_one_name_that_are_apart_are_two_samples(folder):
@@ -267,6 +362,7 @@ def test_a_part_that_cannot_be_read_fails_its_sample(folder, part, content, reas
     assert name == "x.tar/a.png"
     assert reason in said
     assert other == ("x.tar/b.png", ok(2))
+    assert [outcome(source)[1] for source in pictures("x.tar")] == [ok(1), ok(2)]  # of an image
 
 
 def test_every_truncation_is_seen(folder):

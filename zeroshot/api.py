@@ -22,7 +22,7 @@ from zeroshot.evaluation.experiment import experiment
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.resolve import find
-from zeroshot.inputs.source import Input, Source
+from zeroshot.inputs.source import Input, Source, with_captions
 from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.model_set.spec import is_set
@@ -239,10 +239,12 @@ def embed(
 ) -> Results[EmbedResult]:
     """Unit embeddings of the set's image encoder, one result per image, in order.
 
-    `captions` embeds the captions that come with the images too, with the text encoder.
+    `captions` embeds the captions that come with the images too, with the text encoder: a result
+    for each caption.
     """
     task = Embed.from_options(_set(models), _options(EmbedOptions, locals()))
-    return _results(task, find(images).sources, locals())
+    found = find(images).sources
+    return _results(task, tuple(with_captions(found, each=True)) if captions else found, locals())
 
 
 def segment(
@@ -367,7 +369,8 @@ def match(
         UserError: an unknown name. NotAvailableError: a model that is not here.
     """
     task = Match.from_options(_set(models), _options(MatchOptions, locals()))
-    return _results(task, _pairs(pairs), locals())
+    sources = _pairs(pairs)
+    return _results(task, sources if texts else tuple(with_captions(sources)), locals())
 
 
 def ask(

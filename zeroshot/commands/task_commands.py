@@ -256,8 +256,11 @@ def show_embeddings(
     run: OutputOptions, models: "ModelSet", sources: "Inputs", layout: str | None, half: bool
 ) -> None:
     """Run `embed`; clip-retrieval's files have captions too, if there are any."""
+    from zeroshot.inputs.containers import needing_captions
     from zeroshot.tasks.embed import Embed
 
+    if layout == "clip-retrieval":
+        sources = needing_captions(sources, each=True)
     captions = layout == "clip-retrieval" and _have_captions(sources)
     task = Embed.from_options(models, EmbedOptions(captions))
     run.show(task, sources, layout=layout, half=half, default_layout="safetensors")
@@ -270,8 +273,8 @@ def _have_captions(sources: "Inputs") -> bool:
     if isinstance(sources, Containers):
         files = (list(file.pictures()) for file in sources.files)
         first = next((images for images in files if images), [])
-        return any("caption" in source.fields for source in first)
-    return any("caption" in source.fields for source in sources)
+        return any(source.captions for source in first)
+    return any(source.captions for source in sources)
 
 
 @command
@@ -363,7 +366,7 @@ def match(
     ] = None,
 ) -> None:
     """Score how well texts fit images: cosines, or the probability of a matching head."""
-    from zeroshot.inputs.containers import Containers
+    from zeroshot.inputs.containers import Containers, needing_captions
     from zeroshot.tasks.matching.match_task import Match
 
     if learn_thresholds is not None and options.thresholds is not None:
@@ -373,6 +376,8 @@ def match(
     if form != "pairs" and options.texts:
         raise UserError(f"--form {form} has texts of its own, --text is for images")
     sources = _pairs(run, pairs, form)
+    if not options.texts:
+        sources = needing_captions(sources)
     captions = None
     if not isinstance(sources, Containers):  # else their versions identify them, and shards retry
         _check_retry(run, sources)
@@ -408,7 +413,7 @@ def _check_retry(run: OutputOptions, sources: "Sequence[Source]") -> None:
 def _captions(sources: "Sequence[Source]") -> str:
     from zeroshot import prompts
 
-    return prompts.fingerprint([[s.path or "", s.fields.get("caption", "")] for s in sources])
+    return prompts.fingerprint([[s.path or "", *(s.captions or ("",))] for s in sources])
 
 
 def _learn(
@@ -430,7 +435,7 @@ def _learn(
         made = ""
         for result in results:
             if result.error is None:
-                label = result.source.fields.get("label")
+                label = result.source.text_of("label")
                 if label is None:
                     raise UserError(f"'{result.path}' has no label to learn from (--label-column)")
                 scores += [fit.score for fit in result.texts]
@@ -500,6 +505,7 @@ def filter(
 ) -> None:
     """Keep image-text pairs whose image and caption agree, by a threshold or by a fraction."""
     from zeroshot.commands import console
+    from zeroshot.inputs.containers import Containers, needing_captions
     from zeroshot.output.filtered_pairs import check_target, write_kept
     from zeroshot.tasks.filter import Filter
 
@@ -517,6 +523,9 @@ def filter(
             )
     if kept is not None:
         check_target(kept)
+    sources = needing_captions(run.inputs(pairs), each=True)
+    if not isinstance(sources, Containers):
+        _check_retry(run, sources)
     chosen: list[FilterResult] = []
     counts = {"scored": 0, "kept": 0}
 
@@ -530,7 +539,7 @@ def filter(
 
     failed = False
     try:
-        run.show(task, run.inputs(pairs), watched, layout)
+        run.show(task, sources, watched, layout)
     except typer.Exit:
         failed = True
     if kept is not None:

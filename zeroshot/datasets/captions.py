@@ -8,7 +8,7 @@ from typing import Any
 
 from zeroshot.datasets.coco_json import ImageCaptions, caption_texts, captions_in
 from zeroshot.errors import UserError
-from zeroshot.inputs.columns import CAPTION, known
+from zeroshot.inputs.columns import CAPTION, is_missing, known
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import path_below
 from zeroshot.inputs.text_files import read_json, read_lines, read_records, suffix_of
@@ -111,7 +111,11 @@ def captions_of_row(row: Mapping[str, Any], where: str) -> ImageCaptions:
     name = row[image]
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{where}, column '{image}': expected the name of an image, got {name!r}")
-    return ImageCaptions(where, name, caption_texts(row[caption], f"{where}, column '{caption}'"))
+    value = row[caption]
+    if isinstance(value, list):
+        value = [text for text in value if not is_missing(text)]
+    texts = [] if is_missing(value) else value
+    return ImageCaptions(where, name, caption_texts(texts, f"{where}, column '{caption}'"))
 
 
 def caption_columns(names: tuple[str, ...], where: str) -> tuple[str, str]:

@@ -15,9 +15,8 @@ from zeroshot.datasets.captions import CaptionDataset
 from zeroshot.datasets.labels import ClassificationDataset
 from zeroshot.datasets.multilabel_images import MultilabelDataset
 from zeroshot.errors import UserError
-from zeroshot.inputs.source import Source, UnreadableBlob
-from zeroshot.inputs.text_files import split_lines
-from zeroshot.inputs.webdataset import WebDataset, key_of, parts, pictures, read_dataset
+from zeroshot.inputs.source import Source, UnreadableBlob, with_captions
+from zeroshot.inputs.webdataset import WebDataset, parts, pictures, read_dataset, stem_of
 
 LABELS = ".npy"
 """Suffix of the array of zeros and ones beside an image with several labels."""
@@ -45,7 +44,7 @@ def read_classification(
     chosen = _templates(folder, dataset, templates, names)
     sources, classes = [], []
     for source in _sources(dataset, ".cls"):
-        text = source.fields.get("label", "")
+        text = source.text_of("label") or ""
         if not text.isdecimal() or len(text) > 9 or int(text) >= len(names):
             known = f"the classes are 0 to {len(names) - 1}"
             raise UserError(f"'{source.path}': '{text[:20]}' is no class; {known}")
@@ -72,7 +71,7 @@ def read_multilabel(
     arrays = _arrays(dataset, len(names))
     sources, truth = [], []
     for source in _sources(dataset, None):
-        own = arrays.pop(key_of(source.path or ""), None)
+        own = arrays.pop(stem_of(source.path or ""), None)
         if own is None:
             raise UserError(f"'{source.path}' has no {LABELS} beside it")
         sources.append(source)
@@ -90,12 +89,10 @@ def read_retrieval(folder: Path, split: str = "test") -> CaptionDataset:
     """
     sources, references = [], []
     for source in _sources(_dataset(folder, split, "retrieval"), ".txt"):
-        lines = split_lines(source.fields.get("caption", ""))
-        captions = tuple(line.strip() for line in lines if line.strip())
-        if not captions:
+        if not source.captions:
             raise UserError(f"'{source.path}' has no captions")
         sources.append(source)
-        references.append(captions)
+        references.append(source.captions)
     return CaptionDataset(tuple(sources), tuple(references))
 
 
@@ -138,21 +135,24 @@ def _sources(dataset: WebDataset, suffix: str | None) -> Iterator[Source]:
     """The images; UserError for one that cannot be read, or a truth without its image."""
     for name in dataset.tars:
         beside: list[str] = []
-        for source in pictures(name, beside):
+        found = pictures(name, beside)
+        for source in found if suffix is None else with_captions(found):
             if isinstance(source.content, UnreadableBlob):
                 raise UserError(f"'{source.path}': {source.content.reason}")
             yield source
-        alone = [member for member in beside if suffix and member.endswith(suffix)]
+        alone = [member for member in beside if suffix and member.lower().endswith(suffix)]
         if alone:
             raise UserError(f"'{alone[0]}' has no image")
 
 
 def _arrays(dataset: WebDataset, length: int) -> dict[str, tuple[int, ...]]:
-    """Where the array of each image has ones, by the key of the image's path."""
+    """Where the array of each image has ones, by the image's path without suffix."""
     arrays: dict[str, tuple[int, ...]] = {}
     for name in dataset.tars:
         try:
             for key, data in parts(name, LABELS):
+                if key in arrays:
+                    raise ValueError(f"'{key}{LABELS}' comes twice")
                 arrays[key] = _ones(data, length, f"{key}{LABELS}")
         except ValueError as error:
             raise UserError(f"'{name}': {error}") from None

@@ -14,14 +14,14 @@ out. Files are read as data: nothing is unpickled, and no member of a tar file i
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from zeroshot.datasets.captions import caption_columns, captions_of_row, read_image_captions
 from zeroshot.datasets.coco_json import ImageCaptions
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.inputs import webdataset
-from zeroshot.inputs.source import PICTURES, Source, UnreadableBlob
-from zeroshot.inputs.text_files import read_lines, split_lines, suffix_of
+from zeroshot.inputs.source import PICTURES, Source, UnreadableBlob, with_captions
+from zeroshot.inputs.text_files import read_lines, suffix_of
 from zeroshot.packaging.extras import how_to_install
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".token")
@@ -93,19 +93,17 @@ def _parquet_captions(path: Path) -> Iterator[ImageCaptions]:
 
 def _tar_pairs(path: Path) -> Iterator[Pair]:
     """A pair for each image of a webdataset that has a caption, or that cannot be read."""
-    keys: set[str] = set()
-    fault = ""
-    for source in webdataset.pictures(str(path)):
+    count, fault = 0, ""
+    for source in with_captions(webdataset.pictures(str(path))):
         name = (source.path or "").removeprefix(f"{path}/")
-        key = str(PurePosixPath(webdataset.key_of(name)))
-        captions = _distinct(source.fields.get("caption", ""))
+        captions = tuple(dict.fromkeys(filter(None, map(str.strip, source.captions))))
         if isinstance(source.content, UnreadableBlob):
             fault = fault or f"; {name}: {source.content.reason}"
             yield Pair(name, source, ())
-        elif captions and key not in keys:
-            keys.add(key)
-            yield Pair(key, source, captions)
-    if not keys:
+        elif captions:
+            count += 1
+            yield Pair(webdataset.stem_of(name), source, captions)
+    if not count:
         raise UserError(f"'{path}' has no pairs (key.jpg beside key.txt or key.json){fault}")
 
 
@@ -121,8 +119,3 @@ def _folder_pairs(folder: Path) -> Iterator[Pair]:
                 yield Pair(path.relative_to(folder).as_posix(), Source(str(path)), captions)
     if not count:
         raise UserError(f"no pairs in folder '{folder}': a.jpg beside a.txt, a caption a line")
-
-
-def _distinct(text: str) -> tuple[str, ...]:
-    """The lines of a text that are not blank, each once."""
-    return tuple(dict.fromkeys(line.strip() for line in split_lines(text) if line.strip()))

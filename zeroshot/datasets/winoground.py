@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from zeroshot.errors import UserError
-from zeroshot.inputs.source import Source
+from zeroshot.inputs.source import Fields, Source
 from zeroshot.inputs.tables import below
 from zeroshot.inputs.text_files import read_json_lines, text_in
 from zeroshot.metrics import retrieval
@@ -27,17 +27,15 @@ __all__ = ["nlvr2", "winoground", "winoground_figures"]
 def winoground(file: Path) -> Iterator[Source]:
     """Two images for each row, each with both captions."""
     for where, row in _rows(file, ("image_0", "image_1", "caption_0", "caption_1")):
-        captions = [" ".join(row[key].split()) for key in ("caption_0", "caption_1")]
-        fields = {"caption": "\n".join(captions)}
+        captions = (row["caption_0"].strip(), row["caption_1"].strip())
         for key in ("image_0", "image_1"):
-            yield Source(_path(file, row[key], where), None, fields)
+            yield Source(_path(file, row[key], where), None, Fields(captions))
 
 
 def nlvr2(file: Path) -> Iterator[Source]:
     """The left image of each row, with its sentence and the right image."""
     for where, row in _rows(file, ("left", "right", "sentence")):
-        sentence = " ".join(row["sentence"].split())
-        fields = {"caption": sentence, "second": _path(file, row["right"], where)}
+        fields = {"caption": row["sentence"].strip(), "second": _path(file, row["right"], where)}
         if "label" in row:
             fields["label"] = str(row["label"])
         yield Source(_path(file, row["left"], where), None, fields)

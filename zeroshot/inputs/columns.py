@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Fields
@@ -64,7 +65,9 @@ def _list(names: Sequence[str]) -> str:
 
 
 def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> Fields:
-    """`caption` and `label` of a row as texts: several captions as lines, other values as JSON.
+    """`caption` and `label` of a row as texts, several captions one by one; other values as JSON.
+
+    None and NaN, by which tables mark a cell without a value, are no text.
 
     Raises:
         ValueError: one of them cannot be written as UTF-8, or is nested too deeply.
@@ -73,19 +76,28 @@ def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> Fiel
         there = list(row)
         caption, label = (next(iter(known(names, there)), None) for names in (CAPTION, LABEL))
         columns = Columns(None, caption, label)
-    texts = {}
-    for field, column in (("caption", columns.caption), ("label", columns.label)):
-        value = row.get(column) if column is not None else None
-        if value is not None:
-            texts[field] = _as_text(value, f"column '{column}'")
-    if "label" in texts:
-        texts["label"] = sys.intern(texts["label"])  # there are few of them
-    return Fields(**texts)
+    captions = label = None
+    if columns.caption is not None:
+        captions = _texts(row.get(columns.caption), f"column '{columns.caption}'")
+    if columns.label is not None:
+        labels = _texts(row.get(columns.label), f"column '{columns.label}'")
+        label = sys.intern("\n".join(labels)) if labels else None  # there are few of them
+    return Fields(captions[0] if captions and len(captions) == 1 else captions, label)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value stands for none: None, or NaN, which is not equal to itself."""
+    return value is None or (isinstance(value, float | Decimal) and value != value)
+
+
+def _texts(value: object, column: str) -> tuple[str, ...] | None:
+    """The texts of a cell: of a list those of its parts that are not missing and not blank."""
+    if not isinstance(value, list) or not all(isinstance(x, str) or is_missing(x) for x in value):
+        return None if is_missing(value) else (_as_text(value, column),)
+    return tuple(_as_text(x, column) for x in value if not is_missing(x) and x.strip()) or None
 
 
 def _as_text(value: object, column: str) -> str:
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        value = "\n".join(value)
     text = value if isinstance(value, str) else _as_json(value, column)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(f"{column}: {text!r:.60} is no valid text")

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs import hf_datasets, parquet, tables, webdataset
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.source import Source
+from zeroshot.inputs.source import Source, with_captions
 from zeroshot.inputs.tables import InputOptions
 from zeroshot.inputs.text_files import suffix_of
 
@@ -23,6 +24,8 @@ class ImageContainer:
     options: InputOptions
     version: str | None = None
     """`fsspec_files.version_of` the file when it was named, if its listing says so."""
+    captions: Literal["ignored", "needed", "each"] = "ignored"
+    """Whether an image of which it is not known which caption it has fails; a source for `each`."""
 
     @property
     def is_file(self) -> bool:
@@ -43,6 +46,12 @@ class ImageContainer:
         Raises:
             UserError: a table without a column of images. NotAvailableError: a library is absent.
         """
+        found = self._pictures(left_out)
+        return (
+            found if self.captions == "ignored" else with_captions(found, self.captions == "each")
+        )
+
+    def _pictures(self, left_out: list[str] | None) -> Iterator[Source]:
         if not self.is_file:
             return hf_datasets.rows(self.name, self.options)
         if webdataset.is_tar(self.name):
@@ -57,6 +66,16 @@ class Containers:
     """Files that contain images and have not been opened: each of them can be a shard."""
 
     files: tuple[ImageContainer, ...]
+
+
+def needing_captions(
+    images: Sequence[Source] | Containers, each: bool = False
+) -> Sequence[Source] | Containers:
+    """The images for a task that needs their captions, see `with_captions`."""
+    if not isinstance(images, Containers):
+        return list(with_captions(images, each))
+    files = (replace(file, captions="each" if each else "needed") for file in images.files)
+    return Containers(tuple(files))
 
 
 def is_container(name: str) -> bool:

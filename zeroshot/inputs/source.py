@@ -1,8 +1,8 @@
 """Images as a user names them, before anything is opened."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,13 +48,16 @@ class File(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fields(Mapping[str, str]):
+class Fields(Mapping[str, str | tuple[str, ...]]):
     """Caption and label of an image, as a mapping that needs a third of a dict's memory."""
 
-    caption: str | None = None
+    caption: str | tuple[str, ...] | None = None
+    """One caption, or several."""
     label: str | None = None
+    fault: str | None = None
+    """Why it is not known which caption or label the image has."""
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> str | tuple[str, ...]:
         value = {"caption": self.caption, "label": self.label}[name]
         if value is None:
             raise KeyError(name)
@@ -102,12 +105,25 @@ class Source:
 
     Without `content`, `path` is its file. `content` is a PIL image, the bytes of a file, a `Blob`
     that knows where they are, or an image that is already decoded; `path` then is its label in the
-    output, or None. `fields` are its `caption` and `label`.
+    output, or None. `fields` are its `caption` (a tuple of several) and `label`.
     """
 
     path: str | None
     content: Image | bytes | Blob | Picture | None = None
-    fields: Mapping[str, str] = field(default_factory=lambda: _NOTHING, repr=False, hash=False)
+    fields: Mapping[str, str | tuple[str, ...]] = field(
+        default_factory=lambda: _NOTHING, repr=False, hash=False
+    )
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions that came with the image."""
+        own = self.fields.get("caption", ())
+        return (own,) if isinstance(own, str) else own
+
+    def text_of(self, name: str) -> str | None:
+        """A field that has one value at most: its `label`."""
+        value = self.fields.get(name)
+        return value if isinstance(value, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +140,23 @@ class UnreadableBlob:
     def read(self) -> bytes:
         """Raises UnreadableImageError."""
         raise UnreadableImageError(self.reason)
+
+
+def with_captions(sources: Iterable[Source], each: bool = False) -> Iterator[Source]:
+    """Sources for a task that needs captions or labels: they fail if these are not known.
+
+    Args:
+        each: a source for each caption of an image.
+    """
+    for source in sources:
+        fields = source.fields
+        if isinstance(fields, Fields) and fields.fault is not None:
+            yield replace(source, content=UnreadableBlob(fields.fault))
+        elif each and len(source.captions) > 1:
+            for caption in source.captions:
+                yield replace(source, fields=Fields(caption, source.text_of("label")))
+        else:
+            yield source
 
 
 @dataclass(frozen=True)

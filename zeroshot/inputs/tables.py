@@ -6,7 +6,7 @@ names no image becomes a source that fails. If no further row can be read, one m
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from zeroshot.inputs import text_files
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import PICTURES, SCHEME, URL, Source, UnreadableBlob
+from zeroshot.inputs.source import PICTURES, SCHEME, URL, Fields, Source, UnreadableBlob
 from zeroshot.inputs.text_files import LineRecord
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -49,7 +49,7 @@ class ImageTable:
         """The source of a row without an image."""
         return Source(f"{self.name}#{row}", UnreadableBlob(reason))
 
-    def source(self, row: int, cell: object, fields: Mapping[str, str], where: str = "") -> Source:
+    def source(self, row: int, cell: object, fields: Fields, where: str = "") -> Source:
         """The image that a cell names: a path below `root`, a URL, an object of a bucket.
 
         Args:
@@ -71,7 +71,7 @@ class ImageTable:
         content = fsspec_files.Remote(path) if fsspec_files.is_remote(path) else None
         return Source(path, content, fields)
 
-    def _remote(self, row: int, cell: str, fields: Mapping[str, str], where: str) -> Source:
+    def _remote(self, row: int, cell: str, fields: Fields, where: str) -> Source:
         if fsspec_files.scheme_of(cell) not in fsspec_files.BUCKETS or "::" in cell:
             reason = f"{cell[:80]!r} is neither a path nor a URL nor an object of a bucket"
             return self.unreadable(row, f"{where}{reason}")

@@ -2,7 +2,9 @@
 
 A webdataset is a tar file in which the files of one sample follow one another and share all of
 their name up to the first dot of the last part: `000/17.jpg`, `000/17.txt`, `000/17.cls`
-(https://github.com/webdataset/webdataset). CLIP_benchmark keeps data sets as folders of them:
+(https://github.com/webdataset/webdataset). In a sample, a text belongs to the image that has the
+same name up to its last suffix: `at 10.15.txt` to `at 10.15.png`, and not to `at 10.16.png`.
+CLIP_benchmark keeps data sets as folders of them:
 `classnames.txt`, `zeroshot_classification_templates.txt`, `dataset_type.txt`, and for each split
 `{split}/nshards.txt` and `{split}/{i}.tar`.
 """
@@ -22,6 +24,8 @@ from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Source, Un
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Suffixes of tar files. A compressed one is an error that says to unpack it."""
+TEXTS = ("txt", "cls", "json")
+"""Suffixes of what says something of an image: its captions, its label, both."""
 MAX_PART = 1 << 20
 """Size limit of a caption, a class or a sample's JSON, in bytes."""
 MAX_SHARDS = 1_000_000
@@ -64,11 +68,12 @@ def is_tar(name: str) -> bool:
 def pictures(
     name: str, left_out: list[str] | None = None, suffixes: re.Pattern[str] = PICTURES
 ) -> Iterator[Source]:
-    """The images of a tar file, in order, with the caption and label of their samples.
+    """The images of a tar file, in order, with the captions and labels beside them.
 
     Images are members with one of the `suffixes`. A member that cannot be an image's file (a link,
     a device, a name that leads out of the archive or is repeated) becomes a source that fails, and
-    so does damage, once for all members behind it. Names of other members are added to `left_out`.
+    so does damage, once for all members behind it. If it is not known which caption or label an
+    image has, `Fields.fault` says why. Names of other members are added to `left_out`.
     """
     count = 0
     beside = [] if left_out is None else left_out
@@ -87,7 +92,7 @@ def pictures(
 
 
 def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """The bytes of each member with this suffix, after the key of its image's path (`key_of`).
+    """The bytes of each member with this suffix, after its image's path without suffix (`stem_of`).
 
     Raises:
         ValueError: damage, a member that is no file, or one larger than `MAX_PART`.
@@ -99,7 +104,7 @@ def parts(name: str, suffix: str) -> Iterator[tuple[str, bytes]]:
                     continue
                 if (bad := _fault(member)) is not None:
                     raise ValueError(bad)
-                yield key_of(f"{name}/{member.name.removeprefix('./')}"), _bytes(file, member)
+                yield stem_of(f"{name}/{member.name.removeprefix('./')}"), _bytes(file, member)
     except fsspec_files.failures(name) as error:
         raise ValueError(fsspec_files.why(error)) from error
 
@@ -122,9 +127,15 @@ def samples(file: File) -> Iterator[list[tar.Member]]:
 
 
 def key_of(name: str) -> str:
-    """The name up to the first dot of its last part."""
-    folder, slash, base = name.rpartition("/")
+    """What the files of a sample share: the name up to the first dot of its last part."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
     return f"{folder}{slash}{base.partition('.')[0]}"
+
+
+def stem_of(name: str) -> str:
+    """What an image and its texts share: the name up to the last dot of its last part."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    return f"{folder}{slash}{base.rpartition('.')[0] or base}"
 
 
 def _sources(
@@ -137,28 +148,47 @@ def _sources(
     suffixes: re.Pattern[str],
 ) -> Iterator[Source]:
     """The images of one sample, whose first member is the tar file's `first`-th."""
-    whole = [member for member in sample if _fault(member, suffixes) is None]
-    parts = [member for member in whole if not _is_picture(member.name, suffixes)]
-    fields, fault = Fields(), None
-    if len(parts) < len(whole):
-        try:
-            fields = _fields(file, parts)
-        except ValueError as error:
-            fault = UnreadableBlob(str(error))
+    images: dict[str, set[str]] = {}
+    texts: dict[str, list[tar.Member]] = {}
+    for member in sample:
+        if _fault(member, suffixes) is None:
+            if _is_picture(member.name, suffixes):
+                images.setdefault(stem_of(member.name), set()).add(member.name)
+            elif _suffix(member.name) in TEXTS:
+                texts.setdefault(stem_of(member.name), []).append(member)
+    fields = {
+        stem: _fields_or_fault(file, texts[stem], len(names)) if stem in texts else Fields()
+        for stem, names in images.items()
+    }
     for number, member in enumerate(sample, first):
-        label = f"{name}/{member.name.removeprefix('./')}"
+        label, stem = f"{name}/{member.name.removeprefix('./')}", stem_of(member.name)
         bad = _fault(member, suffixes)
         if bad is not None:
             yield Source(f"{name}#{number}", UnreadableBlob(bad))
         elif not _is_picture(member.name, suffixes):
-            if len(parts) == len(whole) or not _is_field(member.name):
+            if stem not in images or _suffix(member.name) not in TEXTS:
                 beside.append(label)
         elif label in seen:
             again = f"the tar file has {member.name!r} twice; the first one is used"
             yield Source(f"{name}#{number}", UnreadableBlob(again))
         else:
             seen.add(label)
-            yield Source(label, fault or InTar(name, member.start, member.size), fields)
+            yield Source(label, InTar(name, member.start, member.size), fields[stem])
+
+
+def _fields_or_fault(file: File, texts: Sequence[tar.Member], images: int) -> Fields:
+    """What the texts of one name say of the images of that name, which should be one."""
+    kinds: dict[str, str] = {}
+    for member in texts:
+        kind = _suffix(member.name)
+        if (other := kinds.setdefault(kind, member.name)) is not member.name:
+            return Fields(fault=f"{other!r} and {member.name!r}: it is not known which one holds")
+    if images > 1:
+        return Fields(fault=f"{images} images have the name of {texts[0].name!r}")
+    try:
+        return _fields(file, texts)
+    except ValueError as error:
+        return Fields(fault=str(error))
 
 
 def _is_picture(name: str, suffixes: re.Pattern[str]) -> bool:
@@ -169,8 +199,10 @@ def _is_picture(name: str, suffixes: re.Pattern[str]) -> bool:
     return not hidden and bool(stem) and suffixes.fullmatch(dot + suffix) is not None
 
 
-def _is_field(name: str) -> bool:
-    return name.lower().endswith((".txt", ".cls", ".json"))
+def _suffix(name: str) -> str:
+    """`txt` of `in/a.b.TXT`."""
+    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if dot else ""
 
 
 def _fault(member: tar.Member, suffixes: re.Pattern[str] = PICTURES) -> str | None:
@@ -185,24 +217,27 @@ def _fault(member: tar.Member, suffixes: re.Pattern[str] = PICTURES) -> str | No
     return None
 
 
-def _fields(file: File, parts: Sequence[tar.Member]) -> Fields:
-    """Caption and label of a sample; those of its `.txt` and `.cls` before those of its `.json`.
+def _fields(file: File, texts: Sequence[tar.Member]) -> Fields:
+    """Captions, a line each, and label; those of a `.txt` and a `.cls` before those of a `.json`.
+
+    A caption of several lines is one if a `.json` has it so.
 
     Raises:
-        ValueError: a part is too large, no text or no JSON.
+        ValueError: a member is too large, no text or no JSON.
     """
-    fields: dict[str, str] = {}
-    for suffix in ("json", "txt", "cls"):
-        for member in parts:
-            if member.name.lower().endswith(f".{suffix}"):
-                text = _text(file, member)
-                if suffix == "json":
-                    fields |= fields_of(_object(text, member.name))
-                elif suffix == "txt":
-                    fields["caption"] = text.strip()
-                else:
-                    fields["label"] = sys.intern(text.strip())
-    return Fields(**fields)
+    contents = {_suffix(member.name): (_text(file, member), member.name) for member in texts}
+    described = fields_of(_object(*contents["json"])) if "json" in contents else Fields()
+    caption, label = described.caption, described.label
+    lines = _captions(contents["txt"][0]) if "txt" in contents else ()
+    if lines and not (isinstance(caption, str) and _captions(caption) == lines):
+        caption = lines[0] if len(lines) == 1 else lines
+    if "cls" in contents:
+        label = sys.intern(contents["cls"][0].strip())
+    return Fields(caption, label)
+
+
+def _captions(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text_files.split_lines(text) if line.strip())
 
 
 def _bytes(file: File, member: tar.Member) -> bytes:

@@ -86,7 +86,7 @@ def _row(result: FilterResult, folder: Path) -> dict[str, str | float | None]:
     if source.content is None:
         below = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
         path = os.path.abspath(path) if below.startswith("..") else below
-    label = source.fields.get("label")
+    label = source.text_of("label")
     return {"path": path, "caption": result.caption, "label": label, "score": result.row()["score"]}
 
 
@@ -105,7 +105,7 @@ def write_tar(file: BinaryIO, pairs: Iterable[tuple[str, Source, Mapping[str, An
         for name, source, row in pairs:
             data = _bytes(source)
             metadata = {key: row[key] for key in ("path", "id", "score")}
-            label = source.fields.get("label")
+            label = source.text_of("label")
             members = {
                 _suffix(source.path, data): data,
                 ".txt": utf8(row["caption"]),

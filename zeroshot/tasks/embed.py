@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UserError
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     embed_images,
@@ -16,8 +15,9 @@ from zeroshot.inference.embedding import (
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.results.result import EmbedResult
+from zeroshot.results.result import EmbedResult, Failure
 from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.filter import caption_failure, caption_of
 from zeroshot.tasks.task import OpenedTask, Task
 
 
@@ -53,34 +53,40 @@ class EmbedRunner(OpenedTask[Embed]):
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
         """One result per image, in order; of a coupled pair, embeddings of its image encoder.
 
-        Raises:
-            UserError: a source without a caption, if captions are to be embedded.
+        If captions are embedded too, an image without one fails.
         """
         encoder, used = self.task.models.encoder, self._used()
+        captions = self.task.options.captions
         for batch in embed_images(
             sources, image_encoder_of(encoder), self.cache, meter, self.batch_size
         ):
-            texts = _captions(batch.sources) if self.task.options.captions else None
-            text_embeddings = None
-            if texts is not None:
-                reader = text_encoder_of(encoder)
-                text_embeddings = embed_texts(texts, reader, self.cache, meter).tolist()
+            failures, texts = list(batch.failures), {}
+            if captions:
+                for i in batch.readable:
+                    failures[i] = caption_failure(batch.sources[i])
+                meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
+                texts = self._embedded_captions(batch.sources, failures, meter)
             for i, embedding in enumerate(batch.embeddings.tolist()):
-                failure = batch.failures[i]
+                failure, source = failures[i], batch.sources[i]
                 yield EmbedResult(
-                    source=batch.sources[i],
+                    source=source,
                     id=batch.ids[i],
                     error=failure,
                     models=used,
                     method="embed",
                     embedding=() if failure else tuple(embedding),
-                    caption=None if texts is None else texts[i],
-                    text_embedding=() if text_embeddings is None else tuple(text_embeddings[i]),
+                    caption=caption_of(source) if i in texts else None,
+                    text_embedding=texts.get(i, ()),
                 )
 
-
-def _captions(sources: Sequence[Source]) -> list[str]:
-    for source in sources:
-        if "caption" not in source.fields:
-            raise UserError(f"'{source.path}' has no caption, but other images have one")
-    return [source.fields["caption"] for source in sources]
+    def _embedded_captions(
+        self, sources: Sequence[Source], failures: Sequence[Failure | None], meter: Meter
+    ) -> dict[int, tuple[float, ...]]:
+        """The embeddings of the captions, by the indices of the images that did not fail."""
+        good = [i for i, failure in enumerate(failures) if failure is None]
+        if not good:
+            return {}
+        texts = [caption_of(sources[i]) for i in good]
+        reader = text_encoder_of(self.task.models.encoder)
+        rows = embed_texts(texts, reader, self.cache, meter).tolist()
+        return {i: tuple(row) for i, row in zip(good, rows, strict=True)}

@@ -105,7 +105,10 @@ def score_pairs(
     for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
         failures = list(batch.failures)
         for i in batch.readable:
-            failures[i] = _caption_failure(batch.sources[i], texts, truncate)
+            source = batch.sources[i]
+            failures[i] = caption_failure(source)
+            if not truncate:
+                failures[i] = failures[i] or _long_caption(source, texts)
         meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
         good = [i for i, failure in enumerate(failures) if failure is None]
         cosines = torch.zeros(len(failures), 1)
@@ -119,8 +122,8 @@ def score_pairs(
 
 
 def caption_of(source: Source) -> str:
-    """The text that came with an image; empty if there was none."""
-    return source.fields.get("caption", "")
+    """The text that came with an image; empty unless it was one."""
+    return source.captions[0] if len(source.captions) == 1 else ""
 
 
 def is_cut(caption: str, encoder: TextEncoder) -> bool:
@@ -129,11 +132,18 @@ def is_cut(caption: str, encoder: TextEncoder) -> bool:
     return limit is not None and encoder.count_tokens([caption])[0] > limit
 
 
-def _caption_failure(source: Source, encoder: TextEncoder, truncate: bool) -> Failure | None:
-    caption = caption_of(source)
-    if not caption.strip():
+def caption_failure(source: Source) -> Failure | None:
+    """Why an image is no pair with one caption."""
+    if len(source.captions) > 1:
+        count = len(source.captions)
+        return Failure("SeveralCaptions", f"{count} captions; a pair is an image and one caption")
+    if not caption_of(source).strip():
         return Failure("NoCaption", "the pair has no caption")
-    if not truncate and is_cut(caption, encoder):
+    return None
+
+
+def _long_caption(source: Source, encoder: TextEncoder) -> Failure | None:
+    if is_cut(caption_of(source), encoder):
         return Failure("LongCaption", f"a caption of more than {encoder.context_length} tokens")
     return None
 

@@ -68,11 +68,10 @@ class MatchSpec:
         return TextScore(text, score, label, scores)
 
     def texts_of(self, source: Source) -> tuple[str, ...]:
-        """The texts for one image; several captions of one image are lines."""
+        """The texts for one image: its captions, unless all images have the same texts."""
         if self.texts:
             return self.texts
-        lines = source.fields.get("caption", "").split("\n")
-        return tuple(line.strip() for line in lines if line.strip())
+        return tuple(caption.strip() for caption in source.captions if caption.strip())
 
 
 def by_encoder(
@@ -159,7 +158,7 @@ def by_head(
                 method="head",
                 texts=results.get(i, ()),
                 scored=scorer.scored,
-                second=source.fields.get(SECOND),
+                second=source.text_of(SECOND),
             )
 
 
@@ -215,7 +214,7 @@ def _text_failure(model: TextEncoder | PairScorer, texts: Sequence[str]) -> Fail
 def _load(batch: ImageBatch, index: int, count: int) -> PairImages | Failure:
     """An image of the batch, with the second one if the model reads two."""
     first = (batch.ids[index] or "", batch.images[index])
-    other = batch.sources[index].fields.get(SECOND)
+    other = batch.sources[index].text_of(SECOND)
     if count == 1:
         return (first,)
     if count != 2 or other is None:
