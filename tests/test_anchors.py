@@ -1,5 +1,6 @@
 """Anchor sets: pairs from every kind of list, builds that were killed, edits, hostile files."""
 
+import csv
 import io
 import json
 import struct
@@ -18,8 +19,8 @@ from safetensors.torch import load_file, save_file
 import zeroshot
 from zeroshot.cli import run
 from zeroshot.datasets.pairs import read_pairs
-from zeroshot.errors import NotAvailableError, UserError
-from zeroshot.images import read
+from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
+from zeroshot.images import find, read
 from zeroshot.model_set import anchor_file as files
 from zeroshot.model_set.anchor_file import Entry, read_anchors
 from zeroshot.model_set.anchor_writer import AnchorWriter, write_anchors
@@ -141,6 +142,69 @@ def test_lists_that_are_wrong(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         list(read_pairs(str(tmp_path / name)))
+
+
+def test_texts_of_a_folder_belong_to_images_as_those_of_a_tar_file(tmp_path):
+    content = {
+        **{"1.5.png": None, "1.5.txt": "a heart\nred", "1.6.png": None, "1.6.TXT": "a star"},
+        **{"a.png": None, "a.jpg": None, "a.txt": "of which?"},
+        **{"b.png": None, "b.txt": "one", "b.Txt": "two"},
+        **{"in/c.png": None, "in/c.txt": b"caf\xe9", "d.png": None},
+        **{"._d.png": None, "._d.txt": "hidden"},
+    }
+    folder = tmp_path / "pics"
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        data = SCENES[0].read_bytes() if text is None else text
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in content:
+            tar.add(folder / name, name)
+    inside = {pair.id: pair for pair in read_pairs(str(folder))}
+    assert list(inside) == ["1.5.png", "1.6.png", "a.jpg", "a.png", "b.png", "in/c.png"]
+    assert inside["1.5.png"].captions == ("a heart", "red")
+    assert inside["1.6.png"].captions == ("a star",)
+    packed = {pair.id: pair for pair in read_pairs(str(tmp_path / "x.tar"))}
+    assert {name.removesuffix(".png") for name, pair in inside.items() if pair.captions} == {
+        name for name, pair in packed.items() if pair.captions
+    }
+    for name in ("a.png", "a.jpg", "b.png", "in/c.png"):
+        assert not inside[name].captions
+        assert not packed[name].captions
+    for pair, said in (("a.png", "2 images"), ("b.png", "'b.Txt' and"), ("in/c.png", "not UTF-8")):
+        with pytest.raises(UnreadableImageError, match=said):
+            read(inside[pair].source)
+    with pytest.raises(UserError, match="no pairs in folder"):
+        list(read_pairs(str(folder / "in")))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_newline_is_part_of_a_caption_and_nan_is_none(tmp_path, kind):
+    captions = ["a red\nheart", float("nan"), "nan bread"]
+    names = [f"{number}.png" for number in range(3)]
+    file = tmp_path / f"x.{kind}"
+    match kind:
+        case "csv":
+            with file.open("w", newline="") as out:
+                csv.writer(out).writerow(("path", "caption"))
+                csv.writer(out).writerows(
+                    (name, "" if text != text else text)
+                    for name, text in zip(names, captions, strict=True)
+                )
+        case "jsonl":
+            rows = [{"path": n, "caption": [c]} for n, c in zip(names, captions, strict=True)]
+            rows[1]["caption"] = captions[1]
+            file.write_text("\n".join(map(json.dumps, rows)))
+        case "parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            captions[1] = None
+            parquet.write_table(pyarrow.table({"path": names, "caption": captions}), file)
+    expected = [("0.png", ("a red\nheart",)), ("2.png", ("nan bread",))]
+    assert [(pair.id, pair.captions) for pair in read_pairs(str(file))] == expected
+    listed = [(Path(s.path).name, s.captions) for s in find(str(file)).sources if any(s.captions)]
+    assert listed == expected
 
 
 def test_a_tar_file_is_not_unpacked(tmp_path, monkeypatch):

@@ -295,6 +295,9 @@ def test_a_webdataset_with_captions(shards):
     tar(folder / "test" / "0.tar", ("s.jpg", held[1]), ("s.txt", b"a cat\na small cat\n"))
     found = ground_truth.load_captions(folder, protocol=protocol("clip_benchmark/retrieval"))
     assert found.references == (("a cat", "a small cat"),)
+    dotted = [("s.1.jpg", held[1]), ("s.1.txt", b"one"), ("s.2.jpg", held[1]), ("s.2.txt", b"two")]
+    tar(folder / "test" / "0.tar", *dotted)
+    assert clip_benchmark.read_retrieval(folder).references == (("one",), ("two",))
     with pytest.raises(UserError, match="is a retrieval set"):
         ground_truth.load_classification(folder)
 
@@ -316,6 +319,9 @@ LINK, DEVICE = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.CHRTYPE, "")
         ([("a.png", DEVICE), ("a.cls", b"1")], "device"),
         ([("../a.png", b"x"), ("../a.cls", b"1")], "leads out"),
         ([("a.png", b"x"), ("a.cls", b"1"), ("b.x", b""), ("a.png", b"x")], "twice"),
+        ([("a.png", b"x"), ("a.cls", b"1"), ("a.cls", b"2")], "not known which one holds"),
+        ([("a.png", b"x"), ("a.CLS", b"1"), ("a.jpg", b"x")], "2 images have the name of 'a.CLS'"),
+        ([("a.1.png", b"x"), ("a.2.cls", b"1")], "'' is no class"),
     ],
 )
 def test_shards_that_are_not_what_they_should_be(members, message, shards):

@@ -209,12 +209,12 @@ def shard(folder, *members, names="cat\ndog\n"):
 
 def test_a_webdataset_of_several_labels(tmp_path):
     whole = (SCENES / "1-red-heart.png").read_bytes()
-    members = [("s1.png", whole), ("s1.npy", npy(1, 1)), ("s2.npy", npy(0, 0, dtype="int64"))]
-    held = load_multilabel(shard(tmp_path, *members, ("s2.png", whole)))
+    members = [("s.1.png", whole), ("s.1.npy", npy(1, 1)), ("s.2.npy", npy(0, 0, dtype="int64"))]
+    held = load_multilabel(shard(tmp_path, *members, ("s.2.png", whole)))
     assert held.labels == ("cat", "dog")
     assert held.truth == ((0, 1), ())
     assert held.prompts == [["a photo of a cat."], ["a photo of a dog."]]
-    assert [Path(s.path).name for s in held.sources] == ["s1.png", "s2.png"]
+    assert [Path(s.path).name for s in held.sources] == ["s.1.png", "s.2.png"]
     assert load_multilabel(tmp_path, labels="a,b", templates="none").prompts == [
         ["a"],
         ["b"],
@@ -231,6 +231,8 @@ def test_a_webdataset_of_several_labels(tmp_path):
     ("members", "message"),
     [
         ([("a.png", b"x")], "has no .npy"),
+        ([("a.png", b"x"), ("a.npy", npy(1, 0)), ("a.npy", npy(0, 0))], "a.npy' comes twice"),
+        ([("a.1.png", b"x"), ("a.2.npy", npy(1, 0))], "has no .npy"),
         ([("a.npy", npy(1, 0))], "has no image"),
         ([("a.png", b"x"), ("a.npy", npy(1, 0, 1))], "not 2 zeros and ones"),
         ([("a.png", b"x"), ("a.npy", npy(1, 2))], "other numbers"),

@@ -5,13 +5,14 @@
 | `x.csv`, `.tsv`, `.jsonl`, `.parquet` | a column of images, one of captions or lists of them |
 | `x.json` | COCO's captions or Karpathy's (`coco_json`) |
 | `x.token` | Flickr's captions |
-| `x.tar` | a webdataset: `key.jpg` beside `key.txt` or `key.json` |
+| `x.tar` | a webdataset: `key.jpg` beside `key.txt` (a caption a line) or `key.json` |
 | a folder | `a.jpg` beside `a.txt`, a caption a line |
 
 Rows that name the same image are one pair with several captions. Images without a caption are left
 out. Files are read as data: nothing is unpickled, and no member of a tar file is unpacked.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Pair:
     id: str
     source: Source
     captions: tuple[str, ...]
-    """Empty for an image of a tar file that cannot be read."""
+    """Empty if it is not known which ones belong to the image, or it cannot be read."""
 
 
 def read_pairs(name: str, root: Path | None = None) -> Iterator[Pair]:
@@ -108,14 +109,28 @@ def _tar_pairs(path: Path) -> Iterator[Pair]:
 
 
 def _folder_pairs(folder: Path) -> Iterator[Pair]:
-    """Images in or below a folder, each with the file of captions beside it."""
-    count = 0
-    for path in sorted(folder.rglob("*")):
-        beside = path.with_suffix(".txt")
-        if PICTURES.fullmatch(path.suffix) and beside.is_file():
-            captions = tuple(dict.fromkeys(line for _, line in read_lines(beside)))
-            if captions:
-                count += 1
-                yield Pair(path.relative_to(folder).as_posix(), Source(str(path)), captions)
+    """Images in or below a folder, each with the file of captions beside it; as of a tar file."""
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    names = [path.as_posix() for path in files if not any(p.startswith(".") for p in path.parts)]
+    images = [name for name in names if PICTURES.fullmatch(Path(name).suffix)]
+    texts: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if name.lower().endswith(".txt") and (folder / name).is_file():
+            texts[webdataset.stem_of(name)].append(name)
+    counts = Counter(map(webdataset.stem_of, images))
+    count, first_fault = 0, ""
+    for name in images:
+        beside = texts.get(stem := webdataset.stem_of(name), [])
+        fault = webdataset.ambiguity(beside, counts[stem])
+        try:
+            lines = read_lines(folder / beside[0]) if beside and fault is None else []
+        except UserError as error:
+            fault = str(error)
+        if fault is not None:
+            first_fault = first_fault or f"; {name}: {fault}"
+            yield Pair(name, Source(str(folder / name), UnreadableBlob(fault)), ())
+        elif captions := tuple(dict.fromkeys(line for _, line in lines)):
+            count += 1
+            yield Pair(name, Source(str(folder / name)), captions)
     if not count:
-        raise UserError(f"no pairs in folder '{folder}': a.jpg beside a.txt, a caption a line")
+        raise UserError(f"no pairs in folder '{folder}' (a.jpg beside a.txt){first_fault}")

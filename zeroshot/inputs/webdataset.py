@@ -156,10 +156,7 @@ def _sources(
                 images.setdefault(stem_of(member.name), set()).add(member.name)
             elif _suffix(member.name) in TEXTS:
                 texts.setdefault(stem_of(member.name), []).append(member)
-    fields = {
-        stem: _fields_or_fault(file, texts[stem], len(names)) if stem in texts else Fields()
-        for stem, names in images.items()
-    }
+    fields = {s: _fields_or_fault(file, texts.get(s, ()), len(own)) for s, own in images.items()}
     for number, member in enumerate(sample, first):
         label, stem = f"{name}/{member.name.removeprefix('./')}", stem_of(member.name)
         bad = _fault(member, suffixes)
@@ -176,15 +173,19 @@ def _sources(
             yield Source(label, InTar(name, member.start, member.size), fields[stem])
 
 
-def _fields_or_fault(file: File, texts: Sequence[tar.Member], images: int) -> Fields:
-    """What the texts of one name say of the images of that name, which should be one."""
+def ambiguity(texts: Sequence[str], images: int) -> str | None:
+    """Why texts and images of one name do not belong together; None for an image and its texts."""
     kinds: dict[str, str] = {}
-    for member in texts:
-        kind = _suffix(member.name)
-        if (other := kinds.setdefault(kind, member.name)) is not member.name:
-            return Fields(fault=f"{other!r} and {member.name!r}: it is not known which one holds")
-    if images > 1:
-        return Fields(fault=f"{images} images have the name of {texts[0].name!r}")
+    for name in texts:
+        if (other := kinds.setdefault(_suffix(name), name)) is not name:
+            return f"{other!r} and {name!r}: it is not known which one holds"
+    return f"{images} images have the name of {texts[0]!r}" if texts and images > 1 else None
+
+
+def _fields_or_fault(file: File, texts: Sequence[tar.Member], images: int) -> Fields:
+    """What the texts of one name say of the images of that name."""
+    if (fault := ambiguity([member.name for member in texts], images)) is not None:
+        return Fields(fault=fault)
     try:
         return _fields(file, texts)
     except ValueError as error:
