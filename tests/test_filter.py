@@ -14,13 +14,15 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from zeroshot.errors import UserError
+from zeroshot.images import find, read
 from zeroshot.model_set.model_set import resolve
 from zeroshot.output import filtered_pairs as kept
-from zeroshot.results.result import FilterResult, Source
 from zeroshot.tasks.filter import Filter, above, best_share, pair_cosines, threshold
 from zeroshot.tasks.filter_options import FilterOptions
 from zeroshot.tasks.task import Task, Transductive, is_transductive
 
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 POCKET = ["--models", "pocket"]
 
@@ -172,6 +174,82 @@ def test_wrong_usage_is_one_clear_message(zeroshot, pairs, arguments, message):
     assert message in err
 
 
+def captioned(folder, kind):
+    """Two captions of a heart, one of them in two lines, one of a star, and none of a ring."""
+    names = ["1-red-heart.png", "2-blue-star.png", "3-green-ring.png"]
+    captions = [["a red heart", "a big\nred heart"], "a blue\nstar", [math.nan, " "]]
+    for name in names:
+        (folder / name).write_bytes((SCENES / name).read_bytes())
+    file = folder / f"x.{kind}"
+    if kind == "jsonl":
+        rows = [{"path": n, "caption": c} for n, c in zip(names, captions, strict=True)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        table = {"path": names, "caption": [captions[0], [captions[1]], [None]]}
+        pyarrow.parquet.write_table(pyarrow.table(table), file)
+    else:
+        with tarfile.open(file, "w") as tar:
+            for name, caption in zip(names, captions, strict=True):
+                (folder / "a.json").write_text(json.dumps({"caption": caption}))
+                tar.add(folder / name, name)
+                tar.add(folder / "a.json", f"{Path(name).stem}.json")
+        (folder / "a.json").unlink()
+    return file
+
+
+TEXTS = ["a red heart", "a big\nred heart", "a blue\nstar"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar"])
+def test_several_captions_are_several_texts_everywhere(zeroshot, tmp_path, kind):
+    file, out = captioned(tmp_path, kind), tmp_path / "o.csv"
+    _, rows, _ = zeroshot("filter", file, *POCKET, "--min-score", -1)
+    assert [row.get("caption") for row in rows] == [*TEXTS, None]
+    assert rows[3]["error"]["type"] == "NoCaption"
+    assert rows[0]["score"] != rows[1]["score"]
+    _, found, _ = zeroshot("match", file, *POCKET)
+    assert [[fit["text"] for fit in row.get("texts", ())] for row in found] == [
+        TEXTS[:2],
+        TEXTS[2:],
+        [],
+    ]
+    flat = [fit["score"] for row in found[:2] for fit in row["texts"]]
+    assert flat == pytest.approx([row["score"] for row in rows[:3]], abs=1e-6)
+    embed = ["embed", file, *POCKET, "--layout", "clip-retrieval", "--out", tmp_path / "c"]
+    assert zeroshot(*embed)[0] == 3
+    told = pyarrow.parquet.read_table(tmp_path / "c" / "metadata" / "metadata_0.parquet")
+    assert told["caption"].to_pylist() == TEXTS
+    images, texts = (np.load(tmp_path / "c" / f"{k}_emb/{k}_emb_0.npy") for k in ("img", "text"))
+    assert len(images) == len(texts) == 3
+    assert (images[0] == images[1]).all()
+    assert not np.array_equal(texts[0], texts[1])
+    assert zeroshot("filter", file, *POCKET, "--min-score", -1, "--out", out)[0] == 3
+    code, _, err = zeroshot("filter", file, *POCKET, "--min-score", -1, "--out", out)
+    assert "resumed: 4 of 4" in err
+    code, _, err = zeroshot(
+        "filter", file, *POCKET, "--min-score", -1, "--out", out, "--retry-failed"
+    )
+    assert (code, "come more than once" in err) == (2, True)
+
+
+@pytest.mark.parametrize("size", ["file", "2"])
+def test_several_captions_in_shards(zeroshot, tmp_path, size):
+    """A file as a shard has the rows of any other cut, and each shard its own pairs."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    files = [captioned(tmp_path / name, "tar") for name in ("one", "two")]
+    more = ["--min-score", -1, "--out", tmp_path / "o", "--layout", "webdataset"]
+    assert zeroshot("filter", *files, *POCKET, *more, "--shard-size", size)[0] == 3
+    rows = [
+        json.loads(line)
+        for shard in sorted((tmp_path / "o").glob("0*.jsonl"))
+        for line in shard.read_text().splitlines()
+    ]
+    assert [row.get("caption") for row in rows] == [*TEXTS, None] * 2
+    kept = [s for f in sorted((tmp_path / "o/kept").iterdir()) for s in find(str(f)).sources]
+    assert [source.captions for source in kept] == [(text,) for text in TEXTS] * 2
+
+
 def test_rows_to_files_and_going_on(zeroshot, pairs, tmp_path):
     arguments = ["filter", pairs, "--image-root", SCENES, *POCKET]
     out = tmp_path / "rows.csv"
@@ -188,8 +266,6 @@ def test_rows_to_files_and_going_on(zeroshot, pairs, tmp_path):
     assert "it needs all pairs" in err
     table = tmp_path / "rows.parquet"
     zeroshot(*arguments, "--keep", 0.5, "--out", table)
-    import pyarrow.parquet
-
     assert [r["kept"] for r in pyarrow.parquet.read_table(table).to_pylist()][:2] == [True, False]
 
 
@@ -219,7 +295,7 @@ def test_paths_below_a_table_are_relative_to_it(zeroshot, tmp_path):
     target = tmp_path / "kept.csv"
     zeroshot("filter", source, *POCKET, "--keep", 0.5, "--kept", target)
     (row,) = csv.DictReader(target.read_text().splitlines())
-    assert (row["path"], row["caption"], row["label"]) == ("data/a.png", "a red heart", "=x")
+    assert (row["path"], row["caption"], row["label"]) == ("data/a.png", "a red heart", "'=x")
     assert zeroshot("filter", target, *POCKET, "--keep", 1)[0] == 0
 
 
@@ -229,7 +305,7 @@ def test_shards_in_shards_out(zeroshot, pairs, tmp_path, monkeypatch):
     arguments = ["filter", pairs, "--image-root", SCENES, *POCKET, "--keep", 0.75]
     _, rows, _ = zeroshot(*arguments, "--kept", first)
     best = [r for r in rows if r.get("kept")]
-    assert sorted(p.name for p in first.iterdir()) == ["00000.tar", "00001.tar"]
+    assert sorted(p.name for p in first.iterdir()) == [".kept.json", "00000.tar", "00001.tar"]
     code, again, _ = zeroshot("filter", first, *POCKET, "--min-score", -1, "--kept", second)
     assert code == 0
     assert [(r["id"], r["caption"].strip()) for r in again] == [
@@ -244,6 +320,20 @@ def test_shards_in_shards_out(zeroshot, pairs, tmp_path, monkeypatch):
     assert code == 2
     assert "is not a file of its own" in err
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_shards_may_be_filtered_into_their_own_folder(zeroshot, pairs, tmp_path, monkeypatch):
+    """Its pictures are read from the tar files that are replaced."""
+    monkeypatch.setattr(kept, "PAIRS_IN_A_SHARD", 1)
+    out = tmp_path / "out"
+    zeroshot("filter", pairs, "--image-root", SCENES, *POCKET, "--keep", 1, "--kept", out)
+    assert len(list(out.glob("*.tar"))) == 4
+    again = ["filter", out, *POCKET, "--keep", 0.5, "--kept", out, "--overwrite"]
+    code, rows, _ = zeroshot(*again)
+    assert code == 0
+    best = [row["id"] for row in rows if row["kept"]]
+    assert len(best) == 2
+    assert [read(source).id for source in find(str(out)).sources] == best
 
 
 def members(tar):
@@ -287,15 +377,3 @@ def test_pairs_kept_by_shard_are_begun_anew_and_refused_elsewhere(zeroshot, pair
         *arguments, "--min-score", 0, "--out", tmp_path / "o", "--format", "csv"
     )
     assert (code, "writes its rows as jsonl" in err) == (2, True)
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    good = FilterResult(Source("x.png", b"\xff\xd8"), "i", caption="a", kept=True)
-    gone = FilterResult(Source(str(tmp_path / "gone.png")), "i", caption="a", kept=True)
-    with pytest.raises(UserError, match="cannot be read any more"):
-        kept.write_kept(tmp_path / "shards", [good, gone])
-    assert list((tmp_path / "shards").iterdir()) == []
-    hostile = FilterResult(Source("../../etc/x", b"\xff\xd8"), "i", caption="a", kept=True)
-    kept.write_kept(tmp_path / "shards", [hostile])
-    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
-        assert tar.getnames()[0] == "000000000.jpg"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from zeroshot.errors import NotAvailableError, OutputError, UserError
+from zeroshot.inputs import text_files
 from zeroshot.output import formats
 from zeroshot.output.holders import Holder
 from zeroshot.output.resumable import ResumableFile, merge
@@ -535,7 +536,7 @@ def test_rows_that_differ_are_no_doubles(out):
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-anything = text | st.tuples(st.sampled_from(formats.FORMULA), text).map("".join)
+anything = text | st.tuples(st.sampled_from(text_files.FORMULA), text).map("".join)
 
 
 @given(path=anything.filter(bool), label=anything, message=anything)

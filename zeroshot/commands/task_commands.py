@@ -521,11 +521,11 @@ def filter(
             raise UserError(
                 f"'{path}' exists; it needs all pairs, so it cannot be continued: --overwrite"
             )
-    if kept is not None:
-        check_target(kept)
     sources = needing_captions(run.inputs(pairs), each=True)
     if not isinstance(sources, Containers):
         _check_retry(run, sources)
+    if kept is not None:
+        check_target(kept, () if isinstance(sources, Containers) else sources)
     chosen: list[FilterResult] = []
     counts = {"scored": 0, "kept": 0}
 

@@ -41,6 +41,10 @@ MAX_BYTES = 1 << 30
 MAX_LINE = 1 << 24
 """Length limit of a line and of a cell, in characters."""
 DELIMITERS = ",;\t"
+FORMULA = tuple("=+-@\t\r'＝＋－＠")
+"""Spreadsheets compute a text that begins so; in a table that we write it gets an apostrophe."""
+KEPT_PAIRS = ("path", "caption", "label", "score")
+"""Columns of the tables that `filter --kept` writes. Apostrophes are taken from their cells."""
 CONVERT = "convert the file, for example with: iconv -f cp1252 -t utf-8"
 DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 """Errors of a compressed file."""
@@ -262,7 +266,9 @@ def _table(lines: _Lines, delimiter: str | None) -> Iterator[LineRecord]:
     names = [name.strip() for name in _cells(rows, lines, begin) or ()]
     _check_names(names, begin)
     begin, empty = lines.number + 1, True
+    ours = tuple(names) == KEPT_PAIRS
     while (cells := _cells(rows, lines, begin)) is not None:
+        cells = list(map(_unguarded, cells)) if ours else cells
         if any(map(str.strip, cells)):
             yield _table_record(names, cells, begin)
             empty = False
@@ -287,6 +293,10 @@ def _cells(rows: Iterator[list[str]], lines: _Lines, begin: int) -> list[str] | 
     if cells is not None and lines.ended:
         raise TextError(f"line {begin}: a cell begins with a quotation mark and never ends")
     return cells
+
+
+def _unguarded(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
 def _check_names(names: Sequence[str], line: int) -> None:

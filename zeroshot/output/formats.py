@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from zeroshot.errors import NotAvailableError, unknown
+from zeroshot.inputs.text_files import FORMULA
 from zeroshot.packaging.extras import how_to_install
 
 Row = Mapping[str, Any]
@@ -33,8 +34,6 @@ COLUMNS = {
 """The columns of a table for each kind of row, between `path, id` and `models, method,
 error_type, error_message`. `label, score, cosine` belong to the best label. Lists and objects are
 JSON."""
-FORMULA = tuple("=+-@\t\r'＝＋－＠")
-"""A text cell that starts with one of these gets an apostrophe, as spreadsheets compute it."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,11 @@ class Csv:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        self.header = self._line(columns(schema))
-
-    def _line(self, cells: Iterable[object]) -> bytes:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that \r is quoted as well
-        return utf8(line.getvalue().removesuffix("\r\n") + "\n")
+        self.header = utf8(csv_line(columns(schema)))
 
     def encode(self, row: Row) -> bytes:
         """The row's cells; a missing value is an empty cell."""
-        return self._line(_guarded(cell) for cell in flat(row, self.schema).values())
+        return utf8(csv_line(map(guarded, flat(row, self.schema).values())))
 
     def records(self, data: bytes) -> list[Record]:
         """Each complete row; a cell with line breaks spans several lines."""
@@ -169,7 +163,15 @@ class Csv:
         return Record(raw, named["path"], named["id"], named["error_type"])
 
 
-def _guarded(cell: object) -> object:
+def csv_line(cells: Iterable[object]) -> str:
+    """A row of a table, with its line end."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that \r is quoted as well
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def guarded(cell: object) -> object:
+    """What a spreadsheet would compute gets an apostrophe."""
     if isinstance(cell, bool):
         return str(cell).lower()
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
