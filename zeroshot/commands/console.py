@@ -281,6 +281,9 @@ def summary(
         lines.append(
             f"kept {meter.skipped_existing} sidecar files that existed; --overwrite replaces them"
         )
+    for reason, (count, first) in meter.unwritten.items():
+        more = f" and {count - 1} more" if count > 1 else ""
+        lines.append(f"no caption beside its image: '{first}'{more}: {reason}")
     if verbose:
         lines.append(
             f"encoder: {meter.images_encoded} {unit} encoded, {meter.images_cached} from the "

@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -171,6 +171,34 @@ class OutputOptions(CommonOptions):
             place.clear(sources, task.schema)
         self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache))
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether --out may have rows of earlier runs, which this one keeps."""
+        if self.out is None or self.overwrite:
+            return False
+        if self.folder is None:
+            return self.out.exists()
+        from zeroshot.distributed.folder import OutputSpec
+
+        return OutputSpec(self._where(self.folder)).existing_shard_size() is not None
+
+    def rows(self, sources: "Inputs", schema: str) -> "Iterator[Mapping[str, Any]]":
+        """The rows of --out, as columns; of a folder those of its finished shards."""
+        if self.folder is None:
+            from zeroshot.output.formats import read_rows
+
+            assert self.out is not None
+            yield from read_rows(self.out, schema)
+            return
+        from zeroshot.distributed.folder import OutputSpec
+
+        folder = OutputSpec(self._where(self.folder), self.size).peek(sources, schema)
+        if folder is not None:
+            records = (
+                record for shard in folder.marks() for record in folder.content(shard).records
+            )
+            yield from (folder.layout.format.cells(record.raw) for record in records)
+
     def _where(self, folder: Path) -> "Path | Bucket":
         if not isinstance(folder, RemotePath):
             return folder
@@ -234,7 +262,7 @@ class OutputOptions(CommonOptions):
                     console.log(line)
             if cache.write_error is not None:
                 console.log(cache.write_error)
-        if meter.failed:
+        if meter.failed or meter.unwritten:
             raise typer.Exit(3)
 
     def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "ResumableFile":
@@ -284,7 +312,7 @@ class OutputOptions(CommonOptions):
         if after.changed:
             raise FileRefusedError(*map(changed_message, after.changed))
         after.check(before)
-        if meter.failed:
+        if meter.failed or meter.unwritten:
             raise typer.Exit(3)
 
     def _engine(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from zeroshot.inputs.source import Source
     from zeroshot.model_set.model_set import ModelSet
     from zeroshot.results.result import FilterResult, Result
+    from zeroshot.tasks.captioning.sidecars import SidecarCaption
     from zeroshot.tasks.localization.detection import Detect
     from zeroshot.tasks.matching.match_task import Match
 
@@ -111,9 +112,46 @@ def caption(
             with_files = SidecarCaption(
                 models=task.models, options=given, captions=task, overwrite=run.overwrite
             )
-            run.show(with_files, sources, traced)
+            _with_sidecars(run, with_files, sources, traced)
         else:
             run.show(task, sources, traced)
+
+
+def _with_sidecars(
+    run: OutputOptions,
+    task: "SidecarCaption",
+    sources: "Inputs",
+    through: Callable[[ResultStream], ResultStream],
+) -> None:
+    """Write captions beside their images, also those of rows that --out had already."""
+    from zeroshot.commands import console
+    from zeroshot.inference.meter import Meter
+    from zeroshot.inputs.containers import Containers
+    from zeroshot.tasks.captioning import sidecars
+
+    def images() -> "Iterator[Source]":
+        if isinstance(sources, Containers):
+            return (source for file in sources.files for source in file.pictures())
+        return iter(sources)
+
+    sidecars.check_sidecars(images())
+    had_rows, failed, meter = run.has_rows, False, Meter()
+    try:
+        run.show(task, sources, through)
+    except typer.Exit:
+        failed = True
+    written = 0
+    if had_rows and (missing := sidecars.missing_sidecars(images())):
+        for row in run.rows(sources, task.schema):
+            path = missing.get(row["path"])
+            if path is not None and row.get("caption") is not None:
+                written += sidecars.write_sidecar(path, row["caption"], False, meter)
+    if not run.quiet and (written or meter.unwritten):
+        console.log(f"captions of earlier rows that are now beside their images: {written}")
+        for line in console.summary(meter, 0, False):
+            console.log(line)
+    if failed or meter.unwritten:
+        raise typer.Exit(3)
 
 
 def _prompted(

@@ -33,6 +33,8 @@ class Meter:
     texts_cached: int = 0
     skipped_existing: int = 0
     """Sidecar files that existed and were not replaced."""
+    unwritten: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Number of sidecar files that were not written, and the first of them, by the reason."""
     skipped: int = 0
     """Members of tar files that hold no image, if each file is a shard."""
     shards: int = 0
@@ -71,10 +73,18 @@ class Meter:
         """Images per second of working time."""
         return self.pictures / self.working if self.working else 0.0
 
+    def add_unwritten(self, reason: str, name: str, count: int = 1) -> None:
+        """Count a sidecar file that was not written."""
+        before, first = self.unwritten.get(reason, (0, name))
+        self.unwritten[reason] = before + count, first
+        if not self.unwritten[reason][0]:
+            del self.unwritten[reason]
+
     def counts(self) -> dict[str, Any]:
         """All counts, and the seconds of each stage, as JSON."""
         counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
-        return counts | {"seconds": dict(self.seconds)}
+        unwritten = {"unwritten": dict(self.unwritten)} if self.unwritten else {}
+        return counts | unwritten | {"seconds": dict(self.seconds)}
 
     def add(self, counts: Mapping[str, Any], sign: int = 1) -> None:
         """Add the counts of another meter, maybe of another process; sign -1 subtracts them."""
@@ -82,6 +92,9 @@ class Meter:
             if name == "seconds":
                 for stage, seconds in count.items():
                     self.seconds[stage] += sign * seconds
+            elif name == "unwritten":
+                for reason, (number, first) in count.items():
+                    self.add_unwritten(reason, first, sign * number)
             else:
                 setattr(self, name, getattr(self, name) + sign * count)
 

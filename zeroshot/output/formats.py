@@ -64,6 +64,9 @@ class Format(Protocol):
     def records(self, data: bytes) -> list[Record]:
         """The complete rows after the header, without a partial last one; ValueError if invalid."""
 
+    def cells(self, raw: bytes) -> Mapping[str, Any]:
+        """The values of a record by column; ValueError if invalid."""
+
 
 def to_json(value: object) -> str:
     """JSON on one line; ValueError for a number that is not finite."""
@@ -88,10 +91,15 @@ class JsonLines:
         """Each complete line."""
         return [self._record(line) for line in re.findall(rb"[^\n]*\n", data)]
 
-    def _record(self, line: bytes) -> Record:
-        row = json.loads(line)
+    def cells(self, raw: bytes) -> Mapping[str, Any]:
+        """The object."""
+        row: Any = json.loads(raw)
         if not isinstance(row, dict) or "path" not in row:
-            raise ValueError(f"not a row: {line[:60]!r}")
+            raise ValueError(f"not a row: {raw[:60]!r}")
+        return row
+
+    def _record(self, line: bytes) -> Record:
+        row = self.cells(line)
         error = row.get("error") or {"type": row.get("error_type")}
         return Record(line, row["path"], row.get("id"), error["type"])
 
@@ -152,14 +160,18 @@ class Csv:
             raise ValueError(f"a quote is never closed after {raw[:60]!r}")
         return records
 
-    def _record(self, raw: bytes) -> Record:
+    def cells(self, raw: bytes) -> Mapping[str, Any]:
+        """The cells as texts, without the apostrophes that guard them; an empty one is None."""
         cells = next(csv.reader(io.StringIO(raw.decode(), newline="")))
         if len(cells) != len(columns(self.schema)):
             raise ValueError(f"not a row: {raw[:60]!r}")
-        named = {
+        return {
             name: cell.removeprefix("'") or None
             for name, cell in zip(columns(self.schema), cells, strict=True)
         }
+
+    def _record(self, raw: bytes) -> Record:
+        named = self.cells(raw)
         return Record(raw, named["path"], named["id"], named["error_type"])
 
 
@@ -211,6 +223,10 @@ class Text:
             raise ValueError("plain text has no paths, so it cannot be continued")
         return []
 
+    def cells(self, raw: bytes) -> Mapping[str, Any]:
+        """ValueError, because the lines have no paths."""
+        raise ValueError("plain text has no paths")
+
 
 def pyarrow() -> Any:
     """Import pyarrow; NotAvailableError says how to install it."""
@@ -242,6 +258,14 @@ def from_parquet(file: Path | io.BytesIO) -> bytes:
     """The `FlatLines` of a Parquet table."""
     table = pyarrow().parquet.read_table(file)
     return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())
+
+
+def read_rows(path: Path, schema: str) -> list[Mapping[str, Any]]:
+    """The values of the rows in a file, by column; ValueError if invalid."""
+    format = format_for(path, schema)
+    table = path.suffix.lower() == ".parquet"
+    data = from_parquet(path) if table else path.read_bytes()
+    return [format.cells(record.raw) for record in format.records(data)]
 
 
 def format_for(path: Path, schema: str) -> Format:

@@ -1,0 +1,248 @@
+"""Captions beside their images: whose file is whose, what is never replaced, what is missing."""
+
+import errno
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source, UnreadableBlob
+from zeroshot.output import atomic
+from zeroshot.tasks.captioning import sidecars
+
+SCENES = sorted((Path(__file__).parent.parent / "examples" / "scenes").glob("*.png"))
+COMMON = ["--models", "pocket", "-o", "k=2", "--sidecar", "txt"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """`p` with the images a.png to d.png."""
+    monkeypatch.chdir(tmp_path)
+    Path("p").mkdir()
+    for name, scene in zip("abcd", SCENES, strict=False):
+        shutil.copy(scene, f"p/{name}.png")
+    return Path("p")
+
+
+@pytest.fixture
+def unopened(monkeypatch):
+    """No model is loaded."""
+    from zeroshot.tasks.captioning.caption_task import CaptionImages
+
+    def opened(*given, **more):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(CaptionImages, "open", opened)
+
+
+def texts(folder="p"):
+    return {path.stem: path.read_text() for path in Path(folder).glob("*.txt")}
+
+
+# Whose file is whose
+
+
+@pytest.mark.parametrize(
+    ("names", "both"),
+    [
+        (["p/a.jpg", "p/a.png"], "'p/a.jpg' and 'p/a.png' .* 'p/a.txt'"),
+        (["p/a.v1.JPEG", "p/b.png", "p/a.v1.png"], "a.v1.JPEG' and 'p/a.v1.png' .* 'p/a.v1.txt'"),
+        (["p/a.png", "q/../p/a.gif"], "'p/a.png' and 'q/../p/a.gif'"),
+        (["p/a.png", "link/a.gif"], "'p/a.png' and 'link/a.gif'"),
+        (["p/a.heic", "p/a.avif"], "a.heic' and 'p/a.avif'"),
+        (["p/a.png", "p/a.v1.png", "q/a.png", "p/a.png", "link/a.png"], None),
+        (["p/a.png", "p/a", "p/a.txt", "p/A.gif", "p/b\0.png", "gone/a.png"], None),
+    ],
+)
+def test_two_images_never_share_a_file(folder, names, both):
+    os.symlink("p", "link")
+    if both is None:
+        sidecars.check_sidecars(map(Source, names))
+    else:
+        with pytest.raises(ValueError, match=both):
+            sidecars.check_sidecars(map(Source, names))
+
+
+@pytest.mark.parametrize("content", [b"bytes", UnreadableBlob("row 3 names no image")])
+def test_images_that_are_no_files(content):
+    """What cannot be read anyway is no reason to refuse the run."""
+    source = Source("x.parquet#3", content)
+    if isinstance(content, bytes):
+        with pytest.raises(ValueError, match=r"'x\.parquet#3' is no file of its own"):
+            sidecars.check_sidecars([source])
+    else:
+        sidecars.check_sidecars([source])
+
+
+@pytest.mark.parametrize("how", ["two images", "a URL", "a tar file", "tar files as shards"])
+def test_a_refusal_comes_before_any_model(zeroshot, folder, unopened, how):
+    images, more = [folder], []
+    if how == "two images":
+        shutil.copy("p/a.png", "p/a.gif")
+    elif how == "a URL":
+        images.append("https://example.org/a.png")
+    else:
+        images, more = ["1.tar", "2.tar"], ["--out", "o/"] if how.endswith("shards") else []
+        for name in images:
+            with tarfile.open(name, "w") as file:
+                file.add("p/a.png", "a.png")
+    before = sorted(Path().rglob("*"))
+    code, rows, err = zeroshot("caption", *images, *COMMON, *more)
+    assert (code, rows) == (2, [])
+    assert "--sidecar" in err
+    assert sorted(Path().rglob("*")) == before
+
+
+# What is there already
+
+
+KINDS = {
+    "pipe": lambda path: os.mkfifo(path),
+    "folder": lambda path: path.mkdir(),
+    "link to nothing": lambda path: path.symlink_to("nothing"),
+    "link to a text": lambda path: path.symlink_to("other.md"),
+    "link to the image": lambda path: path.symlink_to("b.png"),
+    "image": lambda path: shutil.copy(SCENES[3], path),
+    "large text": lambda path: path.write_bytes(b"x" * (sidecars.MAX_TEXT + 1)),
+}
+
+
+def state(path):
+    info = path.lstat()
+    return info.st_mode, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_text_stays_and_is_named(zeroshot, folder, overwrite):
+    """Among other images, whose captions are written."""
+    names = dict(zip(KINDS, ("b0", "b1", "b2", "b3", "b4", "b5", "b6"), strict=True))
+    for kind, name in names.items():
+        shutil.copy("p/b.png", f"p/{name}.png")
+        KINDS[kind](folder / f"{name}.txt")
+    Path("p/other.md").write_text("my own")
+    shutil.copy("p/a.png", "p/no suffix")
+    before = {kind: state(folder / f"{name}.txt") for kind, name in names.items()}
+    code, rows, err = zeroshot("caption", "p", *COMMON, *(["--overwrite"] if overwrite else []))
+    assert code == 3
+    assert not [row for row in rows if "error" in row]
+    assert {kind: state(folder / f"{name}.txt") for kind, name in names.items()} == before
+    assert Path("p/other.md").read_text() == "my own"
+    captions = {Path(row["path"]).stem: row["caption"] for row in rows}
+    for name in "abcd":
+        assert (folder / f"{name}.txt").read_text() == captions[name] + "\n"
+    assert "'p/b2.txt' and 2 more: a link has its name" in err
+    assert "'p/b0.txt': a pipe has its name" in err
+    assert "'p/b1.txt': a folder has its name" in err
+    assert "'p/no suffix': the image's name has no suffix" in err
+    kept = "'p/b5.txt' and 1 more: a file that is no text has its name"
+    assert (kept if overwrite else "kept 2 sidecar files that existed") in err
+
+
+def test_an_image_with_the_suffix_of_a_text_is_not_replaced(zeroshot, folder):
+    shutil.copy("p/a.png", "x.txt")
+    data = Path("x.txt").read_bytes()
+    code, [row], err = zeroshot("caption", "x.txt", *COMMON, "--overwrite")
+    assert (code, row["path"]) == (3, "x.txt")
+    assert "no caption beside its image: 'x.txt'" in err
+    assert Path("x.txt").read_bytes() == data
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("out", [None, "o.jsonl"])
+def test_nothing_about_one_image_ends_the_run(zeroshot, folder, monkeypatch, number, out):
+    real = atomic.publish
+
+    def fails(path, data):
+        if path.name == "b.txt":
+            raise OSError(number, os.strerror(number))
+        return real(path, data)
+
+    more = ["--out", out, "--json"] if out else []
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "publish", fails)
+        code, rows, err = zeroshot("caption", "p", *COMMON, *more)
+    assert (code, len(rows)) == (3, 4)
+    assert f"no caption beside its image: 'p/b.txt': {os.strerror(number)}" in err
+    assert sorted(texts()) == ["a", "c", "d"]
+    if out:
+        code, _, err = zeroshot("caption", "p", *COMMON, *more)
+        assert code == 0
+        assert "captions of earlier rows that are now beside their images: 1" in err
+        assert texts()["b"] == rows[1]["caption"] + "\n"
+
+
+@pytest.mark.parametrize("name", ["publish", "replace"])
+def test_a_full_disk_ends_the_run(zeroshot, folder, monkeypatch, name):
+    def fails(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    more = ["--overwrite"] if name == "replace" else []
+    monkeypatch.setattr(sidecars, "atomic", Atomic(**{name: fails}))
+    code, _, err = zeroshot("caption", "p", *COMMON, *more)
+    assert code == 4
+    assert "cannot write to 'p/a.txt': No space left on device" in err
+
+
+class Atomic:
+    """`atomic` with one function replaced."""
+
+    def __init__(self, **other):
+        self.__dict__ |= {name: getattr(atomic, name) for name in atomic.__all__} | other
+
+
+# Finished outputs
+
+
+@pytest.mark.parametrize("out", ["o.jsonl", "o.csv", "o.parquet", "o/", "o/ --format csv"])
+def test_a_finished_output_gets_the_files_that_are_missing(zeroshot, folder, monkeypatch, out):
+    arguments = ["caption", "p", *COMMON[:4], "--out", *out.split()]
+    Path("p/broken.png").write_bytes(b"no image")
+    if out == "o/":
+        arguments += ["--shard-size", "2"]
+    code, rows, _ = zeroshot(*arguments, "--json")
+    assert (code, len(rows), texts()) == (3, 5, {})
+    Path("p/c.txt").write_text("my own")
+    expected = {Path(r["path"]).stem: f"{r['caption']}\n" for r in rows if "error" not in r}
+    expected["c"] = "my own"
+    for gone in ("a", "b"):
+        code, again, err = zeroshot(*arguments, "--sidecar", "txt", "--json")
+        assert (code, again) == (0, [])
+        assert texts() == expected
+        assert "beside their images: " + ("3" if gone == "a" else "1") in err
+        Path(f"p/{gone}.txt").unlink()
+    assert zeroshot(*arguments, "--sidecar", "txt")[0] == 0
+    assert texts() == expected
+    assert "now beside" not in zeroshot(*arguments, "--sidecar", "txt")[2]
+    assert "now beside" not in zeroshot(*arguments, "--sidecar", "txt", "--overwrite")[2]
+
+
+def test_a_caption_that_a_spreadsheet_would_compute(zeroshot, folder):
+    """Its cell is guarded, its file is not."""
+    arguments = ["caption", "p", *COMMON[:4], "--out", "o.csv"]
+    zeroshot(*arguments)
+    table = Path("o.csv").read_text()
+    caption = table.splitlines()[1].split(",")[2]
+    Path("o.csv").write_text(table.replace(caption, "'=SUM(A1)", 1))
+    assert zeroshot(*arguments, "--sidecar", "txt")[0] == 0
+    assert texts()["a"] == "=SUM(A1)\n"
+
+
+def test_counts_of_processes_are_added():
+    """As JSON, and what came later apart."""
+    meter = Meter()
+    meter.add_unwritten("Permission denied", "a.txt")
+    before = meter.counts()
+    meter.add_unwritten("Permission denied", "b.txt")
+    meter.add_unwritten("a pipe has its name", "c.txt")
+    assert meter.since(before).unwritten == {
+        "Permission denied": (1, "a.txt"),
+        "a pipe has its name": (1, "c.txt"),
+    }
+    other = Meter()
+    other.add(json.loads(json.dumps(meter.counts())))
+    assert other.unwritten == meter.unwritten
+    assert meter.since(meter.counts()).unwritten == {}
