@@ -560,7 +560,7 @@ def filter(
                 f"'{path}' exists; it needs all pairs, so it cannot be continued: --overwrite"
             )
     sources = needing_captions(run.inputs(pairs), each=True)
-    if not isinstance(sources, Containers):
+    if not isinstance(sources, Containers) and run.folder is None:
         _check_retry(run, sources)
     if kept is not None:
         check_target(kept, () if isinstance(sources, Containers) else sources)

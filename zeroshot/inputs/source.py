@@ -70,7 +70,7 @@ class Fields(Mapping[str, str | tuple[str, ...]]):
         return sum(1 for _ in self)
 
 
-_NOTHING = Fields()
+NO_FIELDS = Fields()
 
 
 @runtime_checkable
@@ -111,7 +111,7 @@ class Source:
     path: str | None
     content: Image | bytes | Blob | Picture | None = None
     fields: Mapping[str, str | tuple[str, ...]] = field(
-        default_factory=lambda: _NOTHING, repr=False, hash=False
+        default_factory=lambda: NO_FIELDS, repr=False, hash=False
     )
 
     @property

@@ -20,7 +20,15 @@ from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs import tar, text_files
 from zeroshot.inputs.columns import fields_of
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.source import MAX_BYTES, PICTURES, Fields, File, Source, UnreadableBlob
+from zeroshot.inputs.source import (
+    MAX_BYTES,
+    NO_FIELDS,
+    PICTURES,
+    Fields,
+    File,
+    Source,
+    UnreadableBlob,
+)
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Suffixes of tar files. A compressed one is an error that says to unpack it."""
@@ -184,6 +192,8 @@ def ambiguity(texts: Sequence[str], images: int) -> str | None:
 
 def _fields_or_fault(file: File, texts: Sequence[tar.Member], images: int) -> Fields:
     """What the texts of one name say of the images of that name."""
+    if not texts:
+        return NO_FIELDS
     if (fault := ambiguity([member.name for member in texts], images)) is not None:
         return Fields(fault=fault)
     try:
