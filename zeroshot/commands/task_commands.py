@@ -451,7 +451,11 @@ def _check_retry(run: OutputOptions, sources: "Sequence[Source]") -> None:
 def _captions(sources: "Sequence[Source]") -> str:
     from zeroshot import prompts
 
-    return prompts.fingerprint([[s.path or "", *(s.captions or ("",))] for s in sources])
+    def one(captions: tuple[str, ...]) -> tuple[str, ...]:
+        """As lines, unless a caption has lines of its own."""
+        return captions if any("\n" in text for text in captions) else ("\n".join(captions),)
+
+    return prompts.fingerprint([[s.path or "", *one(s.captions)] for s in sources])
 
 
 def _learn(
