@@ -27,12 +27,15 @@ ARRAYS = {
     "anchor_texts": unit(31, 6),
     "shots": unit(11, 6),
     "shot_labels": torch.tensor([0, 0, 1, 3, 1, 0, 3, 3, 1, 0, 1]),  # class 2 has none
+    "own_shots": unit(11, 7),
+    "own_images": unit(9, 7),
     "bank": unit(13, 6),
     "prior": torch.tensor([0.1, 0.2, 0.3, 0.4]),
     "views": unit(9, 10, 6),
     "parents": torch.tensor([0, 0, 2, 2]),
 }
 """What methods may learn from or be given besides; axes as in docs/embeddings.md."""
+PER_IMAGE = ("views", "own_images")
 
 SCORERS = [name for name in methods.names() if hasattr(methods.get(name), "scores")]
 CAPTIONERS = [name for name in methods.names() if hasattr(methods.get(name), "caption")]
@@ -46,7 +49,12 @@ def takes(name, verb):
 
 
 def ready(name, arrays=ARRAYS, dtype=torch.float32):
-    """The method with all arrays that its `fit` takes."""
+    """The method with all arrays that its `fit` takes, and a shot of each class if it must."""
+    if getattr(methods.get(name), "needs_every_class", False):
+        labels = arrays["shot_labels"].clone()
+        for absent in set(range(4)) - set(labels.tolist()):
+            labels[4] = absent
+        arrays = arrays | {"shot_labels": labels}
     given = {k: _as(arrays[k], dtype) for k in takes(name, "fit")}
     return methods.get(name)().fit(**given) if given else methods.get(name)()
 
@@ -112,7 +120,7 @@ class TestScorer:
             return
         parts = []
         for rows in torch.arange(9).split(2):
-            own = {k: v[rows] if k == "views" else v for k, v in more.items()}
+            own = {k: v[rows] if k in PER_IMAGE else v for k, v in more.items()}
             parts.append(method.scores(IMAGES[rows], TEXTS, MASK, **own))
         whole = method.scores(IMAGES, TEXTS, MASK, **more)
         torch.testing.assert_close(torch.cat(parts), whole)
@@ -139,6 +147,8 @@ class TestScorer:
             "anchor_texts": pairs,
             "shots": images,
             "shot_labels": torch.arange(4),
+            "own_shots": images,
+            "own_images": images,
             "bank": images,
             "prior": torch.full((4,), 0.25),
             "views": images[:, None].expand(4, 10, 6),

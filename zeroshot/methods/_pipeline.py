@@ -193,7 +193,7 @@ class Pipeline:
 
 def _can_score_bank(stage: Any) -> bool:
     """Whether it can score other images: it is not transductive and takes no arrays of theirs."""
-    per_image = {"views", "initial"} & registry.parameters(stage, "scores").keys()
+    per_image = {"views", "initial", "own_images"} & registry.parameters(stage, "scores").keys()
     return not stage.transductive and not per_image
 
 

@@ -31,6 +31,8 @@ SHAPES = {
     "anchor_texts": "a e",
     "shots": "m d",
     "shot_labels": "m",
+    "own_images": "n f",
+    "own_shots": "m f",
     "views": "n v d",
     "bank": "b d",
     "prior": "c",
@@ -39,7 +41,10 @@ SHAPES = {
 }
 """All arrays and their axes; an axis has the same length in all arrays of a file."""
 
-EMBEDDINGS = {"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank"}
+EMBEDDINGS = {
+    *{"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank"},
+    *{"own_images", "own_shots"},
+}
 """Arrays of embeddings; the others are masks, labels and priors."""
 
 INDICES = {"shot_labels", "parents"}

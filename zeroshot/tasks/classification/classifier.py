@@ -34,6 +34,7 @@ from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import explain
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set.anchor_file import Anchors
+from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.frame_encoder import ClipModels
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
@@ -131,8 +132,10 @@ class Classifier:
         if isinstance(self.method, Coupling):
             cosines = self.method.cosines(images, self.texts, self.text_mask)
             return cosines, cosines[:, :labels]
-        images, scale = project_images(self.encoder, images), self.encoder.logit_scale
         more: dict[str, Tensor] = {}
+        if _has_own_rows(self.method, self.encoder):
+            more["own_images"] = images
+        images, scale = project_images(self.encoder, images), self.encoder.logit_scale
         if views is not None:
             projected = project_images(self.encoder, views.flatten(0, 1))
             more["views"] = projected.view(*views.shape[:2], -1)
@@ -367,16 +370,25 @@ def _fit(
     """The method, fitted with its data in the space of its images."""
 
     def embed(sources: Sequence[Source]) -> Tensor:
-        return project_images(encoder, embed_all(sources, image_encoder_of(encoder), cache, meter))
+        return embed_all(sources, image_encoder_of(encoder), cache, meter)
 
     arrays: dict[str, Tensor] = {}
     if data.shots is not None:
-        arrays["shots"] = embed(data.shots.sources)
+        own = embed(data.shots.sources)
+        arrays["shots"] = project_images(encoder, own)
         arrays["shot_labels"] = torch.tensor(data.shots.classes)
+        if _has_own_rows(scorer, encoder):
+            arrays["own_shots"] = own
     if data.bank:
-        arrays["bank"] = embed(data.bank)
+        arrays["bank"] = project_images(encoder, embed(data.bank))
     if data.prior:
         arrays["prior"] = torch.tensor(data.prior) / sum(data.prior)
     method: Any = scorer
     fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
+
+
+def _has_own_rows(scorer: Scorer, encoder: DualEncoder) -> bool:
+    """Whether the method compares rows of the image encoder before they are coupled."""
+    coupled = isinstance(encoder, CoupledEncoder)
+    return coupled and "own_images" in methods.parameters(scorer, "scores")
