@@ -173,7 +173,13 @@ def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
     ("arguments", "message"),
     [
         (["--method", "center", "--views", "3"], "'center' has no use for --views"),
-        (["--shots", "SHOTS"], "'ensemble' has no use for --shots"),
+        (["--method", "center", "--shots", "SHOTS"], "'center' has no use for --shots"),
+        (["--method", "ncm", "--shots", "SHOTS"], "class 1 of 0 to 2 has none"),
+        (["--coupling", "csa"], "needs no coupling; --encoder coupled"),
+        (
+            ["--encoder", "coupled", "--coupling", "csa", "--method", "asif"],
+            "--method asif is a coupling, and so is --coupling csa",
+        ),
         (["--method", "nnn"], "'nnn' needs --bank"),
         (["--method", "shotview"], "'shotview' needs --shots and --views"),
         (["--method", "shotview", "--shots", "SHOTS", "--views", "1"], "give 2 or more"),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tests.toy import ToyEncoder
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import LABELS, SENTENCES, with_coupling_for_task
 from zeroshot.inference.meter import Meter
 from zeroshot.methods._anchor_matrix import AnchorMatrix
 from zeroshot.methods._conse import ConSE, standard_scores
@@ -26,7 +27,6 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.model_set.spec import CouplingSpec, SetSpec
 from zeroshot.models.base import ClassifierHead
 from zeroshot.ops import normalize
-from zeroshot.tasks.captioning.captioner import captioning_models
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def made_set(tmp_path):
     eyes = Eyes(ClassifierHead(CLASSES, tuple(map(str, range(60)))))
     models = ModelSet(SetSpec("mine", coupling=CouplingSpec("asif", tmp_path / "anchors.st")))
     csa = CSA(lam=1.0, weighting="cosine").fit(images, texts)
-    vars(models.with_caption_coupling).update(
+    vars(models.with_chosen_coupling).update(
         anchors=SimpleNamespace(images=images, texts=texts),
         coupled=CoupledEncoder(eyes, Reader(), csa, 20.0, "abc"),
     )
@@ -235,15 +235,22 @@ def test_names_are_read_through_the_cache(made_set, tmp_path):
     for encoded in (60, 0):
         with EmbeddingCache(tmp_path / "cache") as cache:
             meter = Meter()
-            models = captioning_models(made_set, None, cache, meter)
+            models = with_coupling_for_task(made_set, None, SENTENCES, cache, meter)
         assert (meter.texts_encoded, meter.texts_cached) == (encoded, 60 - encoded)
         assert isinstance(models.coupled.coupling, ConSE)
         assert models.coupled.logit_scale != 20
-        assert models.anchors is made_set.with_caption_coupling.anchors
-    assert isinstance(made_set.with_caption_coupling.coupled.coupling, CSA)
-    named = captioning_models(made_set, "csa", NullCache(), Meter())
+        assert models.anchors is made_set.with_chosen_coupling.anchors
+    assert isinstance(made_set.with_chosen_coupling.coupled.coupling, CSA)
+    named = with_coupling_for_task(made_set, "csa", SENTENCES, NullCache(), Meter())
     assert named.spec.coupling.method == "csa"
     assert "coupled" not in vars(named)
+
+
+@pytest.mark.parametrize("weight", [SENTENCES, LABELS, 0.25])
+def test_the_weight_is_that_of_the_task(made_set, weight):
+    models = with_coupling_for_task(made_set, None, weight, NullCache(), Meter())
+    assert models.coupled.coupling.weight == weight
+    assert f"weight={weight}" in models.coupled.name
 
 
 def test_reciprocal_rank_by_hand():
@@ -283,7 +290,7 @@ def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
 def test_captions_ask_for_it_and_a_named_coupling_does_not(tmp_path):
     models = ModelSet(SetSpec("mine", coupling=CouplingSpec("asif", tmp_path / "anchors.st")))
     assert models.has_default_coupling
-    assert models.with_caption_coupling.spec.coupling.method == "auto"
+    assert models.with_chosen_coupling.spec.coupling.method == "auto"
     assert not models.with_coupling("auto").has_default_coupling
     named = CouplingSpec("csa", tmp_path / "anchors.st")
     assert not replace(models, spec=SetSpec("mine", coupling=named)).has_default_coupling

@@ -212,7 +212,9 @@ def test_tables_and_going_on(zeroshot, tmp_path):
     ("more", "said"),
     [
         (("--sentence", "a cat"), "give one of them"),
-        (("--encoder", "coupled"), "no dual encoder, which detection needs"),
+        (("--encoder", "coupled", "--regions", "dense"), "no embeddings of patches"),
+        (("--encoder", "coupled", "--resolution", "64"), "no embeddings of patches"),
+        (("--coupling", "csa"), "needs no coupling; --encoder coupled"),
         (("--coco", HEART), "exists; --overwrite"),
         (("--templates", "simpel"), "did you mean 'simple'"),
         (("--resolution", "4"), "patches of"),

@@ -403,14 +403,14 @@ def test_a_set_with_captions_is_captioned_by_mbr(make_set, monkeypatch):
 
 def test_an_open_coupling_is_chosen_for_captions(make_set):
     models = make_set()
-    assert models.with_caption_coupling.spec.coupling.method == "auto"
-    assert models.with_caption_coupling is models.with_caption_coupling
+    assert models.with_chosen_coupling.spec.coupling.method == "auto"
+    assert models.with_chosen_coupling is models.with_chosen_coupling
     assert models.spec.coupling.method == "asif"
     named = make_set(coupling={"k": 5})
-    assert named.with_caption_coupling is named
+    assert named.with_chosen_coupling is named
     dual = make_set(encoder="hf:clip")
-    assert dual.with_caption_coupling is dual
-    assert resolve("base").with_caption_coupling.spec.coupling is None
+    assert dual.with_chosen_coupling is dual
+    assert resolve("base").with_chosen_coupling.spec.coupling is None
     other = models.with_coupling("csa", lam=2.0).spec.coupling
     assert (other.method, other.options) == ("csa", {"lam": 2.0})
     with pytest.raises(UserError, match="'magic' couples no encoders; these do: asif, auto, csa"):

@@ -321,9 +321,20 @@ def test_what_decides_other_rows_is_in_the_settings(kind, one, other):
     assert settings_of(kind, one) != settings_of(kind, other)
 
 
-def test_another_coupling_is_in_the_settings():
-    one, other = CaptionOptions(method="retrieve"), CaptionOptions("retrieve", coupling="csa")
-    found = [settings_of(CaptionImages, options, encoder="coupled") for options in (one, other)]
+@pytest.mark.parametrize(
+    ("kind", "options", "more"),
+    [
+        (CaptionImages, CaptionOptions(method="retrieve"), ()),
+        (Classify, ClassifyOptions(labels="heart,star"), ()),
+        (Detect, DetectOptions(labels="heart,star"), ()),
+        (Match, MatchOptions(texts=("a heart",)), ()),
+        (Filter, FilterOptions(0.25), ()),
+        (Ask, AskOptions(), ("is there a heart?",)),
+    ],
+)
+def test_another_coupling_is_in_the_settings(kind, options, more):
+    other = dataclasses.replace(options, coupling="procrustes")
+    found = [settings_of(kind, one, *more, encoder="coupled") for one in (options, other)]
     assert found[0] != found[1]
 
 
@@ -364,14 +375,14 @@ def test_what_decides_hits_is_in_the_settings(more):
 
 
 TESTED_HERE = {
-    ClassifyOptions: set(CLASSIFY),
-    DetectOptions: set(DETECT),
+    ClassifyOptions: {*CLASSIFY, "coupling"},
+    DetectOptions: {*DETECT, "coupling"},
     SegmentOptions: set(SEGMENT),
     CaptionOptions: {"method", "options", "preset", "coupling", "prompt"},
-    MatchOptions: {"texts", "against"},
-    FilterOptions: {"min_score", "keep", "long_text"},
+    MatchOptions: {"texts", "against", "coupling"},
+    FilterOptions: {"min_score", "keep", "long_text", "coupling"},
     EmbedOptions: {"captions"},
-    AskOptions: {"top_k", "answers", "among", "present"},
+    AskOptions: {"top_k", "answers", "among", "present", "coupling"},
     ReadOptions: set(),
 }
 OF_OTHER_MODELS = {

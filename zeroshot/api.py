@@ -130,6 +130,7 @@ def classify(
     multi: bool = False,
     against: str | Sequence[str] = (),
     threshold: float | None = None,
+    coupling: str | None = None,
     long_text: LongText = "error",
     shots: str | Path | None = None,
     bank: Input | Iterable[Input] = (),
@@ -155,6 +156,7 @@ def classify(
         multi: several labels may hold, each scored by itself: by sigmoid (SigLIP) or cosine.
         against: with `multi`, negative prompts: a score is a share of a softmax with them.
         threshold: with `multi`, the lowest score of a label in a result.
+        coupling: as for `caption`.
         long_text: `truncate` prompts that are longer than the text encoder reads, or `error`.
         shots: labelled images to learn from: a folder per class, or a CSV file with path,label.
         bank: unlabelled images to learn from.
@@ -185,6 +187,7 @@ def search(
     min_score: float | None = None,
     bank: Sequence[QueryTerm] = (),
     index: SearchIndex = "exact",
+    coupling: str | None = None,
     half: bool = False,
     explain: int = 0,
     batch_size: int = AUTO_BATCH,
@@ -201,6 +204,7 @@ def search(
         min_score: leave out hits that score less.
         bank: other queries of the same kind.
         index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
+        coupling: as for `caption`.
         half: keep embeddings in float16 during the search; scores are float32.
         explain: anchors to name for each hit of a query of words (couplings only).
         options: of the method, as `alpha=0.5`.
@@ -308,6 +312,7 @@ def detect(
     templates: str | None = None,
     regions: RegionSource = "auto",
     resolution: int = 0,
+    coupling: str | None = None,
     draw: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = AUTO_BATCH,
@@ -328,6 +333,7 @@ def detect(
         background: for a dual encoder, what is none of the labels, in words.
         templates: as for `classify`; a detection model reads one prompt for each label.
         regions: `dense` or `windows`: where a dual encoder looks.
+        coupling: as for `caption`.
         resolution: shorter side in pixels of the image that a dual encoder's dense map is made of.
         draw: a folder for images with the boxes drawn on them.
         overwrite: replace files in that folder that hold something else.
@@ -348,6 +354,7 @@ def match(
     model: str | None = None,
     against: str | Sequence[str] = (),
     score: MatchScore = "cosine",
+    coupling: str | None = None,
     thresholds: str | Path | Thresholds | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
@@ -362,6 +369,7 @@ def match(
             `hf:Salesforce/blip-itm-base-coco`.
         against: negative prompts: a score is a share of a softmax with them (of an encoder).
         score: of an encoder; `sigmoid` is for models trained with one (SigLIP).
+        coupling: as for `caption`.
         thresholds: from `tasks.matching.thresholds.learn`, or a file of them; then every text has
             a label too.
 
@@ -383,6 +391,7 @@ def ask(
     answers: str | Sequence[str] = (),
     among: str | Sequence[str] = (),
     present: float = PRESENT,
+    coupling: str | None = None,
     regions: str | Path | None = None,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | None = None,
@@ -398,6 +407,7 @@ def ask(
         answers: to choose from, by matching; with `regions`, the names of the model's outputs.
         among: by matching, names of what may be in the images: a list, `"cat,dog"` or a file.
         present: fraction of the softmax over `among` at which a name counts as present.
+        coupling: as for `caption`.
         regions: an .npz of what a detector found, for LXMERT and VisualBERT.
 
     Raises:
@@ -455,7 +465,7 @@ def evaluate(
         protocol: class names, templates and split by one name (docs/evaluation.md).
         truth: labels or captions of the images, in a file.
         split, labels, templates: of the data; `labels` and `templates` as for `classify`.
-        coupling: for captions, as for `caption`.
+        coupling: as for `caption`.
         score, against, long_text: as for `classify`; `against` is for `multilabel`.
         threshold: for `multilabel`, the score from which a label holds; without it there is no F1.
         held_out: fraction of the images used to choose the threshold instead of passing one.

@@ -49,6 +49,7 @@ def classify(
     multi: bool = False,
     against: str | Sequence[str] = (),
     threshold: float | None = None,
+    coupling: str | None = None,
     long_text: LongText = "error",
     shots: str | Path | None = None,
     bank: Input | Iterable[Input] = (),
@@ -70,8 +71,8 @@ def classify(
             with `attention` there is no method.
         frames: of each video, in the middle of as many equal parts: 8.
         templates: as for `zeroshot.classify`. Default: `simple`, or `none` with a `model`.
-        models, method, score, top_k, multi, against, threshold, long_text, shots, bank, prior,
-            hierarchy, calibration, abstain, explain, batch_size, cache, options: as for
+        models, method, score, top_k, multi, against, threshold, coupling, long_text, shots, bank,
+            prior, hierarchy, calibration, abstain, explain, batch_size, cache, options: as for
             `zeroshot.classify`; `shots` and `bank` are videos.
 
     Raises:

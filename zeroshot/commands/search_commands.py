@@ -139,7 +139,7 @@ def find(
                 batch_size=run.images_per_batch,
                 seen=lambda count: screen.advance(count, meter),
             )
-        _write(run, found, task.settings(queries, models, options, bank))
+        _write(run, found)
         if html is not None:
             from zeroshot.report.search_page import write_page
 
@@ -151,13 +151,13 @@ def find(
         raise typer.Exit(3)
 
 
-def _write(run: CommonOptions, found: "SearchAnswer", settings: dict[str, object]) -> None:
+def _write(run: CommonOptions, found: "SearchAnswer") -> None:
     if run.out is None:
         return
     from zeroshot.output.resumable import write_all
 
     rows = (result.row() for result in found.results)
-    write_all(run.out, "zeroshot.search/1", settings, rows, overwrite=run.overwrite)
+    write_all(run.out, "zeroshot.search/1", found.settings, rows, overwrite=run.overwrite)
 
 
 def _show(

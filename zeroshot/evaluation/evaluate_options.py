@@ -7,7 +7,7 @@ from typing import Any
 
 from zeroshot.datasets.protocols import EvaluationTask
 from zeroshot.tasks.classification.classify_options import LONG_TEXT, SCORE, LongText, ScoreKind
-from zeroshot.tasks.options import METHOD_OPTIONS, option
+from zeroshot.tasks.options import COUPLING, METHOD_OPTIONS, option
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class EvaluateOptions:
         None, "As in classify. Default: the data set's own, else simple.", env="TEMPLATES"
     )
     options: Mapping[str, Any] = METHOD_OPTIONS
-    coupling: str | None = option(
-        None, "For captions: replace the set's coupling; auto chooses one.", env="COUPLING"
-    )
+    coupling: str | None = COUPLING
     score: ScoreKind | None = SCORE
     against: str | Sequence[str] = option(
         (),

@@ -20,6 +20,7 @@ from zeroshot.evaluation.clip_score import Judge
 from zeroshot.evaluation.evaluate_options import EvaluateOptions
 from zeroshot.evaluation.predict import Predictions, ThresholdSelection
 from zeroshot.inference.content_ids import to_do
+from zeroshot.inference.coupled_models import LABELS, SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -181,9 +182,11 @@ class Experiment:
             long_text=self.options.long_text,
             multi=self.task == "multilabel",
             against=self.options.against,
+            coupling=self.options.coupling,
         )
+        weight = SENTENCES if self.task == "retrieve" else LABELS
         return load_classifier(
-            self.models, labels, prompts, classify_options, self.cache, self.meter
+            self.models, labels, prompts, classify_options, self.cache, self.meter, weight=weight
         )
 
     def _captions(
@@ -196,8 +199,8 @@ class Experiment:
         watch: Watch,
     ) -> Predictions:
         chosen = captioning.captioner(self.models, method, options)
-        models = captioning.captioning_models(
-            self.models, self.options.coupling, self.cache, self.meter
+        models = with_coupling_for_task(
+            self.models, self.options.coupling, SENTENCES, self.cache, self.meter
         )
         name, used = methods.name_of(chosen), captioning.settings(models, chosen)
         start = time.perf_counter()
@@ -258,8 +261,8 @@ def experiment(
         raise UserError(f"protocol '{protocol.name}' is for --task {protocol.task}, not {task}")
     if task not in ("classify", "multilabel") and (options.labels or options.templates or scored):
         raise UserError(f"--labels, --templates and --score are no part of --task {task}")
-    if task != "caption" and (judge is not None or options.coupling is not None):
-        raise UserError("--judge and --coupling are for captions")
+    if task != "caption" and judge is not None:
+        raise UserError("--judge is for captions")
     _check_threshold_options(task, options)
     dataset: Data
     if data is None:

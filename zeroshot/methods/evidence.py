@@ -63,7 +63,7 @@ def guessed_share(d_z: float, correct: float) -> float:
 
 
 @dataclass(frozen=True)
-class Weights:
+class EvidenceWeights:
     """What the shots say of texts and of one another, named as in the equations."""
 
     d_z: float
@@ -100,7 +100,7 @@ class ImageScore:
 class Evidence(OwnRows):
     """Logits of shots and texts; `fit` gives it the shots."""
 
-    memo_: Memo[tuple[ImageScore, Tensor, Tensor, Weights]] = field(
+    memo_: Memo[tuple[ImageScore, Tensor, Tensor, EvidenceWeights]] = field(
         default_factory=Memo, init=False, repr=False, compare=False
     )
 
@@ -121,18 +121,18 @@ class Evidence(OwnRows):
 
     def weights(
         self, texts: Float[Tensor, "c t d"], text_mask: Bool[Tensor, "c t"] | None = None
-    ) -> Weights:
+    ) -> EvidenceWeights:
         """What the shots say of these texts and of one another."""
         return self._learned(texts, text_mask)[3]
 
     def _learned(
         self, texts: Tensor, text_mask: Tensor | None
-    ) -> tuple[ImageScore, Tensor, Tensor, Weights]:
+    ) -> tuple[ImageScore, Tensor, Tensor, EvidenceWeights]:
         return self.memo_(lambda: self._learn(texts, text_mask), texts, text_mask)
 
     def _learn(
         self, texts: Tensor, text_mask: Tensor | None
-    ) -> tuple[ImageScore, Tensor, Tensor, Weights]:
+    ) -> tuple[ImageScore, Tensor, Tensor, EvidenceWeights]:
         """The score of images, the text classifier and its offset in units of z, the weights."""
         classes = len(texts)
         joint, labels = self._labelled(classes)
@@ -166,7 +166,7 @@ class Evidence(OwnRows):
         d_u, a, b = weigh(size)
         a, b = torch.where(size > 0, a, 0.0), torch.where(size > 0, b, d_z)
         scale = likely_scale(logits, labels, 2 / (2 + float(d_u[size > 0].mean())))
-        weights = Weights(d_z, q, r, d_u, a, b, scale)
+        weights = EvidenceWeights(d_z, q, r, d_u, a, b, scale)
         return image_score, classifier / unit, offset / unit, weights
 
 

@@ -98,6 +98,7 @@ def with_classifier_head(
     encode_texts: Callable[[Sequence[str]], Float[Tensor, "n e"]],
     anchor_images: Real[Tensor, "a d"],
     anchor_texts: Real[Tensor, "a e"],
+    weight: float = 0.5,
 ) -> Coupling:
     """The fitted coupling, together with the image encoder's classifier if that is good enough.
 
@@ -105,13 +106,13 @@ def with_classifier_head(
     with a mean reciprocal rank of at least `BEYOND_CHANCE` times chance. Whether it improves on the
     anchors is not tested: images like the anchors need it least. The coupling is returned as it is
     if the encoder has no classifier, or if there are too few anchors for the test. `encode_texts`
-    gives the text encoder's embeddings of class names.
+    gives the text encoder's embeddings of class names, and `weight` is that of `ConSE`.
     """
     head = image_encoder.classes if isinstance(image_encoder, ClassifyingEncoder) else None
     test = _held_out(anchor_images, anchor_texts)
     if head is None or test is None or head.weights.shape[1] != anchor_images.shape[1]:
         return coupling
-    combined = ConSE(coupling, head.weights, encode_texts(head.names))
+    combined = ConSE(coupling, head.weights, encode_texts(head.names), weight)
     without_test = combined.remove(test.indices)
     texts = normalize(without_test.map_texts(test.texts))
     rank = reciprocal_rank(without_test.named(test.images) @ texts.T)

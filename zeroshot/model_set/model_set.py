@@ -125,11 +125,8 @@ class ModelSet:
         return default and self.spec.encoder is None
 
     @cached_property
-    def with_caption_coupling(self) -> "ModelSet":
-        """This set, with a coupling chosen by `auto` in place of the default coupling.
-
-        With a few thousand pairs ASIF separates labels well enough, but not words.
-        """
+    def with_chosen_coupling(self) -> "ModelSet":
+        """This set, with a coupling chosen by `auto` in place of the default coupling."""
         return self.with_coupling("auto", splits=1) if self.has_default_coupling else self
 
     @cached_property

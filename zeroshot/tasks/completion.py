@@ -10,6 +10,8 @@ TRAINED = "native"
 """A value of `caption --method` that is no method."""
 RERANKERS = ("csls", "dis", "dn", "inverted_softmax", "nnn")
 """The methods that `search --method` takes."""
+COUPLINGS = ("asif", "auto", "csa", "csa_asif", "procrustes", "relative", "ridge_cca")
+"""The methods that couple two encoders."""
 
 
 def model_sets() -> list[tuple[str, str]]:
@@ -30,6 +32,11 @@ def methods(ctx: Any) -> list[str]:
 def rerankers() -> list[str]:
     """The methods that re-rank the hits of a search."""
     return list(RERANKERS)
+
+
+def couplings() -> list[str]:
+    """The methods that couple two encoders."""
+    return list(COUPLINGS)
 
 
 def all_methods() -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
@@ -173,12 +174,17 @@ class Filter(Task[FilterOptions]):
     ) -> "FilterRunner":
         """Load the encoder."""
         self.models.require(language_model=False)
-        return FilterRunner(task=self, cache=cache, batch_size=batch_size)
+        encoder = with_coupling_for_task(
+            self.models, self.options.coupling, SENTENCES, cache, meter
+        ).encoder
+        return FilterRunner(task=self, encoder=encoder, cache=cache, batch_size=batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterRunner(OpenedTask[Filter]):
     """A set with its encoder loaded."""
+
+    encoder: DualEncoder
 
     @property
     def transductive(self) -> bool:
@@ -193,7 +199,7 @@ class FilterRunner(OpenedTask[Filter]):
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
         return {
-            "models": canonical_names(self.task.models.encoder),
+            "models": canonical_names(self.encoder),
             "truncate": self.task.options.long_text == "truncate",
         }
 
@@ -207,7 +213,7 @@ class FilterRunner(OpenedTask[Filter]):
         """Cosines, batch by batch."""
         return score_pairs(
             sources,
-            self.task.models.encoder,
+            self.encoder,
             self.cache,
             meter,
             batch_size=self.batch_size,
@@ -225,8 +231,8 @@ class FilterRunner(OpenedTask[Filter]):
                 passed = best_share(scores, options.keep)
         kept = torch.zeros(len(everything.sources), dtype=torch.bool)
         kept[good] = passed
-        encoder = text_encoder_of(self.task.models.encoder)
-        used = canonical_names(self.task.models.encoder)
+        encoder = text_encoder_of(self.encoder)
+        used = canonical_names(self.encoder)
         for i, source in enumerate(everything.sources):
             failure, caption = everything.failures[i], caption_of(source)
             yield FilterResult(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from zeroshot.tasks.options import option
+from zeroshot.tasks.options import COUPLING, option
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class FilterOptions:
     keep: float | None = option(
         None, "Keep this fraction of the pairs, those with the highest cosines: 0.3.", env="KEEP"
     )
+    coupling: str | None = COUPLING
     long_text: Literal["truncate", "error"] = option(
         "truncate",
         "What to do with captions longer than the encoder reads; a row says if its was truncated.",

@@ -121,6 +121,13 @@ METHOD: Any = option(
     env="METHOD",
     complete=completion.methods,
 )
+COUPLING: Any = option(
+    None,
+    "Replace the coupling of a coupled pair; auto chooses one.",
+    env="COUPLING",
+    complete=completion.couplings,
+    recorded="models",
+)
 METHOD_OPTIONS: Any = option(
     {},
     "An option of the method: -o k=45; may be repeated.",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
@@ -183,6 +184,8 @@ class SearchAnswer:
     counts: Sequence[int]
     best: Sequence[float | None]
     """Of all images, whatever `min_score` is."""
+    settings: Mapping[str, Any]
+    """What decides the rows, except the images."""
 
 
 def search(
@@ -210,9 +213,13 @@ def search(
     """
     method = correction_of(options, bool(bank))
     models.require(language_model=False)
+    models = with_coupling_for_task(models, options.coupling, SENTENCES, cache, meter)
     encoder, index = models.encoder, options.index
     if options.explain and not _explains(encoder):
-        raise UserError("--explain names anchors; this encoder has none (asif, csa, csa_asif do)")
+        raise UserError(
+            "--explain names anchors, of which this encoder's scores are no sum; with a coupled "
+            "pair --coupling asif, csa or csa_asif names them"
+        )
     if method is not None and index != "exact":
         raise UserError(f"--index {index} searches by plain cosines: leave --method out")
     embeddings = embed_queries(queries, encoder, cache, meter)
@@ -238,7 +245,8 @@ def search(
     counts = [sum(r.query_number == q for r in above) for q in range(len(queries))]
     best = [float(scores[0]) if len(scores) else None for scores in hits.scores]
     failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in matrix.failed]
-    return SearchAnswer([*above, *failures], counts, best)
+    decided = settings(queries, models, options, bank)
+    return SearchAnswer([*above, *failures], counts, best, decided)
 
 
 def _results(
@@ -321,7 +329,7 @@ def correction_of(options: SearchOptions, bank: bool) -> Correction | None:
 def settings(
     queries: Sequence[Query], models: ModelSet, options: SearchOptions, bank: Sequence[Query]
 ) -> dict[str, Any]:
-    """The settings that decide the rows, except the images."""
+    """The settings that decide the rows, except the images; `models` have their coupling."""
     method = correction_of(options, bool(bank))
     return {
         "models": canonical_names(models.encoder),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zeroshot.tasks.completion import rerankers
-from zeroshot.tasks.options import METHOD_OPTIONS, option
+from zeroshot.tasks.options import COUPLING, METHOD_OPTIONS, option
 
 SearchIndex = Literal["exact", "ivf", "ivfpq"]
 
@@ -30,6 +30,7 @@ class SearchOptions:
         complete=rerankers,
     )
     options: Mapping[str, Any] = METHOD_OPTIONS
+    coupling: str | None = COUPLING
     bank: Any = option(
         (), "Other queries of the same kind, as --queries.", env="SEARCH_BANK", typed=str
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
+from zeroshot.tasks.options import COUPLING, METHOD, METHOD_OPTIONS, option
 
 if TYPE_CHECKING:
     from zeroshot.inputs.source import Source
@@ -26,12 +26,7 @@ class CaptionOptions:
         env="CAPTIONER",
         recorded="models",
     )
-    coupling: str | None = option(
-        None,
-        "Replace the set's coupling; auto chooses one.",
-        env="COUPLING",
-        recorded="models",
-    )
+    coupling: str | None = COUPLING
     prompt: str | Sequence[str] | Mapping[str, str] | None = option(
         None,
         "What every text begins with; a story's title.",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -42,7 +43,7 @@ class CaptionImages(Task[CaptionOptions]):
         )
         captioner.check_takes(method, features)
         self.models.require(language_model="language_model" in method.needs)
-        models = captioner.captioning_models(self.models, options.coupling, cache, meter)
+        models = with_coupling_for_task(self.models, options.coupling, SENTENCES, cache, meter)
         pool = captioner.pool_of(models, cache, meter) if "pool" in method.needs else None
         return CaptionRunner(
             task=self, models=models, method=method, pool=pool, cache=cache, batch_size=batch_size

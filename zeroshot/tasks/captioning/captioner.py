@@ -1,7 +1,7 @@
 """Images to captions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +25,6 @@ from zeroshot.inference.embedding import (
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Caption, Captioner, Pool
-from zeroshot.model_set.coupled_encoder import calibrate, with_classifier_head
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
 
@@ -154,32 +153,6 @@ def settings(models: ModelSet, method: Captioner) -> dict[str, Any]:
         "method": methods.name_of(method),
         "options": asdict(method),  # type: ignore[call-overload]
     }
-
-
-def captioning_models(
-    models: ModelSet, coupling: str | None, cache: EmbeddingCache, meter: Meter
-) -> ModelSet:
-    """The set with the coupling for captions: the one given, else the set's own, else a default.
-
-    The default is the choice of `auto`, together with the image encoder's own classifier if the
-    names of its classes fit (docs/captioning.md).
-    """
-    if coupling is not None:
-        return models.with_coupling(coupling)
-    captioning = models.with_caption_coupling
-    if not models.has_default_coupling:
-        return captioning
-    coupled, anchors = captioning.coupled, captioning.anchors
-
-    def embed(names: Sequence[str]) -> Tensor:
-        return embed_texts(names, coupled.text_encoder, cache, meter)
-
-    pairs = anchors.images, anchors.texts
-    with_head = with_classifier_head(coupled.coupling, coupled.image_encoder, embed, *pairs)
-    if with_head is coupled.coupling:
-        return captioning
-    scale = calibrate(with_head, *pairs)
-    return captioning.with_coupled_encoder(replace(coupled, coupling=with_head, logit_scale=scale))
 
 
 def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:

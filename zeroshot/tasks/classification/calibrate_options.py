@@ -13,7 +13,7 @@ from zeroshot.tasks.classification.classify_options import (
     LongText,
     ScoreKind,
 )
-from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
+from zeroshot.tasks.options import COUPLING, METHOD, METHOD_OPTIONS, option
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CalibrateOptions:
     )
     method: str | None = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
+    coupling: str | None = COUPLING
     score: ScoreKind | None = SCORE
     long_text: LongText = LONG_TEXT
 
@@ -54,6 +55,7 @@ class CalibrateOptions:
             templates=self.templates,
             method=self.method,
             options=self.options,
+            coupling=self.coupling,
             score=self.score,
             long_text=self.long_text,
         )

@@ -12,6 +12,7 @@ from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import LabeledImages
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import LABELS, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
@@ -201,10 +202,12 @@ def load_classifier(
     data: Adaptation | None = None,
     *,
     temperature: float = 1.0,
+    weight: float = LABELS,
 ) -> Classifier:
     """Load the encoder, encode the prompts and fit the method.
 
-    The default method is the set's own, else its coupling, else `ensemble`. The default head is
+    The default method is the set's own, else `evidence` if there are shots, else its coupling, else
+    `ensemble`. The default head is
     sigmoid for a model with a bias (SigLIP), else softmax; with `multi`, a softmax with the
     negative prompts if there are any, else sigmoid or cosine.
 
@@ -214,6 +217,7 @@ def load_classifier(
         options: of the method, the head and the prompts; `labels` and files in them are not read.
         data: shots, unlabelled images, a prior, views.
         temperature: divides the logits before the head.
+        weight: see `with_coupling_for_task`.
 
     Raises:
         UserError: a method that does not classify, data that it lacks or has no use for, or a
@@ -223,15 +227,19 @@ def load_classifier(
     data, negatives = data or Adaptation(), several(options.against)
     head = options.head
     check_multilabel(options.multi, head, negatives, data.given)
-    scorer = _scorer(models, options.method, dict(options.options))
+    if options.coupling is not None:
+        models = with_coupling_for_task(models, options.coupling, weight, cache, meter)
+    scorer = _scorer(models, options, shots=data.shots is not None)
     if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
         data = replace(data, views=1 + models.frames)
     _check_method_inputs(scorer, data)
     if options.explain and not (isinstance(scorer, Coupling) and hasattr(scorer, "explain")):
         raise UserError(
             f"{methods.name_of(scorer)} is not a sum over anchors, so it cannot name any; asif, "
-            "csa and csa_asif can explain their scores"
+            "csa and csa_asif can explain their scores (--method or --coupling)"
         )
+    if not isinstance(scorer, Coupling) and options.coupling is None:
+        models = with_coupling_for_task(models, None, weight, cache, meter)
     encoder = models.coupled if isinstance(scorer, Coupling) else models.encoder
     prompts = [*prompts, *([text] for text in negatives)]
     flat = [text for group in prompts for text in group]
@@ -312,15 +320,24 @@ def adaptation_settings(data: Adaptation) -> dict[str, Any]:
     return settings
 
 
-def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scorer:
+def _default_method(models: ModelSet, options: ClassifyOptions, shots: bool) -> str:
+    """The set's own; `evidence` for shots; a coupling that was named; else `ensemble`."""
+    coupling = models.spec.coupling if models.spec.encoder is None else None
+    if "method" in models.spec.classify:
+        return str(models.spec.classify["method"])
+    if shots:
+        return "evidence"
+    if coupling is None or (models.has_default_coupling and options.coupling is None):
+        return "ensemble"
+    return coupling.method
+
+
+def _scorer(models: ModelSet, given: ClassifyOptions, shots: bool) -> Scorer:
     """The method; a coupling is fitted with the set's anchors."""
-    coupling_spec = models.spec.coupling if models.spec.encoder is None else None
-    default = models.spec.classify.get(
-        "method", coupling_spec.method if coupling_spec else "ensemble"
-    )
+    default = _default_method(models, given, shots)
     defaults = {k: v for k, v in models.spec.classify.items() if k != "method"}
-    name = name or default
-    options = (defaults if name == default else {}) | options
+    name, own = given.method or default, dict(given.options)
+    options = (defaults if name == default else {}) | own
     method = methods.configure(name, options)
     if not hasattr(method, "scores"):
         scorers = [n for n in methods.names() if hasattr(methods.get(n), "scores")]
@@ -329,6 +346,10 @@ def _scorer(models: ModelSet, name: str | None, options: dict[str, Any]) -> Scor
         scorer: Scorer = method
         return scorer
     coupling: Any = method
+    if given.coupling is not None and given.method is not None:
+        raise UserError(
+            f"--method {name} is a coupling, and so is --coupling {given.coupling}: give one"
+        )
     if models.spec.coupling is not None and models.spec.coupling.method == name:
         if not options:
             return models.coupled.coupling

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
+from zeroshot.tasks.options import COUPLING, METHOD, METHOD_OPTIONS, option
 
 ScoreKind = Literal["auto", "softmax", "sigmoid", "cosine"]
 LongText = Literal["error", "truncate"]
@@ -46,6 +46,7 @@ class ClassifyOptions:
     )
     method: str | None = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
+    coupling: str | None = COUPLING
     score: ScoreKind | None = SCORE
     top_k: int | None = option(
         None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zeroshot.tasks.options import option
+from zeroshot.tasks.options import COUPLING, option
 
 RegionSource = Literal["auto", "dense", "windows"]
 
@@ -81,6 +81,7 @@ class DetectOptions:
         "Where a dual encoder looks: parts of its dense map, or windows of many sizes.",
         env="DETECT_REGIONS",
     )
+    coupling: str | None = COUPLING
     resolution: int = option(
         0,
         "For dense regions: shorter side in pixels of what the encoder sees; 0 for twice its own.",

@@ -12,13 +12,18 @@ from torch import Tensor
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import LABELS, refuse_coupling, with_coupling_for_task
 from zeroshot.inference.decoded_images import apply_to_images, load_all
-from zeroshot.inference.embedding import AUTO_BATCH, embed_texts
+from zeroshot.inference.embedding import (
+    AUTO_BATCH,
+    embed_texts,
+    project_texts,
+    text_encoder_of,
+)
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods.naclip import NACLIP
-from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DenseEncoder, Detections, Detector, DualEncoder, Grounder, Image
 from zeroshot.models.boxes import nms
@@ -94,6 +99,7 @@ class Detect(Task[DetectOptions]):
         options = self.options
         if options.model is None:
             return self._by_regions(cache, meter)
+        refuse_coupling(options.coupling)
         detector, limits = self.models.detector(options.model), (self.threshold, options.overlap)
         if options.sentence is not None:
             thresholds = (self.threshold, options.word_threshold)
@@ -114,16 +120,14 @@ class Detect(Task[DetectOptions]):
             )
         self.models.require(language_model=False)
         used = self._prompts("simple")
-        encoder = self.models.encoder
-        if isinstance(encoder, CoupledEncoder):
-            raise UserError(
-                f"model set '{self.models.name}' has no dual encoder, which detection needs: name "
-                "one by --encoder, or a detection model by --model"
-            )
+        encoder = with_coupling_for_task(
+            self.models, self.options.coupling, LABELS, cache, meter
+        ).encoder
         detector = RegionDetector(
             encoder, _dense_segmenter(encoder, self.options.regions, self.options.resolution)
         )
-        texts = embed_texts([text for group in used for text in group], encoder, cache, meter)
+        flat = [text for group in used for text in group]
+        texts = project_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
         means = [group.mean(0) for group in torch.split(texts, [len(group) for group in used])]
         encoded = Prompts(normalize(torch.stack(means)), len(self.labels))
         limits = (self.threshold, self.options.overlap)
@@ -203,7 +207,14 @@ def _dense_segmenter(
     encoder: DualEncoder, regions: RegionSource, resolution: int
 ) -> DenseSegmenter | None:
     """The segmenter that proposes regions; None for windows."""
-    if regions == "windows" or not isinstance(encoder, DenseEncoder):
+    if not isinstance(encoder, DenseEncoder):
+        if regions == "dense" or resolution:
+            raise UserError(
+                f"{encoder.name} has no embeddings of patches, which --regions dense and "
+                "--resolution need: leave them out, and regions are windows of many sizes"
+            )
+        return None
+    if regions == "windows":
         return None
     try:
         side = resolution or 2 * encoder.image_size

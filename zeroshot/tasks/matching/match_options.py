@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zeroshot.tasks.options import option
+from zeroshot.tasks.options import COUPLING, option
 
 if TYPE_CHECKING:
     from zeroshot.tasks.matching.thresholds import Thresholds
@@ -45,6 +45,7 @@ class MatchOptions:
         env="MATCH_SCORE",
         recorded="scores",
     )
+    coupling: str | None = COUPLING
     thresholds: "str | Path | Thresholds | None" = option(
         None, "Label scores by the thresholds of this file.", env="THRESHOLDS", typed=Path
     )

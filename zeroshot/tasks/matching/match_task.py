@@ -7,11 +7,16 @@ from typing import Any, ClassVar
 
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.inference.coupled_models import (
+    SENTENCES,
+    refuse_coupling,
+    with_coupling_for_task,
+)
 from zeroshot.inference.embedding import AUTO_BATCH, canonical_names
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
-from zeroshot.models.base import PairScorer
+from zeroshot.models.base import DualEncoder, PairScorer
 from zeroshot.results.text import MatchResult
 from zeroshot.tasks.matching import scoring
 from zeroshot.tasks.matching.match_options import MatchOptions
@@ -55,10 +60,15 @@ class Match(Task[MatchOptions]):
         )
         if self.options.model is None:
             self.models.require(language_model=False)
-            scored = scoring.score_kind(self.models.encoder, spec)
-            scorer, names = None, canonical_names(self.models.encoder)
+            encoder = with_coupling_for_task(
+                self.models, self.options.coupling, SENTENCES, cache, meter
+            ).encoder
+            scored, scorer = scoring.score_kind(encoder, spec), None
+            names = canonical_names(encoder)
         else:
+            refuse_coupling(self.options.coupling)
             scoring.check_head(spec)
+            encoder = None
             scorer = self.models.pair_scorer(self.options.model)
             names, scored = {"scorer": scorer.name}, scorer.scored
         made_with = scoring.made_with(names, scored, self.negatives)
@@ -66,6 +76,7 @@ class Match(Task[MatchOptions]):
             self.thresholds.check(made_with)
         return MatchRunner(
             task=self,
+            encoder=encoder,
             scorer=scorer,
             spec=spec,
             made_with=made_with,
@@ -78,6 +89,8 @@ class Match(Task[MatchOptions]):
 class MatchRunner(OpenedTask[Match]):
     """A scorer with its model."""
 
+    encoder: DualEncoder | None
+    """None if a `scorer` reads both."""
     scorer: PairScorer | None
     spec: MatchSpec
     made_with: str
@@ -99,6 +112,7 @@ class MatchRunner(OpenedTask[Match]):
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[MatchResult]:
         """One result per image, in order."""
         how = (self.spec, self.cache, meter, self.batch_size)
-        if self.scorer is None:
-            return scoring.by_encoder(sources, self.task.models.encoder, *how)
+        if self.encoder is not None:
+            return scoring.by_encoder(sources, self.encoder, *how)
+        assert self.scorer is not None
         return scoring.by_head(sources, self.scorer, *how)

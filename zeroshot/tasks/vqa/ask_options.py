@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeroshot.tasks.options import option
+from zeroshot.tasks.options import COUPLING, option
 
 PRESENT = 0.1
 """Fraction of the softmax over all names at which a name counts as present."""
@@ -41,6 +41,7 @@ class AskOptions:
         "Fraction of the softmax over --among at which a name counts as present.",
         env="PRESENT",
     )
+    coupling: str | None = COUPLING
     regions: str | Path | None = option(
         None,
         "An .npz of regions that a detector found, for LXMERT and VisualBERT.",

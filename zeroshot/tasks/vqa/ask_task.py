@@ -9,6 +9,11 @@ from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache, hash_file
 from zeroshot.datasets.region_features import read_regions
 from zeroshot.errors import UserError
+from zeroshot.inference.coupled_models import (
+    SENTENCES,
+    refuse_coupling,
+    with_coupling_for_task,
+)
 from zeroshot.inference.embedding import AUTO_BATCH, canonical_names
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -67,8 +72,11 @@ class Ask(Task[AskOptions]):
             if file is not None:
                 raise UserError("LXMERT and VisualBERT read --regions: name one with --model")
             self.models.require(language_model=False)
+            models = with_coupling_for_task(
+                self.models, self.options.coupling, SENTENCES, cache, meter
+            )
             ready = answering.matching(
-                self.models.encoder,
+                models.encoder,
                 cache,
                 meter,
                 answers=self.answers,
@@ -76,6 +84,7 @@ class Ask(Task[AskOptions]):
                 present=self.options.present,
             )
             return ready, {}
+        refuse_coupling(self.options.coupling)
         if self.among:
             raise UserError("--among is for answers by matching; a model (--model) needs none")
         if file is None:
