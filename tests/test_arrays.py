@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from zeroshot import cli
 from zeroshot.errors import UserError
-from zeroshot.tasks.classification.arrays import read_arrays, score_arrays
+from zeroshot.methods.asif import ASIF
+from zeroshot.methods.auto import Auto
+from zeroshot.methods.procrustes import Procrustes
+from zeroshot.tasks.classification.arrays import couple_arrays, read_arrays, score_arrays
 
 DATA = Path(__file__).parent / "data"
 
@@ -91,3 +95,132 @@ def test_an_earlier_result_is_not_written_over(tmp_path, capsys):
     assert cli.run([*command, "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert cli.run([*command, "--out", str(out), "--overwrite"]) == 0
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def world(own=24, width=15, seed=0):
+    """Pairs, classes and images of one world, whose two encoders share nothing but it."""
+    rng = np.random.default_rng(seed)
+    topics, left, right = rng.normal(size=(8, 10)), rng.normal(size=(10, own)), None
+    right = rng.normal(size=(10, width))
+    things = rng.normal(size=(400, 10))
+    truth, shown = rng.integers(0, 8, 200), np.repeat(np.arange(8), 3)
+
+    def look(x):
+        return x @ left + 0.3 * rng.normal(size=(len(x), own))
+
+    def say(x):
+        return x @ right + 0.3 * rng.normal(size=(len(x), width))
+
+    def vary(labels):
+        return topics[labels] + 0.5 * rng.normal(size=(len(labels), 10))
+
+    return truth, {
+        "anchor_images": look(things),
+        "anchor_texts": say(things),
+        "texts": np.stack([say(topics), say(topics)], 1),
+        "images": 5 * look(vary(truth)),
+        "shots": look(vary(shown)),
+        "shot_labels": shown,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "open_"),
+    [({}, True), ({"templates": "max"}, True), ({"k": 9}, False), ({"center": True}, False)],
+)
+def test_asif_chooses_what_nobody_gives(given, open_):
+    _, arrays = world()
+    pairs = [torch.from_numpy(arrays[name]) for name in ("anchor_images", "anchor_texts")]
+    chosen = Auto(among="asif", splits=1).choose(*pairs).chosen.coupling
+    wanted = {"k": chosen.k, "p": chosen.p, "center": chosen.center} if open_ else {}
+    assert (wanted.get("k"), wanted.get("p")) != (800, 8.0)
+    coupling = ASIF(**(given | wanted)).fit(*pairs)
+    expected = coupling.scores(*(torch.from_numpy(arrays[name]) for name in ("images", "texts")))
+    ours = score_arrays(arrays, "asif", given)["scores"]
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["csa", "procrustes", "auto"])
+def test_coupled_arrays(name):
+    truth, arrays = world()
+    coupled = couple_arrays(arrays, name)
+    assert coupled["images"].shape[1] == coupled["texts"].shape[2] == coupled["shots"].shape[1]
+    np.testing.assert_allclose(coupled["own_images"], unit(arrays["images"]), rtol=1e-9)
+    np.testing.assert_allclose(coupled["own_shots"], unit(arrays["shots"]), rtol=1e-9)
+    assert 1 < coupled["logit_scale"] < 1000
+    assert not {"anchor_images", "anchor_texts"} & coupled.keys()
+    for method, least in (("ensemble", 0.8), ("ncm", 0.8), ("evidence", 0.9)):
+        found = score_arrays(coupled, method, {})["scores"].argmax(1)
+        assert (found == truth).mean() > least, method
+    kept = couple_arrays(arrays | {"logit_scale": np.array(7.0)}, name)
+    assert kept["logit_scale"] == 7.0
+
+
+def test_coupled_arrays_by_hand():
+    """Procrustes of unit rows, as the method itself does it."""
+    _, arrays = world()
+    rows = {k: torch.from_numpy(unit(v)) for k, v in arrays.items() if k != "shot_labels"}
+    fitted = Procrustes().fit(rows["anchor_images"], rows["anchor_texts"])
+    coupled = couple_arrays(arrays, "procrustes")
+    np.testing.assert_allclose(coupled["images"], fitted.map_images(rows["images"]), rtol=1e-6)
+    flat = fitted.map_texts(rows["texts"].flatten(0, 1))
+    np.testing.assert_allclose(coupled["texts"].reshape(16, -1), flat, rtol=1e-6)
+    mask = np.ones((8, 2), dtype=bool)
+    mask[3, 1] = False
+    arrays["texts"][3, 1] = 0.0
+    missing = couple_arrays(arrays | {"text_mask": mask}, "procrustes")
+    assert not missing["texts"][3, 1].any()
+    np.testing.assert_allclose(missing["texts"][mask], coupled["texts"][mask], rtol=1e-6)
+
+
+def test_a_classifier_beside_the_coupling_of_arrays():
+    """Its names fit or they do not; then the coupling stands alone."""
+    _, arrays = world()
+    classes = {
+        "class_weights": unit(arrays["anchor_images"][:60]) * 3,
+        "class_names": arrays["anchor_texts"][:60],
+    }
+    alone, both = (couple_arrays(given, "csa") for given in (arrays, arrays | classes))
+    wrong = arrays | classes | {"class_names": arrays["anchor_texts"][60:120]}
+    np.testing.assert_allclose(couple_arrays(wrong, "csa")["images"], alone["images"])
+    assert np.abs(unit(both["images"]) - unit(alone["images"])).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "message"),
+    [
+        ({"anchor_texts": None}, "csa", r"--coupling csa needs the array anchor_texts \[a e\]"),
+        ({}, "ensemble", "--coupling ensemble couples no encoders"),
+        ({}, "cas", "did you mean 'csa'"),
+        ({"own_images": np.ones((200, 3))}, "csa", "the file has them"),
+        ({"class_names": np.ones((3, 2))}, "csa", r"\[3, 2\] for \[k e\], but e is 15"),
+    ],
+)
+def test_arrays_that_cannot_be_coupled(change, name, message):
+    arrays = {k: v for k, v in (world()[1] | change).items() if v is not None}
+    with pytest.raises(UserError, match=message):
+        couple_arrays(arrays, name)
+
+
+@pytest.mark.parametrize("method", ["ensemble", "gda", "evidence", "center"])
+def test_widths_that_differ_are_coupled_first(method):
+    with pytest.raises(UserError, match="images are 24 wide and texts 15: --coupling auto"):
+        score_arrays(world()[1], method, {})
+
+
+def test_the_default_method_of_arrays(tmp_path):
+    _, arrays = world()
+    out = tmp_path / "scores.npz"
+    for names, method in ((arrays, "evidence"), ({*arrays} - {"shots"}, "ensemble")):
+        given = {name: arrays[name] for name in names}
+        np.savez(tmp_path / "in.npz", **given)
+        line = ["classify", "--embeddings", tmp_path / "in.npz", "--coupling", "csa", "--overwrite"]
+        assert cli.run([*map(str, line), "--out", str(out)]) == 0
+        expected = score_arrays(couple_arrays(given, "csa"), method, {})["scores"]
+        np.testing.assert_allclose(np.load(out)["scores"], expected)
+    line = ["classify", "--embeddings", tmp_path / "in.npz", "--coupling", "csa"]
+    assert cli.run([*map(str, line), "--compare", "ensemble,center", "--quiet"]) == 0

@@ -50,7 +50,7 @@ def takes(name, verb):
 
 def ready(name, arrays=ARRAYS, dtype=torch.float32):
     """The method with all arrays that its `fit` takes, and a shot of each class if it must."""
-    if getattr(methods.get(name), "needs_every_class", False):
+    if getattr(methods.get(name), "shots_alone", False):
         labels = arrays["shot_labels"].clone()
         for absent in set(range(4)) - set(labels.tolist()):
             labels[4] = absent

@@ -56,9 +56,9 @@ def classify(
         if images or options.labels:
             raise UserError("--embeddings takes neither images nor --labels: the file has both")
         if compare:
-            _compare_arrays(embeddings, compare, options.options)
+            _compare_arrays(embeddings, compare, options)
         else:
-            _score_arrays(run, embeddings, options.method or "ensemble", options.options)
+            _score_arrays(run, embeddings, options)
         return
     if not images:
         raise UserError(
@@ -106,23 +106,31 @@ def _compare(run: OutputOptions, task: "Classify", compare: str, sources: list[A
         console.show_comparison(compare_images(names, shared, make, sources, cache, meter, size))
 
 
-def _compare_arrays(file: Path, names: str, options: Mapping[str, Any]) -> None:
+def _arrays(file: Path, coupling: str | None) -> "Mapping[str, Any]":
+    from zeroshot.tasks.classification.arrays import couple_arrays, read_arrays
+
+    arrays = read_arrays(file)
+    return arrays if coupling is None else couple_arrays(arrays, coupling)
+
+
+def _compare_arrays(file: Path, names: str, options: ClassifyOptions) -> None:
     from zeroshot.commands import console
-    from zeroshot.tasks.classification.arrays import read_arrays
     from zeroshot.tasks.classification.compare import compare_arrays
 
-    console.show_comparison(compare_arrays(read_arrays(file), names.split(","), options))
+    arrays = _arrays(file, options.coupling)
+    console.show_comparison(compare_arrays(arrays, names.split(","), options.options))
 
 
-def _score_arrays(run: OutputOptions, file: Path, method: str, options: Mapping[str, Any]) -> None:
+def _score_arrays(run: OutputOptions, file: Path, options: ClassifyOptions) -> None:
     if run.out is None or run.out.suffix != ".npz":
         raise UserError("--embeddings needs --out FILE.npz for the scores")
     if run.out.exists() and not run.overwrite:
         raise UserError(f"'{run.out}' exists; --overwrite replaces it")
     from zeroshot.commands import console
-    from zeroshot.tasks.classification.arrays import read_arrays, score_arrays, write_arrays
+    from zeroshot.tasks.classification.arrays import default_method, score_arrays, write_arrays
 
-    scored = score_arrays(read_arrays(file), method, options)
+    arrays = _arrays(file, options.coupling)
+    scored = score_arrays(arrays, options.method or default_method(arrays), options.options)
     write_arrays(run.out, scored, run.overwrite)
     if not run.quiet:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())

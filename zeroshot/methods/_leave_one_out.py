@@ -39,8 +39,8 @@ class OwnRows(FewShot):
         default=None, kw_only=True, repr=False, compare=False
     )
 
-    needs_every_class: ClassVar[bool] = False
-    """Whether it refuses a class without shots."""
+    shots_alone: ClassVar[bool] = False
+    """Whether texts say nothing to it; then it refuses a class without shots."""
 
     def fit(
         self: Self,

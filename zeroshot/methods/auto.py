@@ -22,7 +22,7 @@ Encoders that couple are better than every shuffle. If they are not, no choice h
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -40,6 +40,7 @@ from zeroshot.methods._canonical_correlation import weight_by_correlation
 from zeroshot.methods._coupling_report import LEAST_PAIRS, SHUFFLES, Report, Trial
 from zeroshot.methods._joint_space import TemplateMode
 from zeroshot.methods._protocols import Explanation, Output
+from zeroshot.methods._registry import configure_method
 from zeroshot.methods._relative_representations import RelativeRepresentations
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.csa import CSA
@@ -240,6 +241,29 @@ class Auto:
     @property
     def _chosen(self) -> Any:
         return fitted(self, self.coupling_)
+
+
+CHOSEN = ("k", "p", "center")
+"""Options of ASIF that suit a number of pairs; the paper's are for a million."""
+
+
+def open_coupling(
+    name: str,
+    options: Mapping[str, Any],
+    anchor_images: Real[Tensor, "a d"],
+    anchor_texts: Real[Tensor, "_a e"],
+) -> Any:
+    """A coupling, not fitted, with what its options leave open chosen on these pairs.
+
+    `auto` leaves the method open. `asif` leaves `k`, `p` and `center` open if none is given.
+    """
+    coupling = configure_method(name, options)
+    if isinstance(coupling, ASIF) and not set(CHOSEN) & set(options):
+        chosen = Auto(among="asif", splits=1).choose(anchor_images, anchor_texts).chosen.coupling
+        return replace(coupling, **{option: getattr(chosen, option) for option in CHOSEN})
+    if isinstance(coupling, Auto):
+        return coupling.choose(anchor_images, anchor_texts).chosen.coupling
+    return coupling
 
 
 def _scale_ridge(coupling: Any, share: float) -> Any:

@@ -42,7 +42,7 @@ class NCM(OwnRows):
     scale: float = 0.0
     """factor of the cosines; 0: by the shots that are left out"""
 
-    needs_every_class: ClassVar[bool] = True
+    shots_alone: ClassVar[bool] = True
 
     memo_: Memo[float] = field(default_factory=Memo, init=False, repr=False, compare=False)
 

@@ -47,7 +47,7 @@ class Ridge(OwnRows):
     ridge: float = 0.0
     """lambda as a multiple of the mean eigenvalue; 0: by the shots that are left out"""
 
-    needs_every_class: ClassVar[bool] = True
+    shots_alone: ClassVar[bool] = True
 
     memo_: Memo[tuple[RidgeFit, float]] = field(
         default_factory=Memo, init=False, repr=False, compare=False

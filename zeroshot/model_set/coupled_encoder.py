@@ -109,10 +109,26 @@ def with_classifier_head(
     gives the text encoder's embeddings of class names, and `weight` is that of `ConSE`.
     """
     head = image_encoder.classes if isinstance(image_encoder, ClassifyingEncoder) else None
-    test = _held_out(anchor_images, anchor_texts)
-    if head is None or test is None or head.weights.shape[1] != anchor_images.shape[1]:
+    few = _held_out(anchor_images, anchor_texts) is None
+    if head is None or few or head.weights.shape[1] != anchor_images.shape[1]:
         return coupling
-    combined = ConSE(coupling, head.weights, encode_texts(head.names), weight)
+    names = encode_texts(head.names)
+    return with_classes(coupling, head.weights, names, anchor_images, anchor_texts, weight)
+
+
+def with_classes(
+    coupling: Coupling,
+    weights: Float[Tensor, "c d"],
+    names: Float[Tensor, "c e"],
+    anchor_images: Real[Tensor, "a d"],
+    anchor_texts: Real[Tensor, "a e"],
+    weight: float = 0.5,
+) -> Coupling:
+    """As `with_classifier_head`, of a classifier's weights and the embeddings of its names."""
+    test = _held_out(anchor_images, anchor_texts)
+    if test is None:
+        return coupling
+    combined = ConSE(coupling, weights, names, weight)
     without_test = combined.remove(test.indices)
     texts = normalize(without_test.map_texts(test.texts))
     rank = reciprocal_rank(without_test.named(test.images) @ texts.T)

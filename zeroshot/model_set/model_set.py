@@ -7,7 +7,7 @@ from typing import Any
 
 from zeroshot import methods, models
 from zeroshot.errors import UserError
-from zeroshot.methods.auto import Auto
+from zeroshot.methods.auto import open_coupling
 from zeroshot.model_set.anchor_file import Anchors, read_anchors
 from zeroshot.model_set.availability import require
 from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate
@@ -81,10 +81,7 @@ class ModelSet:
 
     @cached_property
     def coupling(self) -> Any:
-        """The set's coupling, not fitted.
-
-        For ASIF without options, `auto` chooses the options; for `auto`, method and options.
-        """
+        """The set's coupling, not fitted; see `methods.auto.open_coupling`."""
         spec = _coupling(self.spec)
         coupling = methods.configure(spec.method, spec.options)
         if not isinstance(coupling, methods.Coupling):
@@ -92,11 +89,7 @@ class ModelSet:
             raise UserError(
                 f"method '{spec.method}' couples no encoders; these do: {', '.join(couplings)}"
             )
-        if spec.method == "asif" and not spec.options:
-            coupling = Auto(among="asif", splits=1)
-        if isinstance(coupling, Auto):
-            coupling = coupling.choose(self.anchors.images, self.anchors.texts).chosen.coupling
-        return coupling
+        return open_coupling(spec.method, spec.options, self.anchors.images, self.anchors.texts)
 
     def with_language_model(self, name: str) -> "ModelSet":
         """This set with another language model."""

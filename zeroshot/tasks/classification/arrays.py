@@ -17,6 +17,10 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.errors import UserError, unknown
+from zeroshot.inference.coupled_models import LABELS
+from zeroshot.methods._joint_space import map_present
+from zeroshot.methods.auto import Auto, open_coupling
+from zeroshot.model_set.coupled_encoder import calibrate, with_classes
 from zeroshot.ops import normalize
 from zeroshot.output.atomic import whole
 
@@ -29,6 +33,8 @@ SHAPES = {
     "logit_scale": "",
     "anchor_images": "a d",
     "anchor_texts": "a e",
+    "class_weights": "k d",
+    "class_names": "k e",
     "shots": "m d",
     "shot_labels": "m",
     "own_images": "n f",
@@ -43,7 +49,7 @@ SHAPES = {
 
 EMBEDDINGS = {
     *{"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank"},
-    *{"own_images", "own_shots"},
+    *{"own_images", "own_shots", "class_weights", "class_names"},
 }
 """Arrays of embeddings; the others are masks, labels and priors."""
 
@@ -74,6 +80,56 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], overwrite: bool = True
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def couple_arrays(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
+    """The arrays in the joint space of a coupling that is fitted to the anchors among them.
+
+    Images and shots of before become `own_images` and `own_shots`. The logit scale is calibrated on
+    held-out anchors, unless there is one. With `class_weights` and `class_names` the image
+    encoder's classifier stands beside the coupling, as it does for images.
+
+    Raises:
+        UserError: a method that couples nothing, or arrays that are missing or do not fit.
+    """
+    coupling = methods.configure(name, {})
+    if not isinstance(coupling, methods.Coupling):
+        raise UserError(f"--coupling {name} couples no encoders; auto, asif, csa and others do")
+    if {"own_images", "own_shots"} & arrays.keys():
+        raise UserError(
+            "--coupling makes own_images and own_shots of images and shots; the file has them"
+        )
+    needed = ("images", "texts", "anchor_images", "anchor_texts")
+    taken = {n: n in needed for n in SHAPES if n in EMBEDDINGS | {"text_mask"}}
+    tensors = _to_tensors(arrays, f"--coupling {name}", taken)
+    tensors |= {k: normalize(v) for k, v in tensors.items() if k in EMBEDDINGS}
+    pairs = tensors["anchor_images"], tensors["anchor_texts"]
+    fitted = open_coupling(name, {}, *pairs).fit(*pairs)
+    if {"class_weights", "class_names"} <= tensors.keys():
+        # a classifier's weights keep their lengths
+        kind = tensors["class_weights"].dtype
+        weights = torch.from_numpy(np.asarray(arrays["class_weights"])).to(kind)
+        fitted = with_classes(fitted, weights, tensors["class_names"], *pairs, LABELS)
+    mask = tensors.get("text_mask", torch.ones(tensors["texts"].shape[:2], dtype=torch.bool))
+    joint = {
+        "texts": map_present(fitted.map_texts, tensors["texts"], mask),
+        "logit_scale": torch.tensor(calibrate(fitted, *pairs)),
+    }
+    for given in ("images", "shots", "bank", "views"):
+        if given in tensors:
+            rows = tensors[given]
+            mapped = fitted.map_images(rows.flatten(0, -2))
+            joint[given] = mapped.view(*rows.shape[:-1], -1)
+            if given in ("images", "shots"):
+                joint[f"own_{given}"] = rows
+    used = {"anchor_images", "anchor_texts", "class_weights", "class_names"}
+    others = {k: v for k, v in arrays.items() if k not in used | joint.keys() or k == "logit_scale"}
+    return {k: v.numpy() for k, v in joint.items()} | others
+
+
+def default_method(arrays: Mapping[str, Array]) -> str:
+    """`evidence` if there are shots, else `ensemble`."""
+    return "evidence" if {"shots", "shot_labels"} <= arrays.keys() else "ensemble"
+
+
 def score_arrays(
     arrays: Mapping[str, Array], method: str, options: Mapping[str, Any]
 ) -> dict[str, Array]:
@@ -84,6 +140,8 @@ def score_arrays(
     arrays. Arrays that the method has no use for are ignored, so that one file serves several
     methods.
 
+    `asif` without `k`, `p` and `center` chooses them on held-out anchors, as model sets do.
+
     Raises:
         UserError: an array that is unknown, missing, of a wrong shape or kind, or not finite.
     """
@@ -92,6 +150,10 @@ def score_arrays(
         raise UserError(f"method '{method}' does not score arrays")
     fit, score = (methods.parameters(scorer, verb) for verb in ("fit", "scores"))
     tensors = _to_tensors(arrays, method, fit | score)
+    if isinstance(scorer, methods.Coupling) and not isinstance(scorer, Auto):
+        scorer = open_coupling(method, options, tensors["anchor_images"], tensors["anchor_texts"])
+    if not isinstance(scorer, methods.Coupling) and not getattr(scorer, "shots_alone", False):
+        _check_joint(method, tensors)
     unnormalized = getattr(scorer, "wants_unnormalized", False)
     if not unnormalized and not isinstance(scorer, methods.Coupling):
         tensors |= {k: normalize(v) for k, v in tensors.items() if k in EMBEDDINGS}
@@ -102,6 +164,16 @@ def score_arrays(
         inputs["logit_scale"] = float(inputs["logit_scale"])
     scores = scorer.scores(**inputs)
     return {"scores": scores.numpy(), **_learned_tensors(scorer)}
+
+
+def _check_joint(method: str, tensors: Mapping[str, Tensor]) -> None:
+    """UserError for images and texts of different widths."""
+    width, depth = tensors["images"].shape[1], tensors["texts"].shape[2]
+    if width != depth:
+        raise UserError(
+            f"{method} compares images and texts in one space, but images are {width} wide and "
+            f"texts {depth}: --coupling auto couples them by anchor_images and anchor_texts"
+        )
 
 
 def _learned_tensors(fitted: Any) -> dict[str, Array]:

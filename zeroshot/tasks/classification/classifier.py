@@ -32,7 +32,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
-from zeroshot.methods.auto import explain
+from zeroshot.methods.auto import Auto, explain, open_coupling
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.model_set.anchor_file import Anchors
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
@@ -356,6 +356,8 @@ def _scorer(models: ModelSet, given: ClassifyOptions, shots: bool) -> Scorer:
         of_the_set: Any = models.coupling
         if methods.name_of(of_the_set) == name:
             coupling = replace(of_the_set, **{k: getattr(method, k) for k in options})
+    elif not isinstance(method, Auto):
+        coupling = open_coupling(name, options, models.anchors.images, models.anchors.texts)
     fitted: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
     return fitted
 
