@@ -19,6 +19,7 @@ from zeroshot.inference.embedding import embed_images, with_views
 from zeroshot.inference.meter import Meter
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks.classification import classifier as task
+from zeroshot.tasks.classification.calibration import Calibration
 
 ROOT = Path(__file__).parent.parent
 SCENES = sorted((ROOT / "examples" / "scenes").glob("*.png"))
@@ -199,6 +200,93 @@ def test_what_has_no_use_or_is_missing_is_said(zeroshot, shotview, shots, argume
     code, _, said = zeroshot("classify", *SCENES[:2], *COMMON, *given)
     assert code == 2
     assert message in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "is the only label"),
+        (["--score", "softmax"], "is the only label"),
+        (["--method", "center"], "is the only label"),
+        (["--score", "cosine"], None),
+        (["--score", "sigmoid"], None),
+        (["--multi"], None),
+        (["--multi", "--against", "a star"], None),
+    ],
+)
+def test_one_label_alone(zeroshot, more, said):
+    code, rows, err = zeroshot(
+        "classify", SCENES[0], "--models", "pocket", "--labels", "red heart", *more
+    )
+    assert code == (0 if said is None else 2)
+    assert (said or "") in " ".join(err.split())
+    assert said or rows[0]["labels"][0]["label"] == "red heart"
+
+
+def test_one_label_alone_is_not_calibrated(zeroshot, tmp_path):
+    command = ("--models", "pocket", "--labels", "red heart", "--out", tmp_path / "x.json")
+    code, _, said = zeroshot("calibrate", SCENES[0], *command)
+    assert code == 2
+    assert "is the only label" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "scored"),
+    [
+        ([], "softmax"),  # of the model's own scale
+        (["--method", "center", "--bank", *SCENES[:4]], "uncalibrated"),
+        (["--method", "stata"], "uncalibrated"),
+        (["--encoder", "coupled"], "uncalibrated"),
+        (["--score", "cosine"], "cosine"),
+        (["--multi"], "cosine"),
+        (["--shots", "SHOTS"], "softmax"),  # fitted to left-out shots
+        (["--shots", "SHOTS", "--encoder", "coupled"], "softmax"),
+        (["--shots", "SHOTS", "--method", "gda"], "uncalibrated"),
+        (["--calibration", "LABELLED"], "softmax"),
+        (["--calibration", "LABELLED", "--method", "center", "--bank", *SCENES[:4]], "softmax"),
+        (
+            ["--calibration", "UNLABELLED", "--method", "center", "--bank", *SCENES[:4]],
+            "uncalibrated",
+        ),
+    ],
+)
+def test_what_a_score_is_called(zeroshot, shots, tmp_path, more, scored):
+    """A softmax is one only where somebody compared its scale with what was right."""
+    given = [str(shots) if x == "SHOTS" else x for x in more]
+    for kind in ("LABELLED", "UNLABELLED"):
+        if kind in given:
+            method = "center" if "center" in given else "ensemble"
+            fitted = Calibration(
+                models={"encoder": resolve("pocket").encoder.name},
+                method=method,
+                options=methods.values(methods.get(method)()),
+                score="softmax",
+                prompts="",
+                temperature=1.5,
+                report={"ece": 0.1} if kind == "LABELLED" else {},
+            )
+            fitted.write(tmp_path / "calibration.json")
+            given[given.index(kind)] = str(tmp_path / "calibration.json")
+    code, rows, said = zeroshot("classify", *SCENES[:2], *COMMON, *given)
+    assert code == 0, said
+    assert {row["scored"] for row in rows} == {scored}
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "warned"),
+    [
+        ("stata", (), True),
+        ("otter", ("--prior", "1,1,2"), True),
+        ("zpe+stata", (), True),
+        ("sinkhorn", ("--prior", "1,1,2"), True),
+        ("zpe", (), False),
+        ("ensemble", (), False),
+    ],
+)
+def test_several_labels_are_not_shared_out(zeroshot, method, more, warned):
+    for multi in (["--multi"], []):
+        _, _, said = zeroshot("classify", *SCENES[:4], *COMMON, "--method", method, *more, *multi)
+        assert ("shares each image out" in " ".join(said.split())) is (warned and bool(multi))
 
 
 def test_labelled_pictures_that_are_not(tmp_path):

@@ -12,6 +12,7 @@ from zeroshot.methods import _shots
 from zeroshot.methods.ape import APE, similarity
 from zeroshot.methods.gda import GDA
 from zeroshot.methods.proker import ProKeR
+from zeroshot.methods.sinkhorn import Sinkhorn
 from zeroshot.methods.timo import TIMO
 from zeroshot.methods.tip_adapter import TipAdapter
 from zeroshot.ops import normalize
@@ -50,7 +51,9 @@ def test_authors_gda(dtype, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_authors_timo(dtype, tolerance):
     z, X, texts, S, y = golden("timo", dtype)
-    method = TIMO(alpha=float(z["out_best_alpha"]), beta=int(z["out_best_beta"])).fit(S, y)
+    method = TIMO(alpha=float(z["out_best_alpha"]), beta=int(z["out_best_beta"]), compat=True).fit(
+        S, y
+    )
     weight, bias = method.classifier(texts)
     close(method.matching(texts), z["out_matching"], tolerance)
     close(method.refine(X, texts)[0][:, 0], z["out_igt_weights"], tolerance)
@@ -61,6 +64,7 @@ def test_authors_timo(dtype, tolerance):
         alpha=float(z["out_timo_s_best_alpha"]),
         beta=int(z["out_timo_s_best_beta"]),
         gamma=float(z["out_timo_s_best_gamma"]),
+        compat=True,
     ).fit(S, y)
     close(searched.scores(X, texts), z["out_timo_s_logits"], tolerance)
     close(searched.refine(X, texts)[0][:, 0], z["out_timo_s_igt_weights"], tolerance)
@@ -103,7 +107,7 @@ def test_authors_ape(dtype, tolerance):
     ("name", "options", "output"),
     [
         ("gda", {"alpha": 1}, "logits"),
-        ("timo", {"alpha": 1e-4}, "logits"),
+        ("timo", {"alpha": 1e-4, "compat": "true"}, "logits"),
         ("proker", {}, "logits"),
         ("tip_adapter", {}, "logits_init_params"),
         ("ape", {"feat_num": 14}, "logits_init_params"),
@@ -252,17 +256,21 @@ def test_timo_equals_loops_with_ragged_prompts():
     expected = 3 * X @ W.T + X @ weight.numpy().T + bias.numpy()
     images, texts, shown, labels = given
     ours = TIMO(gamma=20.0, beta=2, alpha=3.0).fit(shown, labels)
-    ours = ours.scores(images, texts, torch.from_numpy(mask))
-    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-8)
+    ours = ours.scores(images, texts, torch.from_numpy(mask), logit_scale=60.0)
+    np.testing.assert_allclose(ours.numpy(), 60 / 3 * expected, rtol=1e-8)
 
 
 def test_one_shot_by_hand():
-    """One shot per class has no covariance: P = d I, and A_c = d mu_c."""
+    """One shot per class has no covariance: P = d I, and A_c = d mu_c.
+
+    The scatter around the mean (0.5, 0.5) is 1: the least ridge is a tenth of it, and P = 10 d I.
+    """
     shot = torch.eye(2)
-    method = GDA(alpha=1.0).fit(shot, torch.tensor([0, 1]))
-    weight, bias = method.classifier(shot[:, None])
-    torch.testing.assert_close(weight, 2 * shot)
-    torch.testing.assert_close(bias, torch.full((2,), -1.0 - np.log(2.0)))
+    for compat, factor in ((True, 1.0), (False, 10.0)):
+        method = GDA(alpha=1.0, compat=compat).fit(shot, torch.tensor([0, 1]))
+        weight, bias = method.classifier(shot[:, None])
+        torch.testing.assert_close(weight, 2 * factor * shot)
+        torch.testing.assert_close(bias, torch.full((2,), -factor - np.log(2.0)))
     assert torch.equal(method.scores(shot, shot[:, None]).argmax(1), torch.tensor([0, 1]))
 
 
@@ -376,3 +384,47 @@ def test_timo_hands_its_prompts_to_gda():
     weighted, _ = TIMO().fit(rows, labels).refine(images, texts)
     expected = GDA(alpha=0.5).fit(rows, labels).scores(images, weighted)
     torch.testing.assert_close(both.scores(images, texts), expected)
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-3, 1e-2])
+def test_near_duplicates_do_not_swamp_the_texts(noise):
+    """Ten copies of a shot, changed a little, say about as much as the shot alone."""
+    _, texts, rows, labels = shots((1, 1, 1, 1))
+    generator = torch.Generator().manual_seed(2)
+    copies = rows.repeat(10, 1) + noise * torch.randn(40, 8, generator=generator).double()
+    alone = GDA(alpha=1.0).fit(rows, labels).classifier(texts)[0]
+    copied, swamped = (
+        GDA(alpha=1.0, compat=compat).fit(copies, labels.repeat(10)).classifier(texts)[0]
+        for compat in (False, True)
+    )
+    assert 0.5 < float(copied.norm() / alone.norm()) < 20
+    assert float(swamped.norm() / alone.norm()) > 100 * min(1, (1e-3 / noise) ** 2)
+
+
+@pytest.mark.parametrize("scale", [30.0, 100.0])
+@pytest.mark.parametrize("alpha", [0.0, 50.0])
+def test_timo_has_the_logits_of_the_model(scale, alpha):
+    """The authors' over alpha, times the logit scale: the same classes, and gda's size."""
+    images, texts, rows, labels = shots((4, 4, 4))
+    images = images[:, : rows.shape[1]]
+    ours, theirs = (
+        TIMO(alpha=alpha, compat=compat).fit(rows, labels).scores(images, texts, logit_scale=scale)
+        for compat in (False, True)
+    )
+    used = alpha or scale / 0.1  # four shots
+    torch.testing.assert_close(ours, theirs * scale / used)
+
+
+@pytest.mark.parametrize("prior", [(0.6, 0.3, 0.1), (0.2, 0.2, 0.6)])
+def test_timo_meets_a_prior(prior):
+    """A softmax that is always 1 cannot."""
+    generator = torch.Generator().manual_seed(0)
+    texts = normalize(torch.randn(3, 4, 30, generator=generator))
+    labels = torch.arange(12) % 3
+    rows = normalize(texts.mean(1)[labels] + torch.randn(12, 30, generator=generator) / 4)
+    images = normalize(torch.randn(600, 30, generator=generator) / 4 + texts.mean(1)[0])
+    method = methods.pipeline(TIMO(), Sinkhorn()).fit(
+        shots=rows, shot_labels=labels, prior=torch.tensor(prior)
+    )
+    found = method.scores(images, texts, logit_scale=20.0).softmax(1).mean(0)
+    torch.testing.assert_close(found, torch.tensor(prior), atol=0.02, rtol=0)

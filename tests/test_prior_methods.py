@@ -1,6 +1,7 @@
 """center, dn, sinkhorn, otter, frolic: against loops, linear programs and the authors' numbers."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from scipy.optimize import linprog
 
 from tests.golden import close, recorded, tensors
-from zeroshot.errors import FewClassesWarning, UserError
+from zeroshot import methods
+from zeroshot.errors import FewClassesWarning, UnsuitableWarning, UserError
 from zeroshot.methods import _prior, otter
 from zeroshot.methods.center import Center
 from zeroshot.methods.dn import DN
@@ -288,3 +290,17 @@ def test_a_leaning_is_found_and_removed():
     found = class_bias(biased)
     assert float(found.mean()) == pytest.approx(0, abs=1e-12)
     assert float(found[0] - found[1:].mean()) == pytest.approx(1.5, abs=0.6)
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "otter"])
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, True), (5.0, True), (200.0, False)])
+def test_a_prior_estimated_from_unsure_scores_is_warned_of(method, scale, warned):
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (normalize(torch.randn(n, 16, generator=generator)) for n in (40, 6))
+    scorer = methods.configure(method, {"assume": "estimated"})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        scorer.scores(images, texts[:, None], logit_scale=scale)
+    messages = [str(w.message) for w in said if issubclass(w.category, UnsuitableWarning)]
+    assert bool(messages) is warned
+    assert all("mostly strengthens what the model favours" in text for text in messages)

@@ -40,7 +40,11 @@ class ApproximateWarning(UserWarning):
     """The neighbour search is approximate; the message has its recall."""
 
 
-class FewClassesWarning(UserWarning):
+class UnsuitableWarning(UserWarning):
+    """A method is given what it is not made for; the message says what to take instead."""
+
+
+class FewClassesWarning(UnsuitableWarning):
     """A method assumes equally frequent classes, but few of them seem to be present."""
 
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from zeroshot.errors import ApproximateWarning, FewClassesWarning
+from zeroshot.errors import ApproximateWarning, UnsuitableWarning
 from zeroshot.output.formats import utf8
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def show_warnings() -> Iterator[None]:
         def shown(
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:
-            if issubclass(category, (ApproximateWarning, FewClassesWarning)):
+            if issubclass(category, (ApproximateWarning, UnsuitableWarning)):
                 log(f"warning: {message}")
             else:
                 show(message, category, *where, **more)

@@ -33,7 +33,7 @@ from zeroshot.metrics.statistics import (
 from zeroshot.output.formats import Row
 from zeroshot.results.result import ClassifyResult, Label
 from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
-from zeroshot.tasks.classification.heads import best_labels
+from zeroshot.tasks.classification.heads import UNCALIBRATED, best_labels
 
 TOP = 5
 """Labels in a row."""
@@ -266,7 +266,7 @@ def _score(
                 models=used,
                 method=name,
                 labels=best.get(i, ()),
-                scored=classifier.head,
+                scored=classifier.scored,
             )
             rows.append(answer.row())
     scored = _without_error(rows)
@@ -297,7 +297,7 @@ def score_predictions(name: str, data: ClassificationDataset, rows: Sequence[Row
         np.array(classes),
         np.array([rows[i]["labels"][0]["score"] for i in scored], dtype=np.float64),
         among_five,
-        probabilities=all(rows[i].get("scored") == "softmax" for i in scored),
+        probabilities=all(rows[i].get("scored") in ("softmax", UNCALIBRATED) for i in scored),
     )
     return Predictions(name, rows, measure, tuple(scored), _made_with(rows))
 

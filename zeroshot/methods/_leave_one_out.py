@@ -51,6 +51,12 @@ class OwnRows(FewShot):
         """A copy with these shots, and their own rows."""
         return replace(super().fit(shots, shot_labels), own_shots_=own_shots)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether its scale was fitted to shots that were left out: some class has two."""
+        labels = self.shot_labels_
+        return labels is not None and int(torch.bincount(labels).max()) > 1
+
     def _own(
         self, images: Float[Tensor, "n d"], own_images: Float[Tensor, "n f"] | None
     ) -> tuple[Float[Tensor, "n g"], Float[Tensor, "m g"]]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.errors import FewClassesWarning, UserError
+from zeroshot.errors import FewClassesWarning, UnsuitableWarning, UserError
 
 Assume = Literal["given", "uniform", "estimated"]
 """Without a prior: refuse, assume that all classes are equally frequent, or estimate."""
@@ -36,6 +36,7 @@ def resolve(
             "frequent, which goes badly wrong where some are absent"
         )
     if assume == "estimated":
+        warn_if_unsure(method, logits)
         return estimate(logits)
     warn_if_few(method, logits)
     return torch.full_like(logits[0], 1 / logits.shape[1])
@@ -54,6 +55,27 @@ def estimate(
         if change < tolerance:
             break
     return prior
+
+
+SURE = 0.7
+"""Mean confidence below which an estimated prior is no use: it was on each of six sets."""
+
+
+def warn_if_unsure(method: str, logits: Float[Tensor, "n c"]) -> None:
+    """Warn if the scores are too unsure to estimate a prior from.
+
+    The estimate takes a model's preference for some classes for their frequency, and strengthens
+    it. The surer the scores, the smaller that preference is beside what images show.
+    """
+    confidence = float(logits.softmax(1).amax(1).mean())
+    if confidence < SURE:
+        warnings.warn(
+            f"{method} estimates how frequent the classes are from unsure scores (mean confidence "
+            f"{confidence:.2f}), which mostly strengthens what the model favours anyway: expect it "
+            "to lose accuracy; give a prior, or use center",
+            UnsuitableWarning,
+            stacklevel=2,
+        )
 
 
 def presence(logits: Float[Tensor, "n c"]) -> tuple[float, float]:

@@ -188,6 +188,8 @@ class Transduction:
     )
 
     transductive: ClassVar[bool] = True
+    one_label: ClassVar[bool] = True
+    """Whether it shares each image out among the classes: to several labels it does not apply."""
 
     @property
     def output(self) -> Output:

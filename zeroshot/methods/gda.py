@@ -18,10 +18,11 @@ covariance invertible with fewer shots than dimensions.
 
 Departures from the authors' code. They choose `alpha` on a validation set; here it is the median of
 their choices over 11 data sets and 3 seeds for this number of shots, or chosen by leave-one-out on
-the shots (`tune=loo`). With one shot per class the covariance is zero and theirs divides by it
-(they have ten augmented copies of each shot; pass such copies as shots to do the same): here
-`P = d I` then. The mean of a class without shots is its text prototype plus the mean gap between
-texts and shots.
+the shots (`tune=loo`). These alphas belong to ten augmented copies of each shot. With one shot per
+class and no copies the covariance is zero and theirs divides by it; with near-duplicates it is so
+small that the shots swamp the texts. Here the ridge is at least a tenth of what the spread of all
+shots would give; `compat=True` does as they do, with `P = d I` where they divide by zero. The mean
+of a class without shots is its text prototype plus the mean gap between texts and shots.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,9 @@ from zeroshot.methods.ensemble import Ensemble
 ALPHA = {1: 1e-3, 2: 0.1, 4: 0.1, 8: 1.0, 16: 10.0}
 """The authors' median choice over 11 data sets and 3 seeds, by shots per class (their logs)."""
 
+LEAST = 0.1
+"""Least share of the shots' scatter that lies within classes: images of a class are no copies."""
+
 GRID = tuple(10.0**exponent for exponent in range(-4, 3))
 """The values they choose from."""
 
@@ -58,6 +62,8 @@ class GDA(LinearFewShot):
     """weight of the Gaussian scores; 0: chosen according to `tune`"""
     tune: Tune = "published"
     """the authors' alpha for this number of shots, or chosen by leave-one-out on the shots"""
+    compat: bool = False
+    """the authors' covariance, which near-duplicate shots make as small as they are alike"""
 
     mean_: Float[Tensor, "k d"] | None = field(default=None, repr=False, compare=False)
     count_: Int[Tensor, " k"] | None = field(default=None, repr=False, compare=False)
@@ -73,11 +79,12 @@ class GDA(LinearFewShot):
         """A copy with these shots; classes may have different numbers of them, or none."""
         check_labels(shot_labels, int(shot_labels.max()) + 1)
         mean, count = class_means(shots, shot_labels, int(shot_labels.max()) + 1)
+        least = 0.0 if self.compat else LEAST * float(((shots - shots.mean(0)) ** 2).sum())
         return replace(
             self,
             mean_=mean,
             count_=count,
-            precision_=precision(shots - mean[shot_labels]),  # (1)
+            precision_=precision(shots - mean[shot_labels], least),  # (1)
             prior_=prior,
             shots_=shots,
             shot_labels_=shot_labels,
@@ -129,11 +136,14 @@ class GDA(LinearFewShot):
         return choose(labels, GRID, learn, default)
 
 
-def precision(centred: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:
-    """The ridge-regularised inverse covariance of shots centred on their classes' means."""
+def precision(centred: Float[Tensor, "m d"], least: float = 0.0) -> Float[Tensor, "d d"]:
+    """The ridge-regularised inverse covariance of shots centred on their classes' means.
+
+    The ridge is that of a scatter whose trace is at least `least`.
+    """
     shots, width = centred.shape
     scatter = centred.T @ centred
-    ridge = scatter.trace() / max(1, shots - 1)
+    ridge = scatter.trace().clamp_min(least) / max(1, shots - 1)
     eye = torch.eye(width, dtype=centred.dtype, device=centred.device)
     if ridge <= torch.finfo(centred.dtype).eps:
         return width * eye

@@ -64,6 +64,8 @@ class OTTER:
     prior_: Float[Tensor, " c"] | None = field(default=None, repr=False, compare=False)
 
     transductive: ClassVar[bool] = True
+    one_label: ClassVar[bool] = True
+    """See `_transduction.Transduction`."""
 
     @property
     def output(self) -> Output:

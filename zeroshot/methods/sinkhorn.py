@@ -20,6 +20,7 @@ absent ones, and warns. `assume=estimated` first estimates the prior (Saerens et
 """
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +39,9 @@ class Sinkhorn:
     """rounds of rows and columns"""
     assume: Assume = "given"
     """without a prior: refuse, assume equally frequent classes, or estimate their frequencies"""
+
+    one_label: ClassVar[bool] = True
+    """See `_transduction.Transduction`."""
 
     prior_: Float[Tensor, " c"] | None = field(default=None, repr=False, compare=False)
     bank_: Float[Tensor, "b d"] | None = field(default=None, repr=False, compare=False)

@@ -7,7 +7,7 @@ licence; written from the equations).
     m_cp  = cos(mean shot of c, e_cp)                                                          (1)
     w_c   = norm(sum_p softmax_p(gamma norm(m_c))_p e_cp)                                      (2)
     S     = the shots, and the beta best prompts of each class, times m_cp                     (3)
-    L     = alpha x . w_c + x . A_c + b_c                    A, b: `gda` with the shots S      (4)
+    L     = logit_scale (x . w_c + (x . A_c + b_c) / alpha)  A, b: `gda` with the shots S      (4)
 
 | here | paper |
 |---|---|
@@ -17,7 +17,9 @@ licence; written from the equations).
 
 `refine` gives the weighted texts to another method: `timo+gda` is a GDA with them.
 
-Departures from the authors' code. They choose `alpha` on a validation set; here it is
+Departures from the authors' code. Their L is `alpha / logit_scale` times ours, a thousand times and
+more: the same classes, but logits under which every softmax is 1 and no prior can be met
+(`timo+sinkhorn`). `compat=True` gives theirs. They choose `alpha` on a validation set; here it is
 `logit_scale / alpha` of `gda` for this number of shots, or chosen by leave-one-out on the shots
 (`tune=loo`). Classes may have different numbers of prompts and shots; for a class without shots
 the mean shot in (1) is an estimate (see `gda`). TIMO-S is TIMO with `beta`, `gamma` and `alpha`
@@ -59,6 +61,8 @@ class TIMO(LinearFewShot):
     """weight of the texts; 0: chosen according to `tune`"""
     tune: Tune = "published"
     """alpha from gda's table for this number of shots, or chosen by leave-one-out on the shots"""
+    compat: bool = False
+    """the authors' logits, `alpha / logit_scale` times as large"""
 
     def matching(
         self, texts: Float[Tensor, "c t d"], text_mask: Bool[Tensor, "c t"] | None = None
@@ -92,7 +96,7 @@ class TIMO(LinearFewShot):
         present = best > -torch.inf
         owner = torch.arange(len(texts))[:, None].expand_as(order)[present]
         prompts = best[present][:, None] * texts[owner, order[present]]
-        gda = GDA().fit(torch.cat([prompts, shots]), torch.cat([owner, labels]))  # (3)
+        gda = GDA(compat=True).fit(torch.cat([prompts, shots]), torch.cat([owner, labels]))  # (3)
         return gda.classifier(texts, text_mask)
 
     def _learn(
@@ -101,7 +105,9 @@ class TIMO(LinearFewShot):
         """(4): the weighted prompts and the Gaussian part are both linear, and are added."""
         weight, bias = self.classifier(texts, text_mask)
         alpha = self.alpha or self._tune(texts, text_mask, logit_scale)
-        return alpha * self._weighted(texts, self.matching(texts, text_mask)) + weight, bias
+        scale = 1.0 if self.compat else logit_scale / alpha
+        weighted = alpha * self._weighted(texts, self.matching(texts, text_mask))
+        return scale * (weighted + weight), scale * bias
 
     def _weighted(self, texts: Tensor, matching: Tensor) -> Tensor:
         present = matching > -torch.inf

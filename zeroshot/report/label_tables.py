@@ -105,7 +105,7 @@ def _mistake(row: Row, truth: str) -> Mistake:
 def _reliability(rows: Sequence[tuple[Row, str]]) -> list[Bin]:
     """The bins that have images; none if scores are no probabilities."""
     best = [(row["labels"][0], truth) for row, truth in rows]
-    if any(row.get("scored") not in ("softmax", "sigmoid") for row, _ in rows):
+    if any(row.get("scored") not in ("softmax", "uncalibrated", "sigmoid") for row, _ in rows):
         return []
     confidence = np.array([float(label["score"]) for label, _ in best])
     right = np.array([label["label"] == truth for label, truth in best])

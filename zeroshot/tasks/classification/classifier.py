@@ -1,5 +1,6 @@
 """Images and labels to scores: a method with its encoder and encoded prompts."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import LabeledImages
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsuitableWarning, UserError
 from zeroshot.inference.coupled_models import LABELS, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
@@ -42,8 +43,10 @@ from zeroshot.models.base import DualEncoder
 from zeroshot.results.result import AnchorContribution
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.classification.heads import (
+    UNCALIBRATED,
     Head,
     apply_head,
+    check_alone,
     check_multilabel,
     default_head,
 )
@@ -100,6 +103,8 @@ class Classifier:
     """Number of anchors that explain each image's best label."""
     anchors: Anchors | None = None
     """The set's anchors, if they explain labels."""
+    calibrated: bool = False
+    """Whether the temperature was fitted to labelled images."""
     negatives: int = 0
     """Negative prompts, which follow the labels in `texts`."""
 
@@ -146,6 +151,20 @@ class Classifier:
         plain = type(self.method) is Ensemble and self.method.output == "similarity"
         cosines = scores if plain else Ensemble().scores(images, self.texts, self.text_mask)
         return scores[:, :prompted], cosines[:, :labels]
+
+    @property
+    def scored(self) -> str:
+        """See `heads.Labeller`.
+
+        A softmax is a probability if the temperature was fitted to labelled images, if the method
+        fits its own scale to left-out shots, and with the zero-shot scores of a dual encoder, whose
+        scale was trained. The scale of a coupled pair was fitted to its anchors, not to images of
+        such labels, and other methods change the scores but not the scale.
+        """
+        if self.head != "softmax" or self.calibrated:
+            return self.head
+        own = type(self.method) is Ensemble and not isinstance(self.encoder, CoupledEncoder)
+        return self.head if own or getattr(self.method, "calibrated", False) else UNCALIBRATED
 
     def apply_head(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:
         """Scores of logits, at the temperature."""
@@ -230,6 +249,8 @@ def load_classifier(
     if options.coupling is not None:
         models = with_coupling_for_task(models, options.coupling, weight, cache, meter)
     scorer = _scorer(models, options, shots=data.shots is not None)
+    if options.multi:
+        _warn_if_one_label(scorer)
     if isinstance(models, ClipModels) and "views" in methods.parameters(scorer, "scores"):
         data = replace(data, views=1 + models.frames)
     _check_method_inputs(scorer, data)
@@ -248,6 +269,8 @@ def load_classifier(
     embeddings = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
         embeddings = project_texts(encoder, embeddings)
+    head = head or default_head(encoder.logit_bias, options.multi, bool(negatives))
+    check_alone(labels, head)
     texts, mask = pad_prompts(embeddings, [len(group) for group in prompts])
     return Classifier(
         method=_fit(scorer, encoder, data, cache, meter),
@@ -255,7 +278,7 @@ def load_classifier(
         labels=labels,
         texts=texts,
         text_mask=mask,
-        head=head or default_head(encoder.logit_bias, options.multi, bool(negatives)),
+        head=head,
         views=data.views,
         temperature=temperature,
         parents=torch.tensor(data.parents) if data.parents else None,
@@ -409,6 +432,19 @@ def _fit(
     method: Any = scorer
     fitted: Scorer = method.fit(**arrays) if arrays else scorer
     return fitted
+
+
+def _warn_if_one_label(scorer: Scorer) -> None:
+    """Warn of a method that shares each image out, if several labels may hold."""
+    stages = getattr(scorer, "stages", (scorer,))
+    if names := [methods.name_of(s) for s in stages if getattr(s, "one_label", False)]:
+        warnings.warn(
+            f"{' and '.join(names)} shares each image out among the labels, as if one of them held "
+            "(a prior says what share of the images each has): with --multi, where several may "
+            "hold, expect it to lose accuracy; ensemble and center score each label by itself",
+            UnsuitableWarning,
+            stacklevel=2,
+        )
 
 
 def _has_own_rows(scorer: Scorer, encoder: DualEncoder) -> bool:

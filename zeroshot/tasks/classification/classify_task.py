@@ -148,7 +148,8 @@ class Classify(Task[ClassifyOptions]):
         )
         if calibration is not None:
             calibration.check(classifier)
-            classifier = replace(classifier, temperature=calibration.temperature)
+            fitted = bool(calibration.report)
+            classifier = replace(classifier, temperature=calibration.temperature, calibrated=fitted)
         fingerprint = prompts.fingerprint(vocabulary.prompts)
         return ClassifyRunner(
             task=self,

@@ -16,7 +16,13 @@ from zeroshot.inference.meter import Meter
 from zeroshot.models.base import ClipScorer, Image, Pixels, VideoFile
 from zeroshot.results.result import AnchorContribution
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
-from zeroshot.tasks.classification.heads import Head, apply_head, check_multilabel, default_head
+from zeroshot.tasks.classification.heads import (
+    Head,
+    apply_head,
+    check_alone,
+    check_multilabel,
+    default_head,
+)
 from zeroshot.tasks.options import several
 
 
@@ -77,6 +83,11 @@ class ClipClassifier:
         return scores, cosines[:, :labels]
 
     @property
+    def scored(self) -> str:
+        """The head."""
+        return self.head
+
+    @property
     def used(self) -> dict[str, str]:
         """Canonical names, for rows."""
         return {"clip_model": self.scorer.name, "clips": ScoredClips(self.scorer).clip_kind}
@@ -114,9 +125,10 @@ def load_clip_classifier(
     ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in flat]
     with meter.stage("encoder"):
         encoded = cache(scorer.encode_texts, flat, ids=ids, encoder=scorer.name, kind=TEXT_KIND)
-    default = default_head(scorer.logit_bias, options.multi, bool(negatives))
+    used = head or default_head(scorer.logit_bias, options.multi, bool(negatives))
+    check_alone(labels, used)
     counts = [len(group) for group in groups]
-    return ClipClassifier(scorer, labels, encoded, counts, head or default)
+    return ClipClassifier(scorer, labels, encoded, counts, used)
 
 
 def settings(classifier: ClipClassifier) -> dict[str, Any]:

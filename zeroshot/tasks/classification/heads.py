@@ -14,6 +14,8 @@ from zeroshot.results.result import AnchorContribution, ClassifyResult, Label
 
 Head = Literal["softmax", "sigmoid", "cosine", "against"]
 """What a score is. `against` is a label's share of a softmax with the negative prompts."""
+UNCALIBRATED = "uncalibrated"
+"""What rows call a softmax whose scale nobody has compared with what is right."""
 Acceptance = Callable[[Tensor], Sequence[bool]]
 """From scores `[n c]`: whether each image's best label is accepted."""
 
@@ -32,6 +34,10 @@ class Labeller(Protocol):
     @property
     def head(self) -> Head:
         """What a score is."""
+
+    @property
+    def scored(self) -> str:
+        """The head, as rows name it: `uncalibrated` for a softmax that is no probability."""
 
     @property
     def num_explanations(self) -> int:
@@ -75,6 +81,16 @@ def apply_head(
     if head == "sigmoid":
         return (logits + (bias or 0.0)).sigmoid()
     return logits.softmax(1)
+
+
+def check_alone(labels: Sequence[str], head: Head) -> None:
+    """UserError for a softmax over one label, which is 1 for every image."""
+    if len(labels) == 1 and head == "softmax":
+        raise UserError(
+            f"'{labels[0]}' is the only label, so every image would have it with the score 1: add "
+            "labels for what else may be there, or --multi for its cosine, with --against TEXT for "
+            "its share of a softmax with other texts"
+        )
 
 
 def check_multilabel(
@@ -149,7 +165,7 @@ def label(
             method=classifier.name,
             labels=labels.get(i, ()),
             abstained=abstained.get(i, False),
-            scored=classifier.head,
+            scored=classifier.scored,
             explanation=explanations.get(i, ()),
         )
 
