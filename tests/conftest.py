@@ -40,6 +40,15 @@ def zeroshot(printed):
     return run
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A server of the example scenes and its client; starts with the first test that asks."""
+    from tests.serving import SCENES, running
+
+    with running(SCENES, tmp_path_factory.mktemp("served")) as both:
+        yield both
+
+
 def pytest_make_parametrize_id(config, val):
     """Bytes name a test by their size: what is in them may differ between two workers (times)."""
     return f"{len(val)}-bytes" if isinstance(val, bytes) else None

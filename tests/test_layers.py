@@ -24,6 +24,7 @@ FLOORS = [
     {"distributed", "evaluation"},
     {"report", "api"},
     {"video", "commands"},
+    {"serving"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,3 +13,4 @@ from .api import (
     segment as segment,
 )
 from .packaging.version import __version__ as __version__
+from .serving.start import serve as serve

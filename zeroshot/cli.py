@@ -24,6 +24,7 @@ from zeroshot.commands import (
 )
 from zeroshot.commands.command import Json
 from zeroshot.errors import ZeroshotError
+from zeroshot.serving import serve_commands
 from zeroshot.tasks import completion
 
 INTERRUPTED = 130
@@ -56,6 +57,8 @@ app.command()(evaluation_commands.report)
 app.command()(task_commands.match)
 app.command()(task_commands.ask)
 app.command()(task_commands.read)
+app.command()(serve_commands.serve)
+app.command()(serve_commands.mcp)
 
 
 @app.command()

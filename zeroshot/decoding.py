@@ -16,9 +16,9 @@ contender has won: it is fed only if the text goes on after it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,11 +76,30 @@ def generate(
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prefix, up to and without the end token.
+    """The tokens that follow each prefix, up to and without the end token: all of `stream`."""
+    generated: list[list[int]] = [[] for _ in prefixes]
+    settings: Any = {"k": k, "alpha": alpha, "max_tokens": max_tokens, "max_length": max_length}
+    for row, token in stream(language_model, prefixes, guide, observe=observe, **settings):
+        generated[row].append(token)
+    return generated
 
-    At most `max_tokens`, and no more than `max_length` together with the prefix. Rows with
-    prefixes of one length decode together; none is padded. `observe` is called after every choice
-    and makes the loop look ahead on all candidates instead of the contenders.
+
+def stream(
+    language_model: LanguageModel,
+    prefixes: Sequence[Sequence[int]],
+    guide: Guide | None = None,
+    *,
+    k: int,
+    alpha: float,
+    max_tokens: int,
+    max_length: int | None = None,
+    observe: Callable[[Choice], None] | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Each token when it is chosen, with the index of the prefix that it follows.
+
+    At most `max_tokens` a prefix, and no more than `max_length` together with it; the end token is
+    left out. Rows with prefixes of one length decode together; none is padded. `observe` is called
+    after every choice and makes the loop look ahead on all candidates instead of the contenders.
 
     Raises:
         UserError: an empty prefix, an option out of range, or more tokens than the language
@@ -117,10 +136,10 @@ def generate(
             alive = [i for i, t in enumerate(token) if t != language_model.end]
             for i in alive:
                 generated[group.rows[i]].append(token[i])
+            yield from ((group.rows[i], token[i]) for i in alive)
             if not alive or not left:
                 break
             group = group.advance(language_model, ahead, chosen, alive)
-    return generated
 
 
 def mean_log_probability(

@@ -20,6 +20,10 @@ class UserError(ZeroshotError, ValueError):
     exit_code = 2
 
 
+class UnsupportedError(UserError):
+    """What the models at hand cannot do, however it is asked: another model set may."""
+
+
 class NotAvailableError(ZeroshotError, RuntimeError):
     """A model or data set is neither on this disk nor reachable."""
 

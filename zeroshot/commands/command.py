@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zeroshot.commands.common_options import CommonOptions
+from zeroshot.commands.common_options import CommonOptions, ModelOptions
 from zeroshot.tasks.options import default_of, flags_of, option_of
 
 PANELS = {
@@ -47,8 +47,8 @@ Videos = Annotated[
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are options dataclasses become the flags of their fields.
 
-    The parameter `run`, a `CommonOptions`, comes last in `--help`, and gives the other dataclasses
-    what they share with it: images are listed by its input options.
+    The parameter `run`, a `ModelOptions`, comes last in `--help`. A `CommonOptions` gives the other
+    dataclasses what they share with it: images are listed by its input options.
     """
     own: list[inspect.Parameter] = []
     last: list[inspect.Parameter] = []
@@ -57,7 +57,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         kind = parameter.annotation
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             kinds[name] = kind
-            common = issubclass(kind, CommonOptions)
+            common = issubclass(kind, ModelOptions)
             (last if common else own).extend(flags(kind))
         else:
             own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
@@ -96,7 +96,7 @@ def flags(kind: Any) -> list[inspect.Parameter]:
             parser=known.parser,
             autocompletion=known.complete,
             hidden=known.hidden,
-            rich_help_panel=PANEL_OF.get(field.name) if issubclass(kind, CommonOptions) else None,
+            rich_help_panel=PANEL_OF.get(field.name) if issubclass(kind, ModelOptions) else None,
         )
         default = default_of(field)
         if known.typed is not None and not isinstance(default, str | int | float):

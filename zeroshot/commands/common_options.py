@@ -70,11 +70,8 @@ def out_path(given: str) -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class CommonOptions:
-    """Models, inputs, output, and how much is printed."""
-
-    modality: ClassVar[Literal["image", "video"]] = "image"
-    """What the command works on."""
+class ModelOptions:
+    """Which models, where they run, and the cache."""
 
     models: str = option(
         "base",
@@ -101,85 +98,13 @@ class CommonOptions:
         "--exact/--fast",
         env="EXACT",
     )
-    out: Path | None = option(
-        None,
-        "Write rows to a file: .jsonl, .csv, .parquet or .txt; or in shards to a folder, also "
-        "s3://bucket/folder/ and the like.",
-        env="OUT",
-        metavar="PATH",
-        parser=out_path,
-    )
-    json: bool = option(False, "JSON lines on standard output.", env="JSON")
-    overwrite: bool = option(
-        False,
-        "Start --out again, or continue where it stops.",
-        "--overwrite/--resume",
-        env="OVERWRITE",
-    )
-    retry_failed: bool = option(False, "Try failed rows of --out again.", env="RETRY_FAILED")
-    limit: int | None = option(None, "Stop after this many images.", env="LIMIT", min=1)
     cache: bool = option(True, "Keep and reuse embeddings.", "--cache/--no-cache", env="USE_CACHE")
     offline: bool = option(False, "Never use the network.", env="OFFLINE")
-    image_column: str | None = option(
-        None,
-        "A table's column of paths, URLs or bytes; default: the first with a known name.",
-        env="IMAGE_COLUMN",
-    )
-    caption_column: str | None = option(None, "A table's column of captions.", env="CAPTION_COLUMN")
-    label_column: str | None = option(None, "A table's column of labels.", env="LABEL_COLUMN")
-    image_root: Path | None = option(
-        None,
-        "Folder that the table's paths are relative to (default: the table's folder). Paths "
-        "outside it are refused.",
-        env="IMAGE_ROOT",
-    )
-    allow_private_urls: bool = option(
-        False,
-        "Also fetch URLs from this machine and from private networks.",
-        env="ALLOW_PRIVATE_URLS",
-    )
-    url_timeout: float = option(
-        30.0, "Seconds for one URL, including redirects and retries.", env="URL_TIMEOUT", min=0.1
-    )
-    url_max_mb: float = option(
-        64.0, "Largest download of one URL, in MiB.", env="URL_MAX_MB", min=0.001
-    )
     trust_remote_code: bool = option(
         False,
         "Run Python code that comes with a model, with all your rights on this machine.",
         env="TRUST_REMOTE_CODE",
     )
-    quiet: bool = option(False, "Print no progress and no summary.", "--quiet", "-q", env="QUIET")
-    verbose: bool = option(
-        False,
-        "Print what was encoded and cached, and the time of each stage.",
-        "--verbose",
-        "-v",
-        env="VERBOSE",
-    )
-
-    remote_out: ClassVar[bool] = False
-    """Whether --out may be a folder in an object store."""
-
-    def __post_init__(self) -> None:
-        """UserError: an --out with a scheme that cannot be."""
-        if isinstance(self.out, RemotePath):
-            self.out.check(self.remote_out, self.offline)
-
-    def with_shared(self, options: Any) -> Any:
-        """Options of a task, with what the command line gives through the common options.
-
-        Names of images become images, listed with the input options; a field that the command
-        line does not offer, such as `overwrite`, has the value of its namesake here.
-        """
-        more: dict[str, Any] = {}
-        for field in dataclasses.fields(options):
-            known, value = option_of(field), getattr(options, field.name)
-            if known.images and value:
-                more[field.name] = tuple(self.sources(value))
-            elif not known.on_command_line and hasattr(self, field.name):
-                more[field.name] = getattr(self, field.name)
-        return dataclasses.replace(options, **more)
 
     def model_set(self, language_model: str | None = None) -> "ModelSet":
         """The model set; nothing is loaded yet."""
@@ -212,6 +137,87 @@ class CommonOptions:
         if not self.batch_size.isdecimal() or int(self.batch_size) == 0:
             raise UserError(f"--batch-size {self.batch_size}: auto or a number of at least 1")
         return int(self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonOptions(ModelOptions):
+    """Models, inputs, output, and how much is printed."""
+
+    modality: ClassVar[Literal["image", "video"]] = "image"
+    """What the command works on."""
+
+    out: Path | None = option(
+        None,
+        "Write rows to a file: .jsonl, .csv, .parquet or .txt; or in shards to a folder, also "
+        "s3://bucket/folder/ and the like.",
+        env="OUT",
+        metavar="PATH",
+        parser=out_path,
+    )
+    json: bool = option(False, "JSON lines on standard output.", env="JSON")
+    overwrite: bool = option(
+        False,
+        "Start --out again, or continue where it stops.",
+        "--overwrite/--resume",
+        env="OVERWRITE",
+    )
+    retry_failed: bool = option(False, "Try failed rows of --out again.", env="RETRY_FAILED")
+    limit: int | None = option(None, "Stop after this many images.", env="LIMIT", min=1)
+    image_column: str | None = option(
+        None,
+        "A table's column of paths, URLs or bytes; default: the first with a known name.",
+        env="IMAGE_COLUMN",
+    )
+    caption_column: str | None = option(None, "A table's column of captions.", env="CAPTION_COLUMN")
+    label_column: str | None = option(None, "A table's column of labels.", env="LABEL_COLUMN")
+    image_root: Path | None = option(
+        None,
+        "Folder that the table's paths are relative to (default: the table's folder). Paths "
+        "outside it are refused.",
+        env="IMAGE_ROOT",
+    )
+    allow_private_urls: bool = option(
+        False,
+        "Also fetch URLs from this machine and from private networks.",
+        env="ALLOW_PRIVATE_URLS",
+    )
+    url_timeout: float = option(
+        30.0, "Seconds for one URL, including redirects and retries.", env="URL_TIMEOUT", min=0.1
+    )
+    url_max_mb: float = option(
+        64.0, "Largest download of one URL, in MiB.", env="URL_MAX_MB", min=0.001
+    )
+    quiet: bool = option(False, "Print no progress and no summary.", "--quiet", "-q", env="QUIET")
+    verbose: bool = option(
+        False,
+        "Print what was encoded and cached, and the time of each stage.",
+        "--verbose",
+        "-v",
+        env="VERBOSE",
+    )
+
+    remote_out: ClassVar[bool] = False
+    """Whether --out may be a folder in an object store."""
+
+    def __post_init__(self) -> None:
+        """UserError: an --out with a scheme that cannot be."""
+        if isinstance(self.out, RemotePath):
+            self.out.check(self.remote_out, self.offline)
+
+    def with_shared(self, options: Any) -> Any:
+        """Options of a task, with what the command line gives through the common options.
+
+        Names of images become images, listed with the input options; a field that the command
+        line does not offer, such as `overwrite`, has the value of its namesake here.
+        """
+        more: dict[str, Any] = {}
+        for field in dataclasses.fields(options):
+            known, value = option_of(field), getattr(options, field.name)
+            if known.images and value:
+                more[field.name] = tuple(self.sources(value))
+            elif not known.on_command_line and hasattr(self, field.name):
+                more[field.name] = getattr(self, field.name)
+        return dataclasses.replace(options, **more)
 
     def sources(self, images: Sequence[str]) -> "list[Source]":
         """The images that `images` name; other files of a folder are mentioned."""

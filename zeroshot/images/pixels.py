@@ -152,24 +152,44 @@ def upright(image: Image, max_pixels: int, kind: str = "picture") -> Image:
         raise _broken(kind, error) from error
 
 
+def _kind_of(data: bytes) -> str:
+    """The format by its first bytes; UnreadableImageError for another one."""
+    kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
+    if kind is None:
+        raise _other_kind(data)
+    return kind
+
+
+def _opened(data: bytes) -> ImageFile:
+    kind = _kind_of(data)
+    try:
+        return OPENERS[kind][1](io.BytesIO(data))
+    except Exception as error:  # as above
+        raise _broken(kind, error) from error
+
+
 def decode(data: bytes, max_pixels: int, draft_side: int | None = None) -> Image:
     """Decode the bytes of a file as `upright` does; UnreadableImageError also for other formats.
 
     With `draft_side` the decoder reduces a JPEG to a half, a quarter or an eighth of its size: the
     smallest with no side below `draft_side`.
     """
-    kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
-    if kind is None:
-        raise _other_kind(data)
-    try:
-        image = OPENERS[kind][1](io.BytesIO(data))
-    except Exception as error:  # as above
-        raise _broken(kind, error) from error
+    image = _opened(data)
     with image:
         if draft_side is not None and isinstance(image, JpegImageFile):
             _check_size(image.size, max_pixels)
             image.draft(None, (draft_side, draft_side))
-        return upright(image, max_pixels, kind)
+        return upright(image, max_pixels, _kind_of(data))
+
+
+def check(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height as the file's head says; no pixel is decoded.
+
+    UnreadableImageError as from `decode`, for what the head alone shows.
+    """
+    with _opened(data) as image:
+        _check_size(image.size, max_pixels)
+        return image.size
 
 
 def view(image: Image, seed: str) -> Image:

@@ -151,7 +151,7 @@ class Captioner(Protocol):
     """Which of `language_model` and `pool` must be given."""
 
     takes: ClassVar[frozenset[str]]
-    """Which of `prompts` and `trace` may be given."""
+    """Which of `prompts`, `trace` and `written` may be given."""
 
     def caption(
         self,
@@ -165,7 +165,8 @@ class Captioner(Protocol):
     ) -> list[Caption]:
         """One caption for each of `images`, which are `encoder`'s unit image embeddings.
 
-        `prompts`, one per image, are beginnings or titles; `trace` records every choice.
+        `prompts`, one per image, are beginnings or titles; `trace` records every choice. A method
+        that takes `written` calls it with an image's index and its text so far.
         """
 
 

@@ -22,7 +22,7 @@ cannot win (`decoding.py`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zeroshot.decoding import Choice, generate
+from zeroshot.decoding import Choice, stream
 from zeroshot.errors import UserError
 from zeroshot.methods._caption_pool import Pool
 from zeroshot.methods._protocols import Caption
@@ -104,7 +104,7 @@ class MaGiC:
     """number of sentences to keep; 0 for all"""
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
-    takes: ClassVar[frozenset[str]] = frozenset({"prompts", "trace"})
+    takes: ClassVar[frozenset[str]] = frozenset({"prompts", "trace", "written"})
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "coco": {"k": 45, "alpha": 0.1, "beta": 2.0, "max_tokens": 15},
@@ -130,6 +130,7 @@ class MaGiC:
         pool: Pool | None = None,
         prompts: Sequence[str] | None = None,
         trace: bool = False,
+        written: Callable[[int, str], None] | None = None,
     ) -> list[Caption]:
         """One caption per unit image embedding; prompts of equal length decode together."""
         if language_model is None:
@@ -141,7 +142,13 @@ class MaGiC:
         if self.beta:
             guide = MagicGuide(images, encoder, language_model, self.beta)
         choices: list[Choice] = []
-        generated = generate(  # (4)
+        generated: list[list[int]] = [[] for _ in beginnings]
+
+        def text(row: int) -> str:
+            beginning = "" if self.title else beginnings[row]
+            return self._text(beginning, language_model.decode(generated[row]))
+
+        for row, token in stream(  # (4)
             language_model,
             [self._prefix(prompt, language_model) for prompt in beginnings],
             guide,
@@ -150,11 +157,11 @@ class MaGiC:
             max_tokens=self.max_tokens,
             max_length=self.max_length or None,
             observe=choices.append if trace else None,
-        )
-        texts = [
-            self._text("" if self.title else prompt, language_model.decode(tokens))
-            for prompt, tokens in zip(beginnings, generated, strict=True)
-        ]
+        ):
+            generated[row].append(token)
+            if written is not None:
+                written(row, text(row))
+        texts = [text(row) for row in range(len(generated))]
         cosine = torch.einsum("nd,nd->n", encoder.encode_texts(texts), images)
         traces = _traces(choices, generated, language_model) if trace else [None] * len(texts)
         return [

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from zeroshot import methods, models
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsupportedError, UserError
 from zeroshot.methods.auto import open_coupling
 from zeroshot.model_set.anchor_file import Anchors, read_anchors
 from zeroshot.model_set.availability import require
@@ -62,7 +62,7 @@ class ModelSet:
         """The set's image encoder and text encoder, coupled by its anchors."""
         spec = self.spec
         if spec.image_encoder is None or spec.text_encoder is None or spec.coupling is None:
-            raise UserError(
+            raise UnsupportedError(
                 f"model set '{spec.name}' has no coupled pair; a coupled pair needs the tables "
                 "[image_encoder], [text_encoder] and [coupling] in models.toml"
             )
@@ -131,7 +131,9 @@ class ModelSet:
     def language_model(self) -> LanguageModel:
         """The set's language model."""
         if self.spec.language_model is None:
-            raise UserError(f"model set '{self.spec.name}' has no language model; give --lm NAME")
+            raise UnsupportedError(
+                f"model set '{self.spec.name}' has no language model; give --lm NAME"
+            )
         return models.load_language_model(self.spec.language_model, **self._options)
 
     def segmenter(self, name: str) -> Segmenter:
@@ -211,7 +213,7 @@ def resolve(
 
 def _coupling(spec: SetSpec) -> CouplingSpec:
     if spec.coupling is None:
-        raise UserError(
+        raise UnsupportedError(
             f"model set '{spec.name}' has no anchors (a [coupling] table in models.toml)"
         )
     return spec.coupling

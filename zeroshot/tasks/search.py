@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsupportedError, UserError
 from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
@@ -211,12 +211,45 @@ def search(
         UserError: a query that is too long or cancels itself, options that do not fit each other,
             an encoder that cannot explain its scores.
     """
+    models = with_coupling_for_task(models, options.coupling, SENTENCES, cache, meter)
+    asked = prepare(queries, models, options, cache, meter, bank)
+    matrix = embedding_matrix(
+        sources,
+        image_encoder_of(models.encoder),
+        cache,
+        meter,
+        batch_size=batch_size,
+        half=options.half,
+        seen=seen,
+    )
+    return answer(asked, matrix, models, options, cache, meter)
+
+
+@dataclass(frozen=True)
+class PreparedQueries:
+    """Queries and the bank, checked and encoded, and the method that re-ranks."""
+
+    queries: Sequence[Query]
+    embeddings: Float[Tensor, "q m"]
+    method: Correction | None
+    bank: Float[Tensor, "b m"] | None
+    bank_queries: Sequence[Query] = ()
+
+
+def prepare(
+    queries: Sequence[Query],
+    models: ModelSet,
+    options: SearchOptions,
+    cache: EmbeddingCache,
+    meter: Meter,
+    bank: Sequence[Query] = (),
+) -> PreparedQueries:
+    """The queries, ready to be answered; as for `search`, of models with their coupling."""
     method = correction_of(options, bool(bank))
     models.require(language_model=False)
-    models = with_coupling_for_task(models, options.coupling, SENTENCES, cache, meter)
     encoder, index = models.encoder, options.index
     if options.explain and not _explains(encoder):
-        raise UserError(
+        raise UnsupportedError(
             "--explain names anchors, of which this encoder's scores are no sum; with a coupled "
             "pair --coupling asif, csa or csa_asif names them"
         )
@@ -224,28 +257,32 @@ def search(
         raise UserError(f"--index {index} searches by plain cosines: leave --method out")
     embeddings = embed_queries(queries, encoder, cache, meter)
     bank_embeddings = embed_queries(bank, encoder, cache, meter) if bank else None
-    matrix = embedding_matrix(
-        sources,
-        image_encoder_of(encoder),
-        cache,
-        meter,
-        batch_size=batch_size,
-        half=options.half,
-        seen=seen,
-    )
+    return PreparedQueries(queries, embeddings, method, bank_embeddings, bank)
+
+
+def answer(
+    asked: PreparedQueries,
+    matrix: EmbeddingMatrix,
+    models: ModelSet,
+    options: SearchOptions,
+    cache: EmbeddingCache,
+    meter: Meter,
+) -> SearchAnswer:
+    """The hits among the images of a matrix, and the images that it says failed."""
+    queries, method = asked.queries, asked.method
     with meter.stage("scoring"):
-        gallery = Gallery.of(matrix.embeddings, _projection(encoder))
-        if index == "exact":
-            hits = rank(embeddings, gallery, options.top_k, method, bank_embeddings)
+        gallery = Gallery.of(matrix.embeddings, _projection(models.encoder))
+        if options.index == "exact":
+            hits = rank(asked.embeddings, gallery, options.top_k, method, asked.bank)
         else:
-            hits = faiss_index.search(embeddings, gallery, options.top_k, index)
+            hits = faiss_index.search(asked.embeddings, gallery, options.top_k, options.index)
         results = _results(queries, hits, matrix, models, method, cache, meter, options.explain)
         threshold = -math.inf if options.min_score is None else options.min_score
         above = [r for r in results if r.score >= float(np.float32(threshold))]
     counts = [sum(r.query_number == q for r in above) for q in range(len(queries))]
     best = [float(scores[0]) if len(scores) else None for scores in hits.scores]
     failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in matrix.failed]
-    decided = settings(queries, models, options, bank)
+    decided = settings(queries, models, options, asked.bank_queries)
     return SearchAnswer([*above, *failures], counts, best, decided)
 
 

@@ -63,8 +63,10 @@ class CaptionRunner(OpenedTask[CaptionImages]):
         settings = captioner.settings(self.models, self.method)
         return settings | prompt_settings(self.task.options)
 
-    def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
-        """One result per image, in order."""
+    def __call__(
+        self, sources: Iterable[Source], meter: Meter, written: captioner.Written | None = None
+    ) -> Iterator[CaptionResult]:
+        """One result per image, in order; `written` as in `captioner.caption`."""
         return captioner.caption(
             sources,
             self.models,
@@ -75,6 +77,7 @@ class CaptionRunner(OpenedTask[CaptionImages]):
             prompts=self._prompts(sources),
             trace=self.task.options.trace,
             pool=self.pool,
+            written=written,
         )
 
     def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:

@@ -28,6 +28,9 @@ from zeroshot.methods import Caption, Captioner, Pool
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
 
+Written = Callable[[Source, str], None]
+"""Takes an image and its text so far."""
+
 LARGEST_POOL = 50_000
 """`mbr` is the default only up to this many captions: to embed more takes minutes on a core."""
 
@@ -85,6 +88,7 @@ def caption(
     prompts: Callable[[Source], str] | None = None,
     trace: bool = False,
     pool: Pool | None = None,
+    written: Written | None = None,
 ) -> Iterator[CaptionResult]:
     """One result per image, in order; the captions of a batch are decoded together.
 
@@ -92,6 +96,8 @@ def caption(
         prompts: the beginning, or the title, of an image's text.
         trace: record every choice.
         pool: the captions that a method chooses among; without it they are embedded here.
+        written: called with an image and its text so far, after every token of a method that
+            decodes texts one token after another; other methods never call it.
 
     Raises:
         UserError: the method takes no prompts or records no trace.
@@ -104,8 +110,11 @@ def caption(
         pool = pool_of(models, cache, meter)
     used = canonical_names(encoder, language_model)
 
-    def work(pairs: Sequence[tuple[Tensor, str | None]]) -> list[Caption]:
-        images, texts = zip(*pairs, strict=True)
+    def work(pairs: Sequence[tuple[Tensor, str | None, Source]]) -> list[Caption]:
+        images, texts, own = zip(*pairs, strict=True)
+        more: dict[str, Any] = {}
+        if written is not None and "written" in method.takes:
+            more["written"] = lambda row, text: written(own[row], text)
         return method.caption(
             torch.stack(images),
             encoder,
@@ -113,13 +122,14 @@ def caption(
             pool=pool,
             prompts=None if prompts is None else texts,
             trace=trace,
+            **more,
         )
 
     for batch in embed_images(sources, image_encoder_of(encoder), cache, meter, batch_size):
         good = batch.readable
         images = project_images(encoder, batch.embeddings[good])
         texts = [None if prompts is None else prompts(source) for source in batch.sources]
-        pairs = list(zip(images, (texts[i] for i in good), strict=True))
+        pairs = [(one, texts[i], batch.sources[i]) for one, i in zip(images, good, strict=True)]
         with meter.stage("language model" if language_model else "scoring"):
             parts = batched_with_oom_retry(work, pairs, batch_size)
             captions = dict(zip(good, [one for _, part in parts for one in part], strict=True))

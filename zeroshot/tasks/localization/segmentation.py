@@ -14,7 +14,7 @@ from torch import Tensor
 from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import LabeledImages, read_labeled_images
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsupportedError, UserError
 from zeroshot.inference.decoded_images import apply_to_images, load_all
 from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
 from zeroshot.inference.meter import Meter
@@ -171,7 +171,7 @@ def dense_segmenter(
         raise UserError(f"{method} makes no dense features; methods that do: {', '.join(names)}")
     encoder = models.encoder
     if not isinstance(encoder, DenseEncoder):
-        raise UserError(
+        raise UnsupportedError(
             f"model set '{models.name}' has no dual encoder with embeddings of patches "
             "(a coupled pair has none): name one by --encoder, or a segmentation model by --model"
         )

@@ -1,0 +1,280 @@
+"""The served folders: their images and embeddings, kept up to date with the disk.
+
+A thread looks for new, changed and removed files every few seconds. What it finds is embedded by
+the thread that owns the models, a little at a time, so that requests are answered in between; what
+the cache holds is not embedded again. Readers see a `Snapshot`, which never changes.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zeroshot.errors import UserError, ZeroshotError
+from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed
+from zeroshot.inputs.local_files import is_folder, settled, stamp_of
+from zeroshot.inputs.resolve import resolve_inputs
+from zeroshot.inputs.source import Blob, Source
+from zeroshot.results.result import Failure
+
+SECONDS = 2.0
+"""Between two looks at the folders; longer if a look takes long."""
+SHARE = 20
+"""A look may take this fraction of the time, so that large folders are looked at less often."""
+AT_ONCE = 8
+"""Images that are embedded together at first; then as many as take about `TURN` seconds."""
+TURN = 0.25
+LARGEST = 4096
+LINKED_OUT = Failure("LinkedOut", "a link that leads out of the served folders")
+
+Embed = Callable[[Sequence[Source]], EmbeddingMatrix]
+"""Embeddings of images, as the tasks have them; blocks until they are there."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the index is."""
+
+    phase: Literal["indexing", "ready", "failed"] = "indexing"
+    done: int = 0
+    total: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    message: str = ""
+    version: int = 0
+    """Of the snapshot."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All images at one moment: those with an embedding, and those that failed."""
+
+    version: int
+    matrix: EmbeddingMatrix
+    names: Sequence[str] = ()
+    """For each image of the matrix, its path below the served folder."""
+    failed_names: Sequence[str] = ()
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """For each id, the index of the first image with that content."""
+        return {id: i for i, id in reversed(list(enumerate(self.matrix.ids)))}
+
+    @cached_property
+    def by_path(self) -> dict[str | None, int]:
+        """For each path, the index of its image."""
+        return {source.path: i for i, source in enumerate(self.matrix.sources)}
+
+    def __len__(self) -> int:
+        return len(self.matrix.ids)
+
+    def only(self, places: Sequence[int]) -> "Snapshot":
+        """Some of the images, in this order, and none that failed."""
+        every = self.matrix
+        index = torch.tensor(list(places), dtype=torch.long)
+        part = EmbeddingMatrix(
+            [every.sources[i] for i in places],
+            [every.ids[i] for i in places],
+            every.embeddings[index],
+            [],
+        )
+        return Snapshot(self.version, part, [self.names[i] for i in places])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a file in one state."""
+
+    source: Source
+    stamp: str
+    id: str | None = None
+    embedding: Tensor | None = field(default=None, repr=False)
+    failure: Failure | None = None
+
+
+class ServedFolders:
+    """Folders whose images are embedded, and looked at again and again."""
+
+    def __init__(self, folders: Sequence[str | Path], embed: Embed) -> None:
+        """Nothing is read yet.
+
+        Raises:
+            UserError: no folder, or one that is none.
+        """
+        self.roots = [str(folder) for folder in folders]
+        for root in self.roots:
+            if not is_folder(root):
+                raise UserError(f"'{root}' is no folder; serve takes folders of images")
+        if not self.roots:
+            raise UserError("serve needs a folder: zeroshot serve photos/")
+        self._real = [os.path.realpath(root) for root in self.roots]
+        self._embed = embed
+        self._known: dict[str, _Known] = {}
+        self._at_once = AT_ONCE
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.progress = Progress()
+        self.snapshot = Snapshot(0, EmbeddingMatrix([], [], torch.zeros(0, 0), []))
+        self.ready = threading.Event()
+        """Set when the first look is done, or has failed."""
+
+    def start(self) -> None:
+        """Begin to look, in a thread."""
+        self._thread = threading.Thread(target=self._run, name="folders", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            begin = time.monotonic()
+            try:
+                self.look()
+            except ZeroshotError as error:
+                self.progress = replace(self.progress, phase="failed", message=str(error))
+            self.ready.set()
+            pause = max(SECONDS, SHARE * (time.monotonic() - begin))
+
+    def look(self) -> None:
+        """Bring the snapshot up to date with the folders."""
+        listed, message = self._listed()
+        removed = self._known.keys() - listed.keys()
+        to_do = [path for path, (_, stamp) in listed.items() if self._changed(path, stamp)]
+        for path in removed:
+            del self._known[path]
+        begin = published = time.monotonic()
+        missing, done = iter(to_do), 0
+        order = list(listed)
+        if to_do and len(to_do) > len(self._known) // 10:
+            self.progress = replace(self.progress, phase="indexing", done=0, total=len(to_do))
+        while paths := list(islice(missing, self._at_once)):
+            if self._stop.is_set():
+                return
+            self._index([(path, *listed[path]) for path in paths])
+            done += len(paths)
+            now = time.monotonic()
+            self.progress = replace(
+                self.progress, done=done, total=len(to_do), seconds=now - begin, failed=self._failed
+            )
+            if now - published > 1:
+                self._publish(order)
+                published = time.monotonic()
+        if to_do or removed or not self.snapshot.version:
+            self._publish(order)
+        self.progress = replace(
+            self.progress,
+            phase="ready",
+            message=message,
+            failed=self._failed,
+            version=self.snapshot.version,
+        )
+
+    @property
+    def _failed(self) -> int:
+        return sum(known.failure is not None for known in self._known.values())
+
+    def _changed(self, path: str, stamp: str) -> bool:
+        known = self._known.get(path)
+        return known is None or not stamp or known.stamp != stamp
+
+    def _listed(self) -> "tuple[dict[str, tuple[Source, str]], str]":
+        """The images by path, each with its state; and why there are none, if so."""
+        found: dict[str, tuple[Source, str]] = {}
+        message = ""
+        for root in self.roots:
+            try:
+                sources: Iterator[Source] = resolve_inputs(root).pictures([])
+                for source in sources:
+                    if source.path is not None:
+                        found.setdefault(source.path, (source, _stamp(source)))
+            except UserError as error:
+                message = str(error)
+        return found, message
+
+    def _index(self, chunk: "Sequence[tuple[str, Source, str]]") -> None:
+        """Embed some images; the next time more or fewer, so that each turn is short."""
+        inside = []
+        for path, source, stamp in chunk:
+            if self._is_inside(path, source):
+                inside.append((path, source, stamp))
+            else:
+                self._known[path] = _Known(source, stamp, failure=LINKED_OUT)
+        begin = time.monotonic()
+        matrix = self._embed([source for _, source, _ in inside])
+        seconds = time.monotonic() - begin
+        if seconds < TURN / 2:
+            self._at_once = min(LARGEST, 2 * self._at_once)
+        elif seconds > 2 * TURN:
+            self._at_once = max(AT_ONCE // 2, self._at_once // 2)
+        rows = {id(source): i for i, source in enumerate(matrix.sources)}
+        failures = {id(failed.source): failed for failed in matrix.failed}
+        for path, source, stamp in inside:
+            if (i := rows.get(id(source))) is not None:
+                # a copy: a slice would keep the whole block
+                row = matrix.embeddings[i].clone()
+                self._known[path] = _Known(source, stamp, matrix.ids[i], row)
+            else:
+                failed = failures[id(source)]
+                self._known[path] = _Known(source, stamp, failed.id, failure=failed.failure)
+
+    def _is_inside(self, path: str, source: Source) -> bool:
+        """Whether a file is below a served folder, links followed."""
+        if source.content is not None:
+            return True  # in an archive, which is a file of the folder itself
+        real = os.path.realpath(path)
+        return any(os.path.commonpath([real, root]) == root for root in self._real)
+
+    def _publish(self, order: Sequence[str]) -> None:
+        known = [self._known[path] for path in order if path in self._known]
+        good = [one for one in known if one.embedding is not None]
+        bad = [one for one in known if one.failure is not None]
+        rows = [one.embedding for one in good if one.embedding is not None]
+        matrix = EmbeddingMatrix(
+            [one.source for one in good],
+            [one.id or "" for one in good],
+            torch.stack(rows) if rows else torch.zeros(0, 0),
+            [Failed(one.source, one.id, one.failure) for one in bad if one.failure is not None],
+        )
+        names = [self.name_of(one.source.path or "") for one in good]
+        failed_names = [self.name_of(one.source.path or "") for one in bad]
+        version = self.snapshot.version + 1
+        self.snapshot = Snapshot(version, matrix, names, failed_names)
+        self.progress = replace(self.progress, version=version, failed=len(bad))
+
+    def name_of(self, path: str) -> str:
+        """The path below its folder; of several folders, with the folder's own name in front."""
+        for root in self.roots:
+            if path.startswith(os.path.join(root, "")):
+                name = os.path.relpath(path, root)
+                folder = os.path.basename(os.path.abspath(root))
+                return name if len(self.roots) == 1 else os.path.join(folder, name)
+        return os.path.basename(path)
+
+
+def _stamp(source: Source) -> str:
+    """Changes when the image does; empty if it is gone, or changed so lately that nobody knows."""
+    if isinstance(source.content, Blob):
+        return source.content.stamp or ""
+    try:
+        info = os.stat(source.path or "")
+    except (OSError, ValueError):
+        return "gone"
+    return stamp_of(info) if settled(info) else ""
