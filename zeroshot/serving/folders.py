@@ -5,6 +5,7 @@ the thread that owns the models, a little at a time, so that requests are answer
 the cache holds is not embedded again. Readers see a `Snapshot`, which never changes.
 """
 
+import hashlib
 import os
 import threading
 import time
@@ -35,7 +36,7 @@ TURN = 0.25
 LARGEST = 4096
 LINKED_OUT = Failure("LinkedOut", "a link that leads out of the served folders")
 
-Embed = Callable[[Sequence[Source]], EmbeddingMatrix]
+EmbedSources = Callable[[Sequence[Source]], EmbeddingMatrix]
 """Embeddings of images, as the tasks have them; blocks until they are there."""
 
 
@@ -74,6 +75,16 @@ class Snapshot:
         return {id: i for i, id in reversed(list(enumerate(self.matrix.ids)))}
 
     @cached_property
+    def keys(self) -> list[str]:
+        """A name for each image that is no path; two with the same content have two."""
+        return [hashlib.sha256(os.fsencode(name)).hexdigest()[:24] for name in self.names]
+
+    @cached_property
+    def by_key(self) -> dict[str, int]:
+        """For each key, the index of its image."""
+        return {key: i for i, key in enumerate(self.keys)}
+
+    @cached_property
     def by_path(self) -> dict[str | None, int]:
         """For each path, the index of its image."""
         return {source.path: i for i, source in enumerate(self.matrix.sources)}
@@ -108,7 +119,7 @@ class _Known:
 class ServedFolders:
     """Folders whose images are embedded, and looked at again and again."""
 
-    def __init__(self, folders: Sequence[str | Path], embed: Embed) -> None:
+    def __init__(self, folders: Sequence[str | Path], embed: EmbedSources) -> None:
         """Nothing is read yet.
 
         Raises:
@@ -124,6 +135,8 @@ class ServedFolders:
         self._embed = embed
         self._known: dict[str, _Known] = {}
         self._at_once = AT_ONCE
+        self._differs = False
+        """Whether the images are others than those of the snapshot."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.progress = Progress()
@@ -160,6 +173,7 @@ class ServedFolders:
         to_do = [path for path, (_, stamp) in listed.items() if self._changed(path, stamp)]
         for path in removed:
             del self._known[path]
+        self._differs = bool(removed)
         begin = published = time.monotonic()
         missing, done = iter(to_do), 0
         order = list(listed)
@@ -174,10 +188,10 @@ class ServedFolders:
             self.progress = replace(
                 self.progress, done=done, total=len(to_do), seconds=now - begin, failed=self._failed
             )
-            if now - published > 1:
+            if now - published > 1 and self._differs:
                 self._publish(order)
                 published = time.monotonic()
-        if to_do or removed or not self.snapshot.version:
+        if self._differs or not self.snapshot.version:
             self._publish(order)
         self.progress = replace(
             self.progress,
@@ -216,7 +230,7 @@ class ServedFolders:
             if self._is_inside(path, source):
                 inside.append((path, source, stamp))
             else:
-                self._known[path] = _Known(source, stamp, failure=LINKED_OUT)
+                self._know(path, _Known(source, stamp, failure=LINKED_OUT))
         begin = time.monotonic()
         matrix = self._embed([source for _, source, _ in inside])
         seconds = time.monotonic() - begin
@@ -230,10 +244,16 @@ class ServedFolders:
             if (i := rows.get(id(source))) is not None:
                 # a copy: a slice would keep the whole block
                 row = matrix.embeddings[i].clone()
-                self._known[path] = _Known(source, stamp, matrix.ids[i], row)
+                self._know(path, _Known(source, stamp, matrix.ids[i], row))
             else:
                 failed = failures[id(source)]
-                self._known[path] = _Known(source, stamp, failed.id, failure=failed.failure)
+                self._know(path, _Known(source, stamp, failed.id, failure=failed.failure))
+
+    def _know(self, path: str, now: _Known) -> None:
+        before = self._known.get(path)
+        same = before is not None and (before.id, before.failure) == (now.id, now.failure)
+        self._differs = self._differs or not same
+        self._known[path] = now
 
     def _is_inside(self, path: str, source: Source) -> bool:
         """Whether a file is below a served folder, links followed."""

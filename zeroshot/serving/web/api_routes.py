@@ -397,14 +397,20 @@ class WordStream:
 
     def written(self, text: str) -> bool:
         """Take the text so far, in the thread that writes it; False if the client has left."""
-        if not self._left:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, text)
+        self._left = self._left or not self._put(text)
         return not self._left
+
+    def _put(self, text: str | None) -> bool:
+        """Hand on to the server's thread; False if that has ended."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, text)
+        except RuntimeError:
+            return False
+        return True
 
     async def events(self, asked: Asked) -> AsyncIterator[bytes]:
         """`word` for what is added, then `row`; or `error`."""
-        done = self._loop.call_soon_threadsafe
-        self.future.add_done_callback(lambda _: done(self._queue.put_nowait, None))
+        self.future.add_done_callback(lambda _: self._put(None))
         sent = ""
         try:
             while (text := await self._next()) is not None:

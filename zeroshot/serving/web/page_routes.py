@@ -5,6 +5,7 @@ can name another file.
 """
 
 import asyncio
+import hashlib
 import io
 import re
 from collections import OrderedDict, defaultdict
@@ -66,6 +67,8 @@ class PageRoutes:
         self._files = {
             name: _static(name) for name in ("page.html", *(f for f, _ in FILES.values()))
         }
+        self._anchors: dict[str, str] = {}
+        """The image files of the model set's anchors, by the anchors' ids."""
         self._duplicates: OrderedDict[tuple[int, float], list[list[int]]] = OrderedDict()
 
     def routes(self) -> list[BaseRoute]:
@@ -75,6 +78,7 @@ class PageRoutes:
             *(Route(path, self.file) for path in FILES),
             Route("/api/state", self.about),
             Route("/api/progress", self.progress),
+            Route("/api/image", self.image),
             Route("/api/find", self.find, methods=["POST"]),
             Route("/api/facets", self.facets, methods=["POST"]),
             Route("/api/upload", self.upload, methods=["POST"]),
@@ -82,7 +86,7 @@ class PageRoutes:
             Route("/api/failures", self.failures),
             Route("/api/export", self.export, methods=["POST"]),
             Route("/thumb/{id}", self.thumb),
-            Route("/anchor/{number:int}", self.anchor),
+            Route("/anchor", self.anchor),
         ]
 
     async def page(self, request: Request) -> Response:
@@ -143,16 +147,16 @@ class PageRoutes:
         return await self._copy(request, id, source)
 
     async def anchor(self, request: Request) -> Response:
-        """A small copy of the image of an anchor, by its place among the set's anchors."""
-        engine = self.state.engine
-        number = request.path_params["number"]
-        if engine.models.spec.coupling is None:
-            raise RefusedError(404, "this model set has no anchors")
-        entries = engine.models.anchors.entries
-        path = entries[number].path if number < len(entries) else None
+        """A small copy of the image of an anchor, by the anchor's id."""
+        models, id = self.state.engine.models, request.query_params.get("id", "")
+        if not self._anchors and models.spec.coupling is not None:
+            entries = await asyncio.to_thread(lambda: models.anchors.entries)
+            self._anchors = {entry.id: entry.path for entry in entries if entry.path}
+        path = self._anchors.get(id)
         if path is None:
-            raise RefusedError(404, "this anchor has no image")
-        return await self._copy(request, f"anchor {number}", Source(path), check=False)
+            raise RefusedError(404, "the model set has no image of such an anchor")
+        key = hashlib.sha256(f"anchor {id}".encode()).hexdigest()
+        return await self._copy(request, key, Source(path), check=False)
 
     async def _copy(
         self, request: Request, id: str, source: Source, check: bool = True
@@ -207,11 +211,20 @@ class PageRoutes:
         answer = {"images": page, "total": total, "more": more, "query": label}
         return json_response(answer | {"version": snapshot.version})
 
+    async def image(self, request: Request) -> Response:
+        """One image by its key."""
+        snapshot = self.state.folders.snapshot
+        place = snapshot.by_key.get(request.query_params.get("key", ""))
+        if place is None:
+            raise RefusedError(404, "there is no such image in the served folders")
+        return json_response(self._item(snapshot, place))
+
     def _item(self, snapshot: Snapshot, place: int) -> dict[str, Any]:
         matrix, engine = snapshot.matrix, self.state.engine
         id = matrix.ids[place]
         return {
             "id": id,
+            "key": snapshot.keys[place],
             "name": snapshot.names[place],
             "path": matrix.sources[place].path,
             "caption": engine.captions.get(id),
@@ -303,24 +316,24 @@ class PageRoutes:
     async def export(self, request: Request) -> Response:
         """Chosen images as paths, JSON lines or CSV: the rows of a search, if there is one."""
         given = await object_of(request, SMALL_BODY)
-        _known(given, "export", ("ids", "format", "terms"))
-        form, ids = given.get("format"), given.get("ids")
+        _known(given, "export", ("keys", "format", "terms"))
+        form, keys = given.get("format"), given.get("keys")
         if form not in FORMATS:
             raise UserError(f"'format' is one of {', '.join(FORMATS)}")
-        if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
-            raise UserError("'ids' is a list of ids; choose some images")
+        if not isinstance(keys, list) or not keys or not all(isinstance(k, str) for k in keys):
+            raise UserError("'keys' is a list of keys; choose some images")
         snapshot = self.state.folders.snapshot
-        lacking = [id for id in ids if id not in snapshot.place]
+        lacking = [key for key in keys if key not in snapshot.by_key]
         if lacking:
-            raise RefusedError(404, f"no served image has the id '{lacking[0][:80]}'")
-        places = [snapshot.place[id] for id in dict.fromkeys(ids)]
+            raise RefusedError(404, f"no served image has the key '{lacking[0][:80]}'")
+        places = [snapshot.by_key[key] for key in dict.fromkeys(keys)]
         chosen = snapshot.only(places)
         rows: list[Mapping[str, Any]]
         schema = "zeroshot.search/1"
         if terms := given.get("terms"):
             query, _ = await asyncio.to_thread(read_query, _query_of(terms), self.state)
             options = SearchOptions(top_k=len(chosen))
-            part = tuple(chosen.matrix.ids)
+            part = tuple(places)
             hits = await answer_of(self.state.engine.search(query, options, chosen, part), request)
             rows = [hit.row() for hit in hits]
         else:
