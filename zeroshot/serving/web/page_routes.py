@@ -264,6 +264,7 @@ class PageRoutes:
         labels = given.get("labels")
         if not isinstance(labels, list) or not 1 <= len(labels) <= 100:
             raise UserError("'labels' is a list of 1 to 100 texts")
+        labels = [check_text("labels", label, LABEL) for label in labels]
         nothing = check_text("nothing", given.get("nothing", NOTHING), LABEL)
         threshold = _number(given, "threshold")
         limit = 0.5 if threshold is None else threshold
@@ -318,7 +319,7 @@ class PageRoutes:
         given = await object_of(request, SMALL_BODY)
         _known(given, "export", ("keys", "format", "terms"))
         form, keys = given.get("format"), given.get("keys")
-        if form not in FORMATS:
+        if not isinstance(form, str) or form not in FORMATS:
             raise UserError(f"'format' is one of {', '.join(FORMATS)}")
         if not isinstance(keys, list) or not keys or not all(isinstance(k, str) for k in keys):
             raise UserError("'keys' is a list of keys; choose some images")
