@@ -20,7 +20,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def test_each_job_has_a_script_and_a_notebook():
-    assert sorted(p.stem for p in EXAMPLES.glob("*.py")) == JOBS
+    assert sorted(p.stem for p in EXAMPLES.glob("*.py")) == sorted([*JOBS, "client"])
     assert sorted(p.stem for p in EXAMPLES.glob("*.ipynb")) == JOBS
 
 
@@ -29,6 +29,21 @@ def test_script(job, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{job}.py"])
     runpy.run_path(str(EXAMPLES / f"{job}.py"), run_name="__main__")
     assert "1-red-heart.png" in capsys.readouterr().out or job == "search"
+
+
+def test_client(capsys):
+    """Asks a server that it starts, and one that runs."""
+    import zeroshot
+
+    client = runpy.run_path(str(EXAMPLES / "client.py"))
+    client["main"]()
+    own = capsys.readouterr().out
+    assert own.startswith("1-red-heart.png: a large red heart")
+    assert "label: red heart 1.0" in own
+    with zeroshot.serve(EXAMPLES / "scenes", "pocket") as server:
+        server.wait_until_indexed()
+        client["main"](server.page, str(EXAMPLES / "scenes" / "2-blue-star.png"))
+    assert "label: blue star" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("job", JOBS)
