@@ -30,6 +30,7 @@ from zeroshot.inputs.source import Source
 from zeroshot.output.formats import to_json, utf8
 from zeroshot.results.result import CaptionResult, EmbedResult, Result, as_float32
 from zeroshot.serving.operations import (
+    LABEL,
     OPERATIONS,
     Asked,
     check_text,
@@ -229,7 +230,10 @@ class ApiRoutes:
     async def embeddings(self, request: Request) -> Response:
         """`/v1/embeddings`: of texts and images, in the order of the input."""
         given = await object_of(request, self.state.rules.max_body)
-        inputs = await asyncio.to_thread(embedding_inputs, given, self.state)
+        if "image" in given or not _only_short(given):
+            inputs = await asyncio.to_thread(embedding_inputs, given, self.state)
+        else:  # a thread takes longer than a few texts
+            inputs = embedding_inputs(given, self.state)
         form = given.get("encoding_format", "float")
         engine = self.state.engine
         texts = [(i, one) for i, one in enumerate(inputs) if isinstance(one, str)]
@@ -242,7 +246,7 @@ class ApiRoutes:
             if texts:
                 wanted = engine.texts([text for _, text in texts])
                 rows, tokens = await answer_of(wanted, request)
-                found |= {i: row.numpy() for (i, _), row in zip(texts, rows, strict=True)}
+                found |= dict(zip((i for i, _ in texts), rows.numpy(), strict=True))
             for i, future in futures:
                 result = await answer_of(future, request)
                 row_of(result, asked)
@@ -315,6 +319,12 @@ def _numbers(row: Any, form: str) -> str | list[float]:
     if form == "base64":
         return base64.b64encode(row.astype("<f4").tobytes()).decode()
     return [as_float32(x) for x in row.tolist()]
+
+
+def _only_short(given: Mapping[str, Any]) -> bool:
+    """Whether the input is one short text, or none at all."""
+    one = given.get("input", "")
+    return not isinstance(one, list | dict) and (not isinstance(one, str) or len(one) < LABEL)
 
 
 EMBEDDING_FIELDS = ("input", "model", "encoding_format", "dimensions", "modality", "user", "image")
