@@ -199,30 +199,31 @@ def test_models_says_what_the_set_can_do(served):
 @pytest.fixture(scope="module")
 def coupled(tmp_path_factory):
     """The pocket set's own pair of encoders, which has no patches."""
-    import httpx
-
-    import zeroshot as package
-    from zeroshot.cache.embedding_cache import EmbeddingCache
-
-    cache = EmbeddingCache(tmp_path_factory.mktemp("coupled"))
     models = resolve("pocket", encoder="coupled")
-    with package.serve(SCENES, models, cache=cache) as server:
-        server.wait_until_indexed()
-        headers = {"authorization": f"Bearer {server.token}"}
-        with httpx.Client(base_url=server.url, headers=headers, timeout=120) as client:
-            yield client
+    with running(SCENES, tmp_path_factory.mktemp("coupled"), models=models) as both:
+        yield both
 
 
 @pytest.mark.parametrize("name", ["detect", "segment"])
 def test_what_the_set_cannot_do_is_501_with_the_reason(coupled, name):
-    answer = coupled.post(f"/v1/{name}", json={"image": data_uri(HEART), "labels": ["heart"]})
+    answer = coupled[1].post(f"/v1/{name}", json={"image": data_uri(HEART), "labels": ["heart"]})
     assert answer.status_code == 501
     assert "no dual encoder" in sentence(answer)
 
 
+def test_a_coupling_searches_as_the_command_line_does(coupled, zeroshot, monkeypatch):
+    """Twice: the second time the images are in the joint space already."""
+    server, client = coupled
+    flags = ["--encoder", "coupled", "-k", "5"]
+    for words in ("a red heart", "a green ring"):
+        rows = by_command(zeroshot, server, monkeypatch, "search", words, SCENES, *flags)
+        found = client.post("/v1/search", json={"query": words, "top_k": 5}).json()["data"]
+        assert close(found, rows)
+
+
 def test_a_coupling_explains_its_hits(coupled, served):
     given = {"query": "a blue star", "top_k": 2, "explain": 3}
-    first = coupled.post("/v1/search", json=given).json()["data"][0]
+    first = coupled[1].post("/v1/search", json=given).json()["data"][0]
     assert first["path"] == str(STAR)
     assert len(first["because"]) == 3
     assert {"anchor", "share", "captions", "path"} == set(first["because"][0])
@@ -251,6 +252,7 @@ def test_real_answers_are_as_the_document_says(served, coupled):
     _, client = served
     document = client.get("/openapi.json").json()
     validate(document)
+    coupled = coupled[1]
     assert document == coupled.get("/openapi.json").json()
     asked = [client.post(p, json={"image": data_uri(HEART), **v}) for p, v in REAL.items()]
     asked += [

@@ -8,13 +8,13 @@ of their kind. All of it runs in the thread that owns the models.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
@@ -31,6 +31,8 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
+from zeroshot.ops import BLOCK
+from zeroshot.ranking.exact import Gallery
 from zeroshot.results.result import CaptionResult, ClassifyResult, Result, SearchResult
 from zeroshot.serving.batcher import AbandonedError, Batcher
 from zeroshot.serving.folders import Snapshot
@@ -50,6 +52,12 @@ FACETS = 8
 MOST_CACHED = 1 << 30
 """Bytes of embeddings that requests may add to the cache while a server runs: a client who sends
 new texts all day must not fill the disk. The served folders are not counted."""
+GALLERIES = 4
+"""Sets of images that are kept as queries are compared with them."""
+MAPPED = 1 << 26
+"""Numbers that such a set may have if it is kept mapped into the joint space of a coupling."""
+PENDING = 10_000
+"""Embeddings of requests that may wait to be written."""
 NOTHING = "a photo"
 """What an image without any of the page's labels is compared with."""
 
@@ -62,13 +70,13 @@ class FacetTable:
     """The best label of every image of a snapshot, and how much better it fits than nothing."""
 
     labels: Sequence[str]
-    best: Sequence[int]
+    best: Int[Tensor, " n"]
     scores: Float[Tensor, " n"]
     """The label's share of a softmax with the text that stands for nothing."""
 
-    def label_of(self, place: int, threshold: float) -> int:
-        """The index of an image's label; -1 for none of these."""
-        return self.best[place] if float(self.scores[place]) >= threshold else -1
+    def chosen(self, threshold: float) -> Int[Tensor, " n"]:
+        """The index of each image's label; -1 for none of these."""
+        return self.best.where(self.scores >= threshold, -1)
 
 
 class Engine:
@@ -86,12 +94,14 @@ class Engine:
         """The set's own caption of an image, by its id."""
         self._opened: OrderedDict[Hashable, Runner] = OrderedDict()
         self._facets: OrderedDict[Hashable, FacetTable] = OrderedDict()
-        self._for_requests = _BoundedCache(cache, MOST_CACHED)
+        self._galleries: OrderedDict[Hashable, Gallery] = OrderedDict()
+        self._for_requests = _RequestCache(cache, MOST_CACHED)
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Answer what waits, and end the thread."""
         self.batcher.close()
+        self._for_requests.close()
 
     def load(self) -> None:
         """Load the encoder, so that the first request need not wait for it.
@@ -251,8 +261,9 @@ class Engine:
             asked = searching.prepare(items, self.models, options, cache, self.meter)
             if not len(snapshot):
                 return [[] for _ in items]
+            gallery = self._gallery((snapshot.version, part), snapshot)
             found = searching.answer(
-                asked, snapshot.matrix, self.models, options, cache, self.meter
+                asked, snapshot.matrix, self.models, options, cache, self.meter, gallery
             )
             hits: list[list[SearchResult]] = [[] for _ in items]
             for result in found.results:
@@ -262,6 +273,19 @@ class Engine:
 
         kind = ("search", options.top_k, options.min_score, options.explain, snapshot.version, part)
         return self.batcher.submit(kind, work, query)
+
+    def _gallery(self, key: Hashable, snapshot: Snapshot) -> Gallery:
+        """The images as queries are compared with them, mapped into the joint space only once."""
+        gallery = self._galleries.get(key)
+        if gallery is None:
+            gallery = searching.gallery_of(snapshot.matrix, self.models)
+            width = gallery.take(torch.zeros(1, dtype=torch.long)).shape[1]
+            if width * len(snapshot) <= MAPPED:
+                gallery = Gallery(torch.cat(list(gallery.blocks(BLOCK))))
+            self._galleries[key] = gallery
+            while len(self._galleries) > GALLERIES:
+                self._galleries.popitem(last=False)
+        return gallery
 
     def facets(
         self, labels: Sequence[str], nothing: str, snapshot: Snapshot
@@ -285,13 +309,13 @@ class Engine:
         runner, matrix = self._open(asked), snapshot.matrix
         labels = list(asked.given["labels"])
         if not len(snapshot):
-            return FacetTable(labels, [], torch.zeros(0))
+            return FacetTable(labels, torch.zeros(0, dtype=torch.long), torch.zeros(0))
         everything = EmbeddingBatch(
             matrix.sources, matrix.ids, matrix.embeddings, [None] * len(snapshot)
         )
         results: list[ClassifyResult] = list(runner.score(everything, self.meter))  # type: ignore[attr-defined]
         index = {label: i for i, label in enumerate(labels)}
-        best = [index[result.labels[0].label] for result in results]
+        best = torch.tensor([index[result.labels[0].label] for result in results])
         return FacetTable(labels, best, torch.tensor([r.labels[0].score for r in results]))
 
 
@@ -302,12 +326,18 @@ def methods_name(method: Any) -> str:
     return methods.name_of(method)
 
 
-class _BoundedCache(EmbeddingCache):
-    """The same cache for requests, which may add only so much to it."""
+class _RequestCache(EmbeddingCache):
+    """The same cache for requests, which may add only so much to it.
+
+    What they add is written by a thread, because a write waits for the disk and an answer need not.
+    """
 
     def __init__(self, cache: EmbeddingCache, most: int) -> None:
         self._cache = cache
         self._left = most
+        self._pending: dict[tuple[str, str, str], Tensor] = {}
+        self._lock = threading.Lock()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
 
     @property
     def write_error(self) -> str | None:
@@ -323,9 +353,41 @@ class _BoundedCache(EmbeddingCache):
         self._cache.remember_blob(stamp, id)
 
     def get(self, encoder: str, kind: str, ids: Sequence[str]) -> Any:
-        return self._cache.get(encoder, kind, ids)
+        with self._lock:
+            waiting = [self._pending.get((encoder, kind, id)) for id in ids]
+        if not any(row is not None for row in waiting):
+            return self._cache.get(encoder, kind, ids)
+        rest = [id for id, row in zip(ids, waiting, strict=True) if row is None]
+        rows, found = self._cache.get(encoder, kind, rest)
+        stored, hits = iter(rows), iter(found.tolist())
+        every = [next(stored) if row is None and next(hits) else row for row in waiting]
+        mask = torch.tensor([row is not None for row in every])
+        return torch.stack([row for row in every if row is not None]), mask
 
     def put(self, encoder: str, kind: str, ids: Sequence[str], rows: Float[Tensor, "n d"]) -> None:
+        if not rows.isfinite().all():
+            raise ValueError(f"encoder '{encoder}' gave embeddings that are not finite")
         self._left -= 4 * rows.numel()
-        if self._left >= 0:
-            self._cache.put(encoder, kind, ids, rows)
+        if self._left < 0:
+            return
+        given = rows.detach().float().cpu()
+        keys = [(encoder, kind, id) for id in ids]
+        with self._lock:
+            self._pending.update(zip(keys, given, strict=True))
+            full = len(self._pending) > PENDING
+        writing = self._writer.submit(self._write, keys, given)
+        if full:
+            writing.result()
+
+    def _write(self, keys: Sequence[tuple[str, str, str]], rows: Tensor) -> None:
+        try:
+            encoder, kind, _ = keys[0]
+            self._cache.put(encoder, kind, [id for _, _, id in keys], rows)
+        finally:
+            with self._lock:
+                for key in keys:
+                    self._pending.pop(key, None)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._writer.shutdown()

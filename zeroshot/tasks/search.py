@@ -267,11 +267,15 @@ def answer(
     options: SearchOptions,
     cache: EmbeddingCache,
     meter: Meter,
+    gallery: Gallery | None = None,
 ) -> SearchAnswer:
-    """The hits among the images of a matrix, and the images that it says failed."""
+    """The hits among the images of a matrix, and the images that it says failed.
+
+    `gallery` is that of the matrix, if it is there already.
+    """
     queries, method = asked.queries, asked.method
     with meter.stage("scoring"):
-        gallery = Gallery.of(matrix.embeddings, _projection(models.encoder))
+        gallery = gallery or gallery_of(matrix, models)
         if options.index == "exact":
             hits = rank(asked.embeddings, gallery, options.top_k, method, asked.bank)
         else:
@@ -337,6 +341,11 @@ def _results(
 
 def _explains(encoder: DualEncoder) -> bool:
     return isinstance(encoder, CoupledEncoder) and hasattr(encoder.coupling, "explain")
+
+
+def gallery_of(matrix: EmbeddingMatrix, models: ModelSet) -> Gallery:
+    """What queries are compared with: the images in the space that they share with texts."""
+    return Gallery.of(matrix.embeddings, _projection(models.encoder))
 
 
 def _projection(encoder: DualEncoder) -> Change | None:

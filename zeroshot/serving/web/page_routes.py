@@ -243,14 +243,12 @@ class PageRoutes:
         assert table is not None
         threshold = _number(given, "threshold")
         limit = 0.5 if threshold is None else threshold
-        counts = [0] * (len(table.labels) + 1)
-        for place in range(len(snapshot)):
-            counts[table.label_of(place, limit)] += 1
+        none, *counts = (table.chosen(limit) + 1).bincount(minlength=len(table.labels) + 1).tolist()
         labels = [
             {"label": label, "count": count}
-            for label, count in zip(table.labels, counts[:-1], strict=True)
+            for label, count in zip(table.labels, counts, strict=True)
         ]
-        return json_response({"labels": labels, "none": counts[-1], "version": snapshot.version})
+        return json_response({"labels": labels, "none": none, "version": snapshot.version})
 
     async def _facet(
         self, given: object, snapshot: Snapshot, request: Request
@@ -273,7 +271,7 @@ class PageRoutes:
         if chosen is None:
             return table, None, None
         index = -1 if chosen == -1 else _index_of(chosen, table.labels)
-        places = [i for i in range(len(snapshot)) if table.label_of(i, limit) == index]
+        places = (table.chosen(limit) == index).nonzero()[:, 0].tolist()
         return table, (*table.labels, nothing, limit, index), places
 
     def _add_labels(
@@ -283,7 +281,8 @@ class PageRoutes:
             place = snapshot.by_path.get(item.get("path"))
             if place is not None and place < len(table.best):
                 score = float(table.scores[place])
-                item |= {"label": table.labels[table.best[place]], "label_score": round(score, 4)}
+                label = table.labels[int(table.best[place])]
+                item |= {"label": label, "label_score": round(score, 4)}
 
     async def failures(self, request: Request) -> Response:
         """The images that could not be read, and why."""
