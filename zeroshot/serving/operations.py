@@ -246,7 +246,7 @@ def _check_number(name: str, value: object, schema: Mapping[str, Any]) -> None:
         above = f"at least {low:g}" if low > -math.inf else ""
         below = f"at most {high:g}" if high < math.inf else ""
         limits = " and ".join(filter(None, (above, below))) or "finite"
-        raise UserError(f"'{name}' is {limits}, not {value:g}")
+        raise UserError(f"'{name}' is {limits}, not {str(value)[:20]}")
 
 
 def _check_options(name: str, value: object) -> None:
