@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from tests.toy import ToyLanguageModel
-from zeroshot.decoding import Choice, degeneration_penalty, generate
+from zeroshot.decoding import Choice, degeneration_penalty, generate, stream
 from zeroshot.errors import UserError
 
 
@@ -88,6 +88,21 @@ def test_observing_changes_nothing_and_shows_every_candidate():
     score = 0.8 * first.probability - 0.2 * first.penalty + first.guide
     assert torch.equal(score.argmax(1), first.chosen)
     assert (first.penalty != 0).all()
+
+
+def test_tokens_come_one_by_one_as_they_are_chosen():
+    """Rows of one length take turns; all together are the texts."""
+    model = ToyLanguageModel(seed=3)
+    prefixes = [[0], [4], [0, 6]]
+    texts = generate(model, prefixes, guide, k=6, alpha=0.2, max_tokens=7)
+    tokens = stream(model, prefixes, guide, k=6, alpha=0.2, max_tokens=7)
+    first = [next(tokens), next(tokens)]
+    assert first == [(0, texts[0][0]), (1, texts[1][0])]
+    fed = len(model.fed)
+    rest = list(tokens)
+    assert len(model.fed) > fed, "the later tokens were not chosen before they were asked for"
+    told = [[token for row, token in first + rest if row == i] for i in range(3)]
+    assert told == texts
 
 
 def test_only_contenders_are_fed_to_the_language_model():
