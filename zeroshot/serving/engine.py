@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnsupportedError, UserError
+from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     canonical_names,
     check_lengths,
@@ -117,6 +118,11 @@ class Engine:
 
         self.batcher.submit("load", work, None).result()
 
+    @cached_property
+    def search_models(self) -> ModelSet:
+        """The set with its coupling for queries; asked for in the thread that owns the models."""
+        return with_coupling_for_task(self.models, None, SENTENCES, self.cache, Meter())
+
     # What the set can do
 
     @cached_property
@@ -137,7 +143,7 @@ class Engine:
             if name == "explain":
                 query = Query((Term("a photo"),))
                 options = SearchOptions(explain=1)
-                searching.prepare([query], self.models, options, self.cache, Meter())
+                searching.prepare([query], self.search_models, options, self.cache, Meter())
             else:
                 self._open(read_request(OPERATIONS[name], {"labels": ["photo"]}))
             return items
@@ -258,12 +264,12 @@ class Engine:
 
         def work(items: Sequence[Query]) -> Sequence[list[SearchResult]]:
             cache = self._for_requests
-            asked = searching.prepare(items, self.models, options, cache, self.meter)
+            asked = searching.prepare(items, self.search_models, options, cache, self.meter)
             if not len(snapshot):
                 return [[] for _ in items]
             gallery = self._gallery((snapshot.version, part), snapshot)
             found = searching.answer(
-                asked, snapshot.matrix, self.models, options, cache, self.meter, gallery
+                asked, snapshot.matrix, self.search_models, options, cache, self.meter, gallery
             )
             hits: list[list[SearchResult]] = [[] for _ in items]
             for result in found.results:
@@ -278,7 +284,7 @@ class Engine:
         """The images as queries are compared with them, mapped into the joint space only once."""
         gallery = self._galleries.get(key)
         if gallery is None:
-            gallery = searching.gallery_of(snapshot.matrix, self.models)
+            gallery = searching.gallery_of(snapshot.matrix, self.search_models)
             width = gallery.take(torch.zeros(1, dtype=torch.long)).shape[1]
             if width * len(snapshot) <= MAPPED:
                 gallery = Gallery(torch.cat(list(gallery.blocks(BLOCK))))

@@ -269,8 +269,8 @@ def load_classifier(
     embeddings = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
         embeddings = project_texts(encoder, embeddings)
-    head = head or default_head(encoder.logit_bias, options.multi, bool(negatives))
-    check_alone(labels, head)
+    shown: Head = head or default_head(encoder.logit_bias, options.multi, bool(negatives))
+    check_alone(labels, shown)
     texts, mask = pad_prompts(embeddings, [len(group) for group in prompts])
     return Classifier(
         method=_fit(scorer, encoder, data, cache, meter),
@@ -278,7 +278,7 @@ def load_classifier(
         labels=labels,
         texts=texts,
         text_mask=mask,
-        head=head,
+        head=shown,
         views=data.views,
         temperature=temperature,
         parents=torch.tensor(data.parents) if data.parents else None,
