@@ -16,7 +16,7 @@ FLOORS = [
     {"models", "inputs"},
     {"trace", "images", "prompts"},
     {"decoding", "results"},
-    {"methods", "output"},
+    {"methods", "output", "tuning"},
     {"ranking", "cache"},
     {"model_set"},
     {"datasets", "inference"},

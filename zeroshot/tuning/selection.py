@@ -1,0 +1,456 @@
+"""The choice among candidates, and what it is worth on rows that took no part in it.
+
+    inner    each candidate is learned without a fold and scored on it; the simplest candidate whose
+             balanced accuracy is within one standard error of the best is chosen                (1)
+    outer    the inner choice is made without a fold, and its winner is scored on that fold      (2)
+
+(1) is the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees",
+section 3.4.3, with the error of the paired difference. (2) is nested cross-validation (Varma and
+Simon 2006, "Bias in error estimation when using cross-validation for model selection"): the figure
+that is reported took part in no choice, neither of the candidate nor of an ensemble's members. What
+was learned without the folds i and j serves the inner loops of both, so K folds need K (K + 1) / 2
+fits a candidate.
+
+Candidates race (Maron and Moore 1994, "Hoeffding Races"; here with the paired standard error): one
+that falls back by `FALLEN` errors after a fold is tried on no further one.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zeroshot.errors import UserError
+from zeroshot.tuning.folds import fold_count, stratified_folds
+from zeroshot.tuning.greedy_ensemble import GreedyEnsemble, fit_temperatures, select_greedily
+from zeroshot.tuning.intervals import (
+    Estimate,
+    balanced,
+    estimate,
+    p_not_better,
+    standard_error,
+)
+
+FALLEN = 3.0
+LEAST_ROWS = 10
+"""Nothing is measured on fewer labelled rows."""
+LEAST_FOLDS = 3
+"""Nothing is chosen with fewer folds, since the outer loop takes one and the inner loop another:
+the first candidate is measured."""
+SIGNIFICANT = 0.05
+MOST_REPEATS = 10
+ROWS_OF_REPEATS = 400
+"""Repeats of the folds for n rows: this many rows in all, at least one repeat."""
+FRACTIONS = (0.25, 0.5, 0.75)
+"""Of the rows of each class, for the learning curve."""
+ENSEMBLE = "ensemble of several"
+
+
+@dataclass(frozen=True, eq=False)
+class Configuration:
+    """One way to an answer: logits of some rows, learned from others."""
+
+    name: str
+    logits: Callable[[Int[Tensor, " m"], Int[Tensor, " h"]], Float[Tensor, "h c"]]
+    """From the rows to learn from and the rows to score, by index."""
+    learns: bool = True
+    """Whether the labels of the rows to learn from matter."""
+    cost: float = 0.0
+    """Operations of one fit on all rows."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate's balanced accuracy in the inner loop, and how far it went."""
+
+    name: str
+    accuracy: float
+    error: float
+    """Standard error of the accuracy."""
+    behind: float
+    """Standard errors of the paired difference behind the best."""
+    share: float
+    """Share of the folds on which it was tried."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen candidate with its figures."""
+
+    ensemble: GreedyEnsemble
+    """The candidate as the only member, or the members of an ensemble, by index."""
+    tried: tuple[Tried, ...]
+    """Best first."""
+
+    @property
+    def single(self) -> int | None:
+        """The candidate, unless an ensemble was chosen."""
+        members = self.ensemble.members
+        return members[0] if len(members) == 1 else None
+
+
+FIRST = Selection(GreedyEnsemble((0,), (1.0,), (1.0,)), ())
+"""The first candidate, without a choice."""
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What the whole procedure reaches on rows that took no part in it."""
+
+    choice: Selection
+    """Made on all rows."""
+    accuracy: Estimate
+    plain: Estimate
+    """Of plain zero-shot, on the same rows."""
+    gain: float
+    p: float
+    """That the gain over plain zero-shot is none, one-sided."""
+    probabilities: Float[Tensor, "n c"]
+    """Of the chosen candidate, out of fold; of the first repeat."""
+    held_out: Float[Tensor, " n"]
+    """Hits of the outer loop."""
+    curve: tuple[tuple[float, float, float], ...]
+    """Rows of a class on the mean, balanced accuracy, its standard error."""
+    folds: int
+    repeats: int
+    left_out: tuple[str, ...] = ()
+    """Candidates for which the budget was too small."""
+
+
+@dataclass
+class _Fits:
+    """Logits of a fold, learned without it and without further folds; each is computed once."""
+
+    candidates: Sequence[Configuration]
+    folds: Sequence[Int[Tensor, " n"]]
+    """One assignment a repeat."""
+    _known: dict[tuple[int, int, frozenset[int], int], Tensor] = field(default_factory=dict)
+
+    def rows(self, repeat: int, fold: int) -> Int[Tensor, " h"]:
+        return (self.folds[repeat] == fold).nonzero()[:, 0]
+
+    def logits(self, candidate: int, repeat: int, without: frozenset[int], fold: int) -> Tensor:
+        """Of the rows of `fold`, learned from all rows in no fold of `without`."""
+        learns = self.candidates[candidate].learns
+        key = (candidate, repeat if learns else -1, without if learns else frozenset(), fold)
+        if not learns:
+            key = (candidate, -1, frozenset(), -1)
+        if key not in self._known:
+            own = self.folds[repeat]
+            train = (~torch.isin(own, torch.tensor(sorted(without)))).nonzero()[:, 0]
+            test = self.rows(repeat, fold) if learns else torch.arange(len(own))
+            self._known[key] = self.candidates[candidate].logits(train, test)
+        found = self._known[key]
+        return found if learns else found[self.rows(repeat, fold)]
+
+
+Progress = Callable[[str, float, float], None]
+"""What is tried, the best accuracy so far, and the share that is done."""
+
+
+def evaluate(
+    candidates: Sequence[Configuration],
+    labels: Int[Tensor, " n"],
+    *,
+    plain: int,
+    seed: int = 0,
+    operations: float = math.inf,
+    further: int | None = None,
+    ensembles: bool = True,
+    progress: Progress = lambda name, best, done: None,
+) -> TuningResult:
+    """Choose among candidates, and measure the procedure by an outer loop.
+
+    Args:
+        candidates: the simplest first; a later one has to be better by a standard error.
+        labels: the class of each labelled row.
+        plain: which candidate is plain zero-shot, for the comparison.
+        operations: of all fits together; repeats of the folds, and then the costliest candidates,
+            are left out until they fit.
+        further: how many rows the intervals are about; as many as there are labels by default.
+
+    Raises:
+        UserError: fewer than `LEAST_ROWS` rows, or one row for most classes: nothing can be held
+            out.
+    """
+    count = fold_count(labels)
+    if count == 0 or len(labels) < LEAST_ROWS:
+        classes = len(labels.bincount().nonzero())
+        raise UserError(
+            f"{len(labels)} labelled images of {classes} classes are too few to "
+            f"measure anything: {LEAST_ROWS} are needed, and two of most classes"
+        )
+    if count < LEAST_FOLDS:
+        candidates, plain = [candidates[0], candidates[plain]], 1
+    afforded, repeats, left_out = _afford(candidates, count, len(labels), operations, plain)
+    kept = [candidates[i] for i in afforded]
+    plain = afforded.index(plain)
+    generator = torch.Generator().manual_seed(seed)
+    folds = [stratified_folds(labels, count, generator) for _ in range(repeats)]
+    loop = _Loop(_Fits(kept, folds), labels, plain, ensembles, progress)
+    choice = loop.choose(frozenset(), tuple(range(repeats)))
+    if count < LEAST_FOLDS:
+        choice = replace(choice, ensemble=FIRST.ensemble)
+    hits, plain_hits = loop.outer(count)
+    probabilities = loop.probabilities(choice, count)
+    own = folds[0] >= 0
+    rows = own.nonzero()[:, 0]
+    gain = (hits - plain_hits)[rows]
+    return TuningResult(
+        choice=choice,
+        accuracy=estimate(hits[rows], labels[rows], further),
+        plain=estimate(plain_hits[rows], labels[rows], further),
+        gain=float(balanced(gain, labels[rows])),
+        p=p_not_better(gain, labels[rows], generator),
+        probabilities=probabilities,
+        held_out=hits,
+        curve=loop.curve(choice, count, generator),
+        folds=count,
+        repeats=repeats,
+        left_out=left_out,
+    )
+
+
+def _afford(
+    candidates: Sequence[Configuration], folds: int, rows: int, operations: float, plain: int
+) -> tuple[list[int], int, tuple[str, ...]]:
+    """Candidates and repeats whose operations fit; the first and plain zero-shot always stay."""
+    fits = folds * (folds + 1) / 2
+    repeats = max(1, min(MOST_REPEATS, ROWS_OF_REPEATS // rows))
+    total = fits * sum(c.cost for c in candidates)
+    if total * repeats > operations and total:
+        repeats = max(1, min(repeats, int(operations / total)))
+    order = sorted(range(len(candidates)), key=lambda i: -candidates[i].cost)
+    dropped: set[int] = set()
+    for i in order:
+        if total <= operations:
+            break
+        if i not in (0, plain):
+            total -= fits * candidates[i].cost
+            dropped.add(i)
+    kept = [i for i in range(len(candidates)) if i not in dropped]
+    return kept, repeats, tuple(candidates[i].name for i in sorted(dropped))
+
+
+@dataclass
+class _Race:
+    """How often each candidate was right on each row, and how often it was tried there."""
+
+    hits: Float[Tensor, "m n"]
+    times: Float[Tensor, "m n"]
+    labels: Int[Tensor, " n"]
+
+    @classmethod
+    def of(cls, candidates: int, labels: Int[Tensor, " n"]) -> "_Race":
+        zeros = torch.zeros(candidates, len(labels), dtype=torch.float64)
+        return cls(zeros, zeros.clone(), labels)
+
+    def add(self, candidate: int, rows: Int[Tensor, " h"], logits: Float[Tensor, "h c"]) -> None:
+        self.hits[candidate, rows] += (logits.argmax(1) == self.labels[rows]).double()
+        self.times[candidate, rows] += 1
+
+    def shares(self, candidates: Sequence[int]) -> tuple[Float[Tensor, "k r"], Int[Tensor, " r"]]:
+        """Hits a try on the rows on which all of these were tried, and the rows' labels."""
+        times = self.times[list(candidates)]
+        rows = (times > 0).all(0)
+        return self.hits[list(candidates)][:, rows] / times[:, rows], self.labels[rows]
+
+    def standings(
+        self, candidates: Sequence[int]
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+        """Balanced accuracies, and paired standard errors behind the best, the first of equals."""
+        shares, labels = self.shares(candidates)
+        figures = balanced(shares, labels)
+        gaps = shares[int(figures.argmax())] - shares
+        mean, error = balanced(gaps, labels), standard_error(gaps, labels)
+        behind = torch.where(error > 0, mean / error, torch.where(mean > 0, math.inf, 0.0))
+        return figures, behind
+
+    def table(self, candidates: Sequence[Configuration]) -> list[Tried]:
+        """All candidates, also those that did not finish."""
+        whole = int((self.times > 0).sum(1).max())
+        finished = [i for i, row in enumerate(self.times) if int((row > 0).sum()) == whole]
+        best = finished[int(self.standings(finished)[0].argmax())]
+        tried = []
+        for i, candidate in enumerate(candidates):
+            shares, labels = self.shares([i])
+            _, behind = self.standings([best, i])
+            figure, error = balanced(shares, labels), standard_error(shares, labels)
+            share = len(labels) / whole
+            tried.append(
+                Tried(candidate.name, float(figure[0]), float(error[0]), float(behind[1]), share)
+            )
+        return tried
+
+
+@dataclass
+class _Loop:
+    fits: _Fits
+    labels: Int[Tensor, " n"]
+    plain: int
+    ensembles: bool
+    progress: Progress
+
+    def choose(self, without: frozenset[int], repeats: Sequence[int]) -> Selection:
+        """The inner loop (1), on all folds that are not in `without`."""
+        fits, labels = self.fits, self.labels
+        count = int(fits.folds[0].max()) + 1
+        rounds = [(r, j) for r in repeats for j in range(count) if j not in without]
+        number = len(fits.candidates)
+        race = _Race.of(number, labels)
+        alive = list(range(number))
+        logits: dict[tuple[int, int], dict[int, Tensor]] = {}
+        for step, (repeat, fold) in enumerate(rounds):
+            rows = fits.rows(repeat, fold)
+            logits[repeat, fold] = {}
+            for i in alive:
+                own = fits.logits(i, repeat, without | {fold}, fold)
+                logits[repeat, fold][i] = own
+                race.add(i, rows, own)
+            figures, behind = race.standings(alive)
+            if not without:
+                best = int(figures.argmax())
+                share = (step + 1) / len(rounds)
+                self.progress(fits.candidates[alive[best]].name, float(figures[best]), share)
+            alive = [
+                i
+                for i, fallen in zip(alive, (behind > FALLEN).tolist(), strict=True)
+                if i in (0, self.plain) or not fallen
+            ]
+        tried = race.table(fits.candidates)
+        figures, behind = race.standings(alive)
+        winner = next(i for i, gap in zip(alive, behind.tolist(), strict=True) if gap <= 1)
+        rows = torch.cat([fits.rows(r, j) for r, j in rounds])
+        own = torch.cat([logits[key][winner] for key in rounds])
+        scale = float(fit_temperatures(own[None], labels[rows])[0])
+        chosen = GreedyEnsemble((winner,), (1.0,), (scale,))
+        if self.ensembles and len(alive) > 1:
+            ensemble, blended = self._blend(alive, rounds, logits)
+            blend = _Race(
+                torch.stack([race.hits[winner], blended]), race.times[[winner] * 2], labels
+            )
+            figures, behind = blend.standings([0, 1])
+            if behind[0] > 1:
+                chosen = ensemble
+            error = float(standard_error(*blend.shares([1]))[0])
+            tried.append(Tried(ENSEMBLE, float(figures[1]), error, math.nan, 1.0))
+        tried.sort(key=lambda t: (-t.share, -t.accuracy))
+        return Selection(chosen, tuple(tried))
+
+    def _blend(
+        self,
+        alive: Sequence[int],
+        rounds: Sequence[tuple[int, int]],
+        logits: Mapping[tuple[int, int], Mapping[int, Tensor]],
+    ) -> tuple[GreedyEnsemble, Float[Tensor, " n"]]:
+        """The ensemble of all folds; and hits of a fold under the ensemble of the other folds."""
+        blended = torch.zeros(len(self.labels), dtype=torch.float64)
+        for repeat, fold in rounds:
+            others = [key for key in rounds if key[0] == repeat and key != (repeat, fold)]
+            if not others:
+                continue
+            ensemble = self._members(alive, others, logits)
+            rows = self.fits.rows(repeat, fold)
+            own = {n: logits[repeat, fold][i] for n, i in enumerate(alive)}
+            scores = ensemble.probabilities(own)
+            blended[rows] += (scores.argmax(1) == self.labels[rows]).double()
+        whole = self._members(alive, rounds, logits)
+        return (
+            GreedyEnsemble(
+                tuple(alive[m] for m in whole.members), whole.weights, whole.temperatures
+            ),
+            blended,
+        )
+
+    def _members(
+        self,
+        alive: Sequence[int],
+        keys: Sequence[tuple[int, int]],
+        logits: Mapping[tuple[int, int], Mapping[int, Tensor]],
+    ) -> GreedyEnsemble:
+        rows = torch.cat([self.fits.rows(*key) for key in keys])
+        own = [torch.cat([logits[key][i] for key in keys]) for i in alive]
+        return select_greedily(own, self.labels[rows])
+
+    def answers(
+        self, choice: Selection, repeat: int, without: frozenset[int], fold: int
+    ) -> Float[Tensor, "h c"]:
+        """Probabilities of the rows of a fold under a choice."""
+        return choice.ensemble.probabilities(
+            {m: self.fits.logits(m, repeat, without, fold) for m in choice.ensemble.members}
+        )
+
+    def outer(self, count: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """(2): hits of the procedure and of plain zero-shot, on the mean of the repeats."""
+        hits = torch.zeros(2, len(self.labels), dtype=torch.float64)
+        for repeat in range(len(self.fits.folds)):
+            for fold in range(count):
+                rows = self.fits.rows(repeat, fold)
+                if not len(rows):
+                    continue
+                fixed = count < LEAST_FOLDS
+                choice = FIRST if fixed else self.choose(frozenset({fold}), (repeat,))
+                scores = self.answers(choice, repeat, frozenset({fold}), fold)
+                plain = self.fits.logits(self.plain, repeat, frozenset({fold}), fold)
+                hits[0, rows] += (scores.argmax(1) == self.labels[rows]).double()
+                hits[1, rows] += (plain.argmax(1) == self.labels[rows]).double()
+        hits /= len(self.fits.folds)
+        return hits[0], hits[1]
+
+    def probabilities(self, choice: Selection, count: int) -> Float[Tensor, "n c"]:
+        """Out-of-fold probabilities under the final choice; NaN for a row that is in no fold."""
+        found: Tensor | None = None
+        for fold in range(count):
+            rows = self.fits.rows(0, fold)
+            own = self.answers(choice, 0, frozenset({fold}), fold)
+            if found is None:
+                found = torch.full((len(self.labels), own.shape[1]), math.nan, dtype=torch.float64)
+            found[rows] = own
+        assert found is not None
+        return found
+
+    def curve(
+        self, choice: Selection, count: int, generator: torch.Generator
+    ) -> tuple[tuple[float, float, float], ...]:
+        """Accuracy of the choice with a part of the rows of each class to learn from."""
+        candidates = self.fits.candidates
+        if not any(candidates[m].learns for m in choice.ensemble.members):
+            return ()
+        points = []
+        classes = len(self.labels.bincount().nonzero())
+        for fraction in (*FRACTIONS, 1.0):
+            hits = torch.zeros(len(self.labels), dtype=torch.float64)
+            used = 0
+            for fold in range(count):
+                rows = self.fits.rows(0, fold)
+                train = (self.fits.folds[0] != fold).nonzero()[:, 0]
+                part = _part_of_each_class(train, self.labels, fraction, generator)
+                used += len(part)
+                own = choice.ensemble.probabilities(
+                    {m: candidates[m].logits(part, rows) for m in choice.ensemble.members}
+                )
+                hits[rows] = (own.argmax(1) == self.labels[rows]).double()
+            rows = (self.fits.folds[0] >= 0).nonzero()[:, 0]
+            points.append(
+                (
+                    used / count / classes,
+                    float(balanced(hits[rows], self.labels[rows])),
+                    float(standard_error(hits[rows], self.labels[rows])),
+                )
+            )
+        return tuple(dict.fromkeys(points))
+
+
+def _part_of_each_class(
+    rows: Int[Tensor, " m"], labels: Int[Tensor, " n"], fraction: float, generator: torch.Generator
+) -> Int[Tensor, " p"]:
+    """A share of the rows of each class at random, at least one."""
+    parts = []
+    for label in labels[rows].bincount().nonzero()[:, 0].tolist():
+        own = rows[labels[rows] == label]
+        keep = max(1, math.ceil(fraction * len(own)))
+        parts.append(own[torch.randperm(len(own), generator=generator)[:keep]])
+    return torch.cat(parts).sort().values
