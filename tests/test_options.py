@@ -180,7 +180,7 @@ def test_python_has_the_fields_as_keywords(name):
     declared = {
         f.name: default_of(f)
         for f in dataclasses.fields(FUNCTIONS[name])
-        if f.name != "options" and not (name == "video.classify" and f.name == "views")
+        if f.name != "options" and not (name == "video.classify" and f.name in ("views", "recipe"))
     }
     assert {n: parameters[n].default for n in declared} == declared
     common = {"images", "clips", "pairs", "query", "question", "data", "methods", "judge"}
@@ -375,7 +375,7 @@ def test_what_decides_hits_is_in_the_settings(more):
 
 
 TESTED_HERE = {
-    ClassifyOptions: {*CLASSIFY, "coupling"},
+    ClassifyOptions: {*CLASSIFY, "coupling", "recipe"},  # recipe: `test_recipes.py`
     DetectOptions: {*DETECT, "coupling"},
     SegmentOptions: set(SEGMENT),
     CaptionOptions: {"method", "options", "preset", "coupling", "prompt"},

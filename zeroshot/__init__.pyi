@@ -11,6 +11,7 @@ from .api import (
     read as read,
     search as search,
     segment as segment,
+    tune as tune,
 )
 from .packaging.version import __version__ as __version__
 from .serving.start import serve as serve

@@ -54,6 +54,9 @@ from zeroshot.tasks.matching.match_task import Match
 from zeroshot.tasks.matching.thresholds import Thresholds
 from zeroshot.tasks.search_options import SearchIndex, SearchOptions
 from zeroshot.tasks.task import Task
+from zeroshot.tasks.tuning.recipe import Recipe
+from zeroshot.tasks.tuning.tune_options import TuneOptions
+from zeroshot.tasks.tuning.tune_task import tune_images
 from zeroshot.tasks.vqa.ask_options import PRESENT, AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
 
@@ -136,6 +139,7 @@ def classify(
     bank: Input | Iterable[Input] = (),
     prior: str | Sequence[float] = (),
     hierarchy: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
     calibration: str | Path | Calibration | None = None,
     abstain: float | None = None,
     explain: int = 0,
@@ -162,6 +166,7 @@ def classify(
         bank: unlabelled images to learn from.
         prior: how frequent each label is, in their order.
         hierarchy: instead of `labels`, a JSON file of labels with their kinds.
+        recipe: what `tune` chose, or its file; it has the labels, prompts and method.
         calibration: the file that `zeroshot calibrate` wrote.
         abstain: with `calibration`, the fraction of images to leave unlabelled.
         explain: how many anchors to name that contributed most to the best label (couplings).
@@ -173,6 +178,58 @@ def classify(
     """
     task = Classify.from_options(_set(models), _options(ClassifyOptions, locals()))
     return _results(task, find(images).sources, locals())
+
+
+def tune(
+    images: Input | Iterable[Input] = (),
+    labels: str | Sequence[str] = (),
+    models: str | ModelSet = "base",
+    *,
+    shots: str | Path | None = None,
+    truth: str | Path | None = None,
+    templates: Sequence[str] = ("simple", "openai", "none"),
+    among: Sequence[str] = (),
+    budget: float = 60.0,
+    suggest: int = 0,
+    seed: int = 0,
+    long_text: LongText = "error",
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | None = None,
+) -> Recipe:
+    """Choose the method for these images; `classify(images, recipe=...)` uses the choice.
+
+    With labelled images the choice is measured on images that took no part in it. The figures,
+    `recipe.figures`, are balanced accuracies: each class weighs the same.
+
+    Args:
+        images: unlabelled images of the kind that is expected; may be none.
+        labels, models, long_text, batch_size, cache: as for `classify`.
+        shots: labelled images to learn from and to choose by: a folder per class, or a CSV file.
+        truth: labelled images to choose by alone.
+        templates: prompts to try, the default first.
+        among: methods to try; all that the data allow by default.
+        budget: seconds of one slow core for the choice, counted in operations beforehand.
+        suggest: how many unlabelled images to name that are worth a label.
+        seed: of the folds.
+
+    Raises:
+        UserError: no labels, no images, or an image or label that cannot be read.
+    """
+    options = TuneOptions(
+        labels=labels, shots=shots, truth=truth, templates=templates, among=among, budget=budget,
+        suggest=suggest, seed=seed, long_text=long_text,
+    )  # fmt: skip
+    unlabelled = list(find(images).sources) if images else []
+    with _open(cache) as opened:
+        return tune_images(
+            _set(models),
+            options,
+            unlabelled,
+            opened,
+            Path(),
+            lambda *_: None,
+            batch_size=batch_size,
+        )
 
 
 def search(

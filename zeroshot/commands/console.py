@@ -7,9 +7,10 @@ import contextlib
 import itertools
 import json
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from zeroshot.methods import Description
     from zeroshot.results.result import Result, SearchResult
     from zeroshot.tasks.classification.compare import MethodComparison
+    from zeroshot.tasks.tuning.recipe import Recipe
+    from zeroshot.tuning.selection import TuningProgress
 
 NAME_WIDTH = 32
+SECONDS_PER_LINE = 3.0
 
 Show = Literal["json", "table", "nothing"]
 
@@ -118,6 +122,45 @@ def _show_labels(labels: Mapping[str, Any], share: str) -> None:
         value = f"{100 * own['average_precision']:.2f}"
         table.add_row(escape(escape_control(name)), str(own["pictures"]), value, interval)
     Console().print(table)
+
+
+def tuning_progress(quiet: bool) -> "TuningProgress":
+    """Says every few seconds how far the choice is, and what is best so far."""
+    last = time.monotonic()
+
+    def show(leader: str, accuracy: float, done: float) -> None:
+        nonlocal last
+        if not quiet and time.monotonic() - last > SECONDS_PER_LINE:
+            last = time.monotonic()
+            log(f"choosing: {done:.0%}; best so far {leader}, {accuracy:.1%} right")
+
+    return show
+
+
+def show_recipe(recipe: "Recipe", path: Path) -> None:
+    """What was chosen, what it was measured to be worth, and the ten best that were tried."""
+    print(f"{recipe.verdict}.")
+    if (f := recipe.figures) is not None:
+        print(
+            f"right for {f.accuracy:.1%} of images that took no part in the choice, "
+            f"95 % interval {f.low:.1%} to {f.high:.1%} (each class weighs the same); plain "
+            f"zero-shot {f.plain:.1%}"
+        )
+    if recipe.tried:
+        print_table(
+            ("tried", "right", "error", "folds"),
+            [
+                (t["name"], f"{t['accuracy']:.1%}", f"{t['error']:.1%}", f"{t['share']:.0%}")
+                for t in recipe.tried[:10]
+            ],
+        )
+    if recipe.agreement:
+        print("how far other methods agree with it (a hint, no accuracy):")
+        rows = [(name, f"{share:.0%}") for name, share in recipe.agreement.items()]
+        print_table(("method", "same label"), rows)
+    for path_to_label in recipe.suggested:
+        print(f"label next: {path_to_label}")
+    print(f"wrote {path}; use it with: zeroshot classify IMAGES --recipe {path}")
 
 
 def show_differences(comparison: Mapping[str, Any]) -> None:

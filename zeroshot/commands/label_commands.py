@@ -1,4 +1,4 @@
-"""`zeroshot classify` and `zeroshot calibrate`, for images and, with `video`, for videos.
+"""`zeroshot classify` and `calibrate`, for images and, with `video`, for videos; and `tune`.
 
 As `cli`, nothing heavy is imported here.
 """
@@ -16,10 +16,12 @@ from zeroshot.commands.runner import OutputOptions
 from zeroshot.errors import UserError
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.tuning.tune_options import TuneOptions
 
 if TYPE_CHECKING:
     from zeroshot.distributed.sharding import Inputs
     from zeroshot.model_set.model_set import ModelSet
+    from zeroshot.tasks.classification.arrays import Array
     from zeroshot.tasks.classification.classifier import Classifier
     from zeroshot.tasks.classification.classify_task import Classify, ClipClassify
 
@@ -57,6 +59,8 @@ def classify(
             raise UserError("--embeddings takes neither images nor --labels: the file has both")
         if compare:
             _compare_arrays(embeddings, compare, options)
+        elif options.recipe is not None:
+            _score_by_recipe(run, embeddings, options.recipe)
         else:
             _score_arrays(run, embeddings, options)
         return
@@ -79,8 +83,8 @@ def show_labels(
 
     if not compare:
         run.show(task, sources)
-    elif task.options.method or task.options.calibration or run.out:
-        raise UserError("--compare takes no --method, --calibration or --out")
+    elif task.options.method or task.options.calibration or task.options.recipe or run.out:
+        raise UserError("--compare takes no --method, --calibration, --recipe or --out")
     elif not isinstance(task, Classify):
         raise UserError(
             "--compare compares methods; leave --model and --pooling attention, which have none"
@@ -94,13 +98,16 @@ def _compare(run: OutputOptions, task: "Classify", compare: str, sources: list[A
     from zeroshot.commands import console
     from zeroshot.inference.meter import Meter
     from zeroshot.tasks.classification.compare import compare_images
+    from zeroshot.tasks.tuning.recipe_classifier import RecipeClassifier
 
     size, meter = run.images_per_batch, Meter()
     with run.open_cache() as cache:
 
         def make(method: str | None, own: dict[str, Any]) -> "Classifier":
             given = dataclasses.replace(task.options, method=method, options=own)
-            return dataclasses.replace(task, options=given).open(cache, meter, size).classifier
+            made = dataclasses.replace(task, options=given).open(cache, meter, size).classifier
+            assert not isinstance(made, RecipeClassifier)
+            return made
 
         names, shared = compare.split(","), dict(task.options.options)
         console.show_comparison(compare_images(names, shared, make, sources, cache, meter, size))
@@ -122,15 +129,35 @@ def _compare_arrays(file: Path, names: str, options: ClassifyOptions) -> None:
 
 
 def _score_arrays(run: OutputOptions, file: Path, options: ClassifyOptions) -> None:
+    _check_arrays_out(run)
+    from zeroshot.tasks.classification.arrays import default_method, score_arrays
+
+    arrays = _arrays(file, options.coupling)
+    method = options.method or default_method(arrays)
+    _write_scores(run, score_arrays(arrays, method, options.options))
+
+
+def _score_by_recipe(run: OutputOptions, file: Path, recipe: Path) -> None:
+    _check_arrays_out(run)
+    from zeroshot.tasks.classification.arrays import read_arrays
+    from zeroshot.tasks.tuning.recipe import read_recipe
+    from zeroshot.tasks.tuning.tune_task import score_by_recipe
+
+    _write_scores(run, score_by_recipe(read_arrays(file), read_recipe(recipe)))
+
+
+def _check_arrays_out(run: OutputOptions) -> None:
     if run.out is None or run.out.suffix != ".npz":
         raise UserError("--embeddings needs --out FILE.npz for the scores")
     if run.out.exists() and not run.overwrite:
         raise UserError(f"'{run.out}' exists; --overwrite replaces it")
-    from zeroshot.commands import console
-    from zeroshot.tasks.classification.arrays import default_method, score_arrays, write_arrays
 
-    arrays = _arrays(file, options.coupling)
-    scored = score_arrays(arrays, options.method or default_method(arrays), options.options)
+
+def _write_scores(run: OutputOptions, scored: "Mapping[str, Array]") -> None:
+    from zeroshot.commands import console
+    from zeroshot.tasks.classification.arrays import write_arrays
+
+    assert run.out is not None
     write_arrays(run.out, scored, run.overwrite)
     if not run.quiet:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in scored.items())
@@ -213,3 +240,45 @@ def _calibration_file(
     if options.min_precision is not None and options.truth is None:
         raise UserError("--min-precision needs --truth: thresholds are fitted on labelled images")
     return run.out
+
+
+@command
+def tune(
+    run: CommonOptions,
+    options: TuneOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Unlabelled images of the kind you expect; may be left out."),
+    ] = None,
+) -> None:
+    """Choose the method for your images, and write it as a recipe for 'classify --recipe'.
+
+    With labelled images (--shots, --truth) the choice is measured on images that took no part in
+    it; --out names a .toml file.
+    """
+    if run.out is None or run.out.suffix != ".toml":
+        raise UserError("tune needs --out FILE.toml for the recipe")
+    if run.out.exists() and not run.overwrite:
+        raise UserError(f"'{run.out}' exists; --overwrite replaces it")
+    from zeroshot.commands import console
+    from zeroshot.tasks.tuning.recipe import write_recipe
+    from zeroshot.tasks.tuning.tune_task import tune_arrays, tune_images
+
+    progress = console.tuning_progress(quiet=run.quiet)
+    if options.embeddings is not None:
+        if images or options.labels or options.shots or options.truth:
+            raise UserError("--embeddings takes no images, --labels, --shots or --truth")
+        recipe = tune_arrays(Path(options.embeddings), options, progress)
+    else:
+        with run.open_cache() as cache:
+            recipe = tune_images(
+                run.model_set(),
+                options,
+                run.sources(images) if images else [],
+                cache,
+                run.out.parent,
+                progress,
+                batch_size=run.images_per_batch,
+            )
+    write_recipe(recipe, run.out)
+    console.show_recipe(recipe, run.out)

@@ -41,8 +41,8 @@ LEAST_FOLDS = 3
 """Nothing is chosen with fewer folds, since the outer loop takes one and the inner loop another:
 the first candidate is measured."""
 SIGNIFICANT = 0.05
-MOST_REPEATS = 10
-ROWS_OF_REPEATS = 400
+MOST_REPEATS = 3
+ROWS_OF_REPEATS = 200
 """Repeats of the folds for n rows: this many rows in all, at least one repeat."""
 FRACTIONS = (0.25, 0.5, 0.75)
 """Of the rows of each class, for the learning curve."""
@@ -92,22 +92,20 @@ class Selection:
         return members[0] if len(members) == 1 else None
 
 
-FIRST = Selection(GreedyEnsemble((0,), (1.0,), (1.0,)), ())
-"""The first candidate, without a choice."""
-
-
 @dataclass(frozen=True)
 class TuningResult:
     """What the whole procedure reaches on rows that took no part in it."""
 
-    choice: Selection
-    """Made on all rows."""
+    selection: Selection
+    """Made on all rows; the first candidate if the selection is not better than plain zero-shot."""
     accuracy: Estimate
+    """Of the outer loop; of the first candidate, if that is taken."""
     plain: Estimate
     """Of plain zero-shot, on the same rows."""
     gain: float
+    """Of the outer loop over plain zero-shot."""
     p: float
-    """That the gain over plain zero-shot is none, one-sided."""
+    """That it is none, one-sided."""
     probabilities: Float[Tensor, "n c"]
     """Of the chosen candidate, out of fold; of the first repeat."""
     held_out: Float[Tensor, " n"]
@@ -147,7 +145,7 @@ class _Fits:
         return found if learns else found[self.rows(repeat, fold)]
 
 
-Progress = Callable[[str, float, float], None]
+TuningProgress = Callable[[str, float, float], None]
 """What is tried, the best accuracy so far, and the share that is done."""
 
 
@@ -160,7 +158,7 @@ def evaluate(
     operations: float = math.inf,
     further: int | None = None,
     ensembles: bool = True,
-    progress: Progress = lambda name, best, done: None,
+    progress: TuningProgress = lambda name, best, done: None,
 ) -> TuningResult:
     """Choose among candidates, and measure the procedure by an outer loop.
 
@@ -191,23 +189,24 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     folds = [stratified_folds(labels, count, generator) for _ in range(repeats)]
     loop = _Loop(_Fits(kept, folds), labels, plain, ensembles, progress)
-    choice = loop.choose(frozenset(), tuple(range(repeats)))
-    if count < LEAST_FOLDS:
-        choice = replace(choice, ensemble=FIRST.ensemble)
-    hits, plain_hits = loop.outer(count)
-    probabilities = loop.probabilities(choice, count)
-    own = folds[0] >= 0
-    rows = own.nonzero()[:, 0]
+    selection = loop.choose(frozenset(), tuple(range(repeats)))
+    rows = (folds[0] >= 0).nonzero()[:, 0]
+    plain_hits = loop.hits_of(plain, count)
+    hits = loop.hits_of(0, count) if count < LEAST_FOLDS else loop.outer(count)
     gain = (hits - plain_hits)[rows]
+    p = p_not_better(gain, labels[rows], generator)
+    if count < LEAST_FOLDS or p > SIGNIFICANT:
+        selection = replace(selection, ensemble=loop.alone(0, count))
+        hits = loop.hits_of(0, count)
     return TuningResult(
-        choice=choice,
+        selection=selection,
         accuracy=estimate(hits[rows], labels[rows], further),
         plain=estimate(plain_hits[rows], labels[rows], further),
         gain=float(balanced(gain, labels[rows])),
-        p=p_not_better(gain, labels[rows], generator),
-        probabilities=probabilities,
+        p=p,
+        probabilities=loop.probabilities(selection, count),
         held_out=hits,
-        curve=loop.curve(choice, count, generator),
+        curve=loop.curve(selection, count, generator),
         folds=count,
         repeats=repeats,
         left_out=left_out,
@@ -292,7 +291,7 @@ class _Loop:
     labels: Int[Tensor, " n"]
     plain: int
     ensembles: bool
-    progress: Progress
+    progress: TuningProgress
 
     def choose(self, without: frozenset[int], repeats: Sequence[int]) -> Selection:
         """The inner loop (1), on all folds that are not in `without`."""
@@ -376,36 +375,47 @@ class _Loop:
         return select_greedily(own, self.labels[rows])
 
     def answers(
-        self, choice: Selection, repeat: int, without: frozenset[int], fold: int
+        self, selection: Selection, repeat: int, without: frozenset[int], fold: int
     ) -> Float[Tensor, "h c"]:
         """Probabilities of the rows of a fold under a choice."""
-        return choice.ensemble.probabilities(
-            {m: self.fits.logits(m, repeat, without, fold) for m in choice.ensemble.members}
+        return selection.ensemble.probabilities(
+            {m: self.fits.logits(m, repeat, without, fold) for m in selection.ensemble.members}
         )
 
-    def outer(self, count: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """(2): hits of the procedure and of plain zero-shot, on the mean of the repeats."""
-        hits = torch.zeros(2, len(self.labels), dtype=torch.float64)
+    def outer(self, count: int) -> Float[Tensor, " n"]:
+        """(2): hits of the procedure, on the mean of the repeats."""
+        hits = torch.zeros(len(self.labels), dtype=torch.float64)
         for repeat in range(len(self.fits.folds)):
             for fold in range(count):
                 rows = self.fits.rows(repeat, fold)
-                if not len(rows):
-                    continue
-                fixed = count < LEAST_FOLDS
-                choice = FIRST if fixed else self.choose(frozenset({fold}), (repeat,))
-                scores = self.answers(choice, repeat, frozenset({fold}), fold)
-                plain = self.fits.logits(self.plain, repeat, frozenset({fold}), fold)
-                hits[0, rows] += (scores.argmax(1) == self.labels[rows]).double()
-                hits[1, rows] += (plain.argmax(1) == self.labels[rows]).double()
-        hits /= len(self.fits.folds)
-        return hits[0], hits[1]
+                selection = self.choose(frozenset({fold}), (repeat,))
+                scores = self.answers(selection, repeat, frozenset({fold}), fold)
+                hits[rows] += (scores.argmax(1) == self.labels[rows]).double()
+        return hits / len(self.fits.folds)
 
-    def probabilities(self, choice: Selection, count: int) -> Float[Tensor, "n c"]:
+    def hits_of(self, candidate: int, count: int) -> Float[Tensor, " n"]:
+        """Hits of one candidate, likewise."""
+        hits = torch.zeros(len(self.labels), dtype=torch.float64)
+        for repeat in range(len(self.fits.folds)):
+            for fold in range(count):
+                rows = self.fits.rows(repeat, fold)
+                own = self.fits.logits(candidate, repeat, frozenset({fold}), fold)
+                hits[rows] += (own.argmax(1) == self.labels[rows]).double()
+        return hits / len(self.fits.folds)
+
+    def alone(self, candidate: int, count: int) -> GreedyEnsemble:
+        """One candidate with its temperature, from all folds of the first repeat."""
+        rows = torch.cat([self.fits.rows(0, fold) for fold in range(count)])
+        own = [self.fits.logits(candidate, 0, frozenset({j}), j) for j in range(count)]
+        scale = float(fit_temperatures(torch.cat(own)[None], self.labels[rows])[0])
+        return GreedyEnsemble((candidate,), (1.0,), (scale,))
+
+    def probabilities(self, selection: Selection, count: int) -> Float[Tensor, "n c"]:
         """Out-of-fold probabilities under the final choice; NaN for a row that is in no fold."""
         found: Tensor | None = None
         for fold in range(count):
             rows = self.fits.rows(0, fold)
-            own = self.answers(choice, 0, frozenset({fold}), fold)
+            own = self.answers(selection, 0, frozenset({fold}), fold)
             if found is None:
                 found = torch.full((len(self.labels), own.shape[1]), math.nan, dtype=torch.float64)
             found[rows] = own
@@ -413,11 +423,11 @@ class _Loop:
         return found
 
     def curve(
-        self, choice: Selection, count: int, generator: torch.Generator
+        self, selection: Selection, count: int, generator: torch.Generator
     ) -> tuple[tuple[float, float, float], ...]:
         """Accuracy of the choice with a part of the rows of each class to learn from."""
         candidates = self.fits.candidates
-        if not any(candidates[m].learns for m in choice.ensemble.members):
+        if not any(candidates[m].learns for m in selection.ensemble.members):
             return ()
         points = []
         classes = len(self.labels.bincount().nonzero())
@@ -429,8 +439,8 @@ class _Loop:
                 train = (self.fits.folds[0] != fold).nonzero()[:, 0]
                 part = _part_of_each_class(train, self.labels, fraction, generator)
                 used += len(part)
-                own = choice.ensemble.probabilities(
-                    {m: candidates[m].logits(part, rows) for m in choice.ensemble.members}
+                own = selection.ensemble.probabilities(
+                    {m: candidates[m].logits(part, rows) for m in selection.ensemble.members}
                 )
                 hits[rows] = (own.argmax(1) == self.labels[rows]).double()
             rows = (self.fits.folds[0] >= 0).nonzero()[:, 0]

@@ -99,7 +99,7 @@ def couple_arrays(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
         )
     needed = ("images", "texts", "anchor_images", "anchor_texts")
     taken = {n: n in needed for n in SHAPES if n in EMBEDDINGS | {"text_mask"}}
-    tensors = _to_tensors(arrays, f"--coupling {name}", taken)
+    tensors = to_tensors(arrays, f"--coupling {name}", taken)
     tensors |= {k: normalize(v) for k, v in tensors.items() if k in EMBEDDINGS}
     pairs = tensors["anchor_images"], tensors["anchor_texts"]
     fitted = open_coupling(name, {}, *pairs).fit(*pairs)
@@ -149,7 +149,7 @@ def score_arrays(
     if not hasattr(scorer, "scores"):
         raise UserError(f"method '{method}' does not score arrays")
     fit, score = (methods.parameters(scorer, verb) for verb in ("fit", "scores"))
-    tensors = _to_tensors(arrays, method, fit | score)
+    tensors = to_tensors(arrays, method, fit | score)
     if isinstance(scorer, methods.Coupling) and not isinstance(scorer, Auto):
         scorer = open_coupling(method, options, tensors["anchor_images"], tensors["anchor_texts"])
     if not isinstance(scorer, methods.Coupling) and not getattr(scorer, "shots_alone", False):
@@ -192,7 +192,7 @@ def _learned_tensors(fitted: Any) -> dict[str, Array]:
     }
 
 
-def _to_tensors(
+def to_tensors(
     arrays: Mapping[str, Array], method: str, parameters: Mapping[str, bool]
 ) -> dict[str, Tensor]:
     """The arrays among `parameters` as tensors, checked against `SHAPES`."""

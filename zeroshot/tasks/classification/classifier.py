@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,6 +81,23 @@ class Adaptation:
     def given(self) -> dict[str, str]:
         """The arrays that are given, and the option that each comes from."""
         return {name: flag for name, flag in FLAGS.items() if getattr(self, name)}
+
+
+@runtime_checkable
+class EmbeddingReader(Protocol):
+    """What has to be known of a classifier to embed images for it."""
+
+    @property
+    def encoder(self) -> DualEncoder:
+        """Whose embeddings it scores."""
+
+    @property
+    def views(self) -> int:
+        """Views of each image that it needs."""
+
+    @property
+    def transductive(self) -> bool:
+        """Whether an image's scores depend on the other images."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,11 @@ class Classifier:
         """Scores of logits, at the temperature."""
         bias = self.encoder.logit_bias
         return apply_head(logits / self.temperature, self.head, bias, len(self.labels))
+
+    @property
+    def transductive(self) -> bool:
+        """Whether an image's scores depend on the other images."""
+        return self.method.transductive
 
     @property
     def used(self) -> dict[str, str]:
@@ -290,19 +312,19 @@ def load_classifier(
 
 def embed_batches(
     sources: Iterable[Source],
-    classifier: Classifier,
+    classifier: EmbeddingReader,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,
 ) -> Iterator[EmbeddingBatch]:
     """Embeddings and views for the classifier; one batch of all, if it is transductive."""
     batches = iter_embeddings(sources, classifier, cache, meter, batch_size)
-    return iter([concat_batches(batches)]) if classifier.method.transductive else batches
+    return iter([concat_batches(batches)]) if classifier.transductive else batches
 
 
 def iter_embeddings(
     sources: Iterable[Source],
-    classifier: Classifier,
+    classifier: EmbeddingReader,
     cache: EmbeddingCache,
     meter: Meter,
     batch_size: int = AUTO_BATCH,

@@ -99,6 +99,13 @@ class ClassifyOptions:
         typed=Path,
         recorded="parents",
     )
+    recipe: Any = option(
+        None,
+        "File that 'tune' wrote: labels, prompts, methods and their options.",
+        env="RECIPE",
+        typed=Path,
+        recorded="recipe",
+    )
     calibration: Any = option(None, "File that 'calibrate' wrote.", env="CALIBRATION", typed=Path)
     abstain: float | None = option(
         None,
@@ -153,3 +160,4 @@ class VideoClassifyOptions(ClassifyOptions):
         recorded="models",
     )
     views: int = option(0, "", on_command_line=False)
+    recipe: Any = option(None, "", on_command_line=False)

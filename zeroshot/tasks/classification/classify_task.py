@@ -22,6 +22,7 @@ from zeroshot.tasks.classification import classifier as scoring, clip_scoring
 from zeroshot.tasks.classification.calibration import (
     Calibration,
     abstention_rule,
+    accepted,
     read_calibration,
 )
 from zeroshot.tasks.classification.classifier import Adaptation, Classifier
@@ -30,6 +31,8 @@ from zeroshot.tasks.classification.clip_scoring import ClipClassifier, ScoredCli
 from zeroshot.tasks.classification.heads import Acceptance, label
 from zeroshot.tasks.options import default_of, flags_of, several
 from zeroshot.tasks.task import OpenedTask, Task
+from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
+from zeroshot.tasks.tuning.recipe_classifier import RecipeClassifier, check_options, load_recipe
 
 TOP = 5
 """Labels in a row if one label holds."""
@@ -115,12 +118,17 @@ class Classify(Task[ClassifyOptions]):
     vocabulary: Vocabulary
     data: Adaptation
     calibration: Calibration | None = None
+    recipe: Recipe | None = None
+    recipe_folder: Path = Path()
+    """Its labelled images are relative to it."""
 
     schema: ClassVar[str] = ClassifyResult.schema
 
     @classmethod
     def from_options(cls, models: ModelSet, options: ClassifyOptions) -> "Classify":
         """See `Task`."""
+        if options.recipe is not None:
+            return cls._of_recipe(models, options)
         vocabulary, calibration = read_vocabulary(options), options.calibration
         if isinstance(calibration, str | Path):
             calibration = read_calibration(Path(calibration))
@@ -132,10 +140,46 @@ class Classify(Task[ClassifyOptions]):
             calibration=calibration,
         )
 
+    @classmethod
+    def _of_recipe(cls, models: ModelSet, options: ClassifyOptions) -> "Classify":
+        recipe, folder = options.recipe, Path()
+        if isinstance(recipe, str | Path):
+            folder = Path(recipe).parent
+            recipe = read_recipe(Path(recipe))
+        check_options(recipe, options)
+        return cls(
+            models=models,
+            options=options,
+            vocabulary=Vocabulary(recipe.labels, []),
+            data=Adaptation(),
+            recipe=recipe,
+            recipe_folder=folder,
+        )
+
+    def _open_recipe(
+        self, recipe: Recipe, cache: EmbeddingCache, meter: Meter, batch_size: int
+    ) -> "ClassifyRunner":
+        options = self.options
+        loaded = load_recipe(
+            recipe, self.recipe_folder, self.models, cache, meter, long_text=options.long_text
+        )
+        accept: Acceptance | None = None
+        if options.abstain is not None:
+            if recipe.held_out is None:
+                raise UserError("--abstain: the recipe was tuned on too few labelled images")
+            reference, alpha = sorted(recipe.held_out.confidences), options.abstain
+            thresholds = [0.0] * len(recipe.labels)
+            accept = lambda scores: accepted(scores, reference, alpha, thresholds)  # noqa: E731
+        return ClassifyRunner(
+            task=self, classifier=loaded, accept=accept, cache=cache, batch_size=batch_size
+        )
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "ClassifyRunner":
         """Encode the prompts and fit the method."""
+        if self.recipe is not None:
+            return self._open_recipe(self.recipe, cache, meter, batch_size)
         options, vocabulary, calibration = self.options, self.vocabulary, self.calibration
         check_threshold(options)
         if options.multi and calibration is not None:
@@ -164,13 +208,13 @@ class Classify(Task[ClassifyOptions]):
 class ClassifyRunner(OpenedTask[Classify]):
     """A classifier with its models, and its rule to abstain."""
 
-    classifier: Classifier
+    classifier: Classifier | RecipeClassifier
     accept: Acceptance | None
 
     @property
     def transductive(self) -> bool:
         """Whether an image's scores depend on the other images."""
-        return self.classifier.method.transductive
+        return self.classifier.transductive
 
     @property
     def views(self) -> int:
@@ -180,6 +224,8 @@ class ClassifyRunner(OpenedTask[Classify]):
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
         task, calibration = self.task, self.task.calibration
+        if isinstance(self.classifier, RecipeClassifier):
+            return self.classifier.settings() | label_settings(task.options, task.vocabulary)
         settings = scoring.settings(self.classifier)
         settings |= label_settings(task.options, task.vocabulary)
         settings |= scoring.adaptation_settings(task.data)

@@ -1,0 +1,217 @@
+"""A recipe: what `tune` chose, and what that was measured to be worth, as TOML that people read.
+
+schema, labels, seed          what was asked
+[models]                      the encoders, with their fingerprints
+[[members]]                   methods, each with its weight and temperature
+[shots]                       the labelled images that methods learn from
+[figures]                     accuracy with its interval, and that of plain zero-shot
+[[tried]], [[curve]]          all that was tried; accuracy by the number of labels
+[held_out]                    answers for images that took no part in them, for the report
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from zeroshot.errors import UserError
+from zeroshot.output import atomic
+
+SCHEMA = "zeroshot.recipe/1"
+
+
+@dataclass(frozen=True)
+class RecipeMember:
+    """A method with its options, prompts and coupling; its softmax is at this temperature."""
+
+    method: str
+    weight: float = 1.0
+    temperature: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    templates: str = "simple"
+    coupling: str = ""
+    """Empty for the default of the model set."""
+
+
+@dataclass(frozen=True)
+class RecipeFigures:
+    """Balanced accuracies of images that took no part in the choice."""
+
+    accuracy: float
+    low: float
+    high: float
+    plain: float
+    plain_low: float
+    plain_high: float
+    gain: float
+    p: float
+    """That the gain over plain zero-shot is none, one-sided."""
+    images: int
+    folds: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Answers for the labelled images, each learned without the image."""
+
+    paths: tuple[str, ...]
+    classes: tuple[int, ...]
+    answers: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The result of `zeroshot tune`."""
+
+    labels: tuple[str, ...]
+    verdict: str = ""
+    """One sentence: what was chosen and why."""
+    members: tuple[RecipeMember, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    shots: str = ""
+    """The labelled images to learn from, relative to the recipe; empty for none."""
+    shots_fingerprint: str = ""
+    seed: int = 0
+    figures: RecipeFigures | None = None
+    """None if nothing could be measured."""
+    tried: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
+    curve: tuple[Mapping[str, float], ...] = ()
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    """Share of the images on which a method answers as the recipe does; a hint, no accuracy."""
+    suggested: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what decides the answers."""
+        deciding = (self.labels, self.members, sorted(self.models.items()), self.shots_fingerprint)
+        return hashlib.sha256(repr(deciding).encode()).hexdigest()[:12]
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The text of the file."""
+    import tomli_w
+
+    table: dict[str, Any] = {"schema": SCHEMA}
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if value not in (None, "", (), {}):
+            table[entry.name] = _plain(value)
+    return tomli_w.dumps(table)
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write it whole, or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.replace(path, to_toml(recipe).encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, RecipeMember | RecipeFigures | HeldOut):
+        return {k: _plain(v) for k, v in asdict(value).items() if v not in ("", {}, None)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe that `tune` wrote, every value checked.
+
+    Raises:
+        UserError: no such file, or not a recipe.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read '{path}': {getattr(error, 'strerror', error)}") from error
+    try:
+        table = tomllib.loads(text)
+        if table.pop("schema", None) != SCHEMA:
+            raise ValueError(f'no schema = "{SCHEMA}"')
+        recipe = _recipe(table)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"'{path}' is no recipe of zeroshot tune: {error}") from error
+    return recipe
+
+
+def _recipe(table: dict[str, Any]) -> Recipe:
+    _check_keys(table, Recipe, "a recipe")
+    given = dict(table)
+    given["labels"] = _texts(given["labels"], "labels")
+    given["members"] = tuple(_built(RecipeMember, m, "members") for m in _list(given, "members"))
+    if not given["members"] or sum(m.weight for m in given["members"]) <= 0:
+        raise ValueError("no members with a weight")
+    for name, kind in (("figures", RecipeFigures), ("held_out", HeldOut)):
+        if name in given:
+            given[name] = _built(kind, given[name], name)
+    for name in ("left_out", "suggested"):
+        given[name] = _texts(given.get(name, []), name)
+    for name in ("seed", "verdict", "shots", "shots_fingerprint"):
+        if name in given:
+            given[name] = _typed(Recipe.__dataclass_fields__[name].type, given[name], name)
+    for name in ("models", "agreement"):
+        if not isinstance(given.get(name, {}), dict):
+            raise ValueError(f"{name} is no table")
+    for name in ("tried", "curve"):
+        given[name] = tuple(_list(given, name))
+    return Recipe(**given)
+
+
+def _list(table: Mapping[str, Any], name: str) -> list[Any]:
+    value = table.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{name} is no list of tables")
+    return value
+
+
+def _texts(value: object, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} is no list of texts")
+    return tuple(value)
+
+
+def _built(kind: type[Any], value: object, name: str) -> Any:
+    """`RecipeMember`, `RecipeFigures` or `HeldOut`, its values of the declared types."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no table")
+    _check_keys(value, kind, name)
+    given = {}
+    for key, item in value.items():
+        declared = kind.__dataclass_fields__[key].type
+        given[key] = _typed(declared, item, f"{name}.{key}")
+    return kind(**given)
+
+
+def _typed(declared: Any, item: Any, where: str) -> Any:
+    numbers = isinstance(item, int | float) and not isinstance(item, bool)
+    if declared is float and numbers and item == item:
+        return float(item)
+    if declared is int and numbers and isinstance(item, int):
+        return item
+    if declared is str and isinstance(item, str):
+        return item
+    if declared == Mapping[str, Any] and isinstance(item, dict):
+        return item
+    inner = getattr(declared, "__args__", (None,))[0]
+    if isinstance(item, list) and inner in (str, int, float) and declared != Mapping[str, Any]:
+        return tuple(_typed(inner, x, where) for x in item)
+    raise ValueError(f"{where} = {str(item)[:40]} is of another kind")
+
+
+def _check_keys(table: Mapping[str, Any], kind: type[Any], where: str) -> None:
+    known = {entry.name for entry in fields(kind)}
+    if strange := sorted(set(table) - known):
+        raise ValueError(f"{where} has no '{strange[0]}'")
+
+
+def shots_fingerprint(paths: Sequence[str], classes: Sequence[int]) -> str:
+    """A hash of labelled images by their names and classes."""
+    names = [Path(path).name for path in paths]
+    return hashlib.sha256(repr(list(zip(names, classes, strict=True))).encode()).hexdigest()[:12]

@@ -1,0 +1,105 @@
+"""`tune` on images and on arrays, and the scores of a recipe on arrays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os.path import relpath
+from pathlib import Path
+
+import torch
+
+from zeroshot import prompts
+from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.datasets.labels import LabeledImages, read_labeled_images
+from zeroshot.errors import UserError
+from zeroshot.inference.embedding import AUTO_BATCH
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.tasks.classification.arrays import Array, read_arrays
+from zeroshot.tasks.tuning.recipe import Recipe, shots_fingerprint
+from zeroshot.tasks.tuning.tune import TuneRequest, tune
+from zeroshot.tasks.tuning.tune_options import TuneOptions
+from zeroshot.tasks.tuning.tuning_data import from_arrays, from_images
+from zeroshot.tuning.problem import TunedMethod
+from zeroshot.tuning.selection import TuningProgress
+
+
+def tune_images(
+    models: ModelSet,
+    options: TuneOptions,
+    sources: Sequence[Source],
+    cache: EmbeddingCache,
+    folder: Path,
+    progress: TuningProgress,
+    *,
+    batch_size: int = AUTO_BATCH,
+) -> Recipe:
+    """The recipe for images; labelled ones are recorded relative to `folder`.
+
+    Raises:
+        UserError: no labels, no images at all, or an image or label that cannot be read.
+    """
+    labels = prompts.load_labels(options.labels)
+    if len(labels) < 2:
+        raise UserError("tune chooses among answers: give two labels or more")
+    shots, truth = (
+        None if given is None else read_labeled_images(Path(given), labels)
+        for given in (options.shots, options.truth)
+    )
+    known = [given for given in (shots, truth) if given is not None]
+    if not known and not sources:
+        raise UserError("tune needs images, or labelled images with --shots or --truth")
+    named = {source.path for given in known for source in given.sources}
+    data = from_images(
+        models,
+        labels,
+        options.templates,
+        [source for given in known for source in given.sources],
+        [label for given in known for label in given.classes],
+        [source for source in sources if source.path not in named],
+        cache,
+        Meter(),
+        batch_size=batch_size,
+        long_text=options.long_text,
+    )
+    recipe = tune(data, _request(options, learn=shots is not None), progress)
+    return recipe if shots is None else _with_shots(recipe, Path(str(options.shots)), shots, folder)
+
+
+def _with_shots(recipe: Recipe, path: Path, shots: LabeledImages, folder: Path) -> Recipe:
+    found = shots_fingerprint([str(s.path) for s in shots.sources], shots.classes)
+    return replace(recipe, shots=relpath(path, folder or "."), shots_fingerprint=found)
+
+
+def tune_arrays(file: Path, options: TuneOptions, progress: TuningProgress) -> Recipe:
+    """The recipe for arrays: shots with their labels, and images without."""
+    data = from_arrays(read_arrays(file))
+    return tune(data, _request(options, learn=True), progress)
+
+
+def _request(options: TuneOptions, *, learn: bool) -> TuneRequest:
+    return TuneRequest(learn, options.among, options.budget, options.suggest, options.seed)
+
+
+def score_by_recipe(arrays: Mapping[str, Array], recipe: Recipe) -> dict[str, Array]:
+    """Probabilities of `images` under a recipe, learned from `shots`.
+
+    Raises:
+        UserError: arrays of another number of classes, or without the shots that a member needs.
+    """
+    data = from_arrays(arrays)
+    if len(data.labels) != len(recipe.labels):
+        raise UserError(
+            f"the recipe is for {len(recipe.labels)} labels, the file has {len(data.labels)}"
+        )
+    problem = data.problem
+    train = torch.arange(len(problem.labels))
+    test = torch.arange(len(train), len(train) + len(data.unlabelled))
+    scores = torch.zeros(len(test), len(recipe.labels), dtype=torch.float64)
+    for member in recipe.members:
+        tuned = TunedMethod(member.method, dict(member.options), member.coupling or None)
+        if problem.configuration(tuned).learns and not len(train):
+            raise UserError(f"{member.method} needs the arrays shots and shot_labels")
+        logits = problem.logits(tuned, train, test).double() / member.temperature
+        scores += member.weight * logits.softmax(1)
+    return {"scores": (scores / sum(m.weight for m in recipe.members)).numpy()}
