@@ -335,7 +335,7 @@ def test_beginning_anew_leaves_what_its_record_does_not_name(tmp_path):
             left = {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
             assert left == set(theirs)
         next_one = OutputSpec(top, 4, layout="safetensors")
-        with pytest.raises(UserError, match=r"has 00000\.parquet, and its run\.json does not"):
+        with pytest.raises(UserError, match=r"has 00000\.parquet but no run\.json"):
             next_one.open(sources(11), EmbedResult.schema, toy.settings())
         (top / "00000.parquet").unlink()
         again = join(top, toy, count=9, size=9, layout="safetensors")  # two shards less

@@ -100,7 +100,11 @@ class OutputSpec:
             name, suffix = self.layout or self.default_layout, self.format or "jsonl"
             next_one = layout_for(name, schema, suffix, self.half)
             own = _files_of_shards(files, layouts[files], count)
-            _refuse(files, _in_the_way(files, next_one, plan.count) - set(own))
+            _refuse(
+                files,
+                _in_the_way(files, next_one, plan.count) - set(own),
+                f"its {RUN} does not name it",
+            )
         if below.has_below(WORK):
             layouts[below] = EMBEDDINGS
         for folder in layouts:
@@ -165,7 +169,7 @@ class OutputSpec:
     ) -> dict[str, Any]:
         """Write run.json and return it, or the one of a process that was faster."""
         if (unknown := _in_the_way(files, layout, plan.count)) and _read_run(files) is None:
-            _refuse(files, unknown)
+            _refuse(files, unknown, f"no {RUN}")
         with atomic.writing(files):
             files.replace(_inputs(plan.sha256), plan.lines)
             started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -368,12 +372,12 @@ def _in_the_way(files: Location, layout: Layout, count: int) -> set[str]:
     return alike | set(_files_of_shards(files, layout, count))
 
 
-def _refuse(files: Location, unknown: Collection[str]) -> None:
+def _refuse(files: Location, unknown: Collection[str], but: str) -> None:
     """UserError if there are such files."""
     if unknown:
         raise UserError(
-            f"'{files}' has {min(unknown)}, and its {RUN} does not name it, so zeroshot did not "
-            "make it; move it away, or choose another folder"
+            f"'{files}' has {min(unknown)} but {but}, so zeroshot did not make it; move it away, "
+            "or choose another folder"
         )
 
 
