@@ -77,3 +77,19 @@ def test_ref_clip_score_equals_loops():
         told = max(max(float(captions[i] @ r) for r in references[i]), 0)
         expected = 2 / (1 / seen + 1 / told) if seen and told else 0
         assert score == pytest.approx(expected)
+
+
+def test_an_encoder_whose_scores_are_nan_finds_nothing():
+    image_of_text = np.repeat(np.arange(6), 2)
+    for scores in (np.full((6, 12), np.nan), np.full((6, 12), np.nan, np.float32)):
+        assert matching.text_ranks(scores, image_of_text).tolist() == [11] * 6
+        assert matching.image_ranks(scores, image_of_text).tolist() == [6] * 12
+
+
+def test_single_scores_that_are_nan():
+    image_of_text = np.array([0, 0, 1])
+    # the other caption of image 0 is best; that of image 1 is behind two captions that are unknown
+    scores = np.array([[np.nan, 0.7, 0.2], [np.nan, np.nan, 0.9]])
+    assert matching.text_ranks(scores, image_of_text).tolist() == [1, 3]
+    # caption 0: both unknown; caption 1: 0.7 behind what is unknown; caption 2: 0.9 before 0.2
+    assert matching.image_ranks(scores, image_of_text).tolist() == [2, 2, 1]

@@ -335,6 +335,27 @@ def test_a_rare_word_comes_once_where_there_is_a_choice():
 
 
 @pytest.mark.parametrize(
+    "captions",
+    [
+        ("the red mat the red mat", "the red mat and red mat"),
+        ("old tree by old tree", "old tree by a tree tree"),
+        ("small dog runs small dog", "small dog sits small dog"),
+    ],
+)
+def test_close_scores_are_told_apart_where_every_caption_repeats_a_word(captions):
+    """Two captions speak for each other: the nearer one, which weighs more, for the other one."""
+    encoder = ToyEncoder()
+    rows = encoder.encode_texts(captions)
+    few = [f"a cat {i}" for i in range(40)]
+    image = torch.nn.functional.normalize(2 * rows[0] + rows[1], dim=0)[None]
+    pool = Pool([*captions, *few], torch.cat([rows, -image.repeat(40, 1)]))
+    plain = {"beginnings": 0, "max_tokens": 1, "relevance": 0.0, "fluency": 0.0}
+    method = MBR(neighbours=2, sharpness=0.01, **plain)
+    [said] = method.caption(image, encoder, language_model=WordModel(), pool=pool)
+    assert said.text == captions[1]
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [("a dog and a cat", False), ("a dog and a dog", True), ("the dog's dog", True), ("", False)],
 )

@@ -133,3 +133,20 @@ def test_one_picture_has_no_cider():
 def test_tables_print_shares_as_percent():
     assert statistics.to_table_units("acc1", 0.5) == 50
     assert statistics.to_table_units("nll", 0.5) == 0.5
+
+
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_a_method_whose_scores_are_nan_has_no_right_image(probabilities):
+    labels = np.zeros(8, int)
+    measure = statistics.measure_scores(
+        np.full((8, 6), np.nan), labels, probabilities=probabilities
+    )
+    found = measure.statistic(np.arange(8))
+    assert found["acc1"] == found["acc5"] == found["mean_per_class_recall"] == 0
+    assert measure.figures(seeded(), draws=10)["acc1"].value == 0
+
+
+def test_retrieval_by_scores_that_are_nan_recalls_nothing():
+    found = statistics.measure_retrieval(np.full((12, 24), np.nan), np.repeat(np.arange(12), 2))
+    figures = found.statistic(np.arange(12))
+    assert figures["text_retrieval_recall@10"] == figures["image_retrieval_recall@10"] == 0

@@ -120,3 +120,41 @@ def test_a_class_that_no_row_has_is_left_out_of_the_mean():
     expected = np.mean([metrics.average_precision(scores[:, c], positive[:, c]) for c in (0, 2)])
     assert metrics.mean_average_precision(scores, positive) == pytest.approx(expected)
     assert math.isnan(metrics.mean_average_precision(scores[:, :0], positive[:, :0]))
+
+
+NAN = float("nan")
+
+
+def test_scores_that_are_nan_are_never_right():
+    labels = np.array([0, 0, 1])
+    assert metrics.accuracy(np.full((3, 4), NAN), labels) == 0
+    assert metrics.accuracy(np.full((3, 4), NAN, np.float32), labels, 4) == 0
+    assert metrics.accuracy(np.full((3, 1), NAN), np.zeros(3, int)) == 0
+    mixed = np.array([[NAN, 0.2, 0.1], [0.9, NAN, 0.1], [0.1, 0.8, -np.inf], [0.1, NAN, 0.3]])
+    # NaN of the right class; of a wrong one; none, and a score that rules a class out; both
+    assert metrics.correct_at(mixed, np.array([0, 0, 1, 1])).tolist() == [False, False, True, False]
+    assert metrics.correct_at(mixed, np.array([0, 0, 1, 1]), 2).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_nan_counts_against_a_ranking():
+    positive = np.array([True, True, False, False])
+    assert metrics.auroc(np.full(4, NAN), positive) == 0
+    assert metrics.auroc(np.array([NAN, 3.0, 2.0, 1.0]), positive) == 0.5
+    # the positives come last: precision 1/3 and 2/4, or as one tie 2/4
+    assert metrics.average_precision(np.full(4, NAN), positive) == 0.5
+    assert metrics.average_precision(np.array([4.0, 3.0, NAN, 1.0]), positive) == pytest.approx(
+        (1 / 2 + 2 / 3) / 2
+    )
+    # scores that are infinite are ties, and no differences of infinities
+    assert metrics.average_precision(np.full(4, -np.inf), positive) == 0.5
+
+
+def test_calibration_errors_of_nan_are_nan():
+    probabilities = np.array([[NAN, NAN], [0.9, 0.1]])
+    for figure in (metrics.ece, metrics.adaptive_ece, metrics.nll):
+        assert math.isnan(figure(probabilities, np.array([0, 0])))

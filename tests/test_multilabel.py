@@ -405,3 +405,16 @@ def test_from_python():
     results = zs.classify(SCENES, "red heart,blue star", "pocket", multi=True, threshold=-0.2)
     assert [x.label for x in results[0].labels] == ["red heart"]
     assert results[2].abstained
+
+
+def test_scores_that_are_nan_count_against_their_image():
+    truth = np.array([[True, False], [True, False], [False, True], [False, True]])
+    nan = np.full((4, 2), np.nan, np.float32)
+    found = multilabel.measure_multilabel(nan, truth, 0.5).statistic(np.arange(4))
+    # both positives of a label behind both others; none holds
+    assert found["mean_average_precision"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert found["f1_micro"] == found["recall_micro"] == 0
+    each = multilabel.measure_each_label(nan, truth, ["a", "b"]).statistic(np.arange(4))
+    assert each == {"a": 0.5, "b": 0.5}
+    some = np.array([[0.9, 0.1], [np.nan, 0.2], [0.3, np.nan], [0.2, 0.8]], np.float32)
+    assert multilabel.best_threshold(some, truth) == pytest.approx(0.8)

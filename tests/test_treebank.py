@@ -73,6 +73,22 @@ CASES = {
     ),
     "capitalised ones": ("in Mass. a mass. Wash. wash.", "in mass. a mass wash. wash"),
     "numbered ones": ("No. 5 no. five fig.5 no.", "no. 5 no five fig. 5 no"),
+    "feet and inches": (
+        "a man 5'10\" tall 6'2\" or 5'10 in '10, he 5'5\" '05 ('07)",
+        "a man 5 10 tall 6 2 or 5 '10 in 10 he 5 5 '05 -lrb- 07 -rrb-",
+    ),
+    "names of languages": (
+        "C++ code, c++. F# C# g++ xC++ C++11",
+        "c++ code c++ f# c# g + + xc + + c++ 11",
+    ),
+    "letters in a row": (
+        "the U. S. A. and D. C. the J. A. B. Smith",
+        "the u. s. a. and d. c. the j. a. b. smith",
+    ),
+    "a starter between spaces": (
+        "I. The, I. The step B. It? B. It is U. S. If-so AT&T. He",
+        "i. the i the step b. it b it is u. s. if-so at&t he",
+    ),
     "letters": (
         "the letter b. and U.S. e.g. Ph.D. J. R. Smith",
         "the letter b. and u.s. e.g. ph.d. j. r. smith",

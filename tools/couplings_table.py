@@ -16,6 +16,7 @@ from zeroshot.model_set.model_set import resolve
 HELD_OUT = 200
 COUPLINGS = [
     ("asif", {}),
+    ("asif", {"k": 100, "p": 2}),
     ("asif", {"k": 50, "p": 2, "center": True}),
     ("asif", {"k": 400, "p": 2, "center": True}),
     ("relative", {}),

@@ -63,8 +63,8 @@ SAMPLE = 4096
 class ASIF(AnchoredCoupling):
     """A coupling by relative representations; `fit` gives it its anchors.
 
-    The defaults are the paper's, for a million anchors and more. Small sets want small `k` and
-    `p`: about 50 and 2 for a thousand (`auto` finds them).
+    The defaults are the paper's, for a million anchors and more. A thousand anchors want `p=2` and,
+    with `center`, a `k` of 200 to all of them; without it a `k` of 100 (`auto` finds them).
     """
 
     k: int = 800

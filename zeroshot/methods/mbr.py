@@ -102,10 +102,13 @@ class MBR:
             fluency = torch.tensor(mean_log_probability(language_model, tokens))
             gain = expected_cider(candidates, retrieved.texts, retrieved.weights, pool.frequency)
             score = gain + self.relevance * scale * cosine + self.fluency * fluency  # (3)
-            has_repeats = torch.tensor(
-                [has_repeated_word(text, pool.frequency, COMMON) for text in candidates]
-            )
-            best = int((score - 1e6 * has_repeats).argmax())
+            plain = [
+                i
+                for i, text in enumerate(candidates)
+                if not has_repeated_word(text, pool.frequency, COMMON)
+            ]
+            allowed = plain or list(range(len(candidates)))
+            best = allowed[int(score[allowed].argmax())]
             captions.append(Caption(candidates[best], float(cosine[best]), tuple(tokens[best])))
         return captions
 

@@ -5,6 +5,9 @@ probability. Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:
 Nixon et al. 2019, "Measuring Calibration in Deep Learning", arXiv:1904.01685 (adaptive); Geifman
 and El-Yaniv 2017, "Selective Classification for Deep Neural Networks", arXiv:1705.08500 (risk and
 coverage). Average precision is scikit-learn's: a step function, without interpolation.
+
+A score that is NaN counts against its row: as the worst one where the class is right, as the best
+one where it is wrong.
 """
 
 import numpy as np
@@ -17,10 +20,17 @@ Bools = npt.NDArray[np.bool_]
 
 def correct_at(scores: Floats, labels: Ints, k: int = 1) -> Bools:
     """Whether each row's class is among its `k` best; of equal scores the first class is better."""
+    classes = np.arange(scores.shape[1])
+    scores = without_nan(scores, classes == labels[:, None])
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = np.arange(scores.shape[1]) < labels[:, None]
-    better = (scores > own) | ((scores == own) & before)
-    return np.asarray(better.sum(1) < k)
+    better = (scores > own) | ((scores == own) & (classes < labels[:, None]))
+    return np.asarray((better.sum(1) < k) & (own[:, 0] > -np.inf))
+
+
+def without_nan(scores: Floats, right: Bools) -> Floats:
+    """The scores, with the lowest one for NaN where the class is `right`, else the highest."""
+    unknown = np.isnan(scores)
+    return np.where(unknown, np.where(right, -np.inf, np.inf), scores) if unknown.any() else scores
 
 
 def accuracy(probabilities: Floats, labels: Ints, k: int = 1) -> float:
@@ -53,7 +63,7 @@ def adaptive_ece(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
 
 def confidence_gap(confidence: Floats, correct: Floats, bins: int = 15) -> float:
     """`ece` from the confidence of each row, and 1 or 0 for right or wrong."""
-    index = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
+    index = np.clip(np.ceil(np.nan_to_num(confidence) * bins) - 1, 0, bins - 1).astype(int)
     gap = np.bincount(index, correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
 
@@ -73,6 +83,7 @@ def auroc(scores: Floats, positive: Bools) -> float:
     count = int(positive.sum())
     if count in (0, len(positive)):
         return float("nan")
+    scores = without_nan(scores, positive)
     _, index, times = np.unique(scores, return_inverse=True, return_counts=True)
     rank = np.cumsum(times) - (times - 1) / 2  # mean rank of tied scores, from 1
     above = rank[index][positive].sum() - count * (count + 1) / 2
@@ -86,11 +97,17 @@ def average_precision(scores: Floats, positive: Bools) -> float:
     """
     if not positive.any():
         return float("nan")
+    scores = without_nan(scores, positive)
     order = np.argsort(-scores, kind="stable")
-    last_of_ties = np.append(np.diff(scores[order]) != 0, True)
+    last_of_ties = ends_of_ties(scores[order])
     hits = np.cumsum(positive[order])[last_of_ties]
     precision = hits / (np.flatnonzero(last_of_ties) + 1)
     return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+
+
+def ends_of_ties(ordered: Floats) -> Bools:
+    """Whether each of these ordered scores is the last of its value, infinite ones included."""
+    return np.append(ordered[1:] != ordered[:-1], True)
 
 
 def mean_average_precision(scores: Floats, positive: Bools) -> float:
@@ -120,4 +137,4 @@ def aurc(confidence: Floats, correct: Bools) -> float:
 
 def _outcomes(probabilities: Floats, labels: Ints) -> tuple[Floats, Floats]:
     """The confidence of each row, and 1 if it is right, else 0."""
-    return probabilities.max(1), (probabilities.argmax(1) == labels).astype(np.float64)
+    return probabilities.max(1), correct_at(probabilities, labels).astype(np.float64)

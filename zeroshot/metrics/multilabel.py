@@ -3,7 +3,8 @@
 Scores and truth are `[n c]`. Average precision is scikit-learn's, a step function in which tied
 scores share one threshold: of each label by itself (macro: the mean over labels that occur), or of
 all scores in one ranking (micro). F1 at a threshold is `2 tp / (2 tp + fp + fn)`, of each label or
-of all counts together; the literature of multi-label recognition calls the latter OF1.
+of all counts together; the literature of multi-label recognition calls the latter OF1. A score
+that is NaN counts against its image, as in `classification`, and holds at no threshold.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from zeroshot.metrics.bootstrap import Rows
+from zeroshot.metrics.classification import ends_of_ties, without_nan
 from zeroshot.metrics.statistics import Measure
 
 __all__ = ["Ranking", "best_threshold", "measure_each_label", "measure_multilabel", "ranking"]
@@ -47,8 +49,9 @@ def ranking(
     image: Int[np.ndarray, " m"] | None = None,
 ) -> Ranking:
     """The ranking of scores; `image` is the image of each, by default one score per image."""
+    scores = without_nan(scores, truth)
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    ends = np.flatnonzero(ends_of_ties(scores[order]))
     positive = np.flatnonzero(truth[order])
     end = ends[np.searchsorted(ends, positive)]
     hits = np.searchsorted(positive, end, side="right") - 1
@@ -100,9 +103,9 @@ def best_threshold(scores: Float[np.ndarray, "n c"], truth: Bool[np.ndarray, "n 
 
     NaN if no label holds.
     """
-    flat = scores.reshape(-1)
+    flat = np.nan_to_num(scores.reshape(-1), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     order = np.argsort(-flat, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(flat[order]) != 0, True))
+    ends = np.flatnonzero(ends_of_ties(flat[order]))
     hits = np.cumsum(truth.reshape(-1)[order])
     if not hits.size or not hits[-1]:
         return float("nan")

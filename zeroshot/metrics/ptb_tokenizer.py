@@ -46,7 +46,8 @@ a about according after an as at but he her here however if in it last many more
 other our she since so some such that the their then there these they this we what when while yet
 you
 """
-"""Capitalised words before which the full stop of a lone letter ends a sentence ("I. The")."""
+"""Capitalised words before which, between spaces, the full stop of a lone letter ends a sentence
+("I. The")."""
 
 _LETTER = r"(?:[^\W\d_¹²³¼-¾⁰-⁹₀-₉⅐-⅞]|[\u0300-\u036f])"
 _ALNUM = rf"(?:{_LETTER}|\d)"
@@ -74,7 +75,8 @@ _RULES = [
         rf"(?i){_APOS}(?:[smd]|ll|re|ve)(?!{_LETTER})",
         rf"(?i)('t)(?:is|was)(?:n't)?{_END}",
         # words with an apostrophe of their own
-        rf"(?i){_APOS}(?:em|till?|cause|[2-9]0s|\d\d(?!{_APOS})){_END}",
+        rf"(?i){_APOS}(?:em|till?|cause|[2-9]0s){_END}",
+        rf"{_APOS}\d\d(?=$|{_BEFORE_NUMBER}|{_BEFORE_STARTER})",
         rf"(?i){_APOS}n(?:{_APOS}|{_END})",
         rf"(?i)(?:dunkin|somethin|ol){_APOS}{_END}",
         rf"(?i)(?:c{_APOS}mon|s{_APOS}mores|ev{_APOS}ry|li{_APOS}l|nat{_APOS}l|cap{_APOS}n){_END}",
@@ -91,6 +93,7 @@ _RULES = [
         r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
         r"\d+-\d+/\d+",
         r"[A-Z]+(?:(?:&amp;|[&+])[A-Z]+)+",
+        r"(?i)c\+\+|[cf]#",
         # abbreviations
         rf"(?:{_THING}|{_COMPOUND}|{_NUMBER})\.(?=[,;:])",
         rf"{_LETTER}\.(?:(?:{_LETTER}\.)+|(?!{_BEFORE_STARTER}))",
@@ -110,7 +113,7 @@ _RULES = [
         r"\S",
     )
 ]
-_STARTER = re.compile(rf"(?=[A-Z])(?i:{_any(STARTERS)})(?![\w'’])")
+_STARTER = re.compile(rf"(?=[A-Z])(?i:{_any(STARTERS)})")
 _CLITIC = re.compile(rf"n?{_APOS}(?:t|[smd]|ll|re|ve)")
 _UNSEEN = re.compile(r"[\u200b-\u200f\ufe0f\ufeff\U00010000-\U0010ffff]")
 """Marks without a glyph, and characters beyond the basic plane (emoji): no tokens, but borders."""
@@ -149,7 +152,7 @@ def _kind(chunk: str) -> str:
     """What the full stop before this chunk must know of it."""
     if chunk[0].isdigit():
         return _BEFORE_NUMBER
-    return _BEFORE_STARTER if _STARTER.match(chunk) else ""
+    return _BEFORE_STARTER if _STARTER.fullmatch(chunk) else ""
 
 
 def tokenize(text: str) -> list[str]:

@@ -7,7 +7,7 @@ Thrush et al. 2022, arXiv:2204.03162. CLIPScore: Hessel et al. 2021, arXiv:2104.
     RefCLIP-S(c, R, v)  = harmonic mean of CLIP-S(c, v) and max(max_r cos(c, r), 0)
 
 Departure: of tied scores the right one is ranked last; other code leaves that to the sort. So an
-encoder that scores everything the same retrieves nothing.
+encoder that scores everything the same retrieves nothing, and one whose scores are NaN neither.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from zeroshot.metrics.classification import without_nan
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
@@ -28,6 +30,7 @@ def text_ranks(
 ) -> Int[np.ndarray, " n"]:
     """The rank of each image's best caption among the captions of all images, from 1."""
     own = image_of_text == np.arange(len(scores))[:, None]
+    scores = without_nan(scores, own)
     best = np.where(own, scores, -np.inf).max(1, keepdims=True)
     return np.asarray(1 + np.sum((scores >= best) & ~own, axis=1))
 
@@ -36,6 +39,7 @@ def image_ranks(
     scores: Float[np.ndarray, "n m"], image_of_text: Int[np.ndarray, " m"]
 ) -> Int[np.ndarray, " m"]:
     """The rank of each caption's image among all images, from 1."""
+    scores = without_nan(scores, image_of_text == np.arange(len(scores))[:, None])
     own = scores[image_of_text, np.arange(scores.shape[1])]
     return np.asarray(np.sum(scores >= own, axis=0))
 

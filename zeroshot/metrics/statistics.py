@@ -37,6 +37,8 @@ NOT_PERCENT = frozenset(
     | {"text_retrieval_median_rank", "image_retrieval_median_rank"}
 )
 """Figures that tables do not print times 100."""
+NO_CLASS = -1
+"""The best class of an image that has scores that are NaN."""
 
 
 def to_table_units(name: str, value: float) -> float:
@@ -104,7 +106,7 @@ def measure_scores(
     scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, probabilities: bool = True
 ) -> Measure:
     """One label per image. Without `probabilities` (cosines) there are no calibration figures."""
-    best = scores.argmax(1)
+    best = np.where(np.isnan(scores).any(1), NO_CLASS, scores.argmax(1))
     right = {"acc1": metrics.correct_at(scores, labels)}
     if scores.shape[1] > 5:
         right["acc5"] = metrics.correct_at(scores, labels, 5)

@@ -289,7 +289,7 @@ def precision_threshold(
 def report(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, float]:
     """Accuracy and calibration of the softmax of these logits."""
     probabilities, truth = logits.double().softmax(1).numpy(), labels.numpy()
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == truth
+    confidence, correct = probabilities.max(1), metrics.correct_at(probabilities, truth)
     figures = {
         "accuracy": metrics.accuracy(probabilities, truth),
         "confidence": float(confidence.mean()),
