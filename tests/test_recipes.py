@@ -138,9 +138,9 @@ def test_budgets_that_are_none(text):
 
 def test_tune_and_classify(printed, zeroshot, place, tmp_path):
     out = tmp_path / "r.toml"
-    code, said, err = tune(printed, place, out, "--shots", place / "shots", "--suggest", 2)
+    code, _, err = tune(printed, place, out, "--shots", place / "shots", "--suggest", 2)
     assert code == 0, err
-    assert "95 % interval" in said
+    assert "95 % interval" in err
     recipe = read_recipe(out)
     assert recipe.labels == ("red", "blue", "green")
     assert recipe.figures is not None
@@ -164,12 +164,12 @@ def test_tune_and_classify(printed, zeroshot, place, tmp_path):
 
 def test_tune_without_labelled_images_goes_by_rule(printed, zeroshot, place, tmp_path):
     out = tmp_path / "r.toml"
-    code, said, err = printed(
+    code, _, err = printed(
         "tune", place / "rest", "--labels", "red,blue,green", "--out", out, *POCKET
     )
     assert code == 0, err
-    assert "there are no labelled images to choose by" in said
-    assert "a hint, no accuracy" in said
+    assert "there are no labelled images to choose by" in err
+    assert "a hint, no accuracy" in err
     recipe = read_recipe(out)
     assert [m.method for m in recipe.members] == ["dn"]
     assert recipe.figures is None

@@ -1,5 +1,16 @@
-"""`python -m zeroshot`."""
+"""`python -m zeroshot`, and the command `zeroshot`."""
 
-from zeroshot.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it in order from the first moment."""
+    try:
+        from zeroshot import cli
+    except KeyboardInterrupt:
+        sys.exit(130)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

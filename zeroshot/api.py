@@ -539,7 +539,13 @@ def evaluate(
         raise UserError("options are for one method, and several are compared")
     with _open(cache) as store:
         measured = experiment(
-            Path(data), _set(models), given, store, Meter(), judge=judge, batch_size=batch_size
+            Path(data),
+            _set(models),
+            given,
+            store,
+            Meter(),
+            judge=None if judge is None else lambda: judge,
+            batch_size=batch_size,
         )
         predictions = [measured.evaluate_method(name, options) for name in names]
         return evaluation(measured, predictions, Sampling(draws, confidence, seed))

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here: `zeroshot --help` must not wait for torch. Exit codes: 0 done,
 1 internal error, 2 wrong usage, 3 done but some images failed, 4 a model, data or disk space is not
-available, 130 interrupted with all results so far written.
+available, 130 interrupted with all results so far written, 141 nobody reads standard output.
 """
 
 import dataclasses
@@ -22,12 +22,11 @@ from zeroshot.commands import (
     task_commands,
     video_commands,
 )
-from zeroshot.commands.command import Json
+from zeroshot.commands.command import Json, command
+from zeroshot.commands.terminal import interrupts, streams
 from zeroshot.errors import ZeroshotError
 from zeroshot.serving import serve_commands
 from zeroshot.tasks import completion
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="zeroshot",
@@ -63,6 +62,7 @@ app.command()(serve_commands.mcp)
 
 
 @app.command()
+@command
 def methods(
     name: Annotated[
         str | None,
@@ -91,6 +91,7 @@ def methods(
 
 
 @models_app.command("list")
+@command
 def models_list() -> None:
     """The built-in model sets: models, licence, size, and whether they are on this disk."""
     from zeroshot.commands import console
@@ -107,6 +108,7 @@ def models_list() -> None:
 
 
 @models_app.command("show")
+@command
 def models_show(
     name: Annotated[
         str,
@@ -130,6 +132,7 @@ def models_show(
 
 
 @models_app.command("pull")
+@command
 def models_pull(
     name: Annotated[
         str,
@@ -160,29 +163,45 @@ def _zeroshot(
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    streams.fill_descriptors()
+    interrupts.install()
+    code = run(sys.argv[1:])
+    interrupts.finished(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of one command; every failure ends as one message on standard error."""
     from zeroshot.commands import console
 
-    try:
-        with console.show_warnings():
-            app(list(arguments), prog_name=app.info.name)
-    except SystemExit as done:  # typer ends so, after it printed usage errors
-        code = int(done.code or 0)
-        if code == INTERRUPTED:
+    console.begin()
+    with streams.guarded(), console.show_warnings():
+        try:
+            _call(arguments)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
             console.log("interrupted; all results so far are written")
-        return code
-    except ZeroshotError as error:
-        console.log(f"error: {error}")
-        return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except Exception as error:
-        console.log(traceback.format_exc())
-        console.log(f"internal error, please report it: {type(error).__name__}: {error}")
-        return 1
+            return interrupts.INTERRUPTED
+        except streams.ReaderGoneError as error:
+            return error.exit_code
+        except typer.Exit as done:
+            return done.exit_code
+        except ZeroshotError as error:
+            console.log(f"error: {error}")
+            return error.exit_code
+        except Exception as error:
+            console.log(traceback.format_exc())
+            console.log(f"internal error, please report it: {type(error).__name__}: {error}")
+            return 1
     return 0
+
+
+def _call(arguments: Sequence[str]) -> None:
+    """Run a command; what it raises, and typer.Exit for any exit code but 0."""
+    try:
+        app(list(arguments), prog_name=app.info.name)
+    except SystemExit as done:
+        if done.code == interrupts.INTERRUPTED:
+            raise KeyboardInterrupt from None
+        if done.code:
+            raise typer.Exit(done.code if isinstance(done.code, int) else 1) from None

@@ -52,6 +52,11 @@ class FewClassesWarning(UnsuitableWarning):
     """A method assumes equally frequent classes, but few of them seem to be present."""
 
 
+def counted(number: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def unknown(what: str, given: str, available: Iterable[str]) -> UserError:
     """`unknown method 'asf'; did you mean 'asif'? available: asif, ensemble, magic`."""
     names = sorted(available)

@@ -242,11 +242,12 @@ class EmbeddingCache:
         encoder: str,
         kind: str,
         batch_size: int = 256,
+        expect: Callable[[int], object] = bool,
     ) -> Float[Tensor, "n d"]:
         """The embedding of each item, from the cache or encoded (each id once) and then stored.
 
         `ids` are the content ids of the items. Each batch is stored at once, so that a call can
-        continue after an interruption.
+        continue after an interruption. `expect` is called with the number of items to encode.
         """
         if len(items) != len(ids):
             raise ValueError(f"{len(ids)} ids for {len(items)} items")
@@ -256,6 +257,7 @@ class EmbeddingCache:
         }
         if not missing:
             return stored
+        expect(len(missing))
         fresh = []
         names = list(missing)
         for start in range(0, len(names), batch_size):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zeroshot.errors import UserError
+from zeroshot.commands.command import command
+from zeroshot.errors import UserError, counted
 
 if TYPE_CHECKING:
     from zeroshot.model_set.anchor_file import Anchors, VectorFormat
@@ -79,6 +80,7 @@ Offline = Annotated[
 
 
 @app.command("build")
+@command
 def anchors_build(
     pairs: Pairs,
     out: Out = Path("anchors.safetensors"),
@@ -123,12 +125,13 @@ def anchors_build(
         )
     how: dict[str, Any] = {"device": device, "precision": precision, "offline": offline}
     todo = islice(read_pairs(pairs, root), limit)
-    left = load_image_encoder(names["image_encoder"] or "", **how)
-    right = load_text_encoder(names["text_encoder"] or "", **how)
+    with console.meter().phase("loading models", counts=False):
+        left = load_image_encoder(names["image_encoder"] or "", **how)
+        right = load_text_encoder(names["text_encoder"] or "", **how)
     encoders = {"image_encoder": left.name, "text_encoder": right.name}
     with AnchorWriter(out, encoders, kind=kind, force=overwrite) as file:
         failed = _write(todo, left, right, file, captions, batch_size, cache)
-    console.log(f"wrote {out}: {file.count} anchors")
+    console.log(f"wrote {out}: {counted(file.count, 'anchor')}")
     manifest = out.parent / "models.toml"
     with atomic.writing(manifest):
         made = not manifest.exists() and atomic.publish(manifest, utf8(task.manifest(out, names)))
@@ -144,15 +147,14 @@ def _write(
     """Encode and write pairs, and report those that failed; returns their number."""
     from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
     from zeroshot.commands import console
-    from zeroshot.inference.meter import Meter
     from zeroshot.tasks import anchors as task
 
-    failed = 0
+    failed, meter = 0, console.meter()
     with EmbeddingCache() if cached else NullCache() as cache:
         batches = task.encode(
-            pairs, left, right, cache, Meter(), captions=captions, batch_size=batch_size
+            pairs, left, right, cache, meter, captions=captions, batch_size=batch_size
         )
-        for batch in batches:
+        for batch in meter.track("anchors", batches, None, lambda batch: len(batch.entries)):
             if batch.entries:
                 file.write(batch.images, batch.texts, batch.entries)
             for name, failure in batch.failures:
@@ -164,6 +166,7 @@ def _write(
 
 
 @app.command("import")
+@command
 def anchors_import(
     arrays: Annotated[Path, typer.Argument(help="An .npz file with images [a d], texts [a e].")],
     out: Out = Path("anchors.safetensors"),
@@ -190,11 +193,13 @@ def anchors_import(
         encoders["image_encoder"] = load_image_encoder(image_encoder).name
     if text_encoder is not None:
         encoders["text_encoder"] = load_text_encoder(text_encoder).name
-    count = task.from_arrays(arrays, lines, encoders, out, kind=kind, force=overwrite)
-    console.log(f"wrote {out}: {count} anchors")
+    with console.meter().phase("writing", counts=False):
+        count = task.from_arrays(arrays, lines, encoders, out, kind=kind, force=overwrite)
+    console.log(f"wrote {out}: {counted(count, 'anchor')}")
 
 
 @app.command("add")
+@command
 def anchors_add(
     anchors: Set,
     pairs: Pairs,
@@ -217,7 +222,8 @@ def anchors_add(
     if models is None:
         raise UserError(f"'{anchors}' names no encoders: add takes a model set, or its directory")
     target = _target(known, out)
-    pair = models.coupled
+    with console.meter().phase("loading models", counts=False):
+        pair = models.coupled
     encoders = {"image_encoder": pair.image_encoder.name, "text_encoder": pair.text_encoder.name}
     known.check_encoders(*encoders.values())
     kind = read_header(known.path)[0]["images"]["dtype"]
@@ -229,12 +235,14 @@ def anchors_add(
         )
         if file.count == len(known):
             raise UserError(f"no pair is left for '{target}'")
-    console.log(f"wrote {target}: {file.count} anchors, {file.count - len(known)} of them new")
+    count = counted(file.count, "anchor")
+    console.log(f"wrote {target}: {count}, {file.count - len(known)} of them new")
     if failed:
         raise typer.Exit(3)
 
 
 @app.command("remove")
+@command
 def anchors_remove(
     anchors: Set,
     id: Annotated[
@@ -262,20 +270,23 @@ def anchors_remove(
     else:
         if models is None:
             raise UserError(f"'{anchors}' names no text encoder: --query takes a model set")
-        rows = models.coupled.text_encoder.encode_texts([query or ""])
+        with console.meter().phase("loading models", counts=False):
+            rows = models.coupled.text_encoder.encode_texts([query or ""])
         indices, cosines = task.find_like(known, rows, top)
         for index, cosine in zip(indices.tolist(), cosines.tolist(), strict=True):
             entry = known.entries[index]
             console.log(f"{cosine:.3f}  {entry.id}  {'; '.join(entry.captions)[:80]}")
     if dry_run:
-        console.log(f"{len(indices)} of {len(known)} anchors; nothing was changed")
+        console.log(f"{len(indices)} of {counted(len(known), 'anchor')}; nothing was changed")
         return
     target = _target(known, out)
-    count = write_anchors(target, [known], without=indices, force=True)
-    console.log(f"wrote {target}: {count} anchors, {len(indices)} removed")
+    with console.meter().phase("writing", counts=False):
+        count = write_anchors(target, [known], without=indices, force=True)
+    console.log(f"wrote {target}: {counted(count, 'anchor')}, {len(indices)} removed")
 
 
 @app.command("info")
+@command
 def anchors_info(
     anchors: Set,
     choose: Annotated[
@@ -287,7 +298,8 @@ def anchors_info(
     from zeroshot.tasks import anchors as task
 
     _, known = _open(anchors)
-    described = task.describe(known, choose)
+    with console.meter().phase("trying couplings" if choose else "reading", counts=False):
+        described = task.describe(known, choose)
     console.print_table(("", "value"), [(k, str(v)) for k, v in described.rows.items()])
     if described.report is not None:
         for line in described.report.lines():
@@ -296,6 +308,7 @@ def anchors_info(
 
 
 @app.command("merge")
+@command
 def anchors_merge(
     sets: Annotated[list[str], typer.Argument(help="Two or more anchor files or model sets.")],
     out: Out = Path("anchors.safetensors"),
@@ -308,8 +321,10 @@ def anchors_merge(
     if len(sets) < 2:
         raise UserError("merge takes at least two sets")
     known = [_open(name)[1] for name in sets]
-    count = write_anchors(out, known, force=overwrite)
-    console.log(f"wrote {out}: {count} anchors ({' + '.join(str(len(k)) for k in known)})")
+    with console.meter().phase("writing", counts=False):
+        count = write_anchors(out, known, force=overwrite)
+    parts = " + ".join(str(len(k)) for k in known)
+    console.log(f"wrote {out}: {counted(count, 'anchor')} ({parts})")
 
 
 def _kind(half: bool, int8: bool) -> "VectorFormat":

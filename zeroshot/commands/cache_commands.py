@@ -5,20 +5,23 @@ from typing import Annotated
 
 import typer
 
-from zeroshot.errors import UserError
+from zeroshot.commands.command import command
+from zeroshot.errors import UserError, counted
 
 app = typer.Typer(help="The cache of embeddings: inspect, prune, verify, export.")
 
 
 @app.command("info")
+@command
 def cache_info() -> None:
     """What is in the cache of embeddings, and where it is."""
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
-    with EmbeddingCache() as cache:
+    with EmbeddingCache() as cache, console.meter().phase("reading", counts=False):
         info = cache.info()
-    console.log(f"{info.root}: {info.bytes / 1e6:.1f} MB, {info.files} files known by their hash")
+    files = counted(info.files, "file")
+    console.log(f"{info.root}: {info.bytes / 1e6:.1f} MB, {files} known by their hash")
     console.print_table(
         ("encoder", "kind", "rows", "dim", "MB"),
         [(s.encoder, s.kind, s.rows, s.dim, round(s.bytes / 1e6, 1)) for s in info.spaces],
@@ -26,6 +29,7 @@ def cache_info() -> None:
 
 
 @app.command("prune")
+@command
 def cache_prune(
     encoder: Annotated[str | None, typer.Option(help="Only embeddings of this encoder.")] = None,
     older_than: Annotated[
@@ -56,7 +60,7 @@ def cache_prune(
         raise UserError(
             "say what to prune: --encoder, --older-than, --max-mb, --leftovers or --all"
         )
-    with EmbeddingCache() as cache:
+    with EmbeddingCache() as cache, console.meter().phase("deleting", counts=False):
         freed = cache.prune(
             encoder=encoder,
             older_than_days=older_than,
@@ -66,12 +70,13 @@ def cache_prune(
 
 
 @app.command("verify")
+@command
 def cache_verify() -> None:
     """Read and check every embedding; exit code 3 if some are damaged."""
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
-    with EmbeddingCache() as cache:
+    with EmbeddingCache() as cache, console.meter().phase("checking embeddings", counts=False):
         found = cache.verify()
     console.print_table(
         ("encoder", "kind", "rows", "damaged", "replaced"),
@@ -82,17 +87,18 @@ def cache_verify() -> None:
             "damaged embeddings are never used; they are encoded again when they are needed"
         )
     if found.lost:
-        console.log(f"{len(found.lost)} segments are missing, for example {found.lost[0]}")
+        console.log(f"{counted(len(found.lost), 'segment')} missing, for example {found.lost[0]}")
     if found.orphans:
         console.log(
-            f"{len(found.orphans)} files are unknown to the index; "
-            "'zeroshot cache prune --leftovers' removes them"
+            f"{counted(len(found.orphans), 'file')} unknown to the index: 'zeroshot cache prune "
+            "--leftovers' removes what the index does not refer to"
         )
     if not found.sound:
         raise typer.Exit(3)
 
 
 @app.command("export")
+@command
 def cache_export(
     target: Annotated[
         Path, typer.Argument(help="x.safetensors or x.npy; ids and paths go to x.ids.jsonl.")
@@ -126,5 +132,6 @@ def cache_export(
         if len(spaces) != 1:
             there = "; ".join(f"--encoder '{e}' --kind {k}" for e, k in spaces) or "none of those"
             raise UserError(f"choose with --encoder and --kind; the cache has {there}")
-        count = cache.export(target, *spaces[0], half=half)
-    console.log(f"wrote {count} embeddings to {target}")
+        with console.meter().phase("writing", counts=False):
+            count = cache.export(target, *spaces[0], half=half)
+    console.log(f"wrote {counted(count, 'embedding')} to {target}")

@@ -17,7 +17,7 @@ from zeroshot.tasks.options import default_of, flags_of, option_of
 PANELS = {
     "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
     "engine",
-    "Inputs": "limit image_column caption_column label_column image_root allow_private_urls "
+    "Inputs": "limit null image_column caption_column label_column image_root allow_private_urls "
     "url_timeout url_max_mb",
     "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
 }
@@ -69,10 +69,17 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             for field in dataclasses.fields(kind):
                 if option_of(field).on_command_line:
                     given.pop(field.name)
+        from zeroshot.commands.terminal import progress
+
         run = next((x for x in built.values() if isinstance(x, CommonOptions)), None)
-        if run is not None:
-            built = {n: x if x is run else run.with_shared(x) for n, x in built.items()}
-        function(**given, **built)
+        quiet = any(getattr(options, "quiet", False) for options in built.values())
+        with progress.shown("starting", quiet=quiet):
+            try:
+                if run is not None:
+                    built = {n: x if x is run else run.with_shared(x) for n, x in built.items()}
+                function(**given, **built)
+            except (EOFError, BrokenPipeError) as error:  # typer would end the process for them
+                raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     call.__signature__ = inspect.Signature([*own, *last])  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in (*own, *last)}

@@ -3,11 +3,12 @@
 As `cli`, nothing heavy is imported here.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +19,7 @@ from zeroshot.tasks.options import option, option_of
 
 if TYPE_CHECKING:
     from zeroshot.cache.embedding_cache import EmbeddingCache
+    from zeroshot.inference.meter import Phase
     from zeroshot.inputs.resolve import ResolvedInputs
     from zeroshot.inputs.source import Source
     from zeroshot.inputs.tables import InputOptions
@@ -163,6 +165,12 @@ class CommonOptions(ModelOptions):
     )
     retry_failed: bool = option(False, "Try failed rows of --out again.", env="RETRY_FAILED")
     limit: int | None = option(None, "Stop after this many images.", env="LIMIT", min=1)
+    null: bool = option(
+        False,
+        "Names on standard input (-) end in a null character, as find -print0 writes them.",
+        "--null",
+        "-0",
+    )
     image_column: str | None = option(
         None,
         "A table's column of paths, URLs or bytes; default: the first with a known name.",
@@ -214,27 +222,49 @@ class CommonOptions(ModelOptions):
         for field in dataclasses.fields(options):
             known, value = option_of(field), getattr(options, field.name)
             if known.images and value:
-                more[field.name] = tuple(self.sources(value))
+                more[field.name] = tuple(self.listed(self.resolved(value)))
             elif not known.on_command_line and hasattr(self, field.name):
                 more[field.name] = getattr(self, field.name)
         return dataclasses.replace(options, **more)
 
     def sources(self, images: Sequence[str]) -> "list[Source]":
         """The images that `images` name; other files of a folder are mentioned."""
+        self.check_null(images)
         return self.listed(self.resolved(images))
+
+    def check_null(self, images: Sequence[str]) -> None:
+        """UserError for -0 without names on standard input."""
+        if self.null and "-" not in images:
+            raise UserError("-0 is for names on standard input: give - where they belong")
 
     def resolved(self, images: Sequence[str]) -> "ResolvedInputs":
         """What `images` name; no container of images is opened."""
+        from zeroshot.commands.terminal import progress
         from zeroshot.inputs.resolve import resolve_inputs
 
-        return resolve_inputs(images, options=self._options())
+        typed = "-" in images and sys.stdin is not None and sys.stdin.isatty()
+        with self._listing(), progress.hidden() if typed else contextlib.nullcontext():
+            return resolve_inputs(images, options=self._options())
 
     def listed(self, found: "ResolvedInputs") -> "list[Source]":
         """The images of it, up to the limit; files that hold none are mentioned."""
-        left_out = list(found.left_out)
-        sources = list(islice(found.pictures(left_out), self.limit))
+        left_out, sources = list(found.left_out), []
+        with self._listing() as phase:
+            for source in islice(found.pictures(left_out), self.limit):
+                sources.append(source)
+                phase.done += 1
         self.say_left_out(left_out)
         return sources
+
+    @contextlib.contextmanager
+    def _listing(self) -> "Iterator[Phase]":
+        """A block that lists inputs."""
+        from zeroshot.commands import console
+        from zeroshot.inference.meter import LISTING
+
+        meter = console.meter()
+        with meter.stage(LISTING), meter.phase(f"listing {self.modality}s") as phase:
+            yield phase
 
     def say_left_out(self, files: Sequence[str]) -> None:
         """Mention files that hold no image."""
@@ -259,6 +289,7 @@ class CommonOptions(ModelOptions):
                 offline=self.offline,
             ),
             CLIPS if self.modality == "video" else PICTURES,
+            self.null,
         )
 
     def shown(self) -> Literal["json", "table", "nothing"]:
@@ -271,7 +302,10 @@ class CommonOptions(ModelOptions):
 
 
 def _left_out(files: Sequence[str], thing: str) -> str:
-    named = ", ".join(Path(file).name for file in files[:3])
+    from zeroshot.commands import console
+
+    folder = console.common_folder(files)
+    named = ", ".join(file.removeprefix(folder) for file in files[:3])
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     holds = "file that holds" if len(files) == 1 else "files that hold"
     return f"skipped {len(files)} {holds} no {thing}: {named}{more}"

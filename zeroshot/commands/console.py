@@ -6,33 +6,33 @@ Only this file and `cli` print.
 import contextlib
 import itertools
 import json
+import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
-from types import TracebackType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.cells import cell_len
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from zeroshot.errors import ApproximateWarning, UnsuitableWarning
+from zeroshot.commands.terminal import progress, streams
+from zeroshot.commands.terminal.progress import begin as begin, meter as meter
+from zeroshot.errors import ApproximateWarning, UnsuitableWarning, counted
 from zeroshot.output.formats import utf8
 
 if TYPE_CHECKING:
     from zeroshot.distributed.local import State
-    from zeroshot.inference.meter import Meter
+    from zeroshot.inference.meter import Meter, Phase
     from zeroshot.methods import Description
     from zeroshot.results.result import Result, SearchResult
     from zeroshot.tasks.classification.compare import MethodComparison
     from zeroshot.tasks.tuning.recipe import Recipe
     from zeroshot.tuning.selection import TuningProgress
 
-NAME_WIDTH = 32
 SECONDS_PER_LINE = 3.0
 
 Show = Literal["json", "table", "nothing"]
@@ -45,7 +45,7 @@ def escape_control(text: str) -> str:
 
 def log(message: str) -> None:
     """One message on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(escape_control(message)))
+    progress.messages().print(escape(escape_control(message)))
 
 
 @contextlib.contextmanager
@@ -67,8 +67,9 @@ def show_warnings() -> Iterator[None]:
 
 
 def print_json(row: Mapping[str, Any]) -> None:
-    """One JSON line on standard output."""
-    print(utf8(json.dumps(row, ensure_ascii=False, allow_nan=False)).decode(), flush=True)
+    """One JSON line on standard output; in ASCII, unless that is written as UTF-8."""
+    ascii = not streams.is_utf8(sys.stdout)
+    progress.print_line(utf8(json.dumps(row, ensure_ascii=ascii, allow_nan=False)).decode())
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -80,7 +81,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     table = Table(*columns)
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(table)
+    progress.rows().print(table)
 
 
 def show_comparison(rows: "Iterable[MethodComparison]") -> None:
@@ -108,7 +109,7 @@ def show_figures(result: Mapping[str, Any]) -> None:
         ends = result["intervals"][name]
         interval = " to ".join(f"{to_table_units(name, end):.2f}" for end in ends or ())
         table.add_row(name, f"{to_table_units(name, value):.2f}", interval)
-    Console().print(table)
+    progress.rows().print(table)
     if "labels" in result:
         _show_labels(result["labels"], share)
 
@@ -121,7 +122,7 @@ def _show_labels(labels: Mapping[str, Any], share: str) -> None:
         interval = " to ".join(f"{100 * end:.2f}" for end in ends)
         value = f"{100 * own['average_precision']:.2f}"
         table.add_row(escape(escape_control(name)), str(own["pictures"]), value, interval)
-    Console().print(table)
+    progress.rows().print(table)
 
 
 def tuning_progress(quiet: bool) -> "TuningProgress":
@@ -139,9 +140,9 @@ def tuning_progress(quiet: bool) -> "TuningProgress":
 
 def show_recipe(recipe: "Recipe", path: Path) -> None:
     """What was chosen, what it was measured to be worth, and the ten best that were tried."""
-    print(f"{recipe.verdict}.")
+    log(f"{recipe.verdict}")
     if (f := recipe.figures) is not None:
-        print(
+        log(
             f"right for {f.accuracy:.1%} of images that took no part in the choice, "
             f"95 % interval {f.low:.1%} to {f.high:.1%} (each class weighs the same); plain "
             f"zero-shot {f.plain:.1%}"
@@ -155,12 +156,12 @@ def show_recipe(recipe: "Recipe", path: Path) -> None:
             ],
         )
     if recipe.agreement:
-        print("how far other methods agree with it (a hint, no accuracy):")
+        log("how far other methods agree with it (a hint, no accuracy):")
         rows = [(name, f"{share:.0%}") for name, share in recipe.agreement.items()]
         print_table(("method", "same label"), rows)
     for path_to_label in recipe.suggested:
-        print(f"label next: {path_to_label}")
-    print(f"wrote {path}; use it with: zeroshot classify IMAGES --recipe {path}")
+        log(f"label next: {path_to_label}")
+    log(f"wrote {path}; use it with: zeroshot classify IMAGES --recipe {path}")
 
 
 def show_differences(comparison: Mapping[str, Any]) -> None:
@@ -177,12 +178,12 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
             ends = " to ".join(f"{to_table_units(name, end):+.2f}" for end in own["interval"])
             difference = f"{to_table_units(name, own['difference']):+.2f}"
             table.add_row(name, difference, ends, f"{own['p']:.3f}", f"{own['p_holm']:.3f}")
-        Console().print(table)
+        progress.rows().print(table)
 
 
 def show_hits(hits: "Sequence[SearchResult]", modality: str = "image") -> None:
     """A table for each query: rank, score, path, and the anchors that contribute to a hit."""
-    console = Console(highlight=False)
+    console = progress.rows()
     for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
         hits_of_query = list(group)
         title = escape(hits_of_query[0].query)
@@ -196,7 +197,7 @@ def show_hits(hits: "Sequence[SearchResult]", modality: str = "image") -> None:
 
 def show_method(method: "Description") -> None:
     """A method's docstring and a table of its options."""
-    console = Console(highlight=False)
+    console = progress.rows()
     page = f"{method.name} ({', '.join(method.does)})\n\n{method.about}\n"
     console.print(escape(page), soft_wrap=True)
     table = Table("option", "type", "default", "what it does")
@@ -207,89 +208,87 @@ def show_method(method: "Description") -> None:
 
 
 class Screen:
-    """Shows results as they come: a progress bar on a terminal, rows as `show` asks."""
+    """Counts results as they come, for the line of progress, and shows them as `show` asks."""
 
     def __init__(
         self,
+        meter: "Meter",
         show: Show,
-        total: int | None,
-        quiet: bool,
         modality: str = "image",
         shards: tuple[int, int] | None = None,
     ) -> None:
-        """`total` images; or None, and `shards`: the number of finished shards and of all."""
+        """`shards`: the number of finished shards and of all, if only these are known."""
+        self.meter = meter
         self.show = show
         self.modality = modality
         self.shards = shards
-        self.out = Console(highlight=False)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
-        self.task = self.progress.add_task("loading models", total=total, rate="")
+        self._prefix, self._width = "", 0
+        self._phase: Phase | None = None
 
-    def __enter__(self) -> "Screen":
-        self.progress.start()
-        return self
+    def name_images(self, paths: Sequence[str | None]) -> None:
+        """Show images by what follows the folder that these have in common."""
+        self._prefix = common_folder(paths)
+        names = (path.removeprefix(self._prefix) for path in paths if path is not None)
+        self._width = max((cell_len(escape_control(name)) for name in names), default=0)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
+    @contextlib.contextmanager
+    def results(self, total: int | None) -> Iterator[None]:
+        """The part of the run in which results come, `total` of them if that is known."""
+        with self.meter.phase("", total) as self._phase:
+            self._count(0, 0)
+            yield
 
-    def expect(self, total: int | None) -> None:
-        """Set the number of results, if it is known."""
-        self.progress.update(self.task, total=total)
-
-    def advance(self, count: int, meter: "Meter") -> None:
+    def advance(self, count: int) -> None:
         """Count more finished images."""
-        self.progress.update(
-            self.task, advance=count, description=self._done(meter), rate=f"{meter.rate:.1f}/s"
-        )
+        if self._phase is not None:
+            self._count(self._phase.done + count, self.meter.shards)
 
-    def _done(self, meter: "Meter") -> str:
-        """The unit of the bar: images, or shards if only their total is known."""
-        if self.shards is None:
-            return f"{self.modality}s"
-        done, of = self.shards
-        return f"{done + meter.shards} of {of} shards, {self.modality}s"
-
-    def count(self, meter: "Meter") -> None:
+    def count(self, others: "Meter") -> None:
         """Show the number of results of other processes."""
-        rate = f"{meter.pictures / max(meter.elapsed, 1e-9):.1f}/s"
-        self.progress.update(
-            self.task, completed=meter.pictures, description=self._done(meter), rate=rate
-        )
+        self._count(others.pictures, others.shards)
 
-    def add(self, result: "Result", meter: "Meter") -> None:
+    def _count(self, images: int, shards: int) -> None:
+        assert self._phase is not None
+        self._phase.done, self._phase.name = images, f"{self.modality}s"
+        if self.shards is not None:
+            done, of = self.shards
+            self._phase.name = f"{done + shards} of {of} shards, {self.modality}s"
+
+    def add(self, result: "Result") -> None:
         """Show one result."""
         if self.show == "json":
             print_json(result.row())
         elif self.show == "table":
-            self.out.print(_line(result), soft_wrap=False)
-        self.advance(1, meter)
+            out = progress.rows()
+            width = min(self._width, out.width // 2)
+            out.print(_line(result, self._prefix, width), soft_wrap=False)
+        self.advance(1)
 
 
-def _line(result: "Result") -> Table:
-    """The file's name, and the answer wrapped beside it."""
-    line = Table.grid(padding=(0, 2))
-    line.add_column(width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")
+def _line(result: "Result", prefix: str = "", width: int = 32) -> Table:
+    """The image's name without the prefix, and the answer wrapped beside it."""
+    line = Table.grid(padding=(0, 2, 0, 0))
+    line.add_column(width=width, overflow="fold")
     line.add_column()
-    name = PurePath(result.path).name if result.path else "(in memory)"
+    name = result.path.removeprefix(prefix) if result.path else "(in memory)"
     error = result.error
     answer = f"{error.type}: {error.message}" if error else result.summary()
     text = Text(escape_control(answer), style="red" if error else "")
     line.add_row(Text(escape_control(name)), text)
     return line
+
+
+def common_folder(paths: Iterable[str | None]) -> str:
+    """The folder that all paths lie in, with its slash; empty if there is none."""
+    folders = {_folder(path) for path in paths if path is not None} or {""}
+    same = itertools.takewhile(
+        lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False)
+    )
+    return _folder("".join(character for character, _ in same))
+
+
+def _folder(path: str) -> str:
+    return path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]
 
 
 def summary(
@@ -306,31 +305,37 @@ def summary(
     `before` is the state of a folder when the run began. If `several` processes share the meter,
     the rate is per second of elapsed time.
     """
+    from zeroshot.inference.meter import LOADING
+
     lines = []
-    unit = f"{modality}s"
     if resumed:
         lines.append(_resumed(meter, resumed, before))
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
+        loading = 0.0 if several else meter.seconds.get(LOADING, 0.0)
         lines.append(
-            f"{meter.pictures} {unit}{failed} in {seconds:.1f} s "
-            f"({meter.pictures / max(seconds, 1e-9):.2f} {unit}/s; {_cached(meter)}"
-            f"slowest step: {meter.bottleneck(modality)})"
+            f"{counted(meter.pictures, modality)}{failed} in {meter.elapsed:.1f} s"
+            + (f", {loading:.1f} s of it loading" if loading >= 0.05 else "")
+            + f" ({meter.pictures / max(seconds, 1e-9):.2f} {modality}s/s"
+            + (" after that" if loading >= 0.05 else "")
+            + f"; {_cached(meter)}slowest step: {meter.bottleneck(modality)})"
         )
     if meter.skipped:
-        lines.append(f"skipped {meter.skipped} members of tar files that hold no {modality}")
+        held = "holds" if meter.skipped == 1 else "hold"
+        members = counted(meter.skipped, "member")
+        lines.append(f"skipped {members} of tar files that {held} no {modality}")
     if meter.skipped_existing:
-        lines.append(
-            f"kept {meter.skipped_existing} sidecar files that existed; --overwrite replaces them"
-        )
+        kept = counted(meter.skipped_existing, "sidecar file")
+        lines.append(f"kept {kept} that existed; --overwrite replaces them")
     for reason, (count, first) in meter.unwritten.items():
         more = f" and {count - 1} more" if count > 1 else ""
         lines.append(f"no caption beside its image: '{first}'{more}: {reason}")
     if verbose:
         lines.append(
-            f"encoder: {meter.images_encoded} {unit} encoded, {meter.images_cached} from the "
-            f"cache; {meter.texts_encoded} texts encoded, {meter.texts_cached} from the cache"
+            f"encoder: {counted(meter.images_encoded, modality)} encoded, {meter.images_cached} "
+            f"from the cache; {counted(meter.texts_encoded, 'text')} encoded, "
+            f"{meter.texts_cached} from the cache"
         )
         stages = ", ".join(f"{name} {s:.2f} s" for name, s in meter.seconds.items())
         lines.append(f"time: {stages}; {meter.elapsed:.1f} s in all, loading models included")

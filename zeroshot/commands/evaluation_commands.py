@@ -11,7 +11,7 @@ import typer
 
 from zeroshot.commands.command import command
 from zeroshot.commands.common_options import CommonOptions
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.evaluation.evaluate_options import EvaluateOptions
 from zeroshot.tasks import completion
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from zeroshot.evaluation.experiment import Experiment
     from zeroshot.evaluation.predict import Predictions
     from zeroshot.models.base import DualEncoder
-    from zeroshot.results.result import CaptionResult
 
 
 @command
@@ -72,22 +71,22 @@ def evaluate(
     from zeroshot.commands import console
     from zeroshot.evaluation.evaluation import Sampling, compared
     from zeroshot.evaluation.experiment import experiment
-    from zeroshot.inference.meter import Meter
 
     names = [method] if compare is None else compare.split(",")
     _check_names(names, predictions or ())
-    meter, sampling = Meter(), Sampling(options.draws, options.confidence, options.seed)
+    meter, sampling = console.meter(), Sampling(options.draws, options.confidence, options.seed)
     with run.open_cache() as cache:
-        measured = experiment(
-            data,
-            run.model_set(),
-            options,
-            cache,
-            meter,
-            judge=None if judge is None else _judge(run, judge),
-            batch_size=run.images_per_batch,
-            rows=predictions[0] if predictions else None,
-        )
+        with meter.phase("reading the data", counts=False):
+            measured = experiment(
+                data,
+                run.model_set(),
+                options,
+                cache,
+                meter,
+                judge=None if judge is None else lambda: _judge(run, judge),
+                batch_size=run.images_per_batch,
+                rows=predictions[0] if predictions else None,
+            )
         measured = measured if run.limit is None else measured.limited(run.limit)
         each: Iterator[Predictions]
         if predictions:
@@ -96,14 +95,15 @@ def evaluate(
             each = _answers(run, measured, names, options.options)
         answers = [_show(run, measured, own, sampling) for own in each]
         if len(answers) > 1:
-            comparison = compared(answers, sampling)
+            with meter.phase("drawing samples for the differences", counts=False):
+                comparison = compared(answers, sampling)
             console.show_differences(comparison)
             if run.out is not None:
                 _write(run.out / "comparison.json", [comparison], overwrite=True)
     failed = max(own.failed for own in answers)
     if not run.quiet:
         console.log(
-            f"{len(answers[0].rows)} images"
+            counted(len(answers[0].rows), "image")
             + (f", {failed} without an answer" if failed else "")
             + (f"; results in {run.out}" if run.out else "")
         )
@@ -143,9 +143,11 @@ def _show(
     from zeroshot.commands import console
     from zeroshot.evaluation.evaluation import figures, result
 
+    with measured.meter.phase("drawing samples for the intervals", counts=False):
+        drawn = figures(answers, sampling)
     found = result(
         answers,
-        figures(answers, sampling),
+        drawn,
         task=measured.task,
         about=measured.about(answers),
         sampling=sampling,
@@ -163,25 +165,12 @@ def _answers(
     options: Mapping[str, Any],
 ) -> "Iterator[Predictions]":
     """What each method says; with several, an option says whose it is."""
-    from zeroshot.commands import console
     from zeroshot.tasks.classification.compare import options_of_each
 
     several = [name for name in names if name is not None]
     own = options_of_each(several, options) if len(several) > 1 else {names[0]: options}
     for name, given in own.items():
-        with console.Screen("nothing", len(measured.data.sources), run.quiet) as screen:
-
-            def watch(
-                results: "Iterable[CaptionResult]", screen: "console.Screen" = screen
-            ) -> "Iterator[CaptionResult]":
-                for one in results:
-                    screen.add(one, measured.meter)
-                    yield one
-
-            found = measured.evaluate_method(
-                name, given, keep=run.out, overwrite=run.overwrite, watch=watch
-            )
-        yield found
+        yield measured.evaluate_method(name, given, keep=run.out, overwrite=run.overwrite)
 
 
 def _check_names(names: Sequence[str | None], predictions: Sequence[Path]) -> None:
@@ -229,6 +218,7 @@ def _write(file: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) ->
         new.write(data)
 
 
+@command
 def report(
     results: Annotated[
         list[Path],
@@ -283,7 +273,8 @@ def report(
     from zeroshot.output.formats import utf8
     from zeroshot.report import load_results, render
 
-    page = render(load_results(results, truth), title=title, pictures=pictures, order=order)
+    with console.meter().phase("making the page", counts=False):
+        page = render(load_results(results, truth), title=title, pictures=pictures, order=order)
     with whole(out, overwrite=overwrite) as file:
         file.write(utf8(page))
     console.log(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -13,7 +13,7 @@ import typer
 from zeroshot.commands.command import command
 from zeroshot.commands.common_options import CommonOptions
 from zeroshot.commands.runner import OutputOptions
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.tuning.tune_options import TuneOptions
@@ -96,21 +96,22 @@ def show_labels(
 
 def _compare(run: OutputOptions, task: "Classify", compare: str, sources: list[Any]) -> None:
     from zeroshot.commands import console
-    from zeroshot.inference.meter import Meter
     from zeroshot.tasks.classification.compare import compare_images
     from zeroshot.tasks.tuning.recipe_classifier import RecipeClassifier
 
-    size, meter = run.images_per_batch, Meter()
+    size, meter = run.images_per_batch, console.meter()
     with run.open_cache() as cache:
 
         def make(method: str | None, own: dict[str, Any]) -> "Classifier":
             given = dataclasses.replace(task.options, method=method, options=own)
-            made = dataclasses.replace(task, options=given).open(cache, meter, size).classifier
+            with meter.phase("loading models", counts=False):
+                made = dataclasses.replace(task, options=given).open(cache, meter, size).classifier
             assert not isinstance(made, RecipeClassifier)
             return made
 
         names, shared = compare.split(","), dict(task.options.options)
-        console.show_comparison(compare_images(names, shared, make, sources, cache, meter, size))
+        found = list(compare_images(names, shared, make, sources, cache, meter, size))
+        console.show_comparison(found)
 
 
 def _arrays(file: Path, coupling: str | None) -> "Mapping[str, Any]":
@@ -188,13 +189,12 @@ def calibrate_on(
     out = _calibration_file(run, options, names)
     from zeroshot.commands import console
     from zeroshot.datasets.labels import read_labeled_images
-    from zeroshot.inference.meter import Meter
     from zeroshot.prompts import fingerprint
     from zeroshot.tasks.classification.calibration import calibrate
     from zeroshot.tasks.classification.classifier import load_classifier
     from zeroshot.tasks.classification.classify_task import read_vocabulary
 
-    given, meter = options.classify, Meter()
+    given, meter = options.classify, console.meter()
     vocabulary = read_vocabulary(given)
     truth = (
         None
@@ -203,7 +203,9 @@ def calibrate_on(
     )
     sources = run.sources(names or []) if truth is None else list(truth.sources)
     with run.open_cache() as cache:
-        ready = load_classifier(models, vocabulary.labels, vocabulary.prompts, given, cache, meter)
+        with meter.phase("loading models", counts=False):
+            labels, prompts = vocabulary.labels, vocabulary.prompts
+            ready = load_classifier(models, labels, prompts, given, cache, meter)
         made, reports = calibrate(
             ready,
             sources,
@@ -224,7 +226,7 @@ def calibrate_on(
             ],
         )
     if not run.quiet:
-        count = f"{len(sources)} {run.modality}s"
+        count = counted(len(sources), run.modality)
         console.log(f"wrote {out}: temperature {made.temperature:.4g}, {count}")
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from zeroshot.distributed.local import RunSpec
     from zeroshot.distributed.sharding import Inputs, Size
     from zeroshot.distributed.worker import WorkerOptions
-    from zeroshot.inference.meter import Meter
     from zeroshot.inputs.resolve import ResolvedInputs
     from zeroshot.inputs.source import Source
     from zeroshot.output.object_store import Bucket
@@ -79,6 +78,7 @@ class OutputOptions(CommonOptions):
 
     def inputs(self, images: Sequence[str]) -> "Inputs":
         """What `images` name: images, or the containers of them that become a shard each."""
+        self.check_null(images)
         if self.folder is None:
             return self.sources(images)
         from zeroshot.commands import console
@@ -234,25 +234,27 @@ class OutputOptions(CommonOptions):
     ) -> None:
         from zeroshot.commands import console
         from zeroshot.inference.content_ids import to_do
-        from zeroshot.inference.meter import Meter
 
-        meter, output = Meter(), None
+        meter, output = console.meter(), None
+        screen = console.Screen(meter, self.shown(), self.modality)
+        screen.name_images([source.path for source in sources])
         with self.open_cache() as cache:
             try:
-                with console.Screen(
-                    self.shown(), len(sources), self.quiet, self.modality
-                ) as screen:
+                with meter.phase("loading models", counts=False):
                     runner = task.open(cache, meter, self.images_per_batch)
-                    if self.out is not None:
-                        output = self._output(self.out, task.schema, runner.settings())
+                    settings = runner.settings()  # names every model, so that each is loaded now
+                    meter.opened()
+                if self.out is not None:
+                    output = self._output(self.out, task.schema, settings)
+                    with meter.phase("looking for images that --out has", counts=False):
                         sources = to_do(sources, output, cache)
-                        screen.expect(len(sources))
-                    results = through(runner(sources, meter)) if sources else iter(())
+                results = through(runner(sources, meter)) if sources else iter(())
+                with screen.results(len(sources)):
                     while batch := list(islice(results, runner.batch_size if output else 1)):
                         if output is not None:
                             output.write([result.row() for result in batch])
                         for result in batch:
-                            screen.add(result, meter)
+                            screen.add(result)
             finally:
                 if output is not None:
                     output.close({"pictures": meter.pictures, "seconds": round(meter.elapsed, 3)})
@@ -287,14 +289,15 @@ class OutputOptions(CommonOptions):
         how = WorkerOptions(
             None if self.shards is None else Share.read(self.shards), self.retry_failed
         )
-        before = state(spec, how)
+        meter = console.meter()
+        with meter.phase("looking at the folder of --out", counts=False):
+            before = state(spec, how)
         shards = (before.finished, before.shards) if before.total is None else None
-        with console.Screen(
-            self.shown(), before.total, self.quiet, self.modality, shards
-        ) as screen:
-            screen.expect(before.to_do)
-            meter, write_error = self._engine(spec, how, screen)
-        after = state(spec, how)
+        screen = console.Screen(meter, self.shown(), self.modality, shards)
+        with screen.results(before.to_do):
+            write_error = self._engine(spec, how, screen)
+        with meter.phase("looking at the folder of --out", counts=False):
+            after = state(spec, how)
         if not self.quiet:
             several = bool(self.devices) or self.engine == "ray"
             for line in console.summary(
@@ -315,24 +318,21 @@ class OutputOptions(CommonOptions):
         if meter.failed or meter.unwritten:
             raise typer.Exit(3)
 
-    def _engine(
-        self, spec: "RunSpec", how: "WorkerOptions", screen: "Screen"
-    ) -> "tuple[Meter, str | None]":
-        """Work on the shards; what was counted, and what the cache has to say."""
-        from zeroshot.inference.meter import Meter
-
+    def _engine(self, spec: "RunSpec", how: "WorkerOptions", screen: "Screen") -> str | None:
+        """Work on the shards, and count; what the cache has to say."""
+        meter = screen.meter
         if self.engine == "ray":
             from zeroshot.distributed.ray_engine import run_on_ray
 
-            return run_on_ray(spec, how, screen.count), None
+            meter.add(run_on_ray(spec, how, screen.count).counts())
+            return None
         if self.devices:
             from zeroshot.distributed.processes import read_devices, run_on
 
-            return run_on(spec, read_devices(self.devices), how, screen.count), None
+            meter.add(run_on(spec, read_devices(self.devices), how, screen.count).counts())
+            return None
         from zeroshot.distributed.local import run
 
-        meter = Meter()
         with spec.open_cache() as cache:
-            counted = dataclasses.replace(how, on_result=lambda result: screen.add(result, meter))
-            run(spec, cache, meter, counted)
-            return meter, cache.write_error
+            run(spec, cache, meter, dataclasses.replace(how, on_result=screen.add))
+            return cache.write_error

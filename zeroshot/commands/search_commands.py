@@ -117,7 +117,6 @@ def find(
         typer.Exit: with code 3, if an image failed.
     """
     from zeroshot.commands import console
-    from zeroshot.inference.meter import Meter
     from zeroshot.tasks import search as task
 
     task.correction_of(options, bool(options.bank))
@@ -125,9 +124,14 @@ def find(
     for path in (run.out, html):
         if path is not None and path.exists() and not run.overwrite:
             raise UserError(f"'{path}' exists; --overwrite replaces it")
-    meter, sources = Meter(), run.sources(names)
+    sources, meter = run.sources(names), console.meter()
+    screen = console.Screen(meter, "nothing", run.modality)
     with run.open_cache() as cache:
-        with console.Screen("nothing", len(sources), run.quiet, run.modality) as screen:
+        with meter.phase("loading models", counts=False):
+            models.require(language_model=False)
+            _ = models.encoder
+            meter.opened()
+        with screen.results(len(sources)):
             found = task.search(
                 queries,
                 sources,
@@ -137,13 +141,14 @@ def find(
                 meter,
                 bank=bank,
                 batch_size=run.images_per_batch,
-                seen=lambda count: screen.advance(count, meter),
+                seen=screen.advance,
             )
         _write(run, found)
         if html is not None:
             from zeroshot.report.search_page import write_page
 
-            write_page(html, found.results, [query.label for query in queries], run.overwrite)
+            with meter.phase("making thumbnails", counts=False):
+                write_page(html, found.results, [query.label for query in queries], run.overwrite)
         _show(run, found, queries, meter, options.min_score)
         if cache.write_error is not None:
             console.log(cache.write_error)

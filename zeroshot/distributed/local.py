@@ -36,8 +36,11 @@ def run(
 ) -> None:
     """Open the task and work until every shard of the share is finished."""
     options = options or WorkerOptions()
-    runner = spec.task.open(cache, meter, spec.batch_size)
-    folder = spec.output.open(spec.sources, spec.task.schema, runner.settings())
+    with meter.phase("loading models", counts=False):
+        runner = spec.task.open(cache, meter, spec.batch_size)
+        settings = runner.settings()  # names every model, so that each is loaded now
+        meter.opened()
+    folder = spec.output.open(spec.sources, spec.task.schema, settings)
     if is_transductive(runner):
         assert isinstance(runner, Transductive)
         transduce(runner, folder, meter, options)

@@ -16,6 +16,7 @@ import torch
 
 from zeroshot.distributed.folder import Folder
 from zeroshot.distributed.layouts import Content
+from zeroshot.distributed.sharding import ByNumber
 from zeroshot.distributed.worker import POLL_SECONDS, WorkerOptions, work
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
@@ -23,7 +24,7 @@ from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic, leases
 from zeroshot.output.resumable import written_path
-from zeroshot.results.result import EmbedResult, Failure
+from zeroshot.results.result import EmbedResult, Failure, Result
 from zeroshot.tasks.task import Transductive
 
 SCORING = "scoring"
@@ -69,7 +70,12 @@ def transduce(
     options = options or WorkerOptions()
     embeddings = folder.embeddings()
     before = _failed(embeddings)
-    work(EmbeddingPass(runner), embeddings, meter, replace(options, on_result=bool))
+    with meter.phase("embedding", _images(embeddings, options)) as phase:
+
+        def count(result: Result) -> None:
+            phase.done += 1
+
+        work(EmbeddingPass(runner), embeddings, meter, replace(options, on_result=count))
     if len(embeddings.marks()) < embeddings.plan.count:
         return False
     rescore = options.retry_failed and _failed(embeddings) != before
@@ -83,9 +89,20 @@ def transduce(
             finally:
                 lease.release()
             return True
-        time.sleep(pause)
+        with meter.phase("waiting for other processes", counts=False):
+            time.sleep(pause)
         pause = min(2 * pause, POLL_SECONDS[1])
     return True
+
+
+def _images(folder: Folder, options: WorkerOptions) -> int | None:
+    """Number of images that have to be embedded; None if it is unknown."""
+    plan = folder.plan
+    if not isinstance(plan, ByNumber):
+        return None
+    done, share = folder.marks(), options.share
+    own = (n for n in range(plan.count) if n not in done and (share is None or share.has(n)))
+    return sum(map(plan.rows, own))
 
 
 def _failed(folder: Folder) -> int:
@@ -104,7 +121,8 @@ def _score(
     contents = [embeddings.content(shard) for shard in range(plan.count)]
     results = runner.score(_concat_shards(runner, contents, plan.sources), meter)
     for shard, content in enumerate(contents):
-        batch = list(islice(results, len(content.records)))
+        with meter.phase("scoring", counts=False):
+            batch = list(islice(results, len(content.records)))
         if rescore or folder.mark(shard) is None:
             encoded = b"".join(folder.layout.format.encode(r.row()) for r in batch)
             records = folder.layout.format.records(folder.layout.format.header + encoded)

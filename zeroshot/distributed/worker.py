@@ -122,7 +122,8 @@ def work(
             except FileRefusedError as error:
                 refused += error.args
         if len(left) == len(pending):
-            time.sleep(pause)
+            with meter.phase("waiting for other processes", counts=False):
+                time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS[1])
         else:
             pause = POLL_SECONDS[0]

@@ -34,8 +34,6 @@ from zeroshot.tasks.classification.classifier import Classifier, load_classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 
 Data = ClassificationDataset | MultilabelDataset | CaptionDataset
-Watch = Callable[[Iterable[CaptionResult]], Iterable[CaptionResult]]
-"""Passes captions through unchanged, for example to show progress."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,6 @@ class Experiment:
         *,
         keep: Path | None = None,
         overwrite: bool = False,
-        watch: Watch = lambda results: results,
     ) -> Predictions:
         """Predictions of a method, by default the models' own.
 
@@ -88,7 +85,6 @@ class Experiment:
             keep: a folder to which captions are written batch by batch, so that an interrupted run
                 can continue.
             overwrite: start again in that folder.
-            watch: see `Watch`.
 
         Raises:
             UserError: a method that cannot do this, or captions of other settings in `keep`.
@@ -109,7 +105,7 @@ class Experiment:
             return predict.predict_retrieval(
                 self.data, classifier, self.cache, self.meter, self.batch_size
             )
-        return self._captions(self.data, method, options, keep, overwrite, watch)
+        return self._captions(self.data, method, options, keep, overwrite)
 
     def from_predictions(self, file: Path) -> Predictions:
         """Predictions that an earlier run wrote.
@@ -185,9 +181,18 @@ class Experiment:
             coupling=self.options.coupling,
         )
         weight = SENTENCES if self.task == "retrieve" else LABELS
-        return load_classifier(
-            self.models, labels, prompts, classify_options, self.cache, self.meter, weight=weight
-        )
+        with self.meter.phase("loading models", counts=False):
+            classifier = load_classifier(
+                self.models,
+                labels,
+                prompts,
+                classify_options,
+                self.cache,
+                self.meter,
+                weight=weight,
+            )
+            self.meter.opened()
+        return classifier
 
     def _captions(
         self,
@@ -196,21 +201,21 @@ class Experiment:
         options: Mapping[str, Any],
         keep: Path | None,
         overwrite: bool,
-        watch: Watch,
     ) -> Predictions:
         chosen = captioning.captioner(self.models, method, options)
-        models = with_coupling_for_task(
-            self.models, self.options.coupling, SENTENCES, self.cache, self.meter
-        )
-        name, used = methods.name_of(chosen), captioning.settings(models, chosen)
+        with self.meter.phase("loading models", counts=False):
+            models = with_coupling_for_task(
+                self.models, self.options.coupling, SENTENCES, self.cache, self.meter
+            )
+            name, used = methods.name_of(chosen), captioning.settings(models, chosen)
+            self.meter.opened()
         start = time.perf_counter()
 
         def captions(sources: Sequence[Source]) -> Iterable[CaptionResult]:
-            return watch(
-                captioning.caption(
-                    sources, models, chosen, self.cache, self.meter, batch_size=self.batch_size
-                )
+            results = captioning.caption(
+                sources, models, chosen, self.cache, self.meter, batch_size=self.batch_size
             )
+            return self.meter.track("images", results, len(sources))
 
         rows: Sequence[Row]
         if keep is None:
@@ -238,7 +243,7 @@ def experiment(
     cache: EmbeddingCache,
     meter: Meter,
     *,
-    judge: DualEncoder | None = None,
+    judge: Callable[[], DualEncoder] | None = None,
     batch_size: int = AUTO_BATCH,
     rows: Path | None = None,
 ) -> Experiment:
@@ -246,7 +251,7 @@ def experiment(
 
     Args:
         data: see `datasets.ground_truth`.
-        judge: an encoder for CLIPScore of captions.
+        judge: loads an encoder for CLIPScore of captions; it is called once the data is read.
         rows: a file of captions with references, in place of data and truth.
 
     Raises:
@@ -280,7 +285,7 @@ def experiment(
         cache=cache,
         meter=meter,
         protocol=protocol,
-        judge=None if judge is None else Judge(judge, cache, meter),
+        judge=None if judge is None else Judge(judge(), cache, meter),
         batch_size=batch_size,
     )
 

@@ -249,11 +249,12 @@ def _score(
     used, name = canonical_names(classifier.encoder), methods.name_of(classifier.method)
     rows: list[Row] = []
     scores: list[np.ndarray] = []
-    for batch in embed_batches(sources, classifier, cache, meter, batch_size):
+    batches = embed_batches(sources, classifier, cache, meter, batch_size)
+    for batch in meter.track("images", batches, len(sources), lambda batch: len(batch.sources)):
         good = batch.readable
         best: dict[int, tuple[Label, ...]] = {}
         if good:
-            with meter.stage("scoring"):
+            with meter.stage("scoring"), meter.phase("scoring", counts=False):
                 views = None if batch.views is None else batch.views[good]
                 own, cosines = classifier(batch.embeddings[good], views)
                 best = dict(zip(good, best_labels(labels, own, cosines, top), strict=True))

@@ -1,7 +1,7 @@
 """Images and texts to embeddings, through the cache: the first half of every task."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -75,12 +75,15 @@ def embed_all(
     Raises:
         UserError: an image that cannot be read.
     """
-    parts = []
-    for batch in embed_images(sources, encoder, cache, Meter(), batch_size):
-        for source, failure in zip(batch.sources, batch.failures, strict=True):
-            if failure is not None:
-                raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
-        parts.append(batch.embeddings)
+    parts, own = [], Meter()
+    with meter.phase("embedding", len(sources)) as phase:
+        for batch in embed_images(sources, encoder, cache, own, batch_size):
+            for source, failure in zip(batch.sources, batch.failures, strict=True):
+                if failure is not None:
+                    raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")
+            parts.append(batch.embeddings)
+            phase.done += len(batch.sources)
+    meter.add_stages(own)
     return torch.cat(parts)
 
 
@@ -101,7 +104,8 @@ def with_views(
         views = batch.embeddings[:, None].repeat(1, count, 1)
         wanted = [(i, number) for i in batch.readable for number in range(1, count)]
         keys = {w: _view_id(batch.ids[w[0]] or "", w[1]) for w in wanted}
-        embeddings, hits = cache.get(encoder.name, kind, list(keys.values()))
+        with meter.stage("cache"):
+            embeddings, hits = cache.get(encoder.name, kind, list(keys.values()))
         known = (w for w, hit in zip(wanted, hits, strict=True) if hit)
         cached = dict(zip(known, embeddings, strict=True))
         with meter.stage("encoder"):
@@ -164,26 +168,52 @@ def embed_texts(
     meter: Meter,
 ) -> Float[Tensor, "n d"]:
     """Embeddings of every text, through the cache."""
+    distinct = sorted(set(texts))  # texts that begin alike go to the encoder together
+    embeddings = encode_through_cache(
+        encoder.encode_texts, distinct, encoder.name, cache, meter, TEXT_BATCH
+    )
+    index = {text: i for i, text in enumerate(distinct)}
+    return embeddings[[index[text] for text in texts]]
 
-    def encode(missing: Sequence[str]) -> Tensor:
+
+def encode_through_cache(
+    encode: Callable[[Sequence[str]], Tensor],
+    texts: Sequence[str],
+    encoder: str,
+    cache: EmbeddingCache,
+    meter: Meter,
+    batch_size: int = 256,
+) -> Float[Tensor, "n d"]:
+    """Embeddings of texts in this order; `encode` is called for those that the cache lacks.
+
+    Args:
+        encoder: name of the encoder in the cache.
+    """
+
+    def expect(count: int) -> None:
+        phase.total = count
+
+    def encode_and_count(missing: Sequence[str]) -> Tensor:
+        with meter.stage("encoder"):
+            encoded = encode(missing)
         meter.texts_encoded += len(missing)
-        return encoder.encode_texts(missing)
+        phase.done += len(missing)
+        return encoded
 
-    with meter.stage("encoder"):
-        before = meter.texts_encoded
-        distinct = sorted(set(texts))  # texts that begin alike go to the encoder together
-        ids = [hashlib.sha256(text.encode()).hexdigest() for text in distinct]
+    before = meter.texts_encoded
+    ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+    with meter.stage("cache"), meter.phase("encoding texts") as phase:
         embeddings = cache(
-            encode,
-            distinct,
+            encode_and_count,
+            texts,
             ids=ids,
-            encoder=encoder.name,
+            encoder=encoder,
             kind=TEXT_KIND,
-            batch_size=TEXT_BATCH,
+            batch_size=batch_size,
+            expect=expect,
         )
-        meter.texts_cached += len(distinct) - (meter.texts_encoded - before)
-        index = {text: i for i, text in enumerate(distinct)}
-        return embeddings[[index[text] for text in texts]]
+    meter.texts_cached += len(set(texts)) - (meter.texts_encoded - before)
+    return embeddings
 
 
 def long_text_failure(
@@ -260,9 +290,18 @@ def pad_prompts(
     return block, mask
 
 
-def concat_batches(batches: Iterable[EmbeddingBatch]) -> EmbeddingBatch:
-    """All batches as one. A batch in which every image failed has no width, and gets one."""
-    parts = list(batches)
+def concat_batches(
+    batches: Iterable[EmbeddingBatch], meter: Meter, total: int | None = None
+) -> EmbeddingBatch:
+    """All batches as one, of `total` images if their number is known.
+
+    A batch in which every image failed has no width, and gets one.
+    """
+    parts = []
+    with meter.phase("embedding", total) as phase:
+        for batch in batches:
+            parts.append(batch)
+            phase.done += len(batch.sources)
     width = max((part.embeddings.shape[1] for part in parts), default=0)
 
     def widened(block: Tensor) -> Tensor:

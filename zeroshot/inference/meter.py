@@ -1,17 +1,22 @@
-"""What a run did and where its time went.
+"""What a run does, what it did, and where its time went.
 
-Stages are times of the thread that runs the task, and follow one another. `thread_seconds` is the
-time of other threads. It slows the run only if the run waits for them or shares their cores.
+Stages are times of the thread that runs the task; a stage inside another one is no part of it.
+`thread_seconds` is the time of other threads. It slows the run only if the run waits for them or
+shares their cores. A phase is what a person who waits is told: what is done now, and how far it is.
 """
 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+
+LOADING, LISTING = "loading", "listing"
+"""Stages that are not spent on images and texts: of libraries and models, and of the inputs."""
 STAGES = {
     "decoding": "reading images",
     "cache": "cache",
@@ -19,6 +24,23 @@ STAGES = {
     "language model": "language model and its guide",
     "scoring": "scoring",
 }
+
+
+@dataclass
+class Phase:
+    """A part of a run that may take long."""
+
+    name: str
+    total: int | None = None
+    done: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    counts: bool = True
+    """Whether `done` means something."""
+
+    @property
+    def seconds(self) -> float:
+        """Time since it began."""
+        return time.perf_counter() - self.began
 
 
 @dataclass
@@ -42,21 +64,52 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     thread_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    phases: list[Phase] = field(default_factory=list, repr=False)
+    """What is being done; the last one is part of those before it."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _in_stages: float = field(default=0.0, repr=False)
+    """Time of all stages so far, to subtract it from a stage around them."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of a block to the stage called `name`."""
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), self._in_stages
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - begin
+            took = time.perf_counter() - begin
+            self.seconds[name] += took - (self._in_stages - before)
+            self._in_stages = before + took
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, *, counts: bool = True) -> Iterator[Phase]:
+        """A block that does something a person may have to wait for, `total` times if known."""
+        phase = Phase(name, total, counts=counts)
+        self.phases.append(phase)
+        try:
+            yield phase
+        finally:
+            self.phases.remove(phase)
+            if len(self.phases) == 1 and not self.phases[0].counts:
+                self.phases[0].name = "working"
 
     def add_thread_seconds(self, name: str, seconds: float) -> None:
         """Add the time of another thread."""
         with self._lock:
             self.thread_seconds[name] += seconds
+
+    def track(
+        self,
+        name: str,
+        items: Iterable[T],
+        total: int | None,
+        count: Callable[[T], int] = lambda item: 1,
+    ) -> Iterator[T]:
+        """The items, in a phase that counts them; `count` says how many things one stands for."""
+        with self.phase(name, total) as phase:
+            for item in items:
+                yield item
+                phase.done += count(item)
 
     @property
     def elapsed(self) -> float:
@@ -65,8 +118,27 @@ class Meter:
 
     @property
     def working(self) -> float:
-        """Seconds spent on images and texts, without loading models."""
-        return sum(self.seconds.values())
+        """Seconds spent on images and texts, without loading models and listing inputs."""
+        return sum(self._steps.values())
+
+    @property
+    def _steps(self) -> dict[str, float]:
+        return {k: seconds for k, seconds in self.seconds.items() if k not in (LOADING, LISTING)}
+
+    def opened(self) -> None:
+        """The models are loaded: all time until now that was no stage is the stage `loading`.
+
+        Phases around this one begin now.
+        """
+        self.seconds[LOADING] = self.elapsed - self._in_stages
+        for phase in self.phases:
+            phase.began = time.perf_counter()
+
+    def add_stages(self, other: "Meter") -> None:
+        """Add the time of another meter of this thread, whose counts are not those of the run."""
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
+            self._in_stages += seconds
 
     @property
     def rate(self) -> float:
@@ -106,6 +178,6 @@ class Meter:
         return later
 
     def bottleneck(self, modality: str = "image") -> str:
-        """The stage that took longest, in words."""
-        stage = max(self.seconds, key=self.seconds.__getitem__, default="scoring")
+        """The step that took longest, in words; loading models and listing inputs are none."""
+        stage = max(self._steps, key=self._steps.__getitem__, default="scoring")
         return STAGES[stage].replace("image", modality)

@@ -1,13 +1,17 @@
 """Files of this machine: single ones, those below a folder or of a glob; and reading one."""
 
 import glob
+import io
 import os
 import re
 import stat
+import sys
 import time
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
+from typing import Any
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs.source import DATA, MAX_BYTES, PICTURES
@@ -147,19 +151,51 @@ def braces(name: str) -> list[str]:
     return [f"{name[: match.start()]}{part}{end}" for part in parts for end in rest]
 
 
-def paths_on(stdin: Iterable[str]) -> Iterator[str]:
-    """The paths on standard input, one a line.
+def names_on(stdin: Iterable[str] | None = None, null: bool = False) -> Iterator[str]:
+    """The names on standard input, one a line, or with `null` each before a null character.
+
+    They are read as the bytes that a file system has: the encoding of standard input, and bytes
+    that are no text, do not matter.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, they end otherwise, or standard input cannot be read.
     """
+    stream = sys.stdin if stdin is None else stdin
+    if stream is None:
+        raise UserError("'-' reads names from standard input, which is closed")
+    raw = getattr(stream, "buffer", None)
+    if raw is None or os.name == "nt":
+        raw = io.BytesIO("".join(stream).encode("utf-8", "surrogateescape"))
     empty = True
-    for line in stdin:
-        if path := line.rstrip("\r\n"):
+    try:
+        for name in _pieces(raw, null):
             empty = False
-            yield path
+            yield os.fsdecode(name)
+    except OSError as error:
+        raise UserError(f"standard input cannot be read: {error.strerror or error}") from error
     if empty:
-        raise UserError("'-' reads paths from standard input, one per line, but there were none")
+        each = "each before a null character" if null else "one per line"
+        raise UserError(f"'-' reads names from standard input, {each}, but there were none")
+
+
+def _pieces(raw: Any, null: bool) -> Iterator[bytes]:
+    end, ended, rest = (b"\0" if null else b"\n"), False, b""
+    first = True
+    while block := raw.read1(1 << 16):
+        if first and not null and block.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            block = os.fsencode((block + raw.read()).decode("utf-16", "replace"))
+        if first and not null:
+            block = block.removeprefix(BOM_UTF8)
+        if not null and b"\0" in block:
+            raise UserError("the names on standard input end in null characters: give -0")
+        first = False
+        *whole, rest = (rest + block).split(end)
+        ended = ended or bool(whole)
+        yield from (name for piece in whole if (name := piece if null else piece.rstrip(b"\r")))
+    if null and not ended and b"\n" in rest:
+        raise UserError("-0 reads names that end in null characters, and no name does: leave it")
+    if name := rest if null else rest.rstrip(b"\r"):
+        yield name
 
 
 def stamp_of(info: os.stat_result) -> str:

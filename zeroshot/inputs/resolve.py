@@ -2,7 +2,6 @@
 
 import glob
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +159,7 @@ def resolve_inputs(
         elif isinstance(given, Image | bytes):
             resolver.items.append(Source(None, given))
         elif isinstance(given, str) and given == "-":
-            for path in files.paths_on(stdin or sys.stdin):
+            for path in files.names_on(stdin, resolver.options.null):
                 resolver.add(path, pattern=False)
         elif isinstance(given, str | Path):
             resolver.add(str(given))

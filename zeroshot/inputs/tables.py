@@ -31,6 +31,8 @@ class InputOptions:
     fetch: Fetch = field(default_factory=Fetch)
     suffixes: re.Pattern[str] = PICTURES
     """Suffixes of images in a tar file, or of clips."""
+    null: bool = False
+    """Whether names on standard input end in a null character, and not in a line end."""
 
 
 @dataclass(frozen=True)

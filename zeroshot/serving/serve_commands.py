@@ -13,7 +13,7 @@ import typer
 
 from zeroshot.commands.command import command
 from zeroshot.commands.common_options import ModelOptions
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.tasks.options import option
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class ServeOptions:
 def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
     """Serve a page to search and look at images, and an API beside it."""
     from zeroshot.commands import console
+    from zeroshot.commands.terminal import progress
     from zeroshot.serving import start
 
     if options.no_token and options.token is not None:
@@ -79,14 +80,15 @@ def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _setter(stop))
     with running:
-        print(running.page, flush=True)
+        progress.print_line(running.page)
         if options.open:
             import webbrowser
 
             webbrowser.open(running.page)
         if not options.quiet:
             _show_progress(running, stop)
-        stop.wait()
+        with progress.hidden():
+            stop.wait()
         if not options.quiet:
             console.log("stopping; what was asked is answered")
 
@@ -103,17 +105,20 @@ def _show_progress(running: "RunningServer", stop: threading.Event) -> None:
     from zeroshot.commands import console
 
     folders = running.state.folders
-    with console.Screen("nothing", None, False, "image"):
+    with console.meter().phase("images") as phase:
         while not folders.ready.wait(0.2) and not stop.is_set():
-            pass
+            phase.done, phase.total = folders.progress.done, folders.progress.total
     done = folders.progress
     failed = f", {done.failed} could not be read" if done.failed else ""
-    console.log(done.message or f"{len(folders.snapshot)} images{failed}; Ctrl+C stops the server")
+    count = counted(len(folders.snapshot), "image")
+    console.log(done.message or f"{count}{failed}; Ctrl+C stops the server")
 
 
 @command
 def mcp(run: ModelOptions, folders: Folders) -> None:
     """Let an assistant search and look at images: MCP on standard input and output."""
+    from zeroshot.commands.terminal import progress
     from zeroshot.serving import mcp_tools
 
-    mcp_tools.run(folders, run.model_set(), run.open_cache(), run.images_per_batch)
+    with progress.hidden():
+        mcp_tools.run(folders, run.model_set(), run.open_cache(), run.images_per_batch)

@@ -12,7 +12,7 @@ of equal cosines the first ones. `above` with `threshold` is their rule.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -206,7 +206,10 @@ class FilterRunner(OpenedTask[Filter]):
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[FilterResult]:
         """One result per pair, in order; to keep a fraction, all pairs are read first."""
         batches = self.embed(sources, meter)
-        for batch in [concat_batches(batches)] if self.transductive else batches:
+        if self.transductive:
+            total = len(sources) if isinstance(sources, Sized) else None
+            batches = iter([concat_batches(batches, meter, total)])
+        for batch in batches:
             yield from self.score(batch, meter)
 
     def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbeddingBatch]:
@@ -224,7 +227,7 @@ class FilterRunner(OpenedTask[Filter]):
         """One result per pair."""
         options, good = self.task.options, everything.readable
         scores = everything.embeddings[good].reshape(-1)
-        with meter.stage("scoring"):
+        with meter.stage("scoring"), meter.phase("scoring", counts=False):
             if options.keep is None:
                 passed = above(scores, options.min_score or 0.0)
             else:

@@ -274,7 +274,7 @@ def answer(
     `gallery` is that of the matrix, if it is there already.
     """
     queries, method = asked.queries, asked.method
-    with meter.stage("scoring"):
+    with meter.stage("scoring"), meter.phase("ranking", counts=False):
         gallery = gallery or gallery_of(matrix, models)
         if options.index == "exact":
             hits = rank(asked.embeddings, gallery, options.top_k, method, asked.bank)

@@ -174,7 +174,8 @@ def _logits(
     batch_size: int,
 ) -> Logits:
     method, zero_shot = [], []
-    for batch in embed_batches(sources, classifier, cache, meter, batch_size):
+    batches = embed_batches(sources, classifier, cache, meter, batch_size)
+    for batch in meter.track("images", batches, len(sources), lambda batch: len(batch.sources)):
         for source, failure in zip(batch.sources, batch.failures, strict=True):
             if failure is not None:
                 raise UserError(f"'{source.path}': {failure.message}; remove it or replace it")

@@ -1,7 +1,7 @@
 """Images and labels to scores: a method with its encoder and encoded prompts."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -319,7 +319,10 @@ def embed_batches(
 ) -> Iterator[EmbeddingBatch]:
     """Embeddings and views for the classifier; one batch of all, if it is transductive."""
     batches = iter_embeddings(sources, classifier, cache, meter, batch_size)
-    return iter([concat_batches(batches)]) if classifier.transductive else batches
+    if not classifier.transductive:
+        return batches
+    total = len(sources) if isinstance(sources, Sized) else None
+    return iter([concat_batches(batches, meter, total)])
 
 
 def iter_embeddings(
@@ -452,7 +455,10 @@ def _fit(
     if data.prior:
         arrays["prior"] = torch.tensor(data.prior) / sum(data.prior)
     method: Any = scorer
-    fitted: Scorer = method.fit(**arrays) if arrays else scorer
+    if not arrays:
+        return scorer
+    with meter.phase("fitting the method", counts=False):
+        fitted: Scorer = method.fit(**arrays)
     return fitted
 
 

@@ -1,6 +1,5 @@
 """Scores of labels for videos, by models whose text embeddings depend on the video: X-CLIP."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.images.clips import VERSION, frames_of
-from zeroshot.inference.embedding import TEXT_KIND
+from zeroshot.inference.embedding import encode_through_cache
 from zeroshot.inference.meter import Meter
 from zeroshot.models.base import ClipScorer, Image, Pixels, VideoFile
 from zeroshot.results.result import AnchorContribution
@@ -122,9 +121,7 @@ def load_clip_classifier(
     check_multilabel(options.multi, head, negatives)
     groups = [*prompts, *([text] for text in negatives)]
     flat = [text for group in groups for text in group]
-    ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in flat]
-    with meter.stage("encoder"):
-        encoded = cache(scorer.encode_texts, flat, ids=ids, encoder=scorer.name, kind=TEXT_KIND)
+    encoded = encode_through_cache(scorer.encode_texts, flat, scorer.name, cache, meter)
     used = head or default_head(scorer.logit_bias, options.multi, bool(negatives))
     check_alone(labels, used)
     counts = [len(group) for group in groups]

@@ -94,7 +94,8 @@ def compare_images(
 
     def score(name: str, own: dict[str, Any]) -> Callable[[], Tensor]:
         ready = make(name, own)
-        batches = list(embed_batches(sources, ready, cache, meter, batch_size))
+        embedded = embed_batches(sources, ready, cache, meter, batch_size)
+        batches = list(meter.track("images", embedded, len(sources), lambda b: len(b.sources)))
         kept = [(b.embeddings[b.readable], b.views, b.readable) for b in batches if b.readable]
         if not kept:
             raise UserError("none of the images can be read")

@@ -136,7 +136,7 @@ def label(
     labels: dict[int, tuple[Label, ...]] = {}
     abstained: dict[int, bool] = {}
     explanations: dict[int, tuple[AnchorContribution, ...]] = {}
-    with meter.stage("scoring"):
+    with meter.stage("scoring"), meter.phase("scoring", counts=False):
         if good:
             views = None if batch.views is None else batch.views[good]
             scores, cosines = classifier(batch.embeddings[good], views)

@@ -1,6 +1,5 @@
 """Images and labels to a label for each pixel."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import LabeledImages, read_labeled_images
 from zeroshot.errors import UnsupportedError, UserError
 from zeroshot.inference.decoded_images import apply_to_images, load_all
-from zeroshot.inference.embedding import AUTO_BATCH, TEXT_KIND
+from zeroshot.inference.embedding import AUTO_BATCH, encode_through_cache
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods import Dense
@@ -214,16 +213,7 @@ def encode_prompts(
 def _embed_prompts(
     segmenter: Segmenter, texts: Sequence[str], cache: EmbeddingCache, meter: Meter
 ) -> Float[Tensor, "n d"]:
-    def encode(missing: Sequence[str]) -> Tensor:
-        meter.texts_encoded += len(missing)
-        return segmenter.encode_prompts(missing)
-
-    with meter.stage("encoder"):
-        before = meter.texts_encoded
-        ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        embeddings = cache(encode, texts, ids=ids, encoder=segmenter.name, kind=TEXT_KIND)
-        meter.texts_cached += len(set(texts)) - (meter.texts_encoded - before)
-        return embeddings
+    return encode_through_cache(segmenter.encode_prompts, texts, segmenter.name, cache, meter)
 
 
 def _mix_examples(
