@@ -123,7 +123,7 @@ def test_other_prompts_do_not_go_on_in_one_file(zeroshot, tmp_path):
         ("nothing", "line 1: not JSON at character 1"),
         ('{"path": "a.png"}', "line 1, column 'prompt': expected a text, got no such column"),
         ('{"path": "a", "prompt": "b"}\n{"path": "a", "prompt": "c"}', "a second prompt for 'a'"),
-        ('{"path": "other.png", "prompt": "b"}', "no prompt for 1 images"),
+        ('{"path": "other.png", "prompt": "b"}', "no prompt for 1 image:"),
     ],
 )
 def test_a_file_of_prompts_that_is_wrong(zeroshot, tmp_path, lines, message):
@@ -324,7 +324,7 @@ def test_wrong_usage_is_one_clear_message(
 
 
 def test_a_missing_picture_is_a_row(zeroshot):
-    code, [row], _ = zeroshot("embed", "nowhere.png", *ENCODER)
+    code, [_, row], _ = zeroshot("embed", MAGIC / "image_0.png", "nowhere.png", *ENCODER)
     assert code == 3
     assert row["error"] == {"type": "UnreadableImage", "message": "no such file"}
 

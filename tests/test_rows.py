@@ -72,7 +72,7 @@ def test_an_interrupted_folder_says_what_is_resumed(zeroshot, pictures, tmp_path
     (pictures / "3-broken.png").write_bytes(next(SCENES.glob("1*.png")).read_bytes())
     code, _, err = zeroshot(*arguments, "--retry-failed")
     assert code == 0
-    assert "1 images in" in err
+    assert "1 image in" in err
     assert "error" not in str(rows(tmp_path / "o"))
     assert np.isfinite(load_file(tmp_path / "o" / "00000.safetensors")["embeddings"]).all()
 
@@ -152,7 +152,7 @@ def test_captions_beside_their_pictures(zeroshot, pictures, tmp_path, out):
     code, _, err = zeroshot("caption", pictures, *COMMON, "--sidecar", "txt", *more)
     assert code == 3
     assert mine.read_text() == "my own words"
-    assert "kept 1 sidecar files that existed" in err
+    assert "kept 1 sidecar file that existed" in err
     assert (pictures / "2-blue-star.txt").read_text() == "a small blue star on a black background\n"
     assert not (pictures / "3-broken.txt").exists()
     assert len(list(pictures.glob("*.txt"))) == 8

@@ -260,7 +260,7 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
     [
         (["a star"], "search needs images: zeroshot search 'a star' DIR"),
         ([" ", SCENES], "the query is empty"),
-        (["--image", "gone.png", SCENES], "'image:gone.png': there is no such file"),
+        (["--image", "gone.png", SCENES], "no such file 'gone.png'"),
         (["--image", STAR, "a star", SCENES], "'a star' is no file or folder; with --image"),
         (["--image", STAR, "--queries", "q.txt", SCENES], "give one"),
         (["--queries", "gone.txt", SCENES], "cannot read 'gone.txt'"),
@@ -292,7 +292,7 @@ def test_wrong_usage_is_one_clear_message(zeroshot, arguments, message, tmp_path
         ('{"text": "a", "k": 3}', 'expected {"text"'),
         ('{"text": 3}', '"text" is a text'),
         ('{"text": "a"}\n{"text": "a", "plus": "b"}', 'line 2: "plus" and "minus" are lists'),
-        ('{"image": "gone.png"}', "line 1: 'image:gone.png': there is no such file"),
+        ('{"image": "gone.png"}', "line 1: no such file 'gone.png'"),
     ],
 )
 def test_a_file_of_queries_that_is_wrong(zeroshot, tmp_path, line, message):

@@ -5,7 +5,12 @@ and what to do.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
+from itertools import islice
+
+MANY = 10_000
+"""Entries of a folder among which a similar name is looked for."""
 
 
 class ZeroshotError(Exception):
@@ -22,6 +27,10 @@ class UserError(ZeroshotError, ValueError):
 
 class UnsupportedError(UserError):
     """What the models at hand cannot do, however it is asked: another model set may."""
+
+
+class NoSuchPathError(UserError):
+    """A path that the user named leads to nothing."""
 
 
 class NotAvailableError(ZeroshotError, RuntimeError):
@@ -55,6 +64,39 @@ class FewClassesWarning(UnsuitableWarning):
 def counted(number: int, what: str) -> str:
     """`1 image`, `2 images`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def no_such(path: str | os.PathLike[str], what: str = "file") -> NoSuchPathError:
+    """`no such file 'photo/a.png'; did you mean 'photos/a.png'?`, by what this disk has."""
+    close = near(os.fspath(path))
+    hint = f"; did you mean '{close}'?" if close else ""
+    return NoSuchPathError(f"no such {what} '{path}'{hint}")
+
+
+def near(path: str) -> str | None:
+    """The path that is there and differs from this one by the spelling of one part, if any."""
+    if "://" in path:
+        return None
+    folder, rest = path.rstrip("/" + os.sep), ""
+    while True:  # up to the first part that is not there
+        folder, name = os.path.split(folder)
+        if not name or os.path.isdir(folder or "."):
+            break
+        rest = os.path.join(name, rest) if rest else name
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in islice(entries, MANY)]
+    except OSError:
+        return None
+    stem, suffix = os.path.splitext(name.lower())
+    stems = {os.path.splitext(each.lower())[0] for each in names}
+    for close in difflib.get_close_matches(stem, stems, n=1, cutoff=0.7):
+        alike = [each for each in names if os.path.splitext(each.lower())[0] == close]
+        best = min(alike, key=lambda each: (not each.lower().endswith(suffix), each))
+        found = os.path.join(folder, best)
+        whole = os.path.join(found, rest) if rest else found
+        return whole if os.path.lexists(whole) else found
+    return None
 
 
 def unknown(what: str, given: str, available: Iterable[str]) -> UserError:

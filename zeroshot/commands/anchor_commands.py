@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zeroshot.commands.command import command
-from zeroshot.errors import UserError, counted
+from zeroshot.errors import UserError, counted, no_such
 
 if TYPE_CHECKING:
     from zeroshot.model_set.anchor_file import Anchors, VectorFormat
@@ -124,6 +124,7 @@ def anchors_build(
             f"{' and '.join(lacking)}: name the encoders of the pairs, or give --models"
         )
     how: dict[str, Any] = {"device": device, "precision": precision, "offline": offline}
+    _check_out(out, overwrite)
     todo = islice(read_pairs(pairs, root), limit)
     with console.meter().phase("loading models", counts=False):
         left = load_image_encoder(names["image_encoder"] or "", **how)
@@ -188,6 +189,7 @@ def anchors_import(
     from zeroshot.tasks import anchors as task
 
     kind = _kind(half, int8)
+    _check_out(out, overwrite)
     encoders = {}
     if image_encoder is not None:
         encoders["image_encoder"] = load_image_encoder(image_encoder).name
@@ -222,12 +224,12 @@ def anchors_add(
     if models is None:
         raise UserError(f"'{anchors}' names no encoders: add takes a model set, or its directory")
     target = _target(known, out)
+    todo = read_pairs(pairs, root)
     with console.meter().phase("loading models", counts=False):
         pair = models.coupled
     encoders = {"image_encoder": pair.image_encoder.name, "text_encoder": pair.text_encoder.name}
     known.check_encoders(*encoders.values())
     kind = read_header(known.path)[0]["images"]["dtype"]
-    todo = read_pairs(pairs, root)
     with AnchorWriter(target, encoders | dict(known.encoders), kind=kind, force=True) as file:
         file.copy(known)
         failed = _write(
@@ -320,11 +322,23 @@ def anchors_merge(
 
     if len(sets) < 2:
         raise UserError("merge takes at least two sets")
+    _check_out(out, overwrite)
     known = [_open(name)[1] for name in sets]
     with console.meter().phase("writing", counts=False):
         count = write_anchors(out, known, force=overwrite)
     parts = " + ".join(str(len(k)) for k in known)
     console.log(f"wrote {out}: {counted(count, 'anchor')} ({parts})")
+
+
+def _check_out(path: Path, overwrite: bool) -> None:
+    """UserError, before anything is loaded, for a file that cannot be written."""
+    from zeroshot.output.atomic import check_place
+
+    if path.suffix != ".safetensors":
+        raise UserError(f"'{path}': anchors are a .safetensors file")
+    if path.exists() and not overwrite:
+        raise UserError(f"'{path}' exists; --overwrite replaces it")
+    check_place(path)
 
 
 def _kind(half: bool, int8: bool) -> "VectorFormat":
@@ -340,6 +354,8 @@ def _open(name: str, **how: Any) -> "tuple[ModelSet | None, Anchors]":
     from zeroshot.model_set.model_set import resolve
 
     if name.endswith(".safetensors"):
+        if not Path(name).is_file():
+            raise no_such(name)
         return None, read_anchors(Path(name))
     models = resolve(name, **how)
     return models, models.anchors
@@ -352,6 +368,7 @@ def _target(known: "Anchors", out: Path | None) -> Path:
     target = out or known.path
     if target.exists() and not target.samefile(known.path):
         raise UserError(f"'{target}' exists; choose another --out")
+    _check_out(target, True)
     if target.resolve().is_relative_to(POCKET.resolve()):
         raise UserError("the bundled set cannot be changed; give --out FILE.safetensors")
     return target

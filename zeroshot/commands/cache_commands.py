@@ -119,10 +119,12 @@ def cache_export(
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.cache.export import ids_of
     from zeroshot.commands import console
+    from zeroshot.output.atomic import check_place
 
     for file in (target, ids_of(target)):
         if file.exists() and not overwrite:
             raise UserError(f"'{file}' exists; --overwrite replaces it")
+    check_place(target)
     with EmbeddingCache() as cache:
         spaces = [
             (s.encoder, s.kind)

@@ -8,12 +8,12 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from zeroshot.errors import UserError
+from zeroshot.errors import NoSuchPathError, UserError, no_such
 from zeroshot.tasks.completion import model_sets
 from zeroshot.tasks.options import option, option_of
 
@@ -30,6 +30,10 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """As `inputs.source.SCHEME`, which is not imported for this."""
 FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|npz|npy|safetensors|toml|html?)", re.IGNORECASE)
 """Suffixes of a single file."""
+
+
+Words = Mapping[str, str | Sequence[str] | None]
+NO_WORDS: Words = {}
 
 
 class FolderPath(type(Path())):  # type: ignore[misc]
@@ -208,9 +212,13 @@ class CommonOptions(ModelOptions):
     """Whether --out may be a folder in an object store."""
 
     def __post_init__(self) -> None:
-        """UserError: an --out with a scheme that cannot be."""
+        """UserError: an --out that cannot be."""
         if isinstance(self.out, RemotePath):
             self.out.check(self.remote_out, self.offline)
+        elif self.out is not None:
+            from zeroshot.output.atomic import check_place
+
+            check_place(self.out)
 
     def with_shared(self, options: Any) -> Any:
         """Options of a task, with what the command line gives through the common options.
@@ -227,24 +235,41 @@ class CommonOptions(ModelOptions):
                 more[field.name] = getattr(self, field.name)
         return dataclasses.replace(options, **more)
 
-    def sources(self, images: Sequence[str]) -> "list[Source]":
-        """The images that `images` name; other files of a folder are mentioned."""
+    def sources(self, images: Sequence[str], words: Words = NO_WORDS) -> "list[Source]":
+        """The images that `images` name; other files of a folder are mentioned.
+
+        `words` are as for `resolved`.
+        """
         self.check_null(images)
-        return self.listed(self.resolved(images))
+        return self.listed(self.resolved(images, words))
 
     def check_null(self, images: Sequence[str]) -> None:
         """UserError for -0 without names on standard input."""
         if self.null and "-" not in images:
             raise UserError("-0 is for names on standard input: give - where they belong")
 
-    def resolved(self, images: Sequence[str]) -> "ResolvedInputs":
-        """What `images` name; no container of images is opened."""
+    def resolved(self, images: Sequence[str], words: Words = NO_WORDS) -> "ResolvedInputs":
+        """What `images` name; no container of images is opened.
+
+        Args:
+            words: what was given as texts, by what it is called: `--labels`, `the query`.
+
+        Raises:
+            UserError: nothing of this name; it says if one of the words is a path.
+        """
         from zeroshot.commands.terminal import progress
         from zeroshot.inputs.resolve import resolve_inputs
 
         typed = "-" in images and sys.stdin is not None and sys.stdin.isatty()
         with self._listing(), progress.hidden() if typed else contextlib.nullcontext():
-            return resolve_inputs(images, options=self._options())
+            try:
+                found = resolve_inputs(images, options=self._options())
+                found.check_found()
+            except NoSuchPathError as error:
+                if hint := _swapped(words):
+                    raise UserError(f"{error}; {hint}") from None
+                raise
+            return found
 
     def listed(self, found: "ResolvedInputs") -> "list[Source]":
         """The images of it, up to the limit; files that hold none are mentioned."""
@@ -279,9 +304,12 @@ class CommonOptions(ModelOptions):
         from zeroshot.inputs.source import CLIPS, PICTURES
         from zeroshot.inputs.tables import InputOptions
 
+        root = self.image_root
+        if root is not None and not root.is_dir() and not re.match(r"[a-z0-9]+:/", str(root)):
+            raise no_such(root, "folder")
         return InputOptions(
             Columns(self.image_column, self.caption_column, self.label_column),
-            None if self.image_root is None else str(self.image_root),
+            None if root is None else str(root),
             Fetch(
                 timeout=self.url_timeout,
                 max_bytes=round(self.url_max_mb * (1 << 20)),
@@ -299,6 +327,15 @@ class CommonOptions(ModelOptions):
         if self.out is not None:
             return "nothing"
         return "table" if sys.stdout.isatty() else "json"
+
+
+def _swapped(words: Words) -> str:
+    """A hint, if one of the words is a path."""
+    for what, given in words.items():
+        for word in [given] if isinstance(given, str) else given or ():
+            if os.path.lexists(word):
+                return f"'{word}' is there, but was given as {what}: are the two swapped?"
+    return ""
 
 
 def _left_out(files: Sequence[str], thing: str) -> str:

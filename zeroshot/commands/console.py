@@ -366,8 +366,10 @@ def how_far(state: "State", folder: str) -> str:
     """The progress of a folder of shards, in one line."""
     failed = f", {state.failed} of them failed" if state.failed else ""
     begun = f", {state.unfinished} more in unfinished shards" if state.unfinished else ""
-    of = "" if state.total is None else f" of {state.total}"
+    are = "is" if state.shards == 1 else "are"
+    rows = counted(state.rows, "row") if state.total is None else counted(state.total, "row")
+    done = "" if state.total is None else f"{state.rows} of "
     return (
-        f"{folder}: {state.finished} of {state.shards} shards are finished, "
-        f"{state.rows}{of} rows{failed}{begun}"
+        f"{folder}: {state.finished} of {counted(state.shards, 'shard')} {are} finished, "
+        f"{done}{rows}{failed}{begun}"
     )

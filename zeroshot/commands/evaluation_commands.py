@@ -88,6 +88,8 @@ def evaluate(
                 rows=predictions[0] if predictions else None,
             )
         measured = measured if run.limit is None else measured.limited(run.limit)
+        if run.out is not None and not run.overwrite:
+            _check_new(run.out, measured, names, predictions or ())
         each: Iterator[Predictions]
         if predictions:
             each = map(measured.from_predictions, predictions)
@@ -158,6 +160,27 @@ def _show(
     return answers
 
 
+def _check_new(
+    folder: Path, measured: "Experiment", names: Sequence[str | None], predictions: Sequence[Path]
+) -> None:
+    """UserError, before anything is measured, for a result that is there.
+
+    Captions are no such result: they are continued.
+    """
+    if measured.task == "caption" and not predictions:
+        return
+    from zeroshot.evaluation.predictions import name_of
+
+    for name in list(map(name_of, predictions)) or names:
+        file = _rows_file(folder, name or measured.default_method)
+        if file.exists():
+            raise UserError(f"'{file}' exists; --overwrite replaces it")
+
+
+def _rows_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.rows.jsonl"
+
+
 def _answers(
     run: CommonOptions,
     measured: "Experiment",
@@ -200,7 +223,7 @@ def _keep(
 ) -> None:
     """The result, the rows and the truth, in the folder of results."""
     assert run.out is not None
-    rows = run.out / f"{answers.name}.rows.jsonl"
+    rows = _rows_file(run.out, answers.name)
     if measured.task != "caption" or answers.from_file:  # captions are written as they come
         _write(rows, answers.rows, overwrite=run.overwrite)
     _write(run.out / "truth.jsonl", measured.truth_rows(), overwrite=True)
@@ -269,10 +292,11 @@ def report(
     if out.exists() and not overwrite:
         raise UserError(f"'{out}' exists; --overwrite replaces it")
     from zeroshot.commands import console
-    from zeroshot.output.atomic import whole
+    from zeroshot.output.atomic import check_place, whole
     from zeroshot.output.formats import utf8
     from zeroshot.report import load_results, render
 
+    check_place(out)
     with console.meter().phase("making the page", counts=False):
         page = render(load_results(results, truth), title=title, pictures=pictures, order=order)
     with whole(out, overwrite=overwrite) as file:

@@ -71,7 +71,7 @@ def classify(
     from zeroshot.tasks.classification.classify_task import Classify
 
     task = Classify.from_options(run.model_set(), options)
-    show_labels(run, task, run.inputs(images), compare)
+    show_labels(run, task, run.inputs(images, {"--labels": options.labels}), compare)
 
 
 def show_labels(
@@ -201,7 +201,8 @@ def calibrate_on(
         if options.truth is None
         else read_labeled_images(Path(options.truth), vocabulary.labels)
     )
-    sources = run.sources(names or []) if truth is None else list(truth.sources)
+    words = {"--labels": options.labels}
+    sources = run.sources(names or [], words) if truth is None else list(truth.sources)
     with run.open_cache() as cache:
         with meter.phase("loading models", counts=False):
             labels, prompts = vocabulary.labels, vocabulary.prompts

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import typer
 
-from zeroshot.commands.common_options import CommonOptions, FolderPath, RemotePath
-from zeroshot.errors import UserError
+from zeroshot.commands.common_options import (
+    NO_WORDS,
+    CommonOptions,
+    FolderPath,
+    RemotePath,
+    Words,
+)
+from zeroshot.errors import UserError, counted
 from zeroshot.tasks.options import option
 
 if TYPE_CHECKING:
@@ -76,18 +82,21 @@ class OutputOptions(CommonOptions):
             raise UserError(f"--shard-size {given}: file, or a number of at least 1")
         return int(given)
 
-    def inputs(self, images: Sequence[str]) -> "Inputs":
-        """What `images` name: images, or the containers of them that become a shard each."""
+    def inputs(self, images: Sequence[str], words: Words = NO_WORDS) -> "Inputs":
+        """What `images` name: images, or the containers of them that become a shard each.
+
+        `words` are as for `resolved`.
+        """
         self.check_null(images)
         if self.folder is None:
-            return self.sources(images)
+            return self.sources(images, words)
         from zeroshot.commands import console
         from zeroshot.inputs.containers import Containers
 
-        found = self.resolved(images)
+        found = self.resolved(images, words)
         if self._by_file(found):
             if not self.quiet:
-                console.log(f"a shard for each of {len(found.files)} files")
+                console.log(f"a shard for each of {counted(len(found.files), 'file')}")
                 self.say_left_out(found.left_out)
             return Containers(found.files)
         return self.listed(found)
@@ -152,6 +161,10 @@ class OutputOptions(CommonOptions):
         from zeroshot.inputs.containers import Containers
 
         if self.folder is None:
+            if self.out is not None:
+                from zeroshot.output.formats import format_for
+
+                format_for(self.out, task.schema)  # whether there is one, before models are loaded
             self._refuse_without_folder(layout, half)
             assert not isinstance(sources, Containers)
             self._show_rows(task, list(sources), through)
@@ -309,7 +322,12 @@ class OutputOptions(CommonOptions):
                 modality=self.modality,
             ):
                 console.log(line)
-            console.log(console.how_far(after, str(self.folder)))
+            if self.shards is None:
+                console.log(console.how_far(after, str(self.folder)))
+            else:  # another worker's rows are none of this one's
+                console.log(console.how_far(after, f"{self.folder}, share {self.shards}"))
+                whole = dataclasses.replace(how, share=None)
+                console.log(console.how_far(state(spec, whole), str(self.folder)))
         if write_error is not None:
             console.log(write_error)
         if after.changed:

@@ -87,7 +87,12 @@ def queries_of(
         if not names:
             name = "search" if run.modality == "image" else "video search"
             raise UserError(f"search needs {run.modality}s: zeroshot {name} '{first}' DIR")
-        return [task.query(task.term(f"text:{first}"), plus, minus)], names
+        if os.path.isfile(first) and (option := _option_for(first, flag)):
+            raise UserError(
+                f"the query '{first}' is a file: {option} {first} searches by what is in it, and "
+                f"'text:{first}' for these words"
+            )
+        return [task.query(task.term(f"text:{first.removeprefix('text:')}"), plus, minus)], names
     if not (
         os.path.lexists(words[0]) or re.match(r"-$|\w+:", words[0]) or glob.has_magic(words[0])
     ):
@@ -101,6 +106,16 @@ def queries_of(
         raise UserError("--plus and --minus go with one query; in a .jsonl file each has its own")
     assert file is not None
     return task.read_queries(file), words
+
+
+def _option_for(file: str, example: str) -> str:
+    """The option for a file that stands where the words are; empty if its name says nothing."""
+    from zeroshot.inputs.source import CLIPS, PICTURES
+
+    suffix = os.path.splitext(file)[1]
+    if (CLIPS if example == "--clip" else PICTURES).fullmatch(suffix):
+        return example
+    return "--queries" if suffix.lower() in (".txt", ".jsonl") else ""
 
 
 def find(
@@ -117,14 +132,24 @@ def find(
         typer.Exit: with code 3, if an image failed.
     """
     from zeroshot.commands import console
+    from zeroshot.output.atomic import check_place
+    from zeroshot.output.formats import format_for
+    from zeroshot.results.result import SearchResult
     from zeroshot.tasks import search as task
 
     task.correction_of(options, bool(options.bank))
     bank = task.read_queries(Path(options.bank)) if options.bank else []
+    if run.out is not None:
+        format_for(run.out, SearchResult.schema)
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html '{html}': a page is an .html file")
     for path in (run.out, html):
-        if path is not None and path.exists() and not run.overwrite:
-            raise UserError(f"'{path}' exists; --overwrite replaces it")
-    sources, meter = run.sources(names), console.meter()
+        if path is not None:
+            if path.exists() and not run.overwrite:
+                raise UserError(f"'{path}' exists; --overwrite replaces it")
+            check_place(path)
+    words = {"the query": [query.only_text for query in queries if query.only_text is not None]}
+    sources, meter = run.sources(names, words), console.meter()
     screen = console.Screen(meter, "nothing", run.modality)
     with run.open_cache() as cache:
         with meter.phase("loading models", counts=False):
@@ -160,9 +185,10 @@ def _write(run: CommonOptions, found: "SearchAnswer") -> None:
     if run.out is None:
         return
     from zeroshot.output.resumable import write_all
+    from zeroshot.results.result import SearchResult
 
     rows = (result.row() for result in found.results)
-    write_all(run.out, "zeroshot.search/1", found.settings, rows, overwrite=run.overwrite)
+    write_all(run.out, SearchResult.schema, found.settings, rows, overwrite=run.overwrite)
 
 
 def _show(

@@ -4,6 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import typer
 
 from zeroshot.commands.command import Images, command
 from zeroshot.commands.runner import OutputOptions
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
 from zeroshot.tasks.embed_options import EmbedOptions
 from zeroshot.tasks.filter_options import FilterOptions
@@ -163,7 +164,8 @@ def _prompted(
     sources = run.sources(images)
     lacking = [source.path for source in sources if source.path not in each]
     if lacking:
-        raise UserError(f"'{prompts}' has no prompt for {len(lacking)} images: '{lacking[0]}'")
+        without = counted(len(lacking), "image")
+        raise UserError(f"'{prompts}' has no prompt for {without}: '{lacking[0]}'")
     return sources
 
 
@@ -182,6 +184,7 @@ def _traces(
     from zeroshot.output import atomic
     from zeroshot.output.appended import AppendedFile
 
+    atomic.check_place(path)
     if run.out is None:
         if path.exists() and not run.overwrite:
             raise UserError(f"'{path}' exists; --overwrite replaces it")
@@ -273,10 +276,14 @@ def ask(
         if len(names) < 2:
             raise UserError('ask needs images and a question: zeroshot ask photos/ "Is it day?"')
         texts = [names.pop()]
+        if os.path.lexists(texts[0]) and run.resolved(names, {"the question": texts}):
+            raise UserError(
+                f"the question '{texts[0]}' is a path; images come first, and the question last"
+            )
     if texts and each:
         raise UserError("--question is for every image, --questions has those of each: give one")
     task = Ask.from_options(run.model_set(), options, each or texts)
-    run.show(task, run.inputs(names or list(each)))
+    run.show(task, run.inputs(names or list(each), {"the question": texts}))
 
 
 # Embeddings, masks and boxes
@@ -320,7 +327,9 @@ def segment(run: OutputOptions, options: SegmentOptions, images: Images) -> None
     """Give each pixel of an image a label."""
     from zeroshot.tasks.localization.segmentation import Segment
 
-    run.show(Segment.from_options(run.model_set(), options), run.inputs(images))
+    words = {"--labels": options.labels}
+    _check_folders(options.masks, options.draw)
+    run.show(Segment.from_options(run.model_set(), options), run.inputs(images, words))
 
 
 @command
@@ -341,7 +350,18 @@ def detect(
     from zeroshot.tasks.localization.detection import Detect
 
     task = Detect.from_options(run.model_set(), options)
-    run.show(task, run.inputs(images), *_collected(coco, task, run))
+    _check_folders(options.draw)
+    words = {"--labels": options.labels}
+    run.show(task, run.inputs(images, words), *_collected(coco, task, run))
+
+
+def _check_folders(*folders: str | Path | None) -> None:
+    """UserError for a folder that cannot be made."""
+    from zeroshot.output.atomic import check_place
+
+    for folder in folders:
+        if folder is not None:
+            check_place(Path(folder), folder=True)
 
 
 def _collected(
@@ -350,8 +370,10 @@ def _collected(
     """What passes results on, and writes all boxes after the last result."""
     if path is None:
         return ()
+    from zeroshot.output.atomic import check_place
     from zeroshot.tasks.localization import coco_results
 
+    check_place(path)
     if path.exists() and not run.overwrite:
         raise UserError(f"'{path}' exists; --overwrite replaces it")
     if run.out is not None and (run.folder is not None or not run.overwrite):
@@ -413,7 +435,7 @@ def match(
         raise UserError("--learn-thresholds needs --order, and --order is for nothing else")
     if form != "pairs" and options.texts:
         raise UserError(f"--form {form} has texts of its own, --text is for images")
-    sources = _pairs(run, pairs, form)
+    sources = _pairs(run, pairs, form, options.texts)
     if not options.texts:
         sources = needing_captions(sources)
     captions = None
@@ -430,11 +452,11 @@ def match(
         run.show(task, sources)
 
 
-def _pairs(run: OutputOptions, pairs: Sequence[str], form: str) -> "Inputs":
+def _pairs(run: OutputOptions, pairs: Sequence[str], form: str, texts: Sequence[str]) -> "Inputs":
     from zeroshot.datasets import winoground
 
     if form == "pairs":
-        return run.inputs(pairs)
+        return run.inputs(pairs, {"--text": texts})
     read = winoground.winoground if form == "winoground" else winoground.nlvr2
     sources = [source for file in pairs for source in read(Path(file))]
     return sources[: run.limit]
@@ -463,6 +485,7 @@ def _learn(
 ) -> None:
     """Score the pairs, and write the thresholds that separate their labels."""
     from zeroshot.commands import console
+    from zeroshot.output.atomic import check_place
     from zeroshot.tasks.matching.scoring import made_with
     from zeroshot.tasks.matching.thresholds import learn
 
@@ -470,6 +493,7 @@ def _learn(
         raise UserError("--learn-thresholds writes thresholds; rows need a run of their own")
     if file.exists() and not run.overwrite:
         raise UserError(f"'{file}' exists; --overwrite replaces it")
+    check_place(file)
 
     def through(results: ResultStream) -> ResultStream:
         scores: list[float] = []
@@ -488,7 +512,8 @@ def _learn(
         learned.save(file, run.overwrite)
         console.log(
             f"thresholds in {file}: {', '.join(f'{cut:.4g}' for cut in learned.cuts)}; balanced "
-            f"accuracy {learned.accuracy:.3f} on the {learned.pairs} pairs they were learned from"
+            f"accuracy {learned.accuracy:.3f} on the {counted(learned.pairs, 'pair')} they were "
+            "learned from"
         )
 
     run.show(task, sources, through)
@@ -548,6 +573,7 @@ def filter(
     """Keep image-text pairs whose image and caption agree, by a threshold or by a fraction."""
     from zeroshot.commands import console
     from zeroshot.inputs.containers import Containers, needing_captions
+    from zeroshot.output.atomic import check_place
     from zeroshot.output.filtered_pairs import check_target, write_kept
     from zeroshot.tasks.filter import Filter
 
@@ -568,6 +594,7 @@ def filter(
         _check_retry(run, sources)
     if kept is not None:
         check_target(kept, () if isinstance(sources, Containers) else sources)
+        check_place(kept)
     chosen: list[FilterResult] = []
     counts = {"scored": 0, "kept": 0}
 
@@ -587,6 +614,6 @@ def filter(
     if kept is not None:
         write_kept(kept, chosen)
     if not run.quiet and run.folder is None:
-        console.log(f"kept {counts['kept']} of {counts['scored']} pairs")
+        console.log(f"kept {counts['kept']} of {counted(counts['scored'], 'pair')}")
     if failed:
         raise typer.Exit(3)

@@ -81,7 +81,7 @@ def classify(
     from zeroshot.tasks.classification.classify_task import video_task
 
     task = video_task(run.model_set(), options)
-    show_labels(run, task, run.inputs(clips), compare)
+    show_labels(run, task, run.inputs(clips, {"--labels": options.labels}), compare)
 
 
 @app.command()

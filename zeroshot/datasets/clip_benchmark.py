@@ -14,7 +14,7 @@ from zeroshot import prompts
 from zeroshot.datasets.captions import CaptionDataset
 from zeroshot.datasets.labels import ClassificationDataset
 from zeroshot.datasets.multilabel_images import MultilabelDataset
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.inputs.source import Source, UnreadableBlob, with_captions
 from zeroshot.inputs.webdataset import WebDataset, parts, pictures, read_dataset, stem_of
 
@@ -114,7 +114,9 @@ def _class_names(folder: Path, dataset: WebDataset, labels: str | None) -> tuple
         return dataset.classes
     names = prompts.load_labels(labels)
     if len(names) != len(dataset.classes or names):
-        raise UserError(f"{len(names)} labels for the {len(dataset.classes)} classes of '{folder}'")
+        raise UserError(
+            f"{counted(len(names), 'label')} for the {len(dataset.classes)} classes of '{folder}'"
+        )
     return names
 
 

@@ -21,7 +21,7 @@ from zeroshot.datasets.multilabel_images import (
     read_multilabel_dataset,
 )
 from zeroshot.datasets.protocols import Protocol
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, no_such
 from zeroshot.inputs.source import Source
 from zeroshot.output.formats import to_json, utf8
 
@@ -146,7 +146,7 @@ def fingerprint(
 
 def _check_exists(data: Path) -> None:
     if not data.exists():
-        raise UserError(f"no such data: '{data}'")
+        raise no_such(data, "file" if data.suffix else "folder")
 
 
 def _check_count(protocol: Protocol | None, sources: Sequence[Source]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zeroshot import images
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, no_such
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import name_in, read_json, read_records, suffix_of, text_in
 from zeroshot.prompts import Templates, expand, load_labels
@@ -76,6 +76,8 @@ def read_labeled_rows(path: Path) -> list[tuple[str, str, str]]:
     Raises:
         UserError: another kind of file, or a row without path or label.
     """
+    if not path.suffix and not path.exists():
+        raise no_such(path, "folder")
     if suffix_of(path.name) not in (".csv", ".tsv", ".jsonl"):
         raise UserError(
             f"'{path}' is neither a folder with a folder of images for each class, nor a .csv, "

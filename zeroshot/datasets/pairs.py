@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zeroshot.datasets.captions import caption_columns, captions_of_row, read_image_captions
 from zeroshot.datasets.coco_json import ImageCaptions
-from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.errors import NotAvailableError, UserError, no_such
 from zeroshot.inputs import webdataset
 from zeroshot.inputs.source import PICTURES, Source, UnreadableBlob, with_captions
 from zeroshot.inputs.text_files import read_lines, suffix_of
@@ -53,7 +53,7 @@ def read_pairs(name: str, root: Path | None = None) -> Iterator[Pair]:
     if path.is_dir():
         return _folder_pairs(path)
     if not path.is_file():
-        raise NotAvailableError(f"no pairs at '{name}': there is no such file or folder")
+        raise no_such(path, "file" if suffix else "folder")
     if suffix == ".tar":
         return _tar_pairs(path)
     if suffix not in SUFFIXES:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.inputs.source import Fields, Source
 from zeroshot.inputs.tables import below
 from zeroshot.inputs.text_files import read_json_lines, text_in
@@ -51,7 +51,7 @@ def winoground_figures(scores: Sequence[Sequence[float]]) -> str:
     right = retrieval.winoground(np.array(whole, dtype=float).reshape(-1, 2, 2))
     figures = {"text": right.text, "image": right.image, "group": right.group}
     shown = ", ".join(f"{name} {own.mean():.4f}" for name, own in figures.items())
-    return f"winoground: {shown} of {len(right.text)} examples"
+    return f"winoground: {shown} of {counted(len(right.text), 'example')}"
 
 
 def _rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

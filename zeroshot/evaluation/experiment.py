@@ -58,6 +58,13 @@ class Experiment:
         options = self.options
         return ThresholdSelection(options.threshold, options.held_out, options.seed)
 
+    @property
+    def default_method(self) -> str:
+        """The method that labels, if none is named."""
+        spec = self.models.spec
+        coupling = spec.coupling if spec.encoder is None else None
+        return str(spec.classify.get("method", coupling.method if coupling else "ensemble"))
+
     def limited(self, images: int) -> "Experiment":
         """The experiment on the first images only, which follows no protocol."""
         data = self.data

@@ -17,7 +17,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.captions import CaptionDataset
 from zeroshot.datasets.labels import ClassificationDataset
 from zeroshot.datasets.multilabel_images import MultilabelDataset
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.evaluation.clip_score import Judge
 from zeroshot.inference.embedding import AUTO_BATCH, canonical_names
 from zeroshot.inference.meter import Meter
@@ -135,8 +135,8 @@ class ThresholdSelection:
         count = round(self.held_out * len(scored))
         if not 0 < count < len(scored):
             raise UserError(
-                f"--held-out {self.held_out:g} of {len(scored)} images leaves none to choose a "
-                "threshold on, or none to measure"
+                f"--held-out {self.held_out:g} of {counted(len(scored), 'image')} leaves none to "
+                "choose a threshold on, or none to measure"
             )
         return sorted(drawn[:count]), sorted(drawn[count:])
 

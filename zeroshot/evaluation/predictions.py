@@ -7,7 +7,7 @@ from typing import Any
 
 from zeroshot.datasets.captions import CaptionDataset, references_of_row
 from zeroshot.datasets.coco_json import results_in
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import name_in, read_json, read_json_lines, suffix_of
 
@@ -114,8 +114,8 @@ def in_order(predictions: SavedPredictions, sources: Sequence[Source]) -> list[d
     rows = dict(zip(match_images(predictions, sources), predictions.rows, strict=True))
     if missing := [i for i in range(len(sources)) if i not in rows]:
         raise UserError(
-            f"{predictions.name}: no row for {len(missing)} of {len(sources)} images, the first "
-            f"'{sources[missing[0]].path}'"
+            f"{predictions.name}: no row for {len(missing)} of {counted(len(sources), 'image')}, "
+            f"the first '{sources[missing[0]].path}'"
         )
     return [rows[i] for i in range(len(sources))]
 
@@ -164,9 +164,13 @@ def _predictions(
 ) -> SavedPredictions:
     if not rows:
         raise UserError(f"'{file}' has no rows")
+    return SavedPredictions(name_of(file), tuple(rows), references)
+
+
+def name_of(file: Path) -> str:
+    """The name of the method whose rows a file has: `asif` for `asif.rows.jsonl.gz`."""
     name = file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
-    name = name.removesuffix(".rows")
-    return SavedPredictions(name, tuple(rows), references)
+    return name.removesuffix(".rows")
 
 
 def _is_label(label: object) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from zeroshot.errors import UnreadableImageError, UserError
+from zeroshot.errors import NoSuchPathError, UnreadableImageError, UserError, no_such
 from zeroshot.inputs.source import DATA, MAX_BYTES, PICTURES
 from zeroshot.inputs.text_files import suffix_of
 
@@ -39,6 +39,17 @@ def is_folder(path: str) -> bool:
         return os.path.isdir(path)
     except ValueError:  # a null byte
         return False
+
+
+def is_missing(path: str) -> bool:
+    """Whether nothing has this path; False where that cannot be known, and for a dead link."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _walk(folder: str) -> list[str]:
@@ -124,6 +135,11 @@ def nothing_in(name: str, what: str, left_out: list[str]) -> UserError:
     """`no images found in folder 'x', only 2 files of other kinds`."""
     plural = "" if len(left_out) == 1 else "s"
     others = f", only {len(left_out)} file{plural} of other kinds" if left_out else ""
+    if what == "pattern" and not left_out:
+        folder = os.path.dirname(re.split(r"[*?[]", name)[0])  # up to the first sign of a pattern
+        if folder and is_missing(folder) and "://" not in name:
+            others = f": {no_such(folder, 'folder')}"
+        return NoSuchPathError(f"no images found in pattern '{name}'{others}")
     return UserError(f"no images found in {what} '{name}'{others}")
 
 
@@ -165,7 +181,8 @@ def names_on(stdin: Iterable[str] | None = None, null: bool = False) -> Iterator
         raise UserError("'-' reads names from standard input, which is closed")
     raw = getattr(stream, "buffer", None)
     if raw is None or os.name == "nt":
-        raw = io.BytesIO("".join(stream).encode("utf-8", "surrogateescape"))
+        text = ("" if null else "\n").join(stream)  # blank lines are none
+        raw = io.BytesIO(os.fsencode(text))
     empty = True
     try:
         for name in _pieces(raw, null):

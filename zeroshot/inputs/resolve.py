@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.errors import NotAvailableError, UserError, no_such
 from zeroshot.inputs import hf_datasets, local_files as files, webdataset
 from zeroshot.inputs.columns import Columns
 from zeroshot.inputs.containers import (
@@ -22,6 +22,7 @@ from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.source import URL, Blob, Input, Listing, Source, UnreadableBlob
 from zeroshot.inputs.tables import InputOptions
+from zeroshot.inputs.text_files import suffix_of
 
 __all__ = [
     "Blob",
@@ -47,6 +48,13 @@ class ResolvedInputs:
     items: tuple[Source | ImageContainer, ...]
     left_out: tuple[str, ...]
     """Files without an image that a scan of a folder found."""
+    missing: tuple[str, ...] = ()
+    """Files that were named and are not there."""
+
+    def check_found(self) -> None:
+        """NoSuchPathError if nothing that was named is there: every row would say so."""
+        if self.missing and len(self.missing) == len(self.items):
+            raise no_such(self.missing[0])
 
     @property
     def files(self) -> tuple[ImageContainer, ...]:
@@ -81,28 +89,46 @@ class _InputResolver:
         self.options = options
         self.items: list[Source | ImageContainer] = []
         self.left_out: list[str] = []
+        self.missing: list[str] = []
         self.reachable: set[str] = set()
         """Remote folders of which a file was listed."""
 
-    def add(self, name: str, *, pattern: bool = True) -> None:
-        """Add all items of a name; `pattern` says whether it may be a glob."""
+    def add(self, name: str, *, pattern: bool = True, typed: bool = True) -> None:
+        """Add all items of a name.
+
+        Args:
+            pattern: whether it may be a glob.
+            typed: whether a person named it; one of a list may have gone since that was made.
+
+        Raises:
+            NoSuchPathError: a typed name that leads to nothing, and is not that of an image.
+        """
         if name.lower().startswith(hf_datasets.PREFIX):
             self.items.append(ImageContainer(name, self.options))
         elif URL.match(name):
             self.items.append(Source(name, Url(name, self.options.fetch)))
         elif name.lower().startswith("file://"):
-            self.add(name[len("file://") :], pattern=False)
+            self.add(name[len("file://") :], pattern=False, typed=typed)
         elif pattern and not os.path.lexists(name) and (names := files.braces(name)) != [name]:
             for each in names:
                 self.add(each)
         elif fsspec_files.is_remote(name):
-            self._remote(name)
+            self._remote(name, typed)
         elif files.is_folder(name) or (pattern and _is_glob(name)):
             self._scan(name)
         else:
+            if typed and files.is_missing(name):
+                self._miss(name)
             self._file(name)
 
-    def _remote(self, name: str) -> None:
+    def _miss(self, name: str) -> None:
+        """Note a name that leads to nothing."""
+        suffix = suffix_of(name)
+        if not (is_container(name) or self.options.suffixes.fullmatch(suffix)):
+            raise no_such(name, "file" if suffix else "folder")
+        self.missing.append(name)
+
+    def _remote(self, name: str, typed: bool) -> None:
         if self.options.fetch.offline and fsspec_files.asks_the_network(name):
             raise NotAvailableError(f"'{name}' needs the network (--offline)")
         folder = name.rpartition("/")[0]
@@ -113,6 +139,8 @@ class _InputResolver:
         infos, left_out = fsspec_files.listed(name, table_suffix(name), self.options.suffixes)
         self.left_out.extend(left_out)
         for file, info in infos.items():
+            if typed and not info:
+                self._miss(file)
             if is_container(file):
                 version = fsspec_files.version(info) if info else None
                 self.items.append(ImageContainer(file, self.options, version))
@@ -150,6 +178,7 @@ def resolve_inputs(
 
     Raises:
         UserError: a folder or a glob without images, or an input of another type.
+        NoSuchPathError: a name that leads to nothing, and is not that of an image or a container.
         NotAvailableError: a library is not installed, a service not reachable.
     """
     resolver = _InputResolver(options or InputOptions())
@@ -160,13 +189,13 @@ def resolve_inputs(
             resolver.items.append(Source(None, given))
         elif isinstance(given, str) and given == "-":
             for path in files.names_on(stdin, resolver.options.null):
-                resolver.add(path, pattern=False)
+                resolver.add(path, pattern=False, typed=False)
         elif isinstance(given, str | Path):
             resolver.add(str(given))
         else:
             kind = type(given).__name__
             raise UserError(f"an image is a path, a PIL image or bytes, not {kind}")
-    return ResolvedInputs(tuple(resolver.items), tuple(resolver.left_out))
+    return ResolvedInputs(tuple(resolver.items), tuple(resolver.left_out), tuple(resolver.missing))
 
 
 def find(
@@ -176,13 +205,14 @@ def find(
 ) -> Listing:
     """The images that the inputs name; also `-` for names on standard input, and images in memory.
 
-    The order is kept, and an image that is named twice comes twice. A file that does not exist
-    becomes a source that fails when it is opened. A scan of a folder or a glob skips hidden files;
-    it lists data (`captions.jsonl`) and captions (`a.txt` beside `a.jpg`) in `left_out`. A file
-    that is named itself is always tried.
+    The order is kept, and an image that is named twice comes twice. An image file that does not
+    exist becomes a source that fails when it is opened. A scan of a folder or a glob skips hidden
+    files; it lists data (`captions.jsonl`) and captions (`a.txt` beside `a.jpg`) in `left_out`. A
+    file that is named itself is always tried.
 
     Raises:
-        UserError: a folder or a glob without images, or a table without a column of images.
+        UserError: a folder or a glob without images, no such folder, or a table without a column of
+            images.
         NotAvailableError: a library is not installed, a service or a data set not reachable.
     """
     resolved = resolve_inputs(inputs, stdin, options)

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, no_such
 
 if TYPE_CHECKING:
     from zeroshot.inputs.source import File
@@ -173,6 +173,8 @@ def _complaints(path: Path) -> Iterator[None]:
         yield
     except TextError as error:
         raise UserError(f"'{path}' {error}") from None
+    except FileNotFoundError:
+        raise no_such(path) from None
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
 

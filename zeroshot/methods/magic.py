@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot.decoding import Choice, stream
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.methods._caption_pool import Pool
 from zeroshot.methods._protocols import Caption
 from zeroshot.models.base import DualEncoder, LanguageModel, Matcher
@@ -137,7 +137,9 @@ class MaGiC:
             raise UserError("magic needs a language model")
         beginnings = list(prompts) if prompts is not None else [""] * len(images)
         if len(beginnings) != len(images):
-            raise UserError(f"{len(beginnings)} prompts for {len(images)} images")
+            raise UserError(
+                f"{counted(len(beginnings), 'prompt')} for {counted(len(images), 'image')}"
+            )
         guide = None
         if self.beta:
             guide = MagicGuide(images, encoder, language_model, self.beta)

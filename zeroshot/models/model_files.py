@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zeroshot.errors import NotAvailableError, UserError
+from zeroshot.errors import NotAvailableError, UserError, no_such
 from zeroshot.models.names import ModelName
 
 __all__ = [
@@ -109,7 +109,7 @@ def locate(name: ModelName, layout: FileLayout, *, offline: bool = False) -> Fil
         directory = fetch(name.target, layout, model=str(name), offline=offline)
         return Files(name, directory, directory.name[:12], weights_in(directory, layout))
     if not name.directory.is_dir():
-        raise NotAvailableError(f"no model at {name}: there is no such directory")
+        raise NotAvailableError(f"no model at {name}: {no_such(name.directory, 'directory')}")
     if not _complete(name.directory, layout):
         raise UserError(
             f"{name} is no complete model: it needs {layout.config} and weights "

@@ -18,6 +18,7 @@ from zeroshot.errors import OutputError, UserError, ZeroshotError
 from zeroshot.output.holders import has_exited, ourselves
 
 __all__ = [
+    "check_place",
     "is_abandoned",
     "part_of",
     "publish",
@@ -36,6 +37,18 @@ ABANDONED = 86400.0
 """Seconds without a write after which an unfinished file of another machine is removed."""
 
 _swept: set[Path] = set()
+
+
+def check_place(path: Path, *, folder: bool = False) -> None:
+    """UserError if no file, or no `folder`, can be made at `path`, as far as it is known before."""
+    whole = path.absolute()
+    for above in (whole, *whole.parents) if folder else whole.parents:
+        if above.is_dir():
+            if not os.access(above, os.W_OK | os.X_OK):
+                raise UserError(f"cannot write '{path}': no permission to write into '{above}'")
+            return
+        if os.path.lexists(above):
+            raise UserError(f"cannot write '{path}': '{above}' is no folder")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.errors import ApproximateWarning, NotAvailableError
+from zeroshot.errors import ApproximateWarning, NotAvailableError, counted
 from zeroshot.ops import BLOCK
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.ranking.exact import SLACK, Gallery, Hits, in_order, nearest, products
@@ -51,8 +51,8 @@ def search(queries: Float[Tensor, "q d"], gallery: Gallery, k: int, kind: IndexK
     some = queries[:: math.ceil(len(queries) / SAMPLE)]
     recall = _recall(some, gallery, k, kind, cells)
     warnings.warn(
-        f"approximate search among {len(gallery)} images finds {recall:.3f} of the {k} best "
-        f"(measured on {len(some)} of the queries); --index exact finds all",
+        f"approximate search among {counted(len(gallery), 'image')} finds {recall:.3f} of the {k} "
+        f"best (measured on {len(some)} of the queries); --index exact finds all",
         ApproximateWarning,
         stacklevel=2,
     )

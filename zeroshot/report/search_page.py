@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from zeroshot.errors import counted
 from zeroshot.output.atomic import whole
 from zeroshot.output.formats import utf8
 from zeroshot.results.result import SearchResult, thumbnail
@@ -80,7 +81,7 @@ def _hit(hit: SearchResult) -> str:
 
 def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
     if failed:
-        count = "1 image" if len(failed) == 1 else f"{len(failed)} images"
+        count = counted(len(failed), "image")
         yield f"<h2>{count} could not be read</h2>\n<ul>"
         for result in failed:
             message = result.error.message if result.error else ""

@@ -19,7 +19,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.pairs import Pair
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, no_such
 from zeroshot.inference.embedding import AUTO_BATCH, embed_images, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -164,7 +164,7 @@ def _read_entries(path: Path, count: int) -> tuple[Entry, ...]:
     """The lines of a file, read as those beside an anchor file."""
     blank = torch.ones(count, 1)
     if not path.is_file():
-        raise UserError(f"no such file: '{path}'")
+        raise no_such(path)
     return Anchors(path.with_suffix(".safetensors"), blank, blank).entries
 
 

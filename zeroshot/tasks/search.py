@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UnsupportedError, UserError
+from zeroshot.errors import UnsupportedError, UserError, no_such
 from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
@@ -29,7 +29,7 @@ from zeroshot.inference.embedding import (
 )
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
 from zeroshot.inference.meter import Meter
-from zeroshot.inputs.source import Source
+from zeroshot.inputs.source import CLIPS, PICTURES, Source
 from zeroshot.inputs.text_files import read_lines, read_records, suffix_of, whole_text
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
 from zeroshot.model_set.model_set import ModelSet
@@ -91,18 +91,21 @@ def term(spec: str, sign: Literal[1, -1] = 1) -> Term:
     """`image:PATH` or `text:TEXT`; else an image if a file has that name, else a text.
 
     Raises:
-        UserError: an empty text, or no such file after `image:`.
+        UserError: an empty text, or no such file after `image:` or of a name such as `a.png`.
     """
     kind, colon, rest = spec.partition(":")
     if colon and kind == "image":
         if not Path(rest).is_file():
-            raise UserError(f"'{spec}': there is no such file")
+            raise no_such(rest)
         return Term(image=Source(rest), sign=sign)
     text = rest if colon and kind == "text" else spec
     if not text.strip():
         raise UserError("the query is empty; give a text or an image")
     if text is spec and os.path.isfile(spec):
         return Term(image=Source(spec), sign=sign)
+    suffix = os.path.splitext(spec)[1]
+    if text is spec and (PICTURES.fullmatch(suffix) or CLIPS.fullmatch(suffix)):
+        raise UserError(f"{no_such(spec)}; 'text:{spec}' searches for these words")
     return Term(text=whole_text(text, "the query"), sign=sign)
 
 

@@ -51,7 +51,8 @@ def connect(name: str, **options: Any) -> tuple[Any, str]:
     """The file system of a name, and the path in it; `options` are for its driver.
 
     Raises:
-        NotAvailableError: its driver is not installed. UserError: there is no such file system.
+        NotAvailableError: its driver is not installed, or cannot reach it.
+        UserError: there is no such file system.
     """
     scheme = scheme_of(name)
     if "::" in name:
@@ -70,6 +71,8 @@ def connect(name: str, **options: Any) -> tuple[Any, str]:
     except ValueError as error:
         known = ", ".join(sorted(fsspec.available_protocols()))
         raise UserError(f"'{name}': {error}; known: {known}") from error
+    except Exception as error:  # some drivers connect at once
+        raise NotAvailableError(f"'{name}' cannot be reached: {why(error)}") from error
 
 
 def open_file(name: str) -> File:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
@@ -84,7 +84,9 @@ class CaptionRunner(OpenedTask[CaptionImages]):
         prompt = self.task.options.prompt
         one_each = isinstance(prompt, Sequence) and not isinstance(prompt, str)
         if one_each and isinstance(sources, Sized) and len(prompt or ()) != len(sources):
-            raise UserError(f"{len(prompt or ())} prompts for {len(sources)} images")
+            raise UserError(
+                f"{counted(len(prompt or ()), 'prompt')} for {counted(len(sources), 'image')}"
+            )
         return self.task.options.prompt_of()
 
 

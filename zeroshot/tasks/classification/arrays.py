@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zeroshot import methods
-from zeroshot.errors import UserError, unknown
+from zeroshot.errors import UserError, no_such, unknown
 from zeroshot.inference.coupled_models import LABELS
 from zeroshot.methods._joint_space import map_present
 from zeroshot.methods.auto import Auto, open_coupling
@@ -67,7 +67,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise UserError(f"no such file: '{path}'") from None
+        raise no_such(path) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise UserError(
             f"'{path}' is not an .npz file of plain arrays ({error}); write it with numpy.savez"
