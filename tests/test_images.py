@@ -425,7 +425,12 @@ def test_reading_ahead_keeps_order_and_failures(tmp_path):
 
 def test_reading_ahead_is_bounded(monkeypatch):
     asked, decoded = [], []
-    monkeypatch.setattr(images, "read", lambda s, m: decoded.append(s) or Picture(s, picture()))
+
+    def fetch(source, max_pixels):
+        decoded.append(source)
+        return images.Fetched(source, Picture(source, picture()))
+
+    monkeypatch.setattr(images, "fetch", fetch)
     reading = read_ahead((asked.append(i) or str(i) for i in range(1000)), workers=2)
     assert next(reading).id == "0"
     time.sleep(0.05)
@@ -460,7 +465,7 @@ def test_a_fault_of_ours_is_not_taken_for_a_bad_picture(monkeypatch):
     def broken(source, max_pixels):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(images, "read", broken)
+    monkeypatch.setattr(images, "fetch", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         list(read_ahead([b"x"]))
 

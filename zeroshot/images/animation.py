@@ -21,6 +21,8 @@ __all__ = ["ANIMATED", "animated_frames", "kind_of"]
 
 ANIMATED = ("GIF", "WebP", "PNG")
 MAX_FRAMES = 10_000
+MANY_PIXELS = 300_000_000
+"""Limit of the pixels of all frames that are in memory together."""
 SHORTEST, INSTEAD = 10, 100
 """Milliseconds: a delay up to the first number counts as the second."""
 
@@ -83,6 +85,12 @@ def _within(image: ImageFile, number: int, max_pixels: int, until: float) -> Non
 def _frames(image: ImageFile, shown: Sequence[int], max_pixels: int, kind: str) -> list[Image]:
     """The frames with these numbers, which must ascend."""
     frames: dict[int, Image] = {}
+    total = len(set(shown)) * image.width * image.height
+    if total > MANY_PIXELS:
+        raise UnreadableImageError(
+            f"{len(set(shown))} frames of {image.width} x {image.height} pixels are more than "
+            f"{MANY_PIXELS / 1e6:g} megapixels"
+        )
     for number in dict.fromkeys(shown):
         image.seek(number)
         frames[number] = upright(image, max_pixels, kind)

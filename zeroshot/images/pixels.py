@@ -8,6 +8,8 @@ encoders does not apply them either.
 import io
 import random
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import PIL.Image
@@ -21,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zeroshot.errors import UnreadableImageError
+from zeroshot.images.limits import check_jpeg, check_tiff
 
 MAX_RATIO = 200
 """Limit of long side to short side. An encoder that resizes the short side of a 65500 x 1 image to
@@ -71,6 +74,14 @@ UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 """The transform that undoes each EXIF orientation."""
+SIDEWAYS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])
+"""Transforms that exchange width and height."""
+LAST_ROW_FIRST = (UPRIGHT[3], UPRIGHT[4], UPRIGHT[6], UPRIGHT[7])
+"""Transforms that put the last row at the top or at the left."""
+BAND = 1 << 24
+"""Pixels of an image that are converted at a time."""
+BYTES_PER_PIXEL = 12
+"""Memory while an image is decoded: the decoder's, PIL's four bytes, and those of another copy."""
 
 
 def _other_kind(data: bytes) -> UnreadableImageError:
@@ -98,27 +109,65 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise UnreadableImageError(f"{width} x {height} pixels are too narrow to be encoded")
 
 
-def _eight_bits(image: Image) -> Image:
-    """An 8-bit image from grey values of 16 bits (mode `I` or `I;16`) or floats in 0..1."""
-    values = np.asarray(image)
-    top = 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= top):  # also if one is NaN
-        raise UnreadableImageError(f"grey values outside 0..{top}; convert it to 8 bits first")
-    return PIL.Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+def _bands(image: Image) -> Iterator[tuple[int, Image]]:
+    """The image in parts of at most `BAND` pixels, each after the number of its first row."""
+    width, height = image.size
+    rows = max(1, BAND // width)
+    if rows >= height:
+        yield 0, image
+        return
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(height, top + rows)))
 
 
-def _to_rgb(image: Image) -> Image:
-    """Convert to RGB; transparency becomes white, as in web pages and viewers.
+def _check_grey(image: Image, most: int) -> None:
+    for _, band in _bands(image):
+        values = np.asarray(band)
+        if not (values.min() >= 0 and values.max() <= most):  # also if one is NaN
+            raise UnreadableImageError(f"grey values outside 0..{most}; convert it to 8 bits first")
+
+
+def _eight_bits(image: Image, most: int) -> Image:
+    """An 8-bit image from grey values of 0 to `most`."""
+    return PIL.Image.fromarray(np.rint(np.asarray(image) * (255 / most)).astype(np.uint8))
+
+
+def _on_white(image: Image) -> Image:
+    layer = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", layer.size, "white")
+    return PIL.Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _to_rgb(image: Image, turn: PIL.Image.Transpose | None) -> Image:
+    """A new RGB image, turned; transparency becomes white, as in web pages and viewers.
 
     Without the alpha channel the image would show the hidden colour of transparent pixels.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
+        most = 1 if image.mode == "F" else 65535  # mode `I` or `I;16` is of 16 bits
+        _check_grey(image, most)
+        return _converted(image, turn, lambda band: _eight_bits(band, most).convert("RGB"))
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", layer.size, "white")
-        return PIL.Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        return _converted(image, turn, _on_white)
+    return _converted(image, turn, lambda band: band.convert("RGB"))
+
+
+def _converted(
+    image: Image, turn: PIL.Image.Transpose | None, convert: Callable[[Image], Image]
+) -> Image:
+    """The image, converted and turned band by band: so a large one is in memory twice at most."""
+    sideways, from_end = turn in SIDEWAYS, turn in LAST_ROW_FIRST
+    size = image.size[::-1] if sideways else image.size
+    whole = None
+    for top, band in _bands(image):
+        part = convert(band) if turn is None else convert(band).transpose(turn)
+        if part.size == size:
+            return part
+        whole = whole or PIL.Image.new("RGB", size)
+        place = image.height - top - band.height if from_end else top
+        whole.paste(part, (place, 0) if sideways else (0, place))
+    assert whole is not None
+    return whole
 
 
 def _turn(image: Image) -> PIL.Image.Transpose | None:
@@ -129,57 +178,106 @@ def _turn(image: Image) -> PIL.Image.Transpose | None:
         return None
 
 
-def _checked(image: Image, max_pixels: int) -> Image:
-    """A new upright RGB image without metadata, which would ask to turn it once more."""
-    _check_size(image.size, max_pixels)
-    image.load()
-    turn = _turn(image)
-    rgb = _to_rgb(image)
-    rgb.info = {}
-    return rgb if turn is None else rgb.transpose(turn)
-
-
 def upright(image: Image, max_pixels: int, kind: str = "picture") -> Image:
     """A PIL image, loaded or not, as a new upright RGB image without metadata.
 
     UnreadableImageError if it has more than `max_pixels`, is extremely narrow or broken.
     """
+    with _complaints(kind):
+        _check_size(image.size, max_pixels)
+        image.load()
+        rgb = _to_rgb(image, _turn(image))
+        rgb.info = {}  # it would ask to turn the image once more
+        return rgb
+
+
+@contextmanager
+def _complaints(kind: str) -> Iterator[None]:
+    """Faults of a file of this kind as UnreadableImageError."""
     try:
-        return _checked(image, max_pixels)
+        yield
     except UnreadableImageError:
         raise
     except Exception as error:  # decoders raise every type of exception for broken files
         raise _broken(kind, error) from error
 
 
-def _kind_of(data: bytes) -> str:
-    """The format by its first bytes; UnreadableImageError for another one."""
+class OpenedImage:
+    """An image file of which only the header was read, and whose limits were checked."""
+
+    def __init__(self, kind: str, image: ImageFile, full_size: tuple[int, int]) -> None:
+        self.kind, self._image, self._full_size = kind, image, full_size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in the file."""
+        return self._full_size
+
+    @property
+    def memory(self) -> int:
+        """Bytes that decoding it takes at most, roughly."""
+        return BYTES_PER_PIXEL * self._image.width * self._image.height
+
+    def decoded(self) -> tuple[Image, tuple[int, int]]:
+        """The image, upright and RGB, and its width and height in the file."""
+        with self._image as file, _complaints(self.kind):
+            image = _first_frame(file) if isinstance(file, WebPImageFile) else file
+            image.load()
+            turn = _turn(file)
+            if image.mode == "RGB" and turn is None and not image.has_transparency_data:
+                rgb = image._new(image.im)  # nobody else has its pixels
+            else:
+                rgb = _to_rgb(image, turn)
+            rgb.info = {}
+            return rgb, self._full_size[::-1] if turn in SIDEWAYS else self._full_size
+
+
+def _first_frame(file: WebPImageFile) -> Image:
+    """As `load`, which would have the pixels in memory four times."""
+    data, *_ = file._get_next()
+    file._decoder = None
+    return PIL.Image.frombytes(file.mode, file.size, data, "raw", file.rawmode)
+
+
+def opened(data: bytes, max_pixels: int, draft_side: int | None = None) -> OpenedImage:
+    """Read the header of an image file; UnreadableImageError for what `decode` refuses."""
     kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
     if kind is None:
         raise _other_kind(data)
-    return kind
+    with _complaints(kind):
+        image = OPENERS[kind][1](io.BytesIO(data))
+        size = image.size
+        if isinstance(image, JpegImageFile):
+            check_jpeg(data)
+            _reduce(image, max_pixels, draft_side)
+        _check_size(image.size, max_pixels)
+        if isinstance(image, TiffImageFile):
+            check_tiff(image, len(data), max_pixels)
+    return OpenedImage(kind, image, size)
 
 
-def _opened(data: bytes) -> ImageFile:
-    kind = _kind_of(data)
-    try:
-        return OPENERS[kind][1](io.BytesIO(data))
-    except Exception as error:  # as above
-        raise _broken(kind, error) from error
+def _reduce(image: JpegImageFile, max_pixels: int, draft_side: int | None) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, if that is asked for.
+
+    At no less than `draft_side` on either side; but at no more than `max_pixels`.
+    """
+    width, height = image.size
+    part = next((p for p in (1, 2, 4, 8) if -(-width // p) * -(-height // p) <= max_pixels), 8)
+    across, down = max(1, width // part), max(1, height // part)
+    if draft_side is not None:
+        across, down = min(across, draft_side), min(down, draft_side)
+    if draft_side is not None or part > 1:
+        image.draft(None, (across, down))
 
 
 def decode(data: bytes, max_pixels: int, draft_side: int | None = None) -> Image:
     """Decode the bytes of a file as `upright` does; UnreadableImageError also for other formats.
 
-    With `draft_side` the decoder reduces a JPEG to a half, a quarter or an eighth of its size: the
-    smallest with no side below `draft_side`.
+    A JPEG of more than `max_pixels` is decoded at a half, a quarter or an eighth of its size, which
+    then must not be more. With `draft_side` every JPEG is: at the smallest of these sizes with no
+    side below `draft_side`.
     """
-    image = _opened(data)
-    with image:
-        if draft_side is not None and isinstance(image, JpegImageFile):
-            _check_size(image.size, max_pixels)
-            image.draft(None, (draft_side, draft_side))
-        return upright(image, max_pixels, _kind_of(data))
+    return opened(data, max_pixels, draft_side).decoded()[0]
 
 
 def check(data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -187,9 +285,7 @@ def check(data: bytes, max_pixels: int) -> tuple[int, int]:
 
     UnreadableImageError as from `decode`, for what the head alone shows.
     """
-    with _opened(data) as image:
-        _check_size(image.size, max_pixels)
-        return image.size
+    return opened(data, max_pixels).size
 
 
 def view(image: Image, seed: str) -> Image:

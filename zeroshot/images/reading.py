@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL.Image import Image
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images import pixels
+from zeroshot.images.limits import WAITING, WORKING
 from zeroshot.inputs.local_files import read_file
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import CLIPS, MAX_BYTES, PICTURES, Blob, Input, Listing, Picture, Source
@@ -60,16 +62,29 @@ class Fetched:
     """
 
     id: str
-    content: bytes | Image
+    content: bytes | Picture
 
-    def decoded(self, max_pixels: int = MAX_PIXELS, draft_side: int | None = None) -> Image:
-        """Decode the image; UnreadableImageError has the reason without the path.
+    @contextmanager
+    def decoded(
+        self, max_pixels: int = MAX_PIXELS, draft_side: int | None = None
+    ) -> Iterator[Picture]:
+        """The decoded image for a block, which waits until other threads leave memory for it.
 
-        With `draft_side` a large JPEG is decoded smaller (`pixels.decode`).
+        UnreadableImageError has the reason without the path. With `draft_side` a large JPEG is
+        decoded smaller (`pixels.decode`).
         """
-        if isinstance(self.content, Image):
-            return self.content
-        return pixels.decode(self.content, max_pixels, draft_side)
+        if isinstance(self.content, Picture):
+            yield self.content
+            return
+        opened = pixels.opened(self.content, max_pixels, draft_side)
+        with WORKING.of(opened.memory):
+            yield Picture(self.id, *opened.decoded())
+
+    def memory(self, max_pixels: int = MAX_PIXELS) -> int:
+        """Bytes that decoding takes at most, roughly; UnreadableImageError as from `decoded`."""
+        if isinstance(self.content, Picture):
+            return 0
+        return pixels.opened(self.content, max_pixels).memory
 
 
 def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
@@ -80,11 +95,12 @@ def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
     else:
         content = source
     if isinstance(content, Picture):
-        return Fetched(content.id, content.image)
+        return Fetched(content.id, content)
     if isinstance(content, Image):
         with _ONE_AT_A_TIME:
             image = pixels.upright(content, max_pixels)
-        return Fetched(_memory_id(image), image)
+        id = _memory_id(image)
+        return Fetched(id, Picture(id, image))
     if isinstance(content, str | Path):
         data = read_file(str(content))
     else:
@@ -97,8 +113,8 @@ def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
 
     UnreadableImageError has the reason without the path.
     """
-    fetched = fetch(source, max_pixels)
-    return Picture(fetched.id, fetched.decoded(max_pixels))
+    with fetch(source, max_pixels).decoded(max_pixels) as picture:
+        return picture
 
 
 def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:
@@ -106,30 +122,69 @@ def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:
     return read(source, max_pixels).image
 
 
-def _attempt(source: Input, max_pixels: int) -> Picture | UnreadableImageError:
+Attempt = Picture | UnreadableImageError
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """An image that was read ahead: decoded, if there was room in `WAITING` for it."""
+
+    content: Attempt | Fetched
+    room: int = 0
+
+
+def _read_early(source: Input, max_pixels: int) -> _Ahead:
     try:
-        return read(source, max_pixels)
+        fetched = fetch(source, max_pixels)
+        room = fetched.memory(max_pixels)
+        if not WAITING.take(room):
+            return _Ahead(fetched)
+        try:
+            with fetched.decoded(max_pixels) as picture:
+                return _Ahead(picture, room)
+        except BaseException:
+            WAITING.give_back(room)
+            raise
     except UnreadableImageError as error:
-        error.__cause__ = error.__context__ = None
-        return error.with_traceback(None)  # tracebacks would keep the file's bytes alive
+        return _Ahead(_without_traceback(error))
+
+
+def _attempt(ahead: _Ahead, max_pixels: int) -> Attempt:
+    WAITING.give_back(ahead.room)
+    if not isinstance(ahead.content, Fetched):
+        return ahead.content
+    try:
+        with ahead.content.decoded(max_pixels) as picture:
+            return picture
+    except UnreadableImageError as error:
+        return _without_traceback(error)
+
+
+def _without_traceback(error: UnreadableImageError) -> UnreadableImageError:
+    """Tracebacks would keep the file's bytes alive."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def read_ahead(
     sources: Iterable[Input], workers: int = 4, max_pixels: int = MAX_PIXELS
-) -> Iterator[Picture | UnreadableImageError]:
+) -> Iterator[Attempt]:
     """Images in the order of `sources`, decoded by threads while the consumer works.
 
-    An unreadable source yields its error. At most `2 * workers` images wait at a time. If the
-    consumer stops early or is interrupted, all threads end.
+    An unreadable source yields its error. At most `2 * workers` images wait at a time; large ones
+    wait undecoded. If the consumer stops early or is interrupted, all threads end.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
-    waiting: deque[Future[Picture | UnreadableImageError]] = deque()
+    waiting: deque[Future[_Ahead]] = deque()
     try:
         for source in sources:
-            waiting.append(pool.submit(_attempt, source, max_pixels))
+            waiting.append(pool.submit(_read_early, source, max_pixels))
             if len(waiting) == 2 * workers:
-                yield waiting.popleft().result()
+                yield _attempt(waiting.popleft().result(), max_pixels)
         while waiting:
-            yield waiting.popleft().result()
+            yield _attempt(waiting.popleft().result(), max_pixels)
     finally:
         pool.shutdown(cancel_futures=True)
+        for rest in waiting:
+            if not rest.cancelled() and rest.exception() is None:
+                WAITING.give_back(rest.result().room)

@@ -16,6 +16,8 @@ from zeroshot.results.result import Failure
 
 FULL_SIZE = 8
 """Images that are in memory in full size at a time."""
+MANY_PIXELS = 100_000_000
+"""With so many pixels a batch is full, whatever its number of images."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,13 @@ class ImageBatch:
 
     sources: Sequence[Source]
     ids: Sequence[str | None]
-    images: Mapping[int, Image]
+    pictures: Mapping[int, Picture]
     failures: Sequence[Failure | None]
+
+    @property
+    def images(self) -> Mapping[int, Image]:
+        """The decoded images by their index."""
+        return {i: picture.image for i, picture in self.pictures.items()}
 
 
 def load_batches(sources: Iterable[Source], meter: Meter, batch_size: int) -> Iterator[ImageBatch]:
@@ -42,21 +49,27 @@ def load_batches(sources: Iterable[Source], meter: Meter, batch_size: int) -> It
 
     decoded = read_ahead(recorded())
     while True:
+        ids: list[str | None] = []
+        failures: list[Failure | None] = []
+        pictures: dict[int, Picture] = {}
+        room = MANY_PIXELS
         with meter.stage("decoding"):
-            batch = list(islice(decoded, batch_size))
-        if not batch:
+            for image in islice(decoded, batch_size):
+                if isinstance(image, UnreadableImageError):
+                    ids.append(None)
+                    failures.append(Failure.from_error(image))
+                    continue
+                pictures[len(ids)] = image
+                ids.append(image.id)
+                failures.append(None)
+                room -= image.image.width * image.image.height
+                if room <= 0:
+                    break
+        if not ids:
             return
-        ids: list[str | None] = [None] * len(batch)
-        failures: list[Failure | None] = [None] * len(batch)
-        images: dict[int, Image] = {}
-        for i, image in enumerate(batch):
-            if isinstance(image, UnreadableImageError):
-                failures[i] = Failure.from_error(image)
-            else:
-                ids[i], images[i] = image.id, image.image
-        meter.pictures += len(batch)
-        meter.failed += len(batch) - len(images)
-        yield ImageBatch([begun.popleft() for _ in batch], ids, images, failures)
+        meter.pictures += len(ids)
+        meter.failed += len(ids) - len(pictures)
+        yield ImageBatch([begun.popleft() for _ in ids], ids, pictures, failures)
 
 
 Answer = TypeVar("Answer")
@@ -82,7 +95,7 @@ def apply_to_images(
         meter.images_encoded += len(images)
         for i, source in enumerate(batch.sources):
             failure = batch.failures[i]
-            yield source, failure or (Picture(batch.ids[i] or "", batch.images[i]), answers[i])
+            yield source, failure or (batch.pictures[i], answers[i])
 
 
 def load_all(sources: Iterable[Source], what: str) -> list[Image]:

@@ -236,9 +236,10 @@ class EmbeddingPipeline:
             if fetched.id != id and (cached := self._cached(fetched.id)) is not None:
                 return _Read(fetched.id, None, cached)
             if not isinstance(self._encoder, PixelEncoder):
-                return _Read(fetched.id, fetched.decoded(), None)
-            image = fetched.decoded(draft_side=self._encoder.draft_side)
-            return _Read(fetched.id, self._encoder.pixels(image), None)
+                with fetched.decoded() as picture:
+                    return _Read(fetched.id, picture.image, None)
+            with fetched.decoded(draft_side=self._encoder.draft_side) as picture:
+                return _Read(fetched.id, self._encoder.pixels(picture.image), None)
         except UnreadableImageError as error:
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)  # a traceback would keep the file's bytes alive

@@ -97,6 +97,14 @@ class Picture:
 
     id: str
     image: Image
+    full_size: tuple[int, int] | None = None
+    """Width and height in the file, of which a very large JPEG is decoded at a fraction. By default
+    those of the image."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in the file."""
+        return self.full_size or self.image.size
 
 
 @dataclass(frozen=True, slots=True)

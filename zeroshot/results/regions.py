@@ -1,6 +1,6 @@
 """Results with positions: a label for each pixel, boxes with labels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot.results.coco_rle import Mask, decode
@@ -81,6 +81,11 @@ class Detection:
     box: tuple[float, float, float, float]
     spans: tuple[tuple[int, int], ...] = ()
     """Where its words begin and end in the sentence, in characters, if there is a sentence."""
+
+    def scaled(self, across: float, down: float) -> "Detection":
+        """The same in an image that is larger by these factors."""
+        left, top, right, bottom = self.box
+        return replace(self, box=(left * across, top * down, right * across, bottom * down))
 
     def row(self) -> dict[str, Any]:
         """JSON-ready fields."""

@@ -303,7 +303,11 @@ def _result(
     file = None
     if folder is not None:
         file = folder.write(source.path, image.id, _draw(image.image, boxes, finder.labels))
-    width, height = image.image.size
+    width, height = image.size
+    if image.full_size is not None:
+        boxes = [
+            box.scaled(width / image.image.width, height / image.image.height) for box in boxes
+        ]
     return DetectResult(
         source=source,
         id=image.id,

@@ -60,7 +60,7 @@ def draw_regions(
     """The image with its regions and their outlines, and a legend below.
 
     Args:
-        masks: [h w] of the image's size.
+        masks: [h w] of the size of the image, or of the file if the image is a fraction of it.
         labels: the indices of the labels, which give the colours.
         names: the names of the labels.
     """
@@ -79,10 +79,9 @@ def draw_regions(
         for label, name, mask in zip(labels, names, masks, strict=True)
     ]
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=_text_size(drawn))
-    factor = drawn.width / image.width
     for mask, label, name in zip(masks, labels, names, strict=True):
         if mask.mean() >= MIN_TAGGED:
-            x, y = (factor * at for at in _middle(mask))
+            x, y = (drawn.width / mask.shape[1] * at for at in _middle(mask))
             _tag(draw, (x, y), name, colour(label), font, drawn.size, centred=True)
     return _with_legend(drawn, legend)
 

@@ -31,6 +31,8 @@ from zeroshot.tasks.localization.label_maps import LabelMap, label_map
 from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.task import OpenedTask, Task
 
+MOST_PIXELS = 250_000_000
+"""Size limit of a mask."""
 MOST_LABELS = 255
 """A PNG with a palette has room for this many labels and the background."""
 
@@ -254,12 +256,25 @@ def segment(
         return prompted.segmenter.maps(images, prompted.prompts)
 
     for source, answer in apply_to_images(sources, maps, meter, batch_size):
-        if isinstance(answer, Failure):
-            yield SegmentResult(source=source, id=None, error=answer)
+        failure = answer if isinstance(answer, Failure) else _too_large(answer[0])
+        if isinstance(answer, Failure) or failure is not None:
+            meter.failed += failure is not answer
+            yield SegmentResult(source=source, id=None, error=failure)
             continue
         with meter.stage("scoring"):
             result = _result(source, *answer, prompted, outputs)
         yield result
+
+
+def _too_large(image: Picture) -> Failure | None:
+    """Why an image gets no masks, which are as large as the file's image."""
+    width, height = image.size
+    if width * height <= MOST_PIXELS:
+        return None
+    return Failure(
+        "UnreadableImage",
+        f"masks of {width} x {height} pixels are more than {MOST_PIXELS / 1e6:g} megapixels",
+    )
 
 
 def _result(
@@ -269,7 +284,7 @@ def _result(
     prompted: PromptedSegmenter,
     outputs: Outputs,
 ) -> SegmentResult:
-    width, height = image.image.size
+    width, height = image.size
     segmenter, labels = prompted.segmenter, prompted.labels
     pixels = label_map(logits, (height, width), segmenter.head, len(labels), prompted.threshold)
     present = [i for i in range(len(labels)) if (pixels.index == i + 1).any()]
