@@ -482,3 +482,41 @@ def test_a_picture_read_elsewhere_keeps_its_id(tmp_path):
     first = read(tmp_path / "a.png")
     (tmp_path / "a.png").unlink()
     assert read(Source(str(tmp_path / "a.png"), first)) == first
+
+
+# What pretends to be a file
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/pagemap"), reason="needs /proc of Linux")
+@pytest.mark.parametrize("path", ["/proc/self/pagemap", "/proc/kmsg", "/proc/self/mem"])
+def test_a_file_without_a_size_is_empty_and_never_waited_for(path, tmp_path):
+    (tmp_path / "x.png").symlink_to(path)
+    started = time.perf_counter()
+    reasons = ("an empty file, not a picture", "permission denied")
+    assert refusal(str(tmp_path / "x.png")) in reasons
+    for name in ("x.tar", "x.csv", "x.parquet"):
+        (tmp_path / name).symlink_to(path)
+        (source,) = find(str(tmp_path / name)).sources
+        assert len(refusal(source)) < 200
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tar", "x.jsonl"])
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(name, tmp_path, monkeypatch):
+    """As if it was replaced between the look at it and its opening."""
+    (tmp_path / "file").write_bytes(b"x")
+    status = os.stat(tmp_path / "file")
+    os.mkfifo(tmp_path / name)
+    (source,) = find(str(tmp_path / name)).sources
+    real = os.stat
+    replaced = str(tmp_path / name)
+    monkeypatch.setattr(os, "stat", lambda p, **o: status if str(p) == replaced else real(p, **o))
+    (again,) = find(replaced).sources
+    for one in (source, again):
+        assert "a pipe or a device" in refusal(one)
+
+
+def test_a_file_that_grows_beyond_the_limit_while_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(bytes(11))
+    monkeypatch.setattr("zeroshot.inputs.local_files.MAX_BYTES", 10)
+    assert refusal(str(tmp_path / "x.png")).startswith("larger than")

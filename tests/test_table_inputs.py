@@ -1,6 +1,7 @@
 """Tables of pictures (CSV, TSV, JSON lines, Parquet), data sets, and files elsewhere."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -630,3 +632,41 @@ def test_offline_asks_no_bucket(folder, bucket):
         ("set/a.png", ok(0)),
     ]
     assert outcomes("memory://b/in/1.png", fetch=offline) == [("memory://b/in/1.png", ok(1))]
+
+
+# Compressed tables
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("x.csv.gz", b"path\n" + b"a\n" * 200),
+        ("x.tsv.gz", b"path\tlabel\n" + b"a\tb\n" * 200),
+        ("x.jsonl.gz", b'{"path": "a"}\n' * 200),
+    ],
+)
+def test_a_packed_table_has_no_more_rows_than_its_bytes_allow(name, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with gzip.open(name, "wb") as file:
+        file.write(rows)
+    monkeypatch.setattr("zeroshot.inputs.source.MANY_ROWS", 20)
+    most = 20 + 2 * os.path.getsize(name)
+    assert most < 190
+    found = outcomes(name)
+    assert len(found) == most + 2
+    assert found[-1][0] == f"{name}#{most + 1}"
+    assert found[-1][1].endswith(f"cannot be read: has more than {most} rows")
+    monkeypatch.setattr("zeroshot.inputs.source.MANY_ROWS", 200)
+    assert len(outcomes(name)) == 200
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.jsonl.gz"])
+def test_a_packed_text_is_bounded_by_its_size(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text_files, "MAX_UNPACKED", 1 << 20)
+    with gzip.open(name, "wb") as file:
+        file.write(b"path\n" if "csv" in name else b'{"path": "a"}\n')
+        file.write((b" " * 99_999 + b"\n") * 90)
+    assert "MiB of text" in outcomes(name)[-1][1]
+    with pytest.raises(UserError, match="holds more than 1 MiB of text"):
+        text_files.read_text(Path(name))

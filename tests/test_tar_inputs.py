@@ -466,7 +466,7 @@ def test_a_tar_that_is_no_file(folder):
     os.mkfifo("pipe.tar")
     assert [outcome(s) for s in pictures("gone.tar")] == [("gone.tar", "no such file")]
     [(_, said)] = [outcome(s) for s in pictures("pipe.tar")]
-    assert said == "cannot be read: 'pipe.tar' is no regular file"
+    assert said == "cannot be read: a pipe or a device, not a file"
 
 
 def test_a_tar_that_shrinks_after_it_was_listed(folder):
@@ -564,3 +564,72 @@ def test_reading_is_by_place_alone(folder, monkeypatch):
     assert all(isinstance(s.content, InTar) for s in sources)
     monkeypatch.setattr(tar, "members", lambda file: 1 / 0)
     assert [outcome(s)[1] for s in reversed(sources)] == [ok(2), ok(1)]
+
+
+# Work that is bounded by the bytes
+
+
+def header(name, size, kind):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def extended(kind, records):
+    data = b"".join(records)
+    return header("x", len(data), kind) + data + bytes(-len(data) % 512)
+
+
+def record(key, value):
+    line = f" {key}={value}\n".encode()
+    length = len(line) + 1
+    while length != len(str(length)) + len(line):
+        length = len(str(length)) + len(line)
+    return str(length).encode() + line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        extended(b"x", [record("a", "b")] * 170_000) * 3 + header("a.png", 0, b"0"),
+        extended(b"g", [record(f"k{i:06d}", "") for i in range(70_000)])
+        + header("a.png", 0, b"0") * 2000,
+        extended(b"g", [record("GNU.sparse." + "k" * 90 + str(i), "") for i in range(9000)])
+        + header("a.png", 0, b"0") * 2000,
+        extended(b"x", [record("path", "a" * 900)] * 1100) + header("a.png", 0, b"0"),
+    ],
+    ids=["short records", "global ones", "sparse ones", "the same key"],
+)
+def test_pax_records_take_time_by_their_bytes(content):
+    """They were copied for each record, and looked through for each member: minutes."""
+    began = time.process_time()
+    found = list(tar.members(io.BytesIO(content + bytes(1024))))
+    assert time.process_time() - began < 5
+    assert len(found) == content.count(b"a.png")
+
+
+def test_a_name_for_all_members_is_of_bounded_length():
+    members = extended(b"g", [record("path", "n" * 1_000_000)]) + header("a.png", 0, b"0") * 1000
+    with pytest.raises(tar.DamagedError, match="a name of 1000000 characters"):
+        list(tar.members(io.BytesIO(header("b.png", 0, b"0") + members + bytes(1024))))
+    longest = extended(b"x", [record("path", "n" * (1 << 16))]) + header("a.png", 0, b"0")
+    assert len(next(tar.members(io.BytesIO(longest + bytes(1024)))).name) == 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("records", "key", "value"),
+    [
+        ([record("path", "ä.png"), record("mtime", "1.5")], "path", "ä.png"),
+        ([record("path", "x.png"), record("path", "y.png")], "path", "y.png"),
+        ([record("size", "00"), record("comment", "a=b\nc")], "size", "00"),
+        ([record("comment", "1 path=no.png\n"), record("path", "y.png")], "path", "y.png"),
+    ],
+)
+def test_records_that_count(records, key, value):
+    assert tar._records(b"".join(records) + bytes(9), 0) == {key: value}
+
+
+@pytest.mark.parametrize("bad", [b"0 a=b\n", b"1 a=b\n", b"7 a=b\n", b"6 aab\n", b"x", b"6 a=b"])
+def test_records_that_are_none(bad):
+    with pytest.raises(tar.DamagedError, match="a header of no pax records"):
+        tar._records(record("path", "x") + bad, 0)

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from zeroshot.cache.index import Index, add_batch, forget, last_segment, new_seg
 from zeroshot.cache.lookup import Digests
 from zeroshot.cache.segments import all_finite, append_vectors, checksums_of, read_vectors
 from zeroshot.errors import UserError
-from zeroshot.inputs.local_files import settled, stamp_of
+from zeroshot.inputs.local_files import open_file, settled, stamp_of
 from zeroshot.output.filesystem import default_root
 
 T = TypeVar("T")
@@ -86,9 +85,7 @@ def _stat(path: Path | str) -> os.stat_result:
 
 def hash_file(path: Path | str) -> str:
     """sha256 of a file's bytes in hexadecimal; OSError as from `open`, also for a pipe."""
-    if not stat.S_ISREG(_stat(path).st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import re
-import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from PIL.Image import Image, Transpose
 from zeroshot.errors import NotAvailableError, UnreadableImageError
 from zeroshot.images.animation import animated_frames, kind_of
 from zeroshot.images.reading import MAX_PIXELS
+from zeroshot.inputs.local_files import IrregularError, open_file
 from zeroshot.inputs.source import Source
 from zeroshot.models.base import VideoFile
 from zeroshot.packaging.extras import how_to_install
@@ -104,14 +104,13 @@ def open_clip(source: Source) -> Iterator[Clip]:
 
 def _open(path: Path) -> VideoFile:
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImageError("a folder, a pipe or a device, not a clip")
-        if status.st_size > MAX_BYTES:
+        if os.path.getsize(path) > MAX_BYTES:
             raise UnreadableImageError(f"larger than {MAX_BYTES >> 30} GiB")
-        return path.open("rb")
+        return open_file(path)
     except UnreadableImageError:
         raise
+    except (IsADirectoryError, IrregularError):
+        raise UnreadableImageError("a folder, a pipe or a device, not a clip") from None
     except FileNotFoundError:
         raise UnreadableImageError("no such file") from None
     except (OSError, ValueError) as error:

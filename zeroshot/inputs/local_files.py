@@ -1,5 +1,6 @@
 """Files of this machine: single ones, those below a folder or of a glob; and reading one."""
 
+import errno
 import glob
 import io
 import os
@@ -225,31 +226,57 @@ def settled(info: os.stat_result) -> bool:
     return time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns) > SETTLED_NS
 
 
-def _read_file(path: str) -> bytes:
-    """The bytes of a regular file. Does not open a pipe, which could wait forever."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise UnreadableImageError("a folder, not a picture")
-    if not stat.S_ISREG(mode):
-        raise UnreadableImageError("a pipe or a device, not a file")
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise UnreadableImageError(f"larger than {MAX_BYTES >> 20} MiB")
-        return file.read()
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader | io.BytesIO:
+    """A regular file, opened for reading; IrregularError for a pipe, a device or a socket.
+
+    Never waits for the other end of a pipe. A file without a size is empty here: one of `/proc` may
+    claim to be regular, and wait for an event or never end.
+    """
+    _check_regular(os.stat(path), path)  # opening a device may do something
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    try:
+        status = os.fstat(file.fileno())
+        _check_regular(status, path)  # it may have been replaced
+    except BaseException:
+        file.close()
+        raise
+    if status.st_size:
+        return file
+    file.close()
+    return io.BytesIO()
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise IrregularError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+class IrregularError(OSError):
+    """A pipe, a device or a socket instead of a file."""
 
 
 def read_file(path: str) -> bytes:
     """The bytes of an image file; UnreadableImageError with the reason."""
     try:
-        return _read_file(path)
-    except UnreadableImageError:
-        raise
+        with open_file(path) as file:
+            data = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise UnreadableImageError("a folder, not a picture") from None
     except FileNotFoundError:
         link = os.path.islink(path)
         raise UnreadableImageError("a link to nothing" if link else "no such file") from None
     except PermissionError:
         raise UnreadableImageError("permission denied") from None
+    except IrregularError as error:
+        raise UnreadableImageError(str(error.strerror)) from None
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror}") from error
     except ValueError:
         raise UnreadableImageError("no such file (its path has a null byte)") from None
+    if len(data) > MAX_BYTES:
+        raise UnreadableImageError(f"larger than {MAX_BYTES >> 20} MiB")
+    return data

@@ -11,29 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
+from zeroshot.errors import UnreadableImageError, UserError
+from zeroshot.inputs.columnar.checked_parquet import CheckedParquet, Unpacked, import_pyarrow
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.local_files import read_file, stamp_of
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import MAX_BYTES, SCHEME, Source, UnreadableBlob
 from zeroshot.inputs.tables import ImageTable, InputOptions, below
-from zeroshot.packaging.extras import how_to_install
 
 ROWS = 16
 """Number of images that are read together."""
+MAX_TEXT = 1 << 20
+"""Size limit of a path or a caption, in bytes."""
 OPEN = 4
 """Number of row groups that stay open between images."""
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise NotAvailableError(
-            f"Parquet needs pyarrow: {how_to_install('data')}, or give a CSV"
-        ) from error
-    return pyarrow
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,11 @@ class ParquetCell:
         name = self.column.table.name
         try:
             value = _reader(name, self.group, self.column.name).value(self.row)
-        except (*fsspec_files.failures(name), _pyarrow().ArrowException, MemoryError) as error:
+        except (
+            *fsspec_files.failures(name),
+            import_pyarrow().ArrowException,
+            MemoryError,
+        ) as error:
             raise UnreadableImageError(f"{where}: {fsspec_files.why(error)}") from error
         return bytes_of(value, [self.column.table.root], where)
 
@@ -103,12 +98,12 @@ def rows(name: str, options: InputOptions) -> Iterator[Source]:
         UserError: it has no column of images, or several, or one of another type.
         NotAvailableError: pyarrow is not installed.
     """
-    pyarrow = _pyarrow()
+    pyarrow = import_pyarrow()
     table = ImageTable(name, options)
     number = 0
     try:
-        with fsspec_files.open_file(name) as file, pyarrow.parquet.ParquetFile(file) as parquet:
-            for source in _listed(table, parquet):
+        with CheckedParquet.open(name) as opened:
+            for source in _listed(table, opened):
                 yield source
                 number += 1
         if not number:
@@ -122,16 +117,17 @@ def rows(name: str, options: InputOptions) -> Iterator[Source]:
         yield Source(label, UnreadableBlob(f"damaged Parquet file: {fsspec_files.why(error)}"))
 
 
-def _listed(table: ImageTable, parquet: Any) -> Iterator[Source]:
-    schema = parquet.schema_arrow
+def _listed(table: ImageTable, opened: CheckedParquet) -> Iterator[Source]:
+    schema = opened.parquet.schema_arrow
     columns = resolve(table.name, schema.names, table.options.columns)
     assert columns.image is not None
     kind = _kind(table.name, columns.image, schema.field(columns.image).type)
     named = [c for c in (columns.caption, columns.label) if c is not None]
     wanted = [columns.image, *named] if kind == "text" else named
-    column, number = ParquetColumn(table, columns.image), 0
-    for group in range(parquet.num_row_groups):
-        for row, values in enumerate(_values(parquet, group, wanted)):
+    opened.check_rows()
+    column, number, texts = ParquetColumn(table, columns.image), 0, Unpacked(opened.size)
+    for group in range(opened.parquet.num_row_groups):
+        for row, values in enumerate(_values(opened, group, wanted, texts)):
             yield _source(column, columns, kind, values, (number, group, row))
             number += 1
 
@@ -156,12 +152,16 @@ def _source(
 
 def _text(value: Any) -> Any:
     """Texts are read as bytes, so that one that is not UTF-8 does not affect the others."""
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+    if not isinstance(value, bytes):
+        return value
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"a text of {len(value)} bytes; at most {MAX_TEXT >> 20} MiB are read")
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _kind(name: str, column: str, type: Any) -> str:
     """`text` or `bytes`."""
-    types = _pyarrow().types
+    types = import_pyarrow().types
     if types.is_dictionary(type):
         type = type.value_type
     if types.is_string(type) or types.is_large_string(type) or types.is_string_view(type):
@@ -176,14 +176,17 @@ def _kind(name: str, column: str, type: Any) -> str:
     )
 
 
-def _values(parquet: Any, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _values(
+    opened: CheckedParquet, group: int, columns: list[str], unpacked: Unpacked
+) -> Iterator[dict[str, Any]]:
     """The rows of a group, with these columns only."""
     if not columns:
-        for _ in range(parquet.metadata.row_group(group).num_rows):
+        for _ in range(opened.parquet.metadata.row_group(group).num_rows):
             yield {}
         return
-    pyarrow = _pyarrow()
-    for batch in parquet.iter_batches(1024, row_groups=[group], columns=columns):
+    pyarrow = import_pyarrow()
+    for batch in opened.batches(group, columns, 1024):
+        unpacked.add(batch.nbytes)
         arrays = {
             name: array.cast(pyarrow.binary()) if pyarrow.types.is_string(array.type) else array
             for name, array in zip(batch.schema.names, batch.columns, strict=True)
@@ -201,16 +204,24 @@ class _Reader:
         self._batches = _batches(*self._place)
         self._recent: list[tuple[int, Any]] = []  # first row and values of the last two batches
         self._next = 0
+        self._end = ""  # why no more rows can be read
 
     def value(self, row: int) -> Any:
         """The value of a row."""
         with self._lock:
             if row < (self._recent[0][0] if self._recent else 0):
                 self._batches, self._recent, self._next = _batches(*self._place), [], 0
+                self._end = ""
             while row >= self._next:
-                batch = next(self._batches, None)
+                try:
+                    batch = next(self._batches, None)
+                except Exception as error:  # the same for all rows that follow
+                    self._end = fsspec_files.why(error)
+                    raise
                 if batch is None:
-                    raise OSError(f"the file has {self._next} rows in this row group now")
+                    raise OSError(
+                        self._end or f"the file has {self._next} rows in this row group now"
+                    )
                 self._recent = [*self._recent[-1:], (self._next, batch)]
                 self._next += len(batch)
             first, values = next(part for part in reversed(self._recent) if part[0] <= row)
@@ -218,8 +229,10 @@ class _Reader:
 
 
 def _batches(name: str, group: int, column: str) -> Iterator[Any]:
-    with fsspec_files.open_file(name) as file, _pyarrow().parquet.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=[column]):
+    with CheckedParquet.open(name) as opened:
+        unpacked = Unpacked(opened.size)
+        for batch in opened.batches(group, [column], ROWS):
+            unpacked.add(batch.nbytes)
             yield batch.column(0)
 
 

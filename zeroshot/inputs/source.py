@@ -12,6 +12,9 @@ from zeroshot.errors import UnreadableImageError
 
 MAX_BYTES = 1 << 30
 """Size limit of an image file."""
+MANY_ROWS = 200_000
+"""A table has at most so many rows, and two more for each byte of its file, which may be packed: a
+million numbered names take 0.7 MB."""
 
 PICTURES = re.compile(r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?)", re.IGNORECASE)
 DATA = re.compile(
@@ -45,6 +48,16 @@ class File(Protocol):
 
     def __enter__(self) -> "File": ...
     def __exit__(self, *error: Any) -> None: ...
+
+
+def most_rows(file: File) -> int:
+    """The number of rows that a table may have; `MAX_BYTES` for a pipe, whose size is unknown."""
+    if not getattr(file, "seekable", lambda: True)():
+        return MAX_BYTES
+    place = file.tell()
+    size = file.seek(0, 2)
+    file.seek(place)
+    return MANY_ROWS + 2 * size
 
 
 @dataclass(frozen=True, slots=True, eq=False)

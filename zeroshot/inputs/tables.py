@@ -15,7 +15,7 @@ from zeroshot.inputs import text_files
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import PICTURES, SCHEME, URL, Fields, Source, UnreadableBlob
+from zeroshot.inputs.source import PICTURES, SCHEME, URL, Fields, Source, UnreadableBlob, most_rows
 from zeroshot.inputs.text_files import LineRecord
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -121,7 +121,10 @@ def rows(name: str, options: InputOptions) -> Iterator[Source]:
             fsspec_files.open_file(name) as file,
             text_files.open_text(file, name) as text,
         ):
+            most = most_rows(file)
             for source in _sources(table, text_files.records(text, text_files.suffix_of(name))):
+                if number > most:  # of a compressed file
+                    raise text_files.TextError(f"has more than {most} rows")
                 yield source
                 number += 1
     except UserError:

@@ -15,6 +15,8 @@ from zeroshot.inputs.source import File
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
 """Bytes of a long name or of pax records."""
+MAX_NAME = 1 << 16
+"""Characters of a name, which pax can give to every member at once."""
 PADDING = 128
 """Zero blocks behind which nothing more is looked for; GNU tar pads to 20."""
 COMPRESSED = {
@@ -33,6 +35,9 @@ KINDS = {
     b"M": "the rest of a file in another volume",
 }
 """Members that are no files of their own, by their type flag."""
+USED, SPARSE = (b"path", b"size"), b"GNU.sparse."
+"""Keys of pax records, and how those of sparse files begin. The others are not kept: all are looked
+through for each member."""
 _NO_FILES = (b"5", b"D", b"N", b"V")
 """Folders, GNU's lists of a folder's content and of long names, the name of a volume."""
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
@@ -93,6 +98,8 @@ def members(file: File) -> Iterator[Member]:
             if kind in _WITHOUT_DATA:
                 size = 0
             name = known["path"] if "path" in known else _name(block)
+            if len(name) > MAX_NAME:
+                raise DamagedError(f"damaged at byte {place}: a name of {len(name)} characters")
             if start + size > length:
                 raise DamagedError(f"cut off within its member {name!r}")
             if kind not in _NO_FILES and not (kind == b"\0" and name.endswith("/")):
@@ -159,16 +166,23 @@ def _extension(file: File, size: int, place: int) -> bytes:
 
 
 def _records(data: bytes, place: int) -> dict[str, str]:
-    """Pax records, each `length key=value` and a line feed, the length in decimal and of it all."""
+    """Those pax records that are used, by key.
+
+    Each is `length key=value` and a line feed, the length in decimal and of it all.
+    """
     records = {}
-    while data.strip(b"\0"):
-        digits, blank, _ = data[:20].partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
-        key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
-        if not blank or not equals or data[length - 1 : length] != b"\n":
+    start, stop = 0, len(data.rstrip(b"\0"))
+    while start < stop:
+        digits, blank, _ = data[start : start + 20].partition(b" ")
+        end = start + (int(digits) if digits.isdigit() else 0)
+        key, equals, value = data[start + len(digits) + 1 : end - 1].partition(b"=")
+        if not blank or not equals or data[end - 1 : end] != b"\n":
             raise DamagedError(f"damaged at byte {place}: a header of no pax records")
-        records[_text(key)] = _text(value)
-        data = data[length:]
+        if key in USED:
+            records[_text(key)] = _text(value)
+        elif key.startswith(SPARSE):
+            records[_text(SPARSE)] = ""
+        start = end
     return records
 
 
@@ -183,7 +197,7 @@ def _name(block: bytes) -> str:
 
 
 def _fault(kind: bytes, known: Mapping[str, str]) -> str | None:
-    if any(key.startswith("GNU.sparse.") for key in known):
+    if _text(SPARSE) in known:
         return KINDS[b"S"]
     return KINDS.get(kind)
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 """Size limit of a text that is read whole, and of a compressed file once it is unpacked."""
+MAX_UNPACKED = 64 << 20
+"""What any compressed file may unpack to; a large one, to 64 times its size."""
 MAX_LINE = 1 << 24
 """Length limit of a line and of a cell, in characters."""
 DELIMITERS = ",;\t"
@@ -359,26 +361,33 @@ def _no_text(character: str) -> str:
 class _Unpacked(gzip.GzipFile):
     """A compressed file that may not grow without end."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(fileobj=file)
+        packed = file.seek(0, 2) if file.seekable() else 0
+        file.seek(0) if packed else None
+        self.limit = min(MAX_BYTES, MAX_UNPACKED + 64 * packed)
+
     def read1(self, size: int = -1) -> bytes:
-        if self.tell() > MAX_BYTES:
-            raise TextError(_too_large())
+        if self.tell() > self.limit:
+            raise TextError(_too_large(self.limit))
         return super().read1(size)
 
 
 def _unpacked(file: "File", name: str) -> "File":
-    return _Unpacked(fileobj=cast(BinaryIO, file)) if name.lower().endswith(".gz") else file
+    return _Unpacked(cast(BinaryIO, file)) if name.lower().endswith(".gz") else file
 
 
 def _at_most(file: "File", size: int | None = None) -> bytes:
     """The first `size` bytes of a file; without it all of them, which may not be too many."""
+    limit = file.limit if isinstance(file, _Unpacked) else MAX_BYTES
     try:
-        data = file.read(MAX_BYTES + 1 if size is None else size)
+        data = file.read(limit + 1 if size is None else size)
     except DAMAGED as error:
         raise TextError(f"cannot be unpacked: {error}") from None
-    if len(data) > MAX_BYTES:
-        raise TextError(_too_large())
+    if len(data) > limit:
+        raise TextError(_too_large(limit))
     return data
 
 
-def _too_large() -> str:
-    return f"holds more than {MAX_BYTES >> 20} MiB of text"
+def _too_large(limit: int) -> str:
+    return f"holds more than {limit >> 20} MiB of text"

@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,9 +82,7 @@ def open_file(name: str) -> File:
         system, path = connect(name)
         remote: File = system.open(path, "rb")
         return remote
-    if not stat.S_ISREG(os.stat(name).st_mode):
-        raise OSError(f"'{name}' is no regular file")
-    return open(name, "rb")
+    return local_files.open_file(name)
 
 
 def read_range(name: str, start: int, size: int) -> bytes:
@@ -95,7 +92,7 @@ def read_range(name: str, start: int, size: int) -> bytes:
     if is_remote(name):
         system, path = connect(name)
         return bytes(system.cat_file(path, start=start, end=start + size))
-    with open(name, "rb") as file:
+    with local_files.open_file(name) as file:
         file.seek(start)
         return file.read(size)
 

@@ -1,0 +1,1 @@
+"""What the pages of a Parquet file hold, before they are unpacked."""
