@@ -77,6 +77,9 @@ def fill(root, *batches):
             cache.put(ENCODER, "text", [id_of(text) for text in texts], rows_of(texts))
 
 
+LEFT = "0" * 32 + ".f32"
+
+
 def segments(root):
     return sorted((root / "segments").glob("*.f32"))
 
@@ -408,7 +411,7 @@ def index(root):
         "UPDATE batches SET checksums = CAST(substr(checksums, 2) || x'00' AS BLOB)",
         "UPDATE batches SET keys = 7, checksums = NULL",
         "UPDATE batches SET place = 'first'",
-        "UPDATE segments SET name = 'gone.f32'",
+        "UPDATE segments SET name = '0123456789abcdef0123456789abcdef.f32'",
         "UPDATE spaces SET dim = 10",
         "UPDATE batches SET keys = x'0102030405060708' || substr(keys, 9, 0)",
     ],
@@ -758,11 +761,11 @@ def test_verify_finds_what_changed(tmp_path):
         damaged[4 * 20 + 3] ^= 1  # of "e"
         path.write_bytes(damaged)
         (tmp_path / "segments" / names[2]).unlink()
-        (tmp_path / "segments" / "left.f32").write_bytes(b"1234")
+        (tmp_path / "segments" / LEFT).write_bytes(b"1234")
         found = cache.verify()
         assert [(s.rows, s.damaged, s.replaced) for s in found.spaces] == [(0, 1, 0), (4, 1, 1)]
         assert not found.sound
-        assert (found.lost, found.orphans) == ((names[2],), ("left.f32",))
+        assert (found.lost, found.orphans) == ((names[2],), (LEFT,))
         cache.put(ENCODER, "text", [id_of("e")], rows_of("e"))
         assert [(s.rows, s.damaged, s.replaced) for s in cache.verify().spaces][1] == (5, 0, 2)
         cache.prune()

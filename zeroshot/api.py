@@ -4,6 +4,7 @@ Each function has a typed signature; its keywords are the fields of the task's o
 (`tests/test_options.py` compares the two), so a function is one call.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from PIL.Image import Image
 
 from zeroshot import models as loaders
-from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.cache.embedding_cache import EmbeddingCache, open_cache
 from zeroshot.datasets.protocols import EvaluationTask
 from zeroshot.errors import UserError
 from zeroshot.evaluation.evaluate_options import EvaluateOptions
@@ -572,7 +573,12 @@ def _run(
 
 def _open(cache: EmbeddingCache | None) -> AbstractContextManager[EmbeddingCache]:
     """The given cache, which stays open, or the user's, which is closed at the end."""
-    return EmbeddingCache() if cache is None else nullcontext(cache)
+    if cache is not None:
+        return nullcontext(cache)
+    opened = open_cache()
+    if opened.write_error is not None:
+        warnings.warn(opened.write_error, stacklevel=4)
+    return opened
 
 
 def _set(models: str | ModelSet) -> ModelSet:

@@ -33,6 +33,10 @@ class NoSuchPathError(UserError):
     """A path that the user named leads to nothing."""
 
 
+class NoCacheError(UserError):
+    """No cache can be kept in its folder: a full or read-only disk, or permission denied."""
+
+
 class NotAvailableError(ZeroshotError, RuntimeError):
     """A model or data set is neither on this disk nor reachable."""
 

@@ -28,17 +28,36 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.cache.export import Verified, export, verify
-from zeroshot.cache.index import Index, add_batch, forget, last_segment, new_segment, space_id
+from zeroshot.cache.index import (
+    FULL,
+    Index,
+    StoredSegment,
+    add_batch,
+    forget,
+    last_segment,
+    new_segment,
+    space_id,
+)
 from zeroshot.cache.lookup import Digests
-from zeroshot.cache.segments import all_finite, append_vectors, checksums_of, read_vectors
-from zeroshot.errors import UserError
+from zeroshot.cache.segments import (
+    all_finite,
+    append_vectors,
+    checksums_of,
+    read_vectors,
+    segments_in,
+)
+from zeroshot.errors import NoCacheError, UserError
 from zeroshot.inputs.local_files import open_file, settled, stamp_of
 from zeroshot.output.filesystem import default_root
 
 T = TypeVar("T")
 
 INDEX = "index.sqlite"
+JOURNALS = ("-journal", "-wal", "-shm")
+"""Ends of the names of files that SQLite keeps beside an index."""
 SEGMENTS = "segments"
+NO_ROOM = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of a folder in which nothing can be stored, although its name is right."""
 SEGMENT_BYTES = 256 << 20
 """A segment of this size is full; pruning frees whole segments."""
 
@@ -71,7 +90,8 @@ class CacheInfo:
 def erase(root: Path | None = None) -> None:
     """Remove a cache without opening it, so also a damaged one. Other files in the folder stay."""
     root = root or default_root()
-    for path in [*root.glob(f"{INDEX}*"), *root.glob(f"{SEGMENTS}/*.f32")]:
+    index = [root / f"{INDEX}{end}" for end in ("", *JOURNALS)]
+    for path in [*index, *segments_in(root / SEGMENTS)]:
         path.unlink(missing_ok=True)
 
 
@@ -101,7 +121,8 @@ class EmbeddingCache:
     """Embeddings by encoder name, kind and content id. Threads and processes may share one cache.
 
     After a failed write (full disk, read-only folder) the cache still reads but writes no more, and
-    `write_error` has the reason to show to the user. A damaged index is a UserError.
+    `write_error` has the reason to show to the user. A damaged index is a UserError, a folder in
+    which no cache can be created a NoCacheError (`open_cache`).
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -110,7 +131,8 @@ class EmbeddingCache:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise UserError(
+            kind = NoCacheError if error.errno in NO_ROOM else UserError
+            raise kind(
                 f"cannot create a cache in '{self.root}' ({error.strerror}); choose another folder "
                 "with ZEROSHOT_CACHE, or use --no-cache"
             ) from error
@@ -270,20 +292,14 @@ class EmbeddingCache:
 
     def info(self) -> CacheInfo:
         """The content by encoder and kind, and its size."""
-        with self._index.reading() as db:
-            spaces = db.execute(
-                "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
-            ).fetchall()
-            segments = db.execute("SELECT space, name, used FROM segments").fetchall()
-            files = db.execute("SELECT count(*) FROM files").fetchone()[0]
-        infos = []
-        for id, encoder, kind, dim in spaces:
-            own = [(name, used) for space, name, used in segments if space == id]
-            size = sum(_size(self._folder / name) for name, _ in own)
-            used = max(used for _, used in own)
+        segments, infos = self._index.segments(), []
+        for id, encoder, kind, dim in self._index.spaces():
+            own = [segment for segment in segments if segment.space == id]
+            size = sum(_size(self._folder / segment.name) for segment in own)
+            used = max((segment.used for segment in own), default=0)
             infos.append(SpaceInfo(encoder, kind, self._index.count(id), dim, size, used))
         size = _size(self.root / INDEX) + sum(info.bytes for info in infos)
-        return CacheInfo(self.root, tuple(infos), files, size)
+        return CacheInfo(self.root, tuple(infos), self._index.number_of_files(), size)
 
     def verify(self) -> Verified:
         """Read and check every embedding; other processes may read and write meanwhile."""
@@ -304,54 +320,59 @@ class EmbeddingCache:
 
         Removes segments of `encoder` that were not used for `older_than_days` (both conditions if
         both are given), then the least recently used ones until at most `max_bytes` remain. Always
-        removes segments without an index entry and hashes of files that do not exist any more.
+        removes segments without an index entry and hashes of files that do not exist any more. On a
+        full disk the segments are removed before their entries.
         """
         before = self._segment_bytes()
-        self._index.write(lambda db: self._forget(db, encoder, older_than_days, max_bytes))
-        self._index.write(self._sweep)
+
+        def chosen() -> list[StoredSegment]:
+            return self._chosen(encoder, older_than_days, max_bytes)
+
+        self._index.write(lambda db: forget(db, chosen()))
+        if self._index.is_full:
+            removed = chosen()
+            for segment in removed:
+                self._remove(segment.name)
+            self._index.write_in_place(lambda db: forget(db, removed))
+        self._index.write(lambda _: self._sweep())
         if self.write_error is not None:
             raise UserError(self.write_error)
-        with self._index.reading() as db:
-            db.execute("VACUUM")
+        self._index.compact()
         return before - self._segment_bytes()
 
-    def _forget(
-        self,
-        db: sqlite3.Connection,
-        encoder: str | None,
-        older_than_days: float | None,
-        max_bytes: int | None,
-    ) -> None:
-        segments = db.execute(
-            "SELECT segments.id, name, used, encoder FROM segments "
-            "JOIN spaces ON spaces.id = segments.space ORDER BY used DESC, segments.id DESC"
-        ).fetchall()
+    def _chosen(
+        self, encoder: str | None, older_than_days: float | None, max_bytes: int | None
+    ) -> list[StoredSegment]:
+        """The segments to remove."""
+        encoders = {id: name for id, name, _, _ in self._index.spaces()}
         oldest = None if older_than_days is None else time.time() - older_than_days * 86400
         total = 0
         removed = []
-        for id, name, used, owner in segments:
+        for segment in self._index.segments():
             chosen = (encoder is not None or oldest is not None) and (
-                encoder in (None, owner) and (oldest is None or used < oldest)
+                encoder in (None, encoders.get(segment.space))
+                and (oldest is None or segment.used < oldest)
             )
-            size = _size(self._folder / name)
+            size = _size(self._folder / segment.name)
             if chosen or (max_bytes is not None and total + size > max_bytes):
-                removed.append(int(id))
+                removed.append(segment)
             else:
                 total += size
-        forget(db, removed)
+        return removed
 
-    def _sweep(self, db: sqlite3.Connection) -> None:
-        """Remove segment files without an index entry; the transaction blocks new ones."""
-        known = {name for (name,) in db.execute("SELECT name FROM segments")}
-        for path in self._folder.glob("*.f32"):
+    def _sweep(self) -> None:
+        """Remove segment files without an index entry; a transaction must block new ones."""
+        known = {segment.name for segment in self._index.segments()}
+        for path in segments_in(self._folder):
             if path.name not in known:
-                with contextlib.suppress(
-                    OSError
-                ):  # on Windows an open file stays until the next sweep
-                    path.unlink()
+                self._remove(path.name)
+
+    def _remove(self, segment: str) -> None:
+        with contextlib.suppress(OSError):  # on Windows an open file stays until the next sweep
+            (self._folder / segment).unlink()
 
     def _segment_bytes(self) -> int:
-        return sum(_size(path) for path in self._folder.glob("*.f32"))
+        return sum(_size(path) for path in segments_in(self._folder))
 
     def close(self) -> None:
         """Save the hashes of files and close the index."""
@@ -372,13 +393,14 @@ class EmbeddingCache:
 class NullCache(EmbeddingCache):
     """A cache that stores nothing and touches no disk: `--no-cache`."""
 
-    def __init__(self) -> None:
-        """Open nothing."""
+    def __init__(self, reason: str | None = None) -> None:
+        """Open nothing; `reason` says why, if nobody asked for it."""
+        self._reason = reason
 
     @property
     def write_error(self) -> str | None:
-        """None: nothing is written."""
-        return None
+        """Why nothing is written, if nobody asked for it."""
+        return self._reason
 
     def file_id(self, path: Path | str) -> str:
         """sha256 of the file's bytes, computed on every call."""
@@ -434,3 +456,16 @@ class NullCache(EmbeddingCache):
 
     def close(self) -> None:
         """Close nothing."""
+
+
+def open_cache(wanted: bool = True) -> EmbeddingCache:
+    """The user's cache; a `NullCache` if it is not wanted, or if no cache can be created.
+
+    Then `write_error` says why.
+    """
+    if not wanted:
+        return NullCache()
+    try:
+        return EmbeddingCache()
+    except NoCacheError as error:
+        return NullCache(f"warning: nothing was kept for the next run: {error}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from zeroshot.cache.index import Batch, Index
 from zeroshot.cache.lookup import Digests
-from zeroshot.cache.segments import Vectors, checksums_of, read_vectors
+from zeroshot.cache.segments import Vectors, checksums_of, read_vectors, segments_in
 from zeroshot.errors import UserError, unknown
 from zeroshot.output import atomic
 
@@ -58,8 +58,8 @@ def verify(index: Index, folder: Path) -> Verified:
             damaged += int((~valid & batch.current).sum())
             replaced += int((~batch.current).sum())
         spaces.append(Health(encoder, kind, rows, damaged, replaced))
-    indexed = index.segments()
-    files = {path.name for path in folder.glob("*.f32")}
+    indexed = {segment.name for segment in index.segments()}
+    files = {path.name for path in segments_in(folder)}
     return Verified(tuple(spaces), tuple(sorted(indexed - files)), tuple(sorted(files - indexed)))
 
 
@@ -90,7 +90,7 @@ def export(
         raise UserError(
             f"the cache has no {kind} embeddings of '{encoder}'; available: {there or 'none'}"
         )
-    ((space, _, _, dim),) = spaces
+    space, _, _, dim = spaces[0]
     ids_path = ids_of(target)
     dtype = np.dtype("<f2" if half else "<f4")
     count = 0

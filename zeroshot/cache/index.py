@@ -9,6 +9,7 @@ work on network file systems.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import sqlite3
@@ -21,6 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
+from zeroshot.cache.index_values import (
+    MAX_NUMBER,
+    SCHEMA,
+    DamagedIndexError,
+    check_files,
+    check_schema,
+    checked,
+)
 from zeroshot.cache.lookup import (
     Checksums,
     Digests,
@@ -32,14 +41,13 @@ from zeroshot.cache.lookup import (
     packed,
     unpacked,
 )
-from zeroshot.errors import UserError
+from zeroshot.errors import NoCacheError, UserError
 
 USED_SECONDS = 3600
 """Resolution of the time of last use."""
 LAYOUT = 2
-MAX_NUMBER = 1 << 31
-"""A larger index or segment number means that the entry is damaged."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_CANTOPEN,
@@ -48,24 +56,16 @@ UNWRITABLE = (
     sqlite3.SQLITE_READONLY,
 )
 
-SCHEMA = """
-CREATE TABLE spaces (id INTEGER PRIMARY KEY, encoder TEXT, kind TEXT, dim INTEGER,
-                     UNIQUE (encoder, kind));
-CREATE TABLE segments (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, name TEXT,
-                       used INTEGER);
-CREATE TABLE batches (id INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER, segment INTEGER,
-                      place INTEGER, keys BLOB, checksums BLOB);
-CREATE INDEX batches_of_a_space ON batches (space, id);
-CREATE TABLE ids (batch INTEGER PRIMARY KEY, ids BLOB);
-CREATE TABLE forgotten (times INTEGER);
-INSERT INTO forgotten VALUES (0);
-CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
-"""
-
 
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary error code; 0 for an error of the Python module itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _is_full(error: OSError | sqlite3.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,17 @@ class Entries:
     dim: int
     locations: Locations
     names: dict[int, str]
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """A segment in the index."""
+
+    id: int
+    space: int
+    name: str
+    used: int
+    """Time of last use."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,8 @@ def space_id(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
     db.execute(
         "INSERT OR IGNORE INTO spaces (encoder, kind, dim) VALUES (?, ?, ?)", (encoder, kind, dim)
     )
-    id, stored = db.execute(
-        "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
-    ).fetchone()
+    rows = db.execute("SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind))
+    id, stored = next(checked(rows, "number width"))
     if stored != dim:
         raise UserError(
             f"encoder '{encoder}' gives {kind} embeddings of width {dim}, but the cache has "
@@ -107,10 +117,10 @@ def space_id(db: sqlite3.Connection, encoder: str, kind: str, dim: int) -> int:
 
 def last_segment(db: sqlite3.Connection, space: int) -> tuple[int, str] | None:
     """Id and name of the newest segment of a space."""
-    found: tuple[int, str] | None = db.execute(
+    rows = db.execute(
         "SELECT id, name FROM segments WHERE space = ? ORDER BY id DESC LIMIT 1", (space,)
-    ).fetchone()
-    return found
+    )
+    return next(((id, name) for id, name in checked(rows, "number segment")), None)
 
 
 def new_segment(db: sqlite3.Connection, space: int) -> tuple[int, str]:
@@ -141,15 +151,15 @@ def add_batch(
     db.execute("INSERT INTO ids VALUES (?, ?)", (added.lastrowid, packed(ids)))
 
 
-def forget(db: sqlite3.Connection, segments: Sequence[int]) -> None:
+def forget(db: sqlite3.Connection, segments: Sequence[StoredSegment]) -> None:
     """Delete segments and their entries, and the hashes of files that do not exist any more."""
-    ids = [(id,) for id in segments]
+    ids = [(segment.id,) for segment in segments]
     db.executemany("DELETE FROM ids WHERE batch IN (SELECT id FROM batches WHERE segment = ?)", ids)
     db.executemany("DELETE FROM batches WHERE segment = ?", ids)
     db.executemany("DELETE FROM segments WHERE id = ?", ids)
     db.execute("DELETE FROM spaces WHERE id NOT IN (SELECT space FROM segments)")
     db.execute("UPDATE forgotten SET times = times + 1")
-    paths = [path for (path,) in db.execute("SELECT path FROM files")]
+    paths = [path for (path,) in checked(db.execute("SELECT path FROM files"), "path")]
     may_exist = functools.cache(_may_exist)
     missing = [(path,) for path in paths if not may_exist(path.partition(b"\0")[0])]
     db.executemany("DELETE FROM files WHERE path = ?", missing)
@@ -179,6 +189,8 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.write_error: str | None = None
+        self.is_full = False
+        """Whether the last write failed because the disk had no room."""
         self._path = path
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -187,6 +199,7 @@ class Index:
         self._forgotten: tuple[int] | None = None
         self._hashes: dict[bytes, tuple[str, str]] = {}  # path -> stamp, id; not yet in the file
         with self._user_errors():
+            check_files(path)
             self._db = sqlite3.connect(
                 path, timeout=60, isolation_level=None, check_same_thread=False
             )
@@ -210,6 +223,7 @@ class Index:
                 f"reads {LAYOUT}; clear it with 'zeroshot cache prune --all', or choose another "
                 "folder with ZEROSHOT_CACHE"
             )
+        check_schema(self._db)
 
     def _layout(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -220,8 +234,10 @@ class Index:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            state = "is damaged" if _code(error) in DAMAGED else "cannot be used"
-            raise UserError(
+            damaged = _code(error) in DAMAGED or isinstance(error, DamagedIndexError)
+            state = "is damaged" if damaged else "cannot be used"
+            kind = NoCacheError if _code(error) in UNWRITABLE else UserError
+            raise kind(
                 f"the cache index '{self._path}' {state} ({error}); clear it with "
                 "'zeroshot cache prune --all', choose another folder with ZEROSHOT_CACHE, or use "
                 "--no-cache"
@@ -258,19 +274,42 @@ class Index:
             except (OSError, sqlite3.OperationalError) as error:
                 if isinstance(error, sqlite3.Error) and _code(error) not in UNWRITABLE:
                     raise
+                self.is_full = _is_full(error)
                 self.write_error = f"the cache in '{self._path.parent}' is not writable: {error}"
+
+    def write_in_place(self, change: Callable[[sqlite3.Connection], object]) -> None:
+        """As `write`, with the journal in memory: it needs no room on the disk.
+
+        A crash meanwhile may leave a damaged index.
+        """
+        self.write_error = None
+        with self.reading() as db:
+            db.execute("PRAGMA journal_mode = MEMORY")
+            try:
+                self.write(change)
+            finally:
+                db.execute("PRAGMA journal_mode = DELETE")
+
+    def compact(self) -> None:
+        """Give back the room of what was deleted; nothing happens if the disk has none for it."""
+        with self.reading() as db:
+            try:
+                db.execute("VACUUM")
+            except sqlite3.OperationalError as error:
+                if _code(error) not in UNWRITABLE:
+                    raise
 
     def entries(self, encoder: str, kind: str, keys: LookupKeys) -> Entries | None:
         """The locations of embeddings; None if there are none of this encoder and kind."""
         with self.reading() as db:
-            space = db.execute(
+            spaces = db.execute(
                 "SELECT id, dim FROM spaces WHERE encoder = ? AND kind = ?", (encoder, kind)
-            ).fetchone()
-            if space is None:
-                return None
-            locations = self._lookup(db, int(space[0])).find(keys)
-            names = dict(db.execute("SELECT id, name FROM segments WHERE space = ?", space[:1]))
-        return Entries(int(space[1]), locations, names)
+            )
+            for space, dim in checked(spaces, "number width"):
+                locations = self._lookup(db, space).find(keys)
+                names = db.execute("SELECT id, name FROM segments WHERE space = ?", (space,))
+                return Entries(dim, locations, dict(checked(names, "number segment")))
+        return None
 
     def count(self, space: int) -> int:
         """Number of embeddings of a space, each counted once."""
@@ -301,14 +340,24 @@ class Index:
     def spaces(self) -> list[tuple[int, str, str, int]]:
         """Id, encoder, kind and width of each space."""
         with self.reading() as db:
-            return db.execute(
-                "SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind"
-            ).fetchall()
+            rows = db.execute("SELECT id, encoder, kind, dim FROM spaces ORDER BY encoder, kind")
+            return [
+                (id, encoder, kind, dim)
+                for id, encoder, kind, dim in checked(rows, "number text text width")
+            ]
 
-    def segments(self) -> set[str]:
-        """Names of all segments."""
+    def segments(self) -> list[StoredSegment]:
+        """All segments, the last used first."""
         with self.reading() as db:
-            return {str(name) for (name,) in db.execute("SELECT name FROM segments")}
+            rows = db.execute(
+                "SELECT id, space, name, used FROM segments ORDER BY used DESC, id DESC"
+            )
+            return [StoredSegment(*row) for row in checked(rows, "number number segment time")]
+
+    def number_of_files(self) -> int:
+        """Number of files whose hash is stored."""
+        with self.reading() as db:
+            return int(db.execute("SELECT count(*) FROM files").fetchone()[0])
 
     def batches(self, space: int) -> Iterator[Batch]:
         """The valid entries of a space, oldest first; damaged ones are skipped."""
@@ -325,6 +374,8 @@ class Index:
                     number,
                 ).fetchone()
                 lookup = self._lookup(db, space)
+                if entry is not None and entry[0] is not None:
+                    next(checked([entry[:1]], "segment"))
             if entry is None or not _is_valid(*entry[1:5]):
                 continue
             name, segment, first, keys, checksums, packed_ids = entry
@@ -346,10 +397,11 @@ class Index:
                 self._has_listing = True
             for start in range(0, len(ids), 1000):
                 chunk = ids[start : start + 1000]
-                for id, path in db.execute(
+                rows = db.execute(
                     f"SELECT id, path FROM listed WHERE id IN ({', '.join('?' * len(chunk))})",
                     chunk,
-                ):
+                )
+                for id, path in checked(rows, "text path"):
                     found.setdefault(id, []).append(path)
         return found
 
@@ -357,7 +409,7 @@ class Index:
         """Update the time of last use of these segments, at most once an hour."""
         now = int(time.time())
         with self.reading() as db:
-            used = dict(db.execute("SELECT id, used FROM segments"))
+            used = dict(checked(db.execute("SELECT id, used FROM segments"), "number time"))
         stale = [(now, id) for id in segments if used.get(id, now) < now - USED_SECONDS]
         if stale:
             self.write(
@@ -367,11 +419,9 @@ class Index:
     def file_id(self, path: bytes, stamp: str) -> str | None:
         """The stored id of a file, if the file had this stamp."""
         with self.reading() as db:
-            known = (
-                self._hashes.get(path)
-                or db.execute("SELECT stamp, id FROM files WHERE path = ?", (path,)).fetchone()
-            )
-        return str(known[1]) if known and known[0] == stamp else None
+            rows = db.execute("SELECT stamp, id FROM files WHERE path = ?", (path,))
+            known = self._hashes.get(path) or next(checked(rows, "text hash"), None)
+        return known[1] if known and known[0] == stamp else None
 
     def file_ids(self, paths: Sequence[bytes]) -> dict[bytes, tuple[str, str]]:
         """The stored stamp and id of each file; its stamp may have changed since."""
@@ -385,7 +435,7 @@ class Index:
                     f"WHERE path IN ({', '.join('?' * len(chunk))})",
                     chunk,
                 )
-                found.update({path: (stamp, id) for path, stamp, id in rows})
+                found |= {path: (stamp, id) for path, stamp, id in checked(rows, "path text hash")}
             found.update({path: self._hashes[path] for path in paths if path in self._hashes})
         return found
 

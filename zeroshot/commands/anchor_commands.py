@@ -146,12 +146,12 @@ def _write(
     pairs: Any, left: Any, right: Any, file: Any, captions: Any, batch_size: int, cached: bool
 ) -> int:
     """Encode and write pairs, and report those that failed; returns their number."""
-    from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+    from zeroshot.cache.embedding_cache import open_cache
     from zeroshot.commands import console
     from zeroshot.tasks import anchors as task
 
     failed, meter = 0, console.meter()
-    with EmbeddingCache() if cached else NullCache() as cache:
+    with open_cache(cached) as cache:
         batches = task.encode(
             pairs, left, right, cache, meter, captions=captions, batch_size=batch_size
         )

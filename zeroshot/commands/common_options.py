@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -127,11 +128,16 @@ class ModelOptions:
             fast=not self.exact,
         )
 
-    def open_cache(self) -> "EmbeddingCache":
-        """The user's cache, or one that holds nothing."""
-        from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+    @contextmanager
+    def open_cache(self) -> "Iterator[EmbeddingCache]":
+        """The user's cache, or one that holds nothing; the end says why it does not write."""
+        from zeroshot.cache.embedding_cache import open_cache
+        from zeroshot.commands import console
 
-        return EmbeddingCache() if self.cache else NullCache()
+        with open_cache(self.cache) as cache:
+            yield cache
+            if cache.write_error is not None:
+                console.log(cache.write_error)
 
     @property
     def images_per_batch(self) -> int:

@@ -275,8 +275,6 @@ class OutputOptions(CommonOptions):
                 done = output.resumed if output else 0
                 for line in console.summary(meter, done, self.verbose, modality=self.modality):
                     console.log(line)
-            if cache.write_error is not None:
-                console.log(cache.write_error)
         if meter.failed or meter.unwritten:
             raise typer.Exit(3)
 

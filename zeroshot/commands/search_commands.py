@@ -175,8 +175,6 @@ def find(
             with meter.phase("making thumbnails", counts=False):
                 write_page(html, found.results, [query.label for query in queries], run.overwrite)
         _show(run, found, queries, meter, options.min_score)
-        if cache.write_error is not None:
-            console.log(cache.write_error)
     if meter.failed:
         raise typer.Exit(3)
 

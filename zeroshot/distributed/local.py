@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.cache.embedding_cache import EmbeddingCache, open_cache
 from zeroshot.distributed.folder import Folder, Mark, OutputSpec
 from zeroshot.distributed.sharding import Inputs, make_plan
 from zeroshot.distributed.transductive import transduce
@@ -28,7 +28,7 @@ class RunSpec:
 
     def open_cache(self) -> EmbeddingCache:
         """The user's cache on this machine, or an empty one."""
-        return EmbeddingCache() if self.cached else NullCache()
+        return open_cache(self.cached)
 
 
 def run(

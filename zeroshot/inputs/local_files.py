@@ -233,7 +233,7 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader | io.BytesIO:
     claim to be regular, and wait for an event or never end.
     """
     _check_regular(os.stat(path), path)  # opening a device may do something
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
     try:
         status = os.fstat(file.fileno())
         _check_regular(status, path)  # it may have been replaced
@@ -251,7 +251,8 @@ def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None
         raise IrregularError(errno.EINVAL, "a pipe or a device, not a file", str(path))
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for `open` that does not wait for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import platformdirs
 
+from zeroshot.errors import UserError
 from zeroshot.output import atomic
 
 WORK = ".work"
@@ -21,8 +22,14 @@ WORK = ".work"
 
 
 def default_root() -> Path:
-    """`$ZEROSHOT_CACHE`, else the user's cache folder on this platform."""
-    return Path(os.environ.get("ZEROSHOT_CACHE") or platformdirs.user_cache_dir("zeroshot"))
+    """`$ZEROSHOT_CACHE`, where `~` is the home folder, else this platform's folder of caches."""
+    given = os.environ.get("ZEROSHOT_CACHE")
+    if not given:
+        return Path(platformdirs.user_cache_dir("zeroshot"))
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:  # a user who does not exist
+        raise UserError(f"ZEROSHOT_CACHE is '{given}', but there is no such home folder") from error
 
 
 @runtime_checkable

@@ -63,34 +63,35 @@ def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
         raise UserError("--token and --no-token: give one of them")
     if not options.quiet:
         console.log("loading the models")
-    running = start.serve(
-        folders,
-        run.model_set(),
-        port=options.port,
-        host=options.host,
-        token=None if options.no_token else options.token or "",
-        allow_hosts=options.allow_host,
-        max_upload_mb=options.max_upload_mb,
-        queue=options.queue,
-        batch_size=run.images_per_batch,
-        cache=run.open_cache(),
-    )
-    stop = threading.Event()
-    # before the address is printed: whoever reads it may stop the server at once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _setter(stop))
-    with running:
-        progress.print_line(running.page)
-        if options.open:
-            import webbrowser
+    with run.open_cache() as cache:
+        running = start.serve(
+            folders,
+            run.model_set(),
+            port=options.port,
+            host=options.host,
+            token=None if options.no_token else options.token or "",
+            allow_hosts=options.allow_host,
+            max_upload_mb=options.max_upload_mb,
+            queue=options.queue,
+            batch_size=run.images_per_batch,
+            cache=cache,
+        )
+        stop = threading.Event()
+        # before the address is printed: whoever reads it may stop the server at once
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _setter(stop))
+        with running:
+            progress.print_line(running.page)
+            if options.open:
+                import webbrowser
 
-            webbrowser.open(running.page)
-        if not options.quiet:
-            _show_progress(running, stop)
-        with progress.hidden():
-            stop.wait()
-        if not options.quiet:
-            console.log("stopping; what was asked is answered")
+                webbrowser.open(running.page)
+            if not options.quiet:
+                _show_progress(running, stop)
+            with progress.hidden():
+                stop.wait()
+            if not options.quiet:
+                console.log("stopping; what was asked is answered")
 
 
 def _setter(stop: threading.Event) -> "signal._HANDLER":
@@ -120,5 +121,5 @@ def mcp(run: ModelOptions, folders: Folders) -> None:
     from zeroshot.commands.terminal import progress
     from zeroshot.serving import mcp_tools
 
-    with progress.hidden():
-        mcp_tools.run(folders, run.model_set(), run.open_cache(), run.images_per_batch)
+    with progress.hidden(), run.open_cache() as cache:
+        mcp_tools.run(folders, run.model_set(), cache, run.images_per_batch)
