@@ -145,9 +145,10 @@ def _file(name: str) -> Path:
 
 
 def _read(file: Path) -> SetSpec:
+    text = read_text(file)
     try:
-        content = tomllib.loads(read_text(file))
-    except tomllib.TOMLDecodeError as error:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise UserError(f"{file}: {error}") from error
     _check_keys(file, "top level", content, (*TABLES, *TEXTS))
     for key in TABLES:

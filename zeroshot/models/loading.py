@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack
 
+from PIL import Image
+
 from zeroshot.errors import UserError
 from zeroshot.models import open_clip
 from zeroshot.models.base import (
@@ -24,6 +26,7 @@ from zeroshot.models.hf import (
     xclip,
 )
 from zeroshot.models.hf.checkpoint import Checkpoint
+from zeroshot.models.model_faults import model_errors
 from zeroshot.models.names import parse
 from zeroshot.models.vlm import captioners, image_text_matching, question_answering
 
@@ -105,19 +108,31 @@ def load(
     parsed = parse(name)
     target = resolve_device(device)
     dtype = resolve_precision(precision, target)
-    if parsed.scheme != "hf":
-        _check_role(str(parsed), role, "dual encoder")
-        model: Any = open_clip.load_dual_encoder(parsed, target, dtype, offline)
-    else:
-        checkpoint = Checkpoint.locate(
-            parsed, target, dtype, offline=offline, trust_remote_code=trust_remote_code
-        )
-        kind = _kind(checkpoint, role)
-        _check_role(str(parsed), role, kind)
-        model = LOADERS[kind](checkpoint)
+    with model_errors(parsed):
+        if parsed.scheme != "hf":
+            _check_role(str(parsed), role, "dual encoder")
+            model: Any = open_clip.load_dual_encoder(parsed, target, dtype, offline)
+        else:
+            checkpoint = Checkpoint.locate(
+                parsed, target, dtype, offline=offline, trust_remote_code=trust_remote_code
+            )
+            kind = _kind(checkpoint, role)
+            _check_role(str(parsed), role, kind)
+            model = LOADERS[kind](checkpoint)
+        if parsed.directory is not None:
+            _try_out(model)
     if fast and hasattr(model, "preprocessing"):
         model.preprocessing = model.preprocessing.faster()
     return model
+
+
+def _try_out(model: Any) -> None:
+    """Encode a text and an image, so that files that do not fit together are found now."""
+    if isinstance(model, TextEncoder):
+        model.count_tokens(["a"])
+        model.encode_texts(["a"])
+    if isinstance(model, ImageEncoder):
+        model.encode_images([Image.new("RGB", (16, 16), "gray")])
 
 
 def load_dual_encoder(name: str, **options: Unpack[LoadOptions]) -> DualEncoder:

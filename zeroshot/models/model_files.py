@@ -6,7 +6,6 @@ files, which are read only with `weights_only=True`.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UserError, no_such
+from zeroshot.models.model_faults import check_settings, check_weights, read_settings
 from zeroshot.models.names import ModelName
 
 __all__ = [
@@ -91,12 +91,16 @@ class Files:
     @property
     def architecture(self) -> str:
         """The class that `config.json` names."""
-        return str((self.read("config.json").get("architectures") or ["model without a class"])[0])
+        named = self.read("config.json").get("architectures")
+        known = isinstance(named, list) and bool(named)
+        return str(named[0]) if known else "model without a class"
 
     def read(self, file: str) -> dict[str, Any]:
         """A JSON file of the directory; empty if there is none."""
         path = self.directory / file
-        content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        content = read_settings(path) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise UserError(f"'{path}' is no object of settings")
         return content
 
 
@@ -107,7 +111,7 @@ def locate(name: ModelName, layout: FileLayout, *, offline: bool = False) -> Fil
     """
     if name.directory is None:
         directory = fetch(name.target, layout, model=str(name), offline=offline)
-        return Files(name, directory, directory.name[:12], weights_in(directory, layout))
+        return _checked(Files(name, directory, directory.name[:12], weights_in(directory, layout)))
     if not name.directory.is_dir():
         raise NotAvailableError(f"no model at {name}: {no_such(name.directory, 'directory')}")
     if not _complete(name.directory, layout):
@@ -116,7 +120,18 @@ def locate(name: ModelName, layout: FileLayout, *, offline: bool = False) -> Fil
             f"({_example(layout)}) beside the tokenizer and preprocessing files"
         )
     weights = weights_in(name.directory, layout)
-    return Files(name, name.directory, _content_hash(name.directory, layout), weights)
+    revision = _content_hash(name.directory, layout)
+    return _checked(Files(name, name.directory, revision, weights))
+
+
+def _checked(files: Files) -> Files:
+    """The files, if they say nothing that no model says; UserError."""
+    names = (name for name in _listing(files.directory) if re.fullmatch(COMPANIONS, name))
+    beside = [files.directory / name for name in names]
+    weights = [path for path in beside if path.suffix in (".safetensors", ".bin")]
+    check_settings(path for path in beside if path not in weights)
+    check_weights([*files.weights, *weights])
+    return files
 
 
 def fetch(repository: str, layout: FileLayout, *, model: str, offline: bool = False) -> Path:
@@ -199,13 +214,18 @@ def weights_in(directory: Path, layout: FileLayout) -> tuple[Path, ...]:
 
 def _complete(directory: Path, layout: FileLayout) -> bool:
     weights = {path.name for path in weights_in(directory, layout)}
-    shards = {
-        shard
-        for index in directory.glob("*.index.json")
-        for shard in json.loads(index.read_text())["weight_map"].values()
-    }
+    shards = {shard for index in directory.glob("*.index.json") for shard in _shards(index)}
     configured = layout.config is None or (directory / layout.config).is_file()
     return configured and (layout is TOKENIZER or (bool(weights) and shards <= weights))
+
+
+def _shards(index: Path) -> set[str]:
+    """The weight files that an index names."""
+    content = read_settings(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+        raise UserError(f"'{index}' names no weight files: it needs an object weight_map")
+    return set(shards.values())
 
 
 def _content_hash(directory: Path, layout: FileLayout) -> str:

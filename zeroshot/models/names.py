@@ -136,7 +136,12 @@ def _open_clip(target: str) -> ModelName:
 
 
 def _directory(target: str, root: Path | None) -> Path:
-    return ((root or Path()) / Path(target).expanduser()).resolve()
+    try:
+        directory = ((root or Path()) / Path(target).expanduser()).resolve()
+        directory.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a null
+        raise UserError(f"{target!r:.80} is no name of a model or a directory: {error}") from None
+    return directory
 
 
 def _is_path(target: str, directory: Path) -> bool:

@@ -3,9 +3,11 @@
 open_clip imports torchvision, so it is imported only when such a model is loaded.
 """
 
+import logging
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.models import model_files
 from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
+from zeroshot.models.model_faults import check_expected_size
 from zeroshot.models.names import ModelName
 from zeroshot.models.preprocessing import from_transform
 from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder
@@ -114,6 +117,8 @@ class OpenClipSource:
     """An architecture of open_clip, or `local-dir:/directory`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of `open_clip.create_model_from_pretrained`."""
+    weights: tuple[Path, ...] = ()
+    """The weight files of a directory, which anybody may have made."""
 
 
 def load_dual_encoder(
@@ -128,6 +133,12 @@ def load_dual_encoder(
     by_tag = name.scheme == "open_clip"
     source = _tag_source(name, offline) if by_tag else _directory_source(name, offline)
     try:
+        if source.weights:
+            with _without_logging():
+                network = open_clip.create_model(
+                    source.architecture, device="meta", load_weights=False
+                )
+            check_expected_size(name, network, source.weights)
         model, preprocess = open_clip.create_model_from_pretrained(
             source.architecture, weights_only=True, **source.options
         )
@@ -150,6 +161,17 @@ def load_dual_encoder(
         logit_scale=scale,
         logit_bias=bias,
     )
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """open_clip warns of a model without weights, on standard error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def import_open_clip() -> Any:
@@ -215,7 +237,7 @@ def _tag_source(name: ModelName, offline: bool) -> OpenClipSource:
 
 def _directory_source(name: ModelName, offline: bool) -> OpenClipSource:
     files = model_files.locate(name, model_files.OPEN_CLIP, offline=offline)
-    return OpenClipSource(files.identity, f"local-dir:{files.directory}")
+    return OpenClipSource(files.identity, f"local-dir:{files.directory}", weights=files.weights)
 
 
 def _tokenizer(architecture: str, model: str, offline: bool) -> Any:

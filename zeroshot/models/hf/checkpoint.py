@@ -42,6 +42,7 @@ from transformers.utils import logging as transformers_logging
 from zeroshot.errors import UserError
 from zeroshot.models import model_files
 from zeroshot.models.devices import precision_name
+from zeroshot.models.model_faults import check_expected_size, check_image_sides
 from zeroshot.models.model_files import Files
 from zeroshot.models.names import ModelName
 from zeroshot.models.towers.packed_linear import pack
@@ -148,6 +149,7 @@ class Checkpoint:
             model_class = self.files.architecture
         if isinstance(model_class, str):
             model_class = getattr(transformers, model_class)
+        self._check_expected_size(model_class)
         try:
             with quiet():
                 model, report = model_class.from_pretrained(
@@ -173,6 +175,21 @@ class Checkpoint:
         model = model.eval().requires_grad_(False).to(self.device)
         return pack(model, transposed=(Conv1D,)), missing
 
+    def _check_expected_size(self, model_class: Any) -> None:
+        """UserError if the configuration describes a far larger model than the weights are."""
+        if self.files.name.directory is None or self.trust_remote_code:
+            return
+        with quiet(), torch.device("meta"):
+            if hasattr(model_class, "from_config"):
+                network = model_class.from_config(self.load_config())
+            else:
+                network = model_class(
+                    model_class.config_class.from_pretrained(
+                        self.files.directory, local_files_only=True
+                    )
+                )
+        check_expected_size(self.files.name, network, self.files.weights)
+
     def load_tokenizer(self) -> Any:
         """The model's own tokenizer, padding on the right; UserError if it has none."""
         if not self.has_tokenizer:  # transformers would make one up
@@ -195,23 +212,27 @@ class Checkpoint:
         """The model's own preprocessing by PIL, which gives the same numbers on every machine."""
         try:
             with quiet():
-                return AutoImageProcessor.from_pretrained(
+                processor = AutoImageProcessor.from_pretrained(
                     self.files.directory, backend="pil", **self._options
                 )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.files.name} comes without its image preprocessing: {error}"
             ) from error
+        check_image_sides(self.files.name, processor)
+        return processor
 
     def load_processor(self) -> Any:
         """Tokenizer, preprocessing and chat template of a model with images in its prompt."""
         try:
             with quiet():
-                return AutoProcessor.from_pretrained(
+                processor = AutoProcessor.from_pretrained(
                     self.files.directory, backend="pil", **self._options
                 )
         except (ImportError, OSError, ValueError) as error:
             raise UserError(f"{self.files.name} comes without its processor: {error}") from error
+        check_image_sides(self.files.name, getattr(processor, "image_processor", processor))
+        return processor
 
     @property
     def _options(self) -> dict[str, Any]:

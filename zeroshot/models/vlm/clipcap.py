@@ -13,7 +13,6 @@ up to the first full stop.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.nn import functional
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image
+from zeroshot.models.model_faults import check_weights, read_settings
 from zeroshot.models.vlm.generation import generate_texts
 from zeroshot.ops import normalize
 
@@ -186,10 +186,7 @@ def load_clipcap(
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{file}' is not JSON: {error}") from None
+    config = read_settings(file)
     needed = KEYS.keys() - {"normalize"}
     if not isinstance(config, dict) or not needed <= config.keys() <= KEYS.keys():
         raise UserError(
@@ -207,6 +204,7 @@ def _read_weights(file: Path) -> Weights:
     """Tensors of a safetensors or torch file; code in it is never run."""
     if not file.is_file():
         raise UserError(f"no weights at '{file}'")
+    check_weights([file])
     try:
         if file.suffix == ".safetensors":
             weights: Any = load_file(file)

@@ -13,6 +13,7 @@ from zeroshot.models.devices import resolve_device, resolve_precision
 from zeroshot.models.hf import xclip
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.loading import LoadOptions, load
+from zeroshot.models.model_faults import model_errors
 from zeroshot.models.names import parse
 from zeroshot.models.vlm import captioners, chat, image_text_matching, question_answering
 from zeroshot.models.vlm.clipcap import FILE as CLIPCAP, load_clipcap
@@ -66,11 +67,12 @@ def load_writer(name: str, **options: Unpack[LoadOptions]) -> Writer:
     if parsed.scheme != "hf":
         return CoCa(load(name, role="dual encoder", **options))
     if parsed.directory is not None and (parsed.directory / CLIPCAP).is_file():
-        return load_clipcap(
-            parsed.directory,
-            lambda part: load(part, role="dual encoder", **options),
-            lambda part: load(part, role="language model", **options),
-        )
+        with model_errors(parsed):
+            return load_clipcap(
+                parsed.directory,
+                lambda part: load(part, role="dual encoder", **options),
+                lambda part: load(part, role="language model", **options),
+            )
     writer: Writer = _load(name, _writer, **options)
     return writer
 
@@ -93,11 +95,12 @@ def _load(
         )
     target = resolve_device(device)
     dtype = resolve_precision(precision, target)
-    return loader(
-        Checkpoint.locate(
-            parsed, target, dtype, offline=offline, trust_remote_code=trust_remote_code
+    with model_errors(parsed):
+        return loader(
+            Checkpoint.locate(
+                parsed, target, dtype, offline=offline, trust_remote_code=trust_remote_code
+            )
         )
-    )
 
 
 def _answerer(checkpoint: Checkpoint) -> Any:
