@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from zeroshot.commands.terminal import progress, streams
 from zeroshot.commands.terminal.progress import begin as begin, meter as meter
 from zeroshot.errors import ApproximateWarning, UnsuitableWarning, counted
+from zeroshot.inputs.remote.public_names import public
 from zeroshot.output.formats import utf8
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 SECONDS_PER_LINE = 3.0
 
+CONTROL = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 Show = Literal["json", "table", "nothing"]
 
 
@@ -43,9 +46,14 @@ def escape_control(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def cell(value: object, style: str = "") -> Text:
+    """Plain text for a table, whatever the value contains; makes every cell and every title."""
+    return Text(escape_control(str(value)), style=style)
+
+
 def log(message: str) -> None:
-    """One message on standard error."""
-    progress.messages().print(escape(escape_control(message)))
+    """One message on standard error, in which addresses show no secrets."""
+    progress.messages().print(escape(escape_control(public(message))))
 
 
 @contextlib.contextmanager
@@ -60,16 +68,26 @@ def show_warnings() -> Iterator[None]:
             if issubclass(category, (ApproximateWarning, UnsuitableWarning)):
                 log(f"warning: {message}")
             else:
-                show(message, category, *where, **more)
+                show(escape_control(str(message)), category, *where, **more)
 
         warnings.showwarning = shown
         yield
 
 
+def escape_in_json(text: str) -> str:
+    r"""JSON without characters that control a terminal; their escapes stand for the same.
+
+    JSON itself escapes those below a space, but not `\x9b`, which begins a control sequence too,
+    nor those that change the direction of what follows.
+    """
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def print_json(row: Mapping[str, Any]) -> None:
     """One JSON line on standard output; in ASCII, unless that is written as UTF-8."""
     ascii = not streams.is_utf8(sys.stdout)
-    progress.print_line(utf8(json.dumps(row, ensure_ascii=ascii, allow_nan=False)).decode())
+    text = utf8(json.dumps(row, ensure_ascii=ascii, allow_nan=False)).decode()
+    progress.print_line(escape_in_json(text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -80,7 +98,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         return
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*map(cell, row))
     progress.rows().print(table)
 
 
@@ -103,8 +121,8 @@ def show_figures(result: Mapping[str, Any]) -> None:
     from zeroshot.metrics.statistics import to_table_units
 
     share = f"{100 * result['sampling']['confidence']:g} %"
-    table = Table("figure", escape(result["method"]), f"{share} interval")
-    table.title = escape(result["dataset"])
+    table = Table("figure", Column(cell(result["method"])), f"{share} interval")
+    table.title = cell(result["dataset"], "table.title")
     for name, value in result["metrics"].items():
         ends = result["intervals"][name]
         interval = " to ".join(f"{to_table_units(name, end):.2f}" for end in ends or ())
@@ -121,7 +139,7 @@ def _show_labels(labels: Mapping[str, Any], share: str) -> None:
         ends = own["interval"] or ()
         interval = " to ".join(f"{100 * end:.2f}" for end in ends)
         value = f"{100 * own['average_precision']:.2f}"
-        table.add_row(escape(escape_control(name)), str(own["pictures"]), value, interval)
+        table.add_row(*map(cell, (name, own["pictures"], value, interval)))
     progress.rows().print(table)
 
 
@@ -173,7 +191,7 @@ def show_differences(comparison: Mapping[str, Any]) -> None:
 
     for method, figures in comparison["methods"].items():
         table = Table("figure", "difference", "interval", "p", "p (Holm)")
-        table.title = escape(f"{method} minus {comparison['first']}")
+        table.title = cell(f"{method} minus {comparison['first']}", "table.title")
         for name, own in figures.items():
             ends = " to ".join(f"{to_table_units(name, end):+.2f}" for end in own["interval"])
             difference = f"{to_table_units(name, own['difference']):+.2f}"
@@ -186,11 +204,12 @@ def show_hits(hits: "Sequence[SearchResult]", modality: str = "image") -> None:
     console = progress.rows()
     for _, group in itertools.groupby(hits, key=lambda hit: hit.query_number):
         hits_of_query = list(group)
-        title = escape(hits_of_query[0].query)
+        title = cell(hits_of_query[0].query, "table.title")
         table = Table("", "score", modality, title=title, title_justify="left")
         for hit in hits_of_query:
             lines = "\n".join([hit.path or "(in memory)", *(x.line for x in hit.explanation)])
-            text = Text(escape_control(lines), overflow="fold")
+            text = cell(lines)
+            text.overflow = "fold"
             table.add_row(str(hit.rank), f"{hit.score:.3f}", text)
         console.print(table)
 
@@ -202,7 +221,7 @@ def show_method(method: "Description") -> None:
     console.print(escape(page), soft_wrap=True)
     table = Table("option", "type", "default", "what it does")
     for option in method.options:
-        table.add_row(*map(str, (option.name, option.kind, option.default, option.about)))
+        table.add_row(*map(cell, (option.name, option.kind, option.default, option.about)))
     if method.options:
         console.print(table)
 
@@ -273,8 +292,7 @@ def _line(result: "Result", prefix: str = "", width: int = 32) -> Table:
     name = result.path.removeprefix(prefix) if result.path else "(in memory)"
     error = result.error
     answer = f"{error.type}: {error.message}" if error else result.summary()
-    text = Text(escape_control(answer), style="red" if error else "")
-    line.add_row(Text(escape_control(name)), text)
+    line.add_row(cell(name), cell(answer, "red" if error else ""))
     return line
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL.Image import Image
 
 from zeroshot.errors import UnreadableImageError
+from zeroshot.inputs.remote.public_names import public
 
 MAX_BYTES = 1 << 30
 """Size limit of an image file."""
@@ -145,6 +146,11 @@ class Source:
         """A field that has one value at most: its `label`."""
         value = self.fields.get(name)
         return value if isinstance(value, str) else None
+
+    def __post_init__(self) -> None:
+        """A label shows no password and no signature of an address."""
+        if self.content is not None and self.path is not None and "://" in self.path:
+            object.__setattr__(self, "path", public(self.path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def check_weights(files: Iterable[Path]) -> None:
             if path.suffix == ".safetensors":
                 file.seek(0)
                 _check_safetensors(file, size)
-            elif head.startswith(b"PK"):
+            elif zipfile.is_zipfile(path):
                 _check_archive(path, size)
 
 

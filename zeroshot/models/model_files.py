@@ -92,8 +92,7 @@ class Files:
     def architecture(self) -> str:
         """The class that `config.json` names."""
         named = self.read("config.json").get("architectures")
-        known = isinstance(named, list) and bool(named)
-        return str(named[0]) if known else "model without a class"
+        return str(named[0]) if isinstance(named, list) and named else "model without a class"
 
     def read(self, file: str) -> dict[str, Any]:
         """A JSON file of the directory; empty if there is none."""

@@ -75,7 +75,7 @@ class OpenClipDualEncoder(CachedTextEncoder, DensePatches):
 
     def _image_features(self, pixels: list[Pixels]) -> Float[Tensor, "b d"]:
         inputs = self.preprocessing.batch(pixels, self.device, self.dtype)
-        features: Tensor = self.model.encode_image(**inputs)
+        features: Tensor = self.model.encode_image(*inputs.values())  # CoCa's calls it `images`
         return features
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:

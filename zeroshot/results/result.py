@@ -17,6 +17,7 @@ from PIL.Image import Image
 from zeroshot.errors import NotAvailableError, UnreadableImageError
 from zeroshot.images.clips import frames_of, open_clip
 from zeroshot.images.reading import open_image
+from zeroshot.inputs.remote.public_names import public
 from zeroshot.inputs.source import Source
 from zeroshot.trace import Trace
 
@@ -35,8 +36,8 @@ class Failure:
 
     @classmethod
     def from_error(cls, error: UnreadableImageError) -> "Failure":
-        """The class's name without `Error`, and its message."""
-        return cls(type(error).__name__.removesuffix("Error"), str(error))
+        """The class's name without `Error`, and its message, in which addresses show no secrets."""
+        return cls(type(error).__name__.removesuffix("Error"), public(str(error)))
 
 
 @dataclass(frozen=True)

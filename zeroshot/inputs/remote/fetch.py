@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.inputs.remote.connection import Connection, ForbiddenError, Limits
+from zeroshot.inputs.remote.public_names import public
 
 REDIRECTS = 5
 TRIES = 3
@@ -77,6 +78,8 @@ class Url:
         while True:
             try:
                 return _follow(self.url, self.fetch, end)
+            except UnreadableImageError as error:
+                raise UnreadableImageError(public(str(error))) from None
             except _TemporaryError as error:
                 again = time.monotonic() + max(error.wait, next(waits, self.fetch.timeout))
                 if again >= end:
@@ -107,7 +110,8 @@ def _parsed(url: str) -> SplitResult:
         known = parts.scheme in ("http", "https") and bool(parts.hostname)
         parts.port  # noqa: B018  raises for what is no number
     except ValueError as error:
-        raise UnreadableImageError(f"no valid URL: {error}") from None
+        why = "" if "@" in url else f": {error}"  # which may quote a password
+        raise UnreadableImageError(f"no valid URL{why}") from None
     if not known:
         raise UnreadableImageError(f"leads to '{url:.80}', which is no http or https address")
     if parts.username is not None:

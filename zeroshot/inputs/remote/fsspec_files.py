@@ -17,6 +17,7 @@ from typing import Any
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs import local_files
 from zeroshot.inputs.remote import cached_files
+from zeroshot.inputs.remote.public_names import public
 from zeroshot.inputs.source import MAX_BYTES, PICTURES, SCHEME, URL, File
 from zeroshot.packaging.extras import how_to_install
 
@@ -51,9 +52,15 @@ def connect(name: str, **options: Any) -> tuple[Any, str]:
 
     Raises:
         NotAvailableError: its driver is not installed, or cannot reach it.
-        UserError: there is no such file system.
+        UserError: there is no such file system, or the name has a password.
     """
     scheme = scheme_of(name)
+    if public(name) != name:
+        raise UserError(
+            f"'{public(name)}' has a password or a signature in its name, which rows and records "
+            "would show; give it to the driver, in its environment variables or in fsspec's "
+            "configuration"
+        )
     if "::" in name:
         raise UserError(f"'{name}': one file system at a time, not a chain of them by '::'")
     try:
