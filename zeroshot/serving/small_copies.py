@@ -70,7 +70,8 @@ def thumbnail_of(source: Source, side: int, id: str | None = None, kind: str = "
     fetched = fetch(source)
     if id is not None and fetched.id != id:
         raise UnreadableImageError("the file has changed since it was indexed")
-    image = fetched.decoded(draft_side=side).copy()
+    with fetched.decoded(draft_side=side) as decoded:
+        image = decoded.copy()
     image.thumbnail((side, side))
     data = io.BytesIO()
     image.save(data, kind, quality=82, method=2)

@@ -80,9 +80,9 @@ def from_images(
     if labelled:
         own.append(embed_all(labelled, images, cache, meter, batch_size))
     names: list[str] = []
-    batches = list(embed_images(unlabelled, images, cache, meter, batch_size))
-    if batches:
-        batch = concat_batches(iter(batches))
+    if unlabelled:
+        batches = embed_images(unlabelled, images, cache, meter, batch_size)
+        batch = concat_batches(batches, meter, len(unlabelled))
         own.append(batch.embeddings[batch.readable])
         names = [str(batch.sources[i].path) for i in batch.readable]
     if not own or not sum(map(len, own)):
