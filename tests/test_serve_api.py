@@ -204,9 +204,8 @@ def coupled(tmp_path_factory):
         yield both
 
 
-@pytest.mark.parametrize("name", ["detect", "segment"])
-def test_what_the_set_cannot_do_is_501_with_the_reason(coupled, name):
-    answer = coupled[1].post(f"/v1/{name}", json={"image": data_uri(HEART), "labels": ["heart"]})
+def test_what_the_set_cannot_do_is_501_with_the_reason(coupled):
+    answer = coupled[1].post("/v1/segment", json={"image": data_uri(HEART), "labels": ["heart"]})
     assert answer.status_code == 501
     assert "no dual encoder" in sentence(answer)
 
@@ -268,7 +267,7 @@ def test_real_answers_are_as_the_document_says(served, coupled):
             "/v1/classify", json={"image": data_uri(HEART), "labels": LABELS, "explain": 2}
         ),
         coupled.post("/v1/search", json={"query": "a heart", "explain": 1}),
-        coupled.post("/v1/detect", json={"image": data_uri(HEART), "labels": LABELS}),
+        coupled.post("/v1/segment", json={"image": data_uri(HEART), "labels": LABELS}),
     ]
     statuses = []
     for response in asked:

@@ -71,7 +71,7 @@ def thumbnail_of(source: Source, side: int, id: str | None = None, kind: str = "
     if id is not None and fetched.id != id:
         raise UnreadableImageError("the file has changed since it was indexed")
     with fetched.decoded(draft_side=side) as decoded:
-        image = decoded.copy()
+        image = decoded.image.copy()
     image.thumbnail((side, side))
     data = io.BytesIO()
     image.save(data, kind, quality=82, method=2)
