@@ -429,7 +429,7 @@ def test_cells(place):
     path.write_bytes(b' path , caption ,,\na.png," x""y\nz",,\n\n,,,\nb.png, two ,,,,\n')
     assert list(read_records(path)) == [
         (f"'{path}' line 2", {"path": "a.png", "caption": ' x"y\nz'}),
-        (f"'{path}' line 6", {"path": "b.png", "caption": " two "}),
+        (f"'{path}' line 6", {"path": "b.png", "caption": "two "}),
     ]
 
 
@@ -440,13 +440,106 @@ def test_cells(place):
         ("a;b", "1;2,5", {"a": "1", "b": "2,5"}),
         ("a\tb", "1\t2,5", {"a": "1", "b": "2,5"}),
         ("a;b,c", "1;2,3", {"a;b": "1;2", "c": "3"}),
+        ("a;b;c,d", "1;2,3;4", {"a": "1", "b": "2,3", "c,d": "4"}),
+        ('"a,b,c";d', "1;2", {"a,b,c": "1", "d": "2"}),
+        ("a| b| c", "1| 2, 3; 4| 5", {"a": "1", "b": "2, 3; 4", "c": "5"}),
         ("a", "1;2", {"a": "1;2"}),
+        ("sep=;\na;b,c,d", "1;2", {"a": "1", "b,c,d": "2"}),
+        ("SEP=\t\r\na,b\tc", "1\t2", {"a,b": "1", "c": "2"}),
+        ("a, b", '1,  "2, ""3"" "', {"a": "1", "b": '2, "3" '}),
     ],
 )
 def test_the_column_names_decide_the_delimiter(place, names, cells, row):
     path = place / "delimiter.csv"
-    path.write_text(f"{names}\n{cells}\n")
+    path.write_bytes(f"{names}\n{cells}\n".encode())
     assert [values for _, values in read_records(path)] == [row]
+
+
+@pytest.mark.parametrize("text", ["a,b\tc\n1\t2\n", "sep=;\na,b;c\n1;2\n", '"a,b",c\n1,2\n'])
+def test_a_tsv_file_may_have_another_delimiter(place, text):
+    path = place / "x.tsv"
+    path.write_text(text)
+    assert [values for _, values in read_records(path)] == [{"a,b": "1", "c": "2"}]
+
+
+def test_a_line_of_excel_counts_as_a_line(place):
+    path = place / "x.csv"
+    path.write_text("sep=;\na;b\n1;2;3\n")
+    with pytest.raises(UserError, match=r"x\.csv' line 3: 3 cells for 2 columns"):
+        list(read_records(path))
+    path.write_text("sep=;\n")
+    with pytest.raises(UserError, match=r"x\.csv' is empty"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("name", JSON_LINES)
+def test_a_list_of_objects_is_read_as_json_lines(place, name):
+    file, text, read = READERS[name]
+    path = place / file
+    path.write_bytes(text.encode())
+    expected = read(path)
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    for indent in (None, 1):
+        path.write_text(json.dumps(rows, indent=indent), "utf-8-sig")
+        assert read(path) == expected
+    said = complaint(name, path, json.dumps([rows[0], 3]))
+    assert said == f"'{path}' entry 2: expected a JSON object, got 3"
+    assert complaint(name, path, "[]") == f"'{path}' has no rows"
+    assert complaint(name, path, "[{}").startswith(f"'{path}' line 1, character 4 is not JSON")
+
+
+def test_a_list_may_be_longer_than_a_line(place, monkeypatch):
+    monkeypatch.setattr(text_files, "MAX_LINE", 1000)
+    path = place / "x.jsonl"
+    path.write_text(json.dumps([{"a": number} for number in range(500)]))
+    assert [row["a"] for _, row in read_json_lines(path)] == list(range(500))
+    path.write_text('{"a": "' + "x" * 1000 + '"}')
+    with pytest.raises(UserError, match="line 1 has more than 1000 characters"):
+        list(read_json_lines(path))
+    path.write_bytes(b'[\n{"a": 1},\n{"a": "\xe9"}]')
+    with pytest.raises(UserError, match="line 3, character 8 is the byte 0xe9"):
+        list(read_json_lines(path))
+
+
+@EVERY
+def test_a_pointer_of_git_lfs(place, name):
+    said = complaint(name, place / READERS[name][0], "version https://git-lfs.github.com/spec/v1\n")
+    assert said.endswith("is a Git LFS pointer; fetch the file with: git lfs pull")
+
+
+DEEP = "[" * 5000 + "]" * 5000
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize("name", [*JSON, *JSON_LINES])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(DEEP, "it is nested too deeply"), (LONG, "it has a number of more than 4300 digits")],
+)
+def test_beyond_the_limits_of_the_parser(place, name, value, why):
+    path = place / READERS[name][0]
+    form = "line 1: not" if name in JSON_LINES else "is not"
+    said = complaint(name, path, f'{{"path": {value}}}')
+    assert said == f"'{path}' {form} JSON that can be read: {why}"
+
+
+def test_a_key_twice(place):
+    path = place / "x.json"
+    path.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    assert read_json(path) == {"a": {"b": 3, "c": 2}}
+    with pytest.raises(UserError, match=r"x\.json' has the key \"b\" twice in one object"):
+        read_json(path, distinct=True)
+
+
+def test_values_in_messages():
+    assert text_files.shown("Tür\ud83d") == '"Tür\\ud83d"'
+    assert text_files.shown([1] * 100, 6) == "[1, 1,..."
+    assert text_files.shown(b"x") == "\"b'x'\""
+    assert text_files.shown(10**5000) == "a number that is too long"
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert text_files.shown(deep) == "a value that is nested too deeply"
 
 
 def test_a_hash_begins_no_comment(place):
@@ -695,6 +788,22 @@ def test_a_manifest_of_models(tmp_path):
     assert str(find_set(str(tmp_path)).image_encoder) == "hf:org/model"
     (tmp_path / "models.toml").write_bytes(b'# caf\xe9\n[encoder]\nmodel = "hf:org/model"\n')
     with pytest.raises(UserError, match="line 1, character 6 is the byte 0xe9"):
+        find_set(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("version https://git-lfs.github.com", "is a Git LFS pointer; fetch the file with: git"),
+        ("[encoder", "is not TOML: Expected ']' at the end of a table declaration"),
+        (f"name = {LONG}", "is not TOML that can be read: it has a number of more than 4300"),
+        (f"name = {DEEP}", "is not TOML that can be read: it is nested too deeply"),
+        ("name = " + "{a = " * 3000, "is not TOML that can be read: it is nested too deeply"),
+    ],
+)
+def test_a_manifest_that_is_refused(tmp_path, text, why):
+    (tmp_path / "models.toml").write_text(text)
+    with pytest.raises(UserError, match=rf"models\.toml' {re.escape(why)}"):
         find_set(str(tmp_path))
 
 

@@ -153,13 +153,13 @@ def _sources(table: ImageTable, records: Iterable[LineRecord]) -> Iterator[Sourc
                 if columns is None:
                     raise
                 names = ()
-                yield table.unreadable(number, f"line {record.line}: {error}")
+                yield table.unreadable(number, f"{record.place}: {error}")
                 continue
         yield _source(table, number, record, columns or Columns())
 
 
 def _source(table: ImageTable, number: int, record: LineRecord, columns: Columns) -> Source:
-    where = f"line {record.line}"
+    where = record.place
     if record.fault:
         return table.unreadable(number, f"{where}: {record.fault}")
     try:

@@ -6,13 +6,17 @@
 | compression | a file whose name ends in `.gz` is unpacked |
 | lines | end in `\\n`, `\\r\\n` or `\\r`; blank ones are skipped; at most `MAX_LINE` characters |
 | lists (`.txt`) | an entry a line, without the space around it; `#` begins no comment |
-| JSON lines | an object a line |
+| JSON lines | an object a line, or one list of objects |
 | tables | a row of column names, which are not repeated, and at least one row below it |
-| delimiter | a tab in `.tsv`; else the first of comma, semicolon and tab that the names have |
-| cells | as many as names, and empty ones behind them; `"..."` may hold delimiters and line ends |
+| delimiter | of comma, semicolon, tab and `|` the most frequent one between the names; in a tie \
+the first, which is the tab in `.tsv`; or that of a line `sep=;` above them, as Excel writes it |
+| cells | as many as names, and empty ones behind them; `"..."` may hold delimiters and line ends; \
+space after a delimiter is skipped |
 
 A message names the file, the line and, where there is one, the column. `read_*` raises UserError at
-the first fault. `records` reads a stream of any size and goes on behind a row that has a fault.
+the first fault, which may also be a limit of Python's parsers (depth, digits of a number) or that a
+file is a Git LFS pointer. `records` reads a stream of any size and goes on behind a row that has a
+fault.
 """
 
 import csv
@@ -22,10 +26,11 @@ import itertools
 import json
 import os
 import re
+import tomllib
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +47,7 @@ MAX_UNPACKED = 64 << 20
 """What any compressed file may unpack to; a large one, to 64 times its size."""
 MAX_LINE = 1 << 24
 """Length limit of a line and of a cell, in characters."""
-DELIMITERS = ",;\t"
+DELIMITERS = ",;\t|"
 FORMULA = tuple("=+-@\t\r'＝＋－＠")
 """Spreadsheets compute a text that begins so; in a table that we write it gets an apostrophe."""
 KEPT_PAIRS = ("path", "caption", "label", "score")
@@ -63,7 +68,8 @@ class TextError(ValueError):
 class LineRecord:
     """A row of JSON lines or of a table: its values by column, or its fault."""
 
-    line: int
+    place: str
+    """`line 3`, or `entry 3` of a list."""
     values: dict[str, Any]
     fault: str = ""
 
@@ -86,11 +92,27 @@ def read_text(path: Path) -> str:
         return decode(_at_most(_unpacked(file, path.name)))
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; UserError for any other file."""
+def read_json(path: Path, distinct: bool = False) -> Any:
+    """The value in a JSON file; UserError for any other file.
+
+    Args:
+        distinct: refuse an object that has a key twice, instead of taking its last value.
+    """
     text = read_text(path)
     with _complaints(path):
-        return parse_json(text)
+        return parse_json(text, distinct)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values in a TOML file; UserError for any other file."""
+    text = read_text(path)
+    with _complaints(path):
+        try:
+            return cast(dict[str, Any], _parsed(tomllib.loads, text))
+        except tomllib.TOMLDecodeError as error:
+            raise TextError(f"is not TOML: {error}") from None
+        except _UnreadableError as error:
+            raise TextError(f"is not TOML that can be read: {error}") from None
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
@@ -105,6 +127,7 @@ def decode(data: bytes) -> str:
         text = data.decode(_encoding(data), "surrogateescape")
     except UnicodeDecodeError as error:
         raise TextError(f"is not UTF-16 text: {error.reason}") from None
+    _check_pointer(text)
     _check(text)
     return text
 
@@ -144,7 +167,7 @@ def name_in(row: Mapping[str, Any], column: str, where: str, empty: bool = False
     """As `text_in`, for the name of a file, which may have bytes that are not UTF-8."""
     value = row.get(column)
     if not isinstance(value, str) or not (empty or value.strip()):
-        got = json.dumps(value)[:60] if column in row else "no such column"
+        got = shown(value) if column in row else "no such column"
         raise UserError(f"{where}, column '{column}': expected a text, got {got}")
     return value
 
@@ -158,14 +181,26 @@ def whole_text(text: str, where: str) -> str:
     return text
 
 
+def shown(value: object, size: int = 60) -> str:
+    """The beginning of a value, for a message."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except RecursionError:
+        return "a value that is nested too deeply"
+    except ValueError:
+        return "a number that is too long"
+    text = text[: size + 1].encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= size else f"{text[:size]}..."
+
+
 def _without_faults(
     path: Path, suffix: str, check: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     with _complaints(path), path.open("rb") as file, open_text(file, path.name) as text:
         for record in records(text, suffix, check):
             if record.fault:
-                raise TextError(f"line {record.line}: {record.fault}")
-            yield f"'{path}' line {record.line}", record.values
+                raise TextError(f"{record.place}: {record.fault}")
+            yield f"'{path}' {record.place}", record.values
 
 
 @contextmanager
@@ -193,7 +228,7 @@ def records(text: io.TextIOWrapper, suffix: str, check: bool = False) -> Iterato
     lines = _Lines(text, check)
     if suffix == ".jsonl":
         return _json_lines(lines)
-    return _table(lines, "\t" if suffix == ".tsv" else None)
+    return _table(lines, "\t,;|" if suffix == ".tsv" else DELIMITERS)
 
 
 def open_text(file: "File", name: str) -> io.TextIOWrapper:
@@ -217,56 +252,98 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        if not (line := self._next()):
+            raise StopIteration
+        return self.limited(line)
+
+    def _next(self) -> str:
+        """The next line; empty at the end."""
+        line = self._decoded(self._text.readline, MAX_LINE + 1, self.number + 1)
+        self.ended = not line
+        self.number += not self.ended
+        return line
+
+    def _decoded(self, read: Callable[[int], str], size: int, number: int) -> str:
+        """What a function of the stream reads; it begins on the line with this number."""
         try:
-            line = self._text.readline(MAX_LINE + 1)
+            text = read(size)
         except UnicodeDecodeError as error:
-            raise TextError(f"line {self.number + 1} is not UTF-16 text: {error.reason}") from None
+            raise TextError(f"line {number} is not UTF-16 text: {error.reason}") from None
         except DAMAGED as error:
             raise TextError(f"cannot be unpacked: {error}") from None
-        if not line:
-            self.ended = True
-            raise StopIteration
-        self.number += 1
+        if self._must_be_utf8:
+            _check(text, number)
+        return text
+
+    def limited(self, line: str) -> str:
+        """The last line; TextError if it is too long."""
         if len(line) > MAX_LINE:
             raise TextError(f"line {self.number} has more than {MAX_LINE} characters")
-        if self._must_be_utf8:
-            _check(line, self.number)
         return line
 
     def first(self) -> str:
-        """The first line that is not blank; empty if there is none."""
-        return next(filter(str.strip, self), "")
+        """The first line that is not blank, of any length; empty if there is none."""
+        line = next(filter(str.strip, iter(self._next, "")), "")
+        _check_pointer(line)
+        return line
+
+    def rest(self) -> str:
+        """The text behind the last line; TextError if it is larger than `MAX_BYTES`."""
+        text = self._decoded(self._text.read, MAX_BYTES + 1, self.number + 1)
+        if len(text) > MAX_BYTES:
+            raise TextError(_too_large(MAX_BYTES))
+        return text
 
 
 def _json_lines(lines: _Lines) -> Iterator[LineRecord]:
     first = lines.first()
     if not first:
         raise TextError("has no rows")
+    if first.lstrip().startswith("["):
+        yield from _json_list(first + lines.rest())
+        return
     if not first.lstrip().startswith("{"):
         _check(first, lines.number)
-    for line in itertools.chain([first], lines):
+    for line in itertools.chain([lines.limited(first)], lines):
         if line.strip():
-            yield _json_record(line, lines.number)
+            yield _json_line(line.rstrip("\r\n"), f"line {lines.number}")
 
 
-def _json_record(line: str, number: int) -> LineRecord:
+def _json_line(line: str, place: str) -> LineRecord:
     try:
-        value = json.loads(line.rstrip("\r\n"))
+        return _record(place, _parsed(json.loads, line))
     except json.JSONDecodeError as error:
-        return LineRecord(number, {}, f"not JSON at character {error.pos + 1}: {error.msg}")
-    except (ValueError, RecursionError) as error:
-        return LineRecord(number, {}, f"not JSON: {error}")
-    if not isinstance(value, dict):
-        return LineRecord(number, {}, f"expected a JSON object, got {line.strip()[:60]}")
-    return LineRecord(number, value)
+        return LineRecord(place, {}, f"not JSON at character {error.pos + 1}: {error.msg}")
+    except _UnreadableError as error:
+        return LineRecord(place, {}, f"not JSON that can be read: {error}")
 
 
-def _table(lines: _Lines, delimiter: str | None) -> Iterator[LineRecord]:
+def _json_list(text: str) -> Iterator[LineRecord]:
+    """The objects of a list."""
+    rows = parse_json(text)
+    if not rows:
+        raise TextError("has no rows")
+    for number, value in enumerate(rows, 1):
+        yield _record(f"entry {number}", value)
+
+
+def _record(place: str, value: object) -> LineRecord:
+    if isinstance(value, dict):
+        return LineRecord(place, value)
+    return LineRecord(place, {}, f"expected a JSON object, got {shown(value)}")
+
+
+def _table(lines: _Lines, delimiters: str) -> Iterator[LineRecord]:
     first = lines.first()
+    if marked := re.fullmatch(r'sep=([^\w\s"]|\t)\s*', first, re.IGNORECASE):
+        delimiters, first = marked[1], lines.first()
     if not first:
         raise TextError("is empty; a table begins with a row of column names")
-    _check(first, begin := lines.number)
-    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter or _delimiter(first))
+    if "\0" in lines.limited(first):
+        _check(first, lines.number)
+    delimiter = _delimiter(first, delimiters)
+    begin = lines.number
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True)
     names = [name.strip() for name in _cells(rows, lines, begin) or ()]
     _check_names(names, begin)
     begin, empty = lines.number + 1, True
@@ -281,8 +358,10 @@ def _table(lines: _Lines, delimiter: str | None) -> Iterator[LineRecord]:
         raise TextError("has column names and no rows")
 
 
-def _delimiter(names: str) -> str:
-    return next((mark for mark in DELIMITERS if mark in names), ",")
+def _delimiter(names: str, delimiters: str) -> str:
+    """The one that is most often between the names; in a tie the first."""
+    unquoted = re.sub('"[^"]*"', "", names)
+    return max(delimiters, key=unquoted.count)
 
 
 def _cells(rows: Iterator[list[str]], lines: _Lines, begin: int) -> list[str] | None:
@@ -310,22 +389,56 @@ def _check_names(names: Sequence[str], line: int) -> None:
 
 
 def _table_record(names: Sequence[str], cells: Sequence[str], line: int) -> LineRecord:
+    place = f"line {line}"
     if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
         plural = "" if len(cells) == 1 else "s"
-        return LineRecord(line, {}, f"{len(cells)} cell{plural} for {len(names)} columns")
+        return LineRecord(place, {}, f"{len(cells)} cell{plural} for {len(names)} columns")
     named = zip(names, cells, strict=False)
-    return LineRecord(line, {name: cell for name, cell in named if name})
+    return LineRecord(place, {name: cell for name, cell in named if name})
 
 
-def parse_json(text: str) -> Any:
-    """The value that a JSON text stands for; TextError says where it is none."""
+# Values
+
+
+def parse_json(text: str, distinct: bool = False) -> Any:
+    """The value that a JSON text stands for, as `read_json`; TextError says where it is none."""
+    hook = _distinct if distinct else None
     try:
-        return json.loads(text)
+        return _parsed(lambda whole: json.loads(whole, object_pairs_hook=hook), text)
     except json.JSONDecodeError as error:
+        more = "; JSON lines are a .jsonl file" if error.msg == "Extra data" else ""
         place = f"line {error.lineno}, character {error.colno}"
-        raise TextError(f"{place} is not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise TextError(f"is not JSON: {error}") from None
+        raise TextError(f"{place} is not JSON: {error.msg}{more}") from None
+    except _UnreadableError as error:
+        raise TextError(f"is not JSON that can be read: {error}") from None
+
+
+def _parsed(parse: Callable[[str], Any], text: str) -> Any:
+    """What a parser of Python's makes of a text, or its error for a text of another language.
+
+    Raises:
+        _UnreadableError: beyond the limits of the parser.
+    """
+    try:
+        return parse(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, TextError):
+        raise
+    except RecursionError:
+        raise _UnreadableError("it is nested too deeply") from None
+    except ValueError:
+        raise _UnreadableError("it has a number of more than 4300 digits") from None
+
+
+class _UnreadableError(ValueError):
+    """The reason."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise TextError(f"has the key {shown(twice)} twice in one object")
+    return values
 
 
 # Bytes
@@ -344,6 +457,12 @@ def _check(text: str, line: int = 1) -> None:
     before = split_lines(text[: odd.start()])
     place = f"line {line + len(before) - 1}, character {len(before[-1]) + 1}"
     raise TextError(f"{place} is {_no_text(odd[0])}")
+
+
+def _check_pointer(text: str) -> None:
+    """TextError for what Git LFS leaves in place of a file that it has not fetched."""
+    if text.startswith("version https://git-lfs"):
+        raise TextError("is a Git LFS pointer; fetch the file with: git lfs pull")
 
 
 def is_utf8(text: str) -> bool:

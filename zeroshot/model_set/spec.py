@@ -20,13 +20,12 @@ A set is a `models.toml` file, or one of `HUB_SETS`:
 Nothing here loads a model or imports torch.
 """
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError, unknown
-from zeroshot.inputs.text_files import read_text
+from zeroshot.inputs.text_files import read_toml
 from zeroshot.models.names import parse
 from zeroshot.models.systems import check_is_no_system
 
@@ -145,11 +144,7 @@ def _file(name: str) -> Path:
 
 
 def _read(file: Path) -> SetSpec:
-    text = read_text(file)
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits
-        raise UserError(f"{file}: {error}") from error
+    content = read_toml(file)
     _check_keys(file, "top level", content, (*TABLES, *TEXTS))
     for key in TABLES:
         if not isinstance(content.get(key, {}), dict):
