@@ -309,6 +309,12 @@ def test_labelled_pictures_that_are_not(tmp_path):
     assert read_prior(str(tmp_path / "p.json"), labels) == (3, 1)
     with pytest.raises(UserError, match="a number for each label"):
         read_prior(str(tmp_path / "p.json"), ("a", "b", "c"))
+    for bad in ("9" * 400, "NaN", "[1]", "1e400", '"x"', "null", "-1"):
+        (tmp_path / "p.json").write_text(f'{{"a": 1, "b": {bad}}}')
+        with pytest.raises(UserError, match=r"--prior .*p\.json: expected (2 )?numbers"):
+            read_prior(str(tmp_path / "p.json"), labels)
+    with pytest.raises(UserError, match="--prior 1e308,1e308: expected 2 numbers"):
+        read_prior("1e308,1e308", labels)
 
 
 def test_a_shot_that_cannot_be_read_is_refused(zeroshot, shotview, shots):

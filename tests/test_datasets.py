@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -207,6 +208,50 @@ def test_a_file_of_labels(name, tmp_path):
         ground_truth.load_classification(tmp_path, labels="cat,bird")
 
 
+def test_names_in_a_file_of_labels_are_relative_to_the_data(tmp_path):
+    truth = write(tmp_path / "lists" / "my.csv", "path;label\nin/a.png; cat\nb.png;dog\n")
+    found = ground_truth.load_classification(tmp_path / "lists", truth=truth)
+    assert names(found.sources, tmp_path / "lists") == ["in/a.png", "b.png"]
+    (tmp_path / "photos").mkdir()
+    found = ground_truth.load_classification(tmp_path / "photos", truth=truth)
+    assert names(found.sources, tmp_path / "photos") == ["in/a.png", "b.png"]
+    for outside in ("../a.png", "/etc/passwd", "in/../../a.png"):
+        write(truth, f"path,label\n{outside},cat\n")
+        with pytest.raises(UserError, match=r"line 2: .* lies outside the folder of images"):
+            ground_truth.load_classification(tmp_path / "photos", truth=truth)
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["train/cat", "test/cat", "test/dog"], "'test', 'train'"),
+        (["Train", "Valid"], "'Train', 'Valid'"),
+        (["training/cat"], "'training'"),
+        (["train2017/cat", "val2017/cat", "annotations"], "'train2017', 'val2017'"),
+    ],
+)
+def test_splits_are_no_classes(tmp_path, folders, splits):
+    for folder in folders:
+        write(tmp_path / folder / "1.png", picture())
+    first = splits.split("'")[1]
+    for labels in (None, "cat,dog"):
+        with pytest.raises(UserError) as caught:
+            ground_truth.load_classification(tmp_path, labels=labels)
+        assert str(caught.value) == (
+            f"'{tmp_path}' has the folders {splits}, which are splits of a data set and no "
+            f"classes; measure on one of them: --split {first}"
+        )
+
+
+def test_classes_that_are_named_like_splits(tmp_path):
+    for name in ("train", "bus", "testimony"):
+        write(tmp_path / name / "1.png", picture())
+    assert ground_truth.load_classification(tmp_path).labels == ("bus", "testimony", "train")
+    (tmp_path / "bus").rename(tmp_path / "test")
+    found = ground_truth.load_classification(tmp_path, labels="train,test,testimony")
+    assert found.classes == (1, 2, 0)
+
+
 def test_no_data(tmp_path):
     with pytest.raises(UserError, match="no such data"):
         ground_truth.load_classification(tmp_path / "x")
@@ -286,6 +331,31 @@ def test_own_names_for_the_classes_of_a_webdataset(shards):
     assert found.prompts == [["a"], ["b"], ["c"]]
     with pytest.raises(UserError, match="2 labels for the 3 classes"):
         ground_truth.load_classification(shards[0], labels="a,b")
+    names = write(shards[0] / "own.txt", "a\nb\nc\n\n")
+    assert ground_truth.load_classification(shards[0], labels=str(names)).labels == ("a", "b", "c")
+    write(names, "a\n\nb\nc\n")
+    with pytest.raises(UserError, match=r"own\.txt' line 2 is blank, and the number of a line is"):
+        ground_truth.load_classification(shards[0], labels=str(names))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "classnames.txt",
+            "missile\n\ncat\n",
+            "classnames.txt' line 2 is blank, and the number of",
+        ),
+        ("classnames.txt", "\ufeff \nmissile\ncat\n", "classnames.txt' line 1 is blank"),
+        ("classnames.txt", "\n \n", "classnames.txt' is missing or empty"),
+        ("classnames.txt", "missile\ncat\n\n\n", "'2' is no class; the classes are 0 to 1"),
+        ("zeroshot_classification_templates.txt", "a cat\n", "template 'a cat' has no {}"),
+    ],
+)
+def test_names_of_classes_and_templates_that_are_refused(shards, file, text, message):
+    write(shards[0] / file, text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        ground_truth.load_classification(shards[0])
 
 
 def test_a_webdataset_with_captions(shards):

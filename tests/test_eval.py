@@ -126,6 +126,29 @@ def test_captions_made_before_with_references_of_their_own(zeroshot, tmp_path):
     assert comparison["methods"]["other"]["CIDEr"]["difference"] == 0
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "text"),
+    [
+        ("classify", "t.csv", "path,label\nscenes/a.png,cat\nb.png,dog\n"),
+        ("multilabel", "t.jsonl", '{"path": "a.png", "labels": ["cat"]}\n'),
+        (
+            "retrieve",
+            "t.json",
+            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": '
+            '[{"image_id": 1, "caption": "a cat"}]}',
+        ),
+        ("caption", "t.token", "scenes/a.png#0\ta cat\n"),
+    ],
+)
+def test_a_truth_that_names_no_image_of_the_data(zeroshot, tmp_path, task, name, text):
+    truth = tmp_path / name
+    truth.write_text(text)
+    code, rows, said = zeroshot("eval", SCENES, "--task", task, "--truth", truth)
+    assert (code, rows) == (2, [])
+    assert "that the ground truth names is there: the first is " in said
+    assert f"names in a file are relative to DATA, '{SCENES}'" in said
+
+
 def test_retrieval_in_both_directions(zeroshot, tmp_path):
     code, [found], _ = zeroshot("eval", SCENES, "--task", "retrieve", "--out", tmp_path / "out")
     assert code == 0

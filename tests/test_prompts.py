@@ -75,6 +75,8 @@ def test_templates_from_files(tmp_path):
     lines = write(tmp_path / "t.txt", "\ufeffa {c}\r\n\nthe {}.\n")
     listed = write(tmp_path / "t.json", ["a {c}", "the {}."])
     assert prompts.load_templates(lines) == prompts.load_templates(listed) == ("a {c}", "the {}.")
+    held = write(tmp_path / "T.JSON", {"templates": ["a {c}", "the {}."]})
+    assert prompts.load_templates(held) == ("a {c}", "the {}.")
     assert prompts.template_sets() == ["openai", "simple", "none", "waffle"]
 
 
@@ -89,6 +91,79 @@ def test_labels_from_everywhere(tmp_path):
     keyed = write(tmp_path / "b.json", {label: ["a sentence"] for label in expected})
     assert prompts.load_labels(keyed) == expected
     assert prompts.load_labels(write(tmp_path / "c.json", ["a, b", "c"])) == ("a, b", "c")
+    assert prompts.load_labels(write(tmp_path / "LABELS", "person\nred fox\nTür\n")) == expected
+    rows = "n;Label\n1; person\n2;red fox\n3;Tür\n"
+    assert prompts.load_labels(write(tmp_path / "D.CSV", rows)) == expected
+    listed = "".join(json.dumps({"class": label}) + "\n" for label in expected)
+    assert prompts.load_labels(write(tmp_path / "e.JSONL", listed)) == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"0": "cat", "1": "dog"}, ("cat", "dog")),
+        (
+            {"2": "cat", "10": "x", **{str(i): f"l{i}" for i in (1, *range(3, 10))}},
+            ("l1", "cat", *(f"l{i}" for i in range(3, 10)), "x"),
+        ),
+        ({"dog": 1, "cat": 0}, ("cat", "dog")),
+        (
+            {"model_type": "vit", "id2label": {"1": "dog", "0": "cat"}, "label2id": {}},
+            ("cat", "dog"),
+        ),
+        ({"names": {"0": "cat", "1": "dog"}}, ("cat", "dog")),
+        ({"Classes": ["cat", "a, b"]}, ("cat", "a, b")),
+        ({"cat": None, "dog": ["It barks."], "x": []}, ("cat", "dog", "x")),
+    ],
+)
+def test_labels_in_objects(tmp_path, document, expected):
+    for name in ("a.json", "A.Json"):
+        assert prompts.load_labels(write(tmp_path / name, document)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('"tench, Tinca tinca",cat', ("tench, Tinca tinca", "cat")),
+        ('cat, "a ""big"", red dog", x', ("cat", 'a "big", red dog', "x")),
+        ('5" disk,cat', ('5" disk', "cat")),
+        ("tv/monitor,St. Bernard", ("tv/monitor", "St. Bernard")),
+        ("cat\n", ("cat",)),
+    ],
+)
+def test_labels_in_quotation_marks(tmp_path, text, expected):
+    assert prompts.load_labels(text) == expected
+    lines = write(
+        tmp_path / "a.names",
+        '"tench, Tinca tinca"\n 5" disk\n"say ""ah"""\n"',
+    )
+    assert prompts.load_labels(lines) == ("tench, Tinca tinca", '5" disk', 'say "ah"', '"')
+
+
+def test_a_file_is_no_label(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pbtxt", "cat.jpg", "in/labels", "names.txt", "openai"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a {}\n")
+    (tmp_path / "dog").mkdir()
+    for spec, message in (
+        ("a.pbtxt", "'a.pbtxt' is a file, and labels are read from"),
+        ("cat.jpg", "'cat.jpg' is a file, and labels are read from"),
+        ("in/", "'in/' is a folder, and labels are read from"),
+        ("dog,cat.jpg", "'dog,cat.jpg': 'cat.jpg' is a file; a file of labels is named alone"),
+        ("dog, in/labels", "'in/labels' is a file; a file of labels is named alone"),
+        ("names.txt,dog", "'names.txt' is a file; a file of labels is named alone"),
+        ("./labels", "'./labels' is no file, and labels are read from"),
+        ("~/labels", "'~/labels' is no file, and labels are read from"),
+        ("/nowhere/labels", "'/nowhere/labels' is no file, and labels are read from"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            prompts.load_labels(spec)
+    assert prompts.load_labels("dog") == ("dog",)
+    assert len(prompts.load_templates("openai")) == 80
+    assert prompts.load_templates("in/labels") == ("a {}",)
+    with pytest.raises(UserError, match=r"'a.pbtxt' is a file, and templates are read from"):
+        prompts.load_templates("a.pbtxt")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +171,9 @@ def test_labels_from_everywhere(tmp_path):
     [
         ("cat,dog,cat,a,a", "'cat,dog,cat,a,a' has labels more than once: 'cat', 'a'"),
         ("cat,,dog", "'cat,,dog' has an empty entry"),
+        ('cat,"dog', "a label with a comma or a quotation mark is in quotation marks (unexpected"),
+        ('cat,"a"b', "a label with a comma or a quotation mark is in quotation marks ("),
+        ("cat\ndog", "commas separate labels, and a label with a comma"),
         ("", "'' has an empty entry"),
         ([], "the list of labels has no labels"),
         ("a photo of a {}", "label 'a photo of a {}' has braces"),
@@ -119,7 +197,30 @@ def test_labels_refused(labels, message):
         ("a.txt", "cat\n cat\n", "more than once: 'cat'"),
         ("a.json", "[1", "a.json' line 1, character 3 is not JSON: Expecting"),
         ("a.json", '"cat"', "expected a list of strings, got str"),
-        ("a.json", '["cat", ["dog"]]', "expected strings, got ['dog']"),
+        ("a.json", '["cat", ["dog"]]', 'expected strings, got ["dog"]'),
+        ("a.txt", "cat\n1\tdog\n", "line 2: '1\tdog' has a tab; a .txt file has one label a line"),
+        ("a.txt", '"cat"\n"bus","coach"\n', 'line 2: \'"bus","coach"\' has a comma'),
+        ("a.txt", '"cat"\n"bus" x"\n', "line 2: commas separate labels, and a label with"),
+        ("a.csv", "id;name\n1;cat\n", "expected a column named label, labels, class, cls,"),
+        ("a.csv", "label\n", "a.csv' has column names and no rows"),
+        ("a.tsv", "label\nx\ncat\ncat\n", "a.tsv' has labels more than once: 'cat'"),
+        ("a.csv", "n,label\n1,\n", "a.csv' line 2, column 'label': expected a text, got \"\""),
+        ("a.jsonl", '{"label": 3}\n', "a.jsonl' line 1, column 'label': expected a text, got 3"),
+        ("a.json", "[1, 2]", "a.json': expected strings, got 1"),
+        ("a.json", '["cat", ""]', "a.json' has an empty entry"),
+        ("a.json", '{"cat": [], "dog": [], "cat": []}', 'a.json\' has the key "cat" twice'),
+        ("a.json", '{"cat": "a cat", "dog": "a dog"}', "a.json': which of its texts are labels?"),
+        ("a.json", '{"cat": {"lynx": []}}', "a.json': which of its texts are labels?"),
+        ("a.json", '{"labels": ["cat"], "templates": ["{}"]}', "which of its texts are labels?"),
+        ("a.json", '{"0": ["n01440764", "tench"]}', "which of its texts are labels?"),
+        ("a.json", '{"images": [], "categories": [{"name": "x"}]}', "which of its texts"),
+        ("a.json", '{"0": "cat", "2": "dog"}', "a.json': the numbers of 2 labels are 0 to 1"),
+        ("a.json", '{"cat": 1, "dog": 1}', "a.json': the numbers of 2 labels are 0 to 1"),
+        ("a.json", '{"id2label": {"x": "cat"}}', "a.json', id2label: which of its texts"),
+        ("a.json", '{"0": "cat", "1": ""}', "a.json' has an empty entry"),
+        ("a.json", "{}", "a.json' has no labels"),
+        ("a.xlsx", "PK", "a.xlsx' is a file, and labels are read from .txt and .names"),
+        ("a.yaml", "- cat\n", "a.yaml' is a file, and labels are read from .txt and .names"),
     ],
 )
 def test_label_files_refused(tmp_path, name, content, message):
@@ -155,6 +256,11 @@ def test_templates_refused(spec, message):
         ("t.json", '{"cat": "It purrs."}', "class 'cat': expected a list of strings, got str"),
         ("t.json", '{"cat": ["It purrs.", ""]}', "class 'cat' has an empty entry"),
         ("t.json", "3", "expected a list of strings, got int"),
+        ("t.json", "{}", "t.json' has no prompts"),
+        ("t.json", '{" ": ["a"]}', "class ' ': the name is blank"),
+        ("t.json", '{"cat": ["a"], "cat ": ["b"]}', "class 'cat ': comes twice"),
+        ("t.json", '{"cat": ["a"], "cat": ["b"]}', 't.json\' has the key "cat" twice in one'),
+        ("t.csv", "a {}\n", "t.csv' is a file, and templates are read from .txt"),
     ],
 )
 def test_template_files_refused(tmp_path, name, content, message):

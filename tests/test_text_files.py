@@ -653,8 +653,8 @@ def test_queries_in_a_file_of_another_kind(place, name):
         ({"images": [{"id": 1}]}, "images, entry 1: expected an id of its own and a file_name"),
         ({"images": COCO["images"] * 2}, "images, entry 3: expected an id of its own"),
         ({"annotations": [{"image_id": 9}]}, "annotations, entry 1: image_id 9 is none of the"),
-        ({"annotations": [3]}, "annotations, entry 1: image_id None is none of the images"),
-        ({"annotations": [{"image_id": 3}]}, "entry 1, caption: expected a caption .* got None"),
+        ({"annotations": [3]}, "annotations, entry 1: image_id null is none of the images"),
+        ({"annotations": [{"image_id": 3}]}, "entry 1, caption: expected a caption .* got null"),
         ({"images": 3}, "expected COCO's .* or Karpathy's"),
     ],
 )
@@ -679,7 +679,7 @@ def test_faults_of_karpathy(place, read):
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"image_id": 7}, "entry 1: category_id None is none of the categories"),
+        ({"image_id": 7}, "entry 1: category_id null is none of the categories"),
         ({"image_id": 8, "category_id": 1}, "entry 1: image_id 8 is none of the images"),
     ],
 )
@@ -703,8 +703,38 @@ def test_images_of_cocos_results_are_known_by_the_truth(place):
     with pytest.raises(UserError, match="entry 2: image_id 7 is none of the images"):
         predictions.read_captions(results, {"3": "b.png"})
     results.write_text('{"image_id": 7}')
-    with pytest.raises(UserError, match="is no list of predictions"):
+    with pytest.raises(UserError, match="line 1: expected a caption"):
         predictions.read_captions(results, truth.ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("results.json", '[{"image_id": 3, "caption": "b", "id": 1}]'),
+        ("results.jsonl", '\ufeff[\n{"image_id": 3.0,\n"caption": "b"}]'),
+        ("results.json", '{"image_id": "3", "caption": "b", "file": null}\n'),
+        ("results", '{"image_id": 3, "caption": "b"}\r\n'),
+    ],
+)
+def test_forms_of_cocos_results(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    (row,) = predictions.read_captions(tmp_path / name, {"3": "b.png"}).rows
+    assert (row["path"], row["caption"]) == ("b.png", "b")
+
+
+@pytest.mark.parametrize("id", ["[3]", "null", "true", "3.5", "NaN", "9" * 4000, '"x"'])
+def test_ids_that_are_none(tmp_path, id):
+    (tmp_path / "r.json").write_text(f'[{{"image_id": {id}, "caption": "b"}}]')
+    with pytest.raises(UserError, match=r"entry 1: image_id .{1,63} is none of the images"):
+        predictions.read_captions(tmp_path / "r.json", {"3": "b.png"})
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "9" * 4000, "null", '"1"'])
+def test_scores_that_are_no_numbers(tmp_path, score):
+    path = tmp_path / "r.jsonl"
+    path.write_text(f'{{"path": "a.png", "labels": [{{"label": "x", "score": {score}}}]}}')
+    with pytest.raises(UserError, match="line 1: expected labels with label and score"):
+        predictions.read_labels(path)
 
 
 # Webdatasets

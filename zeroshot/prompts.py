@@ -6,6 +6,7 @@ version and the licence. Two ImageNet names stand for two classes each, so a cla
 its index, never by its name.
 """
 
+import csv
 import difflib
 import functools
 import hashlib
@@ -15,20 +16,29 @@ import random
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.inputs.columns import LABEL, known
-from zeroshot.inputs.text_files import read_json, read_lines, read_records, suffix_of
+from zeroshot.inputs.text_files import (
+    read_json,
+    read_lines,
+    read_records,
+    shown,
+    suffix_of,
+    text_in,
+)
 
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
 """Templates for all classes, with a placeholder for the label; or the prompts of each class."""
-LISTS = (".txt", ".names")
-"""Suffixes of files with one entry per line."""
-TABLES = (".csv", ".tsv")
+LISTS = (".txt", ".names", "")
+"""Suffixes of files with one entry per line; a file that exists may have none."""
+TABLES = (".csv", ".tsv", ".jsonl")
+WRAPPERS = (*LABEL, "names", "classes", "class_names", "classnames", "categories", "id2label")
+"""Keys of the only entry of a JSON object that holds all labels."""
 
 PLACEHOLDER = re.compile(r"\{c?\}")
 """The placeholder of the label: `{}`, or `{c}` as in CLIP_benchmark."""
@@ -46,7 +56,7 @@ def _strings(values: object, where: str) -> list[str]:
         raise UserError(f"{where}: expected a list of strings, got {type(values).__name__}")
     for value in values:
         if not isinstance(value, str):
-            raise UserError(f"{where}: expected strings, got {value!r}")
+            raise UserError(f"{where}: expected strings, got {shown(value)}")
         if not value.strip():
             raise UserError(f"{where} has an empty entry")
     return [value.strip() for value in values]
@@ -59,40 +69,79 @@ def _checked_labels(values: object, where: str) -> tuple[str, ...]:
     for label in labels:
         if "{" in label or "}" in label:
             raise UserError(
-                f"{where}: label '{label}' has braces, which mark the label's place in a template"
+                f"{where}: label '{label:.60}' has braces, which mark the label's place in a "
+                "template"
             )
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:
-        raise UserError(f"{where} has labels more than once: {', '.join(map(repr, twice))}")
+        raise UserError(
+            f"{where} has labels more than once: {', '.join(f'{x!r:.60}' for x in twice[:10])}"
+        )
     return tuple(labels)
 
 
-def _file_suffix(spec: str, what: str, suffixes: Sequence[str], kinds: str) -> str:
-    """The suffix of the file that `spec` names; empty if it names no file.
+def _file_suffix(spec: str, what: str, suffixes: Sequence[str], kinds: str) -> str | None:
+    """The suffix of the file that `spec` names; None if it names no file.
 
     Raises:
-        UserError: the file exists and has another suffix.
+        UserError: the file exists and has another suffix, or it is a folder.
     """
-    suffix = suffix_of(spec)
-    if suffix in suffixes:
+    suffix, folder = suffix_of(spec), os.path.isdir(spec)
+    if suffix and suffix in suffixes:
         return suffix
-    if suffix and os.path.isfile(spec):
-        raise UserError(f"'{spec}' is a file, and {what} are read from {kinds}")
-    return ""
+    file = not folder and os.path.exists(spec)
+    if file and not suffix:
+        return suffix
+    if file or (folder and os.sep in spec) or re.match(r"(~|\.{1,2})?/", spec):
+        is_what = "a file" if file else "a folder" if folder else "no file"
+        raise UserError(f"'{spec:.200}' is {is_what}, and {what} are read from {kinds}")
+    return None
 
 
 def _lines(path: str) -> list[str]:
     return [line for _, line in read_lines(Path(path))]
 
 
-def _labels_in_lines(path: str) -> list[str]:
-    for where, label in read_lines(Path(path)):
-        if "," in label:
-            raise UserError(
-                f"{where}: '{label}' has a comma; a .txt file has one label a line (labels with "
-                "commas can be a .json list)"
-            )
-    return _lines(path)
+def _labels_in_lines(path: str, numbered: bool) -> list[str]:
+    return [_label_in_line(line, where) for where, line in read_lines(Path(path), numbered)]
+
+
+def _label_in_line(line: str, where: str) -> str:
+    """The line, or what is in its quotation marks."""
+    cells = [line]
+    if len(line) > 1 and line[0] == line[-1] == '"':
+        cells = _cells(line, where)
+    elif "," in line or "\t" in line:
+        cells = re.split("[,\t]", line)
+    if len(cells) > 1:
+        mark = "comma" if "," in line else "tab"
+        raise UserError(
+            f"{where}: '{line:.60}' has a {mark}; a .txt file has one label a line (labels with "
+            "commas are in quotation marks, or a .json list)"
+        )
+    return cells[0]
+
+
+def _cells(text: str, where: str) -> list[str]:
+    """The cells of a line of a table."""
+    try:
+        (cells,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise UserError(
+            f"{where}: commas separate labels, and a label with a comma or a quotation mark is in "
+            f"quotation marks ({error})"
+        ) from None
+    return cells
+
+
+def _labels_in_text(text: str) -> list[str]:
+    """The labels between commas, none of which is a file."""
+    where = f"'{text:.200}'"
+    labels = _cells(text, where) if '"' in text or "\n" in text or "\r" in text else text.split(",")
+    for label in map(str.strip, labels):
+        if (os.sep in label or suffix_of(label)) and os.path.isfile(label):
+            raise UserError(f"{where}: '{label}' is a file; a file of labels is named alone")
+    return labels
 
 
 def _labels_in_table(path: str) -> list[str]:
@@ -100,12 +149,53 @@ def _labels_in_table(path: str) -> list[str]:
     for where, row in read_records(Path(path)):
         columns = known(LABEL, row)
         if not columns:
+            there = shown(list(row), 200)[1:-1]
             raise UserError(
                 f"{where}: expected a column named {', '.join(LABEL[:-1])} or {LABEL[-1]}, there "
-                f"are {', '.join(map(repr, row))}; a list without column names is a .txt file"
+                f"are {there}; a list without column names is a .txt file"
             )
-        labels.append(row[columns[0]])
+        labels.append(text_in(row, columns[0], where))
     return labels
+
+
+def _labels_in_json(document: object, where: str) -> object:
+    """The list in a JSON file, also if it is the only entry of an object.
+
+    The keys of an object are labels if their values are prompts, kinds or nothing. Numbers as keys
+    or as values give the labels an order, as in `id2label` and `label2id` of a model.
+    """
+    if not isinstance(document, dict):
+        return document
+    if (own := document.get("id2label")) is not None:  # of a model's config.json
+        return _labels_in_json(own, f"{where}, id2label")
+    keys, values = list(document), list(document.values())
+    if len(keys) == 1 and known(WRAPPERS, keys) and isinstance(values[0], list | dict):
+        return _labels_in_json(values[0], f"{where}, {keys[0]}")
+    if keys and all(key.isdecimal() for key in keys):
+        if all(isinstance(value, str) for value in values):
+            return _by_number([(int(key[:9]), value) for key, value in document.items()], where)
+    elif keys and all(type(value) is int for value in values):
+        return _by_number([(value, key) for key, value in document.items()], where)
+    elif not known(WRAPPERS, keys) and all(map(_is_of_label, values)):
+        return keys
+    raise UserError(
+        f"{where}: which of its texts are labels? Labels are a list, the values of an object with "
+        'numbers as keys ({"0": "cat"}), or its keys if the values are lists of texts'
+    )
+
+
+def _is_of_label(value: object) -> bool:
+    """Whether a value is what a file has about a label: its prompts, its kinds, or nothing."""
+    return value is None or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+
+
+def _by_number(numbered: list[tuple[int, str]], where: str) -> list[str]:
+    numbers = sorted(number for number, _ in numbered)
+    if numbers not in (list(range(len(numbers))), list(range(1, len(numbers) + 1))):
+        raise UserError(
+            f"{where}: the numbers of {len(numbers)} labels are 0 to {len(numbers) - 1}, each once"
+        )
+    return [label for _, label in sorted(numbered)]
 
 
 def _checked_templates(values: object, where: str) -> tuple[str, ...]:
@@ -114,18 +204,21 @@ def _checked_templates(values: object, where: str) -> tuple[str, ...]:
         raise UserError(f"{where} has no templates")
     for template in templates:
         if not PLACEHOLDER.search(template):
-            raise UserError(f"{where}: template '{template}' has no {{}} where the label goes")
+            raise UserError(f"{where}: template '{template:.60}' has no {{}} where the label goes")
     return tuple(templates)
 
 
-def _prompts_by_class(classes: dict[str, object], path: str) -> dict[str, tuple[str, ...]]:
-    prompts = {
-        label.strip(): tuple(_strings(values, f"'{path}', class '{label}'"))
-        for label, values in classes.items()
-    }
-    for label, values in prompts.items():
-        if not values:
-            raise UserError(f"'{path}': class '{label}' has no prompts")
+def _prompts_by_class(classes: Mapping[str, object], path: str) -> dict[str, tuple[str, ...]]:
+    prompts: dict[str, tuple[str, ...]] = {}
+    for key, values in classes.items():
+        label, where = key.strip(), f"'{path}', class '{key:.60}'"
+        if not label or label in prompts:
+            raise UserError(f"{where}: " + ("the name is blank" if not label else "comes twice"))
+        prompts[label] = tuple(_strings(values, where))
+        if not prompts[label]:
+            raise UserError(f"'{path}': class '{label:.60}' has no prompts")
+    if not prompts:
+        raise UserError(f"'{path}' has no prompts")
     return prompts
 
 
@@ -189,32 +282,39 @@ def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
         return ("{}",)
     if match := re.fullmatch(r"waffle(?::(\d+))?", spec):
         return waffle(labels or ["label"], seed=int(match[1] or 0))
+    if spec in _data()["templates"]:
+        return tuple(_data()["templates"][spec])
     suffix = _file_suffix(
-        spec, "templates", (*LISTS, ".json"), ".txt (one a line) and .json (a list, or by class)"
+        spec,
+        "templates",
+        (*LISTS, ".json"),
+        ".txt (one a line) and .json (a list, or by class)",
     )
-    if suffix in LISTS:
+    if suffix is not None and suffix in LISTS:
         return _checked_templates(_lines(spec), f"'{spec}'")
     if suffix == ".json":
-        document = read_json(Path(spec))
+        document = read_json(Path(spec), distinct=True)
+        if isinstance(document, dict) and list(document) == ["templates"]:
+            document = document["templates"]
         if isinstance(document, dict):
             return _prompts_by_class(document, spec)
         return _checked_templates(document, f"'{spec}'")
     if PLACEHOLDER.search(spec):
         return (spec,)
-    if spec in _data()["templates"]:
-        return tuple(_data()["templates"][spec])
     if " " in spec:
-        raise UserError(f"template '{spec}' has no {{}} where the label goes")
+        raise UserError(f"template '{spec:.200}' has no {{}} where the label goes")
     raise unknown("template set", spec, template_sets())
 
 
-def load_labels(spec: str | Sequence[str]) -> tuple[str, ...]:
+def load_labels(spec: str | Sequence[str], numbered: bool = False) -> tuple[str, ...]:
     """Load labels from a list, a text such as `person,dog`, a file, or `imagenet`.
 
-    A `.txt` or `.names` file has one label per line, a `.csv` or `.tsv` file a column of labels. A
-    `.json` file has a list of labels, or an object with labels as keys. Surrounding space is
-    removed. Labels must be distinct, except the two shared names of `imagenet`. UserError for
-    invalid labels and for a file with another suffix.
+    A label that has a comma is in quotation marks. A `.txt` or `.names` file, and one without a
+    suffix, has one label per line; a `.csv`, `.tsv` or `.jsonl` file a column of labels. A `.json`
+    file has a list of labels, an object with labels as keys, or a model's `id2label`. Surrounding
+    space is removed. Labels must be distinct, except the two shared names of `imagenet`. UserError
+    for invalid labels, for a file with another suffix and for one among several labels; for
+    `numbered` labels, as the classes of a data set are, also for a blank line in a list.
     """
     if not isinstance(spec, str):
         return _checked_labels(list(spec), "the list of labels")
@@ -224,18 +324,18 @@ def load_labels(spec: str | Sequence[str]) -> tuple[str, ...]:
         spec,
         "labels",
         (*LISTS, ".json", *TABLES),
-        ".txt and .names (one a line), .json (a list, or an object whose keys they are), .csv and "
-        ".tsv (a column named label)",
+        ".txt and .names (one a line), .json (a list, an object whose keys they are, or a model's "
+        "id2label), .csv, .tsv and .jsonl (a column named label)",
     )
-    if suffix in LISTS:
-        return _checked_labels(_labels_in_lines(spec), f"'{spec}'")
+    where = f"'{spec:.200}'"
+    if suffix is None:
+        return _checked_labels(_labels_in_text(spec), where)
     if suffix in TABLES:
-        return _checked_labels(_labels_in_table(spec), f"'{spec}'")
+        return _checked_labels(_labels_in_table(spec), where)
     if suffix == ".json":
-        document = read_json(Path(spec))
-        labels = list(document) if isinstance(document, dict) else document
-        return _checked_labels(labels, f"'{spec}'")
-    return _checked_labels(spec.split(","), f"'{spec}'")
+        document = read_json(Path(spec), distinct=True)
+        return _checked_labels(_labels_in_json(document, where), where)
+    return _checked_labels(_labels_in_lines(spec, numbered), where)
 
 
 def expand(labels: Sequence[str], templates: Templates) -> list[list[str]]:

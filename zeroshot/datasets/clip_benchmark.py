@@ -112,7 +112,7 @@ def _class_names(folder: Path, dataset: WebDataset, labels: str | None) -> tuple
                 f"'{folder / 'classnames.txt'}' is missing or empty; --labels gives the names"
             )
         return dataset.classes
-    names = prompts.load_labels(labels)
+    names = prompts.load_labels(labels, numbered=True)
     if len(names) != len(dataset.classes or names):
         raise UserError(
             f"{counted(len(names), 'label')} for the {len(dataset.classes)} classes of '{folder}'"
@@ -125,12 +125,10 @@ def _templates(
 ) -> prompts.Templates:
     if templates is not None:
         return prompts.load_templates(templates, names)
+    file = folder / "zeroshot_classification_templates.txt"
     if not dataset.templates:
-        raise UserError(
-            f"'{folder / 'zeroshot_classification_templates.txt'}' is missing or empty; "
-            "--templates gives others"
-        )
-    return dataset.templates
+        raise UserError(f"'{file}' is missing or empty; --templates gives others")
+    return prompts.load_templates(str(file), names)
 
 
 def _sources(dataset: WebDataset, suffix: str | None) -> Iterator[Source]:

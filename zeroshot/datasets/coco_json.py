@@ -5,8 +5,8 @@
 | `{"images", "annotations"}` with `caption` | COCO's captions |
 | `{"images", "annotations", "categories"}` | COCO's instances: the labels of each image |
 | `{"images"}` with `sentences` | Karpathy's splits of COCO and Flickr (`dataset_coco.json`) |
-| `[{"image_id", "caption"}]` | COCO's results: captions that a model wrote |
 
+COCO's results, `[{"image_id", "caption"}]`, are predictions (`evaluation.predictions`).
 Every image has an id and a name of its own; every annotation belongs to one of the images.
 """
 
@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from zeroshot.errors import UserError
-from zeroshot.inputs.text_files import whole_text
+from zeroshot.inputs.text_files import shown, whole_text
 
 
 class ImageCaptions(NamedTuple):
@@ -42,7 +42,7 @@ def caption_texts(value: object, where: str) -> tuple[str, ...]:
     """One caption or a list of them, stripped; UserError for any other value."""
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{where}: expected a caption or a list of captions, got {_shown(value)}")
+        raise UserError(f"{where}: expected a caption or a list of captions, got {shown(value)}")
     return tuple(whole_text(text.strip(), where) for text in captions)
 
 
@@ -77,21 +77,12 @@ def labels_in(document: object, file: str) -> tuple[list[ImageLabels], tuple[str
     for where, key, annotation in _annotations(annotations, names, file):
         category = annotation.get("category_id")
         if not isinstance(category, int | str) or category not in classes:
-            raise UserError(f"{where}: category_id {_shown(category)} is none of the categories")
+            raise UserError(f"{where}: category_id {shown(category)} is none of the categories")
         labels[key][classes[category]] = None
     rows = [
         ImageLabels(f"'{file}', image {key}", names[key], tuple(own)) for key, own in labels.items()
     ]
     return rows, tuple(classes.values())
-
-
-def results_in(document: object, file: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a list, as COCO's results are one, each after its place in the file."""
-    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
-        raise UserError(
-            f'\'{file}\' is no list of predictions: expected [{{"image_id", "caption"}}, ...]'
-        )
-    return [(f"'{file}', entry {number}", row) for number, row in enumerate(document, 1)]
 
 
 def _coco_captions(images: list[Any], annotations: list[Any], file: str) -> Iterator[ImageCaptions]:
@@ -110,8 +101,7 @@ def _karpathy_captions(images: list[Any], file: str) -> Iterator[ImageCaptions]:
                 pass
             case _:
                 raise UserError(
-                    f"'{file}', image {number}: expected filename and sentences, got "
-                    f"{_shown(image)}"
+                    f"'{file}', image {number}: expected filename and sentences, got {shown(image)}"
                 )
         where, key = f"'{file}', image '{name}'", image.get("cocoid", image.get("imgid"))
         raw = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
@@ -136,7 +126,7 @@ def _named(entries: list[Any], kind: str, column: str, file: str) -> dict[int | 
         if not isinstance(key, int | str) or key in names or not isinstance(name, str):
             raise UserError(
                 f"'{file}', {kind}, entry {number}: expected an id of its own and a {column}, got "
-                f"{_shown(entry)}"
+                f"{shown(entry)}"
             )
         names[key] = name
     return names
@@ -150,9 +140,5 @@ def _annotations(
         where = f"'{file}', annotations, entry {number}"
         key = annotation.get("image_id") if isinstance(annotation, dict) else None
         if not isinstance(key, int | str) or key not in names:
-            raise UserError(f"{where}: image_id {_shown(key)} is none of the images")
+            raise UserError(f"{where}: image_id {shown(key)} is none of the images")
         yield where, key, annotation
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.80}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from zeroshot.output.formats import to_json, utf8
 
 FILES = ("truth.csv", "truth.jsonl")
 """The files of labels that are looked for in a folder that has neither tar files nor classes."""
+SPLITS = re.compile(r"(train|test|val|dev)(ing|id|idation|set)?[-_ ]?\d*", re.IGNORECASE)
+"""Folders that are parts of a data set, as long as there are several or nothing else."""
 
 
 def load_classification(
@@ -42,7 +45,7 @@ def load_classification(
 
     Args:
         data: the folder, or the file.
-        truth: the file, if `data` is a folder of images only.
+        truth: the file, if `data` is a folder of images only, which lie in it or below.
         split: a folder in `data`.
         labels: for `prompts.load_labels`; by default those of the webdataset, the names of the
             folders, or all labels of the file, sorted.
@@ -60,8 +63,9 @@ def load_classification(
     elif protocol is not None and protocol.name.startswith("clip_benchmark/"):
         raise UserError(f"protocol '{protocol.name}': '{data}' has no {split}/nshards.txt")
     else:
+        folder = data if data.is_dir() else data.parent
         dataset = _from_files(
-            _truth_of(data, truth, split), labels, templates, by_order=protocol is not None
+            _truth_of(data, truth, split), folder, labels, templates, by_order=protocol is not None
         )
     _check_count(protocol, dataset.sources)
     return dataset
@@ -158,13 +162,17 @@ def _check_count(protocol: Protocol | None, sources: Sequence[Source]) -> None:
 
 
 def _from_files(
-    truth: Path, labels: str | None, templates: str | None, *, by_order: bool
+    truth: Path, folder: Path, labels: str | None, templates: str | None, *, by_order: bool
 ) -> ClassificationDataset:
-    names = prompts.load_labels(_names_in(truth) if labels is None else labels)
+    if labels is None:
+        names = prompts.load_labels(_names_in(truth))
+    else:
+        names = prompts.load_labels(labels, numbered=by_order)
+    _check_no_splits(truth, () if labels is None else names)
     if labels is not None and by_order:
         sources, classes = _in_order(truth, names)
     else:
-        images = read_labeled_images(truth, names)
+        images = read_labeled_images(truth, names, folder)
         sources, classes = images.sources, images.classes
     return ClassificationDataset(
         sources, classes, names, prompts.load_templates(templates or "simple", names)
@@ -186,6 +194,19 @@ def _truth_of(data: Path, truth: Path | None, split: str | None) -> Path:
             if (data / name).is_file():
                 return data / name
     return data
+
+
+def _check_no_splits(truth: Path, labels: Sequence[str]) -> None:
+    """UserError for a folder of splits, unless they are among the labels that the user gave."""
+    if not truth.is_dir():
+        return
+    folders = [folder.name for folder in class_folders(truth)]
+    splits = [name for name in folders if SPLITS.fullmatch(name) and name not in labels]
+    if len(splits) > 1 or splits == folders:
+        raise UserError(
+            f"'{truth}' has the folders {', '.join(map(repr, splits[:5]))}, which are splits of a "
+            f"data set and no classes; measure on one of them: --split {splits[0]}"
+        )
 
 
 def _names_in(truth: Path) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from zeroshot import images
 from zeroshot.errors import UserError, no_such
 from zeroshot.inputs.source import Source
+from zeroshot.inputs.tables import path_below
 from zeroshot.inputs.text_files import name_in, read_json, read_records, suffix_of, text_in
 from zeroshot.prompts import Templates, expand, load_labels
 
@@ -35,19 +36,29 @@ class ClassificationDataset:
         return expand(self.labels, self.templates)
 
 
-def read_labeled_images(path: Path, labels: Sequence[str]) -> LabeledImages:
+def read_labeled_images(
+    path: Path, labels: Sequence[str], folder: Path | None = None
+) -> LabeledImages:
     """Images in folders named as the labels, or the rows of a file with `path` and `label`.
 
-    Paths in a file are relative to its folder. A class may be without images.
+    A class may be without images.
+
+    Args:
+        folder: the images that a file names lie in it or below; without, paths are relative to the
+            file's folder and may lead anywhere.
 
     Raises:
-        UserError: no such file or folder, an unknown label, or no images.
+        UserError: no such file or folder, an unknown label, an image outside the folder, or no
+            images.
     """
     if path.is_dir():
         pairs = _in_folders(path, labels)
     else:
         pairs = [
-            (Source(str(path.parent / name)), _class_of(label, labels, f"{where}, column 'label':"))
+            (
+                Source(path_below(folder, name, where) if folder else str(path.parent / name)),
+                _class_of(label, labels, f"{where}, column 'label':"),
+            )
             for where, name, label in read_labeled_rows(path)
         ]
     if not pairs:
@@ -92,7 +103,7 @@ def read_labeled_rows(path: Path) -> list[tuple[str, str, str]]:
 def _class_of(name: str, labels: Sequence[str], where: str) -> int:
     if name not in labels:
         shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-        raise UserError(f"{where} '{name}' is none of the labels: {shown}")
+        raise UserError(f"{where} '{name:.60}' is none of the labels: {shown:.400}")
     return labels.index(name)
 
 
@@ -102,13 +113,13 @@ def read_hierarchy(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
     Raises:
         UserError: another kind of file, or a coarse label or a kind that is no text.
     """
-    document = read_json(path)
+    document = read_json(path, distinct=True)
     if not isinstance(document, dict) or len(document) < 2:
         raise UserError(f"'{path}': expected an object of two or more labels with their kinds")
     parents, kinds = list(range(len(document))), []
     for number, (label, own) in enumerate(document.items()):
         if not isinstance(own, list) or not all(isinstance(k, str) and k.strip() for k in own):
-            raise UserError(f"'{path}', label '{label}': expected a list of names")
+            raise UserError(f"'{path}', label '{label:.60}': expected a list of names")
         kinds += [kind.strip() for kind in own]
         parents += [number] * len(own)
     return load_labels(list(document)), tuple(kinds), tuple(parents)
@@ -121,7 +132,7 @@ def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
         UserError: not one number, zero or more, for each label.
     """
     if suffix_of(spec) == ".json":
-        document = read_json(Path(spec))
+        document = read_json(Path(spec), distinct=True)
         if not isinstance(document, dict) or document.keys() != set(labels):
             raise UserError(f"'{spec}': expected an object with a number for each label")
         given = [document[label] for label in labels]
@@ -129,9 +140,13 @@ def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
         given = spec.split(",")
     try:
         shares = tuple(float(x) for x in given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"--prior {spec}: expected numbers, or a .json file") from None
-    if len(shares) != len(labels) or not all(0 <= x < math.inf for x in shares) or not sum(shares):
+    if (
+        len(shares) != len(labels)
+        or not all(0 <= x < math.inf for x in shares)
+        or not (0 < sum(shares) < math.inf)
+    ):
         raise UserError(
             f"--prior {spec}: expected {len(labels)} numbers, one for each label, none negative, "
             "not all zero"

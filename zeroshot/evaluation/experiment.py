@@ -1,5 +1,6 @@
 """One data set, one task, one set of models: what `zeroshot eval` measures for each method."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -259,10 +260,12 @@ def experiment(
     Args:
         data: see `datasets.ground_truth`.
         judge: loads an encoder for CLIPScore of captions; it is called once the data is read.
-        rows: a file of captions with references, in place of data and truth.
+        rows: a file of predictions, for which no image is read; without data, one of captions with
+            references.
 
     Raises:
-        UserError: no data, data of another kind, or an option that the task has no use for.
+        UserError: no data, data of another kind, no image where the ground truth has them, or an
+            option that the task has no use for.
     """
     protocol = None if options.protocol is None else named(options.protocol)
     task = options.task or (protocol.task if protocol else None)
@@ -283,6 +286,8 @@ def experiment(
         data, dataset = rows, predictions.read_captions(rows).dataset
     else:
         dataset = _load_data(task, data, options, protocol)
+        if rows is None:
+            _check_there(data, dataset.sources)
     return Experiment(
         task=task,
         path=data,
@@ -310,6 +315,15 @@ def _load_data(
         split = protocol.split if protocol else options.split
         return ground_truth.load_multilabel(data, truth=truth, split=split, **words)
     return ground_truth.load_captions(data, truth=truth, split=options.split, protocol=protocol)
+
+
+def _check_there(data: Path, sources: Sequence[Source]) -> None:
+    """UserError if none of the images exists: then the names or the folder are others."""
+    if sources and not any(s.content is not None or os.path.lexists(s.path or "") for s in sources):
+        raise UserError(
+            f"none of the {len(sources)} images that the ground truth names is there: the first is "
+            f"'{sources[0].path}'; names in a file are relative to DATA, '{data}'"
+        )
 
 
 def _check_threshold_options(task: EvaluationTask, options: EvaluateOptions) -> None:

@@ -1,15 +1,15 @@
 """Predictions of an earlier run or of another program, matched with the images of a data set."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from zeroshot.datasets.captions import CaptionDataset, references_of_row
-from zeroshot.datasets.coco_json import results_in
 from zeroshot.errors import UserError, counted
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.text_files import name_in, read_json, read_json_lines, suffix_of
+from zeroshot.inputs.text_files import name_in, read_json_lines, shown, whole_text
 
 CAPTION, CLASSIFY = "zeroshot.caption/1", "zeroshot.classify/1"
 
@@ -49,9 +49,11 @@ def read_captions(file: Path, ids: Mapping[str, str] | None = None) -> SavedPred
     """
     rows: list[dict[str, Any]] = []
     references: list[tuple[str, ...]] = []
-    for where, row in _rows(file):
+    for where, row in read_json_lines(file):
         caption = row.get("prediction", row.get("caption"))
-        if not isinstance(caption, str) and not row.get("error"):
+        if isinstance(caption, str):
+            whole_text(caption, where)
+        elif not row.get("error"):
             raise UserError(f"{where}: expected a caption (or a prediction), a text")
         references.append(references_of_row(row, where))
         path = _path_of(row, where, ids or {})
@@ -71,7 +73,7 @@ def read_labels(file: Path) -> SavedPredictions:
         UserError: a row without labels and without error.
     """
     rows = []
-    for where, row in _rows(file):
+    for where, row in read_json_lines(file):
         labels = row.get("labels")
         good = isinstance(labels, list) and labels and all(map(_is_label, labels))
         if not good and not row.get("error"):
@@ -82,26 +84,21 @@ def read_labels(file: Path) -> SavedPredictions:
     return _predictions(file, rows, None)
 
 
-def _rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The objects of JSON lines, or of a JSON list, each with its place in the file."""
-    if suffix_of(file.name) == ".json":
-        return results_in(read_json(file), str(file))
-    return read_json_lines(file)
-
-
 def _path_of(row: Mapping[str, Any], where: str, ids: Mapping[str, str]) -> str:
     """The image of a row: its path, or the path of the image with its id."""
-    column = next((name for name in ("path", "file", "id") if name in row), "path")
-    if column in row or "image_id" not in row:
-        return name_in(row, column, where)
-    key = str(row["image_id"])
+    texts = [name for name in ("path", "file", "id") if isinstance(row.get(name), str)]
+    if texts or "image_id" not in row:
+        return name_in(row, texts[0] if texts else "path", where)
+    number = row["image_id"]
+    whole = isinstance(number, float) and number.is_integer()  # as pandas writes integers
+    key = number if isinstance(number, str) else shown(int(number) if whole else number)
     if not ids:
         raise UserError(
             f"{where}: image_id {key} is an id of COCO's file of captions; name that file with "
             "--truth, and the folder of images"
         )
     if key not in ids:
-        raise UserError(f"{where}: image_id {key} is none of the images of the captions")
+        raise UserError(f"{where}: image_id {key:.60} is none of the images of the captions")
     return ids[key]
 
 
@@ -175,6 +172,6 @@ def name_of(file: Path) -> str:
 
 def _is_label(label: object) -> bool:
     match label:
-        case {"label": str(), "score": int() | float()}:
-            return True
+        case {"label": str(), "score": int() | float() as score}:
+            return abs(score) <= sys.float_info.max  # neither NaN nor an endless integer
     return False

@@ -115,10 +115,20 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise TextError(f"is not TOML that can be read: {error}") from None
 
 
-def read_lines(path: Path) -> list[tuple[str, str]]:
-    """Lines that are not blank, stripped, each after its place: `'file' line 3`."""
-    lines = enumerate(split_lines(read_text(path)), 1)
-    return [(f"'{path}' line {number}", line.strip()) for number, line in lines if line.strip()]
+def read_lines(path: Path, numbered: bool = False) -> list[tuple[str, str]]:
+    """Lines that are not blank, stripped, each after its place: `'file' line 3`.
+
+    Args:
+        numbered: the number of a line has a meaning, so that none before the last may be blank.
+    """
+    lines = list(enumerate(split_lines(read_text(path)), 1))
+    found = [(f"'{path}' line {number}", line.strip()) for number, line in lines if line.strip()]
+    if numbered and any(not line.strip() for _, line in lines[: len(found)]):
+        blank = next(number for number, line in lines if not line.strip())
+        raise UserError(
+            f"'{path}' line {blank} is blank, and the number of a line is that of a class"
+        )
+    return found
 
 
 def decode(data: bytes) -> str:

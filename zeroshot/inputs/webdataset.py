@@ -316,19 +316,20 @@ def read_dataset(folder: Path, split: str = "test") -> WebDataset:
     """The data set in a folder.
 
     Raises:
-        UserError: the folder has no such split.
+        UserError: the folder has no such split, or a class no name.
     """
     nshards = folder / split / "nshards.txt"
     if not nshards.is_file():
         raise UserError(f"'{folder}' is no webdataset of CLIP_benchmark's: no file '{nshards}'")
 
-    def lines(name: str) -> tuple[str, ...]:
+    def lines(name: str, numbered: bool = False) -> tuple[str, ...]:
         path = folder / name
-        return tuple(line for _, line in text_files.read_lines(path)) if path.is_file() else ()
+        read = text_files.read_lines(path, numbered) if path.is_file() else []
+        return tuple(line for _, line in read)
 
     return WebDataset(
         tuple(missing_shards(str(nshards), [])),
         next(iter(lines("dataset_type.txt")), "classification").lower(),
-        lines("classnames.txt"),
+        lines("classnames.txt", numbered=True),
         lines("zeroshot_classification_templates.txt"),
     )
