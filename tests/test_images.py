@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.images import reading as images
+from zeroshot.images import pixels, reading as images
 from zeroshot.images.reading import open_image, read, read_ahead
+from zeroshot.inputs import local_files
 from zeroshot.inputs.resolve import find
-from zeroshot.inputs.source import Picture, Source
+from zeroshot.inputs.source import CLIPS, Picture, Source
 
 
 def picture(width=13, height=7, mode="RGB", seed=0):
@@ -69,13 +70,56 @@ def found(*inputs, **options):
     return [source.path for source in result.sources], list(result.left_out)
 
 
-SCANNED = ["in/a/z.png", "in/a.png", "in/b.JPG", "in/corrupt.jpg", "in/notes.txt", "in/program.exe"]
-BESIDE = ["in/a/index.html", "in/a/z.png.txt", "in/b.txt", "in/captions.jsonl"]
+SCANNED = ["in/a/z.png", "in/a.png", "in/b.JPG", "in/corrupt.jpg"]
+BESIDE = [
+    *("in/a/index.html", "in/a/z.png.txt", "in/b.txt", "in/captions.jsonl"),
+    *("in/notes.txt", "in/program.exe"),
+]
 
 
-def test_folder_gives_everything_but_what_is_plainly_no_picture(tree):
+def test_a_folder_gives_images_and_names_other_files(tree):
     assert found("in") == (SCANNED, BESIDE)
     assert find("in") == find(tree.relative_to(tree) / "in")
+
+
+def test_the_content_decides_where_the_suffix_does_not(tmp_path):
+    jpeg = encoded(picture(), "JPEG")
+    content = {
+        **dict.fromkeys(("3f2a", "a.jpg_large", "b.JPE", "sub/c.thm"), jpeg),
+        **dict.fromkeys(("a.avif", "b.PGM", "c.heic", "d.CR2", "e.jp2"), b""),
+        "f": encoded(picture(), "PPM"),
+        "x.tar": b"",
+    }
+    others = {
+        **dict.fromkeys(("Thumbs.db", "e.json"), jpeg),
+        **dict.fromkeys(("README", "README.md", "LICENSE.txt", "a.log", "desktop.ini"), b"text"),
+        "Makefile": b"P = 3\n",
+        "Icon\r": b"",
+        "clip.mp4": b"\0\0\0\x20ftypisom",
+        "model.bin": bytes(300),
+    }
+    skipped = (".DS_Store", "._a.jpg", "@eaDir/a.jpg", "$RECYCLE.BIN/b.png", "__MACOSX/c.jpg")
+    for name, data in (content | others | dict.fromkeys(skipped, jpeg)).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    result = find(str(tmp_path / "[!x]*"))
+    assert {s.path for s in result.sources} == {str(tmp_path / x) for x in content if x != "x.tar"}
+    assert set(result.left_out) == {str(tmp_path / name) for name in (*others, "pipe")}
+    kept, _ = local_files.scan(str(tmp_path))
+    assert {os.path.relpath(file, tmp_path) for file in kept} == set(content)
+    assert [s.path for s in find(str(tmp_path / "README.md")).sources] == [
+        str(tmp_path / "README.md")  # a file that is named
+    ]
+    clips, _ = local_files.scan(str(tmp_path), suffixes=CLIPS)
+    assert {os.path.relpath(file, tmp_path) for file in clips} == {"clip.mp4", "x.tar"}
+
+
+def test_elsewhere_files_without_a_suffix_are_images(tmp_path):
+    """They are not opened: each would take a request."""
+    names = ["b/3f2a", "b/a.AVIF", "b/a.heic", "b/x.tar", "b/x.tgz"]
+    others = ["b/README.md", "b/a.log", "b/c.mp4"]
+    assert local_files.without_data([*names, *others]) == (names, others)
 
 
 def test_globs(tree):
@@ -285,6 +329,39 @@ def test_id_in_memory_sees_pixels_and_size():
     assert read(wide.convert("L")).id == ids[0]
 
 
+@pytest.mark.parametrize(
+    ("data", "pixels"),
+    [
+        (b"P1 # two\n2 1\n1 0", [[[0] * 3, [255] * 3]]),
+        (b"P2 2 1 15 15 5", [[[255] * 3, [85] * 3]]),
+        (b"P3\n1 1\n255\n1 2 3\n", [[[1, 2, 3]]]),
+        (b"P4\n2 1\n\x40", [[[255] * 3, [0] * 3]]),
+        (b"P5 2 1 255\n\x07\xff", [[[7] * 3, [255] * 3]]),
+        (b"P5 1 1 65535\n\x80\x00", [[[128] * 3]]),
+        (b"P6 1 1 255\n\x01\x02\x03", [[[1, 2, 3]]]),
+    ],
+)
+def test_netpbm(data, pixels):
+    assert array(data).tolist() == pixels
+
+
+@pytest.mark.skipif(not pixels.HAS_AVIF, reason="Pillow has no AVIF")
+def test_avif():
+    image = PIL.Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (20, 0, 40, 20))
+    data = encoded(image, "AVIF", quality=90, subsampling="4:4:4")
+    assert np.abs(array(data) - np.asarray(image)).max() < 8
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the left side is the top one
+    turned = encoded(image, "AVIF", quality=90, subsampling="4:4:4", exif=exif)
+    upright = np.asarray(image.transpose(PIL.Image.Transpose.ROTATE_270))
+    assert np.abs(array(turned) - upright).max() < 8
+    other = data[:8] + b"mif1" + data[12:]  # a general brand; AVIF is among the compatible ones
+    assert (array(other) == array(data)).all()
+    for length in (30, 200, len(data) - 5):
+        assert re.match("(damaged|truncated) AVIF", refusal(data[:length]))
+
+
 # What is refused
 
 
@@ -303,11 +380,15 @@ def test_id_in_memory_sees_pixels_and_size():
         (bytes(5000), "a file of zero bytes only, not a picture"),
         (b"\0\0\0\x20ftypisom", "a video, not a picture"),
         (b"\0\0\0\x18ftypheic", "a HEIC picture; read are JPEG, PNG, WebP, GIF, BMP, TIFF"),
-        (b"\0\0\0\x1cftypavif", "an AVIF picture; read are"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC picture; read are JPEG"),
         (b"RIFF\0\0\0\0WAVEfmt ", "a file of an unknown kind, not a picture"),
         (encoded(picture(), "ICO"), "an icon, not a picture"),
         (encoded(picture(), "JPEG2000"), "a JPEG 2000 picture; read are"),
-        (encoded(picture(), "PPM"), "not a picture"),
+        (b"\xff\x4f\xff\x51\0\x2f", "a JPEG 2000 picture; read are"),
+        (encoded(picture(), "PPM")[:60], "truncated PPM ("),
+        (b"P3 2 1 255 1 2 3", "truncated PPM ("),
+        (b"P6 2 1 0 ", "damaged PPM ("),
+        (b"P7\nWIDTH 1\n", "a text file, not a picture"),
         (b"\xff\xd8\xff", "damaged JPEG ("),
         (encoded(picture(), "PNG")[:60], "PNG ("),
         (encoded(picture(90, 80), "JPEG")[:-100], "truncated JPEG ("),

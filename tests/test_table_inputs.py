@@ -232,11 +232,13 @@ def test_csv_that_is_damaged(folder, monkeypatch):
     (folder / "set/x.csv").write_text('path,caption\na.png,x\n"b.png,' + "y\n" * 600)
     assert "line 3: field larger than field limit (1000)" in outcomes("set/x.csv")[1][1]
     assert csv.field_size_limit() == before
+    (folder / "set/x.csv").write_bytes(b"caf\xe9;path\nx; a.png\n")  # that column is not needed
+    assert outcomes("set/x.csv") == [("set/a.png", ok(0))]
     for content, reason in (
         (b"", "is empty; a table begins with a row of column names"),
         (b"\n", "is empty; a table begins with a row of column names"),
         (b"\0\1\2,\0\n", "line 1, character 1 is null: this is no text"),
-        (b"caf\xe9,path\nx,a.png\n", "line 1, character 4 is the byte 0xe9, which is not UTF-8"),
+        (b"caf\xe9,x\nx,a.png\n", "has column names that are not UTF-8; convert the file"),
         (b"path,url,path\n", "line 1, column 'path': 2 columns have this name"),
         (b"path,caption\n\n,\n", "has column names and no rows"),
     ):

@@ -23,7 +23,7 @@ from zeroshot.datasets.multilabel_images import (
 )
 from zeroshot.datasets.protocols import Protocol
 from zeroshot.errors import UserError, no_such
-from zeroshot.inputs.source import Source
+from zeroshot.inputs.source import PICTURES, Source
 from zeroshot.output.formats import to_json, utf8
 
 FILES = ("truth.csv", "truth.jsonl")
@@ -172,7 +172,7 @@ def _from_files(
     if labels is not None and by_order:
         sources, classes = _in_order(truth, names)
     else:
-        images = read_labeled_images(truth, names, folder)
+        images = read_labeled_images(truth, names, folder, PICTURES)
         sources, classes = images.sources, images.classes
     return ClassificationDataset(
         sources, classes, names, prompts.load_templates(templates or "simple", names)

@@ -1,14 +1,15 @@
 """Images with one label each: a folder per class, or a file of paths and labels."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zeroshot import images
 from zeroshot.errors import UserError, no_such
-from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import path_below
+from zeroshot.inputs.source import EITHER, Source
+from zeroshot.inputs.tables import InputOptions, path_below
 from zeroshot.inputs.text_files import name_in, read_json, read_records, suffix_of, text_in
 from zeroshot.prompts import Templates, expand, load_labels
 
@@ -37,7 +38,10 @@ class ClassificationDataset:
 
 
 def read_labeled_images(
-    path: Path, labels: Sequence[str], folder: Path | None = None
+    path: Path,
+    labels: Sequence[str],
+    folder: Path | None = None,
+    suffixes: re.Pattern[str] = EITHER,
 ) -> LabeledImages:
     """Images in folders named as the labels, or the rows of a file with `path` and `label`.
 
@@ -46,13 +50,14 @@ def read_labeled_images(
     Args:
         folder: the images that a file names lie in it or below; without, paths are relative to the
             file's folder and may lead anywhere.
+        suffixes: of the images or the clips that are looked for in folders.
 
     Raises:
         UserError: no such file or folder, an unknown label, an image outside the folder, or no
             images.
     """
     if path.is_dir():
-        pairs = _in_folders(path, labels)
+        pairs = _in_folders(path, labels, suffixes)
     else:
         pairs = [
             (
@@ -72,12 +77,15 @@ def class_folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _in_folders(path: Path, labels: Sequence[str]) -> list[tuple[Source, int]]:
+def _in_folders(
+    path: Path, labels: Sequence[str], suffixes: re.Pattern[str]
+) -> list[tuple[Source, int]]:
+    options = InputOptions(suffixes=suffixes)
     return [
         (source, number)
         for folder in class_folders(path)
         for number in [_class_of(folder.name, labels, f"'{path}', folder")]
-        for source in images.find(folder).sources
+        for source in images.find(folder, options=options).sources
     ]
 
 

@@ -1,8 +1,9 @@
 """Decode the bytes of an image file to an upright RGB image.
 
-Six formats are supported: JPEG (and the first image of an MPO), PNG, WebP, GIF and TIFF (first
-frame or page) and BMP. Embedded colour profiles are not applied, because the preprocessing of the
-encoders does not apply them either.
+Eight formats are supported: JPEG (and the first image of an MPO), PNG, WebP, GIF, TIFF and AVIF
+(first frame or page), BMP, and netpbm's PBM, PGM and PPM. AVIF needs Pillow 11.3. JPEG 2000 is not
+supported: what its decoder allocates depends on more than the image's size. Embedded colour
+profiles are not applied, because the preprocessing of the encoders does not apply them either.
 """
 
 import io
@@ -19,23 +20,31 @@ from PIL.Image import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images.limits import check_jpeg, check_tiff
+from zeroshot.inputs.source import SIGNATURES
+
+try:
+    from PIL.AvifImagePlugin import SUPPORTED as HAS_AVIF, AvifImageFile
+except ImportError:  # Pillow 11.2
+    HAS_AVIF = False
 
 MAX_RATIO = 200
 """Limit of long side to short side. An encoder that resizes the short side of a 65500 x 1 image to
 224 would make 3 gigapixels of it."""
 
 OPENERS: dict[str, tuple[re.Pattern[bytes], type[ImageFile]]] = {
-    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
-    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
-    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
-    "GIF": (re.compile(rb"GIF8[79]a"), GifImageFile),
-    "BMP": (re.compile(rb"BM"), BmpImageFile),
-    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+    "JPEG": (SIGNATURES["JPEG"], JpegImageFile),
+    "PNG": (SIGNATURES["PNG"], PngImageFile),
+    "WebP": (SIGNATURES["WebP"], WebPImageFile),
+    "GIF": (SIGNATURES["GIF"], GifImageFile),
+    "BMP": (SIGNATURES["BMP"], BmpImageFile),
+    "TIFF": (SIGNATURES["TIFF"], TiffImageFile),
+    "PPM": (SIGNATURES["PPM"], PpmImageFile),
 }
 """The first bytes of each format, and its opener.
 
@@ -43,13 +52,16 @@ The openers are called directly: `PIL.Image.open` checks for decompression bombs
 and a warning, and neither is safe to change while other threads decode.
 """
 
+if HAS_AVIF:
+    OPENERS["AVIF"] = SIGNATURES["AVIF"], AvifImageFile
+
 OTHER_KINDS = (
     (rb"\Z", "an empty file"),
     (rb"version https://git-lfs", "a Git LFS pointer (fetch it with 'git lfs pull')"),
+    (SIGNATURES["AVIF"].pattern, "an AVIF picture"),
     (rb"....ftyp(hei|mif1|msf1)", "a HEIC picture"),
-    (rb"....ftypavi", "an AVIF picture"),
     (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video"),
-    (rb"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
     (rb"8BPS", "a Photoshop picture"),
     (rb"\0\0\x01\0", "an icon"),
@@ -94,7 +106,7 @@ def _other_kind(data: bytes) -> UnreadableImageError:
 
 
 def _broken(kind: str, error: Exception) -> UnreadableImageError:
-    fault = "truncated" if "truncated" in str(error).lower() else "damaged"
+    fault = "truncated" if re.search("(?i)truncated|not enough", str(error)) else "damaged"
     return UnreadableImageError(f"{fault} {kind} ({error})")
 
 

@@ -61,7 +61,7 @@ def known(names: Sequence[str], there: Iterable[str]) -> list[str]:
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    return ", ".join(f"{name!r:.60}" for name in names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> Fields:

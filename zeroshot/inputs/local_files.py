@@ -10,12 +10,22 @@ import sys
 import time
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
 from zeroshot.errors import NoSuchPathError, UnreadableImageError, UserError, no_such
-from zeroshot.inputs.source import DATA, MAX_BYTES, PICTURES
+from zeroshot.inputs.source import (
+    BEGINNING,
+    CLIPS,
+    DATA,
+    MAX_BYTES,
+    PICTURES,
+    SIGNATURES,
+    TARS,
+    UNREADABLE,
+    VIDEO,
+)
 from zeroshot.inputs.text_files import suffix_of
 
 SETTLED_NS = 2_000_000_000
@@ -32,6 +42,10 @@ _OF_DATASETS = {
     "dataset_type.txt",
 }
 """Files of CLIP_benchmark's that lie beside tar files and are no images."""
+SYSTEM_FOLDERS = {
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
+}
+"""Folders, in lower case, in which systems keep thumbnails and deleted files."""
 
 
 def is_folder(path: str) -> bool:
@@ -54,7 +68,7 @@ def is_missing(path: str) -> bool:
 
 
 def _walk(folder: str) -> list[str]:
-    """Files in or below `folder`, without hidden ones; each real folder is scanned once.
+    """Files in or below `folder`, without hidden ones and a system's; each real folder once.
 
     Linked folders come after the real ones, so that an image keeps its own path and a loop ends. A
     folder that may not be read is listed as a file, so that it fails with a message.
@@ -71,7 +85,7 @@ def _walk(folder: str) -> list[str]:
             continue
         seen.add((info.st_dev, info.st_ino))
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if entry.is_symlink() and is_folder(entry.path):
                 linked.append(entry.path)
@@ -82,12 +96,24 @@ def _walk(folder: str) -> list[str]:
     return files
 
 
-def without_data(
-    files: Iterable[str], also: str = "", suffixes: re.Pattern[str] = PICTURES
-) -> tuple[list[str], list[str]]:
-    """Split into files that may be images, and data or captions that lie beside images.
+def is_hidden(name: str) -> bool:
+    """Whether a scan skips a file or folder because of its name, without a word."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
-    Files with the suffix `also` stay, because the user named it.
+
+def without_data(
+    files: Iterable[str],
+    also: str = "",
+    suffixes: re.Pattern[str] = PICTURES,
+    begins_well: Callable[[str], bool] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Split into files that hold images, by suffix or by content, and other files beside them.
+
+    Args:
+        also: a suffix of tables that stay, because the user named it.
+        suffixes: `PICTURES`, `CLIPS` or `EITHER`.
+        begins_well: whether a file with another suffix begins as an image, or as a clip; without,
+            those that have no suffix stay.
     """
     paths = [PurePath(file) for file in files]
     images = {path for path in paths if suffixes.fullmatch(path.suffix)}
@@ -100,8 +126,39 @@ def without_data(
         caption = suffix == ".txt" and path.with_suffix("") in images
         caption |= tars and path.name in _OF_DATASETS
         data = DATA.fullmatch(suffix) and suffix != also
+        if not (caption or data) and not _is_known(path, suffix, also, suffixes):
+            data = not begins_well(file) if begins_well else bool(path.suffix)
         (left_out if caption or data else kept).append(file)
     return kept, left_out
+
+
+def _is_known(path: PurePath, suffix: str, also: str, suffixes: re.Pattern[str]) -> bool:
+    """Whether a suffix says that a file holds images, readable or not."""
+    return (
+        (also != "" and suffix == also)
+        or suffixes.fullmatch(path.suffix) is not None
+        or (suffixes is not CLIPS and UNREADABLE.fullmatch(path.suffix) is not None)
+        or path.name.lower().endswith(TARS)
+    )
+
+
+def _begins_as(suffixes: re.Pattern[str]) -> Callable[[str], bool]:
+    """Whether a file begins as a clip or as an image; one that cannot be read will say so."""
+    kinds = [] if suffixes is CLIPS else list(SIGNATURES.values())
+    kinds += [] if suffixes is PICTURES else [VIDEO]
+
+    def begins_well(path: str) -> bool:
+        try:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                return stat.S_ISDIR(mode)  # a folder that may not be read
+            with open(path, "rb") as file:
+                head = file.read(BEGINNING)
+        except OSError:
+            return True
+        return any(kind.match(head) for kind in kinds)
+
+    return begins_well
 
 
 def scan(
@@ -110,14 +167,22 @@ def scan(
     """The files of a folder or a glob, each once and sorted, and those that are left out.
 
     Raises:
-        UserError: there are no files, or only data and captions.
+        UserError: there are no files, or none that holds images.
     """
-    matches = [name] if is_folder(name) else glob.glob(name, recursive=True)
+    matches = [name] if is_folder(name) else _matches(name)
     files = {file for match in matches for file in (_walk(match) if is_folder(match) else [match])}
-    kept, left_out = without_data(in_order(files), also, suffixes)
+    kept, left_out = without_data(in_order(files), also, suffixes, _begins_as(suffixes))
     if not kept:
         raise nothing_in(name, "folder" if is_folder(name) else "pattern", left_out)
     return kept, left_out
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files and folders of a glob, without those of a system unless it names them."""
+    parts = {part.lower() for part in PurePath(pattern).parts}
+    systems = SYSTEM_FOLDERS - parts
+    found = glob.glob(pattern, recursive=True)
+    return [name for name in found if systems.isdisjoint(PurePath(name.lower()).parts)]
 
 
 def in_order(files: Iterable[str]) -> list[str]:

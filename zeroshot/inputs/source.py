@@ -17,18 +17,49 @@ MANY_ROWS = 200_000
 """A table has at most so many rows, and two more for each byte of its file, which may be packed: a
 million numbered names take 0.7 MB."""
 
-PICTURES = re.compile(r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?)", re.IGNORECASE)
+PICTURES = re.compile(
+    r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|avifs?|p[bgnp]m)", re.IGNORECASE
+)
 DATA = re.compile(
     r"\.(jsonl?|csv|tsv|parquet|toml|ya?ml|xml|md|html?|npz|npy|safetensors"
     r"|xmp|aae|ini|db|lnk|url)",  # and what cameras and systems put beside images: Thumbs.db
     re.IGNORECASE,
 )
 """Suffixes of images, and of files that lie beside images and are none."""
+UNREADABLE = re.compile(
+    r"\.(hei[cf]|hif|jp2|j2[ck]|jp[fx]|jxl|psd|cr[23]|nef|arw|dng|orf|rw2|raf)", re.IGNORECASE
+)
+"""Suffixes of images of other formats: a folder's scan gives them, so that a row says so."""
+SIGNATURES: Mapping[str, re.Pattern[bytes]] = {
+    kind: re.compile(begins, re.DOTALL)
+    for kind, begins in {
+        "JPEG": rb"\xff\xd8\xff",
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "WebP": rb"RIFF....WEBP",
+        "GIF": rb"GIF8[79]a",
+        "BMP": rb"BM",
+        "TIFF": rb"II[*+]\0|MM\0[*+]",
+        "AVIF": rb"....ftyp(avi[fs]|(mif1|msf1).{4}(.{4}){0,12}?avi[fs])",
+        "PPM": rb"P[1-6](\s|#[^\n]*\n)+\d",
+    }.items()
+}
+"""How each format of images begins."""
+VIDEO = re.compile(
+    rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....(AVI |WEBP)|GIF8|\x89PNG|FLV\x01|OggS|\x30\x26\xb2\x75"
+    rb"|\0\0\x01[\xb3\xba]|G.{187}G",
+    re.DOTALL,
+)
+"""How clips begin."""
+BEGINNING = 256
+"""Number of bytes that decide by these."""
 CLIPS = re.compile(
     r"\.(mp4|m4v|mov|3gp|mkv|webm|avi|og[gv]|flv|wmv|asf|mpe?g|vob|m?ts|m2ts|gif|webp|a?png)",
     re.IGNORECASE,
 )
 """Suffixes of clips; animations are image files."""
+EITHER = re.compile(f"{PICTURES.pattern}|{CLIPS.pattern}", re.IGNORECASE)
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+"""Suffixes of tar files. A compressed one is an error that says to unpack it."""
 URL = re.compile(r"https?://", re.IGNORECASE)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """How a web address begins, and how any address does; a drive letter (`C:`) is no address."""

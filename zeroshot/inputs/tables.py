@@ -16,7 +16,7 @@ from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.source import PICTURES, SCHEME, URL, Fields, Source, UnreadableBlob, most_rows
-from zeroshot.inputs.text_files import LineRecord
+from zeroshot.inputs.text_files import LineRecord, TextError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -129,7 +129,7 @@ def rows(name: str, options: InputOptions) -> Iterator[Source]:
                 number += 1
     except UserError:
         raise
-    except text_files.TextError as error:
+    except TextError as error:
         if number:
             yield table.unreadable(number, f"the rows from here on cannot be read: {error}")
         else:
@@ -150,8 +150,11 @@ def _sources(table: ImageTable, records: Iterable[LineRecord]) -> Iterator[Sourc
             try:
                 columns = resolve(table.name, names, table.options.columns)
             except UserError as error:
-                if columns is None:
+                if columns is None and all(map(text_files.is_utf8, names)):
                     raise
+                if columns is None:
+                    why = f"has column names that are not UTF-8; {text_files.CONVERT}"
+                    raise TextError(why) from None
                 names = ()
                 yield table.unreadable(number, f"{record.place}: {error}")
                 continue

@@ -24,14 +24,13 @@ from zeroshot.inputs.source import (
     MAX_BYTES,
     NO_FIELDS,
     PICTURES,
+    TARS,
     Fields,
     File,
     Source,
     UnreadableBlob,
 )
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-"""Suffixes of tar files. A compressed one is an error that says to unpack it."""
 TEXTS = ("txt", "cls", "json")
 """Suffixes of what says something of an image: its captions, its label, both."""
 MAX_PART = 1 << 20
@@ -70,7 +69,7 @@ class InTar:
 
 def is_tar(name: str) -> bool:
     """Whether a file is a tar file, by its name."""
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(TARS)
 
 
 def pictures(

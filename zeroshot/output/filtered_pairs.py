@@ -31,7 +31,7 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.inputs.local_files import read_file
 from zeroshot.inputs.remote.fetch import Url
 from zeroshot.inputs.remote.fsspec_files import Remote
-from zeroshot.inputs.source import PICTURES, Picture, Source, UnreadableBlob
+from zeroshot.inputs.source import PICTURES, SIGNATURES, Picture, Source, UnreadableBlob
 from zeroshot.inputs.text_files import FORMULA, KEPT_PAIRS
 from zeroshot.output import atomic, leases
 from zeroshot.output.filesystem import Disk
@@ -40,7 +40,6 @@ from zeroshot.results.result import FilterResult
 
 PAIRS_IN_A_SHARD = 10_000
 TABLES = (".jsonl", ".csv", ".parquet")
-MAGIC = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp", b"II*": ".tif"}
 RECORD = ".kept.json"
 SHARD, STAGE = re.compile(r"\d{5,}\.tar"), re.compile(r"\.[0-9a-f]{12}\.new")
 
@@ -266,4 +265,5 @@ def _suffix(path: str | None, data: bytes) -> str:
     suffix = PurePath(path or "").suffix.lower()
     if PICTURES.fullmatch(suffix):
         return suffix
-    return next((suffix for magic, suffix in MAGIC.items() if data.startswith(magic)), ".jpg")
+    kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(data)), "JPEG")
+    return {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")

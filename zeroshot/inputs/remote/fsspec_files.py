@@ -274,4 +274,4 @@ def _info_or_nothing(system: Any, path: str) -> Mapping[str, Any]:
 
 
 def _hidden(path: str, folder: str) -> bool:
-    return any(part.startswith(".") for part in path.removeprefix(folder).split("/"))
+    return any(map(local_files.is_hidden, path.removeprefix(folder).split("/")))

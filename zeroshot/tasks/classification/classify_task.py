@@ -13,7 +13,8 @@ from zeroshot.inference.embedding import AUTO_BATCH, embed_images
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.resolve import find
-from zeroshot.inputs.source import Source
+from zeroshot.inputs.source import EITHER, Source
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.model_set.frame_encoder import FRAMES, ClipModels, FrameAttentionScorer
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClipScorer
@@ -81,7 +82,7 @@ def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptat
     labels, shots, prior = vocabulary.labels, options.shots, options.prior
     return Adaptation(
         shots=None if shots is None else read_labeled_images(Path(shots), labels),
-        bank=find(options.bank).sources,
+        bank=find(options.bank, options=InputOptions(suffixes=EITHER)).sources,
         prior=read_prior(prior, labels) if isinstance(prior, str) else tuple(prior),
         views=options.views,
         parents=vocabulary.parents,
