@@ -34,7 +34,7 @@ def mixed(tmp_path):
     whole = (folder / "below" / "a.jpg").read_bytes()
     (folder / "broken.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.webp").write_text("not a picture")
     (folder / "captions.jsonl").write_text("{}\n")
     return folder
 
@@ -187,11 +187,11 @@ def test_one_row_for_every_file_and_nothing_lost(zeroshot, mixed):
     )
     assert code == 3
     by_name = {Path(row["path"]).name: row for row in rows}
-    assert list(by_name) == ["b.png", "a.jpg", "broken.jpg", "empty.png", "notes.txt"]
+    assert list(by_name) == ["b.png", "a.jpg", "broken.jpg", "empty.png", "notes.webp"]
     assert {name for name, row in by_name.items() if "error" in row} == {
         "broken.jpg",
         "empty.png",
-        "notes.txt",
+        "notes.webp",
     }
     assert {row["error"]["type"] for row in rows if "error" in row} == {"UnreadableImage"}
     assert "skipped 1 file that holds no image: captions.jsonl" in err
@@ -261,7 +261,7 @@ def test_output_goes_on_where_it_stopped(zeroshot, mixed, tmp_path, suffix):
     assert code == 3
     assert "resumed: 2 of 5" in err
     written = out.read_text()
-    assert all(name in written for name in ("b.png", "a.jpg", "broken.jpg", "notes.txt"))
+    assert all(name in written for name in ("b.png", "a.jpg", "broken.jpg", "notes.webp"))
     code, _, err = zeroshot(*arguments)
     assert "resumed: 5 of 5" in err
     assert out.read_text() == written
@@ -281,7 +281,7 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
     code, _, _ = zeroshot(*arguments, "--retry-failed")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 5
-    assert [Path(r["path"]).name for r in rows if "error" in r] == ["broken.jpg", "notes.txt"]
+    assert [Path(r["path"]).name for r in rows if "error" in r] == ["broken.jpg", "notes.webp"]
     assert code == 3
 
 
