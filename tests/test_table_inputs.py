@@ -23,7 +23,7 @@ from zeroshot.inputs.columns import Columns
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
 from zeroshot.inputs.resolve import find
-from zeroshot.inputs.source import Source
+from zeroshot.inputs.source import Source, with_captions
 from zeroshot.inputs.tables import InputOptions
 from zeroshot.packaging.extras import how_to_install
 
@@ -55,6 +55,11 @@ def outcome(source):
 
 def outcomes(*names, **options):
     return [outcome(s) for s in find(names, options=InputOptions(**options)).sources]
+
+
+def with_texts(name):
+    """The outcomes for a task that needs captions and labels."""
+    return [outcome(source) for source in with_captions(find(name).sources)]
 
 
 @pytest.fixture
@@ -204,13 +209,11 @@ def test_csv_rows_that_do_not_fit(folder):
         b"path,caption\na.png\n\nb.png,one, two\nb.png,caf\xe9\na.png,ok\n"
         b'"a.png","in two\nlines",\n"a.png","never closed\n' + b"x" * 100
     )
-    said = outcomes("set/x.csv")
+    said = with_texts("set/x.csv")
     assert [name for name, _ in said] == [
-        *(f"set/x.csv#{i}" for i in range(3)),
-        "set/a.png",
-        "set/a.png",
-        "set/x.csv#5",
+        *("set/x.csv#0", "set/x.csv#1", "set/b.png", "set/a.png", "set/a.png", "set/x.csv#5"),
     ]
+    assert outcomes("set/x.csv")[2] == ("set/b.png", ok(1))  # its caption is not needed
     assert said[0][1] == "line 2: 1 cell for 2 columns"
     assert said[1][1] == "line 4: 3 cells for 2 columns"
     assert said[2][1].startswith("line 5, column 'caption': 'caf\\udce9' is no valid text")
@@ -264,13 +267,15 @@ def test_a_byte_order_mark_and_other_line_ends(folder):
 def test_json_lines_that_do_not_fit(folder, monkeypatch):
     monkeypatch.setattr(text_files, "MAX_LINE", 500)
     lines = ['{"path": "a.png"}', "{", "[1]", '{"x": 1}', '{"path": 7}', "[" * 400]
-    lines += ['{"path": "b.png", "caption": "\\ud800"}', "", '{"path": "b.png"}', "9" * 600]
+    lines += ['{"path": "b.png", "caption": "\\ud800"}', "", '{"path": "c.png"}', "9" * 600]
     (folder / "set/x.jsonl").write_text("\n".join(lines))
-    said = dict(outcomes("set/x.jsonl"))
+    os.rename("set/b.png", "set/c.png")
+    said = dict(with_texts("set/x.jsonl"))
     assert list(said) == [
         "set/a.png",
-        *(f"set/x.jsonl#{i}" for i in range(1, 7)),
+        *(f"set/x.jsonl#{i}" for i in range(1, 6)),
         "set/b.png",
+        "set/c.png",
         "set/x.jsonl#8",
     ]
     assert said["set/x.jsonl#1"].startswith("line 2: not JSON at character 2: ")
@@ -278,7 +283,7 @@ def test_json_lines_that_do_not_fit(folder, monkeypatch):
     assert "none of these names is known for images" in said["set/x.jsonl#3"]
     assert said["set/x.jsonl#4"] == "line 5: the row names no image"
     assert said["set/x.jsonl#5"].startswith("line 6: not JSON")
-    assert said["set/x.jsonl#6"] == "line 7, column 'caption': '\\ud800' is no valid text"
+    assert said["set/b.png"] == "line 7, column 'caption': '\\ud800' is no valid text"
     assert said["set/x.jsonl#8"].endswith("line 10 has more than 500 characters")
     (folder / "set/x.jsonl").write_text("")
     assert outcomes("set/x.jsonl") == [("set/x.jsonl", "the table has no rows")]
@@ -291,7 +296,7 @@ def test_labels_that_are_nested_too_deeply(folder):
     for source in find("set/x.jsonl").sources:
         assert (
             source.fields
-            or "nested too deeply" in outcome(source)[1]
+            or "nested too deeply" in (source.fields.fault or outcome(source)[1])
             or "not JSON" in outcome(source)[1]
         )
 
@@ -396,10 +401,66 @@ def test_texts_in_parquet_that_are_no_utf8(folder):
     raw = pa.array([b"a.png", b"b.png", b"caf\xe9.png"]).view(pa.string())
     texts = pa.array([b"fine", b"caf\xe9", None]).view(pa.string())
     pq.write_table(pa.table({"path": raw, "caption": texts}), folder / "set/x.parquet")
-    first, second, third = outcomes("set/x.parquet")
+    first, second, third = with_texts("set/x.parquet")
     assert first == ("set/a.png", ok(0))
-    assert (second[0], "is no valid text" in second[1]) == ("set/x.parquet#1", True)
+    assert (second[0], "is no valid text" in second[1]) == ("set/b.png", True)
     assert third == ("set/caf\udce9.png", "no such file")
+    assert outcomes("set/x.parquet")[1] == ("set/b.png", ok(1))
+
+
+@pytest.mark.parametrize("kind", ["list", "date", "text"])
+def test_parquet_cells_that_cannot_be_read(folder, kind):
+    texts = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
+    if kind == "date":
+        texts = pa.array([0, 10**14], pa.int64()).view(pa.timestamp("s"))
+    elif kind == "list":
+        texts = pa.ListArray.from_arrays([0, 1, 2], texts)
+    else:
+        texts = texts.view(pa.binary()).cast(pa.large_binary()).view(pa.large_string())
+    pq.write_table(pa.table({"path": ["a.png", "b.png"], "caption": texts}), "set/x.parquet")
+    assert outcomes("set/x.parquet") == [("set/a.png", ok(0)), ("set/b.png", ok(1))]
+    first, second = with_texts("set/x.parquet")
+    assert first == ("set/a.png", ok(0))
+    assert (second[0], second[1].startswith("column 'caption': ")) == ("set/b.png", True)
+    if kind == "text":
+        pq.write_table(pa.table({"path": texts}), "set/x.parquet")
+        (_, why), (name, said) = outcomes("set/x.parquet")
+        assert (why, name, "can't decode" in said) == ("no such file", "set/x.parquet#1", True)
+
+
+def about(features):
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "feature", "expected"),
+    [
+        ([1, 0], {"names": ["cat", "dog"], "_type": "ClassLabel"}, ["dog", "cat"]),
+        ([1, -1, None], {"names": ["cat", "dog"]}, ["dog", None, None]),
+        ([[1, 0], []], {"feature": {"names": ["cat", "dog"]}}, ["dog\ncat", None]),
+        ([2, 0], {"names": ["cat", "dog"]}, ["2", "cat"]),
+        ([1, 0], {"names": ["cat", 3]}, ["1", "0"]),
+        ([1, 0], {"names": "ab"}, ["1", "0"]),
+        ([1, 0], None, ["1", "0"]),
+        ([1, 0], {"feature": [{"names": ["cat", "dog"]}]}, ["1", "0"]),
+        (["1", "0"], {"names": ["cat", "dog"]}, ["1", "0"]),
+    ],
+)
+def test_names_of_classes_in_the_metadata_of_parquet(folder, numbers, feature, expected):
+    table = pa.table({"path": ["a.png"] * len(numbers), "label": numbers})
+    table = table.replace_schema_metadata(about({"label": feature, "path": {}}))
+    pq.write_table(table, "set/x.parquet")
+    assert [s.text_of("label") for s in find("set/x.parquet").sources] == expected
+
+
+@pytest.mark.parametrize(
+    "metadata", ["[" * 5000, "{", "[]", '{"info": 3}', '{"info": {"features": []}}', "\udcff"]
+)
+def test_metadata_of_parquet_that_names_no_classes(folder, metadata):
+    table = pa.table({"path": ["a.png"], "label": pa.array(["x"]).dictionary_encode()})
+    data = metadata.encode("utf-8", "surrogateescape")
+    pq.write_table(table.replace_schema_metadata({"huggingface": data}), "set/x.parquet")
+    assert find("set/x.parquet").sources[0].text_of("label") == "x"
 
 
 def test_columns_of_other_types(folder):
@@ -453,7 +514,7 @@ def saved(folder):
     def split(seeds):
         columns = {
             "image": [{"bytes": png(i), "path": None} for i in seeds],
-            "label": [i % 2 for i in seeds],
+            "label": [-1 if i == 9 else i % 2 for i in seeds],
             "caption": [f"number {i}" for i in seeds],
         }
         return datasets.Dataset.from_dict(columns, features)

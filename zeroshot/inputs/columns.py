@@ -85,6 +85,15 @@ def fields_of(row: Mapping[str, object], columns: Columns | None = None) -> Fiel
     return Fields(captions[0] if captions and len(captions) == 1 else captions, label)
 
 
+def class_names(value: object, names: Sequence[str]) -> object:
+    """The names of classes, if a cell has their numbers; -1 marks an image without a class."""
+    if isinstance(value, list) and names:
+        return [class_names(part, names) for part in value]
+    if type(value) is not int or not -1 <= value < len(names):
+        return value
+    return None if value < 0 else names[value]
+
+
 def is_missing(value: object) -> bool:
     """Whether a value stands for none: None, or NaN, which is not equal to itself."""
     return value is None or (isinstance(value, float | Decimal) and value != value)

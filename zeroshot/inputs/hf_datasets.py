@@ -7,16 +7,16 @@ stay encoded until they are needed.
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
-from zeroshot.inputs.columns import Columns, fields_of, resolve
+from zeroshot.inputs.columns import Columns, class_names, fields_of, resolve
 from zeroshot.inputs.local_files import settled, stamp_of
 from zeroshot.inputs.parquet import bytes_of
-from zeroshot.inputs.source import Source
-from zeroshot.inputs.tables import ImageTable, InputOptions
+from zeroshot.inputs.source import Fields, Source
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.packaging.extras import how_to_install
 
 PREFIX = "hf-dataset:"
@@ -85,15 +85,13 @@ def rows(given: str, options: InputOptions) -> Iterator[Source]:
     columns = _columns(given, opened, options.columns)
     assert columns.image is not None
     column = HubColumn(dataset, columns.image, _state(opened))
-    table = ImageTable(given, options)
     named = [c for c in (columns.caption, columns.label) if c is not None]
     for number, values in enumerate(_values(opened, named)):
         try:
             fields = fields_of(values, columns)
         except ValueError as error:
-            yield table.unreadable(number, str(error))
-        else:
-            yield Source(f"{given}#{number}", HubRow(column, number), fields)
+            fields = Fields(fault=str(error))
+        yield Source(f"{given}#{number}", HubRow(column, number), fields)
 
 
 def _spelled(given: str) -> tuple[str, str | None]:
@@ -168,10 +166,15 @@ def _values(opened: Any, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     if not columns:
         yield from ({} for _ in range(len(opened)))
         return
-    names = {c: kind for c in columns if hasattr(kind := opened.features[c], "int2str")}
+    kinds = {c: _classes(opened.features[c]) for c in columns}
     for row in opened.select_columns(columns):
-        known = {c: kind.int2str(row[c]) for c, kind in names.items() if row[c] is not None}
-        yield {**row, **known}
+        yield {c: class_names(row[c], kinds[c]) for c in columns}
+
+
+def _classes(kind: Any) -> Sequence[str]:
+    """The names of classes of a feature, which may be a list of them; empty for other features."""
+    kind = getattr(kind, "feature", kind)
+    return kind.names if isinstance(kind, _library().ClassLabel) else ()
 
 
 def _state(opened: Any) -> str:

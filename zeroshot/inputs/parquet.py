@@ -13,11 +13,12 @@ from typing import Any
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.inputs.columnar.checked_parquet import CheckedParquet, Unpacked, import_pyarrow
-from zeroshot.inputs.columns import Columns, fields_of, resolve
+from zeroshot.inputs.columns import Columns, class_names, fields_of, resolve
 from zeroshot.inputs.local_files import read_file, stamp_of
 from zeroshot.inputs.remote import fsspec_files
-from zeroshot.inputs.source import MAX_BYTES, SCHEME, Source, UnreadableBlob
+from zeroshot.inputs.source import MAX_BYTES, SCHEME, Fields, Source, UnreadableBlob
 from zeroshot.inputs.tables import ImageTable, InputOptions, below
+from zeroshot.inputs.text_files import parse_json
 
 ROWS = 16
 """Number of images that are read together."""
@@ -126,10 +127,25 @@ def _listed(table: ImageTable, opened: CheckedParquet) -> Iterator[Source]:
     wanted = [columns.image, *named] if kind == "text" else named
     opened.check_rows()
     column, number, texts = ParquetColumn(table, columns.image), 0, Unpacked(opened.size)
+    classes = _classes(schema.metadata, columns.label)
     for group in range(opened.parquet.num_row_groups):
         for row, values in enumerate(_values(opened, group, wanted, texts)):
+            if classes:
+                values[columns.label or ""] = class_names(values[columns.label or ""], classes)
             yield _source(column, columns, kind, values, (number, group, row))
             number += 1
+
+
+def _classes(metadata: Mapping[bytes, bytes] | None, label: str | None) -> Sequence[str]:
+    """The names of the classes that Hugging Face writes beside a column of their numbers."""
+    try:
+        about = parse_json((metadata or {}).get(b"huggingface", b"").decode())
+        feature = about["info"]["features"][label]
+        names = feature.get("feature", feature)["names"]  # of a list, or of a number
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if texts else ()
 
 
 def _source(
@@ -140,14 +156,26 @@ def _source(
     place: tuple[int, int, int],
 ) -> Source:
     table, (number, group, row) = column.table, place
+    values = {name: _text(value) for name, value in values.items()}
+    if isinstance(fault := values.get(column.name), _FaultyCell):
+        return table.unreadable(number, fault.reason)
     try:
-        values = {name: _text(value) for name, value in values.items()}
         fields = fields_of(values, columns)
     except ValueError as error:
-        return table.unreadable(number, str(error))
+        fields = Fields(fault=str(error))
+    for name, value in values.items():
+        if isinstance(value, _FaultyCell):
+            fields = Fields(fault=f"column '{name}': {value.reason}")
     if kind == "text":
         return table.source(number, values[column.name], fields)
     return Source(f"{table.name}#{number}", ParquetCell(column, group, row), fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _FaultyCell:
+    """Why a value cannot be read."""
+
+    reason: str
 
 
 def _text(value: Any) -> Any:
@@ -155,7 +183,7 @@ def _text(value: Any) -> Any:
     if not isinstance(value, bytes):
         return value
     if len(value) > MAX_TEXT:
-        raise ValueError(f"a text of {len(value)} bytes; at most {MAX_TEXT >> 20} MiB are read")
+        return _FaultyCell(f"a text of {len(value)} bytes; at most {MAX_TEXT >> 20} MiB are read")
     return value.decode("utf-8", "surrogateescape")
 
 
@@ -192,7 +220,14 @@ def _values(
             for name, array in zip(batch.schema.names, batch.columns, strict=True)
         }
         for row in range(batch.num_rows):
-            yield {name: array[row].as_py() for name, array in arrays.items()}
+            yield {name: _cell(array, row) for name, array in arrays.items()}
+
+
+def _cell(array: Any, row: int) -> Any:
+    try:
+        return array[row].as_py()
+    except (ValueError, OverflowError) as error:  # no UTF-8, no date of Python's
+        return _FaultyCell(fsspec_files.why(error))
 
 
 class _Reader:

@@ -170,5 +170,5 @@ def _source(table: ImageTable, number: int, record: LineRecord, columns: Columns
     except ValueError as error:
         utf8 = all(text_files.is_utf8(v) for v in record.values.values() if isinstance(v, str))
         advice = "" if utf8 else f", because the table is not UTF-8; {text_files.CONVERT}"
-        return table.unreadable(number, f"{where}, {error}{advice}")
+        fields = Fields(fault=f"{where}, {error}{advice}")
     return table.source(number, record.values.get(columns.image or ""), fields, f"{where}: ")
