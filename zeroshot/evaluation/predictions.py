@@ -1,6 +1,5 @@
 """Predictions of an earlier run or of another program, matched with the images of a data set."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -9,7 +8,7 @@ from typing import Any
 from zeroshot.datasets.captions import CaptionDataset, references_of_row
 from zeroshot.errors import UserError, counted
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.text_files import name_in, read_json_lines, shown, whole_text
+from zeroshot.inputs.text_files import is_number, name_in, read_json_lines, shown, whole_text
 
 CAPTION, CLASSIFY = "zeroshot.caption/1", "zeroshot.classify/1"
 
@@ -172,6 +171,6 @@ def name_of(file: Path) -> str:
 
 def _is_label(label: object) -> bool:
     match label:
-        case {"label": str(), "score": int() | float() as score}:
-            return abs(score) <= sys.float_info.max  # neither NaN nor an endless integer
+        case {"label": str(), "score": score}:
+            return is_number(score)
     return False

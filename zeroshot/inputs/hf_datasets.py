@@ -15,7 +15,7 @@ from zeroshot.errors import NotAvailableError, UnreadableImageError, UserError
 from zeroshot.inputs.columns import Columns, class_names, fields_of, resolve
 from zeroshot.inputs.local_files import settled, stamp_of
 from zeroshot.inputs.parquet import bytes_of
-from zeroshot.inputs.source import Fields, Source
+from zeroshot.inputs.source import Fields, Source, UnreadableBlob
 from zeroshot.inputs.tables import InputOptions
 from zeroshot.packaging.extras import how_to_install
 
@@ -86,6 +86,8 @@ def rows(given: str, options: InputOptions) -> Iterator[Source]:
     assert columns.image is not None
     column = HubColumn(dataset, columns.image, _state(opened))
     named = [c for c in (columns.caption, columns.label) if c is not None]
+    if not len(opened):
+        yield Source(given, UnreadableBlob("the data set has no rows"))
     for number, values in enumerate(_values(opened, named)):
         try:
             fields = fields_of(values, columns)

@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tomllib
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
@@ -34,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, cast
 
 from zeroshot.errors import UserError, no_such
 
@@ -189,6 +190,13 @@ def whole_text(text: str, where: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{where}: {text!r:.60} has half of a character") from None
     return text
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a JSON file is a number, finite and no larger than a float can be."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def shown(value: object, size: int = 60) -> str:

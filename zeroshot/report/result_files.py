@@ -1,7 +1,6 @@
 """Files that `eval`, `caption` and `classify` wrote, grouped by task and data set."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from zeroshot.evaluation.evaluation import COMPARISON, SCHEMA, Sampling, figures
 from zeroshot.evaluation.predict import score_captions
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import path_below
-from zeroshot.inputs.text_files import read_json, read_json_lines, suffix_of
+from zeroshot.inputs.text_files import is_number, read_json, read_json_lines, suffix_of
 from zeroshot.metrics.bootstrap import CONFIDENCE
 from zeroshot.output.formats import Row
 
@@ -207,7 +206,7 @@ def _measure(
 
 def _are_figures(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> bool:
     """Whether metrics are numbers, and intervals are pairs of numbers or None."""
-    return all(map(_is_number, metrics.values())) and all(
+    return all(map(is_number, metrics.values())) and all(
         _is_interval(intervals.get(name)) for name in metrics
     )
 
@@ -216,19 +215,15 @@ def _are_label_figures(labels: object) -> bool:
     """Whether each label has a figure, its interval and a number of images."""
     return isinstance(labels, dict) and all(
         isinstance(own, dict)
-        and _is_number(own.get("average_precision"))
+        and is_number(own.get("average_precision"))
         and _is_interval(own.get("interval"))
         and isinstance(own.get("pictures"), int)
         for own in labels.values()
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _is_interval(value: object) -> bool:
-    pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
     return value is None or pair
 
 

@@ -36,7 +36,7 @@ from zeroshot.errors import UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.inputs.text_files import read_json
+from zeroshot.inputs.text_files import is_number, read_json
 from zeroshot.output.atomic import whole
 from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
 from zeroshot.tasks.classification.heads import Acceptance
@@ -69,6 +69,18 @@ class Calibration:
         """A hash of all fields."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether the values of a file are of the types that `write` gives them."""
+        texts = (*self.models.values(), self.method, self.score, self.prompts, *self.thresholds)
+        bounds = [bound for bound in self.thresholds.values() if bound is not None]
+        return (
+            isinstance(self.options, dict)
+            and all(isinstance(text, str) for text in texts)
+            and all(map(is_number, [self.temperature, *self.confidences, *bounds]))
+            and self.temperature > 0
+        )
+
     def check(self, classifier: Classifier) -> None:
         """UserError if it was made for another model or method."""
         now = settings(classifier)
@@ -94,9 +106,12 @@ def read_calibration(path: Path) -> Calibration:
     try:
         if document.pop("schema") != SCHEMA:
             raise ValueError("another schema")
-        return Calibration(**document | {"confidences": tuple(document["confidences"])})
+        found = Calibration(**document | {"confidences": tuple(document["confidences"])})
+        if not found.is_valid:
+            raise ValueError("values of another kind")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' was not written by zeroshot calibrate ({error})") from error
+    return found
 
 
 def calibrate(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zeroshot.errors import UserError
-from zeroshot.inputs.text_files import read_json
+from zeroshot.inputs.text_files import is_number, read_json
 from zeroshot.output.atomic import whole
 from zeroshot.output.formats import utf8
 
@@ -100,7 +100,7 @@ def read_thresholds(path: Path) -> Thresholds:
         } if (
             len(labels) == len(cuts) + 1 > 1
             and all(isinstance(label, str) for label in labels)
-            and all(isinstance(cut, float) for cut in cuts)
+            and all(isinstance(x, float) and is_number(x) for x in [*cuts, accuracy])
             and cuts == sorted(cuts)
         ):
             return Thresholds(tuple(labels), tuple(cuts), made_with, accuracy, pairs)
