@@ -824,6 +824,20 @@ def test_a_manifest_of_models(tmp_path):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
+        ("[caption]\nmethod = 3", "[caption] method must be a text, not 3"),
+        ("[classify]\nmethod = ['zpe']", '[classify] method must be a text, not ["zpe"]'),
+        ('[encoder]\nmodel = "a\\u0000b"', r'[encoder] model must be a text, not "a\u0000b"'),
+    ],
+)
+def test_values_of_a_manifest(tmp_path, text, why):
+    (tmp_path / "models.toml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(why)):
+        find_set(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
         ("version https://git-lfs.github.com", "is a Git LFS pointer; fetch the file with: git"),
         ("[encoder", "is not TOML: Expected ']' at the end of a table declaration"),
         (f"name = {LONG}", "is not TOML that can be read: it has a number of more than 4300"),

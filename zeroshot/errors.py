@@ -108,4 +108,6 @@ def unknown(what: str, given: str, available: Iterable[str]) -> UserError:
     names = sorted(available)
     close = difflib.get_close_matches(given, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return UserError(f"unknown {what} '{given}'; {hint}available: {', '.join(names) or 'none'}")
+    return UserError(
+        f"unknown {what} '{given:.200}'; {hint}available: {', '.join(names) or 'none'}"
+    )

@@ -11,7 +11,7 @@ from zeroshot.errors import UserError
 from zeroshot.inputs.columns import CAPTION, is_missing, known
 from zeroshot.inputs.source import Source
 from zeroshot.inputs.tables import path_below
-from zeroshot.inputs.text_files import read_json, read_lines, read_records, suffix_of
+from zeroshot.inputs.text_files import read_json, read_lines, read_records, shown, suffix_of
 
 FILES = ("captions.jsonl", "captions.json")
 """The files of captions that are looked for in a folder of images."""
@@ -110,7 +110,9 @@ def captions_of_row(row: Mapping[str, Any], where: str) -> ImageCaptions:
     image, caption = caption_columns(tuple(row), where)
     name = row[image]
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}, column '{image}': expected the name of an image, got {name!r}")
+        raise UserError(
+            f"{where}, column '{image}': expected the name of an image, got {shown(name)}"
+        )
     value = row[caption]
     if isinstance(value, list):
         value = [text for text in value if not is_missing(text)]
@@ -125,7 +127,7 @@ def caption_columns(names: tuple[str, ...], where: str) -> tuple[str, str]:
         wanted = IMAGE_COLUMNS if image is None else CAPTION_COLUMNS
         raise UserError(
             f"{where}: expected a column named {', '.join(wanted[:-1])} or {wanted[-1]}; there are "
-            f"{', '.join(map(repr, names)) or 'none'}"
+            f"{', '.join(f'{name!r:.60}' for name in names[:20]) or 'none'}"
         )
     return image, caption
 

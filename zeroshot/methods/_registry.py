@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import itertools
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
@@ -93,15 +94,18 @@ def _typed(method: str, key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        raise UserError(f"{method}: {key}={value}; possible: {', '.join(get_args(hint))}")
+        raise UserError(f"{method}: {key}={value!s:.60}; possible: {', '.join(get_args(hint))}")
     try:
         if hint is bool:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if hint is int and float(value) != int(float(value)):
             raise ValueError
+        if isinstance(value, list | dict) or (hint is float and not math.isfinite(float(value))):
+            raise ValueError
         return hint(float(value)) if hint is int else hint(value)
-    except (ValueError, KeyError, OverflowError):
-        raise UserError(f"{method}: {key}={value}; {key} is of type {hint.__name__}") from None
+    except (ValueError, KeyError, OverflowError, TypeError):
+        kind = "a finite number" if hint is float else f"of type {hint.__name__}"
+        raise UserError(f"{method}: {key}={value!s:.60}; {key} is {kind}") from None
 
 
 def _without_none(hint: Any) -> Any:

@@ -20,12 +20,13 @@ A set is a `models.toml` file, or one of `HUB_SETS`:
 Nothing here loads a model or imports torch.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError, unknown
-from zeroshot.inputs.text_files import read_toml
+from zeroshot.inputs.text_files import read_toml, shown
 from zeroshot.models.names import parse
 from zeroshot.models.systems import check_is_no_system
 
@@ -119,7 +120,7 @@ BUILT_IN = ("pocket", *HUB_SETS)
 
 def is_set(name: str) -> bool:
     """Whether `name` is a built-in set, a directory with a `models.toml` or such a file."""
-    return name in BUILT_IN or _file(name).is_file()
+    return name in BUILT_IN or os.path.isfile(_file(name))
 
 
 def find_set(name: str) -> SetSpec:
@@ -130,7 +131,7 @@ def find_set(name: str) -> SetSpec:
     if name in HUB_SETS:
         return HUB_SETS[name]
     file = POCKET / FILE if name == "pocket" else _file(name)
-    if not file.is_file():
+    if not os.path.isfile(file):
         check_is_no_system(name)
         raise UserError(
             f"{unknown('model set', name, BUILT_IN)}; a directory with a {FILE} is a set too"
@@ -139,7 +140,7 @@ def find_set(name: str) -> SetSpec:
 
 
 def _file(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path if path.name == FILE else path / FILE
 
 
@@ -149,6 +150,8 @@ def _read(file: Path) -> SetSpec:
     for key in TABLES:
         if not isinstance(content.get(key, {}), dict):
             raise UserError(f"{file}: {key} must be a table ([{key}])")
+    for key in ("caption", "classify"):
+        _text(file, f"[{key}] method", content.get(key, {}).get("method", ""))
     root = file.parent.resolve()
     models = {part: _model(file, part, content[part]) for part in PARTS if part in content}
     if not models:
@@ -196,6 +199,6 @@ def _check_keys(file: Path, where: str, given: dict[str, Any], known: tuple[str,
 
 
 def _text(file: Path, what: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{file}: {what} must be a text, not {value!r}")
+    if not isinstance(value, str) or "\0" in value:
+        raise UserError(f"{file}: {what} must be a text, not {shown(value)}")
     return value

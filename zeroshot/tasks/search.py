@@ -95,7 +95,7 @@ def term(spec: str, sign: Literal[1, -1] = 1) -> Term:
     """
     kind, colon, rest = spec.partition(":")
     if colon and kind == "image":
-        if not Path(rest).is_file():
+        if not os.path.isfile(rest):
             raise no_such(rest)
         return Term(image=Source(rest), sign=sign)
     text = rest if colon and kind == "text" else spec
