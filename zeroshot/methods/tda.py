@@ -202,18 +202,18 @@ class Stream:
             with safe_open(path, framework="pt") as file:
                 settings = json.loads((file.metadata() or {})["zeroshot.tda"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(
+                TDA(**settings["options"]),
+                settings["logit_scale"],
+                tensors["prototypes"],
+                Cache(tensors["positive_keys"], tensors["positive_entropy"]),
+                Cache(tensors["negative_keys"], tensors["negative_entropy"]),
+                tensors["against"],
+            )
         except FileNotFoundError:
             raise UserError(f"no such file: '{path}'") from None
         except Exception as error:
             raise UserError(f"'{path}' is no saved tda stream ({error})") from error
-        return cls(
-            TDA(**settings["options"]),
-            settings["logit_scale"],
-            tensors["prototypes"],
-            Cache(tensors["positive_keys"], tensors["positive_entropy"]),
-            Cache(tensors["negative_keys"], tensors["negative_entropy"]),
-            tensors["against"],
-        )
 
     def _average(self, views: Float[Tensor, "v d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embedding, logits, probabilities and entropy of an image, by its most confident views."""

@@ -69,18 +69,6 @@ class Calibration:
         """A hash of all fields."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
-    @property
-    def is_valid(self) -> bool:
-        """Whether the values of a file are of the types that `write` gives them."""
-        texts = (*self.models.values(), self.method, self.score, self.prompts, *self.thresholds)
-        bounds = [bound for bound in self.thresholds.values() if bound is not None]
-        return (
-            isinstance(self.options, dict)
-            and all(isinstance(text, str) for text in texts)
-            and all(map(is_number, [self.temperature, *self.confidences, *bounds]))
-            and self.temperature > 0
-        )
-
     def check(self, classifier: Classifier) -> None:
         """UserError if it was made for another model or method."""
         now = settings(classifier)
@@ -102,16 +90,27 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         UserError: no such file, or another kind of file.
     """
-    document = read_json(path)
-    try:
-        if document.pop("schema") != SCHEMA:
-            raise ValueError("another schema")
-        found = Calibration(**document | {"confidences": tuple(document["confidences"])})
-        if not found.is_valid:
-            raise ValueError("values of another kind")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"'{path}' was not written by zeroshot calibrate ({error})") from error
-    return found
+    match read_json(path):
+        case {
+            "schema": "zeroshot.calibration/1",
+            "models": dict(models),
+            "method": str(method),
+            "options": dict(options),
+            "score": str(score),
+            "prompts": str(prompts),
+            "temperature": float() | int() as temperature,
+            "confidences": list(confidences),
+            "thresholds": dict(thresholds),
+            "report": dict(report),
+        } if (
+            temperature > 0
+            and all(isinstance(name, str) for name in models.values())
+            and all(map(is_number, [temperature, *confidences, *report.values()]))
+            and all(bound is None or is_number(bound) for bound in thresholds.values())
+        ):
+            numbers = (float(temperature), tuple(map(float, confidences)), thresholds, report)
+            return Calibration(models, method, options, score, prompts, *numbers)
+    raise UserError(f"'{path}' was not written by zeroshot calibrate ({SCHEMA})")
 
 
 def calibrate(
