@@ -143,7 +143,7 @@ def test_file_whose_name_looks_like_a_glob(tree):
 
 
 def test_paths_on_standard_input(tree):
-    lines = io.StringIO("in/a.png\r\n\ngone[1].png\nin/a\n")
+    lines = io.StringIO("\ufeffin/a.png\r\n\ngone[1].png\nin/a\n")
     assert found("elsewhere/d.png", "-", stdin=lines) == (
         ["elsewhere/d.png", "in/a.png", "gone[1].png", "in/a/z.png"],
         ["in/a/index.html", "in/a/z.png.txt"],

@@ -428,6 +428,15 @@ def test_parquet_cells_that_cannot_be_read(folder, kind):
         assert (why, name, "can't decode" in said) == ("no such file", "set/x.parquet#1", True)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".tar"])
+def test_a_pointer_of_git_lfs(folder, suffix):
+    (folder / f"x{suffix}").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    said = "cannot be read: it is a Git LFS pointer; fetch the file with: git lfs pull"
+    if suffix == ".parquet":
+        said = said.replace("cannot be read", "damaged Parquet file")
+    assert outcomes(f"x{suffix}") == [(f"x{suffix}", said)]
+
+
 def about(features):
     return {"huggingface": json.dumps({"info": {"features": features}})}
 

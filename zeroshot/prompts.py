@@ -136,8 +136,10 @@ def _cells(text: str, where: str) -> list[str]:
 
 def _labels_in_text(text: str) -> list[str]:
     """The labels between commas, none of which is a file."""
-    where = f"'{text:.200}'"
-    labels = _cells(text, where) if '"' in text or "\n" in text or "\r" in text else text.split(",")
+    where = f"{text!r:.200}"
+    if "\n" in text.strip() or "\r" in text.strip():
+        raise UserError(f"{where}: commas separate labels, and these have line breaks")
+    labels = _cells(text.strip(), where) if '"' in text else text.split(",")
     for label in map(str.strip, labels):
         if (os.sep in label or suffix_of(label)) and os.path.isfile(label):
             raise UserError(f"{where}: '{label}' is a file; a file of labels is named alone")
@@ -327,7 +329,7 @@ def load_labels(spec: str | Sequence[str], numbered: bool = False) -> tuple[str,
         ".txt and .names (one a line), .json (a list, an object whose keys they are, or a model's "
         "id2label), .csv, .tsv and .jsonl (a column named label)",
     )
-    where = f"'{spec:.200}'"
+    where = f"{spec!r:.200}"
     if suffix is None:
         return _checked_labels(_labels_in_text(spec), where)
     if suffix in TABLES:

@@ -149,12 +149,11 @@ def _begins_as(suffixes: re.Pattern[str]) -> Callable[[str], bool]:
 
     def begins_well(path: str) -> bool:
         try:
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
-                return stat.S_ISDIR(mode)  # a folder that may not be read
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 head = file.read(BEGINNING)
-        except OSError:
+        except IrregularError:
+            return False
+        except OSError:  # also a folder that may not be read
             return True
         return any(kind.match(head) for kind in kinds)
 

@@ -196,7 +196,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
+            (length,) = struct.unpack("<Q", begin := file.read(8))
+            if begin == b"version ":
+                raise ValueError("it is a Git LFS pointer; fetch the file with: git lfs pull")
             if length > min(size - 8, 100 << 20):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))

@@ -28,6 +28,8 @@ STATES = (
     *("mtime", "updated", "LastModified", "last_modified", "modified"),
 )
 """Entries in a driver's information on a file that change when its bytes do."""
+POINTER = b"version https://git-lfs"
+"""Begins the text that Git LFS leaves in place of a file that it has not fetched."""
 TIMES = ("LastModified", "last_modified", "modified", "updated", "mtime", "created")
 """Names under which drivers state when a file was written; the first one is used."""
 
@@ -89,7 +91,11 @@ def open_file(name: str) -> File:
         system, path = connect(name)
         remote: File = system.open(path, "rb")
         return remote
-    return local_files.open_file(name)
+    file = local_files.open_file(name)
+    if isinstance(file, io.BufferedReader) and file.peek().startswith(POINTER):
+        file.close()
+        raise OSError("it is a Git LFS pointer; fetch the file with: git lfs pull")
+    return file
 
 
 def read_range(name: str, start: int, size: int) -> bytes:
