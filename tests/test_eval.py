@@ -198,7 +198,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(zeroshot, tmp_pat
         ("eval --task caption", "needs DATA"),
         ("eval --task classify --predictions x.jsonl", "needs DATA"),
         ("eval SCENES --task caption --labels a,b", "no part of --task caption"),
-        ("eval SCENES --task retrieve --judge pocket", "--judge and --coupling are for captions"),
+        ("eval SCENES --task retrieve --judge pocket", "--judge is for captions"),
         ("eval SCENES --task caption --compare magic,magic", "given twice"),
         ("eval SCENES --task caption --compare magic --method magic", "leave --method"),
         ("eval SCENES --task caption --predictions x --method magic", "exist already"),
