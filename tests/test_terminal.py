@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.terminal import Screen, run
+from zeroshot import models
 from zeroshot.commands import console
 from zeroshot.commands.terminal import progress
 from zeroshot.inference.meter import Meter
@@ -186,7 +187,13 @@ def test_one_of_a_thing_is_one(number, what, text):
     assert counted(number, what) == text
 
 
-def test_commands_without_images_say_what_they_do(monkeypatch, tmp_path, slow):
+def test_commands_without_images_say_what_they_do(monkeypatch, tmp_path):
+    def late(*given, **more):
+        time.sleep(0.8)
+        return load(*given, **more)
+
+    load = models.load_image_encoder
+    monkeypatch.setattr(models, "load_image_encoder", late)
     pairs = SCENES / "captions.jsonl"
     arguments = ["anchors", "build", pairs, *POCKET, "--out", tmp_path / "a.safetensors"]
     code, terminal = run(monkeypatch, *arguments, "--limit", 3, "--batch-size", 1)
