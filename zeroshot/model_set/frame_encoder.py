@@ -6,7 +6,6 @@ CLIP4Clip (Luo et al. 2021, arXiv:2104.08860), which needs no training.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from zeroshot.models.base import (
     Pixels,
     VideoFile,
 )
+from zeroshot.models.isolation import once
 from zeroshot.ops import normalize
 
 __all__ = [
@@ -229,14 +229,14 @@ class ClipModels(ModelSet):
         values: dict[str, Any] = {f.name: getattr(models, f.name) for f in fields(ModelSet)}
         return cls(**values, frames=frames)
 
-    @cached_property
+    @once
     def encoder(self) -> "DualEncoder | CoupledEncoder":
         """The set's dual encoder on frames, or its coupled pair if it has none."""
         if self.spec.encoder is None:
             return self.coupled
         return FrameDualEncoder(super().encoder, self.frames)
 
-    @cached_property
+    @once
     def coupled(self) -> CoupledEncoder:
         """The set's coupled pair, whose image encoder reads frames."""
         pair = super().coupled

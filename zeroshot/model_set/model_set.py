@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 from zeroshot import methods, models
@@ -23,6 +22,7 @@ from zeroshot.models.base import (
     Segmenter,
     Writer,
 )
+from zeroshot.models.isolation import once
 
 __all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
 
@@ -50,14 +50,14 @@ class ModelSet:
         """The set's name."""
         return self.spec.name
 
-    @cached_property
+    @once
     def encoder(self) -> "DualEncoder | CoupledEncoder":
         """The set's dual encoder, or its coupled pair if it has none."""
         if self.spec.encoder is None:
             return self.coupled
         return models.load_dual_encoder(self.spec.encoder, **self._options)
 
-    @cached_property
+    @once
     def coupled(self) -> CoupledEncoder:
         """The set's image encoder and text encoder, coupled by its anchors."""
         spec = self.spec
@@ -79,7 +79,7 @@ class ModelSet:
             anchors=self.anchors.fingerprint,
         )
 
-    @cached_property
+    @once
     def coupling(self) -> Any:
         """The set's coupling, not fitted; see `methods.auto.open_coupling`."""
         spec = _coupling(self.spec)
@@ -117,17 +117,17 @@ class ModelSet:
         default = coupling is not None and coupling.method == "asif" and not coupling.options
         return default and self.spec.encoder is None
 
-    @cached_property
+    @once
     def with_chosen_coupling(self) -> "ModelSet":
         """This set, with a coupling chosen by `auto` in place of the default coupling."""
         return self.with_coupling("auto", splits=1) if self.has_default_coupling else self
 
-    @cached_property
+    @once
     def anchors(self) -> Anchors:
         """The set's anchor pairs."""
         return read_anchors(_coupling(self.spec).anchors)
 
-    @cached_property
+    @once
     def language_model(self) -> LanguageModel:
         """The set's language model."""
         if self.spec.language_model is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import Pixels
+from zeroshot.models.isolation import FrozenModel
 from zeroshot.models.preprocessing import Preprocessing
 from zeroshot.ops import normalize
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Item = TypeVar("Item", str, Image.Image)
 
 
-class WithPreprocessing:
+class WithPreprocessing(FrozenModel):
     """Mixin of `base.PixelEncoder`: `preprocessing` in threads, `_image_features` on the device."""
 
     preprocessing: Preprocessing

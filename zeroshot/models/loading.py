@@ -26,6 +26,7 @@ from zeroshot.models.hf import (
     xclip,
 )
 from zeroshot.models.hf.checkpoint import Checkpoint
+from zeroshot.models.isolation import loads
 from zeroshot.models.model_faults import model_errors
 from zeroshot.models.names import parse
 from zeroshot.models.vlm import captioners, image_text_matching, question_answering
@@ -83,6 +84,7 @@ class LoadOptions(TypedDict, total=False):
     fast: bool
 
 
+@loads
 def load(
     name: str,
     *,

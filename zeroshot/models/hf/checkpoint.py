@@ -7,8 +7,7 @@ runs only if the caller allows it, and torch files are read with `weights_only=T
 import importlib
 import pickle
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +41,7 @@ from transformers.utils import logging as transformers_logging
 from zeroshot.errors import UserError
 from zeroshot.models import model_files
 from zeroshot.models.devices import precision_name
+from zeroshot.models.isolation import SharedChange
 from zeroshot.models.model_faults import check_expected_size, check_image_sides
 from zeroshot.models.model_files import Files
 from zeroshot.models.names import ModelName
@@ -239,18 +239,21 @@ class Checkpoint:
         return {"local_files_only": True, "trust_remote_code": self.trust_remote_code}
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers; we raise what matters."""
+def _silence() -> Callable[[], None]:
     verbosity, bars = (
         transformers_logging.get_verbosity(),
         transformers_logging.is_progress_bar_enabled(),
     )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+    return undo
+
+
+quiet = SharedChange(_silence)
+"""No progress bars and load reports of transformers; we raise what matters."""

@@ -17,6 +17,7 @@ from zeroshot.models.hf.checkpoint import (
     DynamicCache,
     DynamicLayer,
 )
+from zeroshot.models.isolation import FrozenModel
 
 __all__ = ["TransformersLanguageModel", "load_language_model"]
 
@@ -40,7 +41,7 @@ CLEAN_UP = (
 )
 
 
-class TransformersLanguageModel:
+class TransformersLanguageModel(FrozenModel):
     """A causal language model with a growing cache of keys and values."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, clean_up: bool) -> None:

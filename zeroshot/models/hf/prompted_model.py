@@ -16,6 +16,7 @@ from zeroshot.models.hf.model_inputs import (
     repair_text,
     tokenize,
 )
+from zeroshot.models.isolation import FrozenModel
 
 __all__ = ["PromptedModel"]
 
@@ -24,7 +25,7 @@ TEXTS_AT_ONCE = 256
 Model = TypeVar("Model", bound="PromptedModel")
 
 
-class PromptedModel:
+class PromptedModel(FrozenModel):
     """A model with an image processor and a tokenizer, whose prompts are never cut off."""
 
     preprocessing: ClassVar[str]

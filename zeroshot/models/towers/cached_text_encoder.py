@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zeroshot.models.base import IncrementalTextEncoder, Matcher
 from zeroshot.models.encoding import encode_texts, unit_vectors
+from zeroshot.models.isolation import FrozenModel
 from zeroshot.models.towers.text_tower import (
     PROBES,
     Tokens,
@@ -68,7 +69,7 @@ class EmbeddingMemory:
         self._slots.update(zip(texts, slots, strict=True))
 
 
-class CachedTextEncoder:
+class CachedTextEncoder(FrozenModel):
     """Mixin of `base.TextEncoder` and `base.DualEncoder.matcher`.
 
     An encoder with a causal text tower provides it by `_tower`, and the tokens of texts by
@@ -95,14 +96,18 @@ class CachedTextEncoder:
     def session(self) -> IncrementalTextEncoder:
         """As `base.TextEncoder`."""
         tower = self._causal_tower
-        if tower is None:
-            return lambda texts: self._memory(texts, self.encode_texts)
-        tree = TokenTree(tower)
+        tree = None if tower is None else TokenTree(tower)
 
         def encode(texts: Sequence[str]) -> Tensor:
+            if tree is None:
+                return self.encode_texts(texts)
             return unit_vectors(tree(self._paths(texts)).float().clone(), texts)
 
-        return lambda texts: self._memory(texts, encode)
+        def session(texts: Sequence[str]) -> Float[Tensor, "n d"]:
+            with self.own_turn():
+                return self._memory(texts, encode)
+
+        return session
 
     def matcher(self) -> Matcher:
         """As `base.DualEncoder`."""
@@ -111,9 +116,10 @@ class CachedTextEncoder:
         def match(
             images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
         ) -> Float[Tensor, "b k"]:
-            embeddings = encode([text for row in texts for text in row])
-            embeddings = embeddings.view(len(texts), -1, embeddings.shape[1])  # [b, k, m]
-            return (embeddings @ images.to(embeddings.device)[:, :, None])[..., 0]
+            with self.own_turn():
+                embeddings = encode([text for row in texts for text in row])
+                embeddings = embeddings.view(len(texts), -1, embeddings.shape[1])  # [b, k, m]
+                return (embeddings @ images.to(embeddings.device)[:, :, None])[..., 0]
 
         return match
 

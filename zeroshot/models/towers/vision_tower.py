@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 from zeroshot.errors import UserError
 from zeroshot.models.base import Attend
 from zeroshot.models.encoding import WithPreprocessing
+from zeroshot.models.isolation import own_state
 from zeroshot.models.towers.text_tower import Block, Rows
 from zeroshot.ops import normalize
 
@@ -161,7 +162,7 @@ class DensePatches(WithPreprocessing):
         side = tower.image_size
         gradient = Image.linear_gradient("L").resize((side, side))
         probe = Image.merge("RGB", [gradient, gradient.rotate(90), gradient.rotate(180)])
-        with torch.inference_mode():
+        with own_state(), torch.inference_mode():
             expected = self._image_features([self.preprocessing.pixels(probe)])
             pixels = self._normalize([probe], tower)
             computed = patch_embeddings(tower, pixels, plain_attention, whole_block=True)[:, 0]

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image
+from zeroshot.models.isolation import FrozenModel
 from zeroshot.models.model_faults import check_weights, read_settings
 from zeroshot.models.vlm.generation import generate_texts
 from zeroshot.ops import normalize
@@ -45,7 +46,7 @@ Mapper = Callable[[Float[Tensor, "b d"], int], Float[Tensor, "b s w"]]
 """Image features and the language model's width to the prefix."""
 
 
-class ClipCap:
+class ClipCap(FrozenModel):
     """A captioner (`base.Writer`) on CLIP's image features."""
 
     def __init__(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image
+from zeroshot.models.isolation import FrozenModel
 
 __all__ = ["CoCa", "greedy"]
 
@@ -21,7 +22,7 @@ MIN_TOKENS, MAX_TOKENS = 5, 30
 """Length of a text with its start token, as in open_clip."""
 
 
-class CoCa:
+class CoCa(FrozenModel):
     """An open_clip model with a text decoder."""
 
     def __init__(self, encoder: Any) -> None:

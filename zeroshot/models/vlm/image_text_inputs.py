@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zeroshot.models.base import Answer
 from zeroshot.models.hf import model_inputs
+from zeroshot.models.isolation import FrozenModel
 
 __all__ = [
     "ModelBatch",
@@ -32,7 +33,7 @@ ModelBatch = Mapping[str, Tensor]
 ROWS_AT_ONCE = 32
 
 
-class UnpaddedTexts:
+class UnpaddedTexts(FrozenModel):
     """Base of `base.ImageTextModel`: texts are tokenized one by one, never cut off or padded."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:

@@ -12,6 +12,7 @@ from zeroshot.models.base import Answerer, ClipScorer, PairScorer, RegionAnswere
 from zeroshot.models.devices import resolve_device, resolve_precision
 from zeroshot.models.hf import xclip
 from zeroshot.models.hf.checkpoint import Checkpoint
+from zeroshot.models.isolation import loads
 from zeroshot.models.loading import LoadOptions, load
 from zeroshot.models.model_faults import model_errors
 from zeroshot.models.names import parse
@@ -61,6 +62,7 @@ def load_answerer(name: str, **options: Unpack[LoadOptions]) -> Answerer:
     return answerer
 
 
+@loads
 def load_writer(name: str, **options: Unpack[LoadOptions]) -> Writer:
     """As `load_pair_scorer`, for a trained captioner or a reader of text."""
     parsed = parse(name)
@@ -77,6 +79,7 @@ def load_writer(name: str, **options: Unpack[LoadOptions]) -> Writer:
     return writer
 
 
+@loads
 def _load(
     name: str,
     loader: Callable[[Checkpoint], Any],
