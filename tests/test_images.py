@@ -174,7 +174,7 @@ def test_pictures_in_memory():
         ("empty", "no images found in folder 'empty'"),
         ("data", "no images found in folder 'data', only 1 file of other kinds"),
         ("in/*.gif", "no images found in pattern 'in/*.gif'"),
-        ([np.zeros((2, 3))], "an image is a path, a PIL image or bytes, not ndarray"),
+        ([np.zeros((2, 3))], "array (float64, shape (2, 3)) does not say"),
     ],
 )
 def test_inputs_refused(tree, inputs, message):

@@ -1,7 +1,8 @@
 """The functions of `import zeroshot`, which imports them, and torch, on first use.
 
 Each function has a typed signature; its keywords are the fields of the task's options
-(`tests/test_options.py` compares the two), so a function is one call.
+(`tests/test_options.py` compares the two), so a function is one call. What it is called with is
+checked at its door (`tasks.arguments`).
 """
 
 import warnings
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from PIL.Image import Image
 
 from zeroshot import models as loaders
-from zeroshot.cache.embedding_cache import EmbeddingCache, open_cache
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache, open_cache
 from zeroshot.datasets.protocols import EvaluationTask
 from zeroshot.errors import UserError
 from zeroshot.evaluation.evaluate_options import EvaluateOptions
@@ -24,6 +25,7 @@ from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Input, Source, with_captions
+from zeroshot.inputs.text_files import whole_text
 from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.model_set.spec import is_set
@@ -38,6 +40,7 @@ from zeroshot.results.result import (
 )
 from zeroshot.results.text import AskResult, MatchResult, ReadResult
 from zeroshot.tasks import search as searching
+from zeroshot.tasks.arguments import checks_arguments
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
 from zeroshot.tasks.captioning.caption_task import caption_task
 from zeroshot.tasks.captioning.trained import Read
@@ -53,6 +56,7 @@ from zeroshot.tasks.localization.segmentation import Segment
 from zeroshot.tasks.matching.match_options import MatchOptions, MatchScore
 from zeroshot.tasks.matching.match_task import Match
 from zeroshot.tasks.matching.thresholds import Thresholds
+from zeroshot.tasks.options import BATCH_SIZE
 from zeroshot.tasks.search_options import SearchIndex, SearchOptions
 from zeroshot.tasks.task import Task
 from zeroshot.tasks.tuning.recipe import Recipe
@@ -67,24 +71,49 @@ Model = DualEncoder | ImageEncoder | TextEncoder | LanguageModel
 O = TypeVar("O")  # noqa: E741
 
 
-def load(name: str, **how: Any) -> "Model | ModelSet":
+@checks_arguments()
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    fast: bool = False,
+    encoder: str | None = None,
+    language_model: str | None = None,
+) -> Model | ModelSet:
     """A model by its name, or a model set by its name or directory.
 
-    `how`: `device`, `precision`, `offline`, `trust_remote_code`.
+    `encoder` and `language_model` replace those of a model set; the others are those of
+    `models.load`.
 
     >>> zeroshot.load("open_clip:ViT-B-32/openai").encode_texts(["a cat"]).shape
     torch.Size([1, 512])
     >>> zeroshot.load("pocket").language_model.decode([5, 8])
+
+    Raises:
+        UserError: an unknown name or option. NotAvailableError: a model that is not here.
     """
-    if is_set(name):
-        return resolve(name, **how)
-    model: Model = loaders.load(name, **how)
+    how: Any = {
+        "device": device,
+        "precision": precision,
+        "offline": offline,
+        "trust_remote_code": trust_remote_code,
+        "fast": fast,
+    }
+    if is_set(str(name)):
+        return resolve(str(name), encoder=encoder, language_model=language_model, **how)
+    if encoder is not None or language_model is not None:
+        raise UserError(f"encoder and language_model are for a model set, and '{name}' is a model")
+    model: Model = loaders.load(str(name), **how)
     return model
 
 
+@checks_arguments(CaptionOptions, batch_size=BATCH_SIZE)
 def caption(
     images: Input | Iterable[Input],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
     preset: str | None = None,
@@ -94,13 +123,13 @@ def caption(
     prompt: str | Sequence[str] | Mapping[str, str] | None = None,
     trace: bool = False,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
     **options: Any,
 ) -> Results[CaptionResult]:
     """One result per image, in order; an image that cannot be read has an `error`.
 
     Args:
-        images: paths, folders, PIL images or bytes, one or many.
+        images: paths, folders, PIL images, bytes or files opened for bytes, one or many.
         models: a model set, its name or its directory.
         method: `mbr`, `magic`, ... (`zeroshot methods`). Default: the set's own; otherwise `mbr` if
             its anchors have captions, else `magic`.
@@ -112,7 +141,7 @@ def caption(
             image, or one by path.
         trace: record every choice as `result.trace`, which has `figure()` and `save()`.
         batch_size: images that decode together.
-        cache: where embeddings are stored; it stays open. Default: the user's cache.
+        cache: where embeddings are stored; it stays open. Default: the user's cache; False: none.
         options: of the method, as `k=45`.
 
     Raises:
@@ -122,13 +151,14 @@ def caption(
     return _results(caption_task(_set(models), given), find(images).sources, locals())
 
 
+@checks_arguments(ClassifyOptions, batch_size=BATCH_SIZE)
 def classify(
     images: Input | Iterable[Input],
-    labels: str | Sequence[str] = (),
-    models: str | ModelSet = "base",
+    labels: str | Path | Sequence[str] = (),
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
-    templates: str | None = None,
+    templates: str | Path | Sequence[str] | None = None,
     score: ScoreKind | None = "auto",
     top_k: int | None = None,
     multi: bool = False,
@@ -138,7 +168,7 @@ def classify(
     long_text: LongText = "error",
     shots: str | Path | None = None,
     bank: Input | Iterable[Input] = (),
-    prior: str | Sequence[float] = (),
+    prior: str | Path | Sequence[float] = (),
     hierarchy: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     calibration: str | Path | Calibration | None = None,
@@ -146,7 +176,7 @@ def classify(
     explain: int = 0,
     views: int = 0,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
     **options: Any,
 ) -> Results[ClassifyResult]:
     """One result per image, in order, with the best labels.
@@ -154,7 +184,7 @@ def classify(
     Args:
         images, models, method, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
-        templates: `simple` (7, the default), `openai` (80), `none`, `waffle`, a sentence with `{}`,
+        templates: `simple` (7, the default), `openai` (80), `none`, `waffle`, sentences with `{}`,
             or a file.
         score: `softmax`, `sigmoid` or `cosine`; `auto` is the model's own.
         top_k: labels in a result. Default: 5, and all of them with `multi`.
@@ -181,6 +211,7 @@ def classify(
     return _results(task, find(images).sources, locals())
 
 
+@checks_arguments(TuneOptions, batch_size=BATCH_SIZE)
 def tune(
     images: Input | Iterable[Input] = (),
     labels: str | Sequence[str] = (),
@@ -195,7 +226,7 @@ def tune(
     seed: int = 0,
     long_text: LongText = "error",
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Recipe:
     """Choose the method for these images; `classify(images, recipe=...)` uses the choice.
 
@@ -233,23 +264,24 @@ def tune(
         )
 
 
+@checks_arguments(SearchOptions, batch_size=BATCH_SIZE)
 def search(
     query: QueryTerm | Sequence[QueryTerm],
     images: Input | Iterable[Input],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
     plus: QueryTerm | Sequence[QueryTerm] = (),
     minus: QueryTerm | Sequence[QueryTerm] = (),
     top_k: int = 10,
     min_score: float | None = None,
-    bank: Sequence[QueryTerm] = (),
+    bank: QueryTerm | Sequence[QueryTerm] = (),
     index: SearchIndex = "exact",
     coupling: str | None = None,
     half: bool = False,
     explain: int = 0,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
     **options: Any,
 ) -> Results[SearchResult]:
     """The `top_k` best images for each query, best first, then the images that have an `error`.
@@ -273,6 +305,8 @@ def search(
     """
     given = _options(SearchOptions, locals())
     queries = [searching.Query((_term(one),)) for one in _several(query)]
+    if not queries:
+        raise UserError("query is an empty list: give at least one text or image to look for")
     if more := [_term(x) for x in _several(plus)] + [_term(x, -1) for x in _several(minus)]:
         if len(queries) != 1:
             raise UserError(f"plus and minus go with one query, not with {len(queries)}")
@@ -285,19 +319,20 @@ def search(
             given,
             store,
             Meter(),
-            bank=[searching.Query((_term(one),)) for one in bank],
+            bank=[searching.Query((_term(one),)) for one in _several(bank)],
             batch_size=batch_size,
         )
         return Results(found.results)
 
 
+@checks_arguments(EmbedOptions, batch_size=BATCH_SIZE)
 def embed(
     images: Input | Iterable[Input],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     *,
     captions: bool = False,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Results[EmbedResult]:
     """Unit embeddings of the set's image encoder, one result per image, in order.
 
@@ -309,14 +344,15 @@ def embed(
     return _results(task, tuple(with_captions(found, each=True)) if captions else found, locals())
 
 
+@checks_arguments(SegmentOptions, batch_size=BATCH_SIZE)
 def segment(
     images: Input | Iterable[Input],
-    labels: str | Sequence[str] = (),
-    models: str | ModelSet = "base",
+    labels: str | Path | Sequence[str] = (),
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
-    background: str | Sequence[str] = (),
-    templates: str | None = None,
+    background: str | Path | Sequence[str] = (),
+    templates: str | Path | Sequence[str] | None = None,
     model: str | None = None,
     threshold: float | None = None,
     examples: str | Path | None = None,
@@ -327,7 +363,7 @@ def segment(
     draw: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
     **options: Any,
 ) -> Results[SegmentResult]:
     """One result per image, in order, with the pixels of each label: `result.regions[0].mask`.
@@ -355,10 +391,11 @@ def segment(
     return _results(task, find(images).sources, locals())
 
 
+@checks_arguments(DetectOptions, batch_size=BATCH_SIZE)
 def detect(
     images: Input | Iterable[Input],
-    labels: str | Sequence[str] = (),
-    models: str | ModelSet = "base",
+    labels: str | Path | Sequence[str] = (),
+    models: str | Path | ModelSet = "base",
     *,
     query_images: Input | Iterable[Input] = (),
     sentence: str | None = None,
@@ -366,15 +403,15 @@ def detect(
     threshold: float | None = None,
     word_threshold: float = 0.25,
     overlap: float = 0.5,
-    background: str | Sequence[str] = "background",
-    templates: str | None = None,
+    background: str | Path | Sequence[str] = "background",
+    templates: str | Path | Sequence[str] | None = None,
     regions: RegionSource = "auto",
     resolution: int = 0,
     coupling: str | None = None,
     draw: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Results[DetectResult]:
     """One result per image, in order, with a box for each thing found.
 
@@ -404,10 +441,11 @@ def detect(
     return _results(task, find(images).sources, locals())
 
 
+@checks_arguments(MatchOptions, batch_size=BATCH_SIZE)
 def match(
     pairs: Input | Iterable[Any],
     texts: str | Sequence[str] = (),
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     *,
     model: str | None = None,
     against: str | Sequence[str] = (),
@@ -415,7 +453,7 @@ def match(
     coupling: str | None = None,
     thresholds: str | Path | Thresholds | None = None,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Results[MatchResult]:
     """How well texts fit images: one result per image, in order.
 
@@ -439,20 +477,21 @@ def match(
     return _results(task, sources if texts else tuple(with_captions(sources)), locals())
 
 
+@checks_arguments(AskOptions, batch_size=BATCH_SIZE)
 def ask(
     images: Input | Iterable[Input],
     question: str | Sequence[str] | Mapping[str, Sequence[str]],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     *,
     model: str | None = None,
     top_k: int = 1,
-    answers: str | Sequence[str] = (),
-    among: str | Sequence[str] = (),
+    answers: str | Path | Sequence[str] = (),
+    among: str | Path | Sequence[str] = (),
     present: float = PRESENT,
     coupling: str | None = None,
     regions: str | Path | None = None,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Results[AskResult]:
     """Answers about images: one result per image, in order.
 
@@ -476,29 +515,31 @@ def ask(
     return _results(task, find(images).sources, locals())
 
 
+@checks_arguments(ReadOptions, batch_size=BATCH_SIZE)
 def read(
     images: Input | Iterable[Input],
     model: str = "hf:microsoft/trocr-base-printed",
     *,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Results[ReadResult]:
     """The line of text that each image shows: one result per image, in order."""
     task = Read.from_options(_set("base"), _options(ReadOptions, locals()))
     return _results(task, find(images).sources, locals())
 
 
+@checks_arguments(EvaluateOptions, batch_size=BATCH_SIZE)
 def evaluate(
     data: str | Path,
     task: EvaluationTask | None = None,
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     methods: str | Sequence[str] | None = None,
     *,
     protocol: str | None = None,
     truth: str | Path | None = None,
     split: str | None = None,
-    labels: str | None = None,
-    templates: str | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    templates: str | Path | Sequence[str] | None = None,
     coupling: str | None = None,
     score: ScoreKind | None = "auto",
     against: str | Sequence[str] = (),
@@ -510,7 +551,7 @@ def evaluate(
     confidence: float = CONFIDENCE,
     seed: int = 0,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
     **options: Any,
 ) -> Evaluation:
     """How good methods are on images whose truth is known, with confidence intervals.
@@ -536,6 +577,8 @@ def evaluate(
     """
     given = _options(EvaluateOptions, locals())
     names = [methods] if methods is None or isinstance(methods, str) else list(methods)
+    if len(set(names)) < len(names):
+        raise UserError(f"methods is {names}, and each of them is measured once")
     if options and len(names) > 1:
         raise UserError("options are for one method, and several are compared")
     with _open(cache) as store:
@@ -564,25 +607,27 @@ def _results(task: Task[Any], sources: Sequence[Source], given: Mapping[str, Any
 
 
 def _run(
-    task: Task[Any], sources: Sequence[Source], cache: EmbeddingCache | None, batch_size: int
+    task: Task[Any], sources: Sequence[Source], cache: EmbeddingCache | bool | None, batch_size: int
 ) -> Iterator[Any]:
     meter = Meter()
     with _open(cache) as store:
         yield from task.open(store, meter, batch_size)(sources, meter)
 
 
-def _open(cache: EmbeddingCache | None) -> AbstractContextManager[EmbeddingCache]:
-    """The given cache, which stays open, or the user's, which is closed at the end."""
-    if cache is not None:
+def _open(cache: EmbeddingCache | bool | None) -> AbstractContextManager[EmbeddingCache]:
+    """The given cache, which stays open, or the user's, which is closed at the end, or none."""
+    if isinstance(cache, EmbeddingCache):
         return nullcontext(cache)
+    if cache is False:
+        return NullCache()
     opened = open_cache()
     if opened.write_error is not None:
         warnings.warn(opened.write_error, stacklevel=4)
     return opened
 
 
-def _set(models: str | ModelSet) -> ModelSet:
-    return models if isinstance(models, ModelSet) else resolve(models)
+def _set(models: str | Path | ModelSet) -> ModelSet:
+    return models if isinstance(models, ModelSet) else resolve(str(models))
 
 
 def _several(given: QueryTerm | Sequence[QueryTerm]) -> Sequence[QueryTerm]:
@@ -593,7 +638,7 @@ def _term(given: QueryTerm, sign: Literal[1, -1] = 1) -> searching.Term:
     if isinstance(given, str):
         if not given.strip():
             raise UserError("the query is empty; give a text or an image")
-        return searching.Term(text=given, sign=sign)
+        return searching.Term(text=whole_text(given, "the query"), sign=sign)
     return searching.Term(image=find(given).sources[0], sign=sign)
 
 

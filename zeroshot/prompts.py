@@ -273,13 +273,19 @@ def template_sets() -> list[str]:
     return [*_data()["templates"], "none", "waffle"]
 
 
-def load_templates(spec: str, labels: Sequence[str] = ()) -> Templates:
-    """Load templates by name, from a file, or as one template with `{}` or `{c}`.
+def load_templates(
+    spec: str | Sequence[str] | None, labels: Sequence[str] = (), default: str = "simple"
+) -> Templates:
+    """Load templates by name, from a file, or as one or several templates with `{}` or `{c}`.
 
     `none` is the bare label; `waffle` makes random templates for the labels, `waffle:7` those of
     seed 7. A `.json` file has a list of templates, or an object with the prompts of each class (the
     layout of CuPL and DCLIP); a `.txt` file has one template per line. UserError for anything else.
     """
+    if spec is None:
+        spec = default
+    if not isinstance(spec, str):
+        return _checked_templates(spec, "the list of templates")
     if spec == "none":
         return ("{}",)
     if match := re.fullmatch(r"waffle(?::(\d+))?", spec):

@@ -23,6 +23,7 @@ from zeroshot.results.result import (
     Results,
     SearchResult,
 )
+from zeroshot.tasks.arguments import checks_arguments
 from zeroshot.tasks.classification.calibration import Calibration
 from zeroshot.tasks.classification.classify_options import (
     LongText,
@@ -30,20 +31,22 @@ from zeroshot.tasks.classification.classify_options import (
     VideoClassifyOptions,
 )
 from zeroshot.tasks.classification.classify_task import video_task
+from zeroshot.tasks.options import BATCH_SIZE
 
 __all__ = ["caption", "classify", "embed", "search"]
 
 
+@checks_arguments(VideoClassifyOptions, batch_size=BATCH_SIZE)
 def classify(
     clips: Input | Iterable[Input],
-    labels: str | Sequence[str] = (),
-    models: str | ModelSet = "base",
+    labels: str | Path | Sequence[str] = (),
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
     model: str | None = None,
     pooling: Literal["mean", "attention"] = "mean",
     frames: int | None = None,
-    templates: str | None = None,
+    templates: str | Path | Sequence[str] | None = None,
     score: ScoreKind | None = "auto",
     top_k: int | None = None,
     multi: bool = False,
@@ -53,13 +56,13 @@ def classify(
     long_text: LongText = "error",
     shots: str | Path | None = None,
     bank: Input | Iterable[Input] = (),
-    prior: str | Sequence[float] = (),
+    prior: str | Path | Sequence[float] = (),
     hierarchy: str | Path | None = None,
     calibration: str | Path | Calibration | None = None,
     abstain: float | None = None,
     explain: int = 0,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
     **options: Any,
 ) -> Results[ClassifyResult]:
     """One result per video, in order, with the best labels.
@@ -84,10 +87,11 @@ def classify(
     return api._results(video_task(api._set(models), given), _sources(clips), locals())
 
 
+@checks_arguments(VideoClassifyOptions, batch_size=BATCH_SIZE)
 def search(
     query: api.QueryTerm | Sequence[api.QueryTerm],
     clips: Input | Iterable[Input],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
     frames: int | None = None,
@@ -103,9 +107,10 @@ def search(
     return api.search(query, _sources(clips), _models(models, frames), method, **more)
 
 
+@checks_arguments(VideoClassifyOptions, batch_size=BATCH_SIZE)
 def caption(
     clips: Input | Iterable[Input],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     method: str | None = None,
     *,
     frames: int | None = None,
@@ -123,13 +128,14 @@ def caption(
     return api.caption(_sources(clips), _models(models, frames), method, **more)
 
 
+@checks_arguments(VideoClassifyOptions, batch_size=BATCH_SIZE)
 def embed(
     clips: Input | Iterable[Input],
-    models: str | ModelSet = "base",
+    models: str | Path | ModelSet = "base",
     *,
     frames: int | None = None,
     batch_size: int = AUTO_BATCH,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | bool | None = None,
 ) -> Results[EmbedResult]:
     """Unit embeddings, means of the frames' own, one result per video, in order."""
     return api.embed(_sources(clips), _models(models, frames), batch_size=batch_size, cache=cache)
@@ -139,7 +145,7 @@ def _sources(clips: Input | Iterable[Input]) -> tuple[Source, ...]:
     return find(clips, options=InputOptions(suffixes=CLIPS)).sources
 
 
-def _models(models: str | ModelSet, frames: int | None) -> ClipModels:
+def _models(models: str | Path | ModelSet, frames: int | None) -> ClipModels:
     given = api._set(models)
     if isinstance(given, ClipModels) and frames in (None, given.frames):
         return given

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zeroshot.commands.common_options import CommonOptions, ModelOptions
-from zeroshot.tasks.options import default_of, flags_of, option_of
+from zeroshot.tasks.options import check_number, default_of, flags_of, option_of
 
 PANELS = {
     "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
@@ -122,10 +122,16 @@ def flags(kind: Any) -> list[inspect.Parameter]:
 
 
 def build(kind: type[Any], given: dict[str, Any]) -> Any:
-    """The options that the command line gave; its None stands for a field's default."""
+    """The options that the command line gave; its None stands for a field's default.
+
+    Raises:
+        UserError: NaN or infinity, which are in no range of typer's.
+    """
     values = {}
     for field in dataclasses.fields(kind):
         known, value = option_of(field), given.get(field.name)
+        if isinstance(value, float):
+            check_number(flags_of(field)[0], value, known)
         if known.on_command_line and value is not None:
             values[field.name] = known.convert(value) if known.convert else value
     return kind(**values)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zeroshot.errors import NoSuchPathError, UserError, no_such
 from zeroshot.tasks.completion import model_sets
-from zeroshot.tasks.options import option, option_of
+from zeroshot.tasks.options import BATCH_SIZE, check_number, option, option_of
 
 if TYPE_CHECKING:
     from zeroshot.cache.embedding_cache import EmbeddingCache
@@ -96,9 +96,7 @@ class ModelOptions:
     precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
         "auto", "Precision of the models; scores are always fp32.", env="PRECISION"
     )
-    batch_size: str = option(
-        "auto", "Images per batch; halved when memory runs out.", env="BATCH_SIZE"
-    )
+    batch_size: str = option("auto", BATCH_SIZE.help, env="BATCH_SIZE")
     exact: bool = option(
         True,
         "Preprocess as the model's own library does, or faster and slightly different.",
@@ -146,8 +144,9 @@ class ModelOptions:
 
         if self.batch_size == "auto":
             return AUTO_BATCH
-        if not self.batch_size.isdecimal() or int(self.batch_size) == 0:
+        if not self.batch_size.isdecimal():
             raise UserError(f"--batch-size {self.batch_size}: auto or a number of at least 1")
+        check_number("--batch-size", int(self.batch_size), BATCH_SIZE)
         return int(self.batch_size)
 
 

@@ -125,11 +125,6 @@ def _check_options(
         raise UserError("--compare names the methods itself: leave --method and --predictions out")
     if predictions and (method or options.options):
         raise UserError("--predictions exist already: leave --method and its options out")
-    if options.protocol and (options.labels or options.templates or options.split):
-        raise UserError(
-            f"protocol '{options.protocol}' fixes labels, templates and split: leave them out, or "
-            "--protocol"
-        )
     if run.out is not None and run.out.exists() and not run.out.is_dir():
         raise UserError(f"--out '{run.out}' is a file; eval writes a folder")
     if run.out is not None and not run.overwrite and not any(run.out.glob("*.eval.json")):

@@ -28,7 +28,10 @@ def is_wds(folder: Path, split: str = "test") -> bool:
 
 
 def read_classification(
-    folder: Path, split: str = "test", labels: str | None = None, templates: str | None = None
+    folder: Path,
+    split: str = "test",
+    labels: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
 ) -> ClassificationDataset:
     """A classification set. Class names may repeat, because the index identifies a class.
 
@@ -54,7 +57,10 @@ def read_classification(
 
 
 def read_multilabel(
-    folder: Path, split: str = "test", labels: str | None = None, templates: str | None = None
+    folder: Path,
+    split: str = "test",
+    labels: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
 ) -> MultilabelDataset:
     """A set with several labels per image, as `voc2007_multilabel` is.
 
@@ -105,7 +111,9 @@ def _dataset(folder: Path, split: str, kind: str) -> WebDataset:
     return dataset
 
 
-def _class_names(folder: Path, dataset: WebDataset, labels: str | None) -> tuple[str, ...]:
+def _class_names(
+    folder: Path, dataset: WebDataset, labels: str | Sequence[str] | None
+) -> tuple[str, ...]:
     if labels is None:
         if not dataset.classes:
             raise UserError(
@@ -121,7 +129,7 @@ def _class_names(folder: Path, dataset: WebDataset, labels: str | None) -> tuple
 
 
 def _templates(
-    folder: Path, dataset: WebDataset, templates: str | None, names: Sequence[str]
+    folder: Path, dataset: WebDataset, templates: str | Sequence[str] | None, names: Sequence[str]
 ) -> prompts.Templates:
     if templates is not None:
         return prompts.load_templates(templates, names)

@@ -37,8 +37,8 @@ def load_classification(
     *,
     truth: Path | None = None,
     split: str | None = None,
-    labels: str | None = None,
-    templates: str | None = None,
+    labels: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     protocol: Protocol | None = None,
 ) -> ClassificationDataset:
     """A folder per class, a CLIP_benchmark webdataset, or a file of paths and labels.
@@ -76,8 +76,8 @@ def load_multilabel(
     *,
     truth: Path | None = None,
     split: str | None = None,
-    labels: str | None = None,
-    templates: str | None = None,
+    labels: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
 ) -> MultilabelDataset:
     """Images with the labels of `truth`, or of a file in the folder `data`; or a webdataset.
 
@@ -162,7 +162,12 @@ def _check_count(protocol: Protocol | None, sources: Sequence[Source]) -> None:
 
 
 def _from_files(
-    truth: Path, folder: Path, labels: str | None, templates: str | None, *, by_order: bool
+    truth: Path,
+    folder: Path,
+    labels: str | Sequence[str] | None,
+    templates: str | Sequence[str] | None,
+    *,
+    by_order: bool,
 ) -> ClassificationDataset:
     if labels is None:
         names = prompts.load_labels(_names_in(truth))
@@ -174,9 +179,7 @@ def _from_files(
     else:
         images = read_labeled_images(truth, names, folder, PICTURES)
         sources, classes = images.sources, images.classes
-    return ClassificationDataset(
-        sources, classes, names, prompts.load_templates(templates or "simple", names)
-    )
+    return ClassificationDataset(sources, classes, names, prompts.load_templates(templates, names))
 
 
 def _truth_of(data: Path, truth: Path | None, split: str | None) -> Path:

@@ -133,13 +133,16 @@ def read_hierarchy(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
     return load_labels(list(document)), tuple(kinds), tuple(parents)
 
 
-def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
+def read_prior(spec: str | Sequence[float], labels: Sequence[str]) -> tuple[float, ...]:
     """Shares or counts of the labels: `0.5,0.3,0.2` in their order, or a JSON object by label.
 
     Raises:
         UserError: not one number, zero or more, for each label.
     """
-    if suffix_of(spec) == ".json":
+    given: Sequence[object]
+    if not isinstance(spec, str):
+        given = spec
+    elif suffix_of(spec) == ".json":
         document = read_json(Path(spec), distinct=True)
         if not isinstance(document, dict) or document.keys() != set(labels):
             raise UserError(f"'{spec}': expected an object with a number for each label")
@@ -147,7 +150,7 @@ def read_prior(spec: str, labels: Sequence[str]) -> tuple[float, ...]:
     else:
         given = spec.split(",")
     try:
-        shares = tuple(float(x) for x in given)
+        shares = tuple(float(x) for x in given)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"--prior {spec}: expected numbers, or a .json file") from None
     if (

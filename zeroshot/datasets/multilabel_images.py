@@ -44,7 +44,11 @@ class MultilabelDataset:
 
 
 def read_multilabel_dataset(
-    file: Path, folder: Path, *, labels: str | None = None, templates: str | None = None
+    file: Path,
+    folder: Path,
+    *,
+    labels: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
 ) -> MultilabelDataset:
     """The images that a file names, with the labels that hold.
 
@@ -74,7 +78,7 @@ def read_multilabel_dataset(
         tuple(map(Source, holds)),
         tuple(tuple(sorted(number[label] for label in own)) for own in holds.values()),
         names,
-        load_templates(templates or "simple", names),
+        load_templates(templates, names),
     )
 
 

@@ -31,11 +31,14 @@ class EvaluateOptions:
         typed=Path,
     )
     split: str | None = option(None, "Split of the data: val, test, ...", env="SPLIT")
-    labels: str | None = option(
-        None, "cat,dog,bird, a .txt or .json file, or imagenet.", env="LABELS"
+    labels: str | Sequence[str] | None = option(
+        None, "cat,dog,bird, a .txt or .json file, or imagenet.", env="LABELS", typed=str
     )
-    templates: str | None = option(
-        None, "As in classify. Default: the data set's own, else simple.", env="TEMPLATES"
+    templates: str | Sequence[str] | None = option(
+        None,
+        "As in classify. Default: the data set's own, else simple.",
+        env="TEMPLATES",
+        typed=str,
     )
     options: Mapping[str, Any] = METHOD_OPTIONS
     coupling: str | None = COUPLING
@@ -61,7 +64,7 @@ class EvaluateOptions:
         max=1,
     )
     long_text: LongText = LONG_TEXT
-    draws: int = option(1000, "Bootstrap samples for the intervals.", env="DRAWS", min=2)
+    draws: int = option(1000, "Bootstrap samples for the intervals.", env="DRAWS", min=2, max=10**6)
     confidence: float = option(
         0.95, "Confidence level of the intervals.", env="CONFIDENCE", min=0.5, max=0.999
     )

@@ -267,6 +267,12 @@ def experiment(
         UserError: no data, data of another kind, no image where the ground truth has them, or an
             option that the task has no use for.
     """
+    own = (options.labels, options.templates, options.split)
+    if options.protocol is not None and any(x is not None for x in own):
+        raise UserError(
+            f"protocol '{options.protocol}' fixes labels, templates and split: leave them out, or "
+            "--protocol"
+        )
     protocol = None if options.protocol is None else named(options.protocol)
     task = options.task or (protocol.task if protocol else None)
     scored = options.score not in (None, "auto")
@@ -274,7 +280,8 @@ def experiment(
         raise UserError("say what to measure: --task classify, multilabel, caption or retrieve")
     if protocol is not None and protocol.task != task:
         raise UserError(f"protocol '{protocol.name}' is for --task {protocol.task}, not {task}")
-    if task not in ("classify", "multilabel") and (options.labels or options.templates or scored):
+    worded = options.labels is not None or options.templates is not None
+    if task not in ("classify", "multilabel") and (worded or scored):
         raise UserError(f"--labels, --templates and --score are no part of --task {task}")
     if task != "caption" and judge is not None:
         raise UserError("--judge is for captions")

@@ -2,9 +2,10 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
@@ -20,9 +21,17 @@ from zeroshot.inputs.containers import (
 )
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import URL, Blob, Input, Listing, Source, UnreadableBlob
+from zeroshot.inputs.source import (
+    MAX_BYTES,
+    URL,
+    Blob,
+    Input,
+    Listing,
+    Source,
+    UnreadableBlob,
+)
 from zeroshot.inputs.tables import InputOptions
-from zeroshot.inputs.text_files import suffix_of
+from zeroshot.inputs.text_files import suffix_of, whole_text
 
 __all__ = [
     "Blob",
@@ -39,6 +48,10 @@ __all__ = [
     "find",
     "resolve_inputs",
 ]
+
+
+CHUNK = 1 << 20
+"""Bytes of a file object that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,65 @@ def _is_glob(name: str) -> bool:
     return glob.has_magic(name) and not os.path.lexists(name)
 
 
+def one_input(given: object, name: str = "images") -> Input | None:
+    """What names one image, as an `Input`; None for anything else. `name` is the argument's.
+
+    A file object is read from its start.
+
+    Raises:
+        UserError: a file object that is closed or open for text.
+    """
+    if isinstance(given, Input):
+        return given
+    if isinstance(given, os.PathLike) and isinstance(os.fspath(given), str):
+        return Path(os.fspath(given))
+    if isinstance(given, bytearray | memoryview):
+        return bytes(given)
+    return _opened(given, name) if hasattr(given, "read") else None
+
+
+def _opened(file: Any, name: str) -> Source:
+    """The bytes of a file object; an error of reading becomes the reason of the image's failure."""
+    data = bytearray()
+    try:
+        if not hasattr(file, "seekable") or file.seekable():
+            file.seek(0)
+        while len(data) <= MAX_BYTES and (part := file.read(CHUNK)):
+            data += part
+    except OSError as error:
+        return Source(None, UnreadableBlob(f"cannot be read ({error.strerror or error})"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # closed, or open for text
+        raise UserError(
+            f"{name}: a file has to be open, and for bytes, as by open(path, 'rb'); this "
+            f"{type(file).__name__} cannot be read: {error}"
+        ) from None
+    if len(data) > MAX_BYTES:
+        return Source(None, UnreadableBlob(f"larger than {MAX_BYTES >> 30} GiB"))
+    return Source(None, bytes(data))
+
+
+def no_image(given: Any, name: str = "images") -> UserError:
+    """Says what an argument called `name` can be instead of `given`."""
+    if getattr(given, "ndim", 0) > 1:
+        return UserError(
+            f"{name}: an array ({given.dtype}, shape {tuple(given.shape)}) does not say what its "
+            "channels and its range are; PIL.Image.fromarray makes an image of RGB bytes "
+            "[height, width, 3]"
+        )
+    return UserError(
+        f"{name}: an image is a path, bytes, a file opened for bytes or a PIL image, several are a "
+        f"list of these; {type(given).__name__} is none of them"
+    )
+
+
+def _each(inputs: object) -> Iterable[object]:
+    """The items of a list, a generator, an array of paths; UserError for what is no such thing."""
+    is_list = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | set | frozenset)
+    if not is_list or getattr(inputs, "ndim", 1) != 1:
+        raise no_image(inputs)
+    return inputs  # type: ignore[return-value]
+
+
 def resolve_inputs(
     inputs: Input | Iterable[object],
     stdin: Iterable[str] | None = None,
@@ -182,7 +254,11 @@ def resolve_inputs(
         NotAvailableError: a library is not installed, a service not reachable.
     """
     resolver = _InputResolver(options or InputOptions())
-    for given in [inputs] if isinstance(inputs, Input) else inputs:
+    whole = one_input(inputs)
+    for item in [whole] if whole is not None else _each(inputs):
+        given = one_input(item)
+        if given is None:
+            raise no_image(item)
         if isinstance(given, Source):
             resolver.items.append(given)
         elif isinstance(given, Image | bytes):
@@ -190,11 +266,8 @@ def resolve_inputs(
         elif isinstance(given, str) and given == "-":
             for path in files.names_on(stdin, resolver.options.null):
                 resolver.add(path, pattern=False, typed=False)
-        elif isinstance(given, str | Path):
-            resolver.add(str(given))
         else:
-            kind = type(given).__name__
-            raise UserError(f"an image is a path, a PIL image or bytes, not {kind}")
+            resolver.add(whole_text(str(given), "images", "surrogateescape"))
     return ResolvedInputs(tuple(resolver.items), tuple(resolver.left_out), tuple(resolver.missing))
 
 

@@ -183,10 +183,13 @@ def name_in(row: Mapping[str, Any], column: str, where: str, empty: bool = False
     return value
 
 
-def whole_text(text: str, where: str) -> str:
-    """The text; UserError if it has half of a character, as JSON's `\\ud83d` is one."""
+def whole_text(text: str, where: str, errors: str = "strict") -> str:
+    """The text; UserError if it has half of a character, as JSON's `\\ud83d` is one.
+
+    `surrogateescape` allows the bytes of a file's name that is not UTF-8.
+    """
     try:
-        text.encode()
+        text.encode("utf-8", errors)
     except UnicodeEncodeError:
         raise UserError(f"{where}: {text!r:.60} has half of a character") from None
     return text

@@ -8,6 +8,7 @@ import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from zeroshot.errors import UserError, unknown
@@ -86,26 +87,35 @@ def configure_method(name: str, given: Mapping[str, Any]) -> Any:
 
 
 def _typed(method: str, key: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` (int, float, bool, str or a Literal of texts, or None)."""
+    """`value`, or the text of one, as the type `hint`.
+
+    That is int, float, bool, str or a Literal of texts, or None.
+    """
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        value = value.item()
+    shown = " ".join(str(value).split())[:60]
     if type(None) in get_args(hint):
-        if value is None or str(value).lower() == "none":
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
             return None
         hint = _without_none(hint)
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
+        if isinstance(value, str) and value in get_args(hint):
             return value
-        raise UserError(f"{method}: {key}={value!s:.60}; possible: {', '.join(get_args(hint))}")
+        raise UserError(f"{method}: {key}={shown}; possible: {', '.join(get_args(hint))}")
     try:
         if hint is bool:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-        if hint is int and float(value) != int(float(value)):
+        allowed: Any = str if hint is str else str | Real
+        if isinstance(value, bool) or not isinstance(value, allowed):
             raise ValueError
-        if isinstance(value, list | dict) or (hint is float and not math.isfinite(float(value))):
+        if hint is str:
+            return value
+        number = float(value)
+        if not math.isfinite(number) or (hint is int and not number.is_integer()):
             raise ValueError
-        return hint(float(value)) if hint is int else hint(value)
-    except (ValueError, KeyError, OverflowError, TypeError):
-        kind = "a finite number" if hint is float else f"of type {hint.__name__}"
-        raise UserError(f"{method}: {key}={value!s:.60}; {key} is {kind}") from None
+        return hint(value if isinstance(value, int) else number)
+    except (ValueError, KeyError, OverflowError):
+        raise UserError(f"{method}: {key}={shown}; {key} is of type {hint.__name__}") from None
 
 
 def _without_none(hint: Any) -> Any:

@@ -16,6 +16,7 @@ from zeroshot.models.base import (
     Matcher,
     TextEncoder,
 )
+from zeroshot.models.isolation import own_state
 from zeroshot.ops import hold_out, matching_scale, normalize
 
 BEYOND_CHANCE = 3.0
@@ -53,10 +54,12 @@ class CoupledEncoder:
         """The text encoder's."""
         return self.text_encoder.count_tokens(texts)
 
+    @own_state()
     def project_images(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Embeddings of the image encoder, in the joint space."""
         return normalize(self.coupling.map_images(embeddings))
 
+    @own_state()
     def project_texts(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Embeddings of the text encoder, in the joint space."""
         return normalize(self.coupling.map_texts(embeddings))
@@ -74,6 +77,7 @@ class CoupledEncoder:
         """
         encode = self.text_encoder.session()
 
+        @own_state()
         def match(
             images: Float[Tensor, "b m"], texts: Sequence[Sequence[str]]
         ) -> Float[Tensor, "b k"]:

@@ -28,7 +28,7 @@ from zeroshot.models.base import (
     Pixels,
     VideoFile,
 )
-from zeroshot.models.isolation import once
+from zeroshot.models.isolation import once, own_state
 from zeroshot.ops import normalize
 
 __all__ = [
@@ -118,6 +118,7 @@ class FrameEncoder:
         """See `models.base.ClipEncoder`."""
         return _pixels(self.encoder, frames_of(file, self.frames))
 
+    @own_state()
     def encode_clips(self, clips: Sequence[Pixels]) -> Float[Tensor, "n d"]:
         """See `models.base.ClipEncoder`."""
         return mean_pooling(self.encode_frames(clips))
@@ -210,6 +211,7 @@ class FrameAttentionScorer:
             )
         return self.encoder.encode_texts(texts)
 
+    @own_state()
     def cosines(
         self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
     ) -> Float[Tensor, "n t"]:

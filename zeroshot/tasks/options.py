@@ -6,9 +6,11 @@ here, nor by a module that declares options: `zeroshot --help` reads them.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+from zeroshot.errors import UserError
 from zeroshot.tasks import completion
 
 
@@ -67,6 +69,20 @@ def flags_of(field: "dataclasses.Field[Any]") -> tuple[str, ...]:
     return option_of(field).flags or (f"--{field.name.replace('_', '-')}",)
 
 
+def check_number(name: str, number: float, known: OptionSpec | None = None) -> None:
+    """UserError for NaN, infinity, and a number out of the option's range."""
+    low, high = (None, None) if known is None else (known.min, known.max)
+    if not math.isfinite(number):
+        wanted = "a finite number"
+    elif low is not None and high is not None:
+        wanted = f"between {low} and {high}"
+    else:
+        wanted = f"at least {low}" if low is not None else f"at most {high}"
+    in_range = (low is None or number >= low) and (high is None or number <= high)
+    if not (in_range and math.isfinite(number)):
+        raise UserError(f"{name} is {number}, and has to be {wanted}")
+
+
 def settings(options: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON that decides what a row says; rows of other settings do not share an output.
 
@@ -99,8 +115,6 @@ def method_options(given: list[str] | None) -> dict[str, str]:
     Raises:
         UserError: an option that is not KEY=VALUE.
     """
-    from zeroshot.errors import UserError
-
     options = {}
     for text in given or []:
         key, equals, value = text.partition("=")
@@ -115,6 +129,7 @@ def several(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
+BATCH_SIZE = OptionSpec("Images per batch; halved when memory runs out.", min=1, max=10**9)
 METHOD: Any = option(
     None,
     "The method; 'zeroshot methods' lists them.",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zeroshot.errors import UserError
 from zeroshot.tasks.options import COUPLING, METHOD, METHOD_OPTIONS, option
 
 if TYPE_CHECKING:
@@ -42,6 +43,19 @@ class CaptionOptions:
         if self.prompt is None or isinstance(self.prompt, str):
             return {}
         return self.prompt if isinstance(self.prompt, Mapping) else dict(enumerate(self.prompt))
+
+    def check_prompts(self, sources: "Sequence[Source]") -> None:
+        """UserError unless there is a prompt for each image of a run, if each has its own."""
+        given = self.prompt
+        if isinstance(given, Mapping):
+            lacking = [source for source in sources if (source.path or "") not in given]
+            if lacking:
+                raise UserError(
+                    f"there is no prompt for {len(lacking)} of {len(sources)} images, first for "
+                    f"'{lacking[0].path or 'an image in memory'}'"
+                )
+        elif given is not None and not isinstance(given, str) and len(given) != len(sources):
+            raise UserError(f"{len(given)} prompts for {len(sources)} images")
 
     def prompt_of(self) -> "Callable[[Source], str] | None":
         """The prompt of each image of a run in its order; None if there are no prompts."""

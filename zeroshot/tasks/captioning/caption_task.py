@@ -1,11 +1,11 @@
 """Images to captions, as a task."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UserError, counted
+from zeroshot.errors import UserError
 from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
@@ -81,12 +81,8 @@ class CaptionRunner(OpenedTask[CaptionImages]):
         )
 
     def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:
-        prompt = self.task.options.prompt
-        one_each = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-        if one_each and isinstance(sources, Sized) and len(prompt or ()) != len(sources):
-            raise UserError(
-                f"{counted(len(prompt or ()), 'prompt')} for {counted(len(sources), 'image')}"
-            )
+        if isinstance(sources, Sequence):
+            self.task.options.check_prompts(sources)
         return self.task.options.prompt_of()
 
 

@@ -58,6 +58,8 @@ class NativeCaptionRunner(OpenedTask[NativeCaption]):
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[CaptionResult]:
         """One result per image, in order; a score is the mean probability of a text's tokens."""
+        if isinstance(sources, Sequence):
+            self.task.options.check_prompts(sources)
         prompt_of = self.task.options.prompt_of()
         for batch, i, text in _write(sources, self.writer, meter, self.batch_size, prompt_of):
             yield CaptionResult(

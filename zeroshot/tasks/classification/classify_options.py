@@ -37,11 +37,12 @@ class ClassifyOptions:
     """Labels and prompts, what a method learns from, and which labels a row has."""
 
     labels: str | Sequence[str] = LABELS
-    templates: str | None = option(
+    templates: str | Sequence[str] | None = option(
         None,
         "simple (7, the default), openai (80), none (default of a video model), waffle (30 random "
         "ones), 'a photo of a {}', a .txt file, or a .json file of prompts per class.",
         env="TEMPLATES",
+        typed=str,
         recorded="prompts",
     )
     method: str | None = METHOD

@@ -73,7 +73,7 @@ def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Voca
     else:
         labels, kinds, parents = read_hierarchy(Path(options.hierarchy))
     names = [*labels, *kinds]
-    loaded = prompts.load_templates(options.templates or templates, names)
+    loaded = prompts.load_templates(options.templates, names, templates)
     return Vocabulary(labels, prompts.expand(names, loaded), parents)
 
 
@@ -83,7 +83,7 @@ def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptat
     return Adaptation(
         shots=None if shots is None else read_labeled_images(Path(shots), labels),
         bank=find(options.bank, options=InputOptions(suffixes=EITHER)).sources,
-        prior=read_prior(prior, labels) if isinstance(prior, str) else tuple(prior),
+        prior=read_prior(prior, labels) if isinstance(prior, str) or prior else (),
         views=options.views,
         parents=vocabulary.parents,
     )

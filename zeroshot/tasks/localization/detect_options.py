@@ -70,10 +70,11 @@ class DetectOptions:
         typed=str,
         recorded="background",
     )
-    templates: str | None = option(
+    templates: str | Sequence[str] | None = option(
         None,
         "As in classify. Default: simple; with --model 'a photo of a {}' (Grounding DINO: none).",
         env="TEMPLATES",
+        typed=str,
         recorded="prompts",
     )
     regions: RegionSource = option(
@@ -87,6 +88,7 @@ class DetectOptions:
         "For dense regions: shorter side in pixels of what the encoder sees; 0 for twice its own.",
         env="RESOLUTION",
         min=0,
+        max=10_000,
     )
     draw: str | Path | None = option(
         None,

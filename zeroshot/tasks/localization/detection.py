@@ -90,9 +90,7 @@ class Detect(Task[DetectOptions]):
     def _prompts(self, default: str) -> list[list[str]]:
         """The prompts of each label, then of each background label."""
         names = [*self.labels, *(self.background if self.options.model is None else ())]
-        return prompts.expand(
-            names, prompts.load_templates(self.options.templates or default, names)
-        )
+        return prompts.expand(names, prompts.load_templates(self.options.templates, names, default))
 
     def _finder(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
         """The finder, and the prompts of its labels."""

@@ -21,10 +21,11 @@ class SegmentOptions:
         env="BACKGROUND",
         typed=str,
     )
-    templates: str | None = option(
+    templates: str | Sequence[str] | None = option(
         None,
         "As in classify. Default: simple, or 'a photo of a {}' with --model.",
         env="TEMPLATES",
+        typed=str,
         recorded="prompts",
     )
     model: str | None = option(
@@ -62,6 +63,7 @@ class SegmentOptions:
         "Shorter side in pixels of what a dual encoder sees; 0 for 1.5 times its own.",
         env="RESOLUTION",
         min=0,
+        max=10_000,
     )
     window: int | None = option(
         None,

@@ -78,7 +78,7 @@ class Segment(Task[SegmentOptions]):
         labels = prompts.load_labels(options.labels)
         others = prompts.load_labels(options.background) if options.background else ()
         default = "simple" if options.model is None else "a photo of a {}"
-        templates = prompts.load_templates(options.templates or default, [*labels, *others])
+        templates = prompts.load_templates(options.templates, [*labels, *others], default)
         examples = options.examples
         return cls(
             models=models,

@@ -40,6 +40,8 @@ class AskOptions:
         PRESENT,
         "Fraction of the softmax over --among at which a name counts as present.",
         env="PRESENT",
+        min=0,
+        max=1,
     )
     coupling: str | None = COUPLING
     regions: str | Path | None = option(
