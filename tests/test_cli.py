@@ -300,7 +300,7 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
         (["caption", "x.png", "--models", "pokcet"], 2, "did you mean 'pocket'?"),
         (["caption", "x.png"], 4, "--models pocket"),
         (["caption", "nothing/*.png", "--models", "pocket"], 2, "nothing/*.png"),
-        (["caption", "x.png", "--batch-size", "0", "--models", "pocket"], 2, "--batch-size 0"),
+        (["caption", "x.png", "--batch-size", "0", "--models", "pocket"], 2, "--batch-size is 0"),
         (["classify", "x.png", "--models", "pocket"], 2, "one of --labels"),
         (["classify", "x.png", "--labels", "a,a", "--models", "pocket"], 2, "more than once"),
         (["classify", "--embeddings", "x.npz"], 2, "--out FILE.npz"),

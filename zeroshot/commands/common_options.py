@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """As `inputs.source.SCHEME`, which is not imported for this."""
+DIGITS = 20
+"""Longer numbers are no sizes, and Python reads none of 5000 digits."""
 FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|npz|npy|safetensors|toml|html?)", re.IGNORECASE)
 """Suffixes of a single file."""
 
@@ -144,10 +146,11 @@ class ModelOptions:
 
         if self.batch_size == "auto":
             return AUTO_BATCH
-        if not self.batch_size.isdecimal():
-            raise UserError(f"--batch-size {self.batch_size}: auto or a number of at least 1")
-        check_number("--batch-size", int(self.batch_size), BATCH_SIZE)
-        return int(self.batch_size)
+        digits = self.batch_size if len(self.batch_size) <= DIGITS else ""
+        if not digits.isdecimal():
+            raise UserError(f"--batch-size {self.batch_size:.20}: auto or a number of at least 1")
+        check_number("--batch-size", int(digits), BATCH_SIZE)
+        return int(digits)
 
 
 @dataclasses.dataclass(frozen=True)

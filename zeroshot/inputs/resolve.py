@@ -203,7 +203,7 @@ def _opened(file: Any, name: str) -> Source:
     """The bytes of a file object; an error of reading becomes the reason of the image's failure."""
     data = bytearray()
     try:
-        if not hasattr(file, "seekable") or file.seekable():
+        if getattr(file, "seekable", lambda: hasattr(file, "seek"))():
             file.seek(0)
         while len(data) <= MAX_BYTES and (part := file.read(CHUNK)):
             data += part
