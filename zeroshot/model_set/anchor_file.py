@@ -181,6 +181,8 @@ def read_anchors(path: Path) -> Anchors:
         if not mapped:
             rows[name] = normalize(rows[name].float())
     metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise UserError(f"'{path}' is damaged: its metadata are no names of encoders")
     encoders = {part: str(metadata[part]) for part in ENCODERS if part in metadata}
     lines = (
         str(metadata["lines"]) if metadata.get("format") == FORMAT and "lines" in metadata else None

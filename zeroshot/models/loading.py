@@ -27,8 +27,8 @@ from zeroshot.models.hf import (
 )
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.isolation import loads
-from zeroshot.models.model_faults import model_errors
-from zeroshot.models.names import parse
+from zeroshot.models.model_faults import check_vocabulary, model_errors
+from zeroshot.models.names import ModelName, parse
 from zeroshot.models.vlm import captioners, image_text_matching, question_answering
 
 __all__ = [
@@ -122,17 +122,18 @@ def load(
             _check_role(str(parsed), role, kind)
             model = LOADERS[kind](checkpoint)
         if parsed.directory is not None:
-            _try_out(model)
+            _try_out(model, parsed)
     if fast and hasattr(model, "preprocessing"):
         model.preprocessing = model.preprocessing.faster()
     return model
 
 
-def _try_out(model: Any) -> None:
-    """Encode a text and an image, so that files that do not fit together are found now."""
+def _try_out(model: Any, name: ModelName) -> None:
+    """Encode texts and an image, so that files that do not fit together are found now."""
+    check_vocabulary(name, getattr(model, "tokenizer", None), model.model)
     if isinstance(model, TextEncoder):
         model.count_tokens(["a"])
-        model.encode_texts(["a"])
+        model.encode_texts(["a", "a text of more words, so that the first is padded"])
     if isinstance(model, ImageEncoder):
         model.encode_images([Image.new("RGB", (16, 16), "gray")])
 

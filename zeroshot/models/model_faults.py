@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from zeroshot.errors import UserError, ZeroshotError
@@ -23,10 +24,13 @@ __all__ = [
     "check_expected_size",
     "check_image_sides",
     "check_settings",
+    "check_vocabulary",
     "check_weights",
     "model_errors",
     "read_settings",
 ]
+
+Amounts = Sequence[tuple[re.Pattern[str], float]]
 
 MAX_SETTINGS = 16 << 20
 """Bytes of a configuration."""
@@ -34,7 +38,6 @@ MAX_HEADER = 100 << 20
 """Bytes of the header of a safetensors file, as in its library."""
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 """Files whose content only the tokenizer reads."""
-Amounts = Sequence[tuple[re.Pattern[str], float]]
 LFS = b"version https://git-lfs"
 
 MAX_LAYERS = 1000
@@ -48,20 +51,20 @@ MAX_SETTING = 1 << 16
 SPARE_ELEMENTS = 50_000_000
 """Elements of a model that may be without weights, for example its buffers."""
 
-AMOUNTS = (
-    (re.compile(r"(layers?|depths?|blocks?)$"), MAX_LAYERS),
-    (re.compile(r"num_(labels|classes)$"), MAX_LABELS),
-    (re.compile(r"num_(beams|beam_groups|return_sequences)$"), MAX_BEAMS),
-    (re.compile(r"(size|crop_size|pad_size|size_divisor|image_size)$"), MAX_SIDE),
-    (re.compile(r".*length"), math.inf),  # 10**30 stands for no limit
-    (re.compile(r""), (1 << 63) - 1),
+AMOUNTS: Amounts = (
+    (re.compile(r".*(layers?|depths?|blocks?)"), MAX_LAYERS),
+    (re.compile(r"num_(labels|classes)"), MAX_LABELS),
+    (re.compile(r"num_(beams|beam_groups|return_sequences)"), MAX_BEAMS),
+    (re.compile(r"size|crop_size|pad_size|size_divisor|image_size"), MAX_SIDE),
+    (re.compile(r".*length.*"), math.inf),  # 10**30 stands for no limit
+    (re.compile(r".*", re.DOTALL), (1 << 63) - 1),
 )
-"""The largest numbers that a configuration may state, by its keys; the first match counts."""
-PREPROCESSING = (
-    (re.compile(r"(height|width)$"), MAX_SIDE),
+"""The largest numbers that a configuration may state, by its keys; the first that fits counts."""
+PREPROCESSING: Amounts = (
+    (re.compile(r"height|width"), MAX_SIDE),
     *AMOUNTS[:4],
-    (re.compile(r".*(pixels|edge|token|ids?$|seed|length|std|mean|fps)"), (1 << 63) - 1),
-    (re.compile(r""), MAX_SETTING),
+    (re.compile(r".*(pixels|edge|token|ids?$|seed|length|std|mean|fps).*"), (1 << 63) - 1),
+    (re.compile(r".*", re.DOTALL), MAX_SETTING),
 )
 
 
@@ -72,16 +75,26 @@ def model_errors(name: object) -> Iterator[None]:
     Not for want of memory on a GPU, nor for interruptions.
     """
     try:
-        yield
-    except (ZeroshotError, torch.OutOfMemoryError):
+        with np.errstate(all="ignore"):
+            yield
+    except torch.OutOfMemoryError:
         raise
+    except ZeroshotError as error:
+        said = _one_line(error)
+        if said == str(error) and error.exit_code != ZeroshotError.exit_code:
+            raise
+        raise (UserError if type(error) is ZeroshotError else type(error))(said) from error
     except BaseException as error:
         # The tokenizers' library panics with an exception of its own, beside all others.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        said = " ".join(str(error).split())
-        short = said if len(said) <= 300 else f"{said[:300]}..."
-        raise UserError(f"{name} cannot be used: {type(error).__name__}: {short}") from error
+        kind = type(error).__name__
+        raise UserError(f"{name} cannot be used: {kind}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    said = " ".join(str(error).split())
+    return said if len(said) <= 500 else f"{said[:500]}..."
 
 
 # Files
@@ -131,7 +144,7 @@ def _check_values(value: Any, amounts: Amounts) -> None:
 
 
 def _check_amount(key: str, value: int, amounts: Amounts) -> None:
-    most = next(most for pattern, most in amounts if pattern.match(key))
+    most = next(most for pattern, most in amounts if pattern.fullmatch(key))
     if value > most:
         raise ValueError(f"says {key} {value!r:.40}; at most {most} are possible")
 
@@ -230,3 +243,18 @@ def check_image_sides(name: object, processor: Any) -> None:
                     f"{name}: its preprocessing makes images of {side} {length}; at most {most} "
                     "are possible"
                 )
+
+
+def check_vocabulary(name: object, tokenizer: Any, network: torch.nn.Module) -> None:
+    """UserError for a tokenizer with ids that the network has no embeddings for."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    tables = (m for m in network.modules() if isinstance(m, torch.nn.Embedding))
+    rows = max((table.num_embeddings for table in tables), default=0)
+    largest = max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+    if 0 < rows <= largest:
+        raise UserError(
+            f"{name}: its tokenizer has ids up to {largest}, its network {rows} embeddings; they "
+            "are of different models"
+        )

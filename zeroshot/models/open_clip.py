@@ -134,7 +134,7 @@ def load_dual_encoder(
     source = _tag_source(name, offline) if by_tag else _directory_source(name, offline)
     try:
         if source.weights:
-            with _without_logging():
+            with _without_logging(), torch.device("meta"):
                 network = open_clip.create_model(
                     source.architecture, device="meta", load_weights=False
                 )

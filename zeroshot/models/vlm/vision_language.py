@@ -14,7 +14,7 @@ from zeroshot.models.hf import xclip
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.isolation import loads
 from zeroshot.models.loading import LoadOptions, load
-from zeroshot.models.model_faults import model_errors
+from zeroshot.models.model_faults import check_vocabulary, model_errors
 from zeroshot.models.names import parse
 from zeroshot.models.vlm import captioners, chat, image_text_matching, question_answering
 from zeroshot.models.vlm.clipcap import FILE as CLIPCAP, load_clipcap
@@ -99,11 +99,14 @@ def _load(
     target = resolve_device(device)
     dtype = resolve_precision(precision, target)
     with model_errors(parsed):
-        return loader(
+        model = loader(
             Checkpoint.locate(
                 parsed, target, dtype, offline=offline, trust_remote_code=trust_remote_code
             )
         )
+        if parsed.directory is not None:
+            check_vocabulary(parsed, getattr(model, "tokenizer", None), model.model)
+        return model
 
 
 def _answerer(checkpoint: Checkpoint) -> Any:
