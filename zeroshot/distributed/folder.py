@@ -114,7 +114,8 @@ class OutputSpec:
             for folder, layout in reversed(layouts.items()):
                 _remove_shards(folder, layout, count)
             files.remove_empty(EMBEDDED)
-            files.remove(_inputs(str(run["inputs"].get("sha256"))))
+            inputs = _inputs(str(run["inputs"].get("sha256")))
+            files.remove(*(name for name in files.names() if name == inputs))
             files.remove(RUN)  # last, so that an interrupted removal can be repeated
 
     def existing_shard_size(self) -> Size | None:
@@ -361,7 +362,7 @@ def _count(files: Location, run: Mapping[str, Any]) -> int:
     """The number of shards."""
     try:
         return int(run["inputs"]["shards"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(files, error) from error
 
 
