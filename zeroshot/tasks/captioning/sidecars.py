@@ -1,6 +1,5 @@
 """Captions beside their images, `a.txt` for `a.jpg`, as a task around another."""
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source, UnreadableBlob
 from zeroshot.output import atomic
+from zeroshot.output.atomic import FULL
 from zeroshot.output.formats import utf8
 from zeroshot.output.resumable import written_path
 from zeroshot.results.result import CaptionResult, Result
@@ -31,7 +31,6 @@ OTHER_KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFCHR: "a device",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_TEXT = 1 << 20
 """Bytes of a text that may be replaced."""
 
