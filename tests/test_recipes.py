@@ -82,7 +82,8 @@ def test_a_recipe_reads_back(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.replace("zeroshot.recipe/1", "zeroshot.recipe/9"), "no schema"),
-        (lambda t: t[: len(t) // 2], "no recipe of zeroshot tune"),
+        (lambda t: t[: len(t) // 2], "is not TOML: "),
+        (lambda t: "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (lambda t: "", "no schema"),
         (lambda t: t.replace("seed = 3", "seed = 3\ncolour = 1"), "a recipe has no 'colour'"),
         (
@@ -93,7 +94,9 @@ def test_a_recipe_reads_back(tmp_path):
         (lambda t: t.replace("weight = 0.", "weight = -0."), "no members with a weight"),
         (lambda t: t.replace("folds = 5", 'folds = "5"'), "figures.folds = 5 is of another kind"),
         (lambda t: t.replace('"cat"', "1"), "labels is no list of texts"),
-        (lambda t: t.replace("seed = 3", f"seed = {'[' * 5000}"), "no recipe of zeroshot tune"),
+        (lambda t: t.replace("seed = 3", f"seed = {'[' * 5000}"), "it is nested too deeply"),
+        (lambda t: t.replace("weight = 0.75", f"weight = {'9' * 400}"), "members.weight = 999"),
+        (lambda t: t.replace("weight = 0.75", "weight = inf"), "members.weight = inf"),
         (lambda t: t.replace("seed = 3", 'seed = "x"'), "seed = x is of another kind"),
     ],
 )

@@ -10,13 +10,13 @@ schema, labels, seed          what was asked
 """
 
 import hashlib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import UserError
+from zeroshot.inputs.text_files import is_number, read_toml
 from zeroshot.output import atomic
 
 SCHEMA = "zeroshot.recipe/1"
@@ -127,16 +127,12 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: no such file, or not a recipe.
     """
+    table = read_toml(path)
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{path}': {getattr(error, 'strerror', error)}") from error
-    try:
-        table = tomllib.loads(text)
         if table.pop("schema", None) != SCHEMA:
             raise ValueError(f'no schema = "{SCHEMA}"')
         recipe = _recipe(table)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{path}' is no recipe of zeroshot tune: {error}") from error
     return recipe
 
@@ -190,10 +186,9 @@ def _built(kind: type[Any], value: object, name: str) -> Any:
 
 
 def _typed(declared: Any, item: Any, where: str) -> Any:
-    numbers = isinstance(item, int | float) and not isinstance(item, bool)
-    if declared is float and numbers and item == item:
+    if declared is float and is_number(item):
         return float(item)
-    if declared is int and numbers and isinstance(item, int):
+    if declared is int and is_number(item) and isinstance(item, int):
         return item
     if declared is str and isinstance(item, str):
         return item
