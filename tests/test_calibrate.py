@@ -107,7 +107,7 @@ def test_written_and_read_again(tmp_path):
     made.write(tmp_path / "deep" / "c.json")
     assert read_calibration(tmp_path / "deep" / "c.json") == made
     (tmp_path / "other.json").write_text('{"schema": "zeroshot.run/1"}')
-    for name, message in [("none.json", "cannot read"), ("other.json", "not written by")]:
+    for name, message in [("none.json", "no such file"), ("other.json", "not written by")]:
         with pytest.raises(UserError, match=message):
             read_calibration(tmp_path / name)
 

@@ -190,7 +190,7 @@ def test_a_bank_and_a_prior_from_the_command_line(zeroshot):
         (["--method", "sinkhorn", "--prior", "1,2,x"], "expected numbers"),
         (["--method", "sinkhorn", "--prior", "0,0,0"], "not all zero"),
         (["--abstain", "0.1"], "--abstain needs --calibration"),
-        (["--calibration", "none.json"], "cannot read"),
+        (["--calibration", "none.json"], "no such file"),
         (["--compare", "center,zpe", "--method", "dn"], "--compare takes no --method"),
         (["--compare", "center,zpe", "-o", "lam=1"], "an option names its method"),
     ],
@@ -300,8 +300,8 @@ def test_labelled_pictures_that_are_not(tmp_path):
         ("empty", "has no labeled images"),
         ("bad.csv", "line 2, column 'path': expected a text, got no such column"),
         ("wrong.csv", "line 2, column 'label': 'z' is none of the labels"),
-        ("none.csv", "cannot read"),
-        ("none", "neither a folder"),
+        ("none.csv", "no such file"),
+        ("none", "no such folder"),
     ]:
         with pytest.raises(UserError, match=message):
             read_labeled_images(tmp_path / name, labels)

@@ -178,7 +178,7 @@ def test_a_file_is_no_label(tmp_path, monkeypatch):
         ("", "'' has an empty entry"),
         ([], "the list of labels has no labels"),
         ("a photo of a {}", "label 'a photo of a {}' has braces"),
-        ("missing.txt", "cannot read 'missing.txt': No such file or directory"),
+        ("missing.txt", "no such file 'missing.txt'"),
     ],
 )
 def test_labels_refused(labels, message):
@@ -240,7 +240,7 @@ def test_file_in_another_encoding_is_refused(tmp_path):
     [
         ("opnai", "unknown template set 'opnai'; did you mean 'openai'?"),
         ("a photo of a cat", "template 'a photo of a cat' has no {} where the label goes"),
-        ("missing.json", "cannot read 'missing.json'"),
+        ("missing.json", "no such file 'missing.json'"),
     ],
 )
 def test_templates_refused(spec, message):

@@ -263,7 +263,7 @@ def test_files_of_rows(zeroshot, mixed, tmp_path):
         (["--image", "gone.png", SCENES], "no such file 'gone.png'"),
         (["--image", STAR, "a star", SCENES], "'a star' is no file or folder; with --image"),
         (["--image", STAR, "--queries", "q.txt", SCENES], "give one"),
-        (["--queries", "gone.txt", SCENES], "cannot read 'gone.txt'"),
+        (["--queries", "gone.txt", SCENES], "no such file 'gone.txt'"),
         (["--queries", STAR, SCENES], "line 1, character 1 is the byte 0x89, which is not UTF-8"),
         (["a", SCENES, "--minus", "a"], "the terms of 'a - a' cancel each other"),
         (["a", SCENES, "--method", "nnn"], "give --bank too"),

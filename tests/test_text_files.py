@@ -355,7 +355,7 @@ def test_faults_of_json(place, name):
 def test_a_file_that_is_not_there(place, name):
     file, _, read = READERS[name]
     path = place / f"gone-{file}"
-    with pytest.raises(UserError, match=re.escape(f"cannot read '{path}': No such file")):
+    with pytest.raises(UserError, match=re.escape(f"no such file '{path}'")):
         read(path)
 
 

@@ -3,6 +3,7 @@
 As `cli`, nothing heavy is imported here.
 """
 
+import dataclasses
 import glob
 import os
 import re
@@ -132,6 +133,7 @@ def find(
         typer.Exit: with code 3, if an image failed.
     """
     from zeroshot.commands import console
+    from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
     from zeroshot.output.atomic import check_place
     from zeroshot.output.formats import format_for
     from zeroshot.results.result import SearchResult
@@ -154,6 +156,8 @@ def find(
     with run.open_cache() as cache:
         with meter.phase("loading models", counts=False):
             models.require(language_model=False)
+            models = with_coupling_for_task(models, options.coupling, SENTENCES, cache, meter)
+            options = dataclasses.replace(options, coupling=None)  # the models have it
             _ = models.encoder
             meter.opened()
         with screen.results(len(sources)):

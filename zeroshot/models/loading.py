@@ -1,6 +1,7 @@
 """From a model's name to the model, with a check that it is of the expected kind."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from PIL import Image
@@ -30,6 +31,9 @@ from zeroshot.models.isolation import loads
 from zeroshot.models.model_faults import check_vocabulary, model_errors
 from zeroshot.models.names import ModelName, parse
 from zeroshot.models.vlm import captioners, image_text_matching, question_answering
+
+BUNDLED = Path(__file__).parent
+"""Models in here are our own: they need not be tried out."""
 
 __all__ = [
     "load",
@@ -121,7 +125,7 @@ def load(
             kind = _kind(checkpoint, role)
             _check_role(str(parsed), role, kind)
             model = LOADERS[kind](checkpoint)
-        if parsed.directory is not None:
+        if parsed.directory is not None and BUNDLED not in Path(parsed.directory).parents:
             _try_out(model, parsed)
     if fast and hasattr(model, "preprocessing"):
         model.preprocessing = model.preprocessing.faster()
