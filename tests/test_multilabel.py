@@ -182,7 +182,7 @@ def test_another_file_is_refused(tmp_path, name, text, message):
 def test_no_file_of_labels_is_said(tmp_path):
     with pytest.raises(UserError, match="--truth FILE"):
         load_multilabel(tmp_path)
-    with pytest.raises(UserError, match="no such data"):
+    with pytest.raises(UserError, match="no such folder"):
         load_multilabel(tmp_path / "none")
 
 
@@ -220,7 +220,7 @@ def test_a_webdataset_of_several_labels(tmp_path):
         ["b"],
     ]
     for how, message in (
-        ({"labels": "a"}, "1 labels for the 2"),
+        ({"labels": "a"}, "1 label for the 2"),
         ({"split": "val"}, "only a webdataset"),
     ):
         with pytest.raises(UserError, match=message):

@@ -115,7 +115,8 @@ def _typed(method: str, key: str, value: Any, hint: Any) -> Any:
             raise ValueError
         return hint(value if isinstance(value, int) else number)
     except (ValueError, KeyError, OverflowError):
-        raise UserError(f"{method}: {key}={shown}; {key} is of type {hint.__name__}") from None
+        kind = "a finite number" if hint is float else f"of type {hint.__name__}"
+        raise UserError(f"{method}: {key}={shown}; {key} is {kind}") from None
 
 
 def _without_none(hint: Any) -> Any:
