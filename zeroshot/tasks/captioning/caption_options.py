@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
 from zeroshot.tasks.options import COUPLING, METHOD, METHOD_OPTIONS, option
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ class CaptionOptions:
             lacking = [source for source in sources if (source.path or "") not in given]
             if lacking:
                 raise UserError(
-                    f"there is no prompt for {len(lacking)} of {len(sources)} images, first for "
+                    f"there is no prompt for {len(lacking)} of {counted(len(sources), 'image')}, first for "
                     f"'{lacking[0].path or 'an image in memory'}'"
                 )
         elif given is not None and not isinstance(given, str) and len(given) != len(sources):
-            raise UserError(f"{len(given)} prompts for {len(sources)} images")
+            raise UserError(f"{counted(len(given), 'prompt')} for {counted(len(sources), 'image')}")
 
     def prompt_of(self) -> "Callable[[Source], str] | None":
         """The prompt of each image of a run in its order; None if there are no prompts."""
