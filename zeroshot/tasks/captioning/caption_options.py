@@ -50,8 +50,9 @@ class CaptionOptions:
         if isinstance(given, Mapping):
             lacking = [source for source in sources if (source.path or "") not in given]
             if lacking:
+                images = counted(len(sources), "image")
                 raise UserError(
-                    f"there is no prompt for {len(lacking)} of {counted(len(sources), 'image')}, first for "
+                    f"there is no prompt for {len(lacking)} of {images}, first for "
                     f"'{lacking[0].path or 'an image in memory'}'"
                 )
         elif given is not None and not isinstance(given, str) and len(given) != len(sources):
