@@ -200,12 +200,12 @@ def test_an_output_that_is_removed_during_a_run(
         pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
     out, add, seen = tmp_path / "out" / name, Screen.add, []
 
-    def disturb(screen, result, meter):
+    def disturb(screen, result):
         seen.append(result)
         if len(seen) == at:
             part = out.with_name(f"{out.name}.part")
             shutil.rmtree(out) if out.is_dir() else (part if part.exists() else out).unlink()
-        add(screen, result, meter)
+        add(screen, result)
 
     monkeypatch.setattr(Screen, "add", disturb)
     command = ["embed"] if name == "v/" else ["classify", *LABELS]
@@ -224,10 +224,10 @@ def test_a_finished_shard_that_is_cut_during_a_run(zeroshot, pictures, tmp_path,
 
     out, add = tmp_path / "o", Screen.add
 
-    def disturb(screen, result, meter):
+    def disturb(screen, result):
         for file in out.glob("0*.jsonl"):
             os.truncate(file, 10)
-        add(screen, result, meter)
+        add(screen, result)
 
     monkeypatch.setattr(Screen, "add", disturb)
     line = ["classify", *LABELS, pictures, *COMMON, "--out", out, "--shard-size", "4"]
