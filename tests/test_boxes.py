@@ -2,7 +2,7 @@
 
 import torch
 
-from zeroshot.models.boxes import area, clip_to_image, intersection_over_smaller, iou, nms
+from zeroshot.boxes import area, clip_to_image, intersection_over_smaller, iou, nms
 
 
 def test_overlaps_by_hand():

@@ -253,7 +253,7 @@ def test_classes_that_are_named_like_splits(tmp_path):
 
 
 def test_no_data(tmp_path):
-    with pytest.raises(UserError, match="no such data"):
+    with pytest.raises(UserError, match="no such folder"):
         ground_truth.load_classification(tmp_path / "x")
     with pytest.raises(UserError, match="no folder per class"):
         ground_truth.load_classification(tmp_path)

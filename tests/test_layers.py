@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "zeroshot"
 FLOORS = [
-    {"errors", "ops", "packaging"},
+    {"boxes", "errors", "ops", "packaging"},
     {"metrics", "output.atomic", "output.holders"},
     {"models", "inputs"},
     {"trace", "images", "prompts"},

@@ -139,7 +139,7 @@ def test_a_beginning_is_part_of_the_text_and_a_title_is_not():
         assert text.text == prompt + model.decode(text.tokens)
     for text in say(title=True):
         assert text.text == model.decode(text.tokens)
-    with pytest.raises(UserError, match="1 prompts for 2 images"):
+    with pytest.raises(UserError, match="1 prompt for 2 images"):
         MaGiC().caption(rows, encoder, language_model=model, prompts=["a"])
     with pytest.raises(UserError, match="leaves nothing of max_length=3"):
         say(max_length=3)

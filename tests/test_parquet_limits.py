@@ -182,9 +182,9 @@ def test_a_listing_is_bounded_by_the_files_bytes(table, options, reason, monkeyp
 def test_a_text_that_is_too_long_is_a_row_that_fails_and_the_others_are_read():
     captions = ["a", "b" * (1 << 20), "c" * ((1 << 20) + 1), "d"]
     found = find(write({"path": ["a.png"] * 4, "caption": captions})).sources
-    with pytest.raises(UnreadableImageError, match="a text of 1048577 bytes; at most 1 MiB"):
-        fetch(found[2])
-    assert [s.fields.get("caption") for s in found] == ["a", captions[1], None, "d"]
+    assert [s.fields.get("caption") for s in found[:2]] == captions[:2]
+    assert "a text of 1048577 bytes; at most 1 MiB" in str(found[2].fields["caption"])
+    assert found[3].fields["caption"] == "d"
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
@@ -230,7 +230,7 @@ def test_ordinary_files_are_read_as_before():
     found = find(name).sources
     assert [fetch(one).content for one in found] == [image["bytes"] for image in images]
     assert [one.fields["label"] for one in found] == ["x", "y"] * 20
-    assert found[2].fields["caption"] == '["a cat", null, "a doga dog"]'
+    assert found[2].fields["caption"] == ("a cat", "a doga dog")
 
 
 def test_many_rows_of_few_bytes_are_allowed():

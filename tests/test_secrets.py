@@ -207,4 +207,6 @@ def test_names_that_are_wrong_control_nothing(arguments, terminal, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     shown = terminal(cli.run, arguments)
     assert "error" in shown or "[31m" in shown
+    for own in ("\r", "\x1b[1A", "\x1b[2K"):  # of the line of progress, which is taken away
+        shown = shown.replace(own, "")
     assert controls(shown) == [], shown

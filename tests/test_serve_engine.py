@@ -146,12 +146,12 @@ def save(path, data):
 
 def test_new_changed_and_removed_files(engine, tmp_path):
     save(tmp_path / "a.png", HEART.read_bytes())
-    (tmp_path / "b.txt").write_text("no image, but its name might be one's")
+    (tmp_path / "b.png").write_text("no image, but its name is one's")
     folders = ServedFolders([tmp_path], engine.index)
     folders.look()
     first = folders.snapshot
     assert list(first.names) == ["a.png"]
-    assert list(first.failed_names) == ["b.txt"]
+    assert list(first.failed_names) == ["b.png"]
     folders.look()
     assert folders.snapshot is first
     (tmp_path / "below").mkdir()
@@ -163,7 +163,7 @@ def test_new_changed_and_removed_files(engine, tmp_path):
     assert second.matrix.ids[0] == second.matrix.ids[1] != first.matrix.ids[0]
     assert torch.equal(second.matrix.embeddings[0], second.matrix.embeddings[1])
     (tmp_path / "a.png").unlink()
-    (tmp_path / "b.txt").unlink()
+    (tmp_path / "b.png").unlink()
     folders.look()
     assert list(folders.snapshot.names) == ["below/c.png"]
     assert not folders.snapshot.failed_names

@@ -188,10 +188,8 @@ def shell(script, cwd):
 
 def test_a_process_of_its_own(tmp_path):
     """What only a process has: the descriptors, and what the interpreter writes at its end."""
-    out, said = shell("zeroshot methods | head -1; echo ${PIPESTATUS[0]}", tmp_path)
-    first, code = out.splitlines()
-    assert json.loads(first)["method"]
-    assert (code, said) == ("141", "")
+    out, said = shell("zeroshot methods | (exec <&-; sleep 9); echo ${PIPESTATUS[0]}", tmp_path)
+    assert (out, said) == ("141\n", "")
     out, said = shell("zeroshot methods > /dev/full; echo $?", tmp_path)
     assert (out, said.count("\n")) == ("4\n", 1)
     out, said = shell("zeroshot methods >&- <&-; echo $?", tmp_path)
@@ -351,7 +349,7 @@ def test_repeated_interrupts_end_a_run_in_order(tmp_path, pauses):
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode in (130, -signal.SIGINT), said  # a shell calls both 130
     assert "interrupted" in said
     assert "Traceback" not in said
     assert all(json.loads(line)["caption"] for line in out.read_text().splitlines())

@@ -8,9 +8,9 @@ from PIL import Image
 
 from tests.models import tiny
 from zeroshot import models
+from zeroshot.boxes import center_to_corners
 from zeroshot.errors import UserError
 from zeroshot.models.base import Detector, Grounder
-from zeroshot.models.boxes import center_to_corners
 from zeroshot.models.hf.model_inputs import tokenize
 
 OWLS = ("owlvit", "owlv2")

@@ -310,7 +310,7 @@ def test_an_incomplete_directory_is_refused(file, directory_of, tmp_path):
 
 
 def test_a_directory_that_is_not_there(tmp_path):
-    with pytest.raises(NotAvailableError, match="there is no such directory"):
+    with pytest.raises(NotAvailableError, match="no such directory"):
         models.load(f"hf:{tmp_path}/nothing")
 
 

@@ -78,7 +78,7 @@ def test_a_set_may_be_small_and_is_named_after_its_directory(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[encoder", "models.toml: "),
+        ("[encoder", "models.toml' is not TOML"),
         ('[encodr]\nmodel = "a/b"', r"unknown key 'encodr'; did you mean 'encoder'"),
         ('[encoder]\nmodle = "a/b"', r"\[encoder\]: unknown key 'modle'; did you mean 'model'"),
         ("[encoder]", r"\[encoder\] needs the key model"),

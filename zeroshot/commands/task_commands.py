@@ -328,8 +328,9 @@ def segment(run: OutputOptions, options: SegmentOptions, images: Images) -> None
     from zeroshot.tasks.localization.segmentation import Segment
 
     words = {"--labels": options.labels}
+    task = Segment.from_options(run.model_set(), options)
     _check_folders(options.masks, options.draw)
-    run.show(Segment.from_options(run.model_set(), options), run.inputs(images, words))
+    run.show(task, run.inputs(images, words))
 
 
 @command

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
-from zeroshot.models.boxes import clip_to_image
+from zeroshot.boxes import clip_to_image
 
 __all__ = [
     "Answer",

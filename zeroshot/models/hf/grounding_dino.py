@@ -23,9 +23,9 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
+from zeroshot.boxes import center_to_corners, clip_to_image
 from zeroshot.errors import UserError
 from zeroshot.models.base import Detections, Phrase
-from zeroshot.models.boxes import center_to_corners, clip_to_image
 from zeroshot.models.hf.model_inputs import image_inputs
 from zeroshot.models.hf.prompted_model import PromptedModel
 

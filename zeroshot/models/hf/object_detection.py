@@ -12,8 +12,8 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
+from zeroshot.boxes import center_to_corners
 from zeroshot.models.base import Detections, Detector
-from zeroshot.models.boxes import center_to_corners
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.grounding_dino import GroundingDINO
 from zeroshot.models.hf.prompted_model import PromptedModel

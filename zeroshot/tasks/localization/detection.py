@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot import prompts
+from zeroshot.boxes import nms
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.coupled_models import LABELS, refuse_coupling, with_coupling_for_task
@@ -26,7 +27,6 @@ from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods.naclip import NACLIP
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DenseEncoder, Detections, Detector, DualEncoder, Grounder, Image
-from zeroshot.models.boxes import nms
 from zeroshot.ops import normalize
 from zeroshot.results.regions import Detection, DetectResult
 from zeroshot.results.result import Failure

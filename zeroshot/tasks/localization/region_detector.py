@@ -18,9 +18,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from zeroshot.boxes import intersection_over_smaller, nms
 from zeroshot.errors import UserError
 from zeroshot.models.base import Detections, DualEncoder
-from zeroshot.models.boxes import intersection_over_smaller, nms
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 
 __all__ = ["Prompts", "RegionDetector", "crop", "parts_of", "pyramid"]
