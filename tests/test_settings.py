@@ -83,7 +83,8 @@ def test_an_output_of_an_earlier_day_is_gone_on_with(out, begun):
     assert "2 images encoded" in said
     now = (begun / out).read_bytes()
     assert now.startswith(b"".join(first))
-    assert not differences(whole.decode(), now.decode())
+    # What is a probability was not told apart that day.
+    assert not differences(whole.decode(), now.decode().replace(",uncalibrated,", ",softmax,"))
 
 
 def test_shards_of_an_earlier_day_are_gone_on_with(begun):

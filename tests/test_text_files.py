@@ -620,7 +620,7 @@ def test_a_name_of_bytes_that_are_not_utf8(place):
 # Labels, templates and queries in files with another suffix
 
 
-@pytest.mark.parametrize("name", ["x.md", "x.yaml", "LABELS.TXT", "x"])
+@pytest.mark.parametrize("name", ["x.names", "LABELS.TXT", "x"])
 def test_a_file_that_exists_is_no_label(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("cat\ndog\n")

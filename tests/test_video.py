@@ -344,7 +344,7 @@ def test_a_folder_of_shards_is_filled_as_for_pictures(zeroshot, folder, tmp_path
     write(broken, [scene("red-heart")])
     code, _, said = zeroshot(*shards, "--retry-failed")
     assert code == 0
-    assert "1 videos in" in said
+    assert "1 video in" in said
     code, _, said = zeroshot(*shards, "--frames", 4)
     assert code == 2
     assert "clips" in said
