@@ -424,7 +424,8 @@ def test_a_models_toml_is_not_replaced(tmp_path, zeroshot):
 
 
 def test_an_eval_folder_with_files_of_the_user(tmp_path, zeroshot):
-    (tmp_path / "truth.csv").write_text(f"path,label\n{HEART},red heart\n")
+    (tmp_path / "heart.png").write_bytes(HEART.read_bytes())
+    (tmp_path / "truth.csv").write_text("path,label\nheart.png,red heart\n")
     line = [
         *("eval", tmp_path / "truth.csv", "--task", "classify", "--labels", "red heart,blue star"),
         *(*POCKET, "--out", tmp_path / "o"),
