@@ -110,7 +110,7 @@ def test_a_damaged_recipe_ends_with_one_sentence(tmp_path, change, message):
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_recipe(tmp_path / "gone.toml")
 
 
