@@ -190,3 +190,16 @@ def test_a_replacement_that_fails_leaves_the_old(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"), atomic.writing(tmp_path):
         atomic.replace(tmp_path / "a", b"new")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_nothing_runs_on_once_all_claims_are_released(tmp_path):
+    def beating():
+        return [thread for thread in threading.enumerate() if thread.name == "leases"]
+
+    for _ in range(2):
+        first, second = (claim(Disk(tmp_path), name) for name in "ab")
+        first.release()
+        (thread,) = beating()
+        second.release()
+        thread.join(5)
+        assert not beating()

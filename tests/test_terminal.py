@@ -29,7 +29,7 @@ SUMMARY = r"%s in \d+\.\d s, \d+\.\d s of it loading \(\d+\.\d\d images/s after 
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Every batch of texts and of images takes its time."""
+    """Models, and every batch of texts and of images, take their time."""
 
     def late(function):
         def call(self, given):
@@ -41,6 +41,13 @@ def slow(monkeypatch):
     for name in ("encode_texts", "encode_pixels"):
         function = late(getattr(TransformersDualEncoder, name))
         monkeypatch.setattr(TransformersDualEncoder, name, function)
+    load = models.load_dual_encoder
+
+    def late_load(*names, **options):
+        time.sleep(0.8)
+        return load(*names, **options)
+
+    monkeypatch.setattr(models, "load_dual_encoder", late_load)
 
 
 def strange(terminal):

@@ -14,7 +14,6 @@ import json
 import re
 import secrets
 import threading
-import time
 from dataclasses import asdict, fields
 
 from zeroshot.output.filesystem import Location
@@ -130,28 +129,31 @@ def _dead(holder: Holder | None, folder: Location, file: str) -> bool:
 
 
 class _Heart:
-    """Touches the claims of this process."""
+    """Touches the claims of this process, in a thread that ends with the last one."""
 
     def __init__(self) -> None:
         self._leases: set[Lease] = set()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._beating = False
 
     def add(self, lease: Lease) -> None:
-        with self._lock:
+        with self._changed:
             self._leases.add(lease)
             if not self._beating:
                 self._beating = True
                 threading.Thread(target=self._beat, name="leases", daemon=True).start()
 
     def remove(self, lease: Lease) -> None:
-        with self._lock:
+        with self._changed:
             self._leases.discard(lease)
+            self._changed.notify()
 
     def _beat(self) -> None:
         while True:
-            time.sleep(HEARTBEAT)
-            with self._lock:
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._leases, HEARTBEAT):
+                    self._beating = False
+                    return
                 leases = list(self._leases)
             for lease in leases:
                 try:
