@@ -272,8 +272,8 @@ def test_reciprocal_rank_by_hand():
     ],
 )
 def test_classes_in_a_models_files(tmp_path, key, classes, labels, known):
-    from zeroshot.models.hf.image_encoder import read_classifier_head
-    from zeroshot.models.model_files import Files
+    from zeroshot.models.files.classifier_head import read_classifier_head
+    from zeroshot.models.files.model_files import Files
     from zeroshot.models.names import parse
 
     weights = draw(classes, 5)

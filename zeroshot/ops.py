@@ -6,7 +6,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 
@@ -165,6 +164,8 @@ def matching_scale(similarity: Float[Tensor, "n n"], largest: float = 1000.0) ->
 
     The negative log-likelihood is convex in the factor, so a bounded line search finds it.
     """
+    from scipy.optimize import minimize_scalar
+
     scores = similarity.double()
 
     def loss(log_scale: float) -> float:

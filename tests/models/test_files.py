@@ -18,7 +18,7 @@ from zeroshot import models
 from zeroshot.errors import NotAvailableError, UserError
 from zeroshot.model_set import availability
 from zeroshot.model_set.spec import find_set
-from zeroshot.models import model_files
+from zeroshot.models.files import model_files
 from zeroshot.models.names import parse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

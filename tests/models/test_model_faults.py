@@ -16,14 +16,9 @@ from zeroshot import models
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.model_set.anchor_file import read_anchors
 from zeroshot.model_set.spec import POCKET, find_set
-from zeroshot.models import model_faults
-from zeroshot.models.model_faults import (
-    check_expected_size,
-    check_image_sides,
-    check_settings,
-    check_weights,
-    model_errors,
-)
+from zeroshot.models import model_checks
+from zeroshot.models.files.model_faults import check_settings, check_weights
+from zeroshot.models.model_checks import check_expected_size, check_image_sides, model_errors
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
 DEEP = 100_000
@@ -315,7 +310,7 @@ def test_an_open_clip_model_is_not_made_up_either(copy_of):
 
 def test_the_size_by_hand(tmp_path):
     (tmp_path / "w").write_bytes(bytes(1000))
-    elements = model_faults.SPARE_ELEMENTS + 2000
+    elements = model_checks.SPARE_ELEMENTS + 2000
     with torch.device("meta"):
         fits, larger = (torch.nn.Linear(1, n, bias=False) for n in (elements, elements + 1))
     check_expected_size("x", fits, [tmp_path / "w"])

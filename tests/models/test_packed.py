@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from zeroshot.models import names
+from zeroshot.models.files.model_files import Files
 from zeroshot.models.hf.checkpoint import AutoModelForCausalLM, Checkpoint
-from zeroshot.models.model_files import Files
 from zeroshot.models.towers import packed_linear
 from zeroshot.models.towers.packed_linear import PackedLinear, pack
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from zeroshot.cache.index import (
     space_id,
 )
 from zeroshot.cache.lookup import Digests
+from zeroshot.cache.notes import OLD, notes_in, read_note, write_note
 from zeroshot.cache.segments import (
     all_finite,
     append_vectors,
@@ -91,7 +92,7 @@ def erase(root: Path | None = None) -> None:
     """Remove a cache without opening it, so also a damaged one. Other files in the folder stay."""
     root = root or default_root()
     index = [root / f"{INDEX}{end}" for end in ("", *JOURNALS)]
-    for path in [*index, *segments_in(root / SEGMENTS)]:
+    for path in [*index, *segments_in(root / SEGMENTS), *notes_in(root)]:
         path.unlink(missing_ok=True)
 
 
@@ -188,6 +189,15 @@ class EmbeddingCache:
         """Store the id of bytes; their stamp must be taken before they are read."""
         location, _, state = stamp.rpartition("\0")
         self._index.remember(os.fsencode(location), state, id)
+
+    def note(self, *key: object) -> Any:
+        """The value that `write_note` stored for this key, of JSON; None if there is none."""
+        return read_note(self.root, *key)
+
+    def write_note(self, value: object, *key: object) -> None:
+        """Store a small value, of JSON, for this key, unless the cache writes no more."""
+        if self.write_error is None:
+            write_note(self.root, value, *key)
 
     def get(
         self, encoder: str, kind: str, ids: Sequence[str]
@@ -361,11 +371,17 @@ class EmbeddingCache:
         return removed
 
     def _sweep(self) -> None:
-        """Remove segment files without an index entry; a transaction must block new ones."""
+        """Remove segment files without an index entry, and old notes.
+
+        A transaction must block new segments.
+        """
         known = {segment.name for segment in self._index.segments()}
         for path in segments_in(self._folder):
             if path.name not in known:
                 self._remove(path.name)
+        for path in notes_in(self.root, OLD):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _remove(self, segment: str) -> None:
         with contextlib.suppress(OSError):  # on Windows an open file stays until the next sweep
@@ -421,6 +437,13 @@ class NullCache(EmbeddingCache):
         return None
 
     def remember_blob(self, stamp: str, id: str) -> None:
+        """Store nothing."""
+
+    def note(self, *key: object) -> Any:
+        """None: no value is stored."""
+        return None
+
+    def write_note(self, value: object, *key: object) -> None:
         """Store nothing."""
 
     def get(

@@ -1,15 +1,10 @@
 """The coupling of a task: the one that is given, else the set's own, else the default."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-from torch import Tensor
-
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
-from zeroshot.inference.embedding import embed_texts
 from zeroshot.inference.meter import Meter
-from zeroshot.model_set.coupled_encoder import calibrate, with_classifier_head
+from zeroshot.inference.remembered_coupling import PairFit
+from zeroshot.inference.remembered_models import remembered
 from zeroshot.model_set.model_set import ModelSet
 
 SENTENCES = 0.5
@@ -22,7 +17,7 @@ LABELS = 1.0
 def with_coupling_for_task(
     models: ModelSet, coupling: str | None, weight: float, cache: EmbeddingCache, meter: Meter
 ) -> ModelSet:
-    """The set with its coupling for a task.
+    """The set with its coupling for a task; what the cache knows of its encoders is not loaded.
 
     A set that leaves its coupling open has the choice of `auto` on its anchors, together with the
     image encoder's own classifier if the names of its classes fit (docs/couplings.md).
@@ -36,21 +31,19 @@ def with_coupling_for_task(
     """
     if coupling is not None:
         check_coupled(models, coupling)
-        return models.with_coupling(coupling)
-    if not models.has_default_coupling:
-        return models
-    chosen = models.with_chosen_coupling
-    coupled, anchors = chosen.coupled, chosen.anchors
-
-    def embed(names: Sequence[str]) -> Tensor:
-        return embed_texts(names, coupled.text_encoder, cache, meter)
-
-    pairs = anchors.images, anchors.texts
-    both = with_classifier_head(coupled.coupling, coupled.image_encoder, embed, *pairs, weight)
-    if both is coupled.coupling:
-        return chosen
-    scale = calibrate(both, *pairs)
-    return chosen.with_coupled_encoder(replace(coupled, coupling=both, logit_scale=scale))
+    known = remembered(models, cache, meter)
+    if coupling is not None:
+        chosen, classes = models.with_coupling(coupling), None
+    elif models.has_default_coupling:
+        chosen, classes = models.with_chosen_coupling, weight
+    else:
+        return known
+    if known is models or chosen.is_loaded("coupled"):
+        fit = PairFit(chosen, classes, cache, meter)
+        return chosen if classes is None else chosen.with_coupled_encoder(fit.pair())
+    parts = {part: getattr(known, part) for part in ("image_encoder", "text_encoder")}
+    fit = PairFit(chosen.with_parts(**parts), classes, cache, meter)
+    return fit.chosen.with_coupled_encoder(fit.remembered())
 
 
 def refuse_coupling(coupling: str | None) -> None:

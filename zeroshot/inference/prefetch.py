@@ -27,6 +27,7 @@ from zeroshot.inference.content_ids import known_ids
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Blob, Picture, Source
 from zeroshot.models.base import ClipEncoder, Image, ImageEncoder, PixelEncoder, Pixels
+from zeroshot.models.deferred import Deferred
 from zeroshot.results.result import Failure
 
 IMAGE_KIND = f"image/{VERSION}"
@@ -172,6 +173,8 @@ class EmbeddingPipeline:
         """
         twin = self._first.get(slot.id) if slot.id is not None else None
         if twin is None or (twin.done and (twin.embedding is None or twin.id != slot.id)):
+            if isinstance(self._encoder, Deferred):
+                self._encoder.load()  # now, and not in a thread that reads
             if slot.id is not None:
                 self._first[slot.id] = slot
             slot.twin = None

@@ -17,53 +17,6 @@ nothing else: it never sees a model, a file or the screen. Files whose names beg
 what several methods share, and are no methods.
 """
 
-from zeroshot.methods._caption_pool import Pool
-from zeroshot.methods._pipeline import configure, pipeline
-from zeroshot.methods._protocols import (
-    Adjuster,
-    Caption,
-    Captioner,
-    Coupling,
-    Dense,
-    Explanation,
-    Output,
-    Refiner,
-    Scorer,
-    as_logits,
-)
-from zeroshot.methods._registry import (
-    Description,
-    Option,
-    describe,
-    get,
-    name_of,
-    names,
-    options,
-    parameters,
-    values,
-)
+import lazy_loader
 
-__all__ = [
-    "Adjuster",
-    "Caption",
-    "Captioner",
-    "Coupling",
-    "Dense",
-    "Description",
-    "Explanation",
-    "Option",
-    "Output",
-    "Pool",
-    "Refiner",
-    "Scorer",
-    "as_logits",
-    "configure",
-    "describe",
-    "get",
-    "name_of",
-    "names",
-    "options",
-    "parameters",
-    "pipeline",
-    "values",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,13 +1,11 @@
-"""Methods by name: the list of them, their options, the arrays they take, their description."""
+"""Methods by name: the list of them, their options, the arrays they take."""
 
-import ast
 import importlib
 import inspect
-import itertools
 import math
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, fields
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -123,78 +121,3 @@ def _without_none(hint: Any) -> Any:
     """`int` of `int | None`; any other hint as it is."""
     kinds = get_args(hint)
     return next(k for k in kinds if k is not type(None)) if type(None) in kinds else hint
-
-
-# Descriptions
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method: its default and the possible values or type, in words."""
-
-    name: str
-    kind: str
-    default: Any
-    about: str
-
-
-@dataclass(frozen=True)
-class Description:
-    """A method as `zeroshot methods` shows it."""
-
-    name: str
-    title: str
-    """First line of the file's docstring."""
-    about: str
-    """The whole docstring: source, equation, departures."""
-    does: tuple[str, ...]
-    """`classify`, `caption`, `segment`."""
-    options: tuple[Option, ...]
-
-
-def describe(name: str) -> Description:
-    """The docstring, the tasks and the options of the method called `name`.
-
-    The text of an option is the string literal below it in the class.
-    """
-    method = get(name)
-    about = inspect.cleandoc(inspect.getmodule(method).__doc__ or "")
-    does = [
-        task
-        for verb, task in (("scores", "classify"), ("caption", "caption"), ("attend", "segment"))
-        if hasattr(method, verb)
-    ]
-    hints, texts = get_type_hints(method), _option_texts(method)
-    return Description(
-        name,
-        about.partition("\n")[0],
-        about,
-        tuple(does),
-        tuple(
-            Option(key, _kind(hints[key]), f.default, texts.get(key, ""))
-            for key, f in options(method).items()
-        ),
-    )
-
-
-def _kind(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "|".join(get_args(hint))
-    if type(None) in get_args(hint):
-        return f"{_kind(_without_none(hint))}|none"
-    return str(hint.__name__)
-
-
-def _option_texts(method: type[Any]) -> dict[str, str]:
-    """The string literal below each field of a class: Python drops it, the source has it."""
-    tree = ast.parse(inspect.getsource(method)).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    texts = {}
-    for above, below in itertools.pairwise(tree.body):
-        match above, below:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                texts[name] = inspect.cleandoc(text)
-    return texts

@@ -2,11 +2,11 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import sparse
 from torch import Tensor
 
 from zeroshot.errors import UserError
@@ -68,15 +68,20 @@ class RelativeRepresentations:
         out = self.values.new_zeros(len(self), self.width)
         return out.scatter_(1, self.index.long(), self.values)
 
-    def matrix(self) -> sparse.csr_matrix:
+    def matrix(self) -> Any:
         """For scipy: CSR, int32."""
+        from scipy import sparse
+
         n, k = self.values.shape
         values, index = self.values.cpu().numpy().ravel(), self.index.cpu().numpy().ravel()
         starts = np.arange(n + 1, dtype=np.int32 if n * k < 2**31 else np.int64) * k
         return sparse.csr_matrix((values, index, starts), shape=(n, self.width))
 
-    def product(self, other: "RelativeRepresentations | sparse.csr_matrix") -> Float[Tensor, "n m"]:
-        """Dot products of all pairs of vectors, sparse times sparse."""
+    def product(self, other: Any) -> Float[Tensor, "n m"]:
+        """Dot products of all pairs of vectors, sparse times sparse.
+
+        `other` may be a `matrix` too.
+        """
         right = other.matrix() if isinstance(other, RelativeRepresentations) else other
         return torch.from_numpy((self.matrix() @ right.T).toarray()).to(self.values.device)
 
@@ -88,6 +93,8 @@ def relative_scores(
     templates: TemplateMode,
 ) -> Float[Tensor, "n c"]:
     """Images against the prompts of each class, those that `text_mask` has; all sparse."""
+    from scipy import sparse
+
     counts = text_mask.sum(1)
     starts = np.concatenate([[0], counts.cumsum(0).cpu().numpy()])
     if templates == "mean":

@@ -8,11 +8,11 @@ Decoding"; for captions Devlin et al. 2015, arXiv:1505.04467).
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor
 
 from zeroshot.metrics.captioning import DocumentFrequency
@@ -50,8 +50,10 @@ def expected_cider(
     return torch.from_numpy(similarity).to(weights.dtype) @ weights.cpu()
 
 
-def _tf_idf(texts: Sequence[Words], frequency: DocumentFrequency) -> sparse.csr_matrix:
-    """tf-idf of the n-grams, at unit length for each n."""
+def _tf_idf(texts: Sequence[Words], frequency: DocumentFrequency) -> Any:
+    """tf-idf of the n-grams, at unit length for each n: a sparse matrix of scipy."""
+    from scipy import sparse
+
     log_documents = math.log(max(frequency.images, 2))
     numbers: dict[tuple[str, ...], int] = {}
     rows, columns, values = [], [], []

@@ -30,8 +30,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
 from torch import Tensor
 
 from zeroshot.errors import UserError
@@ -142,6 +140,9 @@ def _solve(
     cost: Cost, cells: Cells, marginals: npt.NDArray[np.float64]
 ) -> tuple[Cost, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The best plan on `cells`, and the prices of rows and columns."""
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_array
+
     rows = len(cost)
     i, c = np.nonzero(cells)
     ones, variables = np.ones(2 * len(i)), np.tile(np.arange(len(i)), 2)

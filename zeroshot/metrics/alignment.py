@@ -28,7 +28,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from torch import Tensor
 
 from zeroshot.errors import UserError
@@ -154,6 +153,8 @@ def local_cka(
 
 def assign(scores: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     """The assignment with the largest sum of scores."""
+    from scipy.optimize import linear_sum_assignment
+
     return torch.from_numpy(linear_sum_assignment(scores.numpy(), maximize=True)[1])
 
 
@@ -232,6 +233,8 @@ def _unit(kernel: Tensor) -> Tensor:
 
 def _solve(left: Array, right: Array, fixed: int, starts: int, seed: int) -> Matching:
     """The lowest `sum left * right[p][:, p]` of all starts, with the first `fixed` items fixed."""
+    from scipy.optimize import quadratic_assignment
+
     count = len(left)
     if left.shape != right.shape or not 1 <= count - fixed <= MOST:
         raise UserError(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, binomtest
 
 Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
@@ -105,6 +104,8 @@ def _p(differences: npt.NDArray[np.float64]) -> float:
 
 def exact_share(right: int, count: int, confidence: float = CONFIDENCE) -> Interval:
     """A share with the interval of Clopper and Pearson, which is never empty."""
+    from scipy.stats import beta
+
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, right, count - right + 1)) if right else 0.0
     high = float(beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0
@@ -113,6 +114,8 @@ def exact_share(right: int, count: int, confidence: float = CONFIDENCE) -> Inter
 
 def mcnemar(first: Bools, second: Bools) -> float:
     """Exact two-sided p-value that two methods are right equally often, on the same images."""
+    from scipy.stats import binomtest
+
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     if gained + lost == 0:
         return 1.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zeroshot.errors import NotAvailableError
 from zeroshot.model_set.spec import BUILT_IN, SetSpec, find_set, is_set
-from zeroshot.models import model_files
+from zeroshot.models.files import model_files
 from zeroshot.models.names import ModelName, parse
 
 __all__ = [

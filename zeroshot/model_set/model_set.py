@@ -16,10 +16,12 @@ from zeroshot.models.base import (
     ClipScorer,
     Detector,
     DualEncoder,
+    ImageEncoder,
     LanguageModel,
     PairScorer,
     RegionAnswerer,
     Segmenter,
+    TextEncoder,
     Writer,
 )
 from zeroshot.models.isolation import once
@@ -28,6 +30,8 @@ __all__ = ["COUPLED", "ModelSet", "read_anchors", "resolve"]
 
 COUPLED = "coupled"
 """`--encoder coupled`: the set's coupled pair instead of its dual encoder."""
+UNCOUPLED = ("image_encoder", "text_encoder", "language_model", "anchors")
+"""What does not depend on the coupling."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,26 @@ class ModelSet:
         return models.load_dual_encoder(self.spec.encoder, **self._options)
 
     @once
+    def image_encoder(self) -> ImageEncoder:
+        """The image encoder of the set's coupled pair."""
+        if self.spec.image_encoder is None:
+            raise self._no_coupled_pair()
+        return models.load_image_encoder(self.spec.image_encoder, **self._options)
+
+    @once
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder of the set's coupled pair."""
+        if self.spec.text_encoder is None:
+            raise self._no_coupled_pair()
+        return models.load_text_encoder(self.spec.text_encoder, **self._options)
+
+    @once
     def coupled(self) -> CoupledEncoder:
         """The set's image encoder and text encoder, coupled by its anchors."""
         spec = self.spec
         if spec.image_encoder is None or spec.text_encoder is None or spec.coupling is None:
-            raise UnsupportedError(
-                f"model set '{spec.name}' has no coupled pair; a coupled pair needs the tables "
-                "[image_encoder], [text_encoder] and [coupling] in models.toml"
-            )
-        image_encoder = models.load_image_encoder(spec.image_encoder, **self._options)
-        text_encoder = models.load_text_encoder(spec.text_encoder, **self._options)
+            raise self._no_coupled_pair()
+        image_encoder, text_encoder = self.image_encoder, self.text_encoder
         self.anchors.check_encoders(image_encoder.name, text_encoder.name)
         anchors = self.anchors.images, self.anchors.texts
         coupling = self.coupling.fit(*anchors)
@@ -102,13 +116,23 @@ class ModelSet:
             UserError: a set without anchors.
         """
         coupling = replace(_coupling(self.spec), method=method, options=options)
-        return replace(self, spec=replace(self.spec, coupling=coupling))
+        copy = replace(self, spec=replace(self.spec, coupling=coupling))
+        vars(copy).update({part: vars(self)[part] for part in UNCOUPLED if part in vars(self)})
+        return copy
 
     def with_coupled_encoder(self, coupled: CoupledEncoder) -> "ModelSet":
         """This set with another coupled pair; keeps the models that are loaded."""
+        return self.with_parts(coupled=coupled)
+
+    def with_parts(self, **parts: Any) -> "ModelSet":
+        """This set with these attributes, which are not loaded; keeps those that are."""
         copy = replace(self)
-        vars(copy).update(vars(self), coupled=coupled)
+        vars(copy).update(vars(self), **parts)
         return copy
+
+    def is_loaded(self, part: str) -> bool:
+        """Whether an attribute was loaded, or set by `with_parts`."""
+        return part in vars(self)
 
     @property
     def has_default_coupling(self) -> bool:
@@ -174,6 +198,12 @@ class ModelSet:
         if spec.encoder is not None:
             spec = replace(spec, image_encoder=None, text_encoder=None)
         require(spec, offline=self.offline)
+
+    def _no_coupled_pair(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"model set '{self.spec.name}' has no coupled pair; a coupled pair needs the tables "
+            "[image_encoder], [text_encoder] and [coupling] in models.toml"
+        )
 
     @property
     def _options(self) -> dict[str, Any]:

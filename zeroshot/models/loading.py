@@ -28,7 +28,7 @@ from zeroshot.models.hf import (
 )
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.isolation import loads
-from zeroshot.models.model_faults import check_vocabulary, model_errors
+from zeroshot.models.model_checks import check_vocabulary, model_errors
 from zeroshot.models.names import ModelName, parse
 from zeroshot.models.vlm import captioners, image_text_matching, question_answering
 

@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
-from zeroshot.models import model_files
 from zeroshot.models.base import Pixels
 from zeroshot.models.devices import precision_name
-from zeroshot.models.model_faults import check_expected_size
+from zeroshot.models.files import model_files
+from zeroshot.models.model_checks import check_expected_size
 from zeroshot.models.names import ModelName
 from zeroshot.models.preprocessing import from_transform
 from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder

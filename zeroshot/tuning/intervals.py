@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import norm
 from torch import Tensor
 
 from zeroshot.tuning.folds import class_weights
@@ -60,6 +59,8 @@ def estimate(
     sqrt(1 + n / further) wider than one for infinitely many; `further` is n by default. The share
     is moved to the middle as Agresti and Coull (1998) do, so that 0 and 1 have an interval too.
     """
+    from scipy.stats import norm
+
     z = float(norm.ppf((1 + confidence) / 2))
     value, error = float(balanced(hits, labels)), float(standard_error(hits, labels))
     rows = 1 / float((class_weights(labels) ** 2).sum())  # as many equally weighted rows

@@ -39,11 +39,11 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from zeroshot.errors import UserError
-from zeroshot.models import model_files
 from zeroshot.models.devices import precision_name
+from zeroshot.models.files import model_files
+from zeroshot.models.files.model_files import Files
 from zeroshot.models.isolation import SharedChange
-from zeroshot.models.model_faults import check_expected_size, check_image_sides
-from zeroshot.models.model_files import Files
+from zeroshot.models.model_checks import check_expected_size, check_image_sides
 from zeroshot.models.names import ModelName
 from zeroshot.models.towers.packed_linear import pack
 

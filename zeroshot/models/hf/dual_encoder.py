@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.models.base import Pixels
+from zeroshot.models.files.model_files import Files
 from zeroshot.models.hf import model_inputs
 from zeroshot.models.hf.checkpoint import AutoModel, Checkpoint
 from zeroshot.models.hf.model_inputs import repair_text
-from zeroshot.models.model_files import Files
 from zeroshot.models.preprocessing import from_processor
 from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder
 from zeroshot.models.towers.clip_towers import clip_text_tower, clip_vision_tower

@@ -1,25 +1,21 @@
 """Image encoders of transformers: any vision backbone, without its classifier."""
 
-import re
 from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
 from zeroshot.models.base import ClassifierHead, Pixels
 from zeroshot.models.encoding import WithPreprocessing
+from zeroshot.models.files.classifier_head import read_classifier_head
+from zeroshot.models.files.model_files import Files
 from zeroshot.models.hf.checkpoint import AutoModel, Checkpoint
-from zeroshot.models.model_files import Files
 from zeroshot.models.preprocessing import from_processor
 
-__all__ = ["TransformersImageEncoder", "load_image_encoder", "read_classifier_head"]
+__all__ = ["TransformersImageEncoder", "load_image_encoder"]
 
 PREPROCESSING = "pil.1"
-
-CLASSIFIER_WEIGHT = re.compile(r"classifier(\.\d+)?\.weight")
-"""Name of a classifier's last layer in most families."""
 
 
 class TransformersImageEncoder(WithPreprocessing):
@@ -72,18 +68,3 @@ def load_image_encoder(checkpoint: Checkpoint) -> TransformersImageEncoder:
         has_pooler=not missing,
         files=checkpoint.files,
     )
-
-
-def read_classifier_head(files: Files) -> ClassifierHead | None:
-    """The linear classifier in a model's safetensors; None if its classes have no names."""
-    labels = files.read("config.json").get("id2label") or {}
-    names = tuple(str(labels.get(str(i), "")) for i in range(len(labels)))
-    if len(names) < 2 or not all(names) or names[0].startswith("LABEL_") or not files.safe:
-        return None
-    for path in files.weights:
-        with safe_open(path, "pt") as file:
-            for key in filter(CLASSIFIER_WEIGHT.fullmatch, file.keys()):
-                weights: Tensor = file.get_tensor(key)
-                if weights.ndim == 2 and len(weights) == len(names):
-                    return ClassifierHead(weights.float(), names)
-    return None

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zeroshot.errors import UserError, unknown
+from zeroshot.models.files.model_files import Files
 from zeroshot.models.hf import model_inputs
 from zeroshot.models.hf.checkpoint import AutoModel, AutoModelForTextEncoding, Checkpoint
-from zeroshot.models.model_files import Files
 from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder
 
 __all__ = ["POOLINGS", "EmbeddingRecipe", "TransformersTextEncoder", "load_text_encoder"]

@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image
+from zeroshot.models.files.model_faults import check_weights, read_settings
 from zeroshot.models.isolation import FrozenModel
-from zeroshot.models.model_faults import check_weights, read_settings
 from zeroshot.models.vlm.generation import generate_texts
 from zeroshot.ops import normalize
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image, Regions
+from zeroshot.models.files.model_files import Files
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.model_inputs import image_inputs
-from zeroshot.models.model_files import Files
 from zeroshot.models.vlm.image_text_inputs import (
     ModelBatch,
     UnpaddedTexts,

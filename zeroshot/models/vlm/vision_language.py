@@ -14,7 +14,7 @@ from zeroshot.models.hf import xclip
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.isolation import loads
 from zeroshot.models.loading import LoadOptions, load
-from zeroshot.models.model_faults import check_vocabulary, model_errors
+from zeroshot.models.model_checks import check_vocabulary, model_errors
 from zeroshot.models.names import parse
 from zeroshot.models.vlm import captioners, chat, image_text_matching, question_answering
 from zeroshot.models.vlm.clipcap import FILE as CLIPCAP, load_clipcap

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from zeroshot import metrics
@@ -250,6 +249,8 @@ def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> 
     Raises:
         UserError: every image is classified correctly, so that the likelihood has no maximum.
     """
+    from scipy.optimize import minimize_scalar
+
     logits = logits.double()
     if bool((logits.argmax(1) == labels).all()):
         raise UserError(
@@ -271,6 +272,8 @@ def matching_temperature(logits: Float[Tensor, "n c"], confidence: float) -> flo
     Raises:
         UserError: there is no such temperature.
     """
+    from scipy.optimize import brentq
+
     logits = logits.double()
 
     def excess(log_temperature: float) -> float:

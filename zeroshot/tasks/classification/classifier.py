@@ -31,6 +31,7 @@ from zeroshot.inference.embedding import (
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
+from zeroshot.inference.remembered_coupling import fitted_coupling
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import Auto, explain, open_coupling
@@ -400,7 +401,7 @@ def _scorer(models: ModelSet, given: ClassifyOptions, shots: bool) -> Scorer:
         )
     if models.spec.coupling is not None and models.spec.coupling.method == name:
         if not options:
-            return models.coupled.coupling
+            return fitted_coupling(models.coupled)
         of_the_set: Any = models.coupling
         if methods.name_of(of_the_set) == name:
             coupling = replace(of_the_set, **{k: getattr(method, k) for k in options})

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
-from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -122,6 +121,8 @@ def parts_of(
     There are parts of each label, and parts of all labels together, so that a thing that two
     labels share is also found as a whole.
     """
+    from scipy import ndimage
+
     height, width = logits.shape[1:]
     fine = interpolate(logits[None], scale_factor=FINE, mode="bilinear")[0].softmax(0)
     each = [part >= min_probability for part in fine[:labels]]

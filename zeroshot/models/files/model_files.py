@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.errors import NotAvailableError, UserError, no_such
-from zeroshot.models.model_faults import check_settings, check_weights, read_settings
+from zeroshot.models.files.model_faults import check_settings, check_weights, read_settings
 from zeroshot.models.names import ModelName
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "download",
     "fetch",
     "locate",
+    "present",
+    "read_by_loading",
 ]
 
 NETWORK_SECONDS = 5.0
@@ -121,6 +123,23 @@ def locate(name: ModelName, layout: FileLayout, *, offline: bool = False) -> Fil
     weights = weights_in(name.directory, layout)
     revision = _content_hash(name.directory, layout)
     return _checked(Files(name, name.directory, revision, weights))
+
+
+def present(name: ModelName, layout: FileLayout) -> Files | None:
+    """The files of a model as `locate` finds them, unchecked; None if they are not on this disk.
+
+    The revision of a directory is empty, since its files are not read.
+    """
+    directory = name.directory or cached(name.target, layout)
+    if directory is None or not directory.is_dir():
+        return None
+    revision = "" if name.directory else directory.name[:12]
+    return Files(name, directory, revision, weights_in(directory, layout))
+
+
+def read_by_loading(files: Files, layout: FileLayout) -> list[Path]:
+    """The files that loading a model reads."""
+    return [files.directory / name for name in needed(_listing(files.directory), layout)]
 
 
 def _checked(files: Files) -> Files:

@@ -1,0 +1,102 @@
+"""Models that an earlier run loaded: this one loads them when something has to be encoded.
+
+The key of what is remembered of a model is the content of all its files. So a model that changed is
+loaded, and checked, as if it were new.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.inference.meter import LOADING, Meter
+from zeroshot.model_set.model_set import ModelSet
+from zeroshot.models.base import ClassifierHead
+from zeroshot.models.deferred import CountTokens, deferred, facts_of
+from zeroshot.models.devices import precision_name, resolve_device, resolve_precision
+from zeroshot.models.files import model_files
+from zeroshot.models.files.classifier_head import read_classifier_head
+from zeroshot.models.names import ModelName, parse
+
+TOKENS = "tokens"
+"""Kind of the rows that hold the number of tokens of a text."""
+LAYOUTS = {
+    "hf": model_files.TRANSFORMERS,
+    "hf-hub": model_files.OPEN_CLIP,
+    "local-dir": model_files.OPEN_CLIP,
+}
+"""By the scheme of a model's name; which files `open_clip:` means, only open_clip knows."""
+
+
+def remembered(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ModelSet:
+    """The set with encoders that are loaded on first use, as far as the cache knows them.
+
+    Those that are loaded stay, and those that are loaded later are loaded in `models` too.
+    """
+    if type(models) is not ModelSet or isinstance(cache, NullCache) or models.trust_remote_code:
+        return models
+    coupled = models.spec.encoder is None
+    parts = {
+        part: _remembered_encoder(models, part, cache, meter)
+        for part in (("image_encoder", "text_encoder") if coupled else ("encoder",))
+        if not models.is_loaded(part) and getattr(models.spec, part) is not None
+    }
+    waiting = {part: encoder for part, encoder in parts.items() if encoder is not None}
+    return models.with_parts(**waiting) if waiting else models
+
+
+def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, meter: Meter) -> Any:
+    """One encoder; None if it cannot wait."""
+    name = parse(getattr(models.spec, part))
+    layout = LAYOUTS.get(name.scheme)
+    files = model_files.present(name, layout) if layout is not None else None
+    if layout is None or files is None:
+        return None
+    paths = model_files.read_by_loading(files, layout)
+    contents = cache.file_ids(paths)
+    if None in contents:
+        return None
+    dtype = resolve_precision(models.precision, resolve_device(models.device))
+    content = [[path.name, id] for path, id in zip(paths, contents, strict=True)]
+    key = ("model", part, name.label, files.revision, content, precision_name(dtype), models.fast)
+
+    def load() -> Any:
+        if models.is_loaded(part):
+            return getattr(models, part)
+        with meter.phase("loading models", counts=False), meter.stage(LOADING):
+            return getattr(models, part)
+
+    how = load, _counter(cache), _classes(name, layout)
+    encoder = deferred(cache.note(*key), *how)
+    if encoder is not None:
+        return encoder
+    facts = facts_of(getattr(models, part))
+    if facts is not None:
+        cache.write_note(facts, *key)
+    return deferred(facts, *how)
+
+
+def _counter(cache: EmbeddingCache) -> CountTokens:
+    """Numbers of tokens, through the cache."""
+
+    def count(
+        fresh: Callable[[Sequence[str]], Tensor], texts: Sequence[str], encoder: str
+    ) -> Tensor:
+        ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+        return cache(fresh, texts, ids=ids, encoder=encoder, kind=TOKENS, batch_size=len(texts))
+
+    return count
+
+
+def _classes(
+    name: ModelName, layout: model_files.FileLayout
+) -> Callable[[], ClassifierHead | None]:
+    @functools.cache
+    def classes() -> ClassifierHead | None:
+        files = model_files.present(name, layout)
+        return None if files is None else read_classifier_head(files)
+
+    return classes

@@ -1,0 +1,133 @@
+"""Methods as `zeroshot methods` shows them, read from their files: nothing is imported for it."""
+
+import ast
+import functools
+import inspect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeroshot.errors import unknown
+from zeroshot.methods._registry import PACKAGE, names
+
+VERBS = {"scores": "classify", "caption": "caption", "attend": "segment"}
+"""What a class does if it, or a class that it inherits from, has such a function."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its default and the possible values or type, in words."""
+
+    name: str
+    kind: str
+    default: Any
+    about: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A method as `zeroshot methods` shows it."""
+
+    name: str
+    title: str
+    """First line of the file's docstring."""
+    about: str
+    """The whole docstring: source, equation, departures."""
+    does: tuple[str, ...]
+    """`classify`, `caption`, `segment`."""
+    options: tuple[Option, ...]
+
+
+def describe(name: str) -> Description:
+    """The docstring, the tasks and the options of the method called `name`.
+
+    The text of an option is the string literal below it in the class.
+    """
+    if name not in names():
+        raise unknown("method", name, names())
+    module = _Module.read(name)
+    wanted = name.replace("_", "")
+    classes = (node for node in module.tree.body if isinstance(node, ast.ClassDef))
+    lineage = list(_lineage(module, next(c for c in classes if c.name.lower() == wanted)))
+    about = inspect.cleandoc(ast.get_docstring(module.tree) or "")
+    functions = {
+        node.name for _, c in lineage for node in c.body if isinstance(node, ast.FunctionDef)
+    }
+    options: dict[str, Option] = {}
+    for owner, node in reversed(lineage):
+        for option in _options(owner, node):
+            options[option.name] = option
+    does = tuple(task for verb, task in VERBS.items() if verb in functions)
+    return Description(name, about.partition("\n")[0], about, does, tuple(options.values()))
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A file of this folder."""
+
+    tree: ast.Module
+
+    @classmethod
+    @functools.cache
+    def read(cls, name: str) -> "_Module":
+        return cls(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")))
+
+    def find(self, name: str) -> "tuple[_Module, ast.stmt] | None":
+        """The class or the constant of this name, here or where it is imported from."""
+        for node in self.tree.body:
+            match node:
+                case ast.ImportFrom(module=str(module)) if module.startswith(f"{PACKAGE}."):
+                    if any(alias.name == name for alias in node.names):
+                        return _Module.read(module.rpartition(".")[2]).find(name)
+                case ast.ClassDef(name=found) if found == name:
+                    return self, node
+                case ast.Assign(targets=[ast.Name(id=found)]) if found == name:
+                    return self, node
+        return None
+
+
+def _lineage(module: _Module, node: ast.ClassDef) -> Iterator[tuple[_Module, ast.ClassDef]]:
+    """A class and those that it inherits from, in this folder."""
+    yield module, node
+    for base in node.bases:
+        found = module.find(base.id) if isinstance(base, ast.Name) else None
+        if found is not None and isinstance(found[1], ast.ClassDef):
+            yield from _lineage(found[0], found[1])
+
+
+def _options(module: _Module, node: ast.ClassDef) -> Iterator[Option]:
+    """The fields of a class itself, but for the learned ones; the text is the literal below."""
+    for field, below in itertools.pairwise([*node.body, ast.Pass()]):
+        match field:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=value):
+                if name.endswith("_") or ast.unparse(hint).startswith("ClassVar"):
+                    continue
+                text = ""
+                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    text = inspect.cleandoc(str(below.value.value))
+                yield Option(name, _kind(module, hint), _value(module, value), text)
+
+
+def _kind(module: _Module, hint: ast.expr) -> str:
+    """`int`, `float|none` or the texts of a Literal."""
+    match hint:
+        case ast.BinOp(left=left, right=ast.Constant(value=None)):
+            return f"{_kind(module, left)}|none"
+        case ast.Subscript(value=ast.Name(id="Literal")):
+            values = ast.literal_eval(hint.slice)
+            return "|".join(values) if isinstance(values, tuple) else str(values)
+        case ast.Name(id=name):
+            found = module.find(name)
+            if found is not None and isinstance(found[1], ast.Assign):
+                return _kind(found[0], found[1].value)
+    return ast.unparse(hint)
+
+
+def _value(module: _Module, value: ast.expr | None) -> Any:
+    """A default: a literal, or a constant of a file."""
+    if isinstance(value, ast.Name) and (found := module.find(value.id)) is not None:
+        assert isinstance(found[1], ast.Assign)
+        return _value(found[0], found[1].value)
+    return None if value is None else ast.literal_eval(value)
