@@ -201,6 +201,25 @@ def test_a_better_candidate_wins_and_a_hopeless_one_stops_early():
     assert share["hopeless"] < 1
 
 
+def test_the_default_is_left_for_what_is_better_and_not_for_the_luckiest_of_many():
+    """Few labels, all candidates far above plain zero-shot: each test against that succeeds."""
+    labels = torch.arange(40) % 4
+    stayed = 0
+    for seed in range(6):
+        generator = seeded(seed)
+        plain, *equals = (noisy(labels, 4, s, generator) for s in (0, *[1.5] * 20))
+        candidates = [known(f"equal {i}", logits) for i, logits in enumerate(equals)]
+        candidates.insert(1, known("plain", plain))
+        found = evaluate(candidates, labels, plain=1, ensembles=False)
+        assert found.p < 0.05
+        assert found.better == (found.selection.single != 0)
+        stayed += found.selection.single == 0
+        best = known("best", noisy(labels, 4, 5, generator))
+        found = evaluate([*candidates, best], labels, plain=1, ensembles=False)
+        assert found.better
+    assert stayed >= 5
+
+
 def test_an_ensemble_wins_where_members_complement_each_other():
     generator = seeded(6)
     labels = torch.arange(400) % 4

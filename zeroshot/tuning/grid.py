@@ -60,7 +60,7 @@ def simplest_first(
     Raises:
         UserError: a method in `among` that is not in the lists of this file.
     """
-    listed = [*ZERO_SHOT, *(FEW_SHOT if shots else ())]
+    listed = [*(FEW_SHOT if shots else ()), *ZERO_SHOT]
     names = [name for name, _ in listed]
     for name in among:
         if name not in names:

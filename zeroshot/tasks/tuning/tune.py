@@ -3,8 +3,8 @@
 With labels, `tuning.selection` chooses among all that the data allow and measures the choice on
 images that took no part in it. Two rules come on top:
 
-- If the choice is not better than plain zero-shot (one-sided paired test, 5 %), the recipe is the
-  default for these data; without shots, that is plain zero-shot. The default for shots was never
+- If the choice is not better than the default for these data (one-sided paired test, 5 %), the
+  recipe is that default; without shots, that is plain zero-shot. The default for shots was never
   more than a point below plain zero-shot on the sets of docs/which_method.md, which is more than
   ten labelled images can say against it.
 - With fewer than three labelled images a class nothing can be chosen, and with one nothing can be
@@ -36,7 +36,6 @@ from zeroshot.tuning.problem import TunedMethod, TuningProblem
 from zeroshot.tuning.selection import (
     LEAST_FOLDS,
     LEAST_ROWS,
-    SIGNIFICANT,
     TuningProgress,
     TuningResult,
     evaluate,
@@ -163,7 +162,7 @@ def _verdict(
     gain = f"{100 * result.gain:+.1f} points against plain zero-shot, p = {result.p:.2g}"
     if result.folds < LEAST_FOLDS:
         return chosen, f"{names}: the default, with too few labels a class to choose ({gain})"
-    if result.p <= SIGNIFICANT:
+    if result.better:
         return chosen, f"{names}: {gain}"
     what = "the default for labelled images" if shots else "plain zero-shot"
     return chosen, f"{what} ({tuned[0].name}): no method was better beyond chance ({gain})"
