@@ -23,7 +23,7 @@ from zeroshot.commands import (
     video_commands,
 )
 from zeroshot.commands.command import Json, command
-from zeroshot.commands.terminal import interrupts, streams
+from zeroshot.commands.terminal import interrupts, process, streams
 from zeroshot.errors import ZeroshotError
 from zeroshot.serving import serve_commands
 from zeroshot.tasks import completion
@@ -167,7 +167,7 @@ def main() -> None:
     interrupts.install()
     code = run(sys.argv[1:])
     interrupts.finished(code)
-    sys.exit(code)
+    process.end(code)
 
 
 def run(arguments: Sequence[str]) -> int:

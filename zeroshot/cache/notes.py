@@ -20,7 +20,7 @@ from zeroshot.output.atomic import replace
 
 FOLDER = "notes"
 PACKAGE = Path(__file__).parent.parent
-LARGEST = 1 << 16
+LARGEST = 4 << 20
 """Bytes of a note."""
 OLD = 90 * 86400
 """Seconds after which a note is a leftover; it is written again when it is needed."""

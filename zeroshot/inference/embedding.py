@@ -30,11 +30,12 @@ from zeroshot.models.base import (
     RegionAnswerer,
     TextEncoder,
 )
+from zeroshot.models.deferred import TEXTS, DeferredTextEncoder
 from zeroshot.results.result import Failure
 
 TextReader = TextEncoder | PairScorer | Answerer | RegionAnswerer
 
-TEXT_KIND = "text"
+TEXT_KIND = TEXTS
 VIEWS = "crop-1"
 """Kind of the random parts of images; an id is made of the image's id and the part's number."""
 FRAMES = "frames"
@@ -169,9 +170,10 @@ def embed_texts(
 ) -> Float[Tensor, "n d"]:
     """Embeddings of every text, through the cache."""
     distinct = sorted(set(texts))  # texts that begin alike go to the encoder together
-    embeddings = encode_through_cache(
-        encoder.encode_texts, distinct, encoder.name, cache, meter, TEXT_BATCH
-    )
+    encode = encoder.encode_texts
+    if isinstance(encoder, DeferredTextEncoder):  # it would look into the cache again
+        encode = encoder.encode_anew
+    embeddings = encode_through_cache(encode, distinct, encoder.name, cache, meter, TEXT_BATCH)
     index = {text: i for i, text in enumerate(distinct)}
     return embeddings[[index[text] for text in texts]]
 

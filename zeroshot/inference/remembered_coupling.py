@@ -25,8 +25,8 @@ from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate, with_c
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClassifyingEncoder, TextEncoder
 
-ROWS = 1024
-"""Joint vectors that a run adds to the cache: for more, fitting takes no time that counts."""
+IMAGES, TEXTS = 1024, 16_384
+"""Joint vectors that a run adds to the cache: beside more, to fit takes no time that counts."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class RememberedCoupling:
         self._fit = fit
         self._cache = cache
         self._space = space
-        self._room = ROWS
+        self._room = {"joint images": IMAGES, "joint texts": TEXTS}
 
     def __repr__(self) -> str:
         return self._text
@@ -217,7 +217,7 @@ class RememberedCoupling:
         return self.fitted.match(images, texts)
 
     def _mapped(self, kind: str, rows: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        if not 0 < len(rows) <= self._room or rows.dtype != torch.float32:
+        if not 0 < len(rows) <= self._room[kind] or rows.dtype != torch.float32:
             return compute()
         ids = [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
         if "_fitted" not in vars(self):
@@ -226,7 +226,7 @@ class RememberedCoupling:
                 return known
         mapped = compute()
         if mapped.dtype == torch.float32 and mapped.isfinite().all():
-            self._room -= len(rows)
+            self._room[kind] -= len(rows)
             self._cache.put(self._space, kind, ids, mapped)
         return mapped
 

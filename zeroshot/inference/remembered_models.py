@@ -15,14 +15,12 @@ from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.inference.meter import LOADING, Meter
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClassifierHead
-from zeroshot.models.deferred import CountTokens, deferred, facts_of
+from zeroshot.models.deferred import TextMemory, deferred, facts_of
 from zeroshot.models.devices import precision_name, resolve_device, resolve_precision
 from zeroshot.models.files import model_files
 from zeroshot.models.files.classifier_head import read_classifier_head
 from zeroshot.models.names import ModelName, parse
 
-TOKENS = "tokens"
-"""Kind of the rows that hold the number of tokens of a text."""
 LAYOUTS = {
     "hf": model_files.TRANSFORMERS,
     "hf-hub": model_files.OPEN_CLIP,
@@ -69,7 +67,7 @@ def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, mete
         with meter.phase("loading models", counts=False), meter.stage(LOADING):
             return getattr(models, part)
 
-    how = load, _counter(cache), _classes(name, layout)
+    how = load, _memory(cache), _classes(name, layout)
     encoder = deferred(cache.note(*key), *how)
     if encoder is not None:
         return encoder
@@ -79,16 +77,16 @@ def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, mete
     return deferred(facts, *how)
 
 
-def _counter(cache: EmbeddingCache) -> CountTokens:
-    """Numbers of tokens, through the cache."""
+def _memory(cache: EmbeddingCache) -> TextMemory:
+    """Rows of texts, through the cache."""
 
-    def count(
-        fresh: Callable[[Sequence[str]], Tensor], texts: Sequence[str], encoder: str
+    def rows(
+        fresh: Callable[[Sequence[str]], Tensor], texts: Sequence[str], encoder: str, kind: str
     ) -> Tensor:
         ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
-        return cache(fresh, texts, ids=ids, encoder=encoder, kind=TOKENS, batch_size=len(texts))
+        return cache(fresh, texts, ids=ids, encoder=encoder, kind=kind, batch_size=len(texts))
 
-    return count
+    return rows
 
 
 def _classes(

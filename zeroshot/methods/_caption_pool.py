@@ -9,7 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.metrics.captioning import DocumentFrequency, document_frequency
+from zeroshot.metrics.captioning import (
+    DocumentFrequency,
+    document_frequency,
+    frequency_of_words,
+)
 from zeroshot.ops import topk_stream
 
 FREQUENCY_SAMPLE = 20_000
@@ -22,6 +26,8 @@ class Pool:
 
     texts: Sequence[str]
     embeddings: Float[Tensor, "m d"]
+    words: Sequence[Sequence[str]] | None = None
+    """The texts tokenized by `metrics.ptb_tokenizer`; they are if it is None."""
 
     @cached_property
     def unique(self) -> "Pool":
@@ -30,7 +36,8 @@ class Pool:
         if len(first) == len(self.texts):
             return self
         index = sorted(first.values())
-        return Pool([self.texts[i] for i in index], self.embeddings[index])
+        words = None if self.words is None else [self.words[i] for i in index]
+        return Pool([self.texts[i] for i in index], self.embeddings[index], words)
 
     @cached_property
     def frequency(self) -> DocumentFrequency:
@@ -42,6 +49,8 @@ class Pool:
         if len(texts) > FREQUENCY_SAMPLE:
             by_hash = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
             texts = by_hash[:FREQUENCY_SAMPLE]
+        elif self.words is not None:
+            return frequency_of_words([[words] for words in self.words])
         return document_frequency([[text] for text in texts])
 
 

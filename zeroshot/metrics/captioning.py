@@ -201,7 +201,8 @@ class DocumentFrequency:
     """The number of all images."""
 
 
-def _document_frequency(references: Sequence[Sequence[Words]]) -> DocumentFrequency:
+def frequency_of_words(references: Sequence[Sequence[Words]]) -> DocumentFrequency:
+    """As `document_frequency`, of texts that are tokenized."""
     counts: Counter[Gram] = Counter()
     for texts in references:
         counts.update({gram for text in texts for n in ORDERS for gram in _grams(text, n)})
@@ -210,7 +211,7 @@ def _document_frequency(references: Sequence[Sequence[Words]]) -> DocumentFreque
 
 def document_frequency(references: Sequence[Sequence[str]]) -> DocumentFrequency:
     """The document frequency of a corpus, for CIDEr of a few images or of one."""
-    return _document_frequency([[tokenize(text) for text in texts] for texts in references])
+    return frequency_of_words([[tokenize(text) for text in texts] for texts in references])
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _ciders(
     references: Sequence[Sequence[Words]],
     frequency: DocumentFrequency | None,
 ) -> tuple[Score, Score]:
-    frequency = frequency or _document_frequency(references)
+    frequency = frequency or frequency_of_words(references)
     if frequency.images < 2:
         raise UserError(
             "CIDEr weighs words by how few images they belong to, and there is one image; "

@@ -20,10 +20,13 @@ from zeroshot.models.base import (
     Pixels,
 )
 
-__all__ = ["Deferred", "deferred", "facts_of"]
+__all__ = ["TEXTS", "Deferred", "DeferredTextEncoder", "deferred", "facts_of"]
 
-CountTokens = Callable[[Callable[[Sequence[str]], Tensor], Sequence[str], str], Tensor]
-"""Numbers of tokens, perhaps remembered: a function that counts, the texts, and the encoder."""
+TextMemory = Callable[[Callable[[Sequence[str]], Tensor], Sequence[str], str, str], Tensor]
+"""Rows of texts, perhaps remembered: a function that makes them, the texts, the encoder's name, and
+`TEXTS` or `TOKENS`."""
+TEXTS, TOKENS = "text", "tokens"
+"""Kinds of rows: embeddings, and numbers of tokens."""
 
 _NAMED: dict[str, Any] = {"name": str}
 _PIXELS: dict[str, Any] = {"shortcuts": str, "draft_side": (int, type(None))}
@@ -41,12 +44,12 @@ class Deferred:
         self,
         facts: Mapping[str, Any],
         load: Callable[[], Any],
-        count_tokens: CountTokens,
+        memory: TextMemory,
         read_classes: Callable[[], ClassifierHead | None],
     ) -> None:
         self._facts = facts
         self.load = load
-        self._count_tokens = count_tokens
+        self._memory = memory
         self._read_classes = read_classes
 
     @property
@@ -110,10 +113,16 @@ class DeferredTextEncoder(Deferred):
 
         if not texts:
             return []
-        counts: list[int] = self._count_tokens(count, texts, self.name)[:, 0].long().tolist()
+        counts: list[int] = self._memory(count, texts, self.name, TOKENS)[:, 0].long().tolist()
         return counts
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """By the encoder, but for those that are remembered."""
+        if not texts:
+            return self.encode_anew(texts)
+        return self._memory(self.encode_anew, texts, self.name, TEXTS)
+
+    def encode_anew(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """By the encoder."""
         rows: Tensor = self.load().encode_texts(texts)
         return rows
@@ -190,7 +199,7 @@ def facts_of(encoder: Any) -> dict[str, Any] | None:
 def deferred(
     facts: Any,
     load: Callable[[], Any],
-    count_tokens: CountTokens,
+    memory: TextMemory,
     read_classes: Callable[[], ClassifierHead | None],
 ) -> Any:
     """The encoder with these facts; None if they are not those of an encoder.
@@ -198,13 +207,13 @@ def deferred(
     Args:
         facts: of `facts_of`, from wherever they were stored.
         load: returns the encoder, at once if it was loaded before.
-        count_tokens: see `CountTokens`.
+        memory: see `TextMemory`.
         read_classes: its classifier, read from its files.
     """
     if not isinstance(facts, dict) or facts.get("role") not in KINDS:
         return None
     kind, _ = KINDS[facts["role"]]
-    return kind(facts, load, count_tokens, read_classes) if _valid(facts, kind) else None
+    return kind(facts, load, memory, read_classes) if _valid(facts, kind) else None
 
 
 def _valid(facts: Mapping[str, Any], kind: type[Deferred]) -> bool:

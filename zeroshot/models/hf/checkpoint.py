@@ -23,12 +23,10 @@ if "torchvision" not in sys.modules and "transformers" not in sys.modules:
 import transformers
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForTextEncoding,
-    AutoProcessor,
     AutoTokenizer,
     DynamicCache,
     TokenizersBackend,
@@ -212,7 +210,7 @@ class Checkpoint:
         """The model's own preprocessing by PIL, which gives the same numbers on every machine."""
         try:
             with quiet():
-                processor = AutoImageProcessor.from_pretrained(
+                processor = transformers.AutoImageProcessor.from_pretrained(
                     self.files.directory, backend="pil", **self._options
                 )
         except (OSError, ValueError) as error:
@@ -226,7 +224,7 @@ class Checkpoint:
         """Tokenizer, preprocessing and chat template of a model with images in its prompt."""
         try:
             with quiet():
-                processor = AutoProcessor.from_pretrained(
+                processor = transformers.AutoProcessor.from_pretrained(
                     self.files.directory, backend="pil", **self._options
                 )
         except (ImportError, OSError, ValueError) as error:

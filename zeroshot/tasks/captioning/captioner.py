@@ -1,5 +1,6 @@
 """Images to captions."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from zeroshot.inference.embedding import (
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Caption, Captioner, Pool
+from zeroshot.metrics.ptb_tokenizer import tokenize
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import CaptionResult
 
@@ -171,4 +173,19 @@ def pool_of(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> Pool:
     if not texts:
         raise UserError(f"the anchors of model set '{models.name}' have no captions to choose from")
     embeddings = embed_texts(texts, text_encoder_of(models.encoder), cache, meter)
-    return Pool(texts, project_texts(models.encoder, embeddings))
+    return Pool(texts, project_texts(models.encoder, embeddings), _words(texts, cache))
+
+
+def _words(texts: Sequence[str], cache: EmbeddingCache) -> list[list[str]]:
+    """The tokenized texts; the cache has those of an earlier run."""
+    key = "words", hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+    stored = cache.note(*key)
+    if isinstance(stored, list) and len(stored) == len(texts) and all(map(_are_words, stored)):
+        return stored
+    words = [tokenize(text) for text in texts]
+    cache.write_note(words, *key)
+    return words
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
