@@ -154,7 +154,9 @@ def test_a_summary_says_what_took_the_time(zeroshot):
         SUMMARY % ("1 image", "slowest step: (encoder|cache|reading images)"), first
     )
     _, _, second = zeroshot("classify", *THREE[:1], *LABELS)
-    assert re.fullmatch(SUMMARY % ("1 image", "1 from the cache; slowest step: (cache|scoring)"), second)
+    assert re.fullmatch(
+        SUMMARY % ("1 image", "1 from the cache; slowest step: (cache|scoring)"), second
+    )
 
 
 def test_the_time_of_a_summary_is_that_of_the_command(zeroshot, slow):

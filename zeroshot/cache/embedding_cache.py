@@ -126,6 +126,8 @@ class EmbeddingCache:
     which no cache can be created a NoCacheError (`open_cache`).
     """
 
+    is_closed = False
+
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
         try:
@@ -392,6 +394,7 @@ class EmbeddingCache:
 
     def close(self) -> None:
         """Save the hashes of files and close the index."""
+        self.is_closed = True
         self._index.close()
 
     def __enter__(self) -> "EmbeddingCache":

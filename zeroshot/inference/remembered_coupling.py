@@ -217,7 +217,8 @@ class RememberedCoupling:
         return self.fitted.match(images, texts)
 
     def _mapped(self, kind: str, rows: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        if not 0 < len(rows) <= self._room[kind] or rows.dtype != torch.float32:
+        fits = 0 < len(rows) <= self._room[kind] and rows.dtype == torch.float32
+        if not fits or self._cache.is_closed:
             return compute()
         ids = [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
         if "_fitted" not in vars(self):

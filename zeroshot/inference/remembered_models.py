@@ -15,7 +15,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.inference.meter import LOADING, Meter
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClassifierHead
-from zeroshot.models.deferred import TextMemory, deferred, facts_of
+from zeroshot.models.deferred import Deferred, TextMemory, deferred, facts_of
 from zeroshot.models.devices import precision_name, resolve_device, resolve_precision
 from zeroshot.models.files import model_files
 from zeroshot.models.files.classifier_head import read_classifier_head
@@ -44,6 +44,12 @@ def remembered(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ModelSe
     }
     waiting = {part: encoder for part, encoder in parts.items() if encoder is not None}
     return models.with_parts(**waiting) if waiting else models
+
+
+def is_waiting(models: ModelSet) -> bool:
+    """Whether an encoder of the set waits until it is needed."""
+    parts = ("encoder", "image_encoder", "text_encoder")
+    return any(models.is_loaded(p) and isinstance(getattr(models, p), Deferred) for p in parts)
 
 
 def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, meter: Meter) -> Any:
@@ -83,6 +89,8 @@ def _memory(cache: EmbeddingCache) -> TextMemory:
     def rows(
         fresh: Callable[[Sequence[str]], Tensor], texts: Sequence[str], encoder: str, kind: str
     ) -> Tensor:
+        if cache.is_closed:
+            return fresh(texts)
         ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
         return cache(fresh, texts, ids=ids, encoder=encoder, kind=kind, batch_size=len(texts))
 

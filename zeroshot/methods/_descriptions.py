@@ -98,7 +98,9 @@ def _lineage(module: _Module, node: ast.ClassDef) -> Iterator[tuple[_Module, ast
 
 
 def _options(module: _Module, node: ast.ClassDef) -> Iterator[Option]:
-    """The fields of a class itself, but for the learned ones; the text is the literal below."""
+    """The fields of a dataclass itself, but for the learned ones; the text is the literal below."""
+    if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return
     for field, below in itertools.pairwise([*node.body, ast.Pass()]):
         match field:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=value):

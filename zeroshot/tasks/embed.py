@@ -14,7 +14,10 @@ from zeroshot.inference.embedding import (
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
+from zeroshot.inference.remembered_models import remembered
 from zeroshot.inputs.source import Source
+from zeroshot.model_set.frame_encoder import ClipModels
+from zeroshot.models.base import ImageEncoder, TextEncoder
 from zeroshot.results.result import EmbedResult, Failure
 from zeroshot.tasks.embed_options import EmbedOptions
 from zeroshot.tasks.filter import caption_failure, caption_of
@@ -32,22 +35,40 @@ class Embed(Task[EmbedOptions]):
     ) -> "EmbedRunner":
         """Load the encoder."""
         self.models.require(language_model=False)
-        return EmbedRunner(task=self, cache=cache, batch_size=batch_size)
+        models, captions = remembered(self.models, cache, meter), self.options.captions
+        text_encoder: TextEncoder | None = None
+        if isinstance(models, ClipModels) or models.spec.encoder is not None:
+            image_encoder = image_encoder_of(models.encoder)
+            text_encoder = text_encoder_of(models.encoder) if captions else None
+        else:  # what couples them is not needed
+            image_encoder = models.image_encoder
+            text_encoder = models.text_encoder if captions else None
+        return EmbedRunner(
+            task=self,
+            cache=cache,
+            batch_size=batch_size,
+            image_encoder=image_encoder,
+            text_encoder=text_encoder,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedRunner(OpenedTask[Embed]):
-    """A set with its encoder loaded."""
+    """A set with its encoders."""
+
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder | None
+    """For captions."""
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
         models = self._used()
-        if self.task.options.captions:
-            models["text_encoder"] = text_encoder_of(self.task.models.encoder).name
+        if self.text_encoder is not None:
+            models["text_encoder"] = self.text_encoder.name
         return {"models": models}
 
     def _used(self) -> dict[str, str]:
-        encoder = image_encoder_of(self.task.models.encoder)
+        encoder = self.image_encoder
         return {"image_encoder": encoder.name} | preprocessing_names(encoder)
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbedResult]:
@@ -55,13 +76,10 @@ class EmbedRunner(OpenedTask[Embed]):
 
         If captions are embedded too, an image without one fails.
         """
-        encoder, used = self.task.models.encoder, self._used()
-        captions = self.task.options.captions
-        for batch in embed_images(
-            sources, image_encoder_of(encoder), self.cache, meter, self.batch_size
-        ):
+        used = self._used()
+        for batch in embed_images(sources, self.image_encoder, self.cache, meter, self.batch_size):
             failures, texts = list(batch.failures), {}
-            if captions:
+            if self.text_encoder is not None:
                 for i in batch.readable:
                     failures[i] = caption_failure(batch.sources[i])
                 meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
@@ -87,6 +105,6 @@ class EmbedRunner(OpenedTask[Embed]):
         if not good:
             return {}
         texts = [caption_of(sources[i]) for i in good]
-        reader = text_encoder_of(self.task.models.encoder)
-        rows = embed_texts(texts, reader, self.cache, meter).tolist()
+        assert self.text_encoder is not None
+        rows = embed_texts(texts, self.text_encoder, self.cache, meter).tolist()
         return {i: tuple(row) for i, row in zip(good, rows, strict=True)}

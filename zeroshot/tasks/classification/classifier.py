@@ -32,6 +32,7 @@ from zeroshot.inference.embedding import (
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inference.remembered_coupling import fitted_coupling
+from zeroshot.inference.remembered_models import remembered
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Coupling, Output, Scorer, as_logits
 from zeroshot.methods.auto import Auto, explain, open_coupling
@@ -271,6 +272,7 @@ def load_classifier(
     check_multilabel(options.multi, head, negatives, data.given)
     if options.coupling is not None:
         models = with_coupling_for_task(models, options.coupling, weight, cache, meter)
+    models = remembered(models, cache, meter)
     scorer = _scorer(models, options, shots=data.shots is not None)
     if options.multi:
         _warn_if_one_label(scorer)
