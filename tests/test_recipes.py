@@ -98,6 +98,12 @@ def test_a_recipe_reads_back(tmp_path):
         (lambda t: t.replace("weight = 0.75", f"weight = {'9' * 400}"), "members.weight = 999"),
         (lambda t: t.replace("weight = 0.75", "weight = inf"), "members.weight = inf"),
         (lambda t: t.replace("seed = 3", 'seed = "x"'), "seed = x is of another kind"),
+        (lambda t: t.replace("share = 1.0", 'share = "all"'), "tried = all is of another kind"),
+        (lambda t: t.replace(", share = 1.0", ""), "tried needs name, accuracy, error, share"),
+        (lambda t: t.replace("labels = 4.0", "labels = nan"), "curve = nan is of another kind"),
+        (lambda t: t.replace("    0,\n    2,", "    0,"), "the columns of held_out differ"),
+        (lambda t: t.replace("    0,\n    2,", "    0,\n    3,"), "a class that is none of 3"),
+        (lambda t: t.replace("    0.75,", "    7.5,"), "a confidence that is not between 0 and 1"),
     ],
 )
 def test_a_damaged_recipe_ends_with_one_sentence(tmp_path, change, message):

@@ -10,6 +10,7 @@ schema, labels, seed          what was asked
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,10 @@ from zeroshot.inputs.text_files import is_number, read_toml
 from zeroshot.output import atomic
 
 SCHEMA = "zeroshot.recipe/1"
+COLUMNS: Mapping[str, Mapping[str, type]] = {
+    "tried": {"name": str, "accuracy": float, "error": float, "share": float},
+    "curve": {"labels": float, "accuracy": float, "error": float},
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class RecipeMember:
     weight: float = 1.0
     temperature: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    templates: str = "simple"
+    templates: str = ""
+    """Empty for the default, `simple`."""
     coupling: str = ""
     """Empty for the default of the model set."""
 
@@ -152,12 +158,36 @@ def _recipe(table: dict[str, Any]) -> Recipe:
     for name in ("seed", "verdict", "shots", "shots_fingerprint"):
         if name in given:
             given[name] = _typed(Recipe.__dataclass_fields__[name].type, given[name], name)
-    for name in ("models", "agreement"):
+    for name, values in (("models", str), ("agreement", float)):
         if not isinstance(given.get(name, {}), dict):
             raise ValueError(f"{name} is no table")
-    for name in ("tried", "curve"):
-        given[name] = tuple(_list(given, name))
+        given[name] = {k: _typed(values, v, name) for k, v in given.get(name, {}).items()}
+    for name, columns in COLUMNS.items():
+        given[name] = tuple(_row(row, columns, name) for row in _list(given, name))
+    if "held_out" in given:
+        _check_held_out(given["held_out"], len(given["labels"]))
     return Recipe(**given)
+
+
+def _row(row: Mapping[str, Any], columns: Mapping[str, type], where: str) -> dict[str, Any]:
+    """A row with these columns; a standard error may be infinite."""
+    if set(row) != set(columns):
+        raise ValueError(f"{where} needs {', '.join(columns)}")
+    return {
+        key: value if key == "error" and value == math.inf else _typed(kind, value, where)
+        for key, kind in columns.items()
+        for value in [row[key]]
+    }
+
+
+def _check_held_out(held_out: HeldOut, labels: int) -> None:
+    columns = (held_out.paths, held_out.classes, held_out.answers, held_out.confidences)
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError("the columns of held_out differ in length")
+    if any(not 0 <= c < labels for c in (*held_out.classes, *held_out.answers)):
+        raise ValueError(f"held_out has a class that is none of {labels}")
+    if any(not 0 <= c <= 1 for c in held_out.confidences):
+        raise ValueError("held_out has a confidence that is not between 0 and 1")
 
 
 def _list(table: Mapping[str, Any], name: str) -> list[Any]:
