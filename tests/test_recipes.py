@@ -1,13 +1,21 @@
 """`tune` from images and arrays to a recipe, and `classify` by it."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import zeroshot as zeroshot_package
+from zeroshot.commands import console
 from zeroshot.errors import UserError
+from zeroshot.tasks.tuning import tune as choice
 from zeroshot.tasks.tuning.recipe import (
     HeldOut,
     Recipe,
@@ -16,7 +24,10 @@ from zeroshot.tasks.tuning.recipe import (
     read_recipe,
     to_toml,
 )
+from zeroshot.tasks.tuning.tune import TuneInterruptedError
 from zeroshot.tasks.tuning.tune_options import seconds
+from zeroshot.tuning.greedy_ensemble import GreedyEnsemble
+from zeroshot.tuning.selection import ChoiceInterruptedError, Selection
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}
 POCKET = ("--models", "pocket", "--offline")
@@ -282,6 +293,92 @@ def test_an_existing_recipe_stays(printed, place, tmp_path):
     assert code == 2
     assert "exists; --overwrite replaces it" in err
     assert out.read_text() == "mine"
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_keeps_the_best_so_far(printed, zeroshot, place, tmp_path, monkeypatch):
+    def stops(quiet):
+        def progress(name, best, done):
+            if done > 0.5:
+                raise KeyboardInterrupt
+
+        return progress
+
+    monkeypatch.setattr(console, "tuning_progress", stops)
+    out = tmp_path / "r.toml"
+    code, _, err = tune(printed, place, out, "--shots", place / "shots")
+    assert code == 130
+    assert "the best so far, interrupted after 53% of the choice" in err
+    assert "all results so far are written" in err
+    recipe = read_recipe(out)
+    assert recipe.figures is None
+    assert "not measured" in recipe.verdict
+    assert recipe.tried
+    code, rows, err = zeroshot("classify", place / "rest", "--recipe", out, *POCKET, "--json")
+    assert (code, len(rows)) == (0, 18), err
+    assert {row["scored"] for row in rows} == {"uncalibrated"}
+    code, _, err = printed("classify", place / "rest", "--recipe", out, "--abstain", "0.2", *POCKET)
+    assert code == 2
+
+
+def test_ctrl_c_while_images_are_suggested_keeps_all_figures(printed, place, tmp_path, monkeypatch):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(choice, "suggest", stops)
+    out = tmp_path / "r.toml"
+    more = ("--shots", place / "shots", "--suggest", 2)
+    assert tune(printed, place, out, *more)[0] == 130
+    recipe = read_recipe(out)
+    assert recipe.figures is not None
+    assert recipe.shots_fingerprint
+    assert recipe.suggested == ()
+
+
+def test_in_python_the_exception_has_the_recipe(place, monkeypatch):
+    def stops(*_, **__):
+        selection = Selection(GreedyEnsemble((1,), (1.0,), (2.0,)), ())
+        raise ChoiceInterruptedError(selection, (), 0.25)
+
+    monkeypatch.setattr(choice, "evaluate", stops)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        zeroshot_package.tune((), list(COLOURS), "pocket", shots=place / "shots")
+    assert isinstance(caught.value, TuneInterruptedError)
+    [member] = caught.value.recipe.members
+    assert (member.method, member.temperature) == ("ensemble", 2.0)
+    assert "after 25% of the choice" in caught.value.recipe.verdict
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process")
+def test_a_real_ctrl_c(tmp_path):
+    random = np.random.default_rng(3)
+    labels = np.arange(1200) % 30
+    texts = random.normal(size=(30, 2, 256))
+    rows = texts[labels].mean(1) + 8 * random.normal(size=(1200, 256))
+    np.savez(
+        tmp_path / "a.npz", texts=texts, images=rows[600:], shots=rows[:600],
+        shot_labels=labels[:600],
+    )  # fmt: skip
+    line = [sys.executable, "-m", "zeroshot", "tune", "--embeddings", "a.npz", "--out", "r.toml"]
+    with subprocess.Popen(
+        [*line, "--budget", "10min"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stderr is not None
+        for told in process.stderr:
+            if told.startswith("choosing:"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in read_recipe(tmp_path / "r.toml").verdict
 
 
 # Arrays

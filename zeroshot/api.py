@@ -246,6 +246,8 @@ def tune(
 
     Raises:
         UserError: no labels, no images, or an image or label that cannot be read.
+        TuneInterruptedError: Ctrl-C during the choice, a KeyboardInterrupt; its `recipe` is the
+            best so far.
     """
     options = TuneOptions(
         labels=labels, shots=shots, truth=truth, templates=templates, among=among, budget=budget,

@@ -19,6 +19,7 @@ calibration. How far other methods agree with it is shown as a hint, which is no
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,8 @@ from zeroshot.tuning.selection import (
     LEAST_FOLDS,
     LEAST_ROWS,
     SIGNIFICANT,
+    ChoiceInterruptedError,
+    Selection,
     TuningProgress,
     TuningResult,
     evaluate,
@@ -46,6 +49,14 @@ from zeroshot.tuning.suggestions import suggest
 FEW_IMAGES = 100
 LEAST_IMAGES = 10
 """Unlabelled images from which on `zlap` and `dn` are taken; see above."""
+
+
+class TuneInterruptedError(KeyboardInterrupt):
+    """Ctrl-C; the best recipe until then, which says so."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe.verdict)
+        self.recipe = recipe
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
 
     Raises:
         UserError: a method that is not known.
+        TuneInterruptedError: Ctrl-C during the choice; it has the best so far.
     """
     problem = replace(data.problem, learn=request.learn)
     labelled = len(problem.labels)
@@ -76,34 +88,28 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
     if labelled < LEAST_ROWS or fold_count(problem.labels) == 0:
         return _unmeasured(data, problem, tuned[0], recipe, request)
     plain = next(i for i, t in enumerate(tuned) if t.method == PLAIN)
-    result = evaluate(
-        [problem.configuration(t) for t in tuned],
-        problem.labels,
-        plain=plain,
-        seed=request.seed,
-        operations=request.budget * OPERATIONS,
-        further=len(data.unlabelled) or None,
-        progress=progress,
-    )
+    try:
+        result = evaluate(
+            [problem.configuration(t) for t in tuned],
+            problem.labels,
+            plain=plain,
+            seed=request.seed,
+            operations=request.budget * OPERATIONS,
+            further=len(data.unlabelled) or None,
+            progress=progress,
+        )
+    except ChoiceInterruptedError as stopped:
+        raise TuneInterruptedError(_best_so_far(recipe, stopped, tuned)) from None
     kept = [t for t in tuned if t.name not in result.left_out]
     if result.folds < LEAST_FOLDS:
         kept = [tuned[0], tuned[plain]]
     chosen, verdict = _verdict(result, kept, shots)
-    members = tuple(
-        _member(kept[m], weight, temperature)
-        for m, weight, temperature in zip(
-            chosen.members, chosen.weights, chosen.temperatures, strict=True
-        )
-    )
     recipe = replace(
         recipe,
         verdict=verdict,
-        members=members,
+        members=_members(chosen, kept),
         figures=_figures(result, labelled),
-        tried=tuple(
-            {"name": t.name, "accuracy": t.accuracy, "error": t.error, "share": t.share}
-            for t in result.selection.tried
-        ),
+        tried=_tried(result.selection),
         left_out=result.left_out,
         curve=tuple(
             {"labels": n, "accuracy": accuracy, "error": error}
@@ -112,9 +118,47 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
         held_out=_held_out(result, data),
     )
     rest = torch.arange(labelled, len(data.centred))
-    p = chosen.probabilities({m: problem.logits(kept[m], everything, rest) for m in chosen.members})
-    padded = torch.cat([p.new_zeros(labelled, p.shape[1]), p])
-    return _with_suggestions(recipe, data, padded, request)
+    try:
+        p = chosen.probabilities(
+            {m: problem.logits(kept[m], everything, rest) for m in chosen.members}
+        )
+        padded = torch.cat([p.new_zeros(labelled, p.shape[1]), p])
+        return _with_suggestions(recipe, data, padded, request)
+    except KeyboardInterrupt:
+        raise TuneInterruptedError(recipe) from None
+
+
+def _best_so_far(
+    recipe: Recipe, stopped: ChoiceInterruptedError, tuned: Sequence[TunedMethod]
+) -> Recipe:
+    """The recipe of an interrupted choice, which has no figures."""
+    kept = [t for t in tuned if t.name not in stopped.left_out]
+    ensemble = stopped.selection.ensemble
+    names = " and ".join(kept[m].name for m in ensemble.members)
+    when = f"after {stopped.done:.0%} of the choice" if stopped.done < 1 else "after the choice"
+    return replace(
+        recipe,
+        verdict=f"{names}: the best so far, interrupted {when}; what it is worth was not measured",
+        members=_members(ensemble, kept),
+        tried=_tried(stopped.selection),
+        left_out=stopped.left_out,
+    )
+
+
+def _members(ensemble: GreedyEnsemble, tuned: Sequence[TunedMethod]) -> tuple[RecipeMember, ...]:
+    return tuple(
+        _member(tuned[m], weight, temperature)
+        for m, weight, temperature in zip(
+            ensemble.members, ensemble.weights, ensemble.temperatures, strict=True
+        )
+    )
+
+
+def _tried(selection: Selection) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"name": t.name, "accuracy": t.accuracy, "error": t.error, "share": t.share}
+        for t in selection.tried
+    )
 
 
 def _unmeasured(
