@@ -10,7 +10,7 @@ from typing import Any
 
 from zeroshot import methods
 from zeroshot.errors import unknown
-from zeroshot.tuning.problem import TunedMethod, TuningProblem
+from zeroshot.tuning.problem import SEARCHED, TunedMethod, TuningProblem
 
 Listed = tuple[tuple[str, dict[str, Any]], ...]
 
@@ -19,6 +19,8 @@ PLAIN = "ensemble"
 DEFAULT_OF_SHOTS = "evidence"
 OF_EVERY_PLACE = (PLAIN, "zpe", "stata", DEFAULT_OF_SHOTS)
 """Tried with each of the templates and in each coupling; the others with the default of both."""
+OF_SEARCHED_PROMPTS = (PLAIN, DEFAULT_OF_SHOTS)
+"""Tried with the prompts that a search finds, where it has any to choose from."""
 ZERO_SHOT: Listed = (
     ("ensemble", {}),
     ("zpe", {}),
@@ -87,5 +89,7 @@ def _places(problem: TuningProblem, method: str) -> Iterator[tuple[str | None, s
     if method in OF_EVERY_PLACE:
         for templates in list(default.prompts)[1:]:
             yield None, templates
+        if default.pool is not None and method in OF_SEARCHED_PROMPTS:
+            yield None, SEARCHED
         for space in others:
             yield space.coupling, None

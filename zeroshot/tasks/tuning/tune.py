@@ -27,13 +27,15 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods.auto import OPERATIONS
+from zeroshot.prompts import Templates
 from zeroshot.tasks.classification.calibration import matching_temperature
+from zeroshot.tasks.tuning.prompt_columns import is_built_in
 from zeroshot.tasks.tuning.recipe import HeldOut, Recipe, RecipeFigures, RecipeMember
 from zeroshot.tasks.tuning.tuning_data import TuningData, agreement
 from zeroshot.tuning.folds import fold_count
 from zeroshot.tuning.greedy_ensemble import GreedyEnsemble
 from zeroshot.tuning.grid import PLAIN, ZERO_SHOT, simplest_first
-from zeroshot.tuning.problem import TunedMethod, TuningProblem
+from zeroshot.tuning.problem import SEARCHED, TunedMethod, TuningProblem
 from zeroshot.tuning.selection import (
     LEAST_FOLDS,
     LEAST_ROWS,
@@ -84,6 +86,8 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
     shots = request.learn and labelled > 0
     tuned = simplest_first(problem, shots=shots, among=request.among)
     recipe = Recipe(tuple(data.labels), "", (), data.models, seed=request.seed)
+    if (templates := next(iter(data.templates), "simple")) != "simple":
+        recipe = replace(recipe, templates=templates)
     everything = torch.arange(labelled)
     if labelled < LEAST_ROWS or fold_count(problem.labels) == 0:
         return _unmeasured(data, problem, tuned[0], recipe, request)
@@ -99,7 +103,8 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
             progress=progress,
         )
     except ChoiceInterruptedError as stopped:
-        raise TuneInterruptedError(_best_so_far(recipe, stopped, tuned)) from None
+        found = _best_so_far(recipe, stopped, tuned)
+        raise TuneInterruptedError(_with_prompts(found, data)) from None
     kept = [t for t in tuned if t.name not in result.left_out]
     if result.folds < LEAST_FOLDS:
         kept = [tuned[0], tuned[plain]]
@@ -117,6 +122,7 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
         ),
         held_out=_held_out(result, data),
     )
+    recipe = _with_prompts(recipe, data)
     rest = torch.arange(labelled, len(data.centred))
     try:
         p = chosen.probabilities(
@@ -143,6 +149,21 @@ def _best_so_far(
         tried=_tried(stopped.selection),
         left_out=stopped.left_out,
     )
+
+
+def _with_prompts(recipe: Recipe, data: TuningData) -> Recipe:
+    """The recipe with the prompts that only it knows: those of files, and those of a search."""
+    own: dict[str, Templates] = {}
+    for name in dict.fromkeys(m.templates or recipe.templates for m in recipe.members):
+        if name == SEARCHED:
+            assert data.columns is not None
+            found = data.problem.searched(torch.arange(len(data.problem.labels)))
+            named = data.columns.named(found)
+            own[name] = {label: tuple(p) for label, p in zip(data.labels, named, strict=True)}
+        elif name and not is_built_in(name):
+            given = data.templates[name]
+            own[name] = {c: given[c] for c in data.labels} if isinstance(given, dict) else given
+    return replace(recipe, prompts=own)
 
 
 def _members(ensemble: GreedyEnsemble, tuned: Sequence[TunedMethod]) -> tuple[RecipeMember, ...]:
@@ -188,6 +209,7 @@ def _unmeasured(
         members=(_member(chosen, temperature=temperature),),
         agreement={} if learned else _hint(data, chosen, scores),
     )
+    recipe = _with_prompts(recipe, data)
     return _with_suggestions(recipe, data, (scores / temperature).softmax(1), request)
 
 
