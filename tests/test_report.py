@@ -312,6 +312,7 @@ RECIPE = Recipe(
     labels=("heart", "star", "ring"),
     verdict="ncm: better",
     members=(RecipeMember("ncm"),),
+    models={"encoder": "pocket"},
     figures=RecipeFigures(0.75, 0.6, 0.85, 0.5, 0.4, 0.6, 0.25, 0.001, 40, 5, 2),
     tried=(
         tried("ncm", 0.8),
@@ -372,6 +373,27 @@ def test_what_is_drawn_of_a_recipe():
     assert found.gap == f"{100 * (0.05 + 0.9 + 2 * abs(0.575 - 0.5)) / 4:.1f}"
 
 
+def test_prompts_and_a_curve_without_change_and_arrays():
+    level = dataclasses.replace(
+        RECIPE,
+        models={},
+        prompts={"searched": {"heart": ("a heart", "love")}, "mine.txt": ("a {}",)},
+        curve=tuple({**p, "accuracy": 1.0, "error": 0.0} for p in RECIPE.curve),
+    )
+    found = recipe_section(Path("r.toml"), level)
+    assert found.prompts == [
+        ("searched", [("heart", "a heart; love")]),
+        ("mine.txt", [("all", "a {}")]),
+    ]
+    ticks = [float(tick) for _, tick in found.curve.rows]
+    assert (min(ticks), max(ticks)) == (90, 100)
+    page = needs_nothing(render(LoadedResults(recipes=[(Path("r.toml"), level)])))
+    assert "Prompts: searched heart a heart; love" in page.said
+    assert "more labels promise little" in page.said
+    assert "image not found" not in page.said  # arrays have no images
+    assert "gone.png" in page.said
+
+
 def test_a_recipe_that_was_not_measured(tmp_path):
     bare = Recipe(("a", "b"), "plain", (RecipeMember("ensemble"),), agreement={"dn": 0.75})
     page = needs_nothing(render(LoadedResults(recipes=[(Path("r.toml"), bare)])))
@@ -383,6 +405,7 @@ def test_a_recipe_that_was_not_measured(tmp_path):
 def test_nothing_from_a_recipe_acts_on_the_page():
     evil = dataclasses.replace(
         RECIPE,
+        prompts={EVIL: {EVIL: (EVIL,)}},
         labels=(EVIL, "star", "ring"),
         verdict=EVIL,
         tried=(tried(EVIL, 0.5),),

@@ -9,6 +9,7 @@ import numpy as np
 
 from zeroshot.metrics.classification import confidence_gap
 from zeroshot.output.formats import Row
+from zeroshot.prompts import Templates
 from zeroshot.report.figures import Axis, Plot, Whisker
 from zeroshot.report.label_tables import Labels, MethodRows, labels_of
 from zeroshot.report.thumbnails import thumbnail
@@ -20,6 +21,8 @@ from zeroshot.tuning.selection import ENSEMBLE
 SHOWN = 15
 """Candidates with their intervals; a table has the others."""
 NORMAL = 1.96
+LEAST_SPAN = 10.0
+"""Points that the learning curve's axis spans: less would make much of little."""
 OTHER, OF_PLAIN, TAKEN = "other", "plain", ""
 
 
@@ -66,9 +69,13 @@ class RecipeSection:
     own: Labels | None
     gap: str
     """Expected calibration error."""
+    prompts: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    """Name of the set; templates, or labels and their prompts"""
     agreement: Sequence[tuple[str, str]]
     suggested: Sequence[tuple[str, str]]
     """thumbnail, name"""
+    pictures: bool
+    """Arrays have none."""
     text: str
 
     @property
@@ -86,7 +93,9 @@ def recipe_section(file: Path, recipe: Recipe) -> RecipeSection:
     taken = {ENSEMBLE} if len(names) > 1 else set(names)
     shown, others = _candidates(recipe, taken)
     held_out = recipe.held_out
-    bare = replace(recipe, tried=(), curve=(), held_out=None, agreement={}, suggested=())
+    bare = replace(
+        recipe, tried=(), curve=(), held_out=None, agreement={}, suggested=(), prompts={}
+    )
     return RecipeSection(
         name=file.name,
         verdict=recipe.verdict,
@@ -104,6 +113,7 @@ def recipe_section(file: Path, recipe: Recipe) -> RecipeSection:
         curve=_curve(recipe),
         own=_answers(file, recipe, held_out) if held_out else None,
         gap=_gap(held_out) if held_out else "",
+        prompts=[(name, _prompts(own)) for name, own in recipe.prompts.items()],
         agreement=[
             (name, f"{share:.0%}")
             for name, share in sorted(recipe.agreement.items(), key=lambda item: -item[1])
@@ -111,8 +121,15 @@ def recipe_section(file: Path, recipe: Recipe) -> RecipeSection:
         suggested=[
             (thumbnail(_found(file, path)), PurePath(path).name) for path in recipe.suggested
         ],
+        pictures=bool(recipe.models),
         text=to_toml(bare),
     )
+
+
+def _prompts(own: Templates) -> list[tuple[str, str]]:
+    if isinstance(own, tuple):
+        return [("all", template) for template in own]
+    return [(label, "; ".join(texts)) for label, texts in own.items()]
 
 
 def _percent(share: float) -> str:
@@ -128,8 +145,9 @@ def _measured(f: RecipeFigures) -> Plot:
 
 
 def _how(f: RecipeFigures) -> str:
+    times = "once" if f.repeats == 1 else f"{f.repeats} times"
     return (
-        f"{f.images} labelled images in {f.folds} parts, {f.repeats} times; against plain "
+        f"{f.images} labelled images in {f.folds} parts, {times}; against plain "
         f"zero-shot {100 * f.gain:+.1f} points, one-sided p = {f.p:.2g}."
     )
 
@@ -182,7 +200,8 @@ def _curve(recipe: Recipe) -> Curve | None:
         for p, e in zip(points, errors, strict=True)
         for sign in (-1, 1)
     ]
-    across, up = Axis.of([0, points[-1]["labels"]]), Axis.of(ends)
+    widest = [*ends, max(0.0, max(ends) - LEAST_SPAN)]
+    across, up = Axis.of([0, points[-1]["labels"]]), Axis.of(widest)
     drawn = [
         CurvePoint(
             across.at(p["labels"]),
