@@ -25,7 +25,8 @@ from zeroshot.tasks.tuning.recipe import (
     to_toml,
 )
 from zeroshot.tasks.tuning.tune import TuneInterruptedError
-from zeroshot.tasks.tuning.tune_options import seconds
+from zeroshot.tasks.tuning.tune_options import TuneOptions, seconds
+from zeroshot.tasks.tuning.tune_task import tune_arrays
 from zeroshot.tuning.greedy_ensemble import GreedyEnsemble
 from zeroshot.tuning.selection import ChoiceInterruptedError, Selection
 
@@ -201,6 +202,16 @@ def test_tune_without_labelled_images_goes_by_rule(printed, zeroshot, place, tmp
     assert "too few labelled images" in err
 
 
+def test_candidates_do_not_warn(tmp_path):
+    """`frolic` warns where classes are missing, as here; pytest would make it an error."""
+    random = np.random.default_rng(4)
+    texts = random.normal(size=(5, 2, 16))
+    images = texts[[0] * 120].mean(1) + 0.5 * random.normal(size=(120, 16))
+    np.savez(tmp_path / "a.npz", texts=texts, images=images)
+    recipe = tune_arrays(tmp_path / "a.npz", TuneOptions(), lambda *_: None)
+    assert "frolic" in recipe.agreement
+
+
 def test_truth_chooses_among_methods_that_learn_nothing(printed, place, tmp_path):
     out = tmp_path / "r.toml"
     code, _, err = printed(
@@ -217,7 +228,13 @@ def test_truth_chooses_among_methods_that_learn_nothing(printed, place, tmp_path
         *("--among", "ncm", "--out", tmp_path / "x.toml", *POCKET),
     )
     assert code == 2
-    assert "unknown method to try 'ncm'" in err
+    assert "ncm learns from labelled images, and there are none to learn from" in err
+    code, _, err = printed(
+        *("tune", "--labels", "red,blue,green", "--truth", place / "shots"),
+        *("--among", "nmc", "--out", tmp_path / "x.toml", *POCKET),
+    )
+    assert code == 2
+    assert "unknown method to try 'nmc'" in err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zeroshot import methods
-from zeroshot.errors import unknown
+from zeroshot.errors import UserError, unknown
 from zeroshot.tuning.problem import SEARCHED, TunedMethod, TuningProblem
 
 Listed = tuple[tuple[str, dict[str, Any]], ...]
@@ -60,11 +60,16 @@ def simplest_first(
         among: methods to try beside the default and plain zero-shot; all without it.
 
     Raises:
-        UserError: a method in `among` that is not in the lists of this file.
+        UserError: a method in `among` that is not in the lists of this file, or cannot be tried.
     """
     listed = [*ZERO_SHOT, *(FEW_SHOT if shots else ())]
     names = [name for name, _ in listed]
     for name in among:
+        if name in {learner for learner, _ in FEW_SHOT} and not shots:
+            raise UserError(
+                f"{name} learns from labelled images, and there are none to learn from: give "
+                "--shots (the array shots), or leave it out of --among"
+            )
         if name not in names:
             raise unknown("method to try", name, names)
     found = [TunedMethod(PLAIN, {})]

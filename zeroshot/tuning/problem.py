@@ -14,12 +14,12 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.methods import as_logits
-from zeroshot.tuning.prompt_search import PromptPool, search_prompts, taken
+from zeroshot.tuning.prompt_search import MOST_COSINES, PromptPool, search_prompts, taken
 from zeroshot.tuning.selection import Configuration
 
 SEARCHED = "searched"
 """Templates of this name are the prompts that a search finds on the rows that are learned from."""
-OF_A_SEARCH = 100
+OF_A_SEARCH = 2000
 """Operations for each cosine of a labelled row and a prompt, beside those of the cosine."""
 
 PASSES = {"inmap": 300, "stata": 90, "transclip": 70, "zlap": 60, "proker": 30}
@@ -157,7 +157,8 @@ class TuningProblem:
         passes *= OF_LEAVE_ONE_OUT if tuned.options.get("tune") == "loo" else 1
         search = 0
         if tuned.templates == SEARCHED and space.pool is not None:
-            search = len(self.labels) * space.pool.mask.numel() * (width + OF_A_SEARCH)
+            cosines = min(len(self.labels) * space.pool.mask.numel(), MOST_COSINES)
+            search = cosines * (width + OF_A_SEARCH)
         solutions = sum(SOLVES.get(name, 0) for name in stages)
         return passes * one_pass + solutions * one_solution + search
 

@@ -37,6 +37,7 @@ class PromptPool:
     """All prompts that a search can take, in a joint space at unit length."""
 
     texts: Float[Tensor, "c t d"]
+    """0 for padding."""
     mask: Bool[Tensor, "c t"]
     """False for padding."""
     shared: Bool[Tensor, " t"]
@@ -91,7 +92,6 @@ class _Search:
         self.pool, self.labels, self.usual = pool, labels, logit_scale
         self.weights = class_weights(labels)
         self.cosines = torch.einsum("nd,ctd->tnc", images, pool.texts)
-        self.vectors = pool.texts * pool.mask[..., None]
         self.scale = logit_scale
 
     def fit(self, chosen: Bool[Tensor, "c t"]) -> float:
@@ -125,7 +125,7 @@ class _Search:
                 if not turned.any(1).all():
                     continue
                 sign = turned[:, t].to(sums) - chosen[:, t].to(sums)
-                moved = total + sign[:, None] * self.vectors[:, t]
+                moved = total + sign[:, None] * self.pool.texts[:, t]
                 logits = (sums + sign * self.cosines[t]) / _length(moved)
                 loss = self._of(self.scale * logits)
                 if loss < least - LEAST_GAIN:
@@ -150,7 +150,7 @@ class _Search:
                 if not len(columns):
                     continue
                 sign = 1 - 2 * chosen[c, columns].to(sums)
-                moved = total[c] + sign[:, None] * self.vectors[c, columns]  # [k, d]
+                moved = total[c] + sign[:, None] * self.pool.texts[c, columns]  # [k, d]
                 cosines = self.cosines[columns, :, c].T * sign + sums[:, c, None]  # [n, k]
                 others = logits.clone()
                 others[:, c] = -torch.inf
@@ -172,10 +172,10 @@ class _Search:
 
     def _sums(self, chosen: Tensor) -> tuple[Float[Tensor, "n c"], Float[Tensor, "c d"]]:
         """Sums of cosines, and of the prompts themselves."""
-        weight = chosen.to(self.vectors)
+        weight = chosen.to(self.pool.texts)
         return (
             torch.einsum("tnc,ct->nc", self.cosines, weight),
-            torch.einsum("ctd,ct->cd", self.vectors, weight),
+            torch.einsum("ctd,ct->cd", self.pool.texts, weight),
         )
 
     def _logits(self, chosen: Tensor) -> Float[Tensor, "n c"]:

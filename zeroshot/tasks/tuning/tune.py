@@ -17,6 +17,7 @@ and loses on some. The temperature gives it the mean confidence of plain zero-sh
 calibration. How far other methods agree with it is shown as a hint, which is no accuracy.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsuitableWarning, UserError
 from zeroshot.methods.auto import OPERATIONS
 from zeroshot.prompts import Templates
 from zeroshot.tasks.classification.calibration import matching_temperature
@@ -77,10 +78,19 @@ class TuneRequest:
 def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Recipe:
     """The recipe for these data.
 
+    What a method warns of, that the data do not suit it, its figures say better; the one that is
+    taken warns again when it is used.
+
     Raises:
         UserError: a method that is not known.
         TuneInterruptedError: Ctrl-C during the choice; it has the best so far.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsuitableWarning)
+        return _tune(data, request, progress)
+
+
+def _tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Recipe:
     problem = replace(data.problem, learn=request.learn)
     labelled = len(problem.labels)
     shots = request.learn and labelled > 0
