@@ -400,7 +400,7 @@ def test_suggestions_are_the_greedy_maximum(seed):
     p = torch.rand(9, 4, generator=generator).double().softmax(1)
     best = p.sort(1, descending=True).values
     margin = best[:, 0] - best[:, 1]
-    weight = (-margin / margin.mean()).exp()
+    weight = (-margin / (2 * margin.mean())).exp()
 
     def value(chosen):
         own = torch.cat([labelled, images[list(chosen)]])

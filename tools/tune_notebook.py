@@ -142,6 +142,18 @@ def cells():
     return made
 
 
+def tidy(outputs):
+    """One text for all that was printed, and no picture twice."""
+    kept = []
+    for output in outputs:
+        output.get("data", {}).pop("image/jpeg", None)
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
 def main() -> None:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = new_notebook(cells=cells(), metadata={"kernelspec": kernel})
@@ -158,8 +170,8 @@ def main() -> None:
         client.execute()
     for cell in notebook.cells:
         cell.metadata = {}
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop("image/jpeg", None)
+        if cell.cell_type == "code":
+            cell.outputs = tidy(cell.outputs)
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     nbformat.write(notebook, ROOT / "examples" / "tune.ipynb")
 
