@@ -1,13 +1,21 @@
 """`tune` from images and arrays to a recipe, and `classify` by it."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import zeroshot as zeroshot_package
+from zeroshot.commands import console
 from zeroshot.errors import UserError
+from zeroshot.tasks.tuning import tune as choice
 from zeroshot.tasks.tuning.recipe import (
     HeldOut,
     Recipe,
@@ -16,7 +24,11 @@ from zeroshot.tasks.tuning.recipe import (
     read_recipe,
     to_toml,
 )
-from zeroshot.tasks.tuning.tune_options import seconds
+from zeroshot.tasks.tuning.tune import TuneInterruptedError
+from zeroshot.tasks.tuning.tune_options import TuneOptions, seconds
+from zeroshot.tasks.tuning.tune_task import tune_arrays
+from zeroshot.tuning.greedy_ensemble import GreedyEnsemble
+from zeroshot.tuning.selection import ChoiceInterruptedError, Selection
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}
 POCKET = ("--models", "pocket", "--offline")
@@ -98,6 +110,12 @@ def test_a_recipe_reads_back(tmp_path):
         (lambda t: t.replace("weight = 0.75", f"weight = {'9' * 400}"), "members.weight = 999"),
         (lambda t: t.replace("weight = 0.75", "weight = inf"), "members.weight = inf"),
         (lambda t: t.replace("seed = 3", 'seed = "x"'), "seed = x is of another kind"),
+        (lambda t: t.replace("share = 1.0", 'share = "all"'), "tried = all is of another kind"),
+        (lambda t: t.replace(", share = 1.0", ""), "tried needs name, accuracy, error, share"),
+        (lambda t: t.replace("labels = 4.0", "labels = nan"), "curve = nan is of another kind"),
+        (lambda t: t.replace("    0,\n    2,", "    0,"), "the columns of held_out differ"),
+        (lambda t: t.replace("    0,\n    2,", "    0,\n    3,"), "a class that is none of 3"),
+        (lambda t: t.replace("    0.75,", "    7.5,"), "a confidence that is not between 0 and 1"),
     ],
 )
 def test_a_damaged_recipe_ends_with_one_sentence(tmp_path, change, message):
@@ -184,6 +202,16 @@ def test_tune_without_labelled_images_goes_by_rule(printed, zeroshot, place, tmp
     assert "too few labelled images" in err
 
 
+def test_candidates_do_not_warn(tmp_path):
+    """`frolic` warns where classes are missing, as here; pytest would make it an error."""
+    random = np.random.default_rng(4)
+    texts = random.normal(size=(5, 2, 16))
+    images = texts[[0] * 120].mean(1) + 0.5 * random.normal(size=(120, 16))
+    np.savez(tmp_path / "a.npz", texts=texts, images=images)
+    recipe = tune_arrays(tmp_path / "a.npz", TuneOptions(), lambda *_: None)
+    assert "frolic" in recipe.agreement
+
+
 def test_truth_chooses_among_methods_that_learn_nothing(printed, place, tmp_path):
     out = tmp_path / "r.toml"
     code, _, err = printed(
@@ -200,7 +228,13 @@ def test_truth_chooses_among_methods_that_learn_nothing(printed, place, tmp_path
         *("--among", "ncm", "--out", tmp_path / "x.toml", *POCKET),
     )
     assert code == 2
-    assert "unknown method to try 'ncm'" in err
+    assert "ncm learns from labelled images, and there are none to learn from" in err
+    code, _, err = printed(
+        *("tune", "--labels", "red,blue,green", "--truth", place / "shots"),
+        *("--among", "nmc", "--out", tmp_path / "x.toml", *POCKET),
+    )
+    assert code == 2
+    assert "unknown method to try 'nmc'" in err
 
 
 @pytest.mark.parametrize(
@@ -276,6 +310,92 @@ def test_an_existing_recipe_stays(printed, place, tmp_path):
     assert code == 2
     assert "exists; --overwrite replaces it" in err
     assert out.read_text() == "mine"
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_keeps_the_best_so_far(printed, zeroshot, place, tmp_path, monkeypatch):
+    def stops(quiet):
+        def progress(name, best, done):
+            if done > 0.5:
+                raise KeyboardInterrupt
+
+        return progress
+
+    monkeypatch.setattr(console, "tuning_progress", stops)
+    out = tmp_path / "r.toml"
+    code, _, err = tune(printed, place, out, "--shots", place / "shots")
+    assert code == 130
+    assert "the best so far, interrupted after 53% of the choice" in err
+    assert "all results so far are written" in err
+    recipe = read_recipe(out)
+    assert recipe.figures is None
+    assert "not measured" in recipe.verdict
+    assert recipe.tried
+    code, rows, err = zeroshot("classify", place / "rest", "--recipe", out, *POCKET, "--json")
+    assert (code, len(rows)) == (0, 18), err
+    assert {row["scored"] for row in rows} == {"uncalibrated"}
+    code, _, err = printed("classify", place / "rest", "--recipe", out, "--abstain", "0.2", *POCKET)
+    assert code == 2
+
+
+def test_ctrl_c_while_images_are_suggested_keeps_all_figures(printed, place, tmp_path, monkeypatch):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(choice, "suggest", stops)
+    out = tmp_path / "r.toml"
+    more = ("--shots", place / "shots", "--suggest", 2)
+    assert tune(printed, place, out, *more)[0] == 130
+    recipe = read_recipe(out)
+    assert recipe.figures is not None
+    assert recipe.shots_fingerprint
+    assert recipe.suggested == ()
+
+
+def test_in_python_the_exception_has_the_recipe(place, monkeypatch):
+    def stops(*_, **__):
+        selection = Selection(GreedyEnsemble((1,), (1.0,), (2.0,)), ())
+        raise ChoiceInterruptedError(selection, (), 0.25)
+
+    monkeypatch.setattr(choice, "evaluate", stops)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        zeroshot_package.tune((), list(COLOURS), "pocket", shots=place / "shots")
+    assert isinstance(caught.value, TuneInterruptedError)
+    [member] = caught.value.recipe.members
+    assert (member.method, member.temperature) == ("ensemble", 2.0)
+    assert "after 25% of the choice" in caught.value.recipe.verdict
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process")
+def test_a_real_ctrl_c(tmp_path):
+    random = np.random.default_rng(3)
+    labels = np.arange(1200) % 30
+    texts = random.normal(size=(30, 2, 256))
+    rows = texts[labels].mean(1) + 8 * random.normal(size=(1200, 256))
+    np.savez(
+        tmp_path / "a.npz", texts=texts, images=rows[600:], shots=rows[:600],
+        shot_labels=labels[:600],
+    )  # fmt: skip
+    line = [sys.executable, "-m", "zeroshot", "tune", "--embeddings", "a.npz", "--out", "r.toml"]
+    with subprocess.Popen(
+        [*line, "--budget", "10min"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stderr is not None
+        for told in process.stderr:
+            if told.startswith("choosing:"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in read_recipe(tmp_path / "r.toml").verdict
 
 
 # Arrays

@@ -1,6 +1,8 @@
 """`zeroshot report`: what stands on the page, and that nothing from a file acts on it."""
 
+import dataclasses
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,6 +13,9 @@ import pytest
 from zeroshot import cli
 from zeroshot.metrics.captioning import cider
 from zeroshot.report import caption_tables, figures, label_tables, load_results, render, traces
+from zeroshot.report.recipe_tables import OF_PLAIN, OTHER, SHOWN, TAKEN, recipe_section
+from zeroshot.report.result_files import LoadedResults
+from zeroshot.tasks.tuning.recipe import HeldOut, Recipe, RecipeFigures, RecipeMember, to_toml
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 EVIL = "<script>alert(1)</script><img src=http://evil/x>\"' onload=x"
@@ -285,7 +290,130 @@ def test_an_axis_has_round_ticks(tmp_path):
     assert [figures._step(span) for span in (1, 4.9, 12, 60, 0)] == [0.2, 1, 5, 20, 0.0002]
 
 
-def test_the_template_escapes_by_itself():
-    source = (Path(figures.__file__).parent / "page.html").read_text("utf-8")
+@pytest.mark.parametrize("name", ["page.html", "parts.html", "recipe.html"])
+def test_the_template_escapes_by_itself(name):
+    source = (Path(figures.__file__).parent / name).read_text("utf-8")
     assert "|safe" not in re.sub(r"\s", "", source)
     assert "<script" not in source
+
+
+# Recipes
+
+
+def tried(name, accuracy, error=0.05, share=1.0):
+    return {"name": name, "accuracy": accuracy, "error": error, "share": share}
+
+
+def point(labels, accuracy):
+    return {"labels": labels, "accuracy": accuracy, "error": 0.02}
+
+
+RECIPE = Recipe(
+    labels=("heart", "star", "ring"),
+    verdict="ncm: better",
+    members=(RecipeMember("ncm"),),
+    models={"encoder": "pocket"},
+    figures=RecipeFigures(0.75, 0.6, 0.85, 0.5, 0.4, 0.6, 0.25, 0.001, 40, 5, 2),
+    tried=(
+        tried("ncm", 0.8),
+        *(tried(f"method {i}", 0.7 - i / 100) for i in range(20)),
+        tried("ensemble", 0.4),
+        tried("stopped", 0.3, math.inf, 0.2),
+    ),
+    left_out=("ape",),
+    curve=(point(1.0, 0.5), point(2.2, 0.6), point(4.0, 0.75)),
+    suggested=("3-green-ring.png",),
+    held_out=HeldOut(
+        ("1-red-heart.png", "2-blue-star.png", "gone.png", "3-green-ring.png"),
+        (0, 1, 2, 2),
+        (0, 0, 1, 2),
+        (0.95, 0.6, 0.9, 0.55),
+    ),
+)
+
+
+def test_the_page_of_a_recipe(tmp_path, run):
+    for scene in SCENES.glob("[123]-*.png"):
+        shutil.copy(scene, tmp_path)
+    (tmp_path / "r.toml").write_text(to_toml(RECIPE), "utf-8")
+    code, told = run("report", tmp_path / "r.toml", "--out", tmp_path / "page.html")
+    assert code == 0, told
+    page = needs_nothing((tmp_path / "page.html").read_text("utf-8"))
+    for text in (
+        "Recipe r.toml: 3 labels, 40 labelled images.",
+        "+25.0 points, one-sided p = 0.001",
+        "ncm (taken)",
+        "From 2.2 to 4.0 labels a class the accuracy went from 60.0 to 75.0",
+        "more labels are likely to help",
+        "Left out for the budget: ape.",
+        "expected calibration error",
+    ):
+        assert text in page.said
+    assert [a["alt"] for t, a in page.tags if t == "img"] == ["2-blue-star.png", "3-green-ring.png"]
+    assert page.said.count("image not found") == 1
+    assert page.said.index("gone.png") < page.said.index("2-blue-star.png")  # the surest first
+    assert "nothing was measured" not in page.said
+
+
+def test_what_is_drawn_of_a_recipe():
+    found = recipe_section(Path("r.toml"), RECIPE)
+    rows = found.candidates.whiskers
+    assert [w.kind for w in rows] == [TAKEN, *[OTHER] * (SHOWN - 1), OF_PLAIN]
+    assert len(rows) + found.hidden == len(RECIPE.tried)
+    assert found.others[-1] == ("stopped", "30.0", "", "20%")
+    wide = rows[0].high - rows[0].low
+    per_point = (rows[0].at - rows[-1].at) / (80 - 40)
+    assert wide == pytest.approx(2 * 1.96 * 5 * per_point, rel=0.01)
+    assert [[count for _, count in row] for row in found.own.confusion.rows] == [
+        [1, 0, 0],
+        [0, 1, 1],
+        [1, 0, 0],
+    ]  # heart, ring, star
+    # .95 and .9 are alone in their bins; .6 (wrong) and .55 (right) share one of the 15
+    assert found.gap == f"{100 * (0.05 + 0.9 + 2 * abs(0.575 - 0.5)) / 4:.1f}"
+
+
+def test_prompts_and_a_curve_without_change_and_arrays():
+    level = dataclasses.replace(
+        RECIPE,
+        models={},
+        prompts={"searched": {"heart": ("a heart", "love")}, "mine.txt": ("a {}",)},
+        curve=tuple({**p, "accuracy": 1.0, "error": 0.0} for p in RECIPE.curve),
+    )
+    found = recipe_section(Path("r.toml"), level)
+    assert found.prompts == [
+        ("searched", [("heart", "a heart; love")]),
+        ("mine.txt", [("all", "a {}")]),
+    ]
+    ticks = [float(tick) for _, tick in found.curve.rows]
+    assert (min(ticks), max(ticks)) == (90, 100)
+    page = needs_nothing(render(LoadedResults(recipes=[(Path("r.toml"), level)])))
+    assert "Prompts: searched heart a heart; love" in page.said
+    assert "more labels promise little" in page.said
+    assert "image not found" not in page.said  # arrays have no images
+    assert "gone.png" in page.said
+
+
+def test_a_recipe_that_was_not_measured(tmp_path):
+    bare = Recipe(("a", "b"), "plain", (RecipeMember("ensemble"),), agreement={"dn": 0.75})
+    page = needs_nothing(render(LoadedResults(recipes=[(Path("r.toml"), bare)])))
+    assert "Nothing was measured" in page.said
+    assert "dn 75%" in page.said
+    assert "What was tried" not in page.said
+
+
+def test_nothing_from_a_recipe_acts_on_the_page():
+    evil = dataclasses.replace(
+        RECIPE,
+        prompts={EVIL: {EVIL: (EVIL,)}},
+        labels=(EVIL, "star", "ring"),
+        verdict=EVIL,
+        tried=(tried(EVIL, 0.5),),
+        left_out=(EVIL,),
+        agreement={EVIL: 0.5},
+        suggested=(EVIL,),
+        held_out=HeldOut((EVIL,), (0,), (1,), (0.5,)),
+    )
+    page = needs_nothing(render(LoadedResults(recipes=[(Path("<b>.toml"), evil)])))
+    assert page.said.count("alert(1)") > 5
+    assert not [tag for tag, _ in page.tags if tag == "img"]

@@ -13,7 +13,12 @@ from zeroshot.errors import UserError
 from zeroshot.tuning.folds import class_weights, fold_count, stratified_folds
 from zeroshot.tuning.greedy_ensemble import fit_temperatures, select_greedily
 from zeroshot.tuning.intervals import balanced, estimate, p_not_better, standard_error
-from zeroshot.tuning.selection import ENSEMBLE, Configuration, evaluate
+from zeroshot.tuning.selection import (
+    ENSEMBLE,
+    ChoiceInterruptedError,
+    Configuration,
+    evaluate,
+)
 from zeroshot.tuning.suggestions import SHARPNESS, suggest
 
 
@@ -325,6 +330,82 @@ def test_the_curve_rises_where_labels_help():
     assert found.curve[-1][1] > found.curve[0][1]
 
 
+# Ctrl-C
+
+
+def interrupted(labels, candidates, after, **more):
+    """What is kept if Ctrl-C comes with the step of progress of this number."""
+    steps = []
+
+    def progress(name, best, done):
+        steps.append(done)
+        if len(steps) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(ChoiceInterruptedError) as caught:
+        evaluate(candidates, labels, plain=0, progress=progress, **more)
+    return caught.value
+
+
+def test_an_interrupted_choice_keeps_the_best_so_far():
+    generator = seeded(5)
+    labels = torch.arange(100) % 5
+    plain, better, hopeless = (noisy(labels, 5, s, generator) for s in (0.5, 3, 0))
+    candidates = [known("plain", plain), known("hopeless", hopeless), known("better", better)]
+    whole = evaluate(candidates, labels, plain=0, ensembles=False)
+    rounds = whole.folds * whole.repeats
+    for after in (1, 2, rounds):
+        found = interrupted(labels, candidates, after)
+        assert found.selection.single == 2
+        assert found.done == pytest.approx(after / rounds)
+        assert {t.name for t in found.selection.tried} == {"plain", "hopeless", "better"}
+    ended = whole.selection.ensemble
+    assert found.selection.ensemble.temperatures == pytest.approx(ended.temperatures)
+
+
+def test_an_ensemble_that_was_chosen_outlives_an_interrupted_measurement():
+    generator = seeded(6)
+    labels = torch.arange(400) % 4
+    logits = [noisy(labels, 4, 1.2, generator) for _ in range(6)]
+    made = []
+
+    def fit(train: Tensor, test: Tensor) -> Tensor:
+        made.append(len(test))
+        if len(made) == 9:  # five folds chose it, and the outer loop began
+            raise KeyboardInterrupt
+        return logits[0][test]
+
+    first = Configuration("first", fit)
+    with pytest.raises(ChoiceInterruptedError) as caught:
+        evaluate([first, *(known(str(i), x) for i, x in enumerate(logits[1:]))], labels, plain=0)
+    assert len(caught.value.selection.ensemble.members) > 3
+    assert caught.value.done == 1
+
+
+@pytest.mark.parametrize(("calls", "single", "done"), [(0, 0, 0), (7, 1, 0.2), (30, 1, 1)])
+def test_ctrl_c_at_any_fit(calls, single, done):
+    """Before anything was compared, during the choice, and while it is measured."""
+    labels = torch.arange(100) % 5
+    good = noisy(labels, 5, 3, seeded(5))
+    made = []
+
+    def fit(train: Tensor, test: Tensor) -> Tensor:
+        if len(made) == calls:
+            raise KeyboardInterrupt
+        made.append(len(test))
+        return good[test]
+
+    poor = Configuration("poor", lambda train, test: torch.zeros(len(test), 5))
+    fits = [Configuration(name, fit) for name in ("good", "as good")]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        evaluate([poor, *fits], labels, plain=0, operations=0)
+    found = caught.value
+    assert isinstance(found, ChoiceInterruptedError)
+    assert found.selection.single == single
+    assert found.done == pytest.approx(done, abs=0.41)
+    assert (found.done == done) == (done in (0, 1))
+
+
 # Images to label next
 
 
@@ -338,7 +419,7 @@ def test_suggestions_are_the_greedy_maximum(seed):
     p = torch.rand(9, 4, generator=generator).double().softmax(1)
     best = p.sort(1, descending=True).values
     margin = best[:, 0] - best[:, 1]
-    weight = (-margin / margin.mean()).exp()
+    weight = (-margin / (2 * margin.mean())).exp()
 
     def value(chosen):
         own = torch.cat([labelled, images[list(chosen)]])

@@ -238,7 +238,7 @@ def tune(
         labels, models, long_text, batch_size, cache: as for `classify`.
         shots: labelled images to learn from and to choose by: a folder per class, or a CSV file.
         truth: labelled images to choose by alone.
-        templates: prompts to try, the default first.
+        templates: prompts to try, the default first; among those of yours the best are searched.
         among: methods to try; all that the data allow by default.
         budget: seconds of one slow core for the choice, counted in operations beforehand.
         suggest: how many unlabelled images to name that are worth a label.
@@ -246,6 +246,8 @@ def tune(
 
     Raises:
         UserError: no labels, no images, or an image or label that cannot be read.
+        TuneInterruptedError: Ctrl-C during the choice, a KeyboardInterrupt; its `recipe` is the
+            best so far.
     """
     options = TuneOptions(
         labels=labels, shots=shots, truth=truth, templates=templates, among=among, budget=budget,

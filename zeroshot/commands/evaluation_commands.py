@@ -241,7 +241,8 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of eval, or JSON lines of caption, classify or caption --trace."
+            help="Folders of eval, recipes of tune, or JSON lines of caption, classify or "
+            "caption --trace."
         ),
     ],
     out: Annotated[

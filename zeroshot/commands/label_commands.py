@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zeroshot.tasks.classification.arrays import Array
     from zeroshot.tasks.classification.classifier import Classifier
     from zeroshot.tasks.classification.classify_task import Classify, ClipClassify
+    from zeroshot.tasks.tuning.recipe import Recipe
 
 Compare = Annotated[
     str | None,
@@ -257,7 +258,7 @@ def tune(
     """Choose the method for your images, and write it as a recipe for 'classify --recipe'.
 
     With labelled images (--shots, --truth) the choice is measured on images that took no part in
-    it; --out names a .toml file.
+    it; --out names a .toml file. Ctrl-C keeps the best so far.
     """
     if run.out is None or run.out.suffix != ".toml":
         raise UserError("tune needs --out FILE.toml for the recipe")
@@ -265,23 +266,35 @@ def tune(
         raise UserError(f"'{run.out}' exists; --overwrite replaces it")
     from zeroshot.commands import console
     from zeroshot.tasks.tuning.recipe import write_recipe
+    from zeroshot.tasks.tuning.tune import TuneInterruptedError
+
+    try:
+        recipe = _tuned(run, options, images)
+    except TuneInterruptedError as stopped:
+        write_recipe(stopped.recipe, run.out)
+        console.show_recipe(stopped.recipe, run.out)
+        raise
+    write_recipe(recipe, run.out)
+    console.show_recipe(recipe, run.out)
+
+
+def _tuned(run: CommonOptions, options: TuneOptions, images: list[str] | None) -> "Recipe":
+    from zeroshot.commands import console
     from zeroshot.tasks.tuning.tune_task import tune_arrays, tune_images
 
     progress = console.tuning_progress(quiet=run.quiet)
     if options.embeddings is not None:
         if images or options.labels or options.shots or options.truth:
             raise UserError("--embeddings takes no images, --labels, --shots or --truth")
-        recipe = tune_arrays(Path(options.embeddings), options, progress)
-    else:
-        with run.open_cache() as cache:
-            recipe = tune_images(
-                run.model_set(),
-                options,
-                run.sources(images) if images else [],
-                cache,
-                run.out.parent,
-                progress,
-                batch_size=run.images_per_batch,
-            )
-    write_recipe(recipe, run.out)
-    console.show_recipe(recipe, run.out)
+        return tune_arrays(Path(options.embeddings), options, progress)
+    assert run.out is not None
+    with run.open_cache() as cache:
+        return tune_images(
+            run.model_set(),
+            options,
+            run.sources(images) if images else [],
+            cache,
+            run.out.parent,
+            progress,
+            batch_size=run.images_per_batch,
+        )

@@ -151,8 +151,17 @@ class Auto:
     ) -> Report:
         """The best trial, the best of the other methods, and the control."""
         couplings = list(trials)
-        inverse = torch.stack([1 / torch.stack(trials[c]) for c in couplings])  # [t, s, h, h]
-        own = inverse.diagonal(dim1=2, dim2=3).flatten(1)  # [t, s*h]
+        splits, held_out = len(trials[couplings[0]]), len(trials[couplings[0]][0])
+
+        def inverse(columns: Tensor) -> Float[Tensor, "t s h"]:
+            """1 / rank of the text of this column for each image."""
+            rows = torch.arange(held_out)
+            found = [
+                torch.stack([ranks[rows, columns] for ranks in own]) for own in trials.values()
+            ]
+            return 1 / torch.stack(found).double()
+
+        own = inverse(torch.arange(held_out)).flatten(1)  # [t, s*h]
         quality = own.mean(1)  # (1)
         tried = [
             Trial(
@@ -168,11 +177,10 @@ class Auto:
             best.setdefault(type(couplings[i]), i)
         first, *rest = best.values()
         gap = own[first] - own[rest[0]] if rest else own[first] * math.nan
-        splits, held_out = inverse.shape[1], inverse.shape[2]
         shuffled = 0.0
         for _ in range(SHUFFLES):
             order = torch.randperm(held_out, generator=generator)
-            control = inverse[:, :, torch.arange(held_out), order].mean((1, 2))
+            control = inverse(order).mean((1, 2))
             shuffled = max(shuffled, float(control.max()))
         verdict: Any = "couple"
         if tried[first].reciprocal_rank <= shuffled:
@@ -383,9 +391,12 @@ MAKERS: dict[str, Callable[[_Split], Trials]] = {
 }
 
 
-def _ranks(similarity: Float[Tensor, "h h"]) -> Float[Tensor, "h h"]:
-    """Rank of every text for every image, the best is 1; equals share the last rank."""
+def _ranks(similarity: Float[Tensor, "h h"]) -> Int[Tensor, "h h"]:
+    """Rank of every text for every image, the best is 1; equals share the last rank.
+
+    Those of all trials are kept, so they are small: `HELD_OUT` fits into two bytes.
+    """
     values = similarity.double()
     ascending = values.sort(dim=1).values
     below = torch.searchsorted(ascending, values, right=False)
-    return (values.shape[1] - below).double()
+    return (values.shape[1] - below).to(torch.int16)

@@ -116,6 +116,33 @@ class Whisker:
     at: float
     low: float
     high: float
+    kind: str = ""
+    """a class of the page's style"""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis with round ticks; positions are from 0 to 100."""
+
+    first: float
+    span: float
+    ticks: Sequence[tuple[float, str]]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Axis":
+        """The axis that holds these values."""
+        step = _step(max(values) - min(values))
+        first, last = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
+        span = max(last - first, step)
+        ticks = [
+            (round(100 * (tick - first) / span, 2), f"{tick:g}")
+            for tick in np.round(np.arange(first, first + span + step / 2, step), 6)
+        ]
+        return cls(first, span, ticks)
+
+    def at(self, value: float) -> float:
+        """Where a value is."""
+        return round(100 * (value - self.first) / self.span, 2)
 
 
 @dataclass(frozen=True)
@@ -137,23 +164,16 @@ def plot(group: Group) -> Plot | None:
     ]
     if len(measured) < 2:
         return None
-    ends = [to_table_units(name, end) for _, _, pair in measured for end in pair]
-    step = _step(max(ends) - min(ends))
-    first, last = math.floor(min(ends) / step) * step, math.ceil(max(ends) / step) * step
-    span = max(last - first, step)
+    axis = Axis.of([to_table_units(name, end) for _, _, pair in measured for end in pair])
 
     def at(value: float) -> float:
-        return round(100 * (to_table_units(name, value) - first) / span, 2)
+        return axis.at(to_table_units(name, value))
 
-    ticks = [
-        (round(100 * (tick - first) / span, 2), f"{tick:g}")
-        for tick in np.round(np.arange(first, first + span + step / 2, step), 6)
-    ]
     whiskers = [
         Whisker(own, _printed(name, value), at(value), at(low), at(high))
         for own, value, (low, high) in measured
     ]
-    return Plot(CALLED[name], ticks, whiskers)
+    return Plot(CALLED[name], axis.ticks, whiskers)
 
 
 def _step(span: float) -> float:

@@ -60,6 +60,10 @@ class Labels:
     wrong: int
 
 
+MethodRows = list[tuple[Row, str]]
+"""Rows of `classify`, each with its true label."""
+
+
 def labels(group: Group) -> list[Labels]:
     """Calibration, confusions and mistakes of each method that classifies."""
     tables = []
@@ -70,15 +74,18 @@ def labels(group: Group) -> list[Labels]:
             if not row.get("error") and str(row["path"]) in group.truth
         ]
         if rows:
-            wrong = sorted(
-                ((row, truth) for row, truth in rows if row["labels"][0]["label"] != truth),
-                key=lambda pair: -pair[0]["labels"][0]["score"],
-            )
-            worst = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
-            tables.append(
-                Labels(method.name, _reliability(rows), _confusion(rows), worst, len(wrong))
-            )
+            tables.append(labels_of(method.name, rows))
     return tables
+
+
+def labels_of(name: str, rows: MethodRows) -> Labels:
+    """The same of one method."""
+    wrong = sorted(
+        ((row, truth) for row, truth in rows if row["labels"][0]["label"] != truth),
+        key=lambda pair: -pair[0]["labels"][0]["score"],
+    )
+    worst = [_mistake(row, truth) for row, truth in wrong[:MISTAKES]]
+    return Labels(name, _reliability(rows), _confusion(rows), worst, len(wrong))
 
 
 def misses(group: Group) -> list[tuple[str, list[Mistake], int]]:

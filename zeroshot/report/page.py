@@ -9,6 +9,7 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
 from zeroshot.report.caption_tables import Order
+from zeroshot.report.recipe_tables import recipe_section
 from zeroshot.report.result_files import Group, LoadedResults, confidence_of, pretty
 
 PICTURES = 30
@@ -42,13 +43,18 @@ def render(
         import jinja2
     except ImportError:
         raise NotAvailableError(f"a report needs Jinja2: {how_to_install('report')}") from None
+    folder = resources.files("zeroshot.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    text = resources.files("zeroshot.report").joinpath("page.html").read_text("utf-8")
-    return environment.from_string(text).render(
+    return environment.get_template("page.html").render(
         title=title,
         version=__version__,
+        recipes=[recipe_section(file, recipe) for file, recipe in results.recipes],
         groups=[_section(group, pictures, order) for group in results.groups],
         traces=list(traces.traces(results.traces[:pictures])),
     )

@@ -1,4 +1,4 @@
-"""Files that `eval`, `caption` and `classify` wrote, grouped by task and data set."""
+"""Files that `eval`, `caption`, `classify` and `tune` wrote, grouped by task and data set."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ from zeroshot.inputs.tables import path_below
 from zeroshot.inputs.text_files import is_number, read_json, read_json_lines, suffix_of
 from zeroshot.metrics.bootstrap import CONFIDENCE
 from zeroshot.output.formats import Row
+from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
 
 TRACE = "zeroshot.trace/1"
 TASK_OF_ROWS: dict[str, EvaluationTask] = {
@@ -52,6 +53,7 @@ class LoadedResults:
 
     groups: list[Group] = field(default_factory=list)
     traces: list[Row] = field(default_factory=list)
+    recipes: list[tuple[Path, Recipe]] = field(default_factory=list)
 
 
 def load_results(
@@ -60,8 +62,8 @@ def load_results(
     """Read results, rows and traces.
 
     Args:
-        paths: folders or files that `eval` wrote, or JSON lines of `caption`, `classify` and
-            `caption --trace`.
+        paths: folders or files that `eval` wrote, recipes of `tune`, or JSON lines of `caption`,
+            `classify` and `caption --trace`.
         truth: reference captions, for rows without them, which are then measured.
         sampling: how intervals are computed.
 
@@ -73,11 +75,13 @@ def load_results(
     for file in _files(paths):
         if suffix_of(file.name) == ".json":
             _add_result(file, groups)
+        elif suffix_of(file.name) == ".toml":
+            results.recipes.append((file, read_recipe(file)))
         else:
             _add_rows(file, groups, results.traces, truth, sampling or Sampling())
     results.groups = list(groups.values())
-    if not results.groups and not results.traces:
-        raise UserError("nothing to report: no *.eval.json and no rows")
+    if not results.groups and not results.traces and not results.recipes:
+        raise UserError("nothing to report: no *.eval.json, no recipe and no rows")
     return results
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zeroshot import methods
-from zeroshot.errors import unknown
-from zeroshot.tuning.problem import TunedMethod, TuningProblem
+from zeroshot.errors import UserError, unknown
+from zeroshot.tuning.problem import SEARCHED, TunedMethod, TuningProblem
 
 Listed = tuple[tuple[str, dict[str, Any]], ...]
 
@@ -19,6 +19,8 @@ PLAIN = "ensemble"
 DEFAULT_OF_SHOTS = "evidence"
 OF_EVERY_PLACE = (PLAIN, "zpe", "stata", DEFAULT_OF_SHOTS)
 """Tried with each of the templates and in each coupling; the others with the default of both."""
+OF_SEARCHED_PROMPTS = (PLAIN, DEFAULT_OF_SHOTS)
+"""Tried with the prompts that a search finds, where it has any to choose from."""
 ZERO_SHOT: Listed = (
     ("ensemble", {}),
     ("zpe", {}),
@@ -58,11 +60,16 @@ def simplest_first(
         among: methods to try beside the default and plain zero-shot; all without it.
 
     Raises:
-        UserError: a method in `among` that is not in the lists of this file.
+        UserError: a method in `among` that is not in the lists of this file, or cannot be tried.
     """
     listed = [*(FEW_SHOT if shots else ()), *ZERO_SHOT]
     names = [name for name, _ in listed]
     for name in among:
+        if name in {learner for learner, _ in FEW_SHOT} and not shots:
+            raise UserError(
+                f"{name} learns from labelled images, and there are none to learn from: give "
+                "--shots (the array shots), or leave it out of --among"
+            )
         if name not in names:
             raise unknown("method to try", name, names)
     found = [TunedMethod(PLAIN, {})]
@@ -87,5 +94,7 @@ def _places(problem: TuningProblem, method: str) -> Iterator[tuple[str | None, s
     if method in OF_EVERY_PLACE:
         for templates in list(default.prompts)[1:]:
             yield None, templates
+        if default.pool is not None and method in OF_SEARCHED_PROMPTS:
+            yield None, SEARCHED
         for space in others:
             yield space.coupling, None

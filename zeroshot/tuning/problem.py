@@ -5,7 +5,7 @@ Methods that learn from all images see both, but no label.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.methods import as_logits
+from zeroshot.tuning.prompt_search import MOST_COSINES, PromptPool, search_prompts, taken
 from zeroshot.tuning.selection import Configuration
+
+SEARCHED = "searched"
+"""Templates of this name are the prompts that a search finds on the rows that are learned from."""
+OF_A_SEARCH = 2000
+"""Operations for each cosine of a labelled row and a prompt, beside those of the cosine."""
 
 PASSES = {"inmap": 300, "stata": 90, "transclip": 70, "zlap": 60, "proker": 30}
 """Multiplications of all images with all classes that a method costs; of others 10."""
@@ -42,6 +48,8 @@ class JointRows:
     prompts: Mapping[str, PromptRows]
     """By the name of the templates, the default first."""
     logit_scale: float = 100.0
+    pool: PromptPool | None = None
+    """What a search for prompts takes them from; None for no search."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,12 @@ class TuningProblem:
     """Rows of the image encoder before they are coupled; None if there is no coupling."""
     learn: bool = True
     """Whether methods may learn from the labels; else they are chosen by them alone."""
+    _found: dict[bytes, Bool[Tensor, "c t"]] = field(default_factory=dict, init=False, repr=False)
 
     def configuration(self, tuned: TunedMethod) -> Configuration:
         """How `tuning.selection` runs this method on the rows."""
         takes = methods.parameters(methods.configure(tuned.method, {}), "fit")
-        learns = self.learn and "shots" in takes
+        learns = (self.learn and "shots" in takes) or tuned.templates == SEARCHED
 
         def logits(train: Tensor, test: Tensor) -> Tensor:
             return self.logits(tuned, train, test)
@@ -92,7 +101,7 @@ class TuningProblem:
         A transductive method scores all rows at once, since it learns from the others.
         """
         space = next(s for s in self.spaces if s.coupling == tuned.coupling)
-        prompts = _named(space, tuned.templates)
+        prompts = self._prompts(space, tuned.templates, train)
         method = methods.configure(tuned.method, dict(tuned.options))
         known = {"bank": space.images}
         if self.learn and len(train):
@@ -112,17 +121,46 @@ class TuningProblem:
         found = as_logits(scores, fitted.output, space.logit_scale)
         return found[test] if fitted.transductive else found
 
+    def searched(self, train: Int[Tensor, " s"]) -> Bool[Tensor, "c t"]:
+        """The prompts of the pool that a search takes, by the labels of the rows `train`."""
+        space = self.spaces[0]
+        assert space.pool is not None
+        key = train.numpy().tobytes()
+        if key not in self._found:
+            generator = torch.Generator().manual_seed(0)
+            self._found[key] = search_prompts(
+                space.pool,
+                space.images[train],
+                self.labels[train],
+                space.logit_scale,
+                generator,
+            )
+        return self._found[key]
+
+    def _prompts(
+        self, space: JointRows, templates: str | None, train: Int[Tensor, " s"]
+    ) -> PromptRows:
+        if templates != SEARCHED:
+            return _named(space, templates)
+        assert space.pool is not None
+        return PromptRows(*taken(space.pool, self.searched(train)))
+
     def _cost(self, tuned: TunedMethod) -> float:
         """Operations of one fit and its scores, roughly: see `PASSES` and `SOLVES`."""
         space = next(s for s in self.spaces if s.coupling == tuned.coupling)
         images, width = space.images.shape
         own = width if self.own is None else self.own.shape[1]
-        one_pass = images * width * len(_named(space, tuned.templates).texts)
+        one_pass = images * width * len(_named(space, None).texts)
         one_solution = own * len(self.labels) ** 2
         stages = tuned.method.split("+")
         passes = sum(PASSES.get(name, 10) for name in stages)
         passes *= OF_LEAVE_ONE_OUT if tuned.options.get("tune") == "loo" else 1
-        return passes * one_pass + sum(SOLVES.get(name, 0) for name in stages) * one_solution
+        search = 0
+        if tuned.templates == SEARCHED and space.pool is not None:
+            cosines = min(len(self.labels) * space.pool.mask.numel(), MOST_COSINES)
+            search = cosines * (width + OF_A_SEARCH)
+        solutions = sum(SOLVES.get(name, 0) for name in stages)
+        return passes * one_pass + solutions * one_solution + search
 
 
 def _named(space: JointRows, templates: str | None) -> PromptRows:

@@ -123,6 +123,18 @@ class TuningResult:
     """Candidates for which the budget was too small."""
 
 
+class ChoiceInterruptedError(KeyboardInterrupt):
+    """Ctrl-C during the choice; what was best until then."""
+
+    def __init__(self, selection: Selection, left_out: tuple[str, ...], done: float) -> None:
+        super().__init__()
+        self.selection = selection
+        """The first candidate alone, if nothing was compared yet."""
+        self.left_out = left_out
+        self.done = done
+        """Share of the choice that was made; 1 if only its measurement is missing."""
+
+
 @dataclass
 class _Fits:
     """Logits of a fold, learned without it and without further folds; each is computed once."""
@@ -178,6 +190,7 @@ def evaluate(
     Raises:
         UserError: fewer than `LEAST_ROWS` rows, or one row for most classes: nothing can be held
             out.
+        ChoiceInterruptedError: Ctrl-C; it has the best so far.
     """
     count = fold_count(labels)
     if count == 0 or len(labels) < LEAST_ROWS:
@@ -194,6 +207,21 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     folds = [stratified_folds(labels, count, generator) for _ in range(repeats)]
     loop = _Loop(_Fits(kept, folds), labels, plain, ensembles, progress)
+    try:
+        return _choose_and_measure(loop, count, generator, further, left_out)
+    except KeyboardInterrupt:
+        raise ChoiceInterruptedError(loop.best_so_far(), left_out, loop.done) from None
+
+
+def _choose_and_measure(
+    loop: "_Loop",
+    count: int,
+    generator: torch.Generator,
+    further: int | None,
+    left_out: tuple[str, ...],
+) -> TuningResult:
+    folds, labels, plain = loop.fits.folds, loop.labels, loop.plain
+    repeats = len(folds)
     selection = loop.choose(frozenset(), tuple(range(repeats)))
     rows = (folds[0] >= 0).nonzero()[:, 0]
     plain_hits = loop.hits_of(plain, count)
@@ -293,6 +321,19 @@ class _Race:
         return tried
 
 
+_Standing = tuple[
+    Sequence[int],
+    _Race,
+    Sequence[tuple[int, int]],
+    Mapping[tuple[int, int], Mapping[int, Tensor]],
+]
+"""Candidates that are still tried, their race, the rounds that are done, and logits there."""
+
+
+def _best_first(chosen: GreedyEnsemble, tried: Sequence[Tried]) -> Selection:
+    return Selection(chosen, tuple(sorted(tried, key=lambda t: (-t.share, -t.accuracy))))
+
+
 @dataclass
 class _Loop:
     fits: _Fits
@@ -300,6 +341,10 @@ class _Loop:
     plain: int
     ensembles: bool
     progress: TuningProgress
+    done: float = 0.0
+    """Share of the choice that is made."""
+    _known: _Standing | None = None
+    _chosen: Selection | None = None
 
     def choose(self, without: frozenset[int], repeats: Sequence[int]) -> Selection:
         """The inner loop (1), on all folds that are not in `without`."""
@@ -312,15 +357,16 @@ class _Loop:
         logits: dict[tuple[int, int], dict[int, Tensor]] = {}
         for step, (repeat, fold) in enumerate(rounds):
             rows = fits.rows(repeat, fold)
-            logits[repeat, fold] = {}
+            own = {i: fits.logits(i, repeat, without | {fold}, fold) for i in alive}
             for i in alive:
-                own = fits.logits(i, repeat, without | {fold}, fold)
-                logits[repeat, fold][i] = own
-                race.add(i, rows, own)
+                race.add(i, rows, own[i])
+            logits[repeat, fold] = own
             figures, behind = race.standings(alive)
             if not without:
                 best = int(figures.argmax())
                 share = (step + 1) / len(rounds)
+                self._known = alive, race, rounds[: step + 1], logits
+                self.done = share
                 self.progress(fits.candidates[alive[best]].name, float(figures[best]), share)
             alive = [
                 i
@@ -328,12 +374,7 @@ class _Loop:
                 if i in (0, self.plain) or not fallen
             ]
         tried = race.table(fits.candidates)
-        figures, behind = race.standings(alive)
-        winner = next(i for i, gap in zip(alive, behind.tolist(), strict=True) if gap <= 1)
-        rows = torch.cat([fits.rows(r, j) for r, j in rounds])
-        own = torch.cat([logits[key][winner] for key in rounds])
-        scale = float(fit_temperatures(own[None], labels[rows])[0])
-        chosen = GreedyEnsemble((winner,), (1.0,), (scale,))
+        winner, chosen = self._winner(alive, race, rounds, logits)
         if self.ensembles and len(alive) > 1:
             ensemble, blended = self._blend(alive, rounds, logits)
             blend = _Race(
@@ -344,8 +385,35 @@ class _Loop:
                 chosen = ensemble
             error = float(standard_error(*blend.shares([1]))[0])
             tried.append(Tried(ENSEMBLE, float(figures[1]), error, math.nan, 1.0))
-        tried.sort(key=lambda t: (-t.share, -t.accuracy))
-        return Selection(chosen, tuple(tried))
+        selection = _best_first(chosen, tried)
+        if not without:
+            self._chosen = selection
+        return selection
+
+    def _winner(
+        self,
+        alive: Sequence[int],
+        race: _Race,
+        rounds: Sequence[tuple[int, int]],
+        logits: Mapping[tuple[int, int], Mapping[int, Tensor]],
+    ) -> tuple[int, GreedyEnsemble]:
+        """The simplest that is within an error of the best, with its temperature."""
+        _, behind = race.standings(alive)
+        winner = next(i for i, gap in zip(alive, behind.tolist(), strict=True) if gap <= 1)
+        rows = torch.cat([self.fits.rows(r, j) for r, j in rounds])
+        own = torch.cat([logits[key][winner] for key in rounds])
+        scale = float(fit_temperatures(own[None], self.labels[rows])[0])
+        return winner, GreedyEnsemble((winner,), (1.0,), (scale,))
+
+    def best_so_far(self) -> Selection:
+        """The choice, or what it would be on the folds that are done; the first before these."""
+        if self._chosen is not None:
+            return self._chosen
+        if self._known is None:
+            return Selection(GreedyEnsemble((0,), (1.0,), (1.0,)), ())
+        alive, race, rounds, logits = self._known
+        _, chosen = self._winner(alive, race, rounds, logits)
+        return _best_first(chosen, race.table(self.fits.candidates))
 
     def _blend(
         self,

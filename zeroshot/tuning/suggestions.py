@@ -4,7 +4,7 @@ Ours, by the facility location function (Wei, Iyer and Bilmes 2015, "Submodulari
 Selection and Active Learning", ICML; theirs filters by uncertainty first):
 
     f(S) = sum_i w_i max_{j in S or labelled} exp(SHARPNESS (x_i . x_j - 1))                     (1)
-    w_i  = exp(-m_i / mean m),   m_i = p_i's best minus its second best probability
+    w_i  = exp(-m_i / (2 mean m)),   m_i = p_i's best minus its second best probability
 
 (1) is submodular, so that taking the best image one after another reaches 1 - 1/e of the optimum.
 """
@@ -53,9 +53,13 @@ def suggest(
 
 
 def _uncertainty(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
-    """`w`: 1 for a tie, and less for a larger margin."""
+    """`w`: 1 for a tie, and less for a larger margin.
+
+    Half of the margin: with all of it, and with none, suggestions were 3 points behind random
+    images on one of six sets.
+    """
     if probabilities.shape[1] < 2:
         return probabilities.new_ones(len(probabilities))
     best = probabilities.topk(2, dim=1).values
     margin = best[:, 0] - best[:, 1]
-    return (-margin / margin.mean().clamp_min(1e-12)).exp()
+    return (-margin / (2 * margin.mean()).clamp_min(1e-12)).exp()

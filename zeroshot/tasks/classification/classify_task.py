@@ -167,7 +167,10 @@ class Classify(Task[ClassifyOptions]):
         accept: Acceptance | None = None
         if options.abstain is not None:
             if recipe.held_out is None:
-                raise UserError("--abstain: the recipe was tuned on too few labelled images")
+                raise UserError(
+                    "--abstain: the recipe was not measured (too few labelled images, or tune was "
+                    "interrupted)"
+                )
             reference, alpha = sorted(recipe.held_out.confidences), options.abstain
             thresholds = [0.0] * len(recipe.labels)
             accept = lambda scores: accepted(scores, reference, alpha, thresholds)  # noqa: E731

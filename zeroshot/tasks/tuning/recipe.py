@@ -3,13 +3,15 @@
 schema, labels, seed          what was asked
 [models]                      the encoders, with their fingerprints
 [[members]]                   methods, each with its weight and temperature
-[shots]                       the labelled images that methods learn from
+shots                         the labelled images that methods learn from
+templates, [prompts]          the default prompts; those that only this recipe has
 [figures]                     accuracy with its interval, and that of plain zero-shot
 [[tried]], [[curve]]          all that was tried; accuracy by the number of labels
 [held_out]                    answers for images that took no part in them, for the report
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,8 +20,13 @@ from typing import Any
 from zeroshot.errors import UserError
 from zeroshot.inputs.text_files import is_number, read_toml
 from zeroshot.output import atomic
+from zeroshot.prompts import Templates, expand, load_templates
 
 SCHEMA = "zeroshot.recipe/1"
+COLUMNS: Mapping[str, Mapping[str, type]] = {
+    "tried": {"name": str, "accuracy": float, "error": float, "share": float},
+    "curve": {"labels": float, "accuracy": float, "error": float},
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class RecipeMember:
     weight: float = 1.0
     temperature: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    templates: str = "simple"
+    templates: str = ""
+    """Empty for those of the recipe."""
     coupling: str = ""
     """Empty for the default of the model set."""
 
@@ -72,6 +80,10 @@ class Recipe:
     """One sentence: what was chosen and why."""
     members: tuple[RecipeMember, ...] = ()
     models: Mapping[str, str] = field(default_factory=dict)
+    templates: str = ""
+    """Of members without a name of their own; empty for `simple`."""
+    prompts: Mapping[str, Templates] = field(default_factory=dict)
+    """Templates, or prompts by class, by their name; others are known by name."""
     shots: str = ""
     """The labelled images to learn from, relative to the recipe; empty for none."""
     shots_fingerprint: str = ""
@@ -86,11 +98,18 @@ class Recipe:
     suggested: tuple[str, ...] = ()
     held_out: HeldOut | None = None
 
+    def prompts_of(self, member: RecipeMember) -> list[list[str]]:
+        """The prompts of each class."""
+        name = member.templates or self.templates or "simple"
+        return expand(self.labels, self.prompts.get(name) or load_templates(name, self.labels))
+
     @property
     def fingerprint(self) -> str:
         """A hash of what decides the answers."""
-        deciding = (self.labels, self.members, sorted(self.models.items()), self.shots_fingerprint)
-        return hashlib.sha256(repr(deciding).encode()).hexdigest()[:12]
+        deciding = [self.labels, self.members, sorted(self.models.items()), self.shots_fingerprint]
+        if self.templates or self.prompts:
+            deciding += [self.templates, sorted(self.prompts.items())]
+        return hashlib.sha256(repr(tuple(deciding)).encode()).hexdigest()[:12]
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -149,15 +168,51 @@ def _recipe(table: dict[str, Any]) -> Recipe:
             given[name] = _built(kind, given[name], name)
     for name in ("left_out", "suggested"):
         given[name] = _texts(given.get(name, []), name)
-    for name in ("seed", "verdict", "shots", "shots_fingerprint"):
+    for name in ("seed", "verdict", "templates", "shots", "shots_fingerprint"):
         if name in given:
             given[name] = _typed(Recipe.__dataclass_fields__[name].type, given[name], name)
-    for name in ("models", "agreement"):
-        if not isinstance(given.get(name, {}), dict):
-            raise ValueError(f"{name} is no table")
-    for name in ("tried", "curve"):
-        given[name] = tuple(_list(given, name))
+    for name, values in (("models", str), ("agreement", float)):
+        given[name] = {k: _typed(values, v, name) for k, v in _table(given, name).items()}
+    given["prompts"] = {k: _prompts(v) for k, v in _table(given, "prompts").items()}
+    for name, columns in COLUMNS.items():
+        given[name] = tuple(_row(row, columns, name) for row in _list(given, name))
+    if "held_out" in given:
+        _check_held_out(given["held_out"], len(given["labels"]))
     return Recipe(**given)
+
+
+def _row(row: Mapping[str, Any], columns: Mapping[str, type], where: str) -> dict[str, Any]:
+    """A row with these columns; a standard error may be infinite."""
+    if set(row) != set(columns):
+        raise ValueError(f"{where} needs {', '.join(columns)}")
+    return {
+        key: value if key == "error" and value == math.inf else _typed(kind, value, where)
+        for key, kind in columns.items()
+        for value in [row[key]]
+    }
+
+
+def _check_held_out(held_out: HeldOut, labels: int) -> None:
+    columns = (held_out.paths, held_out.classes, held_out.answers, held_out.confidences)
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError("the columns of held_out differ in length")
+    if any(not 0 <= c < labels for c in (*held_out.classes, *held_out.answers)):
+        raise ValueError(f"held_out has a class that is none of {labels}")
+    if any(not 0 <= c <= 1 for c in held_out.confidences):
+        raise ValueError("held_out has a confidence that is not between 0 and 1")
+
+
+def _table(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = given.get(name, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no table")
+    return value
+
+
+def _prompts(value: object) -> Templates:
+    if not isinstance(value, dict):
+        return _texts(value, "prompts")
+    return {label: _texts(texts, "prompts") for label, texts in value.items()}
 
 
 def _list(table: Mapping[str, Any], name: str) -> list[Any]:

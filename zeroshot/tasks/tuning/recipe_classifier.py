@@ -15,7 +15,7 @@ from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
-from zeroshot.prompts import expand, load_labels, load_templates
+from zeroshot.prompts import load_labels
 from zeroshot.results.result import AnchorContribution
 from zeroshot.tasks.classification.classifier import Adaptation, Classifier, load_classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
@@ -141,7 +141,7 @@ def load_recipe(
             )
     members = []
     for member in recipe.members:
-        prompts = expand(labels, load_templates(member.templates or "simple", labels))
+        prompts = recipe.prompts_of(member)
         options = ClassifyOptions(
             method=member.method,
             options=member.options,

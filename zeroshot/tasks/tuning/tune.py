@@ -17,25 +17,31 @@ and loses on some. The temperature gives it the mean confidence of plain zero-sh
 calibration. How far other methods agree with it is shown as a hint, which is no accuracy.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsuitableWarning, UserError
 from zeroshot.methods.auto import OPERATIONS
+from zeroshot.prompts import Templates
 from zeroshot.tasks.classification.calibration import matching_temperature
+from zeroshot.tasks.tuning.prompt_columns import is_built_in
 from zeroshot.tasks.tuning.recipe import HeldOut, Recipe, RecipeFigures, RecipeMember
 from zeroshot.tasks.tuning.tuning_data import TuningData, agreement
 from zeroshot.tuning.folds import fold_count
 from zeroshot.tuning.greedy_ensemble import GreedyEnsemble
 from zeroshot.tuning.grid import PLAIN, ZERO_SHOT, simplest_first
-from zeroshot.tuning.problem import TunedMethod, TuningProblem
+from zeroshot.tuning.problem import SEARCHED, TunedMethod, TuningProblem
 from zeroshot.tuning.selection import (
     LEAST_FOLDS,
     LEAST_ROWS,
+    ChoiceInterruptedError,
+    Selection,
     TuningProgress,
     TuningResult,
     evaluate,
@@ -45,6 +51,14 @@ from zeroshot.tuning.suggestions import suggest
 FEW_IMAGES = 100
 LEAST_IMAGES = 10
 """Unlabelled images from which on `zlap` and `dn` are taken; see above."""
+
+
+class TuneInterruptedError(KeyboardInterrupt):
+    """Ctrl-C; the best recipe until then, which says so."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe.verdict)
+        self.recipe = recipe
 
 
 @dataclass(frozen=True)
@@ -63,46 +77,53 @@ class TuneRequest:
 def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Recipe:
     """The recipe for these data.
 
+    What a method warns of, that the data do not suit it, its figures say better; the one that is
+    taken warns again when it is used.
+
     Raises:
         UserError: a method that is not known.
+        TuneInterruptedError: Ctrl-C during the choice; it has the best so far.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsuitableWarning)
+        return _tune(data, request, progress)
+
+
+def _tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Recipe:
     problem = replace(data.problem, learn=request.learn)
     labelled = len(problem.labels)
     shots = request.learn and labelled > 0
     tuned = simplest_first(problem, shots=shots, among=request.among)
     recipe = Recipe(tuple(data.labels), "", (), data.models, seed=request.seed)
+    if (templates := next(iter(data.templates), "simple")) != "simple":
+        recipe = replace(recipe, templates=templates)
     everything = torch.arange(labelled)
     if labelled < LEAST_ROWS or fold_count(problem.labels) == 0:
         return _unmeasured(data, problem, tuned[0], recipe, request)
     plain = next(i for i, t in enumerate(tuned) if t.method == PLAIN)
-    result = evaluate(
-        [problem.configuration(t) for t in tuned],
-        problem.labels,
-        plain=plain,
-        seed=request.seed,
-        operations=request.budget * OPERATIONS,
-        further=len(data.unlabelled) or None,
-        progress=progress,
-    )
+    try:
+        result = evaluate(
+            [problem.configuration(t) for t in tuned],
+            problem.labels,
+            plain=plain,
+            seed=request.seed,
+            operations=request.budget * OPERATIONS,
+            further=len(data.unlabelled) or None,
+            progress=progress,
+        )
+    except ChoiceInterruptedError as stopped:
+        found = _best_so_far(recipe, stopped, tuned)
+        raise TuneInterruptedError(_with_prompts(found, data)) from None
     kept = [t for t in tuned if t.name not in result.left_out]
     if result.folds < LEAST_FOLDS:
         kept = [tuned[0], tuned[plain]]
     chosen, verdict = _verdict(result, kept, shots)
-    members = tuple(
-        _member(kept[m], weight, temperature)
-        for m, weight, temperature in zip(
-            chosen.members, chosen.weights, chosen.temperatures, strict=True
-        )
-    )
     recipe = replace(
         recipe,
         verdict=verdict,
-        members=members,
+        members=_members(chosen, kept),
         figures=_figures(result, labelled),
-        tried=tuple(
-            {"name": t.name, "accuracy": t.accuracy, "error": t.error, "share": t.share}
-            for t in result.selection.tried
-        ),
+        tried=_tried(result.selection),
         left_out=result.left_out,
         curve=tuple(
             {"labels": n, "accuracy": accuracy, "error": error}
@@ -110,10 +131,64 @@ def tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> Re
         ),
         held_out=_held_out(result, data),
     )
+    recipe = _with_prompts(recipe, data)
     rest = torch.arange(labelled, len(data.centred))
-    p = chosen.probabilities({m: problem.logits(kept[m], everything, rest) for m in chosen.members})
-    padded = torch.cat([p.new_zeros(labelled, p.shape[1]), p])
-    return _with_suggestions(recipe, data, padded, request)
+    try:
+        p = chosen.probabilities(
+            {m: problem.logits(kept[m], everything, rest) for m in chosen.members}
+        )
+        padded = torch.cat([p.new_zeros(labelled, p.shape[1]), p])
+        return _with_suggestions(recipe, data, padded, request)
+    except KeyboardInterrupt:
+        raise TuneInterruptedError(recipe) from None
+
+
+def _best_so_far(
+    recipe: Recipe, stopped: ChoiceInterruptedError, tuned: Sequence[TunedMethod]
+) -> Recipe:
+    """The recipe of an interrupted choice, which has no figures."""
+    kept = [t for t in tuned if t.name not in stopped.left_out]
+    ensemble = stopped.selection.ensemble
+    names = " and ".join(kept[m].name for m in ensemble.members)
+    when = f"after {stopped.done:.0%} of the choice" if stopped.done < 1 else "after the choice"
+    return replace(
+        recipe,
+        verdict=f"{names}: the best so far, interrupted {when}; what it is worth was not measured",
+        members=_members(ensemble, kept),
+        tried=_tried(stopped.selection),
+        left_out=stopped.left_out,
+    )
+
+
+def _with_prompts(recipe: Recipe, data: TuningData) -> Recipe:
+    """The recipe with the prompts that only it knows: those of files, and those of a search."""
+    own: dict[str, Templates] = {}
+    for name in dict.fromkeys(m.templates or recipe.templates for m in recipe.members):
+        if name == SEARCHED:
+            assert data.columns is not None
+            found = data.problem.searched(torch.arange(len(data.problem.labels)))
+            named = data.columns.named(found)
+            own[name] = {label: tuple(p) for label, p in zip(data.labels, named, strict=True)}
+        elif name and not is_built_in(name):
+            given = data.templates[name]
+            own[name] = {c: given[c] for c in data.labels} if isinstance(given, dict) else given
+    return replace(recipe, prompts=own)
+
+
+def _members(ensemble: GreedyEnsemble, tuned: Sequence[TunedMethod]) -> tuple[RecipeMember, ...]:
+    return tuple(
+        _member(tuned[m], weight, temperature)
+        for m, weight, temperature in zip(
+            ensemble.members, ensemble.weights, ensemble.temperatures, strict=True
+        )
+    )
+
+
+def _tried(selection: Selection) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"name": t.name, "accuracy": t.accuracy, "error": t.error, "share": t.share}
+        for t in selection.tried
+    )
 
 
 def _unmeasured(
@@ -143,6 +218,7 @@ def _unmeasured(
         members=(_member(chosen, temperature=temperature),),
         agreement={} if learned else _hint(data, chosen, scores),
     )
+    recipe = _with_prompts(recipe, data)
     return _with_suggestions(recipe, data, (scores / temperature).softmax(1), request)
 
 

@@ -51,7 +51,8 @@ class TuneOptions:
     templates: Sequence[str] = option(
         ("simple", "openai", "none"),
         "Prompts to try, the default first: simple, openai, none, 'a photo of a {}', a .txt file, "
-        "or a .json file of prompts per class. May be repeated. Default: simple, openai and none.",
+        "or a .json file of prompts per class. May be repeated. Yours are searched for the best. "
+        "Default: simple, openai and none.",
         env="TEMPLATES",
         typed=list[str],
         convert=tuple,

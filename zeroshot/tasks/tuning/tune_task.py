@@ -17,7 +17,7 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.tasks.classification.arrays import Array, read_arrays
 from zeroshot.tasks.tuning.recipe import Recipe, shots_fingerprint
-from zeroshot.tasks.tuning.tune import TuneRequest, tune
+from zeroshot.tasks.tuning.tune import TuneInterruptedError, TuneRequest, tune
 from zeroshot.tasks.tuning.tune_options import TuneOptions
 from zeroshot.tasks.tuning.tuning_data import from_arrays, from_images
 from zeroshot.tuning.problem import TunedMethod
@@ -38,6 +38,7 @@ def tune_images(
 
     Raises:
         UserError: no labels, no images at all, or an image or label that cannot be read.
+        TuneInterruptedError: Ctrl-C during the choice; it has the best so far.
     """
     labels = prompts.load_labels(options.labels)
     if len(labels) < 2:
@@ -62,8 +63,15 @@ def tune_images(
         batch_size=batch_size,
         long_text=options.long_text,
     )
-    recipe = tune(data, _request(options, learn=shots is not None), progress)
-    return recipe if shots is None else _with_shots(recipe, Path(str(options.shots)), shots, folder)
+    request = _request(options, learn=shots is not None)
+    if shots is None:
+        return tune(data, request, progress)
+    place = Path(str(options.shots))
+    try:
+        return _with_shots(tune(data, request, progress), place, shots, folder)
+    except TuneInterruptedError as stopped:
+        found = _with_shots(stopped.recipe, place, shots, folder)
+        raise TuneInterruptedError(found) from None
 
 
 def _with_shots(recipe: Recipe, path: Path, shots: LabeledImages, folder: Path) -> Recipe:

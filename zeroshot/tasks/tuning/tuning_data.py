@@ -1,7 +1,7 @@
 """The rows that `tune` works on, from images or from arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.ops import normalize
 from zeroshot.tasks.classification.arrays import Array, to_tensors
+from zeroshot.tasks.tuning.prompt_columns import PromptColumns, is_built_in
 from zeroshot.tuning.problem import JointRows, PromptRows, TuningProblem
 
 COUPLINGS = ("asif", "csa", "procrustes")
@@ -47,6 +48,10 @@ class TuningData:
     """Names of the labelled images."""
     unlabelled: Sequence[str]
     models: Mapping[str, str]
+    templates: Mapping[str, prompts.Templates] = field(default_factory=dict)
+    """By name, the default first; empty for arrays, which have prompts of their own."""
+    columns: PromptColumns | None = None
+    """What a search for prompts chooses among."""
 
     @property
     def centred(self) -> Float[Tensor, "n f"]:
@@ -90,14 +95,23 @@ def from_images(
     rows = torch.cat(own)
     texts: dict[str, Tensor] = {}
     counts: dict[str, list[int]] = {}
-    for name in templates:
-        groups = prompts.expand(labels, prompts.load_templates(name, labels))
+    known: dict[str, Tensor] = {}
+    given = {name: prompts.load_templates(name, labels) for name in templates}
+    for name, own_templates in given.items():
+        groups = prompts.expand(labels, own_templates)
         flat = [text for group in groups for text in group]
         if long_text == "error":
             check_lengths(flat, text_encoder_of(encoder))
         texts[name] = embed_texts(flat, text_encoder_of(encoder), cache, meter)
         counts[name] = [len(group) for group in groups]
+        known |= zip(flat, texts[name], strict=True)
     spaces = [_joint(None, encoder, rows, texts, counts)]
+    columns = None
+    if labelled and not all(map(is_built_in, given)):
+        columns = PromptColumns.of(labels, given)
+        joint = project_texts(encoder, torch.stack(list(known.values())))
+        pool = columns.pool(dict(zip(known, joint, strict=True)))
+        spaces[0] = replace(spaces[0], pool=pool)
     if isinstance(encoder, CoupledEncoder):
         for name in COUPLINGS:
             spaces.append(_joint(name, coupled_by(models, encoder, name), rows, texts, counts))
@@ -107,7 +121,7 @@ def from_images(
         normalize(rows) if isinstance(encoder, CoupledEncoder) else None,
     )
     paths = [str(source.path) for source in labelled]
-    return TuningData(problem, labels, paths, names, canonical_names(encoder))
+    return TuningData(problem, labels, paths, names, canonical_names(encoder), given, columns)
 
 
 def coupled_by(models: ModelSet, encoder: CoupledEncoder, name: str) -> DualEncoder:
