@@ -331,3 +331,29 @@ def test_a_damaged_image_gives_its_room_back(monkeypatch):
     assert {str(one)[:13] for one in results} == {"truncated PNG"}
     assert reading.WAITING.take(10**6)
     assert reading.WORKING.take(10**6)
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3"])
+@pytest.mark.parametrize("comment", [b"#\n", b"# a\r", b"#"])
+def test_a_plain_ppm_of_comments_is_refused_before_it_is_decoded(kind, comment):
+    size = b" 5 5 255\n" if kind != b"P1" else b" 5 5\n"
+    said = refusal(kind + size + comment * 20_000 + b"\n" + b"1 " * 75)
+    assert said == "a PPM with more than 10000 comments"
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3", b"P6"])
+def test_a_ppm_with_some_comments_is_read(kind):
+    size = b" # x\n5 5 255\n" if kind != b"P1" else b" # x\n5 5\n"
+    pixels_ = bytes(range(75)) if kind == b"P6" else b"# one\n" + b"1 # 2\n" * 75
+    assert read(kind + size + pixels_).size == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "b.gif", "c.png"])
+def test_pillow_warns_of_no_image_below_our_limit(name, tmp_path, monkeypatch, capsys):
+    noise(40, 30).save(tmp_path / name)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    code = cli.run(["embed", str(tmp_path / name), "--models", "pocket", "--no-cache"])
+    said = capsys.readouterr().err
+    assert code == 0
+    assert "Warning" not in said
+    assert said.count("\n") == 1

@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images.limits import check_jpeg, check_tiff
+from zeroshot.images.limits import check_jpeg, check_ppm, check_tiff
 from zeroshot.inputs.source import SIGNATURES
 
 try:
@@ -257,6 +257,8 @@ def opened(data: bytes, max_pixels: int, draft_side: int | None = None) -> Opene
     if kind is None:
         raise _other_kind(data)
     with _complaints(kind):
+        if kind == "PPM":
+            check_ppm(data)
         image = OPENERS[kind][1](io.BytesIO(data))
         size = image.size
         if isinstance(image, JpegImageFile):
