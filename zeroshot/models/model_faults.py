@@ -23,6 +23,7 @@ from zeroshot.errors import UserError, ZeroshotError
 __all__ = [
     "check_expected_size",
     "check_image_sides",
+    "check_numbers",
     "check_settings",
     "check_vocabulary",
     "check_weights",
@@ -212,6 +213,15 @@ def _faults(path: Path) -> Iterator[None]:
 
 
 # Models
+
+
+def check_numbers(scores: torch.Tensor) -> None:
+    """UserError for scores of a model that are no numbers."""
+    if scores.isnan().any() or scores.isposinf().any():
+        raise UserError(
+            "the model's scores are not finite: its weights are damaged, or half precision is too "
+            "little for it; fp32 may help"
+        )
 
 
 def check_expected_size(name: object, network: torch.nn.Module, weights: Iterable[Path]) -> None:
