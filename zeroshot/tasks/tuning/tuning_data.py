@@ -31,6 +31,7 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.ops import normalize
 from zeroshot.tasks.classification.arrays import Array, to_tensors
+from zeroshot.tasks.classification.classify_options import CUT_OFF
 from zeroshot.tuning.problem import JointRows, PromptRows, TuningProblem
 
 COUPLINGS = ("asif", "csa", "procrustes")
@@ -94,7 +95,7 @@ def from_images(
         groups = prompts.expand(labels, prompts.load_templates(name, labels))
         flat = [text for group in groups for text in group]
         if long_text == "error":
-            check_lengths(flat, text_encoder_of(encoder))
+            check_lengths(flat, text_encoder_of(encoder), "a prompt", CUT_OFF)
         texts[name] = embed_texts(flat, text_encoder_of(encoder), cache, meter)
         counts[name] = [len(group) for group in groups]
     spaces = [_joint(None, encoder, rows, texts, counts)]
