@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import os
 import struct
 import threading
 import tracemalloc
@@ -368,3 +369,32 @@ def test_pillow_warns_of_no_image_below_our_limit(name, tmp_path, monkeypatch, c
     assert code == 0
     assert "Warning" not in said
     assert said.count("\n") == 1
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux says what is resident")
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP"])
+def test_no_thread_keeps_the_memory_of_a_large_image(format):
+    """Threads that have decoded one after another kept all of them."""
+    data = encoded(PIL.Image.new("L" if format == "GIF" else "RGB", (5000, 5000)), format)
+    before, done = resident(), threading.Event()
+
+    def work():
+        read(data)
+        ready.release()
+        done.wait()
+
+    ready = threading.Semaphore(0)
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+        ready.acquire()
+    after = resident()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert after - before < 250_000_000  # and not 500

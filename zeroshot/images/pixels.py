@@ -7,6 +7,7 @@ profiles are not applied, because the preprocessing of the encoders does not app
 """
 
 import io
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -54,6 +55,13 @@ and a warning, and neither is safe to change while other threads decode.
 
 if HAS_AVIF:
     OPENERS["AVIF"] = SIGNATURES["AVIF"], AvifImageFile
+
+BLOCK = 1 << 26
+"""Bytes that Pillow allocates at a time. What is larger than 32 MiB goes back to the system when it
+is freed; smaller blocks stay with the thread that decoded the image, so each would keep a large
+one."""
+if "PILLOW_BLOCK_SIZE" not in os.environ:
+    PIL.Image.core.set_block_size(BLOCK)  # type: ignore[attr-defined]
 
 OTHER_KINDS = (
     (rb"\Z", "an empty file"),
