@@ -387,3 +387,16 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ZEROSHOT_CACHE", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match="ZEROSHOT_CACHE is '~nobody-of-that-name/x'"):
         default_root()
+
+
+@pytest.mark.parametrize("place", ["index.sqlite", "index.sqlite-journal", "segments/SEGMENT"])
+def test_a_cache_that_cannot_be_erased_is_one_sentence(root, monkeypatch, capsys, place):
+    segment = next((root / "segments").iterdir()).name
+    path = root / place.replace("SEGMENT", segment)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    monkeypatch.setenv("ZEROSHOT_CACHE", str(root))
+    assert cli.run(["cache", "prune", "--all"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot remove '{path}' of the cache (Is a directory)")
+    assert said.count("\n") == 1

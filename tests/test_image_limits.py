@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import os
 import struct
 import threading
 import tracemalloc
@@ -331,3 +332,69 @@ def test_a_damaged_image_gives_its_room_back(monkeypatch):
     assert {str(one)[:13] for one in results} == {"truncated PNG"}
     assert reading.WAITING.take(10**6)
     assert reading.WORKING.take(10**6)
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3"])
+@pytest.mark.parametrize("comment", [b"#\n", b"# a\r", b"#"])
+def test_a_plain_ppm_of_comments_is_refused_before_it_is_decoded(kind, comment):
+    size = b" 5 5 255\n" if kind != b"P1" else b" 5 5\n"
+    said = refusal(kind + size + comment * 20_000 + b"\n" + b"1 " * 75)
+    assert said == "a PPM with more than 10000 comments"
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3", b"P6"])
+def test_a_ppm_with_some_comments_is_read(kind):
+    size = b" # x\n5 5 255\n" if kind != b"P1" else b" # x\n5 5\n"
+    pixels_ = bytes(range(75)) if kind == b"P6" else b"# one\n" + b"1 # 2\n" * 75
+    assert read(kind + size + pixels_).size == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "b.gif", "c.png"])
+def test_pillow_warns_of_no_image_below_our_limit(name, tmp_path, monkeypatch, capsys):
+    """It does for some formats, when it decodes what is twice below its own limit."""
+    load = PIL.Image.Image.load
+
+    def loaded(image):
+        limit = image.width * image.height * 2 // 3
+        with monkeypatch.context() as patch:
+            patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
+            PIL.Image._decompression_bomb_check(image.size)
+        return load(image)
+
+    noise(40, 30).save(tmp_path / name)
+    arguments = ["embed", str(tmp_path / name), "--models", "pocket", "--no-cache"]
+    monkeypatch.setattr(PIL.Image.Image, "load", loaded)
+    code = cli.run(arguments)
+    said = capsys.readouterr().err
+    assert code == 0
+    assert "Warning" not in said
+    assert said.count("\n") == 1
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux says what is resident")
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP"])
+def test_no_thread_keeps_the_memory_of_a_large_image(format):
+    """Threads that have decoded one after another kept all of them."""
+    data = encoded(PIL.Image.new("L" if format == "GIF" else "RGB", (5000, 5000)), format)
+    before, done = resident(), threading.Event()
+
+    def work():
+        read(data)
+        ready.release()
+        done.wait()
+
+    ready = threading.Semaphore(0)
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+        ready.acquire()
+    after = resident()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert after - before < 250_000_000  # and not 500

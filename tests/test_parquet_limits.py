@@ -4,12 +4,14 @@ import io
 import os
 import tracemalloc
 
+import PIL.Image
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from zeroshot.errors import UnreadableImageError
+from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.images.reading import fetch
 from zeroshot.inputs.columnar import checked_parquet
+from zeroshot.inputs.columnar.footer import Chunk, FooterError, row_groups
 from zeroshot.inputs.columnar.page_headers import Page, PageError, pages
 from zeroshot.inputs.resolve import find
 
@@ -238,3 +240,146 @@ def test_many_rows_of_few_bytes_are_allowed():
     assert os.path.getsize(name) < 800_000
     with checked_parquet.CheckedParquet.open(name) as opened:
         opened.check_rows()
+
+
+# The footer
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("size_statistics", [True, False])
+def test_the_footer_says_what_pyarrow_reads(compression, size_statistics):
+    rows = {"path": ["a.png", None] * 40, "tags": [["x", "y"], []] * 40, "at": [{"n": 1}] * 80}
+    name = write(rows, compression=compression, row_group_size=30, write_statistics=size_statistics)
+    with open(name, "rb") as file, pq.ParquetFile(name) as parquet:
+        groups = row_groups(file)
+        assert len(groups) == parquet.num_row_groups == 3
+        for number, chunks in enumerate(groups):
+            theirs = parquet.metadata.row_group(number)
+            assert len(chunks) == theirs.num_columns == len(parquet.schema)
+            for i, chunk in enumerate(chunks):
+                part = theirs.column(i)
+                start = min(part.data_page_offset, part.dictionary_page_offset or 1 << 60)
+                assert chunk == Chunk(part.num_values, start, part.total_compressed_size)
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 255])
+def test_a_changed_byte_of_a_footer_ends_no_process(value):
+    """pyarrow makes objects of a footer without a way to say that it is damaged."""
+    for more in ({}, {"write_statistics": True}):
+        name = write({"path": ["a.png"] * 6, "label": [["x"]] * 6}, **more)
+        with open(name, "rb") as file:
+            whole = file.read()
+        length = int.from_bytes(whole[-8:-4], "little")
+        for place in range(len(whole) - 8 - length, len(whole) - 4):
+            changed = bytearray(whole)
+            changed[place] = value
+            with open(name, "wb") as file:
+                file.write(changed)
+            try:
+                sources = find(name).sources
+            except UserError:  # another name of a column
+                continue
+            assert len(sources) <= 7
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x1c" * 300, "values nested too deeply"),
+        (b"\x1d\0", "a value of no kind that there is"),
+        (b"\x49\x19\x15\0", "no struct where one belongs"),
+        (b"\x49\x1c\x19\x1c\x8c\0\0\0\0\0\0", "encrypted"),
+        (b"\x49\x1c\x19\x1c\x3c\x55\1\0\0\0\0", "a column that does not lie in the file"),
+        (b"\x49\x1c\x19\x1c", "cut off"),
+        (b"\x16" + b"\xff" * 12, "a number without end"),
+    ],
+)
+def test_damaged_footers(data, reason):
+    with pytest.raises(FooterError, match=reason):
+        row_groups(io.BytesIO(b"PAR1" + data + len(data).to_bytes(4, "little") + b"PAR1"))
+
+
+def test_a_footer_larger_than_the_file():
+    with pytest.raises(FooterError, match="larger than the file"):
+        row_groups(io.BytesIO(b"PAR1\xff\xff\0\0PAR1"))
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300)
+def test_any_bytes_are_a_footer_or_an_error(data):
+    try:
+        found = row_groups(io.BytesIO(data + len(data).to_bytes(4, "little") + b"PAR1"))
+    except FooterError:
+        return
+    assert all(chunk.start <= len(data) + 8 for group in found for chunk in group)
+
+
+def test_row_groups_take_time_by_their_number(monkeypatch):
+    """The footer was read again for the images of each."""
+    with open("a.png", "wb") as file:
+        PIL.Image.new("RGB", (8, 8)).save(file)
+    with open("a.png", "rb") as file:
+        name = write({"image": [file.read()] * 300}, row_group_size=1)
+    times = []
+    read = checked_parquet.row_groups
+    monkeypatch.setattr(
+        checked_parquet, "row_groups", lambda file: times.append(file) or read(file)
+    )
+    sources = find(name).sources
+    assert len({fetch(source).id for source in sources}) == 1
+    assert len(times) == 2
+    name = write({"image": [b"other"] * 2}, row_group_size=1)  # another file in its place
+    with pytest.raises(UnreadableImageError, match="the file has 2 row groups now"):
+        fetch(sources[250])
+
+
+# Columns and values that are shared
+
+
+@pytest.mark.parametrize("twice", ["path", "caption", "label"])
+def test_a_column_that_is_there_twice_is_refused(twice):
+    names = ["path", "caption", "label", twice]
+    table = pa.Table.from_arrays([pa.array(["a.png"])] * 4, names=names)
+    pq.write_table(table, "x.parquet")
+    with pytest.raises(UserError, match=rf"'x.parquet' has 2 columns with the name '{twice}'"):
+        find("x.parquet")
+
+
+def test_a_column_that_is_there_twice_and_not_read():
+    names = ["path", "more", "more"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["a.png"])] * 3, names=names), "x.parquet")
+    assert [source.path for source in find("x.parquet").sources] == ["a.png"]
+
+
+def one_for_all(rows, length=600_000):
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["w" * length])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        one_for_all(2000),
+        pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), one_for_all(2000)),
+        pa.StructArray.from_arrays([one_for_all(2000)], ["text"]),
+    ],
+    ids=["text", "list", "struct"],
+)
+@pytest.mark.parametrize("column", ["caption", "label"])
+def test_a_text_of_a_dictionary_counts_for_each_row(values, column):
+    name = write({"path": ["a.png"] * 2000, column: values})
+    assert os.path.getsize(name) < 100_000
+    tracemalloc.start()
+    sources = find(name).sources
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 800_000_000
+    assert len(sources) < 1000
+    with pytest.raises(UnreadableImageError, match="unpack to far more than it has"):
+        fetch(sources[-1])
+
+
+def test_a_dictionary_of_few_words_is_read():
+    words = pa.array(["red", "blue"] * 3000).dictionary_encode()
+    sources = find(write({"path": ["a.png"] * 6000, "caption": words})).sources
+    assert [source.captions for source in sources[:2]] == [("red",), ("blue",)]
+    assert len(sources) == 6000

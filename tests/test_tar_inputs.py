@@ -633,3 +633,23 @@ def test_records_that_count(records, key, value):
 def test_records_that_are_none(bad):
     with pytest.raises(tar.DamagedError, match="a header of no pax records"):
         tar._records(record("path", "x") + bad, 0)
+
+
+@pytest.mark.parametrize("name", ["n" * 60_000, "😀" * 15_000 + ".png", "a/" * 30_000 + "x.png"])
+@pytest.mark.parametrize("kind", [b"0", b"2"])
+def test_a_name_for_all_members_takes_no_more_than_the_file(name, kind):
+    """pax can give one to every member at once: gigabytes from a megabyte."""
+    members = extended(b"g", [record("path", name)]) + header("a.png", 0, kind) * 3000
+    file = io.BytesIO(members + bytes(1024))
+    found = []
+    with pytest.raises(tar.DamagedError, match="the names are longer than the file"):
+        found.extend(iter(tar.members(file)))
+    assert sum(len(member.name) for member in found) <= len(file.getvalue())
+
+
+def test_many_names_that_are_all_written_are_read():
+    members = b"".join(
+        extended(b"x", [record("path", f"{'n' * 3000}{i}.png")]) + header("a.png", 0, b"0")
+        for i in range(50)
+    )
+    assert len(list(tar.members(io.BytesIO(members + bytes(1024))))) == 50

@@ -9,6 +9,7 @@ import re
 import tarfile
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -857,3 +858,35 @@ def test_files_that_lie_beside_images(tmp_path, name):
     found = find(str(tmp_path))
     assert [source.path for source in found.sources] == [str(tmp_path / "a.png")]
     assert found.left_out == (str(tmp_path / name),)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [("x.csv.gz", "path\n"), ("x.jsonl.gz", '{"path": "a.png"}\n'), ("x.csv.gz", 'path\n"')],
+)
+def test_a_compressed_file_of_blank_lines_is_refused_in_time(tmp_path, name, begin, line_end):
+    """A kilobyte was a minute of blank lines."""
+    path = tmp_path / name
+    path.write_bytes(gzip.compress((begin + line_end * 3_000_000).encode(), 9, mtime=0))
+    began = time.process_time()
+    last = find(str(path)).sources[-1]
+    assert time.process_time() - began < 5
+    assert "far more lines than its size allows" in last.content.reason
+
+
+@pytest.mark.parametrize(
+    "read",
+    [text_files.read_lines, text_files.read_text, lambda path: prompts.load_labels(str(path))],
+)
+def test_a_compressed_list_of_blank_lines_is_refused(tmp_path, read):
+    path = tmp_path / "x.txt.gz"
+    path.write_bytes(gzip.compress(b"cat\n" + b"\n" * 3_000_000, mtime=0))
+    with pytest.raises(UserError, match="far more lines than its size allows"):
+        read(path)
+
+
+def test_a_compressed_file_of_many_short_lines_is_read(tmp_path):
+    path = tmp_path / "x.txt.gz"
+    path.write_bytes(gzip.compress(b"cat\n" * 200_000, mtime=0))
+    assert len(text_files.read_lines(path)) == 200_000

@@ -11,6 +11,8 @@ import zipfile
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from zeroshot import models
 from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
@@ -502,3 +504,89 @@ def test_files_are_only_read(copy_of):
     check_settings(path for path in directory.iterdir() if path.suffix == ".json")
     check_weights([directory / "model.safetensors"])
     assert {path: path.stat().st_mtime_ns for path in directory.iterdir()} == before
+
+
+# Models that load, and fail when they are used
+
+
+def used(directory, name):
+    """Load a model that is no encoder, and use it once."""
+    image, how = Image.new("RGB", (20, 20), "gray"), {"device": "cpu"}
+    if name in ("clipseg", "groupvit"):
+        segmenter = models.load_segmenter(str(directory), **how)
+        segmenter.maps([image], segmenter.encode_prompts(["a"]))
+    elif name in ("owlvit", "owlv2"):
+        detector = models.load_detector(str(directory), **how)
+        detector.detect([image], detector.encode_prompts(["a"]), 0.0)
+    elif name.endswith("_itm"):
+        models.load_pair_scorer(str(directory), **how).score_pairs([[image]], ["a"])
+    elif name.endswith("_vqa"):
+        models.load_answerer(str(directory), **how).answer([image], ["a"])
+    else:
+        models.load_writer(str(directory), **how).write([image])
+
+
+USED = ("clipseg", "owlvit", "blip_itm", "vilt_vqa", "blip_caption", "git")
+
+
+@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": [0.5, [0.5], {}]},
+        {"image_mean": ["/etc/passwd", 0, 0]},
+        {"image_std": []},
+        {"size": {"longest_edge": 5}},
+        {"resample": -3},
+    ],
+)
+def test_a_preprocessing_that_cannot_be_done_is_one_sentence(name, settings, copy_of):
+    directory = copy_of(name)
+    used(directory, name)
+    change(directory / "preprocessor_config.json", **settings)
+    with pytest.raises(UserError) as caught:
+        used(directory, name)
+    assert str(directory) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_one_sentence(name, value, copy_of):
+    directory = copy_of(name)
+    weights = load_file(directory / "model.safetensors")
+    for weight in weights.values():
+        if weight.ndim == 1 and weight.is_floating_point():
+            weight[0] = value
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"not finite|is not a number|cannot be used") as caught:
+        used(directory, name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_want_of_memory_stays_what_it_is(error, copy_of, monkeypatch):
+    """Batches are halved for it."""
+    scorer = models.load_pair_scorer(str(copy_of("blip_itm")), device="cpu")
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(scorer, "_scores", fail)
+    with pytest.raises(type(error)) as caught:
+        scorer.score_pairs([[Image.new("RGB", (20, 20))]], ["a"])
+    assert caught.value is error
+
+
+def test_errors_of_our_own_models_stay_what_they_are(monkeypatch):
+    encoder = models.load_dual_encoder(str(POCKET / "clip"), device="cpu")
+    monkeypatch.setattr(encoder, "model", None)
+    with pytest.raises((AttributeError, TypeError)):
+        encoder.encode_images([Image.new("RGB", (20, 20))])

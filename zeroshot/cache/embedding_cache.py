@@ -37,6 +37,7 @@ from zeroshot.cache.index import (
     last_segment,
     new_segment,
     space_id,
+    ways_out,
 )
 from zeroshot.cache.lookup import Digests
 from zeroshot.cache.notes import OLD, notes_in, read_note, write_note
@@ -93,7 +94,13 @@ def erase(root: Path | None = None) -> None:
     root = root or default_root()
     index = [root / f"{INDEX}{end}" for end in ("", *JOURNALS)]
     for path in [*index, *segments_in(root / SEGMENTS), *notes_in(root)]:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(
+                f"cannot remove '{path}' of the cache ({why}); remove it yourself"
+            ) from error
 
 
 def _stat(path: Path | str) -> os.stat_result:
@@ -128,18 +135,19 @@ class EmbeddingCache:
 
     is_closed = False
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, optional: bool = True) -> None:
+        """Open or create the cache; one that is `optional` can be left out with `--no-cache`."""
         self.root = root or default_root()
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             kind = NoCacheError if error.errno in NO_ROOM else UserError
+            advice = ways_out("choose another folder with ZEROSHOT_CACHE", optional=optional)
             raise kind(
-                f"cannot create a cache in '{self.root}' ({error.strerror}); choose another folder "
-                "with ZEROSHOT_CACHE, or use --no-cache"
+                f"cannot create a cache in '{self.root}' ({error.strerror}); {advice}"
             ) from error
-        self._index = Index(self.root / INDEX)
+        self._index = Index(self.root / INDEX, optional=optional)
 
     @property
     def write_error(self) -> str | None:

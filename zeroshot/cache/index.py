@@ -68,6 +68,12 @@ def _is_full(error: OSError | sqlite3.Error) -> bool:
     return _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
+def ways_out(*ways: str, optional: bool) -> str:
+    """What a user can do; go without a cache as well, if it is `optional`."""
+    *others, last = (*ways, "use --no-cache") if optional else ways
+    return f"{', '.join(others)}, or {last}" if others else last
+
+
 @dataclass(frozen=True)
 class Entries:
     """The locations of the requested embeddings, in their order, and the names of segments."""
@@ -187,11 +193,12 @@ def _is_valid(segment: object, index: object, keys: object, checksums: object) -
 class Index:
     """One SQLite file, which threads and processes share. `write_error` as in `EmbeddingCache`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, optional: bool = True) -> None:
         self.write_error: str | None = None
         self.is_full = False
         """Whether the last write failed because the disk had no room."""
         self._path = path
+        self._optional = optional
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._lookups: dict[int, Lookup] = {}
@@ -237,11 +244,12 @@ class Index:
             damaged = _code(error) in DAMAGED or isinstance(error, DamagedIndexError)
             state = "is damaged" if damaged else "cannot be used"
             kind = NoCacheError if _code(error) in UNWRITABLE else UserError
-            raise kind(
-                f"the cache index '{self._path}' {state} ({error}); clear it with "
-                "'zeroshot cache prune --all', choose another folder with ZEROSHOT_CACHE, or use "
-                "--no-cache"
-            ) from error
+            advice = ways_out(
+                "clear it with 'zeroshot cache prune --all'",
+                "choose another folder with ZEROSHOT_CACHE",
+                optional=self._optional,
+            )
+            raise kind(f"the cache index '{self._path}' {state} ({error}); {advice}") from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ def cache_info() -> None:
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
-    with EmbeddingCache() as cache, console.meter().phase("reading", counts=False):
+    with EmbeddingCache(optional=False) as cache, console.meter().phase("reading", counts=False):
         info = cache.info()
     files = counted(info.files, "file")
     console.log(f"{info.root}: {info.bytes / 1e6:.1f} MB, {files} known by their hash")
@@ -60,7 +60,7 @@ def cache_prune(
         raise UserError(
             "say what to prune: --encoder, --older-than, --max-mb, --leftovers or --all"
         )
-    with EmbeddingCache() as cache, console.meter().phase("deleting", counts=False):
+    with EmbeddingCache(optional=False) as cache, console.meter().phase("deleting", counts=False):
         freed = cache.prune(
             encoder=encoder,
             older_than_days=older_than,
@@ -76,7 +76,10 @@ def cache_verify() -> None:
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
-    with EmbeddingCache() as cache, console.meter().phase("checking embeddings", counts=False):
+    with (
+        EmbeddingCache(optional=False) as cache,
+        console.meter().phase("checking embeddings", counts=False),
+    ):
         found = cache.verify()
     console.print_table(
         ("encoder", "kind", "rows", "damaged", "replaced"),
@@ -125,7 +128,7 @@ def cache_export(
         if file.exists() and not overwrite:
             raise UserError(f"'{file}' exists; --overwrite replaces it")
     check_place(target)
-    with EmbeddingCache() as cache:
+    with EmbeddingCache(optional=False) as cache:
         spaces = [
             (s.encoder, s.kind)
             for s in cache.info().spaces

@@ -58,8 +58,12 @@ def log(message: str) -> None:
 
 @contextlib.contextmanager
 def show_warnings() -> Iterator[None]:
-    """Our own warnings as messages of one line; others as Python shows them."""
+    """Our own warnings as messages of one line; others as Python shows them.
+
+    Pillow warns of images that are large but below our own limit.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit", RuntimeWarning)
         show = warnings.showwarning
 
         def shown(

@@ -25,6 +25,9 @@ MAX_COEFFICIENTS = 1_000_000_000
 MAX_READ = 1 << 32
 """Bytes that the strips or tiles of a TIFF read, in all; the same bytes may be read many times."""
 
+MAX_COMMENTS = 10_000
+"""Comments between the digits of a PPM: for each, Pillow moves up to a MiB of what is behind it."""
+
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 """A marker of a JPEG, except those that have no length: restarts and the start of the image."""
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -111,6 +114,12 @@ def check_tiff(image: TiffImageFile, size: int, max_pixels: int) -> None:
             f"a TIFF whose {'tiles' if width else 'strips'} read {total >> 20} MiB of a file of "
             f"{size >> 20} MiB"
         )
+
+
+def check_ppm(data: bytes) -> None:
+    """UnreadableImageError for a PBM, PGM or PPM in digits with comments without end."""
+    if data[1:2] in b"123" and data.count(b"#") > MAX_COMMENTS:
+        raise UnreadableImageError(f"a PPM with more than {MAX_COMMENTS} comments")
 
 
 def _number(value: object) -> int:

@@ -7,6 +7,7 @@ profiles are not applied, because the preprocessing of the encoders does not app
 """
 
 import io
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images.limits import check_jpeg, check_tiff
+from zeroshot.images.limits import check_jpeg, check_ppm, check_tiff
 from zeroshot.inputs.source import SIGNATURES
 
 try:
@@ -54,6 +55,13 @@ and a warning, and neither is safe to change while other threads decode.
 
 if HAS_AVIF:
     OPENERS["AVIF"] = SIGNATURES["AVIF"], AvifImageFile
+
+BLOCK = 1 << 26
+"""Bytes that Pillow allocates at a time. What is larger than 32 MiB goes back to the system when it
+is freed; smaller blocks stay with the thread that decoded the image, so each would keep a large
+one."""
+if "PILLOW_BLOCK_SIZE" not in os.environ:
+    PIL.Image.core.set_block_size(BLOCK)  # type: ignore[attr-defined]
 
 OTHER_KINDS = (
     (rb"\Z", "an empty file"),
@@ -257,6 +265,8 @@ def opened(data: bytes, max_pixels: int, draft_side: int | None = None) -> Opene
     if kind is None:
         raise _other_kind(data)
     with _complaints(kind):
+        if kind == "PPM":
+            check_ppm(data)
         image = OPENERS[kind][1](io.BytesIO(data))
         size = image.size
         if isinstance(image, JpegImageFile):

@@ -5,6 +5,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from zeroshot.models.devices import out_of_memory
+
 
 @runtime_checkable
 class Sliceable(Protocol):
@@ -32,7 +34,7 @@ def batched_with_oom_retry(
         try:
             answer = work(batch)
         except (MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not _out_of_memory(error):
+            if len(batch) == 1 or not out_of_memory(error):
                 raise
             size = max(1, len(batch) // 2)
             if torch.cuda.is_available():
@@ -40,10 +42,3 @@ def batched_with_oom_retry(
             continue
         yield batch, answer
         start += len(batch)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Of CUDA and MPS the class or the message says so, of the CPU allocator only the message."""
-    known = (MemoryError, torch.OutOfMemoryError)
-    message = str(error).lower()
-    return isinstance(error, known) or "out of memory" in message or "can't allocate" in message

@@ -230,12 +230,16 @@ def long_text_failure(
     return None
 
 
-def check_lengths(texts: Sequence[str], encoder: TextEncoder, what: str = "a prompt") -> None:
-    """UserError for the first text that is longer than the encoder reads."""
+def check_lengths(
+    texts: Sequence[str], encoder: TextEncoder, what: str, option: str | None = None
+) -> None:
+    """UserError for the first text that is longer than the encoder reads.
+
+    `option` is that of the command which cuts texts off, if it has one.
+    """
     if (failure := long_text_failure(texts, encoder, "the text encoder")) is not None:
-        raise UserError(
-            f"{what} of {failure.message}; shorten it, or cut it off with --long-text truncate"
-        )
+        advice = f", or cut it off with {option}" if option else ""
+        raise UserError(f"{what} of {failure.message}; shorten it{advice}")
 
 
 def image_encoder_of(encoder: DualEncoder) -> ImageEncoder:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeroshot.errors import UnreadableImageError, UserError
-from zeroshot.inputs.columnar.checked_parquet import CheckedParquet, Unpacked, import_pyarrow
+from zeroshot.inputs.columnar.checked_parquet import (
+    CheckedParquet,
+    Footer,
+    Unpacked,
+    import_pyarrow,
+)
 from zeroshot.inputs.columns import Columns, class_names, fields_of, resolve
 from zeroshot.inputs.local_files import read_file, stamp_of
 from zeroshot.inputs.remote import fsspec_files
@@ -122,6 +127,7 @@ def _listed(table: ImageTable, opened: CheckedParquet) -> Iterator[Source]:
     schema = opened.parquet.schema_arrow
     columns = resolve(table.name, schema.names, table.options.columns)
     assert columns.image is not None
+    _check_once(table.name, schema.names, columns)
     kind = _kind(table.name, columns.image, schema.field(columns.image).type)
     named = [c for c in (columns.caption, columns.label) if c is not None]
     wanted = [columns.image, *named] if kind == "text" else named
@@ -134,6 +140,12 @@ def _listed(table: ImageTable, opened: CheckedParquet) -> Iterator[Source]:
                 values[columns.label or ""] = class_names(values[columns.label or ""], classes)
             yield _source(column, columns, kind, values, (number, group, row))
             number += 1
+
+
+def _check_once(name: str, there: Sequence[str], columns: Columns) -> None:
+    for column in filter(None, (columns.image, columns.caption, columns.label)):
+        if (count := there.count(column)) > 1:
+            raise UserError(f"'{name}' has {count} columns with the name {column!r:.60}")
 
 
 def _classes(metadata: Mapping[bytes, bytes] | None, label: str | None) -> Sequence[str]:
@@ -215,12 +227,31 @@ def _values(
     pyarrow = import_pyarrow()
     for batch in opened.batches(group, columns, 1024):
         unpacked.add(batch.nbytes)
+        shared = {name for name in batch.schema.names if _shares(batch.schema.field(name).type)}
         arrays = {
             name: array.cast(pyarrow.binary()) if pyarrow.types.is_string(array.type) else array
             for name, array in zip(batch.schema.names, batch.columns, strict=True)
         }
         for row in range(batch.num_rows):
-            yield {name: _cell(array, row) for name, array in arrays.items()}
+            values = {name: _cell(array, row) for name, array in arrays.items()}
+            for name in shared:
+                unpacked.add(_length(values[name]))
+            yield values
+
+
+def _shares(type: Any) -> bool:
+    """Whether values of this type may be stored once for many rows."""
+    inner = (type.field(i).type for i in range(type.num_fields))
+    return import_pyarrow().types.is_dictionary(type) or any(map(_shares, inner))
+
+
+def _length(value: Any) -> int:
+    """Characters and bytes in a value."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _cell(array: Any, row: int) -> Any:
@@ -233,8 +264,8 @@ def _cell(array: Any, row: int) -> Any:
 class _Reader:
     """Reads one column of a row group forward, and for an earlier row from the beginning."""
 
-    def __init__(self, name: str, group: int, column: str) -> None:
-        self._place = name, group, column
+    def __init__(self, name: str, group: int, column: str, state: str | None) -> None:
+        self._place = name, group, column, state
         self._lock = threading.Lock()
         self._batches = _batches(*self._place)
         self._recent: list[tuple[int, Any]] = []  # first row and values of the last two batches
@@ -263,8 +294,14 @@ class _Reader:
             return values[row - first].as_py()
 
 
-def _batches(name: str, group: int, column: str) -> Iterator[Any]:
-    with CheckedParquet.open(name) as opened:
+def _batches(name: str, group: int, column: str, state: str | None) -> Iterator[Any]:
+    with _readers_lock:
+        footer = _footers.get((name, state))
+    with CheckedParquet.open(name, footer) as opened:
+        with _readers_lock:
+            _footers[name, state] = opened.footer
+            while len(_footers) > OPEN:
+                _footers.popitem(last=False)
         unpacked = Unpacked(opened.size)
         for batch in opened.batches(group, [column], ROWS):
             unpacked.add(batch.nbytes)
@@ -273,6 +310,8 @@ def _batches(name: str, group: int, column: str) -> Iterator[Any]:
 
 _Key = tuple[str, int, str, str | None]
 _readers: OrderedDict[_Key, _Reader] = OrderedDict()
+_footers: OrderedDict[tuple[str, str | None], Footer] = OrderedDict()
+"""Of the files that were last opened: to read it for each row group takes time by their square."""
 _readers_lock = threading.Lock()
 
 
@@ -281,7 +320,7 @@ def _reader(name: str, group: int, column: str) -> _Reader:
     state = None if fsspec_files.is_remote(name) else stamp_of(os.stat(name))
     key = name, group, column, state
     with _readers_lock:
-        reader = _readers.pop(key, None) or _Reader(name, group, column)
+        reader = _readers.pop(key, None) or _Reader(*key)
         _readers[key] = reader
         while len(_readers) > OPEN:
             _readers.popitem(last=False)
@@ -293,6 +332,7 @@ def _after_fork() -> None:
     global _readers_lock
     _readers_lock = threading.Lock()
     _readers.clear()
+    _footers.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,7 +16,7 @@ BLOCK = 512
 MAX_EXTENSION = 1 << 20
 """Bytes of a long name or of pax records."""
 MAX_NAME = 1 << 16
-"""Characters of a name, which pax can give to every member at once."""
+"""Characters of a name."""
 PADDING = 128
 """Zero blocks behind which nothing more is looked for; GNU tar pads to 20."""
 COMPRESSED = {
@@ -71,7 +71,7 @@ def members(file: File) -> Iterator[Member]:
     file.seek(0)
     common: dict[str, str] = {}
     own: dict[str, str] = {}
-    place, zeros = 0, 0
+    place = zeros = named = 0
     while zeros < PADDING:
         block = file.read(BLOCK)
         if len(block) < BLOCK:
@@ -98,8 +98,11 @@ def members(file: File) -> Iterator[Member]:
             if kind in _WITHOUT_DATA:
                 size = 0
             name = known["path"] if "path" in known else _name(block)
+            named += len(name)
             if len(name) > MAX_NAME:
                 raise DamagedError(f"damaged at byte {place}: a name of {len(name)} characters")
+            if named > length:  # a global header of pax can give one to every member
+                raise DamagedError(f"damaged at byte {place}: the names are longer than the file")
             if start + size > length:
                 raise DamagedError(f"cut off within its member {name!r}")
             if kind not in _NO_FILES and not (kind == b"\0" and name.endswith("/")):

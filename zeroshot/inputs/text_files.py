@@ -3,7 +3,7 @@
 | of | rule |
 |---|---|
 | encoding | UTF-8, with or without a byte-order mark; UTF-16 with one; all else is an error |
-| compression | a file whose name ends in `.gz` is unpacked |
+| compression | a file whose name ends in `.gz` is unpacked, to lines and bytes by its size |
 | lines | end in `\\n`, `\\r\\n` or `\\r`; blank ones are skipped; at most `MAX_LINE` characters |
 | lists (`.txt`) | an entry a line, without the space around it; `#` begins no comment |
 | JSON lines | an object a line, or one list of objects |
@@ -46,6 +46,8 @@ MAX_BYTES = 1 << 30
 """Size limit of a text that is read whole, and of a compressed file once it is unpacked."""
 MAX_UNPACKED = 64 << 20
 """What any compressed file may unpack to; a large one, to 64 times its size."""
+MANY_LINES = 200_000
+"""A compressed file may have so many lines, and two more for each of its bytes."""
 MAX_LINE = 1 << 24
 """Length limit of a line and of a cell, in characters."""
 DELIMITERS = ",;\t|"
@@ -499,18 +501,28 @@ def _no_text(character: str) -> str:
 
 
 class _Unpacked(gzip.GzipFile):
-    """A compressed file that may not grow without end."""
+    """A compressed file that may not grow without end, neither in bytes nor in lines."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(fileobj=file)
         packed = file.seek(0, 2) if file.seekable() else 0
         file.seek(0) if packed else None
         self.limit = min(MAX_BYTES, MAX_UNPACKED + 64 * packed)
+        self._lines = MANY_LINES + 2 * packed
 
     def read1(self, size: int = -1) -> bytes:
         if self.tell() > self.limit:
             raise TextError(_too_large(self.limit))
-        return super().read1(size)
+        return self._counted(super().read1(size))
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._counted(super().read(size))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._lines -= max(data.count(b"\n"), data.count(b"\r"))
+        if self._lines < 0:
+            raise TextError("holds far more lines than its size allows")
+        return data
 
 
 def _unpacked(file: "File", name: str) -> "File":

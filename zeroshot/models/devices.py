@@ -4,7 +4,13 @@ import torch
 
 from zeroshot.errors import UserError, unknown
 
-__all__ = ["PRECISIONS", "precision_name", "resolve_device", "resolve_precision"]
+__all__ = [
+    "PRECISIONS",
+    "out_of_memory",
+    "precision_name",
+    "resolve_device",
+    "resolve_precision",
+]
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -52,3 +58,10 @@ def _available() -> list[str]:
     cuda = ["cuda"] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*cuda, *mps, "cpu"]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Of CUDA and MPS the class or the message says so, of the CPU allocator only the message."""
+    known = (MemoryError, torch.OutOfMemoryError)
+    message = str(error).lower()
+    return isinstance(error, known) or "out of memory" in message or "can't allocate" in message

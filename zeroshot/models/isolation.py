@@ -15,6 +15,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from zeroshot.errors import UserError
+from zeroshot.models.devices import out_of_memory
+from zeroshot.models.model_checks import model_errors
+
 __all__ = ["LOADING", "FrozenModel", "SharedChange", "loads", "once", "own_state"]
 
 T = TypeVar("T")
@@ -115,6 +119,8 @@ def own_state() -> Iterator[None]:
 class FrozenModel:
     """A model whose public methods run in `own_state`, and of which one runs at a time."""
 
+    files_of: object = None
+    """The name of a model that somebody else made: whatever a method raises is its files' fault."""
     _turn: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -137,10 +143,25 @@ class FrozenModel:
             yield
 
 
+@contextmanager
+def _faults_of(name: object) -> Iterator[None]:
+    """Errors of a model's files as `model_errors`; want of memory stays what it is."""
+    if name is None:
+        yield
+        return
+    try:
+        with model_errors(name):
+            yield
+    except UserError as error:
+        if isinstance(error.__cause__, Exception) and out_of_memory(error.__cause__):
+            raise error.__cause__ from None
+        raise
+
+
 def _isolated(method: F, in_turn: bool) -> F:
     @functools.wraps(method)
     def run(self: FrozenModel, *args: Any, **kwargs: Any) -> Any:
-        with self._turn if in_turn else nullcontext(), own_state():
+        with self._turn if in_turn else nullcontext(), own_state(), _faults_of(self.files_of):
             return method(self, *args, **kwargs)
 
     return run  # type: ignore[return-value]

@@ -125,8 +125,10 @@ def load(
             kind = _kind(checkpoint, role)
             _check_role(str(parsed), role, kind)
             model = LOADERS[kind](checkpoint)
-        if parsed.directory is not None and BUNDLED not in Path(parsed.directory).parents:
-            _try_out(model, parsed)
+        if parsed.directory is None or BUNDLED not in Path(parsed.directory).parents:
+            model.files_of = parsed
+            if parsed.directory is not None:
+                _try_out(model, parsed)
     if fast and hasattr(model, "preprocessing"):
         model.preprocessing = model.preprocessing.faster()
     return model

@@ -16,7 +16,13 @@ import torch
 from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.models.files.model_faults import MAX_SIDE
 
-__all__ = ["check_expected_size", "check_image_sides", "check_vocabulary", "model_errors"]
+__all__ = [
+    "check_expected_size",
+    "check_image_sides",
+    "check_numbers",
+    "check_vocabulary",
+    "model_errors",
+]
 
 MAX_AREA = 1 << 25
 """Pixels, for preprocessing that is told numbers of pixels instead of sides."""
@@ -51,6 +57,15 @@ def model_errors(name: object) -> Iterator[None]:
 def _one_line(error: BaseException) -> str:
     said = " ".join(str(error).split())
     return said if len(said) <= 500 else f"{said[:500]}..."
+
+
+def check_numbers(scores: torch.Tensor) -> None:
+    """UserError for scores of a model that are no numbers."""
+    if scores.isnan().any() or scores.isposinf().any():
+        raise UserError(
+            "the model's scores are not finite: its weights are damaged, or half precision is too "
+            "little for it; fp32 may help"
+        )
 
 
 def check_expected_size(name: object, network: torch.nn.Module, weights: Iterable[Path]) -> None:

@@ -1,11 +1,12 @@
 """An open Parquet file that unpacks to no more than its size allows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from zeroshot.errors import NotAvailableError
+from zeroshot.inputs.columnar.footer import Chunk, row_groups
 from zeroshot.inputs.columnar.page_headers import PageError, pages
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.source import File, most_rows
@@ -44,23 +45,37 @@ class Unpacked:
 
 
 @dataclass(frozen=True)
+class Footer:
+    """What is read before any page: pyarrow's own view of it, and where the columns are."""
+
+    metadata: Any
+    groups: tuple[tuple[Chunk, ...], ...]
+
+
+@dataclass(frozen=True)
 class CheckedParquet:
     """A Parquet file whose pages are checked before they are unpacked."""
 
     file: File
     parquet: Any
+    footer: Footer
     size: int
     remote: bool
 
     @classmethod
     @contextmanager
-    def open(cls, name: str) -> "Iterator[CheckedParquet]":
-        """Open a file for a block. Raises pyarrow's errors and `fsspec_files.failures`."""
+    def open(cls, name: str, footer: Footer | None = None) -> "Iterator[CheckedParquet]":
+        """Open a file for a block; one that was opened before, with its footer.
+
+        Raises pyarrow's errors, FooterError and `fsspec_files.failures`.
+        """
         remote = fsspec_files.is_remote(name) and not fsspec_files.has_copy(name)
         with fsspec_files.open_file(name) as file:
             size = file.seek(0, 2)
-            with import_pyarrow().parquet.ParquetFile(file) as parquet:
-                yield cls(file, parquet, size, remote)
+            metadata = footer.metadata if footer else None
+            with import_pyarrow().parquet.ParquetFile(file, metadata=metadata) as parquet:
+                known = footer or Footer(parquet.metadata, row_groups(file))
+                yield cls(file, parquet, known, size, remote)
 
     def check_rows(self) -> None:
         """PageError for more rows than a file of this size has."""
@@ -68,31 +83,32 @@ class CheckedParquet:
         groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
         self._check_count("rows", sum(group.num_rows for group in groups))
 
-    def batches(self, group: int, columns: list[str], most: int) -> Iterator[Any]:
+    def batches(self, group: int, columns: Sequence[str], most: int) -> Iterator[Any]:
         """The rows of these columns in a row group, at most `most` at a time.
 
         Raises:
             PageError: a page that unpacks to too much, or more values than there can be.
         """
-        metadata, largest = self.parquet.metadata.row_group(group), 1
-        for number in range(metadata.num_columns):
-            part = metadata.column(number)
-            if part.path_in_schema in columns or part.path_in_schema.startswith(
-                tuple(f"{column}." for column in columns)
-            ):
-                length = self.parquet.schema.column(number).length
-                largest = max(largest, length, self._largest_repeated(part))
+        if group >= len(self.footer.groups):
+            raise PageError(f"the file has {len(self.footer.groups)} row groups now")
+        schema, chunks, largest = self.parquet.schema, self.footer.groups[group], 1
+        if len(chunks) != len(schema):
+            raise PageError(f"damaged: {len(chunks)} columns in a row group, {len(schema)} in all")
+        below = tuple(f"{column}." for column in columns)
+        for number, chunk in enumerate(chunks):
+            column = schema.column(number)
+            if column.path in columns or column.path.startswith(below):
+                largest = max(largest, column.length, self._largest_repeated(chunk))
         rows = max(1, min(most, UNPACKED // largest))
-        yield from self.parquet.iter_batches(rows, row_groups=[group], columns=columns)
+        yield from self.parquet.iter_batches(rows, row_groups=[group], columns=list(columns))
 
-    def _largest_repeated(self, part: Any) -> int:
+    def _largest_repeated(self, chunk: Chunk) -> int:
         """The size of the largest page of a column of which each row may have all, or almost."""
-        self._check_count("values", part.num_values)
+        self._check_count("values", chunk.values)
         if self.remote and self.size > UNPACKED:
             return 1  # each header would be a request
-        starts = [part.data_page_offset, part.dictionary_page_offset or part.data_page_offset]
         largest = 1
-        for page in pages(self.file, min(starts), part.total_compressed_size, part.num_values):
+        for page in pages(self.file, chunk.start, chunk.packed, chunk.values):
             self._check_count("values", page.values)
             dense = page.unpacked > 16 * page.packed
             if dense and page.unpacked > UNPACKED:

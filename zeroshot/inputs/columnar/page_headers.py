@@ -4,13 +4,14 @@ pyarrow believes them: it allocates what a header states, and one value of a dic
 that names it. So a kilobyte can become gigabytes; here the headers are read first.
 
 A header is a struct in Thrift's compact protocol (github.com/apache/parquet-format,
-`parquet.thrift`; `thrift-compact-protocol.md` of apache/thrift).
+`parquet.thrift`).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from zeroshot.inputs.columnar.thrift_compact import Compact, ThriftError
 from zeroshot.inputs.source import File
 
 MAX_HEADER = 16 << 20
@@ -19,7 +20,6 @@ WINDOW = 1 << 14
 PLAIN = 0
 """The encoding whose values are not longer than their page."""
 DICTIONARY_PAGE = 2
-_DEPTH = 8
 
 
 class PageError(ValueError):
@@ -83,64 +83,11 @@ def _header(file: File, place: int, end: int) -> tuple[dict[int, Any], int]:
         file.seek(place)
         data = file.read(min(window, end - place))
         try:
-            reader = _Compact(data)
+            reader = Compact(data)
             return reader.struct(), reader.place
+        except ThriftError as error:
+            raise PageError(f"damaged: the header of a page has {error}") from None
         except IndexError:
             if len(data) < window or window > MAX_HEADER:
                 raise PageError("damaged: the header of a page is cut off") from None
             window *= 8
-
-
-class _Compact:
-    """Values in Thrift's compact protocol; IndexError behind the last byte."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
-
-    def struct(self, depth: int = _DEPTH) -> dict[int, Any]:
-        """Fields by number; those of other types than numbers and structs are skipped."""
-        if not depth:
-            raise PageError("damaged: the header of a page is nested too deeply")
-        fields: dict[int, Any] = {}
-        number = 0
-        while (head := self._byte()) & 15:
-            number = number + (head >> 4) if head >> 4 else self._signed()
-            fields[number] = self._value(head & 15, depth)
-        return fields
-
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):  # true, false
-            return kind == 1
-        if kind == 3:
-            return self._byte()
-        if kind in (4, 5, 6):  # integers
-            return self._signed()
-        if kind == 7:  # a double
-            return self._skip(8)
-        if kind == 8:  # bytes
-            return self._skip(self._unsigned())
-        if kind == 12:
-            return self.struct(depth - 1)
-        raise PageError("damaged: the header of a page has a field that none has")
-
-    def _byte(self) -> int:
-        self.place += 1
-        return self.data[self.place - 1]
-
-    def _unsigned(self) -> int:
-        value = shift = 0
-        while (byte := self._byte()) & 128:
-            value |= (byte & 127) << shift
-            shift += 7
-            if shift > 63:
-                raise PageError("damaged: the header of a page has a number without end")
-        return value | byte << shift
-
-    def _signed(self) -> int:
-        value = self._unsigned()
-        return value >> 1 ^ -(value & 1)
-
-    def _skip(self, size: int) -> None:
-        self.place += size
-        if self.place > len(self.data):
-            raise IndexError

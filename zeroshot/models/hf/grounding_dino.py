@@ -28,6 +28,7 @@ from zeroshot.errors import UserError
 from zeroshot.models.base import Detections, Phrase
 from zeroshot.models.hf.model_inputs import image_inputs
 from zeroshot.models.hf.prompted_model import PromptedModel
+from zeroshot.models.model_checks import check_numbers
 
 __all__ = ["EncodedText", "GroundingDINO"]
 
@@ -233,6 +234,7 @@ class GroundingDINO(PromptedModel):
 def _token_scores(logits: Float[Tensor, "q t"], text: EncodedText) -> Float[Tensor, "q s"]:
     """Scores of the tokens of labels; 0 for special tokens and periods."""
     scores = logits[:, : len(text.owners)].sigmoid()
+    check_numbers(scores)
     return scores * torch.tensor([owner != NO_LABEL for owner in text.owners])
 
 

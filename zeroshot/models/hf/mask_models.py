@@ -17,6 +17,7 @@ from zeroshot.errors import UserError
 from zeroshot.models.base import Segmenter, SegmenterHead
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.prompted_model import PromptedModel
+from zeroshot.models.model_checks import check_numbers
 from zeroshot.ops import normalize
 
 __all__ = ["FAMILIES", "CLIPSeg", "GroupViT", "load_segmenter"]
@@ -77,6 +78,7 @@ class CLIPSeg(PromptedModel):
         """Maps of some prompts from one image's hidden states."""
         states = [layer.expand(len(prompts), *layer.shape) for layer in layers]
         logits: Tensor = self.model.decoder(states, prompts).logits.float().cpu()
+        check_numbers(logits)
         return logits.reshape(len(prompts), *logits.shape[-2:])
 
 
@@ -120,7 +122,9 @@ class GroupViT(PromptedModel):
             groups = normalize(projected).view(*states.shape[:2], -1)
             logits = self.model.logit_scale.exp() * groups @ prompts.T  # [n, g, c]
             assignment = self._assignment([x for x in output.attentions if x is not None])
-            return list(torch.einsum("ngc,nghw->nchw", logits, assignment).cpu())
+            maps = torch.einsum("ngc,nghw->nchw", logits, assignment).cpu()
+        check_numbers(maps)
+        return list(maps)
 
     def _assignment(self, stages: list[Float[Tensor, "n _g _p"]]) -> Float[Tensor, "n g h w"]:
         """Assignment of each pixel to each group of the last stage."""

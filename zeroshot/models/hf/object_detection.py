@@ -17,6 +17,7 @@ from zeroshot.models.base import Detections, Detector
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.grounding_dino import GroundingDINO
 from zeroshot.models.hf.prompted_model import PromptedModel
+from zeroshot.models.model_checks import check_numbers
 
 __all__ = ["FAMILIES", "OWL", "load_detector"]
 
@@ -80,6 +81,8 @@ class OWL(PromptedModel):
             queries = prompts.to(grid.device, grid.dtype)[None].expand(len(patches), -1, -1)
             logits, _ = self.model.class_predictor(patches, queries)
             boxes = self.model.box_predictor(patches, grid)
+        check_numbers(logits)
+        check_numbers(boxes)
         return logits.float().cpu(), boxes.float().cpu()
 
     def _above(

@@ -15,6 +15,7 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer, Image
 from zeroshot.models.isolation import FrozenModel
+from zeroshot.models.model_checks import check_numbers
 
 __all__ = ["CoCa", "greedy"]
 
@@ -87,4 +88,5 @@ def greedy(
         count += ~ended
         ended |= best == end
         tokens = torch.cat([tokens, best[:, None]], dim=1)
+    check_numbers(total)
     return tokens, (total / count).exp()

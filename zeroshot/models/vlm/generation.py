@@ -15,6 +15,7 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answer
 from zeroshot.models.hf.checkpoint import quiet
+from zeroshot.models.model_checks import check_numbers
 from zeroshot.models.vlm.image_text_inputs import ModelRow, UnpaddedTexts, same_shape_batches
 
 __all__ = ["TextGenerator", "generate_texts"]
@@ -148,4 +149,5 @@ def new_tokens(
         log_probability = logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0]
         total += log_probability.masked_fill(padding[:, step], 0)
     count = (~padding).sum(1) if mean else 1
+    check_numbers(total)
     return tokens, (total / count).exp().cpu()

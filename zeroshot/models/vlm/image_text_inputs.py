@@ -14,6 +14,7 @@ from torch import Tensor
 from zeroshot.models.base import Answer
 from zeroshot.models.hf import model_inputs
 from zeroshot.models.isolation import FrozenModel
+from zeroshot.models.model_checks import check_numbers
 
 __all__ = [
     "ModelBatch",
@@ -80,6 +81,7 @@ def score_rows(
     with torch.inference_mode():
         for indices, batch in same_shape_batches(rows):
             scores[indices] = score(batch).cpu()
+    check_numbers(scores)
     return scores
 
 

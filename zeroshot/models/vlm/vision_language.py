@@ -67,14 +67,17 @@ def load_writer(name: str, **options: Unpack[LoadOptions]) -> Writer:
     """As `load_pair_scorer`, for a trained captioner or a reader of text."""
     parsed = parse(name)
     if parsed.scheme != "hf":
-        return CoCa(load(name, role="dual encoder", **options))
+        coca: Writer = _of(parsed, CoCa(load(name, role="dual encoder", **options)))
+        return coca
     if parsed.directory is not None and (parsed.directory / CLIPCAP).is_file():
         with model_errors(parsed):
-            return load_clipcap(
+            clipcap: Writer = load_clipcap(
                 parsed.directory,
                 lambda part: load(part, role="dual encoder", **options),
                 lambda part: load(part, role="language model", **options),
             )
+        clipcap.files_of = parsed  # type: ignore[attr-defined]
+        return clipcap
     writer: Writer = _load(name, _writer, **options)
     return writer
 
@@ -106,7 +109,13 @@ def _load(
         )
         if parsed.directory is not None:
             check_vocabulary(parsed, getattr(model, "tokenizer", None), model.model)
-        return model
+        return _of(parsed, model)
+
+
+def _of(name: object, model: Any) -> Any:
+    """The model; errors of its methods are those of the files of this name."""
+    model.files_of = name
+    return model
 
 
 def _answerer(checkpoint: Checkpoint) -> Any:

@@ -43,7 +43,7 @@ from zeroshot.model_set.frame_encoder import ClipModels
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.results.result import AnchorContribution
-from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.classification.classify_options import CUT_OFF, ClassifyOptions
 from zeroshot.tasks.classification.heads import (
     UNCALIBRATED,
     Head,
@@ -290,7 +290,7 @@ def load_classifier(
     prompts = [*prompts, *([text] for text in negatives)]
     flat = [text for group in prompts for text in group]
     if options.long_text == "error":
-        check_lengths(flat, text_encoder_of(encoder))
+        check_lengths(flat, text_encoder_of(encoder), "a prompt", CUT_OFF)
     embeddings = embed_texts(flat, text_encoder_of(encoder), cache, meter)
     if not isinstance(scorer, Coupling):
         embeddings = project_texts(encoder, embeddings)
@@ -429,10 +429,11 @@ def _check_method_inputs(scorer: Scorer, data: Adaptation) -> None:
     needed = {array for array, must in (fit | score).items() if must} - {"images", "texts"}
     missing = needed - data.given.keys() - ({"shot_labels"} if data.shots else set())
     if flags := [FLAGS[array] for array in sorted(missing & FLAGS.keys())]:
-        raise UserError(f"method '{name}' needs {' and '.join(flags)}")
+        raise UserError(f"method '{name}' needs 'zeroshot classify' with {' and '.join(flags)}")
     if other := missing - {"shot_labels"}:
         raise UserError(
-            f"method '{name}' needs the array {sorted(other)[0]}: give arrays with --embeddings"
+            f"method '{name}' needs the array {sorted(other)[0]}: give arrays with 'zeroshot "
+            "classify --embeddings'"
         )
     if data.views == 1:
         raise UserError("--views 1: the image itself is the first view; give 2 or more")

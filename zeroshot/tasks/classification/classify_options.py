@@ -30,6 +30,7 @@ LONG_TEXT: Any = option(
     env="LONG_TEXT",
     decides_rows=False,
 )
+CUT_OFF = "--long-text truncate"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.ops import normalize
 from zeroshot.tasks.classification.arrays import Array, to_tensors
+from zeroshot.tasks.classification.classify_options import CUT_OFF
 from zeroshot.tasks.tuning.prompt_columns import PromptColumns, is_built_in
 from zeroshot.tuning.problem import JointRows, PromptRows, TuningProblem
 
@@ -101,7 +102,7 @@ def from_images(
         groups = prompts.expand(labels, own_templates)
         flat = [text for group in groups for text in group]
         if long_text == "error":
-            check_lengths(flat, text_encoder_of(encoder))
+            check_lengths(flat, text_encoder_of(encoder), "a prompt", CUT_OFF)
         texts[name] = embed_texts(flat, text_encoder_of(encoder), cache, meter)
         counts[name] = [len(group) for group in groups]
         known |= zip(flat, texts[name], strict=True)
