@@ -37,9 +37,10 @@ from zeroshot.ranking.exact import Gallery
 from zeroshot.results.result import CaptionResult, ClassifyResult, Result, SearchResult
 from zeroshot.serving.batcher import AbandonedError, Batcher
 from zeroshot.serving.folders import Snapshot
-from zeroshot.serving.operations import OPERATIONS, Asked, read_request
+from zeroshot.serving.operations import OPERATIONS, Asked, check_candidates, read_request
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.captioning import captioner
+from zeroshot.tasks.captioning.caption_task import CaptionRunner
 from zeroshot.tasks.search import Query, Term
 from zeroshot.tasks.search_options import SearchOptions
 from zeroshot.tasks.task import Runner, is_transductive
@@ -190,7 +191,7 @@ class Engine:
         def work(items: Sequence[tuple[Source, WriteText | None]]) -> Sequence[Any]:
             runner = self._open(asked)
             listeners = {id(source): listen for source, listen in items if listen is not None}
-            if not listeners or not isinstance(runner.task, OPERATIONS["caption"].kind):  # type: ignore[attr-defined]
+            if not listeners or not isinstance(runner, CaptionRunner):
                 return list(runner([source for source, _ in items], self.meter))
 
             left = set()
@@ -203,7 +204,7 @@ class Engine:
                         raise AbandonedError("all clients have left")
 
             sources = [source for source, _ in items]
-            return list(runner(sources, self.meter, tell))  # type: ignore[call-arg]
+            return list(runner(sources, self.meter, tell))
 
         future = self.batcher.submit(asked.key, work, (source, written))
         if asked.operation.name == "caption" and not asked.given:
@@ -226,6 +227,8 @@ class Engine:
         if runner is None:
             task = asked.task(self.models)
             runner = task.open(self._for_requests, self.meter, self.batch_size)
+            if isinstance(runner, CaptionRunner):
+                check_candidates(options_of(runner.method))
             if is_transductive(runner):
                 raise UserError(
                     f"method '{asked.given.get('method')}' scores all images together, and a "
@@ -330,6 +333,13 @@ def methods_name(method: Any) -> str:
     from zeroshot import methods
 
     return methods.name_of(method)
+
+
+def options_of(method: Any) -> dict[str, Any]:
+    """The option values of a configured method."""
+    from zeroshot import methods
+
+    return methods.values(method)
 
 
 class _RequestCache(EmbeddingCache):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,9 @@ from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed
 from zeroshot.inputs.local_files import is_folder, settled, stamp_of
 from zeroshot.inputs.resolve import resolve_inputs
 from zeroshot.inputs.source import Blob, Source
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.results.result import Failure
+from zeroshot.serving.served_file import LINKED_OUT, ServedFile, is_linked_out
 
 SECONDS = 2.0
 """Between two looks at the folders; longer if a look takes long."""
@@ -34,7 +37,7 @@ AT_ONCE = 8
 """Images that are embedded together at first; then as many as take about `TURN` seconds."""
 TURN = 0.25
 LARGEST = 4096
-LINKED_OUT = Failure("LinkedOut", "a link that leads out of the served folders")
+FAULT = "the folders could not be looked at; the server's log says why"
 
 EmbedSources = Callable[[Sequence[Source]], EmbeddingMatrix]
 """Embeddings of images, as the tasks have them; blocks until they are there."""
@@ -85,6 +88,11 @@ class Snapshot:
         return {key: i for i, key in enumerate(self.keys)}
 
     @cached_property
+    def by_name(self) -> dict[str, int]:
+        """For each name, the index of its image."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
     def by_path(self) -> dict[str | None, int]:
         """For each path, the index of its image."""
         return {source.path: i for i, source in enumerate(self.matrix.sources)}
@@ -131,7 +139,8 @@ class ServedFolders:
                 raise UserError(f"'{root}' is no folder; serve takes folders of images")
         if not self.roots:
             raise UserError("serve needs a folder: zeroshot serve photos/")
-        self._real = [os.path.realpath(root) for root in self.roots]
+        self._within = tuple(os.path.realpath(root) for root in self.roots)
+        self._names = _names_of(self.roots)
         self._embed = embed
         self._known: dict[str, _Known] = {}
         self._at_once = AT_ONCE
@@ -163,6 +172,9 @@ class ServedFolders:
                 self.look()
             except ZeroshotError as error:
                 self.progress = replace(self.progress, phase="failed", message=str(error))
+            except Exception:  # whatever it is, the next look may succeed
+                traceback.print_exc()
+                self.progress = replace(self.progress, phase="failed", message=FAULT)
             self.ready.set()
             pause = max(SECONDS, SHARE * (time.monotonic() - begin))
 
@@ -215,7 +227,8 @@ class ServedFolders:
         message = ""
         for root in self.roots:
             try:
-                sources: Iterator[Source] = resolve_inputs(root).pictures([])
+                options = InputOptions(within=self._within)
+                sources: Iterator[Source] = resolve_inputs(root, options=options).pictures([])
                 for source in sources:
                     if source.path is not None:
                         found.setdefault(source.path, (source, _stamp(source)))
@@ -227,10 +240,10 @@ class ServedFolders:
         """Embed some images; the next time more or fewer, so that each turn is short."""
         inside = []
         for path, source, stamp in chunk:
-            if self._is_inside(path, source):
-                inside.append((path, source, stamp))
-            else:
+            if is_linked_out(source, self._within):
                 self._know(path, _Known(source, stamp, failure=LINKED_OUT))
+            else:
+                inside.append((path, source, stamp))
         begin = time.monotonic()
         matrix = self._embed([source for _, source, _ in inside])
         seconds = time.monotonic() - begin
@@ -241,7 +254,9 @@ class ServedFolders:
         rows = {id(source): i for i, source in enumerate(matrix.sources)}
         failures = {id(failed.source): failed for failed in matrix.failed}
         for path, source, stamp in inside:
-            if (i := rows.get(id(source))) is not None:
+            if is_linked_out(source, self._within):  # it was replaced while it was read
+                self._know(path, _Known(source, "", failure=LINKED_OUT))
+            elif (i := rows.get(id(source))) is not None:
                 # a copy: a slice would keep the whole block
                 row = matrix.embeddings[i].clone()
                 self._know(path, _Known(source, stamp, matrix.ids[i], row))
@@ -254,13 +269,6 @@ class ServedFolders:
         same = before is not None and (before.id, before.failure) == (now.id, now.failure)
         self._differs = self._differs or not same
         self._known[path] = now
-
-    def _is_inside(self, path: str, source: Source) -> bool:
-        """Whether a file is below a served folder, links followed."""
-        if source.content is not None:
-            return True  # in an archive, which is a file of the folder itself
-        real = os.path.realpath(path)
-        return any(os.path.commonpath([real, root]) == root for root in self._real)
 
     def _publish(self, order: Sequence[str]) -> None:
         known = [self._known[path] for path in order if path in self._known]
@@ -279,14 +287,28 @@ class ServedFolders:
         self.snapshot = Snapshot(version, matrix, names, failed_names)
         self.progress = replace(self.progress, version=version, failed=len(bad))
 
+    def image(self, snapshot: Snapshot, place: int) -> Source:
+        """An image that a request names, to be read as what was indexed or not at all."""
+        source, id = snapshot.matrix.sources[place], snapshot.matrix.ids[place]
+        return Source(source.path, ServedFile(source, id, self._within))
+
     def name_of(self, path: str) -> str:
         """The path below its folder; of several folders, with the folder's own name in front."""
-        for root in self.roots:
+        for root, folder in zip(self.roots, self._names, strict=True):
             if path.startswith(os.path.join(root, "")):
-                name = os.path.relpath(path, root)
-                folder = os.path.basename(os.path.abspath(root))
-                return name if len(self.roots) == 1 else os.path.join(folder, name)
+                return os.path.join(folder, os.path.relpath(path, root))
         return os.path.basename(path)
+
+
+def _names_of(roots: Sequence[str]) -> list[str]:
+    """What stands before the names of each folder: nothing, its name, or as much as tells apart."""
+    if len(roots) == 1:
+        return [""]
+    paths = [os.path.abspath(root) for root in roots]
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) == len(set(paths)):
+        return names
+    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
 def _stamp(source: Source) -> str:
