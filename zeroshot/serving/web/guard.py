@@ -43,7 +43,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-OPEN = ("/healthz", "/page.css", "/page.js", "/icon.svg", "/favicon.ico")
+OPEN = ("/healthz", "/page.css", "/page.js", "/icon.svg", "/tick.svg", "/favicon.ico")
 """What needs no token: nothing of the user's is in it."""
 HEAD_SECONDS = 15.0
 """For the head of a request."""
