@@ -415,6 +415,7 @@ def test_a_look_that_fails_is_not_the_last(tmp_path, capfd):
 
     def embed(sources):
         calls.append(1)
+        yield from ()
         raise MemoryError("no room")
 
     folders = ServedFolders([tmp_path], embed)

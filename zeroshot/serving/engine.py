@@ -7,7 +7,7 @@ of their kind. All of it runs in the thread that owns the models.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +24,8 @@ from zeroshot.inference.embedding import (
     canonical_names,
     check_lengths,
     embed_texts,
-    image_encoder_of,
     text_encoder_of,
 )
-from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
@@ -37,6 +35,7 @@ from zeroshot.ranking.exact import Gallery
 from zeroshot.results.result import CaptionResult, ClassifyResult, Result, SearchResult
 from zeroshot.serving.batcher import AbandonedError, Batcher
 from zeroshot.serving.folders import Snapshot
+from zeroshot.serving.indexing import Indexing
 from zeroshot.serving.operations import OPERATIONS, Asked, check_candidates, read_request
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.captioning import captioner
@@ -242,20 +241,18 @@ class Engine:
 
     # The served folders
 
-    def index(self, sources: Sequence[Source]) -> EmbeddingMatrix:
-        """Embeddings of images of the served folders; blocks, and lets requests go first."""
+    def index(self, sources: Sequence[Source]) -> Generator[EmbeddingBatch]:
+        """Embeddings of images of the served folders, in order; requests go first in between."""
+        run = Indexing(sources, self.models, self.cache, self.meter, self.batch_size)
 
-        def work(items: Sequence[Sequence[Source]]) -> Sequence[EmbeddingMatrix]:
-            encoder = image_encoder_of(self.models.encoder)
-            return [
-                embedding_matrix(item, encoder, self.cache, self.meter, batch_size=self.batch_size)
-                for item in items
-            ]
+        def work(items: Sequence[None]) -> Sequence[list[EmbeddingBatch]]:
+            return [run.turn()]
 
-        matrix: EmbeddingMatrix = self.batcher.submit(
-            "index", work, list(sources), background=True
-        ).result()
-        return matrix
+        try:
+            while batches := self.batcher.submit("index", work, None, background=True).result():
+                yield from batches
+        finally:
+            run.close()
 
     def search(
         self, query: Query, options: SearchOptions, snapshot: Snapshot, part: Hashable = None

@@ -5,15 +5,15 @@ the thread that owns the models, a little at a time, so that requests are answer
 the cache holds is not embedded again. Readers see a `Snapshot`, which never changes.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.local_files import is_folder, settled, stamp_of
 from zeroshot.inputs.resolve import resolve_inputs
 from zeroshot.inputs.source import Blob, Source
@@ -33,14 +34,10 @@ SECONDS = 2.0
 """Between two looks at the folders; longer if a look takes long."""
 SHARE = 20
 """A look may take this fraction of the time, so that large folders are looked at less often."""
-AT_ONCE = 8
-"""Images that are embedded together at first; then as many as take about `TURN` seconds."""
-TURN = 0.25
-LARGEST = 4096
 FAULT = "the folders could not be looked at; the server's log says why"
 
-EmbedSources = Callable[[Sequence[Source]], EmbeddingMatrix]
-"""Embeddings of images, as the tasks have them; blocks until they are there."""
+EmbedSources = Callable[[Sequence[Source]], Generator[EmbeddingBatch]]
+"""Embeddings of images in order, as the tasks have them; the next images are read meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,6 @@ class ServedFolders:
         self._names = _names_of(self.roots)
         self._embed = embed
         self._known: dict[str, _Known] = {}
-        self._at_once = AT_ONCE
         self._differs = False
         """Whether the images are others than those of the snapshot."""
         self._stop = threading.Event()
@@ -187,15 +183,11 @@ class ServedFolders:
             del self._known[path]
         self._differs = bool(removed)
         begin = published = time.monotonic()
-        missing, done = iter(to_do), 0
-        order = list(listed)
+        done, order = 0, list(listed)
         if to_do and len(to_do) > len(self._known) // 10:
             self.progress = replace(self.progress, phase="indexing", done=0, total=len(to_do))
-        while paths := list(islice(missing, self._at_once)):
-            if self._stop.is_set():
-                return
-            self._index([(path, *listed[path]) for path in paths])
-            done += len(paths)
+        for count in self._index([(path, *listed[path]) for path in to_do]):
+            done += count
             now = time.monotonic()
             self.progress = replace(
                 self.progress, done=done, total=len(to_do), seconds=now - begin, failed=self._failed
@@ -203,6 +195,8 @@ class ServedFolders:
             if now - published > 1 and self._differs:
                 self._publish(order)
                 published = time.monotonic()
+            if self._stop.is_set():
+                return
         if self._differs or not self.snapshot.version:
             self._publish(order)
         self.progress = replace(
@@ -236,33 +230,27 @@ class ServedFolders:
                 message = str(error)
         return found, message
 
-    def _index(self, chunk: "Sequence[tuple[str, Source, str]]") -> None:
-        """Embed some images; the next time more or fewer, so that each turn is short."""
+    def _index(self, to_do: "Sequence[tuple[str, Source, str]]") -> Generator[int]:
+        """Embed images; gives the number of those that are done, again and again."""
         inside = []
-        for path, source, stamp in chunk:
+        for path, source, stamp in to_do:
             if is_linked_out(source, self._within):
                 self._know(path, _Known(source, stamp, failure=LINKED_OUT))
             else:
                 inside.append((path, source, stamp))
-        begin = time.monotonic()
-        matrix = self._embed([source for _, source, _ in inside])
-        seconds = time.monotonic() - begin
-        if seconds < TURN / 2:
-            self._at_once = min(LARGEST, 2 * self._at_once)
-        elif seconds > 2 * TURN:
-            self._at_once = max(AT_ONCE // 2, self._at_once // 2)
-        rows = {id(source): i for i, source in enumerate(matrix.sources)}
-        failures = {id(failed.source): failed for failed in matrix.failed}
-        for path, source, stamp in inside:
-            if is_linked_out(source, self._within):  # it was replaced while it was read
-                self._know(path, _Known(source, "", failure=LINKED_OUT))
-            elif (i := rows.get(id(source))) is not None:
-                # a copy: a slice would keep the whole block
-                row = matrix.embeddings[i].clone()
-                self._know(path, _Known(source, stamp, matrix.ids[i], row))
-            else:
-                failed = failures[id(source)]
-                self._know(path, _Known(source, stamp, failed.id, failure=failed.failure))
+        yield len(to_do) - len(inside)
+        rest = iter(inside)
+        with contextlib.closing(self._embed([source for _, source, _ in inside])) as batches:
+            for batch in batches:
+                rows = zip(batch.ids, batch.embeddings, batch.failures, strict=True)
+                for (id, row, failure), (path, source, stamp) in zip(rows, rest, strict=False):
+                    if is_linked_out(source, self._within):  # it was replaced while it was read
+                        self._know(path, _Known(source, "", failure=LINKED_OUT))
+                    elif failure is not None:
+                        self._know(path, _Known(source, stamp, id, failure=failure))
+                    else:  # a copy: a slice would keep the whole block
+                        self._know(path, _Known(source, stamp, id, row.clone()))
+                yield len(batch.sources)
 
     def _know(self, path: str, now: _Known) -> None:
         before = self._known.get(path)
