@@ -85,9 +85,14 @@ class Snapshot:
         return {key: i for i, key in enumerate(self.keys)}
 
     @cached_property
-    def by_name(self) -> dict[str, int]:
-        """For each name, the index of its image."""
-        return {name: i for i, name in enumerate(self.names)}
+    def texts(self) -> list[str]:
+        """For each image, its name as valid text: a file system has bytes that are none."""
+        return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in self.names]
+
+    @cached_property
+    def by_text(self) -> dict[str, int]:
+        """For each of `texts`, the index of its image."""
+        return {text: i for i, text in enumerate(self.texts)}
 
     @cached_property
     def by_path(self) -> dict[str | None, int]:
