@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     for path in SCENES.glob("*.png"):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.jpg").write_bytes(b"nothing")
+    (folder / "no text \udcff.png").write_bytes(STAR.read_bytes())
     return folder
 
 
@@ -32,6 +33,8 @@ def answers(folder, tmp_path_factory):
         "search": ("search_images", {"query": "a blue star", "count": 3}),
         "similar": ("similar_images", {"path": HEART.name, "count": 2}),
         "look": ("look_at", {"path": STAR.name}),
+        "every": ("search_images", {"query": "a blue star", "count": 9}),
+        "bytes": ("look_at", {"path": "no text \\xff.png"}),
         "describe": ("describe", {"path": STAR.name}),
         "label": ("label", {"path": HEART.name, "labels": ["red heart", "blue star"]}),
         "outside": ("look_at", {"path": "../../../etc/passwd"}),
@@ -77,7 +80,7 @@ def test_search_similar_and_label(answers, folder):
     _, _, found = answers
     assert values(found["folders"]) == {
         "folders": [folder.name],
-        "images": 8,
+        "images": 9,
         "unreadable": 1,
         "models": "pocket",
     }
@@ -97,6 +100,13 @@ def test_look_at_gives_the_image(answers):
     with Image.open(STAR) as star:
         assert seen.size == star.size
     assert not seen.info
+
+
+def test_a_name_that_is_no_text_is_shown_and_found(answers):
+    names = [hit["path"] for hit in values(answers[2]["every"])]
+    assert len(names) == 9
+    assert "no text \\xff.png" in names
+    assert answers[2]["bytes"].content[0].data == answers[2]["look"].content[0].data
 
 
 def test_describe(answers):

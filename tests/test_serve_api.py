@@ -336,6 +336,27 @@ def test_a_busy_server_says_when_to_come_back(tmp_path):
         assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
 
 
+def test_small_answers_do_not_wait_for_an_acknowledgement(tmp_path, monkeypatch):
+    """With Nagle's algorithm each answer takes 40 ms, as its head and its body are two writes."""
+    import socket
+
+    from zeroshot.serving.web.guard import ImpatientProtocol
+
+    seen = []
+    real = ImpatientProtocol.connection_made
+
+    def made(self, transport):
+        wire = transport.get_extra_info("socket")
+        seen.append(wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        real(self, transport)
+
+    monkeypatch.setattr(ImpatientProtocol, "connection_made", made)
+    with running(SCENES, tmp_path) as (_, client):
+        assert client.get("/healthz").status_code == 200
+    assert seen
+    assert all(seen)
+
+
 def test_what_is_in_flight_is_answered_when_the_server_stops(tmp_path):
     with running(SCENES, tmp_path) as (server, client):
         answers = []

@@ -12,10 +12,12 @@ from PIL import Image
 from tests.serving import HEART, SCENES, STAR
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
+from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
 from zeroshot.serving.batcher import Batcher, BusyError, StoppingError
 from zeroshot.serving.engine import Engine, _RequestCache
 from zeroshot.serving.folders import ServedFolders
+from zeroshot.serving.indexing import Indexing
 
 
 @pytest.fixture
@@ -182,6 +184,30 @@ def test_a_restart_encodes_nothing(engine, tmp_path):
     again.look()
     assert len(again.snapshot) == 20
     assert engine.meter.images_encoded == before
+
+
+def test_the_next_images_are_read_while_others_are_asked_for(engine, tmp_path, monkeypatch):
+    """Between two turns the encoder works for others, and the threads go on reading."""
+    from zeroshot.inference import prefetch
+
+    for i in range(40):
+        Image.new("RGB", (8, 8), (5 * i, 1, 7)).save(tmp_path / f"{i:02}.png")
+    read = []
+    real = prefetch.fetch
+    monkeypatch.setattr(prefetch, "fetch", lambda source: (read.append(source), real(source))[1])
+    monkeypatch.setattr("zeroshot.serving.indexing.TURN", 0.0)
+    sources = [Source(str(path)) for path in sorted(tmp_path.iterdir())]
+    run = Indexing(sources, engine.models, engine.cache, engine.meter, 4)
+    [first] = run.turn()
+    end = time.monotonic() + 10
+    while len(read) < 2 * len(first.sources):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    rest = [batch for turn in iter(run.turn, []) for batch in turn]
+    assert [source for batch in (first, *rest) for source in batch.sources] == sources
+    assert len(read) == len(sources)
+    run.close()
+    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
 
 
 def test_names_of_several_folders_have_the_folder_in_front(engine, tmp_path):

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import tarfile
 import threading
 import time
 import zlib
@@ -16,8 +17,9 @@ from PIL import Image
 
 from tests.serving import HEART, SCENES, STAR, data_uri, running, sentence
 from zeroshot import serve
-from zeroshot.errors import UserError
-from zeroshot.serving.web import api_routes, guard
+from zeroshot.errors import UserError, ZeroshotError
+from zeroshot.serving.mcp_tools import ImageTools
+from zeroshot.serving.web import api_routes, bodies, guard
 
 LABELS = ["red heart", "blue star"]
 
@@ -252,8 +254,12 @@ def test_no_address_and_no_path_is_read(served, image):
         ("classify", {"labels": LABELS, "bank": ["/etc"]}),
         ("classify", {"labels": LABELS, "calibration": "/etc/passwd"}),
         ("classify", {"labels": LABELS, "hierarchy": "/etc/x.json"}),
-        ("classify", {"labels": LABELS, "templates": "{}/../labels.txt"}),
-        ("classify", {"labels": LABELS, "templates": "/tmp/{}.json"}),
+        ("classify", {"labels": LABELS, "templates": "/etc/passwd"}),
+        ("classify", {"labels": LABELS, "templates": "../../../../etc/hostname"}),
+        ("classify", {"labels": LABELS, "templates": "/etc"}),
+        ("classify", {"labels": LABELS, "templates": "/nowhere"}),
+        ("segment", {"labels": LABELS, "templates": "/etc/passwd"}),
+        ("detect", {"labels": LABELS, "templates": "~/.profile"}),
         ("detect", {"labels": LABELS, "draw": "/tmp/out"}),
         ("detect", {"labels": LABELS, "model": "hf:./somewhere"}),
         ("detect", {"labels": LABELS, "background": "/tmp/x.txt"}),
@@ -274,6 +280,27 @@ def test_no_request_names_a_file_a_folder_or_a_model(served, name, given):
     answer = client.post(f"/v1/{name}", json={"image": data_uri(HEART), **given})
     assert answer.status_code == 400
     sentence(answer)
+
+
+def test_what_a_request_names_is_never_a_file(served, tmp_path):
+    """Templates of every spelling: the answer is the same whether there is such a file or not."""
+    _, client = served
+    secret = tmp_path / "secret"
+    secret.write_text("my secret\n")
+    (tmp_path / "{}").write_text("my secret\n")
+    (tmp_path / "{}.json").write_text('["my secret"]')
+    given = {"image": data_uri(HEART), "labels": LABELS}
+    for name in ("secret", "{}", "{}.json"):
+        for path in ("/v1/classify", "/v1/detect", "/v1/segment"):
+            there = client.post(path, json=given | {"templates": f"{tmp_path}/{name}"})
+            absent = client.post(path, json=given | {"templates": f"{tmp_path}/x{name}"})
+            assert there.status_code == absent.status_code == (400 if name == "secret" else 200)
+            assert "my secret" not in there.text
+            assert "is no file" not in absent.text
+    refused = client.post("/v1/classify", json=given | {"templates": "opena"})
+    assert "openai, simple, none, waffle, or one template with {}" in sentence(refused)
+    allowed = client.post("/v1/classify", json=given | {"templates": "waffle:7"})
+    assert allowed.status_code == 200
 
 
 def test_labels_that_look_like_files_are_labels(served, tmp_path, monkeypatch):
@@ -314,18 +341,51 @@ def test_links_that_lead_out_are_not_shown(tmp_path):
     (folder / "link.png").symlink_to(outside / "secret.png")
     (folder / "linked").symlink_to(outside)
     (folder / "same.png").symlink_to(folder / "in.png")
+    with tarfile.open(outside / "pack.tar", "w") as tar:
+        tar.add(STAR, "secret.png")
+    (folder / "pack.tar").symlink_to(outside / "pack.tar")
     with running(folder, tmp_path / "cache") as (server, client):
         assert sorted(server.state.folders.snapshot.names) == ["in.png", "same.png"]
         failures = client.get("/api/failures").json()["failures"]
-        assert {one["name"] for one in failures} == {"link.png", "linked/secret.png"}
+        assert {one["name"] for one in failures} == {"link.png", "linked", "pack.tar"}
         assert {one["reason"] for one in failures} == {
             "a link that leads out of the served folders"
         }
-        id = server.state.folders.snapshot.matrix.ids[0]
+
+
+READS = [
+    ("/v1/caption", lambda id: {"id": id}),
+    ("/v1/classify", lambda id: {"id": id, "labels": LABELS}),
+    ("/v1/detect", lambda id: {"id": id, "labels": LABELS}),
+    ("/v1/embeddings", lambda id: {"input": [{"id": id}]}),
+    ("/v1/search", lambda id: {"query": {"id": id}}),
+    ("/api/find", lambda id: {"terms": [{"id": id}]}),
+]
+
+
+@pytest.mark.parametrize("how", ["link", "other"])
+def test_a_file_that_was_replaced_is_not_read(tmp_path, monkeypatch, how):
+    """Before the folder is looked at again: by pixels, by rows, by embeddings, by an assistant."""
+    monkeypatch.setattr("zeroshot.serving.folders.SECONDS", 1000.0)
+    folder, secret = tmp_path / "photos", tmp_path / "secret.png"
+    folder.mkdir()
+    (folder / "in.png").write_bytes(HEART.read_bytes())
+    secret.write_bytes(STAR.read_bytes())
+    with running(folder, tmp_path / "cache") as (server, client):
+        [id] = server.state.folders.snapshot.matrix.ids
         (folder / "in.png").unlink()
-        (folder / "in.png").symlink_to(outside / "secret.png")
-        answer = client.get(f"/thumb/{id}?w=640")
-        assert answer.status_code in (404, 415)
+        if how == "link":
+            (folder / "in.png").symlink_to(secret)
+        else:
+            (folder / "in.png").write_bytes(STAR.read_bytes())
+        reason = "leads out" if how == "link" else "has changed since it was indexed"
+        thumb = client.get(f"/thumb/{id}?w=640")
+        for answer in (thumb, *(client.post(path, json=given(id)) for path, given in READS)):
+            assert answer.status_code in (400, 415), answer.text
+            assert reason in sentence(answer)
+        tools = ImageTools(server.state.engine, server.state.folders)
+        with pytest.raises(ZeroshotError, match=reason):
+            tools.look_at("in.png")
 
 
 @pytest.mark.parametrize("token", [None, ""])
@@ -423,7 +483,7 @@ def test_clients_that_vanish_leave_nothing_behind(served):
 
 def test_slow_clients_are_let_go(served, monkeypatch):
     monkeypatch.setattr(guard, "HEAD_SECONDS", 0.5)
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.5)
     server, client = served
     port = server.state.rules.port
     begin = time.monotonic()

@@ -268,6 +268,15 @@ def waffle(labels: Sequence[str], pairs: int = 15, seed: int = 0) -> tuple[str, 
     return tuple(f"A photo of a {{}}, which has {descriptor}." for descriptor in descriptors)
 
 
+WAFFLE = re.compile(r"waffle(?::(\d+))?")
+"""The name of random templates, and their seed."""
+
+
+def is_template_set(spec: str) -> bool:
+    """Whether `load_templates` knows a name, so that it looks for no file."""
+    return spec in template_sets() or WAFFLE.fullmatch(spec) is not None
+
+
 def template_sets() -> list[str]:
     """The names for `load_templates`."""
     return [*_data()["templates"], "none", "waffle"]
@@ -288,7 +297,7 @@ def load_templates(
         return _checked_templates(spec, "the list of templates")
     if spec == "none":
         return ("{}",)
-    if match := re.fullmatch(r"waffle(?::(\d+))?", spec):
+    if match := WAFFLE.fullmatch(spec):
         return waffle(labels or ["label"], seed=int(match[1] or 0))
     if spec in _data()["templates"]:
         return tuple(_data()["templates"][spec])

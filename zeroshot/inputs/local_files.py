@@ -10,7 +10,7 @@ import sys
 import time
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -67,11 +67,20 @@ def is_missing(path: str) -> bool:
     return False
 
 
-def _walk(folder: str) -> list[str]:
+def leads_out(path: str, within: Sequence[str]) -> bool:
+    """Whether a path, links followed, is in none of some real folders; False without any."""
+    if not within:
+        return False
+    real = os.path.realpath(path)
+    return not any(real == root or real.startswith(os.path.join(root, "")) for root in within)
+
+
+def _walk(folder: str, within: Sequence[str] = ()) -> list[str]:
     """Files in or below `folder`, without hidden ones and a system's; each real folder once.
 
     Linked folders come after the real ones, so that an image keeps its own path and a loop ends. A
-    folder that may not be read is listed as a file, so that it fails with a message.
+    folder that may not be read is listed as a file, so that it fails with a message; and so is a
+    linked folder that is not `within`.
     """
     files, seen = [], set()
     real, linked = deque([folder]), deque[str]()
@@ -88,7 +97,7 @@ def _walk(folder: str) -> list[str]:
             if is_hidden(entry.name):
                 continue
             if entry.is_symlink() and is_folder(entry.path):
-                linked.append(entry.path)
+                (files if leads_out(entry.path, within) else linked).append(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 real.append(entry.path)
             else:
@@ -161,15 +170,25 @@ def _begins_as(suffixes: re.Pattern[str]) -> Callable[[str], bool]:
 
 
 def scan(
-    name: str, also: str = "", suffixes: re.Pattern[str] = PICTURES
+    name: str,
+    also: str = "",
+    suffixes: re.Pattern[str] = PICTURES,
+    within: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
     """The files of a folder or a glob, each once and sorted, and those that are left out.
+
+    Args:
+        within: real folders; links that lead out of them are listed and not followed.
 
     Raises:
         UserError: there are no files, or none that holds images.
     """
     matches = [name] if is_folder(name) else _matches(name)
-    files = {file for match in matches for file in (_walk(match) if is_folder(match) else [match])}
+    files = {
+        file
+        for match in matches
+        for file in (_walk(match, within) if is_folder(match) else [match])
+    }
     kept, left_out = without_data(in_order(files), also, suffixes, _begins_as(suffixes))
     if not kept:
         raise nothing_in(name, "folder" if is_folder(name) else "pattern", left_out)

@@ -163,7 +163,7 @@ class _InputResolver:
 
     def _scan(self, name: str) -> None:
         table = "" if files.is_folder(name) else table_suffix(name)
-        kept, left_out = files.scan(name, table, self.options.suffixes)
+        kept, left_out = files.scan(name, table, self.options.suffixes, self.options.within)
         self.left_out.extend(left_out)
         shards = [file for file in left_out if os.path.basename(file) == "nshards.txt"]
         missing = [tar for file in shards for tar in webdataset.missing_shards(file, kept)]
@@ -172,7 +172,7 @@ class _InputResolver:
 
     def _file(self, name: str) -> None:
         """Add a file of this machine: one that contains images, or an image."""
-        if is_container(name):
+        if is_container(name) and not files.leads_out(name, self.options.within):
             self.items.append(ImageContainer(name, self.options, version_now(name)))
         else:
             self.items.append(Source(name))

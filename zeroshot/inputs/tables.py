@@ -33,6 +33,8 @@ class InputOptions:
     """Suffixes of images in a tar file, or of clips."""
     null: bool = False
     """Whether names on standard input end in a null character, and not in a line end."""
+    within: tuple[str, ...] = ()
+    """Real folders that links in a scanned folder must not lead out of; empty: they may."""
 
 
 @dataclass(frozen=True)

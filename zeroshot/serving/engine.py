@@ -7,7 +7,7 @@ of their kind. All of it runs in the thread that owns the models.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +24,8 @@ from zeroshot.inference.embedding import (
     canonical_names,
     check_lengths,
     embed_texts,
-    image_encoder_of,
     text_encoder_of,
 )
-from zeroshot.inference.embedding_matrix import EmbeddingMatrix, embedding_matrix
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source
@@ -37,9 +35,11 @@ from zeroshot.ranking.exact import Gallery
 from zeroshot.results.result import CaptionResult, ClassifyResult, Result, SearchResult
 from zeroshot.serving.batcher import AbandonedError, Batcher
 from zeroshot.serving.folders import Snapshot
-from zeroshot.serving.operations import OPERATIONS, Asked, read_request
+from zeroshot.serving.indexing import Indexing
+from zeroshot.serving.operations import OPERATIONS, Asked, check_candidates, read_request
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.captioning import captioner
+from zeroshot.tasks.captioning.caption_task import CaptionRunner
 from zeroshot.tasks.search import Query, Term
 from zeroshot.tasks.search_options import SearchOptions
 from zeroshot.tasks.task import Runner, is_transductive
@@ -190,7 +190,7 @@ class Engine:
         def work(items: Sequence[tuple[Source, WriteText | None]]) -> Sequence[Any]:
             runner = self._open(asked)
             listeners = {id(source): listen for source, listen in items if listen is not None}
-            if not listeners or not isinstance(runner.task, OPERATIONS["caption"].kind):  # type: ignore[attr-defined]
+            if not listeners or not isinstance(runner, CaptionRunner):
                 return list(runner([source for source, _ in items], self.meter))
 
             left = set()
@@ -203,7 +203,7 @@ class Engine:
                         raise AbandonedError("all clients have left")
 
             sources = [source for source, _ in items]
-            return list(runner(sources, self.meter, tell))  # type: ignore[call-arg]
+            return list(runner(sources, self.meter, tell))
 
         future = self.batcher.submit(asked.key, work, (source, written))
         if asked.operation.name == "caption" and not asked.given:
@@ -226,6 +226,8 @@ class Engine:
         if runner is None:
             task = asked.task(self.models)
             runner = task.open(self._for_requests, self.meter, self.batch_size)
+            if isinstance(runner, CaptionRunner):
+                check_candidates(options_of(runner.method))
             if is_transductive(runner):
                 raise UserError(
                     f"method '{asked.given.get('method')}' scores all images together, and a "
@@ -239,20 +241,18 @@ class Engine:
 
     # The served folders
 
-    def index(self, sources: Sequence[Source]) -> EmbeddingMatrix:
-        """Embeddings of images of the served folders; blocks, and lets requests go first."""
+    def index(self, sources: Sequence[Source]) -> Generator[EmbeddingBatch]:
+        """Embeddings of images of the served folders, in order; requests go first in between."""
+        run = Indexing(sources, self.models, self.cache, self.meter, self.batch_size)
 
-        def work(items: Sequence[Sequence[Source]]) -> Sequence[EmbeddingMatrix]:
-            encoder = image_encoder_of(self.models.encoder)
-            return [
-                embedding_matrix(item, encoder, self.cache, self.meter, batch_size=self.batch_size)
-                for item in items
-            ]
+        def work(items: Sequence[None]) -> Sequence[list[EmbeddingBatch]]:
+            return [run.turn()]
 
-        matrix: EmbeddingMatrix = self.batcher.submit(
-            "index", work, list(sources), background=True
-        ).result()
-        return matrix
+        try:
+            while batches := self.batcher.submit("index", work, None, background=True).result():
+                yield from batches
+        finally:
+            run.close()
 
     def search(
         self, query: Query, options: SearchOptions, snapshot: Snapshot, part: Hashable = None
@@ -330,6 +330,13 @@ def methods_name(method: Any) -> str:
     from zeroshot import methods
 
     return methods.name_of(method)
+
+
+def options_of(method: Any) -> dict[str, Any]:
+    """The option values of a configured method."""
+    from zeroshot import methods
+
+    return methods.values(method)
 
 
 class _RequestCache(EmbeddingCache):

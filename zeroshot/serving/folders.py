@@ -5,14 +5,15 @@ the thread that owns the models, a little at a time, so that requests are answer
 the cache holds is not embedded again. Readers see a `Snapshot`, which never changes.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -21,23 +22,22 @@ from torch import Tensor
 
 from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed
+from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.local_files import is_folder, settled, stamp_of
 from zeroshot.inputs.resolve import resolve_inputs
 from zeroshot.inputs.source import Blob, Source
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.results.result import Failure
+from zeroshot.serving.served_file import LINKED_OUT, ServedFile, is_linked_out
 
 SECONDS = 2.0
 """Between two looks at the folders; longer if a look takes long."""
 SHARE = 20
 """A look may take this fraction of the time, so that large folders are looked at less often."""
-AT_ONCE = 8
-"""Images that are embedded together at first; then as many as take about `TURN` seconds."""
-TURN = 0.25
-LARGEST = 4096
-LINKED_OUT = Failure("LinkedOut", "a link that leads out of the served folders")
+FAULT = "the folders could not be looked at; the server's log says why"
 
-EmbedSources = Callable[[Sequence[Source]], EmbeddingMatrix]
-"""Embeddings of images, as the tasks have them; blocks until they are there."""
+EmbedSources = Callable[[Sequence[Source]], Generator[EmbeddingBatch]]
+"""Embeddings of images in order, as the tasks have them; the next images are read meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,16 @@ class Snapshot:
     def by_key(self) -> dict[str, int]:
         """For each key, the index of its image."""
         return {key: i for i, key in enumerate(self.keys)}
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """For each image, its name as valid text: a file system has bytes that are none."""
+        return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in self.names]
+
+    @cached_property
+    def by_text(self) -> dict[str, int]:
+        """For each of `texts`, the index of its image."""
+        return {text: i for i, text in enumerate(self.texts)}
 
     @cached_property
     def by_path(self) -> dict[str | None, int]:
@@ -131,10 +141,10 @@ class ServedFolders:
                 raise UserError(f"'{root}' is no folder; serve takes folders of images")
         if not self.roots:
             raise UserError("serve needs a folder: zeroshot serve photos/")
-        self._real = [os.path.realpath(root) for root in self.roots]
+        self._within = tuple(os.path.realpath(root) for root in self.roots)
+        self._names = _names_of(self.roots)
         self._embed = embed
         self._known: dict[str, _Known] = {}
-        self._at_once = AT_ONCE
         self._differs = False
         """Whether the images are others than those of the snapshot."""
         self._stop = threading.Event()
@@ -163,6 +173,9 @@ class ServedFolders:
                 self.look()
             except ZeroshotError as error:
                 self.progress = replace(self.progress, phase="failed", message=str(error))
+            except Exception:  # whatever it is, the next look may succeed
+                traceback.print_exc()
+                self.progress = replace(self.progress, phase="failed", message=FAULT)
             self.ready.set()
             pause = max(SECONDS, SHARE * (time.monotonic() - begin))
 
@@ -175,15 +188,11 @@ class ServedFolders:
             del self._known[path]
         self._differs = bool(removed)
         begin = published = time.monotonic()
-        missing, done = iter(to_do), 0
-        order = list(listed)
+        done, order = 0, list(listed)
         if to_do and len(to_do) > len(self._known) // 10:
             self.progress = replace(self.progress, phase="indexing", done=0, total=len(to_do))
-        while paths := list(islice(missing, self._at_once)):
-            if self._stop.is_set():
-                return
-            self._index([(path, *listed[path]) for path in paths])
-            done += len(paths)
+        for count in self._index([(path, *listed[path]) for path in to_do]):
+            done += count
             now = time.monotonic()
             self.progress = replace(
                 self.progress, done=done, total=len(to_do), seconds=now - begin, failed=self._failed
@@ -191,6 +200,8 @@ class ServedFolders:
             if now - published > 1 and self._differs:
                 self._publish(order)
                 published = time.monotonic()
+            if self._stop.is_set():
+                return
         if self._differs or not self.snapshot.version:
             self._publish(order)
         self.progress = replace(
@@ -215,7 +226,8 @@ class ServedFolders:
         message = ""
         for root in self.roots:
             try:
-                sources: Iterator[Source] = resolve_inputs(root).pictures([])
+                options = InputOptions(within=self._within)
+                sources: Iterator[Source] = resolve_inputs(root, options=options).pictures([])
                 for source in sources:
                     if source.path is not None:
                         found.setdefault(source.path, (source, _stamp(source)))
@@ -223,44 +235,33 @@ class ServedFolders:
                 message = str(error)
         return found, message
 
-    def _index(self, chunk: "Sequence[tuple[str, Source, str]]") -> None:
-        """Embed some images; the next time more or fewer, so that each turn is short."""
+    def _index(self, to_do: "Sequence[tuple[str, Source, str]]") -> Generator[int]:
+        """Embed images; gives the number of those that are done, again and again."""
         inside = []
-        for path, source, stamp in chunk:
-            if self._is_inside(path, source):
-                inside.append((path, source, stamp))
-            else:
+        for path, source, stamp in to_do:
+            if is_linked_out(source, self._within):
                 self._know(path, _Known(source, stamp, failure=LINKED_OUT))
-        begin = time.monotonic()
-        matrix = self._embed([source for _, source, _ in inside])
-        seconds = time.monotonic() - begin
-        if seconds < TURN / 2:
-            self._at_once = min(LARGEST, 2 * self._at_once)
-        elif seconds > 2 * TURN:
-            self._at_once = max(AT_ONCE // 2, self._at_once // 2)
-        rows = {id(source): i for i, source in enumerate(matrix.sources)}
-        failures = {id(failed.source): failed for failed in matrix.failed}
-        for path, source, stamp in inside:
-            if (i := rows.get(id(source))) is not None:
-                # a copy: a slice would keep the whole block
-                row = matrix.embeddings[i].clone()
-                self._know(path, _Known(source, stamp, matrix.ids[i], row))
             else:
-                failed = failures[id(source)]
-                self._know(path, _Known(source, stamp, failed.id, failure=failed.failure))
+                inside.append((path, source, stamp))
+        yield len(to_do) - len(inside)
+        rest = iter(inside)
+        with contextlib.closing(self._embed([source for _, source, _ in inside])) as batches:
+            for batch in batches:
+                rows = zip(batch.ids, batch.embeddings, batch.failures, strict=True)
+                for (id, row, failure), (path, source, stamp) in zip(rows, rest, strict=False):
+                    if is_linked_out(source, self._within):  # it was replaced while it was read
+                        self._know(path, _Known(source, "", failure=LINKED_OUT))
+                    elif failure is not None:
+                        self._know(path, _Known(source, stamp, id, failure=failure))
+                    else:  # a copy: a slice would keep the whole block
+                        self._know(path, _Known(source, stamp, id, row.clone()))
+                yield len(batch.sources)
 
     def _know(self, path: str, now: _Known) -> None:
         before = self._known.get(path)
         same = before is not None and (before.id, before.failure) == (now.id, now.failure)
         self._differs = self._differs or not same
         self._known[path] = now
-
-    def _is_inside(self, path: str, source: Source) -> bool:
-        """Whether a file is below a served folder, links followed."""
-        if source.content is not None:
-            return True  # in an archive, which is a file of the folder itself
-        real = os.path.realpath(path)
-        return any(os.path.commonpath([real, root]) == root for root in self._real)
 
     def _publish(self, order: Sequence[str]) -> None:
         known = [self._known[path] for path in order if path in self._known]
@@ -279,14 +280,28 @@ class ServedFolders:
         self.snapshot = Snapshot(version, matrix, names, failed_names)
         self.progress = replace(self.progress, version=version, failed=len(bad))
 
+    def image(self, snapshot: Snapshot, place: int) -> Source:
+        """An image that a request names, to be read as what was indexed or not at all."""
+        source, id = snapshot.matrix.sources[place], snapshot.matrix.ids[place]
+        return Source(source.path, ServedFile(source, id, self._within))
+
     def name_of(self, path: str) -> str:
         """The path below its folder; of several folders, with the folder's own name in front."""
-        for root in self.roots:
+        for root, folder in zip(self.roots, self._names, strict=True):
             if path.startswith(os.path.join(root, "")):
-                name = os.path.relpath(path, root)
-                folder = os.path.basename(os.path.abspath(root))
-                return name if len(self.roots) == 1 else os.path.join(folder, name)
+                return os.path.join(folder, os.path.relpath(path, root))
         return os.path.basename(path)
+
+
+def _names_of(roots: Sequence[str]) -> list[str]:
+    """What stands before the names of each folder: nothing, its name, or as much as tells apart."""
+    if len(roots) == 1:
+        return [""]
+    paths = [os.path.abspath(root) for root in roots]
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) == len(set(paths)):
+        return names
+    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
 def _stamp(source: Source) -> str:

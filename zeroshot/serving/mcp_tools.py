@@ -42,10 +42,10 @@ class ImageTools:
 
     def _source(self, path: str, snapshot: Snapshot) -> Source:
         """The served image with this name; UserError for any other path."""
-        names = {name: i for i, name in enumerate(snapshot.names)}
-        if path not in names:
+        place = snapshot.by_text.get(path)
+        if place is None:
             raise UserError(f"no served image is called '{path[:200]}'; see search_images")
-        return snapshot.matrix.sources[names[path]]
+        return self.served.image(snapshot, place)
 
     def folders(self) -> dict[str, Any]:
         """The served folders: how many images, how many that cannot be read, which models."""
@@ -73,7 +73,7 @@ class ImageTools:
         snapshot = self._snapshot()
         hits = self.engine.search(query, SearchOptions(top_k=count), snapshot).result()
         return [
-            {"path": snapshot.names[snapshot.by_path[hit.path]], "score": as_float32(hit.score)}
+            {"path": snapshot.texts[snapshot.by_path[hit.path]], "score": as_float32(hit.score)}
             for hit in hits
         ]
 

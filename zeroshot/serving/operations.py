@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from zeroshot.errors import UserError, unknown
-from zeroshot.inputs.text_files import suffix_of
+from zeroshot.prompts import PLACEHOLDER, is_template_set, load_templates, template_sets
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
 from zeroshot.tasks.captioning.caption_task import CaptionImages
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
@@ -37,6 +37,10 @@ LABEL = 300
 MOST = 1000
 """Labels, answers or names in a request, and the largest number that a method's option may have:
 a request may not ask for a million candidates."""
+PROMPTS = 10_000
+"""Labels times templates in a request: all others wait until its texts are encoded."""
+CANDIDATES = 10_000
+"""Candidates that a caption may compare: those of a step, times the steps."""
 TOP_K = 1000
 LISTS = frozenset({"labels", "against", "background", "answers", "among", "question"})
 """Fields that are lists of texts here; the command line also takes files for most of them."""
@@ -51,8 +55,6 @@ SAID_HERE = {
     "trace": "Add every choice of the decoding.",
 }
 """What a request has instead of the help of the command line, which speaks of files."""
-FILES = (".txt", ".names", ".json", ".csv", ".tsv")
-"""Suffixes of files that an option would read; a template may not end like one."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,9 @@ class Asked:
     def task(self, models: Any) -> Task[Any]:
         """The task, as the command line makes it."""
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in self.given.items()}
+        template = self.given.get("templates")
+        if template is not None and not is_template_set(template):
+            given["templates"] = (template,)  # alone, it could be the name of a file
         questions = given.pop("question", ())
         options = self.operation.options(**given)
         if self.operation.questions:
@@ -175,7 +180,8 @@ def read_request(operation: Operation, given: Mapping[str, Any]) -> Asked:
         if not given.get(name):
             kind = "a list of texts" if name in LISTS else "a text"
             raise UserError(f"/v1/{operation.name} needs '{name}', {kind}")
-    _check_texts(given)
+    _check_template(given)
+    _check_prompts(given)
     return Asked(operation, dict(given))
 
 
@@ -189,11 +195,36 @@ def read_search(given: Mapping[str, Any]) -> SearchOptions:
     return SearchOptions(**given)
 
 
-def _check_texts(given: Mapping[str, Any]) -> None:
-    """Templates that would be read from a file are refused; they may stand here themselves."""
-    templates = given.get("templates")
-    if templates is not None and suffix_of(templates) in FILES:
-        raise UserError(f"templates '{templates}' names a file; give one template with {{}}")
+def _check_template(given: Mapping[str, Any]) -> None:
+    """UserError unless `templates` is the name of a set, or a template itself: never a file."""
+    spec = given.get("templates")
+    if spec is not None and not is_template_set(spec) and not PLACEHOLDER.search(spec):
+        raise UserError(
+            f"'templates' is {', '.join(template_sets())}, or one template with {{}} where the "
+            f"label goes, not '{spec:.60}'"
+        )
+
+
+def _check_prompts(given: Mapping[str, Any]) -> None:
+    spec = given.get("templates")
+    count = 1 if spec and not is_template_set(spec) else len(load_templates(spec))
+    names = sum(len(given.get(name, ())) for name in ("labels", "against", "background"))
+    if names * count > PROMPTS:
+        raise UserError(
+            f"{names} labels in {count} templates are {names * count} prompts; a request has at "
+            f"most {PROMPTS}"
+        )
+
+
+def check_candidates(options: Mapping[str, Any]) -> None:
+    """UserError if a configured method would compare more candidates than a request may."""
+    steps = max(options.get("max_tokens", 0), options.get("max_length", 0))
+    most = options.get("k", 0) * steps
+    if steps and most > CANDIDATES:
+        raise UserError(
+            f"'options': k={options['k']} for {steps} tokens are {most} candidates; a request has "
+            f"at most {CANDIDATES}"
+        )
 
 
 def check_text(name: str, text: object, longest: int = LONGEST) -> str:
@@ -255,13 +286,14 @@ def _check_options(name: str, value: object) -> None:
         raise UserError(f"'{name}' is an object such as {{\"k\": 45}}, not {_kind_of(value)}")
     for key, one in value.items():
         if not isinstance(one, str | int | float | bool):
-            raise UserError(f"'{name}': {key} is a number, a text or true, not {_kind_of(one)}")
+            kind = _kind_of(one)
+            raise UserError(f"'{name}': {key:.60} is a number, a text or true, not {kind}")
         try:
             large = not isinstance(one, bool) and abs(float(one)) > MOST
         except (ValueError, OverflowError):
             large = isinstance(one, int)
         if large or len(str(one)) > LABEL:
-            raise UserError(f"'{name}': {key}={str(one)[:40]} is too large; at most {MOST}")
+            raise UserError(f"'{name}': {key:.60}={str(one)[:40]} is too large; at most {MOST}")
 
 
 def _kind_of(value: object) -> str:

@@ -38,7 +38,7 @@ class ServeOptions:
     no_token: bool = option(False, "Let anybody on this machine in.", "--no-token", env="NO_TOKEN")
     allow_host: list[str] = option(
         [],
-        "A name that others reach the server by; may be repeated.",
+        "A name that others reach the server by, themselves or through a proxy; may be repeated.",
         env="ALLOW_HOST",
         typed=list[str],
     )

@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from zeroshot.errors import UnreadableImageError
 from zeroshot.images.reading import fetch
 from zeroshot.inputs.source import Source
 
@@ -29,13 +28,11 @@ class ThumbnailMaker:
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
 
-    def submit(self, id: str, source: Source, side: int, *, check: bool = True) -> "Future[bytes]":
+    def submit(self, id: str, source: Source, side: int) -> "Future[bytes]":
         """The copy of the image with this id, at least `side` long if it is made so large.
 
-        `check` says whether `id` is that of the content.
-
         Raises, in the future:
-            UnreadableImageError: the file is gone, or holds another image now.
+            UnreadableImageError: the image cannot be read.
         """
         size = next((known for known in SIDES if known >= side), SIDES[-1])
         with self._lock:
@@ -44,10 +41,10 @@ class ThumbnailMaker:
                 future: Future[bytes] = Future()
                 future.set_result(made)
                 return future
-        return self._pool.submit(self._make, id, source, size, check)
+        return self._pool.submit(self._make, id, source, size)
 
-    def _make(self, id: str, source: Source, side: int, check: bool) -> bytes:
-        data = thumbnail_of(source, side, id if check else None)
+    def _make(self, id: str, source: Source, side: int) -> bytes:
+        data = thumbnail_of(source, side)
         with self._lock:
             if (id, side) not in self._made:
                 self._made[id, side] = data
@@ -61,16 +58,13 @@ class ThumbnailMaker:
         self._pool.shutdown(cancel_futures=True)
 
 
-def thumbnail_of(source: Source, side: int, id: str | None = None, kind: str = "WEBP") -> bytes:
+def thumbnail_of(source: Source, side: int, kind: str = "WEBP") -> bytes:
     """An image of at most `side` pixels in WebP or PNG, without metadata.
 
     Raises:
-        UnreadableImageError: the file is gone, or has other content than `id` says.
+        UnreadableImageError: the image cannot be read.
     """
-    fetched = fetch(source)
-    if id is not None and fetched.id != id:
-        raise UnreadableImageError("the file has changed since it was indexed")
-    with fetched.decoded(draft_side=side) as decoded:
+    with fetch(source).decoded(draft_side=side) as decoded:
         image = decoded.image.copy()
     image.thumbnail((side, side))
     data = io.BytesIO()

@@ -3,7 +3,6 @@
 import secrets
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ def serve(
         port: 0 for one that is free.
         host: the address to listen at. Another one than this machine's own needs a token.
         token: what clients send; empty for a new one, None for none.
-        allow_hosts: names that others reach the server by.
+        allow_hosts: names that others reach the server by, themselves or through a proxy.
         max_upload_mb: the largest image in a request, in millions of bytes.
         queue: requests that may wait; more are told to ask again.
         batch_size: images in a batch.
@@ -63,6 +62,8 @@ def serve(
         raise NotAvailableError(
             f"a server needs {error.name}: {how_to_install('serve')}"
         ) from error
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError("a --token is of letters, digits and signs, without a space")
     local = host in LOCAL
     if not local and not token:
         raise UserError(f"--host {host} lets other machines in: give a --token of your own")
@@ -81,11 +82,12 @@ def serve(
             engine.close()
         store.close()
         raise
-    names = frozenset((*LOCAL, *([] if _is_address(host) else [host]), *allow_hosts))
+    names = {*LOCAL, host.lower()} - {"0.0.0.0", "::"}
     rules = Rules(
         port=listener.getsockname()[1],
         token=(token or secrets.token_urlsafe(24)) if token is not None else None,
-        names=frozenset(name.lower() for name in names),
+        names=frozenset(names),
+        others=frozenset(name.lower().removesuffix(".") for name in allow_hosts),
         any_address=not local,
         max_upload=int(max_upload_mb * 1e6),
     )
@@ -99,8 +101,12 @@ def _listen(host: str, port: int) -> socket.socket:
         UserError: the port is in use, or the address is not this machine's.
     """
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        # with the protocol: without it asyncio does not turn Nagle's algorithm off, and the second
+        # part of each answer waits 40 ms for an acknowledgement of the first
+        listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -113,10 +119,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen at {host} port {port} ({error.strerror}); choose another --port"
         ) from error
     return listener
-
-
-def _is_address(host: str) -> bool:
-    try:
-        return bool(ip_address(host))
-    except ValueError:
-        return False

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import json
 import re
 import resource
 import sys
@@ -29,6 +28,7 @@ from zeroshot.images import pixels
 from zeroshot.inputs.source import Source
 from zeroshot.output.formats import to_json, utf8
 from zeroshot.results.result import CaptionResult, EmbedResult, Result, as_float32
+from zeroshot.serving.batcher import MOST
 from zeroshot.serving.operations import (
     LABEL,
     OPERATIONS,
@@ -38,8 +38,10 @@ from zeroshot.serving.operations import (
     read_request,
     read_search,
 )
-from zeroshot.serving.web.guard import BUCKETS, RefusedError, body_of, error_response, status_of
+from zeroshot.serving.web.bodies import body_of, object_of
+from zeroshot.serving.web.guard import BUCKETS
 from zeroshot.serving.web.openapi import document
+from zeroshot.serving.web.refusals import RefusedError, answer_to, error_response
 from zeroshot.serving.web.state import ServerState
 from zeroshot.tasks.search import Query, Term
 
@@ -50,10 +52,10 @@ MAX_PIXELS = 40_000_000
 DATA = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 INPUTS = 2048
 """Texts and images of one request for embeddings, as OpenAI's."""
+TOGETHER = MOST
+"""Images of a request for embeddings that wait at a time: a full batch."""
 TERMS = 32
 """Texts and images that a search adds and subtracts."""
-LARGE = 1 << 18
-"""Bytes that are parsed in a thread, so that other requests need not wait."""
 PING_SECONDS = 15.0
 
 
@@ -80,32 +82,6 @@ async def answer_of(future: "Future[T]", request: Request) -> T:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def object_of(request: Request, most: int) -> dict[str, Any]:
-    """The JSON object of a body.
-
-    Raises:
-        UserError: it is none.
-        RefusedError: it is too large.
-    """
-    body = await body_of(request, most)
-    if len(body) > LARGE:
-        return await asyncio.to_thread(_parsed, body)
-    return _parsed(body)
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise ValueError(name)
-
-    try:
-        given = json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError):  # also bytes that are no UTF-8
-        raise UserError("the body is no valid JSON; expected an object") from None
-    if not isinstance(given, dict):
-        raise UserError("the body is a JSON object, not a list or a text")
-    return given
 
 
 def image_bytes(given: object, state: ServerState) -> bytes:
@@ -206,12 +182,12 @@ class ApiRoutes:
         """`/v1/classify`, `/v1/detect`, `/v1/segment`, `/v1/ask`: the row."""
         name = request.url.path.rpartition("/")[2]
         source, given = await source_of(request, self.state)
-        asked = self._asked(name, given)
+        asked = await self._asked(name, given)
         result = await answer_of(self.state.engine.row(asked, source), request)
         return json_response(row_of(result, asked))
 
-    def _asked(self, name: str, given: Mapping[str, Any]) -> Asked:
-        reason = self.state.engine.cannot.get(name)
+    async def _asked(self, name: str, given: Mapping[str, Any]) -> Asked:
+        reason = (await self.state.cannot()).get(name)
         if reason is not None:
             raise UnsupportedError(reason)
         return read_request(OPERATIONS[name], given)
@@ -219,9 +195,14 @@ class ApiRoutes:
     async def caption(self, request: Request) -> Response:
         """`/v1/caption`: the row; or words as events, and then the row."""
         source, given = await source_of(request, self.state)
-        asked = self._asked("caption", given)
+        asked = await self._asked("caption", given)
         if "text/event-stream" not in request.headers.get("accept", ""):
-            result = await answer_of(self.state.engine.row(asked, source), request)
+            left = threading.Event()
+            future = self.state.engine.row(asked, source, lambda text: not left.is_set())
+            try:
+                result = await answer_of(future, request)
+            finally:
+                left.set()
             return json_response(row_of(result, asked))
         words = WordStream(asyncio.get_running_loop())
         words.future = self.state.engine.row(asked, source, words.written)
@@ -241,20 +222,23 @@ class ApiRoutes:
         found: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
         tokens = 0
         asked = read_request(OPERATIONS["embed"], {})
-        futures = [(i, engine.row(asked, source)) for i, source in images]
-        try:
-            if texts:
-                wanted = engine.texts([text for _, text in texts])
-                rows, tokens = await answer_of(wanted, request)
-                found |= dict(zip((i for i, _ in texts), rows.numpy(), strict=True))
-            for i, future in futures:
-                result = await answer_of(future, request)
-                row_of(result, asked)
-                assert isinstance(result, EmbedResult)
-                found[i] = np.asarray(result.embedding, dtype=np.float32)
-        finally:
-            for _, future in futures:
-                future.cancel()
+        if texts:
+            wanted = engine.texts([text for _, text in texts])
+            rows, tokens = await answer_of(wanted, request)
+            found |= dict(zip((i for i, _ in texts), rows.numpy(), strict=True))
+        for start in range(0, len(images), TOGETHER):  # so that one request does not fill the queue
+            futures: list[tuple[int, Future[Result]]] = []
+            try:
+                for i, source in images[start : start + TOGETHER]:
+                    futures.append((i, engine.row(asked, source)))
+                for i, future in futures:
+                    result = await answer_of(future, request)
+                    row_of(result, asked)
+                    assert isinstance(result, EmbedResult)
+                    found[i] = np.asarray(result.embedding, dtype=np.float32)
+            finally:
+                for _, future in futures:
+                    future.cancel()
         data = [
             {"object": "embedding", "index": i, "embedding": _numbers(found[i], form)}
             for i in range(len(inputs))
@@ -268,7 +252,7 @@ class ApiRoutes:
         given = await object_of(request, self.state.rules.max_body)
         query, rest = await asyncio.to_thread(read_query, given, self.state)
         options = read_search(rest)
-        if options.explain and (reason := self.state.engine.cannot.get("explain")):
+        if options.explain and (reason := (await self.state.cannot()).get("explain")):
             raise UnsupportedError(reason)
         snapshot = self.state.folders.snapshot
         hits = await answer_of(self.state.engine.search(query, options, snapshot), request)
@@ -276,9 +260,9 @@ class ApiRoutes:
 
     async def models(self, request: Request) -> Response:
         """`/v1/models`: the set, its encoders, and what it can do."""
-        engine = self.state.engine
+        engine, cannot = self.state.engine, await self.state.cannot()
         able = {
-            name: engine.cannot.get(name) or True
+            name: cannot.get(name) or True
             for name in (*OPERATIONS, "search", "explain")
             if name != "embed"
         }
@@ -290,7 +274,7 @@ class ApiRoutes:
             "models": dict(engine.names),
             "can": {name: value is True for name, value in able.items()},
             "cannot": {name: value for name, value in able.items() if value is not True},
-            "captioners": dict(engine.captioners) if "caption" not in engine.cannot else {},
+            "captioners": dict(engine.captioners) if "caption" not in cannot else {},
         }
         return json_response({"object": "list", "data": [entry]})
 
@@ -432,7 +416,8 @@ class WordStream:
             try:
                 row = row_of(self.future.result(), asked)
             except Exception as error:
-                yield event("error", {"status": status_of(error), "message": str(error)})
+                status, message = answer_to(error)
+                yield event("error", {"status": status, "message": message})
                 return
             caption = row["caption"] or ""
             if caption != sent and caption.startswith(sent):

@@ -7,30 +7,24 @@ cookie. Bodies are counted while they stream, and a client that is slow to send 
 """
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from zeroshot.errors import (
-    NotAvailableError,
-    OutputError,
-    UnreadableImageError,
-    UnsupportedError,
-    UserError,
-    ZeroshotError,
-)
-from zeroshot.serving.batcher import BusyError, StoppingError
+from zeroshot.serving.batcher import BusyError
+from zeroshot.serving.web.bodies import ROOM, Bodies, BodyRoom
+from zeroshot.serving.web.refusals import RefusedError, answer_to, error_response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,12 +43,12 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-OPEN = ("/healthz", "/page.css", "/page.js", "/icon.svg", "/favicon.ico")
+OPEN = ("/healthz", "/page.css", "/page.js", "/icon.svg", "/tick.svg", "/favicon.ico")
 """What needs no token: nothing of the user's is in it."""
 HEAD_SECONDS = 15.0
 """For the head of a request."""
-BODY_SECONDS = 60.0
-"""For a body."""
+READ_SECONDS = 60.0
+"""For a client to read some of the answer that waits for it."""
 IN_FLIGHT = 600
 """Requests that are worked on at a time, whatever they ask for."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -68,38 +62,6 @@ NO_TOKEN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>
 """
 
 
-class RefusedError(ZeroshotError):
-    """A request that is answered with a status of its own."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def status_of(error: Exception) -> int:
-    """The status of an error of the library."""
-    if isinstance(error, RefusedError):
-        return error.status
-    kinds: tuple[tuple[type[Exception], int], ...] = (
-        (BusyError, 503),
-        (StoppingError, 503),
-        (UnsupportedError, 501),
-        (NotAvailableError, 501),
-        (UnreadableImageError, 415),
-        (UserError, 400),
-        (OutputError, 507),
-    )
-    return next((status for kind, status in kinds if isinstance(error, kind)), 500)
-
-
-def error_response(status: int, message: str) -> Response:
-    """An error in OpenAI's shape, with one sentence."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    headers = {"retry-after": "1"} if status == 503 else {}
-    return JSONResponse({"error": error}, status, headers)
-
-
 @dataclass(frozen=True)
 class Rules:
     """Who may ask, and how much."""
@@ -108,7 +70,9 @@ class Rules:
     token: str | None
     """None: anybody on this machine may ask."""
     names: frozenset[str] = frozenset({"127.0.0.1", "localhost", "::1"})
-    """Names that the server is known by, without the port."""
+    """Names that this machine knows the server by, without the port."""
+    others: frozenset[str] = frozenset()
+    """Names that others reach it by, at any port: a proxy may stand in front of it."""
     any_address: bool = False
     """Whether a numeric address is such a name too, for a server that others reach."""
     max_upload: int = 20_000_000
@@ -130,8 +94,7 @@ class Rules:
         host = headers.get("host", "")
         if not self._knows(host):
             return RefusedError(421, "the server is not known by this name; see --allow-host")
-        origin = headers.get("origin")
-        if origin is not None and origin.lower() != f"http://{host.lower()}":
+        if not self._is_own(headers.get("origin"), host.lower()):
             return RefusedError(403, "requests of other sites are refused")
         site = headers.get("sec-fetch-site", "none")
         to_page = headers.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
@@ -142,32 +105,54 @@ class Rules:
         return None
 
     def _knows(self, host: str) -> bool:
-        name, colon, port = host.rpartition(":")
-        if not colon or "]" in port:
-            name, port = host, "80"
+        name, port = _split(host)
+        if name in self.others:
+            return True
         if port != str(self.port):
             return False
-        name = name.removeprefix("[").removesuffix("]").lower().removesuffix(".")
         if name in self.names:
             return True
         try:
-            return self.any_address and bool(ipaddress.ip_address(name))
+            return self.any_address and not ipaddress.ip_address(name).is_unspecified
         except ValueError:
             return False
+
+    def _is_own(self, origin: str | None, host: str) -> bool:
+        """Whether a request comes from the server's own page; a proxy may speak TLS."""
+        own = [f"http://{host}"] + [f"https://{host}"] * (_split(host)[0] in self.others)
+        return origin is None or origin.lower() in own
 
     def _has_token(self, headers: Headers) -> bool:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.is_token(given.strip()):
             return True
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        return self.cookie in cookies and self.is_token(cookies[self.cookie].value)
+        # by hand: the parser of http.cookies reads none, if another program's is not well-formed
+        cookies = (part.strip() for part in headers.get("cookie", "").split(";"))
+        own = f"{self.cookie}="
+        return any(
+            _same(part.removeprefix(own), self.ticket) for part in cookies if part.startswith(own)
+        )
+
+    @property
+    def ticket(self) -> str:
+        """What the cookie has instead of the token, which may be of any characters."""
+        return hashlib.sha256(f"zeroshot {self.token}".encode()).hexdigest()
 
     def is_token(self, given: str) -> bool:
         """Whether this is the token; takes as long for any other."""
-        return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
+        return self.token is not None and _same(given, self.token)
+
+
+def _same(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
+
+
+def _split(host: str) -> tuple[str, str]:
+    """Name and port of a `Host`, in lower case."""
+    name, colon, port = host.rpartition(":")
+    if not colon or "]" in port:
+        name, port = host, "80"
+    return name.removeprefix("[").removesuffix("]").lower().removesuffix("."), port
 
 
 @dataclass
@@ -191,12 +176,11 @@ class Served:
 class Guard:
     """The ASGI application that asks `Rules` first, and makes every error one sentence."""
 
-    def __init__(self, app: App, rules: Rules, report: Callable[[Exception], None]) -> None:
+    def __init__(self, app: App, rules: Rules) -> None:
         self.app = app
         self.rules = rules
-        self.report = report
-        """Takes an error that is no user's."""
         self.served = Served()
+        self.room = BodyRoom(max(ROOM, 2 * rules.max_body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -215,19 +199,18 @@ class Guard:
             await send(message)
 
         self.served.in_flight += 1
+        scope["bodies"] = bodies = Bodies(self.room)
         try:
             await self._answer(scope, receive, guarded)
         except ClientDisconnect:
             self.served.gone += 1
         except Exception as error:
-            if not isinstance(error, ZeroshotError):
-                self.report(error)
+            code, message = answer_to(error)
             if started:
                 raise
-            code = status_of(error)
-            message = str(error) if code != 500 else "the server failed; its log says why"
             await error_response(code, message)(scope, receive, guarded)
         finally:
+            bodies.give_back()
             self.served.in_flight -= 1
             route = scope.get("route")
             path = getattr(route, "path", "other")
@@ -256,39 +239,20 @@ class Guard:
         rest = urlencode(fields, doseq=True)
         response = RedirectResponse(f"/?{rest}" if rest else "/", 303)
         if self.rules.token is not None:
-            response.set_cookie(self.rules.cookie, given, httponly=True, samesite="strict")
+            response.set_cookie(
+                self.rules.cookie, self.rules.ticket, httponly=True, samesite="strict"
+            )
         return response
 
 
-async def body_of(request: Request, most: int) -> bytes:
-    """The body, counted while it streams.
-
-    Raises:
-        RefusedError: it is larger than `most` bytes, or takes longer than `BODY_SECONDS`.
-    """
-    too_large = RefusedError(413, f"the body is larger than {most} bytes; see --max-upload-mb")
-    declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdecimal() and int(declared[:20]) > most:
-        raise too_large
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise too_large
-                parts.append(part)
-    except TimeoutError:
-        raise RefusedError(408, f"the body took longer than {BODY_SECONDS:g} seconds") from None
-    return b"".join(parts)
-
-
 class ImpatientProtocol(H11Protocol):
-    """HTTP that closes a connection whose request does not come."""
+    """HTTP that closes a connection whose request does not come, or whose answer is not read."""
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
         super().connection_made(transport)
+        self._unread = 0
+        self._reading: asyncio.TimerHandle | None = None
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
     def handle_events(self) -> None:
@@ -308,7 +272,33 @@ class ImpatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave no timer behind."""
         self._deadline.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client has to read now."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """It did."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def _wait_for_reader(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._reading = self.loop.call_later(READ_SECONDS, self._check_reader)
+
+    def _check_reader(self) -> None:
+        """As long as it reads, however slowly, it may go on."""
+        if self.transport.get_write_buffer_size() < self._unread:
+            self._wait_for_reader()
+        else:
+            self.transport.abort()  # `close` would wait for the reader
+
+    def _stop_waiting(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
 
     def _too_slow(self) -> None:
         if not self.transport.is_closing():

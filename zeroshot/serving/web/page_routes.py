@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
@@ -27,15 +28,16 @@ from zeroshot.results.result import SearchResult
 from zeroshot.serving.engine import NOTHING, FacetTable
 from zeroshot.serving.folders import Snapshot
 from zeroshot.serving.operations import LABEL, check_text
+from zeroshot.serving.small_copies import SIDES
 from zeroshot.serving.web.api_routes import (
     answer_of,
     check_image,
     event,
     json_response,
-    object_of,
     read_query,
 )
-from zeroshot.serving.web.guard import RefusedError, body_of
+from zeroshot.serving.web.bodies import body_of, object_of
+from zeroshot.serving.web.refusals import RefusedError
 from zeroshot.serving.web.state import ServerState
 from zeroshot.tasks.search_options import SearchOptions
 
@@ -43,6 +45,7 @@ FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/tick.svg": ("tick.svg", "image/svg+xml"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
 MOST_SHOWN = 200
@@ -56,6 +59,7 @@ SECONDS = 0.25
 SMALL_BODY = 4_000_000
 """Bytes of what the page sends beside images: the ids of an export."""
 ID = re.compile(r"[0-9a-f]{64}")
+WIDTH = re.compile(r"[1-9][0-9]{0,3}")
 FORMATS = {"paths": "x.txt", "jsonl": "x.jsonl", "csv": "x.csv"}
 
 
@@ -70,6 +74,8 @@ class PageRoutes:
         self._anchors: dict[str, str] = {}
         """The image files of the model set's anchors, by the anchors' ids."""
         self._duplicates: OrderedDict[tuple[int, float], list[list[int]]] = OrderedDict()
+        self._comparing = asyncio.Lock()
+        """One comparison at a time: each takes all cores for seconds."""
 
     def routes(self) -> list[BaseRoute]:
         """All routes."""
@@ -101,12 +107,13 @@ class PageRoutes:
     async def about(self, request: Request) -> Response:
         """What is served, and what the models can do."""
         engine, folders = self.state.engine, self.state.folders
-        captioners = engine.captioners if "caption" not in engine.cannot else {}
+        cannot = await self.state.cannot()
+        captioners = engine.captioners if "caption" not in cannot else {}
         return json_response(
             {
                 "models": engine.models.name,
                 "names": dict(engine.names),
-                "cannot": dict(engine.cannot),
+                "cannot": dict(cannot),
                 "captioners": dict(captioners),
                 "nothing": NOTHING,
                 "folders": folders.roots,
@@ -156,18 +163,16 @@ class PageRoutes:
         if path is None:
             raise RefusedError(404, "the model set has no image of such an anchor")
         key = hashlib.sha256(f"anchor {id}".encode()).hexdigest()
-        return await self._copy(request, key, Source(path), check=False)
+        return await self._copy(request, key, Source(path))
 
-    async def _copy(
-        self, request: Request, id: str, source: Source, check: bool = True
-    ) -> Response:
+    async def _copy(self, request: Request, id: str, source: Source) -> Response:
         width = request.query_params.get("w", "320")
-        if not (width.isascii() and width.isdecimal() and 1 <= int(width[:6]) <= 1600):
-            raise UserError("w is a number of pixels, from 1 to 1600")
+        if not WIDTH.fullmatch(width) or int(width) > SIDES[-1]:
+            raise UserError(f"w is a number of pixels, from 1 to {SIDES[-1]}")
         tag = f'"{id[:64]}-{width}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"etag": tag})
-        future = self.state.thumbnails.submit(id, source, int(width), check=check)
+        future = self.state.thumbnails.submit(id, source, int(width))
         data = await answer_of(future, request)
         headers = {"etag": tag, "cache-control": "private, max-age=86400, immutable"}
         return Response(data, media_type="image/webp", headers=headers)
@@ -304,11 +309,12 @@ class PageRoutes:
             raise UserError("threshold is a cosine, from 0.5 to 1")
         snapshot = self.state.folders.snapshot
         key = (snapshot.version, round(threshold, 4))
-        if key not in self._duplicates:
-            self._duplicates[key] = await asyncio.to_thread(alike, snapshot, threshold)
-            while len(self._duplicates) > 8:
-                self._duplicates.popitem(last=False)
-        groups = self._duplicates[key]
+        async with self._comparing:
+            if key not in self._duplicates:
+                self._duplicates[key] = await asyncio.to_thread(alike, snapshot, threshold)
+                while len(self._duplicates) > 8:
+                    self._duplicates.popitem(last=False)
+            groups = self._duplicates[key]
         shown = [[self._item(snapshot, i) for i in group] for group in groups[:MOST_GROUPS]]
         answer = {"groups": shown, "total": len(groups), "compared": len(snapshot)}
         return json_response(answer | {"exact_only": len(snapshot) > MOST_COMPARED})
@@ -362,26 +368,19 @@ def alike(snapshot: Snapshot, threshold: float) -> list[list[int]]:
 
     The largest group first. Images that are alike through a third one are one group.
     """
-    parent = list(range(len(snapshot)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for place, id in enumerate(snapshot.matrix.ids):
-        parent[root(place)] = root(snapshot.place[id])
+    group = torch.tensor([snapshot.place[id] for id in snapshot.matrix.ids], dtype=torch.long)
     if 1 < len(snapshot) <= MOST_COMPARED:
         rows = normalize(snapshot.matrix.embeddings.float())
         for start in range(0, len(rows), BLOCK):
-            near = (rows[start : start + BLOCK] @ rows[start:].T >= threshold).nonzero().tolist()
-            for i, j in near:
-                if i < j:
-                    parent[root(start + j)] = root(start + i)
+            near = rows[start : start + BLOCK] @ rows[start:].T >= threshold
+            # pair by pair, a folder of images that are all alike would fill the memory
+            for i in (near.sum(1) > 1).nonzero()[:, 0].tolist():
+                found = group[start:][near[i]]
+                if (found != found[0]).any():
+                    group[torch.isin(group, found)] = found[0]
     groups: dict[int, list[int]] = defaultdict(list)
-    for place in range(len(snapshot)):
-        groups[root(place)].append(place)
+    for place, number in enumerate(group.tolist()):
+        groups[number].append(place)
     return sorted((g for g in groups.values() if len(g) > 1), key=len, reverse=True)
 
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
-import sys
 import threading
-import traceback
 from typing import Any
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
@@ -18,7 +18,6 @@ from zeroshot.serving.web.guard import Guard, ImpatientProtocol
 from zeroshot.serving.web.page_routes import PageRoutes
 from zeroshot.serving.web.state import ServerState
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 CONNECTIONS = 900
 """Open at a time; a process may often have 1024 files open."""
 STOP_SECONDS = 60
@@ -33,8 +32,9 @@ class RunningServer:
         self.state = state
         self._cache = cache
         self._socket = listener
+        self._address = str(listener.getsockname()[0]).partition("%")[0]
         self._loop = asyncio.new_event_loop()
-        guard = Guard(_application(state), state.rules, _report)
+        guard = Guard(_application(state), state.rules)
         state.served = guard.served
         config = Config(
             guard,
@@ -78,18 +78,15 @@ class RunningServer:
     @property
     def url(self) -> str:
         """The address, without the token."""
-        host, port = self._socket_name
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address, port = ipaddress.ip_address(self._address), self.state.rules.port
+        if address.is_unspecified:
+            address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+        return f"http://{address}:{port}" if address.version == 4 else f"http://[{address}]:{port}"
 
     @property
     def page(self) -> str:
         """The address of the page, with the token."""
-        return self.url + (f"/?token={self.token}" if self.token else "/")
-
-    @property
-    def _socket_name(self) -> tuple[str, int]:
-        host = next((n for n in self.state.rules.names if n not in LOCAL), "127.0.0.1")
-        return host, self.state.rules.port
+        return self.url + (f"/?token={quote(self.token, safe='')}" if self.token else "/")
 
     def wait_until_indexed(self, seconds: float = 600) -> "RunningServer":
         """Return when the folders were looked at once.
@@ -136,8 +133,3 @@ def _application(state: ServerState) -> Any:
             await response(scope, receive, send)
 
     return application
-
-
-def _report(error: Exception) -> None:
-    """An error of ours, on standard error: no client sees it."""
-    print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)

@@ -4,13 +4,15 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zeroshot.inputs.source import Source
 from zeroshot.serving.engine import Engine
 from zeroshot.serving.folders import ServedFolders
 from zeroshot.serving.small_copies import ThumbnailMaker, id_of
-from zeroshot.serving.web.guard import RefusedError, Rules, Served
+from zeroshot.serving.web.guard import Rules, Served
+from zeroshot.serving.web.refusals import RefusedError
 
 UPLOADS = 64 << 20
 """Bytes of images that were dropped on the page and are kept, so that its address names them."""
@@ -55,6 +57,15 @@ class ServerState:
     started: float = field(default_factory=time.monotonic)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def cannot(self) -> Mapping[str, str]:
+        """`Engine.cannot`, for which the models are asked once: no other request waits for that."""
+        if "cannot" in vars(self.engine):
+            return self.engine.cannot
+        async with self.asking:
+            return await asyncio.to_thread(lambda: self.engine.cannot)
+
     def source(self, id: object) -> Source:
         """A served image, or one that was dropped on the page, by its id.
 
@@ -64,7 +75,7 @@ class ServerState:
         snapshot = self.folders.snapshot
         if isinstance(id, str):
             if (place := snapshot.place.get(id)) is not None:
-                return snapshot.matrix.sources[place]
+                return self.folders.image(snapshot, place)
             if (data := self.uploads.get(id)) is not None:
                 return Source(None, data)
         raise RefusedError(404, f"no served image has the id '{str(id)[:80]}'")

@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 60;
+const BOXES = 12; // that are drawn at first
 const COLOURS = ["#e6492d", "#2f7fe0", "#18a558", "#b45ad6", "#e5a50a", "#0aa5a5", "#e0529c", "#8a6d3b"];
 const KEYS = [
   ["/", "to the search field"],
@@ -30,6 +31,8 @@ const selected = new Map();
 
 // Elements and requests
 
+const there = (all) => all.filter((x) => x !== null && x !== undefined);
+
 function make(tag, given = {}, ...inside) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(given)) {
@@ -38,7 +41,7 @@ function make(tag, given = {}, ...inside) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
   }
-  element.append(...inside.filter((x) => x !== null && x !== undefined));
+  element.append(...there(inside));
   return element;
 }
 
@@ -136,6 +139,7 @@ async function show(again = false) {
   $("alike").value = state.alike;
   $("alike-out").textContent = state.alike.toFixed(3);
   $("empty").hidden = true;
+  $("hint").hidden = true;
   const labels = state.labels.length > 0;
   if (labels) openLabels(true);
   $("label-words").value = state.labels.join(", ");
@@ -161,8 +165,14 @@ async function show(again = false) {
 
 function fail(error) {
   say(error.message);
-  $("empty").textContent = error.message;
   $("empty").hidden = images.length > 0;
+  empty("That did not work", error.message);
+}
+
+/** What stands in the place of images. */
+function empty(title, text) {
+  $("empty-title").textContent = title;
+  $("empty-text").textContent = text;
 }
 
 // The query
@@ -265,17 +275,18 @@ function tell(found) {
   const shown = images.length;
   const none = !shown;
   $("empty").hidden = !none;
+  $("hint").hidden = none || state.terms.length > 0 || state.labels.length > 0;
   $("describe-all").hidden = none || "caption" in about.cannot;
   $("select-all").hidden = none;
   if (none) {
-    $("empty").textContent = state.terms.length || state.chosen !== null
-      ? "No image fits. Lower the least score, or ask for something else."
-      : about.message || "There are no images in the served folders yet.";
+    if (state.chosen !== null) empty("No image has this label", "Choose another one, or lower the minimum certainty.");
+    else if (state.terms.length && state.min !== null) empty("No image scores so high", "Lower the minimum score, or search for something else.");
+    else empty("No images yet", `${about.message || "The served folders have none"}. Images that are put there are shown within seconds.`);
     say("No images");
   } else if (state.terms.length && state.min !== null) {
     say(`${count(shown, "image")}${more ? " and more" : ""} with a score of at least ${number(state.min)}`);
   } else if (state.terms.length) {
-    say(`The best ${shown.toLocaleString("en")} of ${count(found.total, "image")}`);
+    say(more ? `The best ${shown.toLocaleString("en")} of ${count(found.total, "image")}` : `${count(shown, "image")}, the best first`);
   } else {
     say(shown < found.total ? `${shown.toLocaleString("en")} of ${count(found.total, "image")}` : count(found.total, "image"));
   }
@@ -285,8 +296,8 @@ function tell(found) {
 function setScores(found) {
   const scores = found.map((image) => image.score).filter((x) => x !== undefined);
   const slider = $("min-score");
-  if (!scores.length) return;
   if (state.min === null) {
+    if (!scores.length) return;
     slider.max = Math.max(...scores).toFixed(3);
     slider.min = (Math.min(...scores) - 0.1).toFixed(3);
     slider.value = slider.min;
@@ -440,7 +451,7 @@ async function showDuplicates() {
   const exact = found.exact_only ? " with the same content; there are too many images to compare each with each" : "";
   say(found.total ? `${count(found.total, "group")} of duplicates${exact}` : "No duplicates");
   $("empty").hidden = found.total > 0;
-  $("empty").textContent = "No two images are so alike.";
+  empty("No duplicates", "No two images are so alike. A lower cosine finds more.");
 }
 
 async function showFailures() {
@@ -456,6 +467,8 @@ async function showFailures() {
     "li", { class: "failure" }, make("strong", { text: one.name }), make("span", { text: one.reason }),
   )));
   say(failures.length ? `${count(failures.length, "file")} could not be read` : "All files could be read");
+  $("empty").hidden = failures.length > 0;
+  empty("All files could be read", "Files that cannot be are listed here, with the reason.");
 }
 
 // Captions
@@ -516,11 +529,11 @@ async function describe(image) {
     say(`Caption: ${row.caption}`);
     if (opened?.id === mine) {
       $("large-image").alt = row.caption;
-      answer(make("p", { text: `Caption: ${row.caption} (${row.method}, cosine ${number(row.score)})` }));
+      answer("caption-box", make("p", { class: "soft", text: `By ${row.method}, cosine ${number(row.score)}` }));
     }
   } catch (error) {
     say(error.message);
-    if (opened?.id === mine) answerError(error);
+    if (opened?.id === mine) answerError("caption-box", error);
   } finally {
     $("caption").classList.remove("writing");
   }
@@ -530,6 +543,7 @@ async function describeAll() {
   const waiting = images.filter((image) => !image.caption);
   let done = 0;
   $("describe-all").disabled = true;
+  $("grid").classList.add("described"); // room for the captions, so that nothing jumps
   const one = async () => {
     for (let image = waiting.shift(); image; image = waiting.shift()) {
       await caption(image.id, {}, () => {});
@@ -555,10 +569,10 @@ async function openLarge(key) {
   opened = known || await (await ask(`/api/image?key=${encodeURIComponent(key)}`)).json();
   $("large-name").textContent = opened.name;
   const facts = [];
+  $("large-path").textContent = opened.path || "";
   if (opened.score !== undefined) facts.push(`score ${number(opened.score)}`);
   if (opened.label !== undefined) facts.push(`${opened.label} ${number(opened.label_score, 2)}`);
   if (known) facts.push(`${index() + 1} of ${images.length}${more ? "+" : ""}`);
-  if (opened.path) facts.push(opened.path);
   $("large-facts").textContent = facts.join(" · ");
   $("large-image").src = thumb(opened.id, 1600);
   $("large-image").alt = opened.caption || opened.name;
@@ -587,12 +601,15 @@ function closeLarge() {
   focus(place);
 }
 
-function answer(...inside) {
-  $("answer").replaceChildren(...inside);
+/** The answer stands below what was asked. */
+function answer(box, ...inside) {
+  if ($("answer").parentElement !== $(box)) $(box).append($("answer"));
+  $("answer").replaceChildren(...there(inside));
+  $("answer").firstElementChild.scrollIntoView({ block: "nearest" });
 }
 
-function answerError(error) {
-  answer(make("p", { class: "bad", text: error.message }));
+function answerError(box, error) {
+  answer(box, make("p", { class: "bad", text: error.message }));
 }
 
 function clearDrawing() {
@@ -621,22 +638,51 @@ const svg = (tag, given, text = "") => {
   return element;
 };
 
-function drawBoxes(row, labels) {
+function drawBoxes(row, boxes, labels) {
   clearDrawing();
   placeDrawings();
   const unit = Math.max(row.width, row.height) / 100;
+  const size = 2.6 * unit;
+  const high = 1.35 * size;
+  const named = [];
   $("boxes").setAttribute("viewBox", `0 0 ${row.width} ${row.height}`);
-  for (const { label, score, box: [left, top, right, bottom] } of row.boxes) {
+  for (const { label, score, box: [left, top, right, bottom] } of boxes) {
     const colour = COLOURS[labels.indexOf(label) % COLOURS.length] || COLOURS[0];
     const name = `${label} ${score.toFixed(2)}`;
-    const size = 2.6 * unit;
-    const high = Math.max(0, top - 1.35 * size);
+    const wide = (name.length * 0.56 + 0.6) * size;
+    $("boxes").append(svg("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: colour, "stroke-width": 0.5 * unit, rx: 0.4 * unit }));
+    const free = [top - high, top, bottom - high].find((y) => y >= 0 && named.every(([x0, y0, w0]) => left >= x0 + w0 || left + wide <= x0 || Math.abs(y - y0) >= high));
+    if (free !== undefined) named.push([left, free, wide, name, colour]);
+  }
+  for (const [left, top, wide, name, colour] of named) {
     $("boxes").append(
-      svg("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: colour, "stroke-width": 0.5 * unit, rx: 0.4 * unit }),
-      svg("rect", { x: left, y: high, width: name.length * 0.58 * size, height: 1.35 * size, fill: colour, rx: 0.3 * unit }),
-      svg("text", { x: left + 0.3 * size, y: high + size, fill: "#fff", "font-size": size, "font-family": "system-ui, sans-serif" }, name),
+      svg("rect", { x: left, y: top, width: wide, height: high, fill: colour, rx: 0.3 * unit }),
+      svg("text", { x: left + 0.3 * size, y: top + size, fill: "#fff", "font-size": size, "font-family": "system-ui, sans-serif" }, name),
     );
   }
+}
+
+/** The boxes above a score that can be moved; at first not more than a few. */
+function showBoxes(row, labels) {
+  if (!row.boxes.length) {
+    clearDrawing();
+    return answer("find-box", make("p", { text: "Nothing of these was found" }));
+  }
+  const scores = row.boxes.map((one) => one.score).sort((a, b) => b - a);
+  const least = Math.min(...scores);
+  const slider = make("input", { type: "range", id: "box-score", min: Math.floor(least * 100) / 100, max: 1, step: 0.01, value: Math.floor((scores[BOXES - 1] ?? least) * 100) / 100 });
+  const told = make("p");
+  const rows = make("div", { class: "facts" });
+  const draw = () => {
+    const boxes = row.boxes.filter((one) => one.score >= Number(slider.value));
+    told.textContent = boxes.length < row.boxes.length ? `${boxes.length} of ${count(row.boxes.length, "box", "boxes")}` : count(boxes.length, "box", "boxes");
+    drawBoxes(row, boxes, labels);
+    rows.replaceChildren(...facts(boxes.map((one) => [one.label, one.score.toFixed(2), one.score, COLOURS[labels.indexOf(one.label) % COLOURS.length]])));
+  };
+  slider.addEventListener("input", draw);
+  const choice = row.boxes.length > 1 ? make("div", { class: "row" }, make("label", { for: "box-score", text: "Minimum score" }), slider) : null;
+  draw();
+  answer("find-box", told, choice, rows);
 }
 
 /** COCO's run lengths: columns, off and on in turn, each length told by its change. */
@@ -700,27 +746,25 @@ async function find(what) {
   const labels = listed($("things").value);
   if (!labels.length) {
     $("things").focus();
-    return answerError(new Error("Write what to look for, with commas"));
+    return answerError("find-box", new Error("Write what to look for, with commas"));
   }
   const image = opened;
-  answer(make("p", { text: "Looking" }));
+  answer("find-box", make("p", { text: "Looking" }));
   try {
     const row = await post(`/v1/${what}`, { id: image.id, labels });
     if (opened?.id !== image.id) return;
     if (what === "detect") {
-      drawBoxes(row, labels);
-      const rows = row.boxes.map((one) => [one.label, one.score.toFixed(2), one.score, COLOURS[labels.indexOf(one.label) % COLOURS.length]]);
-      answer(make("p", { text: row.boxes.length ? count(row.boxes.length, "box", "boxes") : "Nothing of these was found" }), ...facts(rows));
+      showBoxes(row, labels);
     } else if (what === "segment") {
       drawMasks(row, labels);
       const rows = row.regions.map((one) => [one.label, `${Math.round(100 * one.share)} %`, one.share, COLOURS[labels.indexOf(one.label) % COLOURS.length]]);
-      answer(make("p", { text: "Share of the image" }), ...facts(rows));
+      answer("find-box", make("p", { text: "Share of the image" }), ...facts(rows));
     } else {
       clearDrawing();
-      answer(make("p", { text: "How well each fits, of 1" }), ...facts(row.labels.map((one) => [one.label, one.score.toFixed(2), one.score])));
+      answer("find-box", make("p", { text: "How well each fits, of 1" }), ...facts(row.labels.map((one) => [one.label, one.score.toFixed(2), one.score])));
     }
   } catch (error) {
-    answerError(error);
+    answerError("find-box", error);
   }
 }
 
@@ -728,27 +772,28 @@ async function question() {
   const text = $("question").value.trim();
   if (!text) return $("question").focus();
   const image = opened;
-  answer(make("p", { text: "Thinking" }));
+  answer("ask-box", make("p", { text: "Thinking" }));
   try {
     const row = await post("/v1/ask", { id: image.id, question: [text], top_k: 3 });
     if (opened?.id !== image.id) return;
     const [{ answers }] = row.questions;
-    answer(make("p", { text }), ...facts(answers.map((one) => [one.answer, one.score === null ? "" : one.score.toFixed(2), one.score ?? 1])));
+    answer("ask-box", make("p", { text }), ...facts(answers.map((one) => [one.answer, one.score === null ? "" : one.score.toFixed(2), one.score ?? 1])));
   } catch (error) {
-    answerError(error);
+    answerError("ask-box", error);
   }
 }
 
 async function why() {
   const image = opened;
   const place = index();
-  answer(make("p", { text: "Looking for the reasons" }));
+  answer("why-box", make("p", { text: "Looking for the reasons" }));
   try {
     const asked = { query: state.terms[0].text, top_k: place + 1, explain: 6 };
     const { data } = await post("/v1/search", asked);
     const row = data.find((one) => one.id === image.id);
     if (opened?.id !== image.id || !row?.because) throw new Error("The hits have changed; search again");
     answer(
+      "why-box",
       make("p", { text: "The pairs of image and text that say so, with their shares of the score" }),
       ...row.because.map((one) => {
         const picture = one.path ? make("img", { src: `/anchor?id=${encodeURIComponent(one.anchor)}&w=96`, alt: "" }) : null;
@@ -756,7 +801,7 @@ async function why() {
       }),
     );
   } catch (error) {
-    answerError(error);
+    answerError("why-box", error);
   }
 }
 
@@ -765,7 +810,7 @@ const word = (text) => (/^<.*end.*>$/.test(text) ? "(end)" : /^<.*>$/.test(text)
 
 async function trace() {
   const image = opened;
-  answer(make("p", { text: "Writing, and noting every choice" }));
+  answer("caption-box", make("p", { text: "Writing, and noting every choice" }));
   try {
     const row = await post("/v1/caption", { id: image.id, method: "magic", trace: true });
     if (opened?.id !== image.id) return;
@@ -782,9 +827,9 @@ async function trace() {
         make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)),
       );
     });
-    answer(make("p", { text: `“${row.caption}”: why each word was chosen` }), ...steps);
+    answer("caption-box", make("p", { text: `“${row.caption}”: why each word was chosen` }), ...steps);
   } catch (error) {
-    answerError(error);
+    answerError("caption-box", error);
   }
 }
 
@@ -839,8 +884,17 @@ function openHelp() {
 
 // Progress of the index
 
+let progress = null;
+
+/** A browser opens six connections to a host at a time: pages that nobody sees give theirs back. */
+function watchWhileSeen() {
+  if (document.hidden) progress?.close();
+  else watch();
+}
+
 function watch() {
-  const source = new EventSource("/api/progress");
+  progress?.close();
+  const source = progress = new EventSource("/api/progress");
   source.addEventListener("progress", (event) => {
     const now = JSON.parse(event.data);
     const bar = $("progress");
@@ -975,7 +1029,8 @@ async function start() {
   fromAddress();
   $("words").focus();
   await show();
-  watch();
+  watchWhileSeen();
+  document.addEventListener("visibilitychange", watchWhileSeen);
 }
 
 start();
