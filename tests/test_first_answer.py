@@ -15,7 +15,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache, erase
 from zeroshot.cache.notes import LARGEST, OLD, notes_in
 from zeroshot.errors import UserError
 from zeroshot.inference.coupled_models import LABELS, with_coupling_for_task
-from zeroshot.inference.embedding import check_lengths, embed_texts
+from zeroshot.inference.embedding import embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.remembered_coupling import CouplingFacts, RememberedCoupling
 from zeroshot.inference.remembered_models import remembered
@@ -139,7 +139,6 @@ def test_a_second_run_loads_when_something_is_new(monkeypatch, pocket):
         again = resolve("pocket", offline=True)
         encoder = remembered(again, cache, Meter()).encoder
         assert encoder.count_tokens([]) == []
-        check_lengths(["red"], first)
         called.clear()
         assert torch.equal(embed_texts(["blue", "red"], encoder, cache, Meter()), rows.flip(0))
         assert torch.equal(encoder.encode_texts(["red"]), rows[:1])

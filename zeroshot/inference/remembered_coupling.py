@@ -146,6 +146,7 @@ class RememberedCoupling:
     """A fitted coupling that is fitted again when the cache lacks a joint vector."""
 
     transductive = False
+    output: Output = "similarity"
 
     def __init__(self, text: str, fit: Callable[[], Coupling], cache: EmbeddingCache, space: str):
         self._text = text
@@ -163,11 +164,6 @@ class RememberedCoupling:
         if "_fitted" not in vars(self):
             self._fitted = self._fit()
         return self._fitted
-
-    @property
-    def output(self) -> Output:
-        """See `methods.Scorer`."""
-        return self.fitted.output
 
     def fit(
         self, anchor_images: Real[Tensor, "a d"], anchor_texts: Real[Tensor, "_a e"]
