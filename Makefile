@@ -1,5 +1,5 @@
 # What .ci/run checks, in the virtual environment at hand: . .venv/bin/activate && make
-.PHONY: all setup format lint types tests docs picture ci
+.PHONY: all setup format lint types tests docs site pictures ci
 
 all: lint types tests
 
@@ -20,8 +20,12 @@ types:
 tests:
 	python -m pytest -n 2
 
-docs: # docs/cli.md from the commands' own --help
+docs: # docs/cli.md and docs/functions.md from the code
 	python tools/help_pages.py
+	python tools/function_pages.py
+
+site: # site/index.html from docs/; needs '.[docs]'
+	python -m sphinx -q -W --keep-going -n -b html -c docs/_site . site
 
 picture: # docs/images/captions.png from the pocket set's own answers
 	python tools/readme_picture.py
