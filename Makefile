@@ -27,8 +27,10 @@ docs: # docs/cli.md and docs/functions.md from the code
 site: # site/index.html from docs/; needs '.[docs]'
 	python -m sphinx -q -W --keep-going -n -b html -c docs/_site . site
 
-picture: # docs/images/captions.png from the pocket set's own answers
+pictures: # docs/images from the pocket set's own answers; needs a browser
 	python tools/readme_picture.py
+	python tools/page_picture.py
+	python tools/docs_pictures.py
 
 ci:
 	.ci/run

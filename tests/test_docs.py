@@ -49,8 +49,8 @@ def commands():
 
 
 def not_run(mark):
-    """Whether a command would download, or would not end."""
-    return mark == "needs: hub" or mark.startswith("serves: ")
+    """Whether a command would download, would not end, or is an example of `--help`."""
+    return mark == "needs: hub" or mark.startswith(("serves: ", "example: "))
 
 
 def tool(name):

@@ -54,7 +54,12 @@ class ServeOptions:
 
 @command
 def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
-    """Serve a page to search and look at images, and an API beside it."""
+    """Serve a page to search and look at images, and an API beside it.
+
+    Examples:
+        zeroshot serve photos/ --open
+        zeroshot serve photos/ --host 0.0.0.0 --token SECRET --allow-host example.org
+    """
     from zeroshot.commands import console
     from zeroshot.commands.terminal import progress
     from zeroshot.serving import start
@@ -117,7 +122,12 @@ def _show_progress(running: "RunningServer", stop: threading.Event) -> None:
 
 @command
 def mcp(run: ModelOptions, folders: Folders) -> None:
-    """Let an assistant search and look at images: MCP on standard input and output."""
+    """Let an assistant search and look at images: MCP on standard input and output.
+
+    Examples:
+        zeroshot mcp photos/
+        zeroshot mcp photos/ more/ --offline
+    """
     from zeroshot.commands.terminal import progress
     from zeroshot.serving import mcp_tools
 
