@@ -19,6 +19,7 @@ PAGE = ROOT / "docs" / "install.md"
 MARKS = ("<!-- begin: least versions -->", "<!-- end: least versions -->")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DEVELOPMENT = {"test", "dev", "docs"}
+TOOLS = ("pytest", "hypothesis", "beartype", "scikit-learn", "sentencepiece")
 TESTS = [
     f"tests/test_{name}.py"
     for name in ("cli", "methods", "couplings", "mbr", "store", "report", "images", "tasks")
@@ -52,6 +53,12 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def frozen(python: Path) -> str:
+    """The packages of an environment, one per line, but for zeroshot itself."""
+    listed = run(sys.executable, "-m", "uv", "pip", "freeze", "--python", python).stdout
+    return "\n".join(line for line in listed.splitlines() if re.match(r"[\w.-]+==", line))
+
+
 def tried(python: str) -> tuple[dict[str, str], str, str]:
     """Versions that were installed, the last line of pytest, and the version of Python."""
     with tempfile.TemporaryDirectory() as folder:
@@ -60,11 +67,10 @@ def tried(python: str) -> tuple[dict[str, str], str, str]:
         install = (sys.executable, "-m", "uv", "pip", "install", "--python", own)
         extras = ",".join(sorted(extras_of_users()))
         run(*install, "--resolution", "lowest-direct", f".[{extras}]")
-        run(*install, ".[test]")  # what tests need; it leaves what suits as it is
-        listed = run(sys.executable, "-m", "uv", "pip", "freeze", "--python", own).stdout
-        versions = dict(
-            line.split("==") for line in listed.splitlines() if re.match(r"[\w.-]+==", line)
-        )
+        pinned = Path(folder) / "pinned.txt"
+        pinned.write_text(frozen(own), "utf-8")
+        run(*install, "--constraint", pinned, *TOOLS)
+        versions = dict(line.split("==") for line in frozen(own).splitlines())
         version = run(own, "-c", "import platform; print(platform.python_version())").stdout.strip()
         temporary = f"--basetemp={folder}/tests"
         # warnings of old versions about themselves are none of ours

@@ -286,7 +286,7 @@ def report(
         typer.Option("--overwrite", envvar="ZEROSHOT_OVERWRITE", help="Replace an older page."),
     ] = False,
 ) -> None:
-    """One page of HTML, complete in itself: figures, mistakes, captions side by side, choices.
+    """Write one self-contained HTML page: figures, mistakes, captions side by side, choices.
 
     Examples:
         zeroshot report results/ --out report.html

@@ -6,6 +6,7 @@ As `cli`, nothing heavy is imported here.
 import dataclasses
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ class ServeOptions:
     port: int = option(7860, "Port; 0 for one that is free.", env="PORT", min=0, max=65535)
     host: str = option(
         "127.0.0.1",
-        "Address to listen at. Another one than this machine's own needs --token.",
+        "Address to listen on. Any but this machine's own (127.0.0.1) needs --token.",
         env="HOST",
     )
     token: str | None = option(
@@ -99,7 +100,7 @@ def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
                 console.log("stopping; what was asked is answered")
 
 
-def _setter(stop: threading.Event) -> "signal._HANDLER":
+def _setter(stop: threading.Event) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         stop.set()
 
