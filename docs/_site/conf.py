@@ -23,7 +23,7 @@ html_title = f"zeroshot {release}"
 
 extensions = ["myst_parser"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "examples/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "*.md"]
+include_patterns = ["docs/**", "examples/README.md", "*.md"]
 exclude_patterns = ["README.md", "docs/_site/**", "**/.*"]
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = {"math"}
@@ -86,7 +86,7 @@ NAVIGATION = {
         "../examples/README",
     ],
     "Help": ["troubleshooting", "glossary"],
-    "Project": ["../CONTRIBUTING", "../CHANGELOG"],
+    "Project": ["../CONTRIBUTING", "../CHANGELOG", "../SECURITY"],
 }
 """The order of the pages, in docs/ or beside it."""
 METHODS = sorted(p.stem for p in (ROOT / "docs" / "methods").glob("*.md") if p.stem != "README")
