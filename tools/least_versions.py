@@ -28,7 +28,7 @@ TESTS = [
 
 def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """One command in the repository; its output is shown only where it fails."""
-    environment = {**os.environ, "VIRTUAL_ENV": "", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "VIRTUAL_ENV": "", "OMP_NUM_THREADS": "1", "CI": "true"}
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=environment
     )
