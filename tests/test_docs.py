@@ -168,6 +168,16 @@ def test_the_page_of_functions_has_all_of_them():
     assert set(tool("function_pages").NAMES) == set(zeroshot.__all__) - {"video", "__version__"}
 
 
+def test_the_page_of_models_has_every_set_its_models_and_size():
+    from zeroshot.model_set.spec import HUB_SETS
+
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for name, spec in HUB_SETS.items():
+        models = " | ".join(f"`{model}`" for model in spec.models.values())
+        assert f"| `{name}` | {models} | about {spec.megabytes} MB |" in rows
+
+
 def test_the_page_of_systems_is_the_table():
     from zeroshot.models.systems import systems
 
