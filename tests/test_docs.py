@@ -49,8 +49,8 @@ def commands():
 
 
 def not_run(mark):
-    """Whether a command would download, would not end, or is an example of `--help`."""
-    return mark == "needs: hub" or mark.startswith(("serves: ", "example: "))
+    """Whether the mark says why a block does not run here."""
+    return mark.startswith(("needs: ", "serves: ", "example: ", "not run: "))
 
 
 def tool(name):
@@ -101,6 +101,18 @@ def test_command_that_is_not_run_has_options_that_exist(line):
     name = next(n for n in (" ".join(words[:3]), " ".join(words[:2])) if n in known)
     options = {n for names, *_ in tool("help_pages").parameters(known[name]) for n in names}
     assert {word for word in words if word.startswith("-")} <= options
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md"], ids=lambda p: p.name)
+def test_what_does_not_run_says_why(page):
+    silent = [
+        line
+        for mark, language, text in BLOCK.findall(page.read_text("utf-8"))
+        if language in ("sh", "bash", "console") and not not_run(mark) and mark not in SET_UP
+        for line in text.splitlines()
+        if not line.startswith("zeroshot ")
+    ]
+    assert silent == []
 
 
 PYTHON = [
