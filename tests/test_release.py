@@ -71,3 +71,12 @@ def test_issue_templates_ask_for_what_is_needed(path):
     ids = [field["id"] for field in template["body"]]
     assert len(ids) == len(set(ids))
     assert any(field.get("validations", {}).get("required") for field in template["body"])
+
+
+def test_the_container_copies_what_there_is():
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    names = [name for line in copied for name in line.split()]
+    assert names
+    allowed = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert [n for n in names if not (ROOT / n).exists() or f"!{n}" not in allowed] == []
