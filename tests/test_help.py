@@ -115,4 +115,5 @@ def test_help_has_headings(printed):
     assert "Commands" not in out
     assert "Describe images" in out
     _, out, _ = printed("classify", "--help")
-    assert [out.index(f"─ {panel} ─") for panel in ("Options", "Method", "Scores", "Models")]
+    places = [out.index(f"─ {panel} ─") for panel in ("Options", "Method", "Scores", "Models")]
+    assert places == sorted(places)
