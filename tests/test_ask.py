@@ -254,6 +254,7 @@ def test_wrong_files_of_questions(text, message, scenes, capsys):
         (["ask", "scenes", "a?", "--model", "M", "--answers", "a,b"], "has its own answers"),
         (["caption", "scenes", "--method", "native"], "belong together"),
         (["caption", "scenes", "--model", "M"], "belong together"),
+        (["caption", "scenes", "--model", "pocket"], "for a model set: --models pocket"),
         (["caption", "scenes", "--method", "native", "--model", "M", "-o", "k=1"], "has no -o"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import zeroshot
 from zeroshot import methods
 from zeroshot.cli import run
 
@@ -37,9 +38,9 @@ def blocks(language):
 
 
 def commands():
-    """Every `zeroshot` line of the pages, once, with the mark of its block."""
+    """Every `zeroshot` line of the pages, once, with its block."""
     lines = {
-        line: block.mark
+        line: block
         for block in blocks("sh")
         for line in block.text.splitlines()
         if line.startswith("zeroshot ")
@@ -48,8 +49,8 @@ def commands():
 
 
 def not_run(mark):
-    """Whether a command would download, or would not end."""
-    return mark == "needs: hub" or mark.startswith("serves: ")
+    """Whether the mark says why a block does not run here."""
+    return mark.startswith(("needs: ", "serves: ", "example: ", "not run: "))
 
 
 def tool(name):
@@ -58,6 +59,13 @@ def tool(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def prepare(page):
+    """Run the blocks of a page that make what only its own commands and blocks use."""
+    for block in blocks("python"):
+        if block.page == page and block.mark.startswith("prepares this page:"):
+            exec(block.text, {})
 
 
 @pytest.fixture
@@ -74,17 +82,18 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("default::zeroshot.errors.ApproximateWarning")
 @pytest.mark.parametrize(
-    ("line", "mark"),
-    [pytest.param(line, mark, id=line) for line, mark in commands() if not not_run(mark)],
+    ("line", "block"),
+    [pytest.param(line, b, id=line) for line, b in commands() if not not_run(b.mark)],
 )
-def test_command_runs(line, mark, folder, capsys):
-    first = [mark.removeprefix("after: ")] if mark.startswith("after: ") else []
+def test_command_runs(line, block, folder, capsys):
+    prepare(block.page)
+    first = [block.mark.removeprefix("after: ")] if block.mark.startswith("after: ") else []
     for command in [*first, line]:
         assert run(shlex.split(command)[1:]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "line", [pytest.param(line, id=line) for line, mark in commands() if not_run(mark)]
+    "line", [pytest.param(line, id=line) for line, b in commands() if not_run(b.mark)]
 )
 def test_command_that_is_not_run_has_options_that_exist(line):
     words = shlex.split(line)
@@ -92,6 +101,18 @@ def test_command_that_is_not_run_has_options_that_exist(line):
     name = next(n for n in (" ".join(words[:3]), " ".join(words[:2])) if n in known)
     options = {n for names, *_ in tool("help_pages").parameters(known[name]) for n in names}
     assert {word for word in words if word.startswith("-")} <= options
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md"], ids=lambda p: p.name)
+def test_what_does_not_run_says_why(page):
+    silent = [
+        line
+        for mark, language, text in BLOCK.findall(page.read_text("utf-8"))
+        if language in ("sh", "bash", "console") and not not_run(mark) and mark not in SET_UP
+        for line in text.splitlines()
+        if not line.startswith("zeroshot ")
+    ]
+    assert silent == []
 
 
 PYTHON = [
@@ -103,6 +124,7 @@ PYTHON = [
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_runs(block, folder):
+    prepare(block.page)
     exec(compile(block.text, str(block.page), "exec"), {})
 
 
@@ -147,6 +169,25 @@ def test_every_method_has_a_page_with_its_options(name):
 def test_the_command_page_is_up_to_date():
     pages = tool("help_pages")
     assert pages.PAGE.read_text("utf-8") == pages.page(), "run: make docs"
+
+
+def test_the_page_of_functions_is_up_to_date():
+    pages = tool("function_pages")
+    assert pages.PAGE.read_text("utf-8") == pages.page(), "run: make docs"
+
+
+def test_the_page_of_functions_has_all_of_them():
+    assert set(tool("function_pages").NAMES) == set(zeroshot.__all__) - {"video", "__version__"}
+
+
+def test_the_page_of_models_has_every_set_its_models_and_size():
+    from zeroshot.model_set.spec import HUB_SETS
+
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for name, spec in HUB_SETS.items():
+        models = " | ".join(f"`{model}`" for model in spec.models.values())
+        assert f"| `{name}` | {models} | about {spec.megabytes} MB |" in rows
 
 
 def test_the_page_of_systems_is_the_table():

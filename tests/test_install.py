@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import zeroshot
 from zeroshot.packaging import extras, version
@@ -104,7 +105,7 @@ def test_the_name_is_declared():
 def test_messages_name_extras_that_there_are():
     text = "\n".join(path.read_text("utf-8") for path in (ROOT / "zeroshot").rglob("*.py"))
     named = set(re.findall(r"how_to_install\('(\w+)'\)", text))
-    assert named == EXTRAS.keys() - {"test", "dev"}
+    assert named == EXTRAS.keys() - {"test", "dev", "docs"}
 
 
 def test_nothing_sends_to_another_project_on_the_index():
@@ -118,3 +119,23 @@ def test_nothing_sends_to_another_project_on_the_index():
         if FROM_AN_INDEX.search(line)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+DEVELOPMENT = {"test", "dev", "docs"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_the_table_of_extras_has_all_of_them(page):
+    text = (ROOT / page).read_text("utf-8")
+    table = text.split("| extra |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == EXTRAS.keys() - DEVELOPMENT
+
+
+def test_the_constraints_are_within_what_is_declared():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    users = [line for name, own in EXTRAS.items() if name not in DEVELOPMENT for line in own]
+    for line in [*PROJECT["dependencies"], *users]:
+        requirement = Requirement(line)
+        version = pinned[re.sub(r"[-_.]+", "-", requirement.name).lower()]
+        assert version in requirement.specifier, line

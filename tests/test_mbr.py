@@ -183,6 +183,12 @@ def test_continuations_are_probabilities():
         assert min(model.after(context).values()) > 0
 
 
+def test_a_text_whose_weight_underflows_counts_as_unseen():
+    model = Continuations([[0, 5, 6, 1], [0, 8, 9, 1]], [1.0, 0.0])
+    assert model.after([0, 8]) == model.after([0, 17])
+    assert sum(model.after([0, 8]).values()) == pytest.approx(1)
+
+
 def test_the_guide_sees_the_beginning():
     model = Continuations([[0, 5, 6, 1]], [1.0])
     guide = ContinuationGuide([model, model], [[0], [0, 5]], beta=2.0)

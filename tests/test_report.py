@@ -146,7 +146,7 @@ def test_captions_without_references_stand_side_by_side(rows):
     text = render(found, title="two")
     page = needs_nothing(text)
     assert "a green ring" in page.said
-    assert "the CIDEr of the caption times 100" in page.said
+    assert "the CIDEr of the caption times 100" not in page.said  # there is nothing to compare with
     assert figures.table(found.groups[0]) is None
 
 
@@ -417,3 +417,17 @@ def test_nothing_from_a_recipe_acts_on_the_page():
     page = needs_nothing(render(LoadedResults(recipes=[(Path("<b>.toml"), evil)])))
     assert page.said.count("alert(1)") > 5
     assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_captions_without_references_need_no_legend_for_them(run, tmp_path):
+    rows = tmp_path / "captions.jsonl"
+    assert run("caption", SCENES, "--models", "pocket", "--limit", 2, "--out", rows)[0] == 0
+    page = tmp_path / "a.html"
+    assert run("report", rows, "--out", page)[0] == 0
+    assert "reference" not in Page(page.read_text("utf-8")).said
+    truth = tmp_path / "truth.jsonl"
+    lines = (SCENES / "captions.jsonl").read_text("utf-8")
+    truth.write_text(lines.replace('"path": "', f'"path": "{SCENES}/'), "utf-8")
+    page = tmp_path / "b.html"
+    assert run("report", rows, "--truth", truth, "--out", page)[0] == 0
+    assert "Below the line: the reference captions." in Page(page.read_text("utf-8")).said

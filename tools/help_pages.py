@@ -13,7 +13,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from zeroshot import cli
-from zeroshot.commands.command import command
+from zeroshot.commands.command import command, examples_of
 from zeroshot.commands.common_options import CommonOptions
 from zeroshot.commands.runner import OutputOptions
 
@@ -107,8 +107,14 @@ def pages() -> str:
         own = rows(function)
         also = [title for title, lines in shared.items() if title and set(lines) <= set(own)]
         own = [row for row in own if not any(row in shared[title] for title in also)]
-        sections.append(_section(name, inspect.getdoc(function) or "", own, also))
+        about = f"{inspect.getdoc(function)}\n\n{_examples(function)}"
+        sections.append(_section(name, about, own, also))
     return "\n".join(sections)
+
+
+def _examples(function: Any) -> str:
+    lines = "\n".join(examples_of(function))
+    return f"<!-- example: a test runs it on files of these names -->\n```sh\n{lines}\n```"
 
 
 def _section(name: str, about: str, lines: list[str], also: list[str]) -> str:

@@ -189,7 +189,7 @@ def classify(
         score: `softmax`, `sigmoid` or `cosine`; `auto` is the model's own.
         top_k: labels in a result. Default: 5, and all of them with `multi`.
         multi: several labels may hold, each scored by itself: by sigmoid (SigLIP) or cosine.
-        against: with `multi`, negative prompts: a score is a share of a softmax with them.
+        against: with `multi`, negative prompts: a score is the softmax probability against them.
         threshold: with `multi`, the lowest score of a label in a result.
         coupling: as for `caption`.
         long_text: `truncate` prompts that are longer than the text encoder reads, or `error`.
@@ -237,7 +237,7 @@ def tune(
         images: unlabelled images of the kind that is expected; may be none.
         labels, models, long_text, batch_size, cache: as for `classify`.
         shots: labelled images to learn from and to choose by: a folder per class, or a CSV file.
-        truth: labelled images to choose by alone.
+        truth: labelled images that only measure the methods.
         templates: prompts to try, the default first; among those of yours the best are searched.
         among: methods to try; all that the data allow by default.
         budget: seconds of one slow core for the choice, counted in operations beforehand.
@@ -465,7 +465,7 @@ def match(
         models: a model set, whose encoder gives cosines.
         model: instead, a model whose head reads image and text together:
             `hf:Salesforce/blip-itm-base-coco`.
-        against: negative prompts: a score is a share of a softmax with them (of an encoder).
+        against: negative prompts: a score is the softmax probability against them (of an encoder).
         score: of an encoder; `sigmoid` is for models trained with one (SigLIP).
         coupling: as for `caption`.
         thresholds: from `tasks.matching.thresholds.learn`, or a file of them; then every text has

@@ -22,7 +22,7 @@ from zeroshot.commands import (
     task_commands,
     video_commands,
 )
-from zeroshot.commands.command import Json, command
+from zeroshot.commands.command import Json, command, register
 from zeroshot.commands.terminal import interrupts, process, streams
 from zeroshot.errors import ZeroshotError
 from zeroshot.serving import serve_commands
@@ -37,31 +37,38 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(help="Model sets: list, show and download.")
-app.add_typer(models_app, name="models", no_args_is_help=True)
-app.add_typer(cache_commands.app, name="cache", no_args_is_help=True)
-app.add_typer(anchor_commands.app, name="anchors", no_args_is_help=True)
-app.add_typer(video_commands.app, name="video", no_args_is_help=True)
+COMMANDS = {
+    "Describe images": [
+        task_commands.caption,
+        label_commands.classify,
+        task_commands.segment,
+        task_commands.detect,
+        task_commands.ask,
+        task_commands.read,
+    ],
+    "Find and compare": [
+        search_commands.search,
+        task_commands.match,
+        task_commands.filter,
+        task_commands.embed,
+    ],
+    "Choose and measure": [
+        label_commands.tune,
+        label_commands.calibrate,
+        evaluation_commands.evaluate,
+        evaluation_commands.report,
+    ],
+    "Serve": [serve_commands.serve, serve_commands.mcp],
+}
+"""The commands on images, by their headings in `--help`."""
+NAMES = {evaluation_commands.evaluate: "eval"}
+MODELS = "Models and data"
+for panel, functions in COMMANDS.items():
+    for function in functions:
+        register(app, NAMES.get(function), panel)(function)
 
 
-app.command()(task_commands.caption)
-app.command()(label_commands.classify)
-app.command()(label_commands.calibrate)
-app.command()(label_commands.tune)
-app.command()(search_commands.search)
-app.command()(task_commands.filter)
-app.command()(task_commands.embed)
-app.command()(task_commands.segment)
-app.command()(task_commands.detect)
-app.command("eval")(evaluation_commands.evaluate)
-app.command()(evaluation_commands.report)
-app.command()(task_commands.match)
-app.command()(task_commands.ask)
-app.command()(task_commands.read)
-app.command()(serve_commands.serve)
-app.command()(serve_commands.mcp)
-
-
-@app.command()
+@register(app, panel=MODELS)
 @command
 def methods(
     name: Annotated[
@@ -73,7 +80,12 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List all methods, or show one with its paper and options."""
+    """List all methods, or show one with its paper and options.
+
+    Examples:
+        zeroshot methods
+        zeroshot methods magic
+    """
     from zeroshot.commands import console
     from zeroshot.methods import describe, names
 
@@ -90,10 +102,14 @@ def methods(
         )
 
 
-@models_app.command("list")
+@register(models_app, "list")
 @command
 def models_list() -> None:
-    """The built-in model sets: models, licence, size, and whether they are on this disk."""
+    """The built-in model sets: models, licence, size, and whether they are on this disk.
+
+    Examples:
+        zeroshot models list
+    """
     from zeroshot.commands import console
     from zeroshot.model_set.availability import list_sets
 
@@ -107,7 +123,7 @@ def models_list() -> None:
     )
 
 
-@models_app.command("show")
+@register(models_app, "show")
 @command
 def models_show(
     name: Annotated[
@@ -118,7 +134,12 @@ def models_show(
         ),
     ],
 ) -> None:
-    """The parts of a model set, and where they are."""
+    """The parts of a model set, and where they are.
+
+    Examples:
+        zeroshot models show base
+        zeroshot models show mine/
+    """
     from zeroshot.commands import console
     from zeroshot.model_set.availability import describe
 
@@ -131,7 +152,7 @@ def models_show(
     )
 
 
-@models_app.command("pull")
+@register(models_app, "pull")
 @command
 def models_pull(
     name: Annotated[
@@ -142,12 +163,26 @@ def models_pull(
         ),
     ],
 ) -> None:
-    """Download a model set, or one model, into the hub's cache (HF_HOME)."""
+    """Download a model set, or one model, into the hub's cache (HF_HOME).
+
+    Examples:
+        zeroshot models pull base
+        zeroshot models pull open_clip:ViT-B-32/openai
+    """
     from zeroshot.commands import console
     from zeroshot.model_set.availability import pull
 
     for directory in pull(name):
         console.log(f"in {directory}")
+
+
+for name, group in (
+    ("models", models_app),
+    ("anchors", anchor_commands.app),
+    ("cache", cache_commands.app),
+    ("video", video_commands.app),
+):
+    app.add_typer(group, name=name, no_args_is_help=True, rich_help_panel=MODELS)
 
 
 @app.callback(invoke_without_command=True)

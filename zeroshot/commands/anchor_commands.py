@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zeroshot.commands.command import command
+from zeroshot.commands.command import command, register
 from zeroshot.errors import UserError, counted, no_such
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ Offline = Annotated[
 ]
 
 
-@app.command("build")
+@register(app, "build")
 @command
 def anchors_build(
     pairs: Pairs,
@@ -101,7 +101,12 @@ def anchors_build(
     offline: Offline = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Encode pairs, and write a models.toml beside them, unless there is one."""
+    """Encode pairs, and write a models.toml beside them, unless there is one.
+
+    Examples:
+        zeroshot anchors build pairs.csv --models pocket --out mine/anchors.safetensors
+        zeroshot anchors build photos/captions.jsonl --models pocket --captions each
+    """
     from itertools import islice
 
     from zeroshot.commands import console
@@ -166,7 +171,7 @@ def _write(
     return failed
 
 
-@app.command("import")
+@register(app, "import")
 @command
 def anchors_import(
     arrays: Annotated[Path, typer.Argument(help="An .npz file with images [a d], texts [a e].")],
@@ -183,7 +188,12 @@ def anchors_import(
     int8: Int8 = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make anchors from arrays, and record the encoders by their canonical names."""
+    """Make anchors from arrays, and record the encoders by their canonical names.
+
+    Examples:
+        zeroshot anchors import arrays.npz
+        zeroshot anchors import arrays.npz --lines lines.jsonl --half
+    """
     from zeroshot.commands import console
     from zeroshot.models import load_image_encoder, load_text_encoder
     from zeroshot.tasks import anchors as task
@@ -200,7 +210,7 @@ def anchors_import(
     console.log(f"wrote {out}: {counted(count, 'anchor')}")
 
 
-@app.command("add")
+@register(app, "add")
 @command
 def anchors_add(
     anchors: Set,
@@ -214,7 +224,12 @@ def anchors_add(
     cache: UseCache = True,
     offline: Offline = False,
 ) -> None:
-    """Encode more pairs with a set's encoders, and append them to its anchors."""
+    """Encode more pairs with a set's encoders, and append them to its anchors.
+
+    Examples:
+        zeroshot anchors add mine more.csv
+        zeroshot anchors add mine more.csv --out more.safetensors
+    """
     from zeroshot.commands import console
     from zeroshot.datasets.pairs import read_pairs
     from zeroshot.model_set.anchor_file import read_header
@@ -243,7 +258,7 @@ def anchors_add(
         raise typer.Exit(3)
 
 
-@app.command("remove")
+@register(app, "remove")
 @command
 def anchors_remove(
     anchors: Set,
@@ -259,7 +274,12 @@ def anchors_remove(
     device: Device = "auto",
     offline: Offline = False,
 ) -> None:
-    """Remove pairs, by their ids or by a text."""
+    """Remove pairs, by their ids or by a text.
+
+    Examples:
+        zeroshot anchors remove mine --id photos/17.jpg
+        zeroshot anchors remove mine --query "a red heart" --top 3 --dry-run
+    """
     from zeroshot.commands import console
     from zeroshot.model_set.anchor_writer import write_anchors
     from zeroshot.tasks import anchors as task
@@ -287,7 +307,7 @@ def anchors_remove(
     console.log(f"wrote {target}: {counted(count, 'anchor')}, {len(indices)} removed")
 
 
-@app.command("info")
+@register(app, "info")
 @command
 def anchors_info(
     anchors: Set,
@@ -295,7 +315,12 @@ def anchors_info(
         bool, typer.Option("--choose/--no-choose", help="Try which coupling is best.")
     ] = True,
 ) -> None:
-    """What an anchor set contains, and which coupling of its encoders is best."""
+    """What an anchor set contains, and which coupling of its encoders is best.
+
+    Examples:
+        zeroshot anchors info mine
+        zeroshot anchors info pocket --no-choose
+    """
     from zeroshot.commands import console
     from zeroshot.tasks import anchors as task
 
@@ -309,14 +334,19 @@ def anchors_info(
         console.log(f"in models.toml:\n{task.coupling_table(known, described.report)}")
 
 
-@app.command("merge")
+@register(app, "merge")
 @command
 def anchors_merge(
     sets: Annotated[list[str], typer.Argument(help="Two or more anchor files or model sets.")],
     out: Out = Path("anchors.safetensors"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge the anchors of several sets; all must have the same encoders."""
+    """Merge the anchors of several sets; all must have the same encoders.
+
+    Examples:
+        zeroshot anchors merge mine pocket --out all.safetensors
+        zeroshot anchors merge a.safetensors b.safetensors --overwrite
+    """
     from zeroshot.commands import console
     from zeroshot.model_set.anchor_writer import write_anchors
 

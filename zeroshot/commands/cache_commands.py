@@ -5,16 +5,20 @@ from typing import Annotated
 
 import typer
 
-from zeroshot.commands.command import command
+from zeroshot.commands.command import command, register
 from zeroshot.errors import UserError, counted
 
 app = typer.Typer(help="The cache of embeddings: inspect, prune, verify, export.")
 
 
-@app.command("info")
+@register(app, "info")
 @command
 def cache_info() -> None:
-    """What is in the cache of embeddings, and where it is."""
+    """What is in the cache of embeddings, and where it is.
+
+    Examples:
+        zeroshot cache info
+    """
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
@@ -28,7 +32,7 @@ def cache_info() -> None:
     )
 
 
-@app.command("prune")
+@register(app, "prune")
 @command
 def cache_prune(
     encoder: Annotated[str | None, typer.Option(help="Only embeddings of this encoder.")] = None,
@@ -48,7 +52,12 @@ def cache_prune(
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="The whole cache.")] = False,
 ) -> None:
-    """Delete embeddings by encoder, age or size, or all; leftovers of crashes always go, too."""
+    """Delete embeddings by encoder, age or size, or all; leftovers of crashes always go, too.
+
+    Examples:
+        zeroshot cache prune --older-than 90
+        zeroshot cache prune --max-mb 2000
+    """
     from zeroshot.cache.embedding_cache import EmbeddingCache, erase
     from zeroshot.commands import console
 
@@ -69,10 +78,14 @@ def cache_prune(
     console.log(f"{freed / 1e6:.1f} MB freed")
 
 
-@app.command("verify")
+@register(app, "verify")
 @command
 def cache_verify() -> None:
-    """Read and check every embedding; exit code 3 if some are damaged."""
+    """Read and check every embedding; exit code 3 if some are damaged.
+
+    Examples:
+        zeroshot cache verify
+    """
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.commands import console
 
@@ -100,7 +113,7 @@ def cache_verify() -> None:
         raise typer.Exit(3)
 
 
-@app.command("export")
+@register(app, "export")
 @command
 def cache_export(
     target: Annotated[
@@ -118,7 +131,12 @@ def cache_export(
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> None:
-    """Export the embeddings of an encoder, with their ids and paths."""
+    """Export the embeddings of an encoder, with their ids and paths.
+
+    Examples:
+        zeroshot cache export rows.safetensors --kind image/rgb-1
+        zeroshot cache export rows.npy --kind image/rgb-1 --half
+    """
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.cache.export import ids_of
     from zeroshot.commands import console

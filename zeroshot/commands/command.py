@@ -22,7 +22,21 @@ PANELS = {
     "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
 }
 """Headings of `--help` for what many commands share; a command's own options come first."""
-PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
+OWN_PANELS = {
+    "Method": "method options method_options option coupling preset lm model templates bank prior "
+    "hierarchy views recipe index half pooling examples mix resolution window regions among budget",
+    "Scores": "score top_k multi against threshold word_threshold overlap min_score calibration "
+    "abstain explain background draws confidence held_out present",
+}
+"""The same for what a command does not share, beside the heading Options."""
+PANEL_OF = {
+    name: panel
+    for panels in (OWN_PANELS, PANELS)
+    for panel, names in panels.items()
+    for name in names.split()
+}
+EXAMPLES = "\n\nExamples:\n"
+"""The heading of a command's last paragraph: lines as one would type them."""
 
 Images = Annotated[
     list[str],
@@ -48,7 +62,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are options dataclasses become the flags of their fields.
 
     The parameter `run`, a `ModelOptions`, comes last in `--help`. A `CommonOptions` gives the other
-    dataclasses what they share with it: images are listed by its input options.
+    dataclasses what they share with it: images are listed by its input options. The docstring is
+    the help text; lines below `Examples:` are shown at its end.
     """
     own: list[inspect.Parameter] = []
     last: list[inspect.Parameter] = []
@@ -81,9 +96,40 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             except (EOFError, BrokenPipeError) as error:  # typer would end the process for them
                 raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
+    about, _, lines = (inspect.getdoc(function) or "").partition(EXAMPLES)
+    call.__doc__ = about
+    call.examples = tuple(line.strip() for line in lines.splitlines())  # type: ignore[attr-defined]
+    for parameter in (*own, *last):
+        _arrange(parameter)
     call.__signature__ = inspect.Signature([*own, *last])  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in (*own, *last)}
     return call
+
+
+def register(
+    app: typer.Typer, name: str | None = None, panel: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a `command` one of the app, in a panel of its `--help`."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        epilog = "\n\n".join(["Examples:", *(f"  {line}" for line in examples_of(function))])
+        return app.command(name, epilog=epilog, rich_help_panel=panel)(function)
+
+    return add
+
+
+def examples_of(function: Callable[..., None]) -> tuple[str, ...]:
+    """The examples of a `command`."""
+    found: tuple[str, ...] = function.examples  # type: ignore[attr-defined]
+    return found
+
+
+def _arrange(parameter: inspect.Parameter) -> None:
+    """Where `--help` shows an option, and that it does so without its environment variable."""
+    info = parameter.annotation.__metadata__[0]
+    info.show_envvar = False
+    if info.rich_help_panel is None and isinstance(info, typer.models.OptionInfo):
+        info.rich_help_panel = PANEL_OF.get(parameter.name)
 
 
 def flags(kind: Any) -> list[inspect.Parameter]:
@@ -103,7 +149,6 @@ def flags(kind: Any) -> list[inspect.Parameter]:
             parser=known.parser,
             autocompletion=known.complete,
             hidden=known.hidden,
-            rich_help_panel=PANEL_OF.get(field.name) if issubclass(kind, ModelOptions) else None,
         )
         default = default_of(field)
         if known.typed is not None and not isinstance(default, str | int | float):

@@ -44,7 +44,7 @@ class FolderPath(type(Path())):  # type: ignore[misc]
 
 
 class RemotePath(FolderPath):
-    """What --out names with a scheme: no path of this machine, and nobody may take it for one."""
+    """An output URL such as s3://...; not a local path (using it as one raises)."""
 
     address = ""
 

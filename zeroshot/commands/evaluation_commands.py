@@ -66,7 +66,12 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure methods on images whose truth is known; --out names a folder for the results."""
+    """Measure methods on images whose truth is known; --out names a folder for the results.
+
+    Examples:
+        zeroshot eval labelled/ --task classify --compare ensemble,center
+        zeroshot eval photos/ --task caption --truth truth.jsonl --out results/
+    """
     _check_options(run, options, method, compare, predictions)
     from zeroshot.commands import console
     from zeroshot.evaluation.evaluation import Sampling, compared
@@ -282,7 +287,12 @@ def report(
         typer.Option("--overwrite", envvar="ZEROSHOT_OVERWRITE", help="Replace an older page."),
     ] = False,
 ) -> None:
-    """One page of HTML, complete in itself: figures, mistakes, captions side by side, choices."""
+    """Write one self-contained HTML page: figures, mistakes, captions side by side, choices.
+
+    Examples:
+        zeroshot report results/ --out report.html
+        zeroshot report captions.jsonl --order worst --truth truth.jsonl
+    """
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out '{out}': a report is an .html file")
     if out.exists() and not overwrite:

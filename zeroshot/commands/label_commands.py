@@ -54,7 +54,12 @@ def classify(
         ),
     ] = None,
 ) -> None:
-    """Label images, or score arrays of embeddings (--embeddings)."""
+    """Label images, or score arrays of embeddings (--embeddings).
+
+    Examples:
+        zeroshot classify photos/ --labels cat,dog,bird --out labels.csv
+        zeroshot classify photos/ --labels cat,dog --shots labelled/ -k 1
+    """
     if embeddings is not None:
         if images or options.labels:
             raise UserError("--embeddings takes neither images nor --labels: the file has both")
@@ -175,7 +180,12 @@ def calibrate(
         typer.Argument(help="Unlabelled images of the kind you expect; none with --truth."),
     ] = None,
 ) -> None:
-    """Fit a temperature and thresholds for 'classify --calibration'; --out names a .json file."""
+    """Fit a temperature and thresholds for 'classify --calibration'; --out names a .json file.
+
+    Examples:
+        zeroshot calibrate --labels cat,dog --truth labelled/ --out calibration.json
+        zeroshot calibrate photos/ --labels cat,dog --method center --out calibration.json
+    """
     calibrate_on(run, options, run.model_set(), images)
 
 
@@ -259,6 +269,10 @@ def tune(
 
     With labelled images (--shots, --truth) the choice is measured on images that took no part in
     it; --out names a .toml file. Ctrl-C keeps the best so far.
+
+    Examples:
+        zeroshot tune photos/ --labels cat,dog --shots labelled/ --out recipe.toml
+        zeroshot tune photos/ --labels cat,dog,bird --out recipe.toml
     """
     if run.out is None or run.out.suffix != ".toml":
         raise UserError("tune needs --out FILE.toml for the recipe")

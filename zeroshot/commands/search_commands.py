@@ -59,7 +59,12 @@ def search(
     queries: Queries = None,
     html: Html = None,
 ) -> None:
-    """Find images by words, by an image, or by sums and differences of both."""
+    """Find images by words, by an image, or by sums and differences of both.
+
+    Examples:
+        zeroshot search "a red bicycle" photos/ -k 5 --html found.html
+        zeroshot search --image a.png photos/ --minus snow
+    """
     asked, names = queries_of(run, options, words, queries, ("--image", image))
     find(run, options, asked, names, run.model_set(), html)
 

@@ -93,6 +93,10 @@ def caption(
 
     Default method: the set's own; otherwise mbr if its anchors have captions, else magic. --preset,
     --prompt and --trace use magic.
+
+    Examples:
+        zeroshot caption photos/ --out captions.jsonl
+        zeroshot caption photos/ --method magic -o k=20 --sidecar txt
     """
     from zeroshot.datasets.questions import read_prompts
     from zeroshot.tasks.captioning.caption_task import caption_task
@@ -236,7 +240,12 @@ def _traced(results: ResultStream, write: Callable[[bytes], object]) -> ResultSt
 
 @command
 def read(run: OutputOptions, options: ReadOptions, images: Images) -> None:
-    """Read the line of text that each image shows."""
+    """Read the line of text that each image shows.
+
+    Examples:
+        zeroshot read lines/ --out texts.jsonl
+        zeroshot read lines/ --model hf:microsoft/trocr-base-handwritten
+    """
     from zeroshot.tasks.captioning.trained import Read
 
     run.show(Read.from_options(run.model_set(), options), run.inputs(images))
@@ -266,7 +275,12 @@ def ask(
         ),
     ] = None,
 ) -> None:
-    """Answer questions about images."""
+    """Answer questions about images.
+
+    Examples:
+        zeroshot ask photos/ "What colour is it?" --answers red,blue,green
+        zeroshot ask photos/ "Is there a dog?" --among cat,dog,bird --out answers.csv
+    """
     from zeroshot.datasets.questions import read_questions
     from zeroshot.tasks.vqa.ask_task import Ask
 
@@ -293,7 +307,12 @@ def ask(
 def embed(
     run: OutputOptions, images: Images, layout: LayoutFlag = None, half: Half = False
 ) -> None:
-    """Embed images: fill the cache, and write the embeddings with --json or --out."""
+    """Embed images: fill the cache, and write the embeddings with --json or --out.
+
+    Examples:
+        zeroshot embed photos/ --out vectors/
+        zeroshot embed photos/ --out rows.jsonl
+    """
     show_embeddings(run, run.model_set(), run.inputs(images), layout, half)
 
 
@@ -324,7 +343,12 @@ def _have_captions(sources: "Inputs") -> bool:
 
 @command
 def segment(run: OutputOptions, options: SegmentOptions, images: Images) -> None:
-    """Give each pixel of an image a label."""
+    """Give each pixel of an image a label.
+
+    Examples:
+        zeroshot segment photos/ --labels cat,dog --draw drawn/
+        zeroshot segment photos/ --labels sky,tree --background wall --masks masks/
+    """
     from zeroshot.tasks.localization.segmentation import Segment
 
     words = {"--labels": options.labels}
@@ -347,7 +371,12 @@ def detect(
         ),
     ] = None,
 ) -> None:
-    """Find things in images: a box for each."""
+    """Find things in images: a box for each.
+
+    Examples:
+        zeroshot detect photos/ --labels cat,dog --draw drawn/
+        zeroshot detect photos/ --labels cat,dog --threshold 0.3 --coco boxes.json
+    """
     from zeroshot.tasks.localization.detection import Detect
 
     task = Detect.from_options(run.model_set(), options)
@@ -426,7 +455,12 @@ def match(
         typer.Option("--order", help="The labels to learn, lowest score first: no,yes."),
     ] = None,
 ) -> None:
-    """Score how well texts fit images: cosines, or the probability of a matching head."""
+    """Score how well texts fit images: cosines, or the probability of a matching head.
+
+    Examples:
+        zeroshot match pairs.csv --out scores.csv
+        zeroshot match photos/ --text "a cat" --against "a photo"
+    """
     from zeroshot.inputs.containers import Containers, needing_captions
     from zeroshot.tasks.matching.match_task import Match
 
@@ -571,7 +605,12 @@ def filter(
         ),
     ] = None,
 ) -> None:
-    """Keep image-text pairs whose image and caption agree, by a threshold or by a fraction."""
+    """Keep image-text pairs whose image and caption agree, by a threshold or by a fraction.
+
+    Examples:
+        zeroshot filter pairs.csv --keep 0.3 --kept good.csv
+        zeroshot filter pairs.csv --min-score 0.25 --out scores.jsonl
+    """
     from zeroshot.commands import console
     from zeroshot.inputs.containers import Containers, needing_captions
     from zeroshot.output.atomic import check_place

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from zeroshot.commands.command import Videos, command
+from zeroshot.commands.command import Videos, command, register
 from zeroshot.commands.common_options import CommonOptions
 from zeroshot.commands.label_commands import Compare, calibrate_on, show_labels
 from zeroshot.commands.runner import OutputOptions
@@ -72,19 +72,24 @@ class VideoCommonOptions(CommonOptions):
     modality: ClassVar[Literal["image", "video"]] = "video"
 
 
-@app.command()
+@register(app)
 @command
 def classify(
     run: VideoOutputOptions, options: VideoClassifyOptions, clips: Videos, compare: Compare = None
 ) -> None:
-    """Label videos, by the methods that label images or by a video model."""
+    """Label videos, by the methods that label images or by a video model.
+
+    Examples:
+        zeroshot video classify clips/ --labels cooking,running
+        zeroshot video classify clips/ --labels cooking,running --frames 16 --out labels.csv
+    """
     from zeroshot.tasks.classification.classify_task import video_task
 
     task = video_task(run.model_set(), options)
     show_labels(run, task, run.inputs(clips, {"--labels": options.labels}), compare)
 
 
-@app.command()
+@register(app)
 @command
 def search(
     run: VideoCommonOptions,
@@ -106,25 +111,35 @@ def search(
     html: Html = None,
     model: NoModel = None,
 ) -> None:
-    """Find videos by words, by a video, or by sums and differences of both."""
+    """Find videos by words, by a video, or by sums and differences of both.
+
+    Examples:
+        zeroshot video search "a red car" clips/ -k 5
+        zeroshot video search --clip a.mp4 clips/ --html found.html
+    """
     models = frames.models(run, model, "search ranks videos by one embedding each")
     asked, names = queries_of(run, options, words, queries, ("--clip", clip))
     find(run, options, asked, names, models, html)
 
 
-@app.command()
+@register(app)
 @command
 def caption(
     run: VideoOutputOptions, options: VideoCaptionOptions, clips: Videos, frames: FrameOptions
 ) -> None:
-    """Caption videos, by the methods that caption images."""
+    """Caption videos, by the methods that caption images.
+
+    Examples:
+        zeroshot video caption clips/ --out captions.jsonl
+        zeroshot video caption clips/ --method magic --frames 16
+    """
     from zeroshot.tasks.captioning.caption_task import caption_task
 
     models = frames.models(run, options.model, "a caption needs one embedding for each video")
     run.show(caption_task(models, options), run.inputs(clips))
 
 
-@app.command()
+@register(app)
 @command
 def embed(
     run: VideoOutputOptions,
@@ -134,12 +149,17 @@ def embed(
     half: Half = False,
     model: NoModel = None,
 ) -> None:
-    """Embed videos: fill the cache, and write the embeddings with --json or --out."""
+    """Embed videos: fill the cache, and write the embeddings with --json or --out.
+
+    Examples:
+        zeroshot video embed clips/ --out vectors/
+        zeroshot video embed clips/ --frames 4 --out rows.jsonl
+    """
     models = frames.models(run, model, "a row is one embedding for each video")
     show_embeddings(run, models, run.inputs(clips), layout, half)
 
 
-@app.command()
+@register(app)
 @command
 def calibrate(
     run: VideoCommonOptions,
@@ -151,6 +171,11 @@ def calibrate(
     ] = None,
     model: NoModel = None,
 ) -> None:
-    """Fit what 'video classify --calibration' takes; --out names a .json file."""
+    """Fit what 'video classify --calibration' takes; --out names a .json file.
+
+    Examples:
+        zeroshot video calibrate clips/ --labels cooking,running --out calibration.json
+        zeroshot video calibrate clips/ --labels cooking,running --method center --out c.json
+    """
     models = frames.models(run, model, "calibrate fits one embedding for each video")
     calibrate_on(run, options, models, clips)

@@ -45,8 +45,8 @@ class EvaluateOptions:
     score: ScoreKind | None = SCORE
     against: str | Sequence[str] = option(
         (),
-        "With --task multilabel: a negative prompt; a label's score is its share of a softmax with "
-        "these. May be repeated.",
+        "With --task multilabel: a negative prompt; a label's score is its softmax probability "
+        "against these. May be repeated.",
         typed=list[str],
         convert=tuple,
     )

@@ -27,7 +27,7 @@ class InputOptions:
 
     columns: Columns = field(default_factory=Columns)
     root: str | None = None
-    """The folder that a table's paths are relative to and lie in; by default the table's own."""
+    """Folder of a table's relative paths (default: the table's). Paths outside it are refused."""
     fetch: Fetch = field(default_factory=Fetch)
     suffixes: re.Pattern[str] = PICTURES
     """Suffixes of images in a tar file, or of clips."""

@@ -43,10 +43,10 @@ class Continuations:
         probability: dict[int, float] = defaultdict(float)
         rest = 1.0
         for begin in range(len(context) + 1):
-            followers = self._followers.get(context[begin:])
-            if followers is None:
-                continue
+            followers = self._followers.get(context[begin:], {})
             mass = sum(followers.values())
+            if mass == 0:  # unseen, or only in texts whose weight underflowed
+                continue
             trust = 1.0 if begin == len(context) else mass / (mass + DOUBT)
             for token, weight in followers.items():
                 probability[token] += rest * trust * weight / mass

@@ -49,7 +49,7 @@ class Report:
         best = self.chosen
         lines = [
             f"auto chose {best.coupling!r}",
-            f"held-out pictures find their text first in {best.recall_1:.3f}, among five in "
+            f"held-out images find their text first in {best.recall_1:.3f}, among five in "
             f"{best.recall_5:.3f} ({self.splits} x {self.held_out} of {self.pairs} pairs; chance "
             f"{1 / self.held_out:.3f} and {5 / self.held_out:.3f})",
         ]

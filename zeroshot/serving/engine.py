@@ -73,7 +73,7 @@ class FacetTable:
     labels: Sequence[str]
     best: Int[Tensor, " n"]
     scores: Float[Tensor, " n"]
-    """The label's share of a softmax with the text that stands for nothing."""
+    """The label's softmax probability against the neutral text."""
 
     def chosen(self, threshold: float) -> Int[Tensor, " n"]:
         """The index of each image's label; -1 for none of these."""

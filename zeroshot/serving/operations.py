@@ -46,7 +46,7 @@ LISTS = frozenset({"labels", "against", "background", "answers", "among", "quest
 """Fields that are lists of texts here; the command line also takes files for most of them."""
 SAID_HERE = {
     "labels": "The labels.",
-    "against": "With multi: negative prompts; a label's score is its share of a softmax with them.",
+    "against": "With multi: negative prompts; a score is the softmax probability against them.",
     "background": "What is none of the labels, in words.",
     "answers": "The answers to choose from.",
     "among": "Names of what may be in the image, for questions whether something is there.",

@@ -6,6 +6,7 @@ As `cli`, nothing heavy is imported here.
 import dataclasses
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ class ServeOptions:
     port: int = option(7860, "Port; 0 for one that is free.", env="PORT", min=0, max=65535)
     host: str = option(
         "127.0.0.1",
-        "Address to listen at. Another one than this machine's own needs --token.",
+        "Address to listen on. Any but this machine's own (127.0.0.1) needs --token.",
         env="HOST",
     )
     token: str | None = option(
@@ -54,7 +55,12 @@ class ServeOptions:
 
 @command
 def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
-    """Serve a page to search and look at images, and an API beside it."""
+    """Serve a page to search and look at images, and an API beside it.
+
+    Examples:
+        zeroshot serve photos/ --open
+        zeroshot serve photos/ --host 0.0.0.0 --token SECRET --allow-host example.org
+    """
     from zeroshot.commands import console
     from zeroshot.commands.terminal import progress
     from zeroshot.serving import start
@@ -94,7 +100,7 @@ def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
                 console.log("stopping; what was asked is answered")
 
 
-def _setter(stop: threading.Event) -> "signal._HANDLER":
+def _setter(stop: threading.Event) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         stop.set()
 
@@ -117,7 +123,12 @@ def _show_progress(running: "RunningServer", stop: threading.Event) -> None:
 
 @command
 def mcp(run: ModelOptions, folders: Folders) -> None:
-    """Let an assistant search and look at images: MCP on standard input and output."""
+    """Let an assistant search and look at images: MCP on standard input and output.
+
+    Examples:
+        zeroshot mcp photos/
+        zeroshot mcp photos/ more/ --offline
+    """
     from zeroshot.commands.terminal import progress
     from zeroshot.serving import mcp_tools
 

@@ -42,7 +42,7 @@ def serve(
         folders: one or several.
         models: a model set, or its name.
         port: 0 for one that is free.
-        host: the address to listen at. Another one than this machine's own needs a token.
+        host: the address to listen on. Any but this machine's own (127.0.0.1) needs a token.
         token: what clients send; empty for a new one, None for none.
         allow_hosts: names that others reach the server by, themselves or through a proxy.
         max_upload_mb: the largest image in a request, in millions of bytes.

@@ -17,7 +17,7 @@ class FilterOptions:
     coupling: str | None = COUPLING
     long_text: Literal["truncate", "error"] = option(
         "truncate",
-        "What to do with captions longer than the encoder reads; a row says if its was truncated.",
+        "What to do with captions longer than the encoder reads; a row says if its caption was.",
         env="LONG_CAPTION",
         recorded="truncate",
     )

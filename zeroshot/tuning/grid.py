@@ -1,7 +1,7 @@
 """The methods that `tune` tries, with a few named options each, the simplest first.
 
 A method belongs here if it needs no more than images, prompts, shots and unlabelled images, and if
-it was the best of all on some set of docs/which_method.md, or is the published form of one that
+it was the best of all on some set of docs/tune.md, or is the published form of one that
 was. Options are few and named: a finer grid would choose by chance.
 """
 

@@ -12,6 +12,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Captioner, Pool
 from zeroshot.model_set.model_set import ModelSet
+from zeroshot.model_set.spec import is_set
 from zeroshot.results.result import CaptionResult
 from zeroshot.tasks.captioning import captioner
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
@@ -93,7 +94,11 @@ def caption_task(models: ModelSet, options: CaptionOptions) -> CaptionImages | N
         UserError: options that do not fit each other.
     """
     if (options.method == "native") != (options.model is not None):
-        raise UserError("--method native and --model NAME belong together: a trained captioner")
+        name = options.model
+        meant = f"; for a model set: --models {name}" if name and is_set(name) else ""
+        raise UserError(
+            f"--method native and --model NAME belong together: a trained captioner{meant}"
+        )
     if options.model is not None:
         return NativeCaption.from_options(models, options)
     return CaptionImages.from_options(models, options)

@@ -66,8 +66,8 @@ class ClassifyOptions:
     )
     against: str | Sequence[str] = option(
         (),
-        "With --multi: a negative prompt; a label's score is its share of a softmax with these. "
-        "May be repeated.",
+        "With --multi: a negative prompt; a label's score is its softmax probability against "
+        "these. May be repeated.",
         typed=list[str],
         convert=tuple,
     )

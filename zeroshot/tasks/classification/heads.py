@@ -13,7 +13,7 @@ from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.results.result import AnchorContribution, ClassifyResult, Label
 
 Head = Literal["softmax", "sigmoid", "cosine", "against"]
-"""What a score is. `against` is a label's share of a softmax with the negative prompts."""
+"""What a score is. `against` is a label's softmax probability against the negative prompts."""
 UNCALIBRATED = "uncalibrated"
 """What rows call a softmax whose scale nobody has compared with what is right."""
 Acceptance = Callable[[Tensor], Sequence[bool]]
@@ -89,7 +89,7 @@ def check_alone(labels: Sequence[str], head: Head) -> None:
         raise UserError(
             f"'{labels[0]}' is the only label, so every image would have it with the score 1: add "
             "labels for what else may be there, or --multi for its cosine, with --against TEXT for "
-            "its share of a softmax with other texts"
+            "its softmax probability against other texts"
         )
 
 

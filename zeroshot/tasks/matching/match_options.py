@@ -33,7 +33,7 @@ class MatchOptions:
     )
     against: str | Sequence[str] = option(
         (),
-        "A negative prompt: the score becomes the text's share of a softmax with it; may be "
+        "A negative prompt: the score becomes the text's softmax probability against it; may be "
         "repeated.",
         typed=list[str],
         convert=tuple,

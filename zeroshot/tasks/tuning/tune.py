@@ -5,7 +5,7 @@ images that took no part in it. Two rules come on top:
 
 - If the choice is not better than the default for these data (one-sided paired test, 5 %), the
   recipe is that default; without shots, that is plain zero-shot. The default for shots was never
-  more than a point below plain zero-shot on the sets of docs/which_method.md, which is more than
+  more than a point below plain zero-shot on the sets of docs/tune.md, which is more than
   ten labelled images can say against it.
 - With fewer than three labelled images a class nothing can be chosen, and with one nothing can be
   measured: the recipe is the default, and says so.

@@ -43,7 +43,7 @@ class TuneOptions:
     )
     truth: str | Path | None = option(
         None,
-        "Labelled images to choose by alone: methods that learn from labels are not tried, unless "
+        "Labelled images that only measure: methods that learn from labels are not tried, unless "
         "there are --shots too.",
         env="TRUTH",
         typed=Path,
@@ -76,7 +76,7 @@ class TuneOptions:
     suggest: int = option(
         0, "Name this many of the unlabelled images to label next.", env="SUGGEST", min=0
     )
-    seed: int = option(0, "Of the folds.", env="SEED", min=0)
+    seed: int = option(0, "Seed of the folds.", env="SEED", min=0)
     long_text: LongText = LONG_TEXT
     embeddings: Any = option(
         None,
