@@ -14,13 +14,15 @@ from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache, erase
 from zeroshot.cache.notes import LARGEST, OLD, notes_in
 from zeroshot.errors import UserError
-from zeroshot.inference.coupled_models import LABELS, with_coupling_for_task
+from zeroshot.inference.coupled_models import LABELS, SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.remembered_coupling import CouplingFacts, RememberedCoupling
 from zeroshot.inference.remembered_models import remembered
+from zeroshot.methods.auto import Auto
 from zeroshot.methods.procrustes import Procrustes
 from zeroshot.model_set.model_set import resolve
+from zeroshot.model_set.spec import POCKET
 from zeroshot.models.deferred import Deferred, deferred, facts_of
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
@@ -159,8 +161,6 @@ def test_a_text_that_is_too_long_is_refused_without_a_model_too(monkeypatch, pri
 def test_a_model_with_other_files_is_another_model(monkeypatch, tmp_path):
     import shutil
 
-    from zeroshot.model_set.spec import POCKET
-
     shutil.copytree(POCKET, tmp_path / "set")
     called = loads(monkeypatch)
     for expected in (["dual"], [], ["dual"], []):
@@ -224,6 +224,27 @@ def test_a_coupling_is_fitted_when_a_row_is_new(monkeypatch, coupled):
                 assert torch.allclose(shown, pair.project_images(new), atol=1e-6)
             else:
                 assert torch.allclose(shown, mapped[0][:2], atol=1e-7)
+
+
+def test_another_weight_makes_no_other_choice(monkeypatch, tmp_path):
+    toml = tmp_path / "models.toml"
+    toml.write_text(
+        f'[image_encoder]\nmodel = "hf:{POCKET}/image_encoder"\n'
+        f'[text_encoder]\nmodel = "hf:{POCKET}/text_encoder"\n'
+        f'[coupling]\nmethod = "asif"\nanchors = "{POCKET}/anchors.safetensors"\n'
+    )
+    choices = []
+    choose = Auto.choose
+    monkeypatch.setattr(Auto, "choose", lambda *given: choices.append(1) or choose(*given))
+    names = []
+    for weight, made in ((LABELS, 1), (LABELS, 1), (SENTENCES, 1)):
+        with EmbeddingCache() as cache:
+            models = resolve(str(toml), offline=True)
+            names.append(with_coupling_for_task(models, None, weight, cache, Meter()).coupled.name)
+        assert len(choices) == made
+    alone = with_coupling_for_task(models, None, SENTENCES, NullCache(), Meter()).coupled
+    assert alone.name == names[-1]
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize(

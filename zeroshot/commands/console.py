@@ -327,7 +327,7 @@ def summary(
     `before` is the state of a folder when the run began. If `several` processes share the meter,
     the rate is per second of elapsed time.
     """
-    from zeroshot.inference.meter import LOADING
+    from zeroshot.inference.meter import CHOOSING, LOADING
 
     lines = []
     if resumed:
@@ -335,10 +335,13 @@ def summary(
     failed = f", {meter.failed} failed" if meter.failed else ""
     seconds = meter.elapsed if several else meter.working
     if meter.pictures:
-        loading = 0.0 if several else meter.seconds.get(LOADING, 0.0)
+        loading, choosing = (
+            0.0 if several else meter.seconds.get(stage, 0.0) for stage in (LOADING, CHOOSING)
+        )
         lines.append(
             f"{counted(meter.pictures, modality)}{failed} in {meter.elapsed:.1f} s"
             + (f", {loading:.1f} s of it loading" if loading >= 0.05 else "")
+            + (f", {choosing:.1f} s choosing the coupling, once" if choosing >= 0.05 else "")
             + f" ({meter.pictures / max(seconds, 1e-9):.2f} {modality}s/s"
             + (" after that" if loading >= 0.05 else "")
             + f"; {_cached(meter)}slowest step: {meter.bottleneck(modality)})"

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-LOADING, LISTING = "loading", "listing"
-"""Stages that are not spent on images and texts: of libraries and models, and of the inputs."""
+LOADING, LISTING, CHOOSING = "loading", "listing", "choosing the coupling"
+"""Stages that are not spent on images and texts: of libraries and models, of the inputs, and of a
+coupled pair that the cache does not know."""
 STAGES = {
     "decoding": "reading images",
     "cache": "cache",
@@ -123,7 +124,8 @@ class Meter:
 
     @property
     def _steps(self) -> dict[str, float]:
-        return {k: seconds for k, seconds in self.seconds.items() if k not in (LOADING, LISTING)}
+        before = (LOADING, LISTING, CHOOSING)
+        return {stage: seconds for stage, seconds in self.seconds.items() if stage not in before}
 
     def opened(self) -> None:
         """The models are loaded: all time until now that was no stage is the stage `loading`.

@@ -18,7 +18,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.inference.embedding import embed_texts
-from zeroshot.inference.meter import Meter
+from zeroshot.inference.meter import CHOOSING, Meter
 from zeroshot.methods import Coupling, Output
 from zeroshot.methods._conse import ConSE
 from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate, with_classifier_head
@@ -110,11 +110,17 @@ class PairFit:
         assert spec is not None
         files = self.cache.file_ids([spec.anchors, spec.anchors.with_suffix(".jsonl")])
         options = repr(sorted(spec.options.items()))
-        key = ("coupling", spec.method, options, self.weight, files, images.name, texts.name)
+        of = (spec.method, options, files, images.name, texts.name)
+        key = ("coupling", self.weight, *of)
         facts, fit = CouplingFacts.read(self.cache.note(*key)), self._fitted_anew
         if facts is None:
-            pair = self.pair()
+            # for another weight, the same choice among couplings was perhaps made before
+            known = CouplingFacts.read(self.cache.note("choice", *of))
+            chosen = self if known is None else replace(self, chosen=self._as_chosen(known))
+            with self.meter.phase(CHOOSING, counts=False), self.meter.stage(CHOOSING):
+                pair = chosen.pair()
             facts = CouplingFacts.of(pair)
+            self.cache.write_note(facts.written(), "choice", *of)
             self.cache.write_note(facts.written(), *key)
 
             def fit(facts: CouplingFacts) -> Coupling:
@@ -125,6 +131,9 @@ class PairFit:
         space = f"{facts.text}[{images.name} + {texts.name}, anchors {facts.anchors}]"
         coupling = kind(facts.text, functools.partial(fit, facts), self.cache, space)
         return CoupledEncoder(images, texts, coupling, facts.logit_scale, facts.anchors)
+
+    def _as_chosen(self, facts: CouplingFacts) -> ModelSet:
+        return self.chosen.with_coupling(facts.method, **facts.options)
 
     def _fitted_anew(self, facts: CouplingFacts) -> Coupling:
         anchors = self.chosen.anchors
