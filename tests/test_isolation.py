@@ -14,6 +14,7 @@ from PIL import Image
 
 import zeroshot
 from zeroshot import models
+from zeroshot.models.deferred import Deferred
 from zeroshot.models.isolation import FrozenModel, SharedChange, once, own_state
 
 LABELS = ["red heart", "blue star", "green ring"]
@@ -306,7 +307,8 @@ def test_every_model_is_isolated():
                 if is_model and kind.__module__ == module.name and "Linear" not in name:
                     found.add(kind)
     assert len(found) > 10
-    assert [kind.__name__ for kind in found if not issubclass(kind, FrozenModel)] == []
+    isolated = (FrozenModel, Deferred)  # which only calls another
+    assert [kind.__name__ for kind in found if not issubclass(kind, isolated)] == []
 
 
 def test_each_state_changes_something():

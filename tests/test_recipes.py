@@ -378,7 +378,11 @@ def test_a_real_ctrl_c(tmp_path):
         tmp_path / "a.npz", texts=texts, images=rows[600:], shots=rows[:600],
         shot_labels=labels[:600],
     )  # fmt: skip
-    line = [sys.executable, "-m", "zeroshot", "tune", "--embeddings", "a.npz", "--out", "r.toml"]
+    told_at_once = (
+        "from zeroshot.commands import console; console.SECONDS_PER_LINE = 0; "
+        "from zeroshot import __main__; __main__.main()"
+    )
+    line = [sys.executable, "-c", told_at_once, "tune", "--embeddings", "a.npz", "--out", "r.toml"]
     with subprocess.Popen(
         [*line, "--budget", "10min"],
         cwd=tmp_path,

@@ -24,7 +24,7 @@ LABELS = ["--labels", "red heart,blue star", *POCKET]
 PROGRESS = re.compile(
     r"([a-z-]+ )*[a-z-]+( [━╸╺]+)?( \d+(/\d+)?)?( \d+\.\d/s)?( \d+:\d\d:\d\d( left)?)?"
 )
-SUMMARY = r"%s in \d+\.\d s, \d+\.\d s of it loading \(\d+\.\d\d images/s after that; %s\)"
+SUMMARY = r"%s in \d+\.\d s(, \d+\.\d s of it loading)? \(\d+\.\d\d images/s( after that)?; %s\)"
 
 
 @pytest.fixture

@@ -579,7 +579,7 @@ def test_limits(place, monkeypatch):
     monkeypatch.setattr(text_files, "MAX_BYTES", 1 << 20)
     monkeypatch.setattr(text_files, "MAX_LINE", 1000)
     path = place / "x.jsonl.gz"
-    path.write_bytes(gzip.compress(b"{}\n" * (1 << 20)))
+    path.write_bytes(gzip.compress(b'{"a": "%s"}\n' % (b"x" * 900) * 1200))
     with pytest.raises(UserError, match="holds more than 1 MiB of text"):
         list(read_records(path))
     path = place / "x.jsonl"

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -70,9 +71,11 @@ class _Module:
     tree: ast.Module
 
     @classmethod
-    @functools.cache
     def read(cls, name: str) -> "_Module":
-        return cls(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")))
+        spec = importlib.util.find_spec(f"{PACKAGE}.{name}")
+        assert spec is not None
+        assert spec.origin is not None
+        return cls(_parsed(spec.origin))
 
     def find(self, name: str) -> "tuple[_Module, ast.stmt] | None":
         """The class or the constant of this name, here or where it is imported from."""
@@ -86,6 +89,11 @@ class _Module:
                 case ast.Assign(targets=[ast.Name(id=found)]) if found == name:
                     return self, node
         return None
+
+
+@functools.cache
+def _parsed(file: str) -> ast.Module:
+    return ast.parse(Path(file).read_text(encoding="utf-8"))
 
 
 def _lineage(module: _Module, node: ast.ClassDef) -> Iterator[tuple[_Module, ast.ClassDef]]:
