@@ -4,7 +4,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.remembered_coupling import PairFit
-from zeroshot.inference.remembered_models import is_waiting, remembered
+from zeroshot.inference.remembered_models import remembered, remembers
 from zeroshot.model_set.model_set import ModelSet
 
 SENTENCES = 0.5
@@ -38,7 +38,7 @@ def with_coupling_for_task(
         chosen, classes = models.with_chosen_coupling, weight
     else:
         return known
-    if not is_waiting(known) or chosen.is_loaded("coupled"):
+    if not remembers(models, cache) or chosen.is_loaded("coupled"):
         fit = PairFit(chosen, classes, cache, meter)
         return chosen if classes is None else chosen.with_coupled_encoder(fit.pair())
     parts = {part: getattr(known, part) for part in ("image_encoder", "text_encoder")}

@@ -15,7 +15,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.inference.meter import LOADING, Meter
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClassifierHead
-from zeroshot.models.deferred import Deferred, TextMemory, deferred, facts_of
+from zeroshot.models.deferred import TextMemory, deferred, facts_of
 from zeroshot.models.devices import precision_name, resolve_device, resolve_precision
 from zeroshot.models.files import model_files
 from zeroshot.models.files.classifier_head import read_classifier_head
@@ -34,7 +34,7 @@ def remembered(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ModelSe
 
     Those that are loaded stay, and those that are loaded later are loaded in `models` too.
     """
-    if type(models) is not ModelSet or isinstance(cache, NullCache) or models.trust_remote_code:
+    if not remembers(models, cache):
         return models
     coupled = models.spec.encoder is None
     parts = {
@@ -46,10 +46,10 @@ def remembered(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ModelSe
     return models.with_parts(**waiting) if waiting else models
 
 
-def is_waiting(models: ModelSet) -> bool:
-    """Whether an encoder of the set waits until it is needed."""
-    parts = ("encoder", "image_encoder", "text_encoder")
-    return any(models.is_loaded(p) and isinstance(getattr(models, p), Deferred) for p in parts)
+def remembers(models: ModelSet, cache: EmbeddingCache) -> bool:
+    """Whether a cache knows anything of such a set; not of clips, nor of code that comes along."""
+    plain = type(models) is ModelSet and not models.trust_remote_code
+    return plain and not isinstance(cache, NullCache)
 
 
 def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, meter: Meter) -> Any:

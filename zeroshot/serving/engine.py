@@ -28,6 +28,7 @@ from zeroshot.inference.embedding import (
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
+from zeroshot.inference.remembered_coupling import fitted_coupling
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.ops import BLOCK
@@ -114,6 +115,8 @@ class Engine:
         def work(items: Sequence[None]) -> Sequence[None]:
             self.models.require(language_model=False)
             self.texts_now(["a photo"])
+            if self.models.spec.encoder is None:
+                fitted_coupling(self.search_models.coupled)
             return items
 
         self.batcher.submit("load", work, None).result()
