@@ -12,7 +12,9 @@ import pytest
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source, UnreadableBlob
 from zeroshot.output import atomic
-from zeroshot.tasks.captioning import sidecars
+from zeroshot.tasks.sidecars import text_sidecars
+from zeroshot.tasks.sidecars.sidecar_task import check_sidecars
+from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
 
 SCENES = sorted((Path(__file__).parent.parent / "examples" / "scenes").glob("*.png"))
 COMMON = ["--models", "pocket", "-o", "k=2", "--sidecar", "txt"]
@@ -61,10 +63,10 @@ def texts(folder="p"):
 def test_two_images_never_share_a_file(folder, names, both):
     os.symlink("p", "link")
     if both is None:
-        sidecars.check_sidecars(map(Source, names))
+        check_sidecars(map(Source, names), TextSidecars())
     else:
         with pytest.raises(ValueError, match=both):
-            sidecars.check_sidecars(map(Source, names))
+            check_sidecars(map(Source, names), TextSidecars())
 
 
 @pytest.mark.parametrize("content", [b"bytes", UnreadableBlob("row 3 names no image")])
@@ -73,9 +75,9 @@ def test_images_that_are_no_files(content):
     source = Source("x.parquet#3", content)
     if isinstance(content, bytes):
         with pytest.raises(ValueError, match=r"'x\.parquet#3' is no file of its own"):
-            sidecars.check_sidecars([source])
+            check_sidecars([source], TextSidecars())
     else:
-        sidecars.check_sidecars([source])
+        check_sidecars([source], TextSidecars())
 
 
 @pytest.mark.parametrize("how", ["two images", "a URL", "a tar file", "tar files as shards"])
@@ -107,7 +109,7 @@ KINDS = {
     "link to a text": lambda path: path.symlink_to("other.md"),
     "link to the image": lambda path: path.symlink_to("b.png"),
     "image": lambda path: shutil.copy(SCENES[3], path),
-    "large text": lambda path: path.write_bytes(b"x" * (sidecars.MAX_TEXT + 1)),
+    "large text": lambda path: path.write_bytes(b"x" * (text_sidecars.MAX_TEXT + 1)),
 }
 
 
@@ -147,7 +149,7 @@ def test_an_image_with_the_suffix_of_a_text_is_not_replaced(zeroshot, folder):
     data = Path("x.txt").read_bytes()
     code, [row], err = zeroshot("caption", "x.txt", *COMMON, "--overwrite")
     assert (code, row["path"]) == (3, "x.txt")
-    assert "no caption beside its image: 'x.txt'" in err
+    assert "sidecar not written: 'x.txt'" in err
     assert Path("x.txt").read_bytes() == data
 
 
@@ -166,7 +168,7 @@ def test_nothing_about_one_image_ends_the_run(zeroshot, folder, monkeypatch, num
         patch.setattr(atomic, "publish", fails)
         code, rows, err = zeroshot("caption", "p", *COMMON, *more)
     assert (code, len(rows)) == (3, 4)
-    assert f"no caption beside its image: 'p/b.txt': {os.strerror(number)}" in err
+    assert f"sidecar not written: 'p/b.txt': {os.strerror(number)}" in err
     assert sorted(texts()) == ["a", "c", "d"]
     if out:
         code, _, err = zeroshot("caption", "p", *COMMON, *more)
@@ -181,7 +183,7 @@ def test_a_full_disk_ends_the_run(zeroshot, folder, monkeypatch, name):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     more = ["--overwrite"] if name == "replace" else []
-    monkeypatch.setattr(sidecars, "atomic", Atomic(**{name: fails}))
+    monkeypatch.setattr(text_sidecars, "atomic", Atomic(**{name: fails}))
     code, _, err = zeroshot("caption", "p", *COMMON, *more)
     assert code == 4
     assert "cannot write to 'p/a.txt': No space left on device" in err

@@ -353,9 +353,12 @@ def summary(
     if meter.skipped_existing:
         kept = counted(meter.skipped_existing, "sidecar file")
         lines.append(f"kept {kept} that existed; --overwrite replaces them")
+    if meter.kept_texts:
+        kept = counted(meter.kept_texts, "text")
+        lines.append(f"kept {kept} of others in XMP sidecars (descriptions, alternative texts)")
     for reason, (count, first) in meter.unwritten.items():
         more = f" and {count - 1} more" if count > 1 else ""
-        lines.append(f"no caption beside its image: '{first}'{more}: {reason}")
+        lines.append(f"sidecar not written: '{first}'{more}: {reason}")
     if verbose:
         lines.append(
             f"encoder: {counted(meter.images_encoded, modality)} encoded, {meter.images_cached} "

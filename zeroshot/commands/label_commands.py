@@ -6,13 +6,19 @@ As `cli`, nothing heavy is imported here.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from zeroshot.commands.command import command
 from zeroshot.commands.common_options import CommonOptions
 from zeroshot.commands.runner import OutputOptions
+from zeroshot.commands.sidecars.sidecar_runs import (
+    SidecarRemove,
+    XmpNameFlag,
+    remove_sidecars,
+    show_with_sidecars,
+)
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
@@ -53,6 +59,17 @@ def classify(
             help="Score the arrays of an .npz file instead; --out then names an .npz file.",
         ),
     ] = None,
+    sidecar: Annotated[
+        Literal["xmp"] | None,
+        typer.Option(
+            "--sidecar",
+            envvar="ZEROSHOT_LABEL_SIDECAR",
+            help="Also write labels as keywords beside each image, merged into an XMP sidecar that "
+            "exists; with --multi and --threshold.",
+        ),
+    ] = None,
+    xmp_name: XmpNameFlag = "full",
+    sidecar_remove: SidecarRemove = False,
 ) -> None:
     """Label images, or score arrays of embeddings (--embeddings).
 
@@ -60,6 +77,9 @@ def classify(
         zeroshot classify photos/ --labels cat,dog,bird --out labels.csv
         zeroshot classify photos/ --labels cat,dog --shots labelled/ -k 1
     """
+    if sidecar_remove:
+        remove_sidecars(run, images or [], xmp_name)
+        return
     if embeddings is not None:
         if images or options.labels:
             raise UserError("--embeddings takes neither images nor --labels: the file has both")
@@ -77,7 +97,19 @@ def classify(
     from zeroshot.tasks.classification.classify_task import Classify
 
     task = Classify.from_options(run.model_set(), options)
-    show_labels(run, task, run.inputs(images, {"--labels": options.labels}), compare)
+    sources = run.inputs(images, {"--labels": options.labels})
+    if sidecar is None:
+        show_labels(run, task, sources, compare)
+        return
+    from zeroshot.tasks.sidecars.sidecar_task import SidecarLabels
+    from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars, check_keywords
+
+    if compare:
+        raise UserError("--compare shows several methods, --sidecar writes one: give one of them")
+    check_keywords(options, task.vocabulary.labels)
+    writer = XmpSidecars("keywords", xmp_name)
+    with_files = SidecarLabels(models=task.models, options=options, inner=task, writer=writer)
+    show_with_sidecars(run, with_files, sources)
 
 
 def show_labels(

@@ -15,6 +15,12 @@ import typer
 
 from zeroshot.commands.command import Images, command
 from zeroshot.commands.runner import OutputOptions
+from zeroshot.commands.sidecars.sidecar_runs import (
+    SidecarRemove,
+    XmpNameFlag,
+    remove_sidecars,
+    show_with_sidecars,
+)
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
 from zeroshot.tasks.embed_options import EmbedOptions
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
     from zeroshot.inputs.source import Source
     from zeroshot.model_set.model_set import ModelSet
     from zeroshot.results.result import FilterResult, Result
-    from zeroshot.tasks.captioning.sidecars import SidecarCaption
     from zeroshot.tasks.localization.detection import Detect
     from zeroshot.tasks.matching.match_task import Match
 
@@ -72,14 +77,17 @@ def caption(
         ),
     ] = None,
     sidecar: Annotated[
-        Literal["txt"] | None,
+        Literal["txt", "xmp"] | None,
         typer.Option(
             "--sidecar",
             envvar="ZEROSHOT_SIDECAR",
-            help="Also write each caption beside its image: a.txt for a.jpg. Existing files stay, "
-            "unless --overwrite is given.",
+            help="Also write each caption beside its image. txt: a.txt for a.jpg; existing files "
+            "stay, unless --overwrite is given. xmp: description and alternative text, merged into "
+            "a sidecar that exists.",
         ),
     ] = None,
+    xmp_name: XmpNameFlag = "full",
+    sidecar_remove: SidecarRemove = False,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -100,8 +108,10 @@ def caption(
     """
     from zeroshot.datasets.questions import read_prompts
     from zeroshot.tasks.captioning.caption_task import caption_task
-    from zeroshot.tasks.captioning.sidecars import SidecarCaption
 
+    if sidecar_remove:
+        remove_sidecars(run, images or [], xmp_name)
+        return
     if options.prompt is not None and prompts is not None:
         raise UserError("--prompt is one text for all images, --prompts one for each: give one")
     each = read_prompts(prompts) if prompts is not None else {}
@@ -114,49 +124,18 @@ def caption(
         raise UserError("--trace needs one output file; a folder of shards has no traces")
     with _traces(trace, run) as traced:
         if sidecar:
+            from zeroshot.tasks.sidecars.sidecar_task import SidecarCaption
+            from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
+            from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars
+
+            text, xmp = TextSidecars(run.overwrite), XmpSidecars("caption", xmp_name)
+            writer = xmp if sidecar == "xmp" else text
             with_files = SidecarCaption(
-                models=task.models, options=given, captions=task, overwrite=run.overwrite
+                models=task.models, options=given, inner=task, writer=writer
             )
-            _with_sidecars(run, with_files, sources, traced)
+            show_with_sidecars(run, with_files, sources, traced)
         else:
             run.show(task, sources, traced)
-
-
-def _with_sidecars(
-    run: OutputOptions,
-    task: "SidecarCaption",
-    sources: "Inputs",
-    through: Callable[[ResultStream], ResultStream],
-) -> None:
-    """Write captions beside their images, also those of rows that --out had already."""
-    from zeroshot.commands import console
-    from zeroshot.inference.meter import Meter
-    from zeroshot.inputs.containers import Containers
-    from zeroshot.tasks.captioning import sidecars
-
-    def images() -> "Iterator[Source]":
-        if isinstance(sources, Containers):
-            return (source for file in sources.files for source in file.pictures())
-        return iter(sources)
-
-    sidecars.check_sidecars(images())
-    had_rows, failed, meter = run.has_rows, False, Meter()
-    try:
-        run.show(task, sources, through)
-    except typer.Exit:
-        failed = True
-    written = 0
-    if had_rows and (missing := sidecars.missing_sidecars(images())):
-        for row in run.rows(sources, task.schema):
-            path = missing.get(row["path"])
-            if path is not None and row.get("caption") is not None:
-                written += sidecars.write_sidecar(path, row["caption"], False, meter)
-    if not run.quiet and (written or meter.unwritten):
-        console.log(f"captions of earlier rows that are now beside their images: {written}")
-        for line in console.summary(meter, 0, False):
-            console.log(line)
-    if failed or meter.unwritten:
-        raise typer.Exit(3)
 
 
 def _prompted(

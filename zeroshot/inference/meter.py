@@ -56,6 +56,8 @@ class Meter:
     texts_cached: int = 0
     skipped_existing: int = 0
     """Sidecar files that existed and were not replaced."""
+    kept_texts: int = 0
+    """Descriptions and alternative texts of others in XMP sidecars, which stayed."""
     unwritten: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Number of sidecar files that were not written, and the first of them, by the reason."""
     skipped: int = 0

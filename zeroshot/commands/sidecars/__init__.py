@@ -1,0 +1,1 @@
+"""Runs that write files beside images."""

@@ -1,0 +1,1 @@
+"""XMP documents, changed without touching what belongs to others."""

@@ -1,0 +1,1 @@
+"""Files beside images, as a task around another."""
