@@ -59,6 +59,7 @@ NAVIGATION = {
     ],
     "Tasks": [
         "captioning",
+        "sidecars",
         "search",
         "tune",
         "segmentation",

@@ -115,7 +115,7 @@ def with_keywords(data: bytes, keywords: Sequence[str]) -> MergedXmp:
     document, place = _without(parse(data), keywords=True)
     new: list[str] = []
     for prop in KEYWORDS if keywords else ():
-        present = list(document.properties(_name(prop.name)))
+        present = [p for p in document.properties(_name(prop.name)) if _items(p)]
         had = {item.text for p in present for item in _items(p)}
         added = [word for word in map(prop.written, dict.fromkeys(keywords)) if word not in had]
         if prop.note and added:
@@ -125,6 +125,7 @@ def with_keywords(data: bytes, keywords: Sequence[str]) -> MergedXmp:
         if present:
             document, place = _edited(document, _appended(document, present[-1], added), place)
         else:
+            document, place = _edited(document, _emptied(document, prop.name), place)
             new.append(_array(prop.name, prop.array, added))
     return MergedXmp(_inserted(document, new, place))
 
@@ -277,16 +278,9 @@ def _edited(document: XmpDocument, edits: Iterable[Edit], place: int) -> tuple[X
 
 def _appended(document: XmpDocument, found: XmlElement, added: Sequence[str]) -> Iterator[Edit]:
     """Items at the end of a list that exists, with the spaces of those before."""
-    if not found.children:
-        yield (*document.with_space(found), _lines(_array(found.tag, "Bag", added)).encode())
-        return
     array = found.children[0]
     li = f"{array.prefix}li"
     texts = [f"<{li}>{_escaped(word)}</{li}>".encode() for word in added]
-    if not array.children:
-        tag = document.data[array.start : array.inner].rstrip(b"/>").rstrip()
-        yield array.start, array.end, tag + b">" + b"".join(texts) + f"</{array.tag}>".encode()
-        return
     last = array.children[-1]
     space = document.data[document.space_before(last.start) : last.start]
     yield last.end, last.end, b"".join(space + text for text in texts)
