@@ -105,7 +105,7 @@ def check_keywords(options: ClassifyOptions, labels: tuple[str, ...]) -> None:
         raise UserError(
             "--sidecar xmp writes the labels that hold as keywords, and needs a threshold to know "
             "them: give --multi and --threshold, for example --multi --against 'a photo' "
-            "--threshold 0.9"
+            "--threshold 0.99"
         )
     for label in labels:
         if any(separator in label for separator in SEPARATORS):
