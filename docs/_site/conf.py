@@ -60,6 +60,7 @@ NAVIGATION = {
     "Tasks": [
         "captioning",
         "search",
+        "dedupe",
         "tune",
         "segmentation",
         "detection",
