@@ -51,8 +51,12 @@ def hash_of(thumbnail: UInt8[Tensor, "3 h w"]) -> Float[Tensor, " d"]:
 
 def whole(hash: Float[Tensor, " d"], others: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
     """The correlation of one image with each of others, as wholes."""
-    image = hash.view(3, HASHED, HASHED)
-    return (others @ torch.stack(_orientations(image)).flatten(1).T).amax(1)
+    return torch.stack([others @ one[0] for one in oriented(hash[None])]).amax(0)
+
+
+def oriented(hashes: Float[Tensor, "n d"]) -> list[Float[Tensor, "n d"]]:
+    """Hashes of the same images in each of the eight orientations."""
+    return [one.flatten(1) for one in _orientations(hashes.view(-1, 3, HASHED, HASHED))]
 
 
 def fit(a: UInt8[Tensor, "3 h w"], b: UInt8[Tensor, "3 k l"]) -> float:
@@ -71,10 +75,10 @@ def _shows(thumbnail: UInt8[Tensor, "3 h w"]) -> bool:
     return bool(thumbnail.float().std((1, 2), correction=0).amax() >= FLAT)
 
 
-def _orientations(image: Float[Tensor, "3 h w"]) -> list[Float[Tensor, "3 _ _"]]:
+def _orientations(image: Float[Tensor, "*n 3 h w"]) -> list[Float[Tensor, "*n 3 _ _"]]:
     """As it is, mirrored, upside down, both; then the same, transposed."""
-    upright = [image, image.flip(2), image.flip(1), image.flip(1, 2)]
-    return upright + [one.transpose(1, 2) for one in upright]
+    upright = [image, image.flip(-1), image.flip(-2), image.flip(-2, -1)]
+    return upright + [one.transpose(-2, -1) for one in upright]
 
 
 def _fit(onto: Float[Tensor, "3 h w"], other: Float[Tensor, "3 k l"]) -> float:

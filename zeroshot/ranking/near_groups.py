@@ -20,6 +20,8 @@ ROUNDING = 1e-6
 
 Agree = Callable[[int, Int[Tensor, " m"]], Bool[Tensor, " m"]]
 """Whether rows are like one row in another respect too."""
+Possible = Callable[[Int[Tensor, " a"], Int[Tensor, " b"]], Bool[Tensor, "a b"]]
+"""For a tile, which pairs `Agree` may find: cheap, so that it is asked about few."""
 
 
 def has_neighbour(
@@ -51,6 +53,7 @@ def leaders(
     threshold: float,
     agree: Agree | None = None,
     tile: int | None = None,
+    possible: Possible | None = None,
 ) -> Int[Tensor, " n"]:
     """For each row the first of its group, which is the row itself if it is like none before it.
 
@@ -59,6 +62,10 @@ def leaders(
     unit, size = normalize(rows.float()), tile or TILE
     leader = torch.full((len(unit),), -1)
 
+    def near_of(first: Int[Tensor, " a"], second: Int[Tensor, " b"]) -> Bool[Tensor, "a b"]:
+        near = unit[first] @ unit[second].T >= threshold - ROUNDING
+        return near if possible is None else near & possible(first, second)
+
     def join(head: int, others: Int[Tensor, " m"]) -> None:
         others = others[leader[others] < 0]
         if len(others):
@@ -66,7 +73,7 @@ def leaders(
 
     for start in range(0, len(unit), size):
         free = start + (leader[start : start + size] < 0).nonzero()[:, 0]
-        near = unit[free] @ unit[free].T >= threshold - ROUNDING
+        near = near_of(free, free)
         for i in (near.sum(1) > 1).nonzero()[:, 0].tolist():
             if leader[free[i]] < 0:
                 leader[free[i]] = free[i]
@@ -75,7 +82,7 @@ def leaders(
         leader[heads] = heads
         for other in range(start + size, len(unit), size):
             left = other + (leader[other : other + size] < 0).nonzero()[:, 0]
-            near = unit[heads] @ unit[left].T >= threshold - ROUNDING
+            near = near_of(heads, left)
             for i in near.any(1).nonzero()[:, 0].tolist():
                 join(int(heads[i]), left[near[i]])
     return leader

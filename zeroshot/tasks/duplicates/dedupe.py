@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnreadableImageError
-from zeroshot.images.likeness import fit, hash_of, thumbnail_of, whole
+from zeroshot.images.likeness import fit, hash_of, oriented, thumbnail_of, whole
 from zeroshot.images.reading import MAX_PIXELS, fetch
 from zeroshot.inference.embedding import AUTO_BATCH, image_encoder_of, preprocessing_names
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed, embedding_matrix
@@ -122,6 +122,13 @@ class _Pairs:
         """In float64, so that no tile changes a digit."""
         return (self.unit[others].double() @ self.unit[one].double()).float()
 
+    def possible(self, first: Int[Tensor, " a"], second: Int[Tensor, " b"]) -> Bool[Tensor, "a b"]:
+        """Pairs that pass one of the two rules but for `fit`; see `near_groups.Possible`."""
+        found = self.unit[first] @ self.unit[second].T >= self._options.threshold - ROUNDING
+        for turned in oriented(self._hashes[first]):
+            found |= turned @ self._hashes[second].T >= WHOLE - ROUNDING
+        return found
+
     def agree(self, one: int, others: Int[Tensor, " m"]) -> Bool[Tensor, " m"]:
         """Whether the pixels say that others are copies of one; see `near_groups.Agree`."""
         cosines = self.cosines(one, others) + ROUNDING
@@ -152,7 +159,8 @@ def _results(
     meter.failed += len(failed)
     pairs = _Pairs(copies, matrix.embeddings[[one.look.place for one in copies]], options)
     members: dict[int, list[int]] = {}
-    for member, head in enumerate(leaders(pairs.unit, least, pairs.agree).tolist()):
+    leader = leaders(pairs.unit, least, pairs.agree, possible=pairs.possible)
+    for member, head in enumerate(leader.tolist()):
         members.setdefault(head, []).append(member)
     groups = [g for g in members.values() if sum(len(copies[i].places) for i in g) > 1]
     groups.sort(key=lambda group: min(copies[i].places[0] for i in group))
