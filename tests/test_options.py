@@ -26,6 +26,8 @@ from zeroshot.tasks.classification import classify_task
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions, VideoClassifyOptions
 from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.duplicates import dedupe as deduplication
+from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
 from zeroshot.tasks.embed import Embed
 from zeroshot.tasks.embed_options import EmbedOptions
 from zeroshot.tasks.filter import Filter
@@ -75,6 +77,7 @@ COMMANDS = {
     "classify": (ClassifyOptions, (Classify, "from_options", 2), [HEART]),
     "calibrate": (CalibrateOptions, (label_commands, "calibrate_on", 1), [HEART]),
     "search": (SearchOptions, (search_commands, "find", 1), ["heart", HEART]),
+    "dedupe": (DedupeOptions, ("zeroshot.tasks.duplicates.dedupe", "dedupe", 2), [HEART]),
     "eval": (EvaluateOptions, ("zeroshot.evaluation.experiment", "experiment", 2), [str(SCENES)]),
     "video classify": (VideoClassifyOptions, (classify_task, "video_task", 1), [HEART]),
     "video search": (SearchOptions, (video_commands, "find", 1), ["heart", HEART]),
@@ -159,6 +162,7 @@ FUNCTIONS = {
     "caption": CaptionOptions,
     "classify": ClassifyOptions,
     "search": SearchOptions,
+    "dedupe": DedupeOptions,
     "embed": EmbedOptions,
     "segment": SegmentOptions,
     "detect": DetectOptions,
@@ -374,7 +378,17 @@ def test_what_decides_hits_is_in_the_settings(more):
     assert found(**first) != found(**more)
 
 
+@pytest.mark.parametrize("more", [{"threshold": 0.9}, {"whole_threshold": 0.6}])
+def test_what_decides_copies_is_in_the_settings(more):
+    def found(**given):
+        options = DedupeOptions(**given)
+        return deduplication.dedupe([], pocket(), options, NullCache(), Meter()).settings
+
+    assert found(**more) != found()
+
+
 TESTED_HERE = {
+    DedupeOptions: {"threshold", "whole_threshold"},
     ClassifyOptions: {*CLASSIFY, "coupling", "recipe"},  # recipe: `test_recipes.py`
     DetectOptions: {*DETECT, "coupling"},
     SegmentOptions: set(SEGMENT),

@@ -437,7 +437,7 @@ def test_groups_of_what_is_alike_are_those_of_every_pair(threshold, monkeypatch)
     from zeroshot.inference.embedding_matrix import EmbeddingMatrix
     from zeroshot.inputs.source import Source
 
-    monkeypatch.setattr("zeroshot.serving.web.page_routes.BLOCK", 7)
+    monkeypatch.setattr("zeroshot.ranking.near_groups.TILE", 7)
     torch.manual_seed(0)
     rows = torch.randn(12, 16).repeat_interleave(5, 0) + 0.25 * torch.randn(60, 16)
     ids = [f"{i // 2 if i < 6 else i}" for i in range(60)]
@@ -445,11 +445,16 @@ def test_groups_of_what_is_alike_are_those_of_every_pair(threshold, monkeypatch)
     snapshot = Snapshot(1, EmbeddingMatrix(sources, ids, rows, []), [str(i) for i in range(60)])
     unit = torch.nn.functional.normalize(rows)
     near = unit @ unit.T >= threshold
-    near |= torch.tensor([[a == b for b in ids] for a in ids])
-    reach = near.float()
-    for _ in range(6):
-        reach = (reach @ reach > 0).float()
-    expected = {tuple(row.nonzero()[:, 0].tolist()) for row in reach if row.sum() > 1}
+    of_first = {id: ids.index(id) for id in ids}
+    found: dict[int, list[int]] = {}
+    head: dict[int, int] = {}
+    for place in of_first.values():
+        heads = [first for first in found if near[first, place]]
+        head[place] = heads[0] if heads else place
+        found.setdefault(head[place], [])
+    for place, id in enumerate(ids):
+        found[head[of_first[id]]].append(place)
+    expected = {tuple(group) for group in found.values() if len(group) > 1}
     groups = alike(snapshot, threshold)
     assert {tuple(group) for group in groups} == expected
     assert [len(g) for g in groups] == sorted(map(len, groups), reverse=True)

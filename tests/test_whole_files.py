@@ -20,7 +20,7 @@ from zeroshot.methods.tda import TDA
 from zeroshot.model_set.anchor_file import Entry, read_anchors
 from zeroshot.model_set.anchor_writer import AnchorWriter
 from zeroshot.output import atomic, holders
-from zeroshot.report.search_page import write_page
+from zeroshot.report.search_page import search_page, write_page
 from zeroshot.tasks.classification.arrays import write_arrays
 from zeroshot.tasks.classification.calibration import Calibration
 from zeroshot.tasks.localization import coco_results
@@ -208,7 +208,7 @@ WRITERS = {
     "calibration.json": lambda path, n: Calibration({}, "m", {}, "softmax", "p", n).write(path),
     "thresholds.json": lambda path, n: Thresholds(("a", "b"), (float(n),), "m", 1.0, 2).save(path),
     "coco.json": lambda path, n: coco_results.write(path, {"images": [n]}, overwrite=True),
-    "page.html": lambda path, n: write_page(path, [], [f"query {n}"]),
+    "page.html": lambda path, n: write_page(path, search_page([], [f"query {n}"])),
     "scores.npz": lambda path, n: write_arrays(path, {"scores": np.full(3, n)}),
     "stream": lambda path, n: TDA(pos_alpha=n).stream(torch.eye(3)[:, None]).save(path),
     "trace.svg": lambda path, n: traced().save(path, shown=n),

@@ -3,6 +3,7 @@ from .api import (
     ask as ask,
     caption as caption,
     classify as classify,
+    dedupe as dedupe,
     detect as detect,
     embed as embed,
     evaluate as evaluate,

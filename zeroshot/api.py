@@ -30,6 +30,7 @@ from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.model_set.spec import is_set
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
+from zeroshot.results.duplicate import DedupeResult
 from zeroshot.results.regions import DetectResult, SegmentResult
 from zeroshot.results.result import (
     CaptionResult,
@@ -47,6 +48,8 @@ from zeroshot.tasks.captioning.trained import Read
 from zeroshot.tasks.classification.calibration import Calibration
 from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, ScoreKind
 from zeroshot.tasks.classification.classify_task import Classify
+from zeroshot.tasks.duplicates import dedupe as duplicates
+from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
 from zeroshot.tasks.embed import Embed
 from zeroshot.tasks.embed_options import EmbedOptions
 from zeroshot.tasks.localization.detect_options import DetectOptions, RegionSource
@@ -323,6 +326,39 @@ def search(
             Meter(),
             bank=[searching.Query((_term(one),)) for one in _several(bank)],
             batch_size=batch_size,
+        )
+        return Results(found.results)
+
+
+@checks_arguments(DedupeOptions, batch_size=BATCH_SIZE)
+def dedupe(
+    images: Input | Iterable[Input],
+    models: str | Path | ModelSet = "base",
+    *,
+    threshold: float = 0.8,
+    whole_threshold: float = 0.5,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | bool | None = None,
+) -> Results[DedupeResult]:
+    """Which images are copies of others, and which to keep: one result per image.
+
+    `keep` says whether to keep it, `reason` why. The images come in order, then those that have an
+    `error`.
+
+    Args:
+        images, models, batch_size, cache: as for `caption`.
+        threshold: the least cosine of a copy that is cropped or turned a little.
+        whole_threshold: the least cosine of a copy that shows the whole image, also mirrored,
+            turned by 90 degrees, smaller or re-saved.
+
+    Raises:
+        UserError: an unknown name or option.
+        NotAvailableError: a model that is not here.
+    """
+    given = _options(DedupeOptions, locals())
+    with _open(cache) as store:
+        found = duplicates.dedupe(
+            find(images).sources, _set(models), given, store, Meter(), batch_size=batch_size
         )
         return Results(found.results)
 

@@ -48,6 +48,7 @@ COMMANDS = {
     ],
     "Find and compare": [
         search_commands.search,
+        search_commands.dedupe,
         task_commands.match,
         task_commands.filter,
         task_commands.embed,

@@ -61,6 +61,7 @@ NAVIGATION = {
         "captioning",
         "sidecars",
         "search",
+        "dedupe",
         "tune",
         "segmentation",
         "detection",

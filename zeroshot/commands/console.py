@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zeroshot.distributed.local import State
     from zeroshot.inference.meter import Meter, Phase
     from zeroshot.methods import Description
+    from zeroshot.results.duplicate import DedupeResult
     from zeroshot.results.result import Result, SearchResult
     from zeroshot.tasks.classification.compare import MethodComparison
     from zeroshot.tasks.tuning.recipe import Recipe
@@ -216,6 +217,19 @@ def show_hits(hits: "Sequence[SearchResult]", modality: str = "image") -> None:
             text.overflow = "fold"
             table.add_row(str(hit.rank), f"{hit.score:.3f}", text)
         console.print(table)
+
+
+def show_groups(results: "Sequence[DedupeResult]") -> None:
+    """A table for each group of copies, the image to keep first."""
+    grouped = [r for r in results if r.group is not None]
+    grouped.sort(key=lambda r: (r.group, not r.keep))
+    for number, group in itertools.groupby(grouped, key=lambda r: r.group):
+        table = Table("", "image", "why", title=cell(f"group {number}", "table.title"))
+        table.title_justify = "left"
+        for result in group:
+            what = "keep" if result.keep else result.kind
+            table.add_row(*map(cell, (what, result.path or "(in memory)", result.reason)))
+        progress.rows().print(table)
 
 
 def show_method(method: "Description") -> None:

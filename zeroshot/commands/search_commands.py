@@ -1,4 +1,4 @@
-"""`zeroshot search`: images, or with `video` videos, that answer a query.
+"""`zeroshot search`: images, or with `video` videos, that answer a query; and `zeroshot dedupe`.
 
 As `cli`, nothing heavy is imported here.
 """
@@ -8,18 +8,22 @@ import glob
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zeroshot.commands.command import command
+from zeroshot.commands.command import Images, command
 from zeroshot.commands.common_options import CommonOptions
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, counted
+from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
 from zeroshot.tasks.search_options import SearchOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from zeroshot.inference.meter import Meter
     from zeroshot.model_set.model_set import ModelSet
+    from zeroshot.results.result import Result
     from zeroshot.tasks.search import Query, SearchAnswer
 
 Queries = Annotated[
@@ -139,22 +143,12 @@ def find(
     """
     from zeroshot.commands import console
     from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
-    from zeroshot.output.atomic import check_place
-    from zeroshot.output.formats import format_for
     from zeroshot.results.result import SearchResult
     from zeroshot.tasks import search as task
 
     task.correction_of(options, bool(options.bank))
     bank = task.read_queries(Path(options.bank)) if options.bank else []
-    if run.out is not None:
-        format_for(run.out, SearchResult.schema)
-    if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html '{html}': a page is an .html file")
-    for path in (run.out, html):
-        if path is not None:
-            if path.exists() and not run.overwrite:
-                raise UserError(f"'{path}' exists; --overwrite replaces it")
-            check_place(path)
+    check_outputs(run, SearchResult.schema, html)
     words = {"the query": [query.only_text for query in queries if query.only_text is not None]}
     sources, meter = run.sources(names, words), console.meter()
     screen = console.Screen(meter, "nothing", run.modality)
@@ -177,25 +171,97 @@ def find(
                 batch_size=run.images_per_batch,
                 seen=screen.advance,
             )
-        _write(run, found)
+        write_rows(run, SearchResult.schema, found.settings, found.results)
         if html is not None:
-            from zeroshot.report.search_page import write_page
+            from zeroshot.report.search_page import search_page, write_page
 
             with meter.phase("making thumbnails", counts=False):
-                write_page(html, found.results, [query.label for query in queries], run.overwrite)
+                page = search_page(found.results, [query.label for query in queries])
+                write_page(html, page, run.overwrite)
         _show(run, found, queries, meter, options.min_score)
     if meter.failed:
         raise typer.Exit(3)
 
 
-def _write(run: CommonOptions, found: "SearchAnswer") -> None:
-    if run.out is None:
-        return
-    from zeroshot.output.resumable import write_all
-    from zeroshot.results.result import SearchResult
+def check_outputs(run: CommonOptions, schema: str, html: Path | None) -> None:
+    """UserError for a file that is there already, or whose name says no known format."""
+    from zeroshot.output.atomic import check_place
+    from zeroshot.output.formats import format_for
 
-    rows = (result.row() for result in found.results)
-    write_all(run.out, SearchResult.schema, found.settings, rows, overwrite=run.overwrite)
+    if run.out is not None:
+        format_for(run.out, schema)
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html '{html}': a page is an .html file")
+    for path in (run.out, html):
+        if path is not None:
+            if path.exists() and not run.overwrite:
+                raise UserError(f"'{path}' exists; --overwrite replaces it")
+            check_place(path)
+
+
+def write_rows(
+    run: CommonOptions, schema: str, settings: "Mapping[str, Any]", results: "Sequence[Result]"
+) -> None:
+    """Write the rows to `--out`, if it is given."""
+    if run.out is not None:
+        from zeroshot.output.resumable import write_all
+
+        rows = (result.row() for result in results)
+        write_all(run.out, schema, settings, rows, overwrite=run.overwrite)
+
+
+@command
+def dedupe(run: CommonOptions, options: DedupeOptions, images: Images, html: Html = None) -> None:
+    """Find copies among images (also cropped, re-saved or turned), and which to keep.
+
+    Nothing is moved or deleted.
+
+    Examples:
+        zeroshot dedupe photos/ --html copies.html
+        zeroshot dedupe photos/ --out copies.csv
+    """
+    from zeroshot.commands import console
+    from zeroshot.results.duplicate import DedupeResult
+    from zeroshot.tasks.duplicates import dedupe as task
+
+    if run.out is not None and run.out.suffix.lower() == ".txt":
+        raise UserError(f"--out {run.out}: a line of text cannot say which to keep; use .csv")
+    check_outputs(run, DedupeResult.schema, html)
+    models, sources, meter = run.model_set(), run.sources(images), console.meter()
+    screen = console.Screen(meter, "nothing", run.modality)
+    with run.open_cache() as cache, screen.results(len(sources)):
+        found = task.dedupe(
+            sources,
+            models,
+            options,
+            cache,
+            meter,
+            batch_size=run.images_per_batch,
+            seen=screen.advance,
+        )
+    write_rows(run, DedupeResult.schema, found.settings, found.results)
+    if html is not None:
+        from zeroshot.report.dedupe_page import dedupe_page
+        from zeroshot.report.search_page import write_page
+
+        with meter.phase("making thumbnails", counts=False):
+            write_page(html, dedupe_page(found.results), run.overwrite)
+    shown = run.shown()
+    for result in found.results:
+        if shown == "json":
+            console.print_json(result.row())
+        elif result.error is not None:
+            console.log(f"'{result.path}': {result.error.message}")
+    if shown == "table":
+        console.show_groups(found.results)
+    if not run.quiet:
+        copies = [r for r in found.results if r.kind is not None]
+        groups = len({r.group for r in copies})
+        console.log(f"{counted(groups, 'group')}, {counted(len(copies), 'image')} to leave out")
+        for line in console.summary(meter, 0, run.verbose, modality=run.modality):
+            console.log(line)
+    if meter.failed:
+        raise typer.Exit(3)
 
 
 def _show(

@@ -30,6 +30,10 @@ COLUMNS = {
     "zeroshot.read/1": ("text", "score"),
     "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
     "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
+    "zeroshot.dedupe/1": (
+        *("group", "keep", "kind", "copy_of", "cosine", "correlation"),
+        *("width", "height", "bytes", "reason"),
+    ),
 }
 """The columns of a table for each kind of row, between `path, id` and `models, method,
 error_type, error_message`. `label, score, cosine` belong to the best label. Lists and objects are
@@ -244,8 +248,9 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     """A Parquet table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special |= {name: arrow.int64() for name in ("rank", "width", "height")}
-    special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated")}
+    special["correlation"] = arrow.float64()
+    special |= {name: arrow.int64() for name in ("rank", "width", "height", "group", "bytes")}
+    special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated", "keep")}
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]
     table = arrow.Table.from_pylist(rows, schema=types)

@@ -8,3 +8,4 @@ from .exact import (
     products as products,
     search as search,
 )
+from .near_groups import has_neighbour as has_neighbour, leaders as leaders

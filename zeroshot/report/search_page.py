@@ -1,18 +1,18 @@
-"""Hits as one HTML page that needs no other file; thumbnails are part of the page.
+"""Hits as one HTML page that needs no other file, with thumbnails; and what any such page has.
 
 Paths, queries and captions are not trusted. All of them are escaped, and the page's policy allows
 no script, no URL and no file.
 """
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from zeroshot.errors import counted
 from zeroshot.output.atomic import whole
 from zeroshot.output.formats import utf8
-from zeroshot.results.result import SearchResult, thumbnail
+from zeroshot.results.result import Result, SearchResult, thumbnail
 
 SIZE = 240
 """Longer side of a thumbnail in pixels."""
@@ -39,12 +39,17 @@ def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
         )
     }
     sections = [_section(query, hits.get(n, [])) for n, query in enumerate(queries)]
-    title = html.escape(queries[0] if len(queries) == 1 else f"{len(queries)} queries")
+    title = queries[0] if len(queries) == 1 else f"{len(queries)} queries"
+    return page_of(f"{title} - zeroshot search", sections, results)
+
+
+def page_of(title: str, sections: Iterable[str], results: Sequence[Result]) -> str:
+    """Sections of HTML as a page, with the images that failed and the names of the models."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} - zeroshot search</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "".join(sections)
         + "".join(_failures([r for r in results if r.error is not None]))
         + _footer(results)
@@ -52,16 +57,13 @@ def search_page(results: Sequence[SearchResult], queries: Sequence[str]) -> str:
     )
 
 
-def write_page(
-    path: Path, results: Sequence[SearchResult], queries: Sequence[str], overwrite: bool = True
-) -> None:
-    """Write `search_page` as UTF-8; bytes of file names that are no UTF-8 are escaped.
+def write_page(path: Path, page: str, overwrite: bool = True) -> None:
+    """Write a page as UTF-8; bytes of file names that are no UTF-8 are escaped.
 
     Raises as `output.atomic.whole`.
     """
-    page = utf8(search_page(results, queries))
     with whole(path, overwrite=overwrite) as file:
-        file.write(page)
+        file.write(utf8(page))
 
 
 def _section(query: str, hits: Sequence[SearchResult]) -> str:
@@ -71,15 +73,20 @@ def _section(query: str, hits: Sequence[SearchResult]) -> str:
 
 def _hit(hit: SearchResult) -> str:
     path = html.escape(hit.path or "in memory")
-    source = thumbnail(hit.source, SIZE)
-    image = f'<img src="{source}" alt="{path}">' if source else "<p><i>no longer there</i></p>"
     cosine = "" if hit.score == hit.cosine else f" (cosine {hit.cosine:.3f})"
     why = "".join(f'<p class="why">{html.escape(x.line)}</p>' for x in hit.explanation)
     score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}</p>"
-    return f'<li>{image}{score}<p class="path">{path}</p>{why}</li>\n'
+    return f'<li>{image_of(hit)}{score}<p class="path">{path}</p>{why}</li>\n'
 
 
-def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
+def image_of(result: Result) -> str:
+    """The thumbnail of an image, or a note that the file no longer exists."""
+    source = thumbnail(result.source, SIZE)
+    path = html.escape(result.path or "in memory")
+    return f'<img src="{source}" alt="{path}">' if source else "<p><i>no longer there</i></p>"
+
+
+def _failures(failed: Sequence[Result]) -> Iterator[str]:
     if failed:
         count = counted(len(failed), "image")
         yield f"<h2>{count} could not be read</h2>\n<ul>"
@@ -89,6 +96,6 @@ def _failures(failed: Sequence[SearchResult]) -> Iterator[str]:
         yield "</ul>\n"
 
 
-def _footer(results: Sequence[SearchResult]) -> str:
+def _footer(results: Sequence[Result]) -> str:
     names = dict.fromkeys(name for r in results for name in r.models.values())
     return f"<footer><p>{html.escape(', '.join(names))}</p></footer>\n" if names else ""

@@ -1,3 +1,4 @@
+from .duplicate import DedupeResult as DedupeResult
 from .regions import (
     Detection as Detection,
     DetectResult as DetectResult,

@@ -22,8 +22,8 @@ from starlette.routing import BaseRoute, Route
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.inputs.source import Source
-from zeroshot.ops import normalize
 from zeroshot.output.formats import format_for
+from zeroshot.ranking.near_groups import leaders
 from zeroshot.results.result import SearchResult
 from zeroshot.serving.engine import NOTHING, FacetTable
 from zeroshot.serving.folders import Snapshot
@@ -52,7 +52,6 @@ MOST_SHOWN = 200
 """Images in one answer."""
 MOST_COMPARED = 20_000
 """Images among which near duplicates are looked for: each is compared with each."""
-BLOCK = 1024
 MOST_GROUPS = 500
 SECONDS = 0.25
 """Between two looks at the progress."""
@@ -366,21 +365,16 @@ def encoded(rows: Sequence[Mapping[str, Any]], name: str, schema: str) -> bytes:
 def alike(snapshot: Snapshot, threshold: float) -> list[list[int]]:
     """Groups of images with the same content, or with a cosine of at least `threshold`.
 
-    The largest group first. Images that are alike through a third one are one group.
+    The largest group first. All images of a group are alike to its first; see `near_groups`.
     """
-    group = torch.tensor([snapshot.place[id] for id in snapshot.matrix.ids], dtype=torch.long)
+    matrix, firsts = snapshot.matrix, torch.tensor(list(snapshot.place.values()), dtype=torch.long)
+    firsts, leader = firsts.sort().values, torch.arange(len(snapshot.place))
     if 1 < len(snapshot) <= MOST_COMPARED:
-        rows = normalize(snapshot.matrix.embeddings.float())
-        for start in range(0, len(rows), BLOCK):
-            near = rows[start : start + BLOCK] @ rows[start:].T >= threshold
-            # pair by pair, a folder of images that are all alike would fill the memory
-            for i in (near.sum(1) > 1).nonzero()[:, 0].tolist():
-                found = group[start:][near[i]]
-                if (found != found[0]).any():
-                    group[torch.isin(group, found)] = found[0]
+        leader = leaders(matrix.embeddings[firsts], threshold)
+    group = dict(zip(firsts.tolist(), leader.tolist(), strict=True))
     groups: dict[int, list[int]] = defaultdict(list)
-    for place, number in enumerate(group.tolist()):
-        groups[number].append(place)
+    for place, id in enumerate(matrix.ids):
+        groups[group[snapshot.place[id]]].append(place)
     return sorted((g for g in groups.values() if len(g) > 1), key=len, reverse=True)
 
 
