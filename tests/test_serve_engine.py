@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.serving import HEART, SCENES, STAR
-from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
@@ -270,3 +270,20 @@ def test_what_is_not_finite_is_refused(tmp_path):
         with pytest.raises(ValueError, match="not finite"):
             cache.put("e", "k", ids(1), torch.full((1, 2), float("nan")))
         cache.close()
+
+
+def test_the_cache_of_requests_has_whatever_a_cache_without_files_has():
+    """It makes no index of its own, so that what it does not define would fail in a request."""
+    of_no_request = {"info", "verify", "export", "prune"}
+    needed = {name for name in vars(NullCache) if not name.startswith("_")} - of_no_request
+    assert needed <= vars(_RequestCache).keys()
+
+
+def test_requests_have_the_notes_of_the_cache(tmp_path):
+    with EmbeddingCache(tmp_path) as cache:
+        requests = _RequestCache(cache, 1 << 20)
+        requests.write_note(["a"], "words")
+        assert requests.note("words") == cache.note("words") == ["a"]
+        scene = next(SCENES.glob("*.png"))
+        assert requests.file_id(scene) == cache.file_id(scene)
+        requests.close()

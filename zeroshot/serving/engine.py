@@ -359,8 +359,17 @@ class _RequestCache(EmbeddingCache):
     def write_error(self) -> str | None:
         return self._cache.write_error
 
+    def file_id(self, path: Any) -> str:
+        return self._cache.file_id(path)
+
     def file_ids(self, paths: Sequence[Any]) -> list[str | None]:
         return self._cache.file_ids(paths)
+
+    def note(self, *key: object) -> Any:
+        return self._cache.note(*key)
+
+    def write_note(self, value: object, *key: object) -> None:
+        self._cache.write_note(value, *key)
 
     def blob_id(self, stamp: str) -> str | None:
         return self._cache.blob_id(stamp)
