@@ -2,11 +2,13 @@
 
     python benchmarks/tune.py SETS --models MODELS.toml [--only cifar10,dtd10] [--shots 0,1,4,8,all]
                               [--splits 10] [--json FILE]
+    python benchmarks/tune.py --read FILE...
 
 SETS is a folder of .npz files with `images`, `labels`, `texts` (docs/embeddings.md; `texts` are
 prompts by the text encoder of MODELS.toml). Everything is chosen on one half, and measured on the
 other: the default for the data, the recipe, plain zero-shot, and every method alone. Balanced
-accuracies in percent, with standard errors over the splits.
+accuracies in percent, with standard errors over the splits. `--json` keeps them; `--read` prints
+the table and the means of such files again, so that sets can be run one by one.
 """
 
 import argparse
@@ -134,13 +136,19 @@ def logistic(data, truth):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", type=Path)
-    parser.add_argument("--models", required=True)
+    parser.add_argument("sets", type=Path, nargs="?")
+    parser.add_argument("--models")
     parser.add_argument("--only", default="")
     parser.add_argument("--shots", default="0,1,4,8,all")
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--read", type=Path, nargs="+")
     given = parser.parse_args()
+    if given.read:
+        cells = {k: v for file in given.read for k, v in json.loads(file.read_text()).items()}
+        return summary(cells)
+    if not (given.sets and given.models):
+        parser.error("give SETS and --models, or --read")
     torch.set_num_threads(1)
     models = resolve(given.models, offline=True)
     chosen = with_coupling_for_task(models, None, LABELS, NullCache(), Meter())
@@ -167,15 +175,48 @@ def main():
                 if name in columns
             )
             print(f"{file.stem:12} {shots:>3} shots  {line}  {sorted(members)[:4]}", flush=True)
-    for shots in given.shots.split(","):
+    summary(everything)
+    if given.json:
+        given.json.write_text(json.dumps(everything, indent=1))
+
+
+NO_METHOD = ("default", "plain", "best in hindsight", "recipe", "recipe says", "interval covers")
+NO_METHOD += ("ece of the recipe", "logistic regression", "seconds")
+
+
+def summary(everything):
+    """A row for each set and number of shots, what they say together, and the means by shots."""
+    shown = ("plain", "default", "recipe", "logistic regression", "ece of the recipe")
+    shown += ("interval covers",)
+    print(f"\n| set | shots | best single method | {' | '.join(shown)} |")
+    print("|---" * (len(shown) + 3) + "|")
+    near, held, least = [], [], math.inf
+    for cell, figures in everything.items():
+        name, shots = cell.rsplit(" ", 1)
+        single = {method: v for method, v in figures.items() if method not in NO_METHOD}
+        best = max(single, key=lambda method: single[method][0])
+        columns = [f"{single[best][0]:.1f} ({single[best][1]:.1f}) {best}"]
+        columns += [
+            f"{figures[f][0]:.1f} ({figures[f][1]:.1f})" if f in figures else "" for f in shown
+        ]
+        print(f"| {name} | {shots} | {' | '.join(columns)} |")
+        near.append((shots != "0", figures["recipe"][0] >= single[best][0] - single[best][1]))
+        held += [figures["interval covers"][0]] if "interval covers" in figures else []
+        least = min(least, figures["recipe"][0] - figures["default"][0])
+    for what, kept in (("all", (True, False)), ("with labels", (True,))):
+        own = [within for labelled, within in near if labelled in kept]
+        count = f"{sum(own)} of {len(own)}"
+        print(f"\nwithin a standard error of the best single method, {what}: {count}")
+    print(f"recipe minus default, at least: {least:+.1f}")
+    if held:
+        print(f"intervals held in {statistics.fmean(held):.1f} % of the trials")
+    for shots in dict.fromkeys(cell.rsplit(" ", 1)[1] for cell in everything):
         cells = [v for k, v in everything.items() if k.endswith(f" {shots}")]
         names = dict.fromkeys(name for cell in cells for name in cell)
         means = {n: statistics.fmean(c[n][0] for c in cells if n in c) for n in names}
         print(f"\nmean of {len(cells)} sets, {shots} shots")
         for name, value in sorted(means.items(), key=lambda item: -item[1]):
             print(f"  {name:40} {value:6.1f}")
-    if given.json:
-        given.json.write_text(json.dumps(everything, indent=1))
 
 
 def error(values):

@@ -1,9 +1,13 @@
 """What every test starts from: one thread (the run has two workers) and a cache of its own."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+
+SCENES = sorted((Path(__file__).parent.parent / "examples" / "scenes").glob("*.png"))
 
 torch.set_num_threads(1)
 
@@ -67,3 +71,13 @@ def served(tmp_path_factory):
 def pytest_make_parametrize_id(config, val):
     """Bytes name a test by their size: what is in them may differ between two workers (times)."""
     return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """`p` with the images a.png to d.png, where files beside images are written."""
+    monkeypatch.chdir(tmp_path)
+    Path("p").mkdir()
+    for name, scene in zip("abcd", SCENES, strict=False):
+        shutil.copy(scene, f"p/{name}.png")
+    return Path("p")

@@ -52,6 +52,7 @@ def imported(*arguments):
         ("classify", SCENES, "--labels", "red,blue", "--models", "pocket", "--encoder", "coupled"),
         ("search", "a red heart", SCENES, "--models", "pocket"),
         ("embed", SCENES, "--models", "pocket"),
+        ("dedupe", SCENES, "--models", "pocket"),
     ],
 )
 def test_a_run_that_finds_all_in_the_cache_loads_no_model(command):
@@ -112,23 +113,29 @@ def loads(monkeypatch):
     return called
 
 
-def test_facts_are_those_of_the_encoder(pocket, coupled):
-    for models, part in (
-        (pocket, "encoder"),
-        (coupled, "image_encoder"),
-        (coupled, "text_encoder"),
-    ):
-        encoder = getattr(models, part)
+@pytest.mark.parametrize(
+    ("of", "part"),
+    [(None, "encoder"), ("coupled", "image_encoder"), ("coupled", "text_encoder")],
+)
+def test_facts_are_those_of_the_encoder(of, part):
+    encoder = getattr(resolve("pocket", encoder=of, offline=True), part)
+    assert json.loads(json.dumps(facts_of(encoder))) == facts_of(encoder)
+    for _ in range(2):  # the first writes the note
         with EmbeddingCache() as cache:
-            known = getattr(
-                remembered(resolve(models.name, offline=True), cache, Meter()), part, None
-            )
-            facts = facts_of(encoder)
-            waits = deferred(facts, lambda e=encoder: e, list, lambda: None)
-        assert json.loads(json.dumps(facts)) == facts
+            known = remembered(resolve("pocket", encoder=of, offline=True), cache, Meter())
+            waits = getattr(known, part)
+        assert isinstance(waits, Deferred)
         for name in type(waits).FACTS:
             assert getattr(waits, name) == getattr(encoder, name), name
-        assert known is None or isinstance(known, Deferred | type(encoder))
+
+
+def test_a_loaded_encoder_is_asked_for_once(coupled):
+    asked = []
+    encoder = coupled.text_encoder
+    waits = deferred(facts_of(encoder), lambda: asked.append(1) or encoder, list, list)
+    for _ in range(3):
+        assert waits.load() is encoder
+    assert asked == [1]
 
 
 def test_a_second_run_loads_when_something_is_new(monkeypatch, pocket):
@@ -188,6 +195,15 @@ def test_without_a_cache_nothing_waits(cache, pocket):
         {"role": "text encoder", "name": "x"},
         {"role": "text encoder", "name": 3, "context_length": 77},
         {"role": "image encoder", "name": "x", "shortcuts": None, "draft_side": 3},
+        {
+            "role": "dual encoder",
+            "name": "x",
+            "shortcuts": "",
+            "draft_side": None,
+            "context_length": 77,
+            "logit_scale": float("nan"),
+            "logit_bias": None,
+        },
     ],
 )
 def test_facts_of_a_stranger_are_none(facts):
@@ -251,7 +267,10 @@ def test_another_weight_makes_no_other_choice(monkeypatch, tmp_path):
     "change",
     [
         {"method": "nothing"},
+        {"method": "stata"},
         {"options": []},
+        {"options": {"k": "many"}},
+        {"logit_scale": float("inf")},
         {"classes": 0},
         {"logit_scale": "1"},
         {"text": None},

@@ -1,6 +1,7 @@
 """`--help`: headings, examples that run, and no environment variables."""
 
 import csv
+import inspect
 import json
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from PIL import Image
 
 from tests.moving import write
 from zeroshot.cli import app, run
-from zeroshot.commands.command import examples_of
+from zeroshot.commands.command import OWN_PANELS, PANEL_OF, PANELS, examples_of
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 NOT_RUN = ("zeroshot serve", "zeroshot mcp", "zeroshot read", "zeroshot models pull")
@@ -117,3 +118,14 @@ def test_help_has_headings(printed):
     _, out, _ = printed("classify", "--help")
     places = [out.index(f"─ {panel} ─") for panel in ("Options", "Method", "Scores", "Models")]
     assert places == sorted(places)
+
+
+def test_a_heading_is_for_options_that_exist():
+    """The headings name options by themselves, so that one that is gone would stay there."""
+    offered = {
+        parameter.name
+        for function in COMMANDS.values()
+        for parameter in inspect.signature(function).parameters.values()
+    }
+    assert PANEL_OF.keys() <= offered
+    assert len(PANEL_OF) == sum(len(n.split()) for p in (PANELS, OWN_PANELS) for n in p.values())

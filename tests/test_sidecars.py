@@ -21,16 +21,6 @@ COMMON = ["--models", "pocket", "-o", "k=2", "--sidecar", "txt"]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """`p` with the images a.png to d.png."""
-    monkeypatch.chdir(tmp_path)
-    Path("p").mkdir()
-    for name, scene in zip("abcd", SCENES, strict=False):
-        shutil.copy(scene, f"p/{name}.png")
-    return Path("p")
-
-
-@pytest.fixture
 def unopened(monkeypatch):
     """No model is loaded."""
     from zeroshot.tasks.captioning.caption_task import CaptionImages

@@ -293,16 +293,6 @@ def test_what_is_not_understood_is_refused(name):
 # The commands
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """`p` with the images a.png to d.png."""
-    monkeypatch.chdir(tmp_path)
-    Path("p").mkdir()
-    for name, scene in zip("abcd", SCENES, strict=False):
-        shutil.copy(scene, f"p/{name}.png")
-    return Path("p")
-
-
 def xmp(folder="p"):
     return {path.name: path.read_bytes() for path in Path(folder).glob("*.xmp")}
 
@@ -428,7 +418,7 @@ def test_images_that_share_a_name_share_no_sidecar(zeroshot, folder):
     shutil.copy("p/a.png", "p/a.gif")
     code, _, err = zeroshot("caption", "p", *CAPTION, "--xmp-name", "stem")
     assert code == 2
-    assert "would both have their caption in 'p/a.xmp'" in err
+    assert "would both have their captions in 'p/a.xmp'" in err
     assert xmp() == {}
     assert zeroshot("caption", "p", *CAPTION)[0] == 0
     assert len(xmp()) == 5

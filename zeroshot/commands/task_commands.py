@@ -128,7 +128,7 @@ def caption(
             from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
             from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars
 
-            text, xmp = TextSidecars(run.overwrite), XmpSidecars("caption", xmp_name)
+            text, xmp = TextSidecars(run.overwrite), XmpSidecars("captions", xmp_name)
             writer = xmp if sidecar == "xmp" else text
             with_files = SidecarCaption(
                 models=task.models, options=given, inner=task, writer=writer

@@ -7,6 +7,7 @@ rows of it.
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
+from zeroshot.errors import UserError
 from zeroshot.inference.embedding import embed_texts
 from zeroshot.inference.meter import CHOOSING, Meter
 from zeroshot.methods import Coupling, Output
@@ -58,9 +60,12 @@ class CouplingFacts:
             return None
         if not all(isinstance(stored[name], kind) for name, kind in kinds.items()):
             return None
-        if stored["method"] not in methods.names():
+        try:
+            coupling = methods.configure(stored["method"], stored["options"])
+        except UserError:
             return None
-        return cls(**stored)
+        is_one = isinstance(coupling, Coupling) and math.isfinite(stored["logit_scale"])
+        return cls(**stored) if is_one else None
 
     @classmethod
     def of(cls, pair: CoupledEncoder) -> "CouplingFacts":
@@ -116,11 +121,12 @@ class PairFit:
         if facts is None:
             # for another weight, the same choice among couplings was perhaps made before
             known = CouplingFacts.read(self.cache.note("choice", *of))
-            chosen = self if known is None else replace(self, chosen=self._as_chosen(known))
+            choice = self if known is None else replace(self, chosen=self._as_chosen(known))
             with self.meter.phase(CHOOSING, counts=False), self.meter.stage(CHOOSING):
-                pair = chosen.pair()
+                pair = choice.pair()
             facts = CouplingFacts.of(pair)
-            self.cache.write_note(facts.written(), "choice", *of)
+            if self.weight is not None:
+                self.cache.write_note(facts.written(), "choice", *of)
             self.cache.write_note(facts.written(), *key)
 
             def fit(facts: CouplingFacts) -> Coupling:
@@ -140,10 +146,12 @@ class PairFit:
         coupling: Coupling = methods.configure(facts.method, facts.options)
         with self.meter.phase("fitting the coupling", counts=False):
             fitted = coupling.fit(anchors.images, anchors.texts)
+            if not facts.classes or self.weight is None:
+                return fitted
             encoder = self.chosen.image_encoder
             head = encoder.classes if isinstance(encoder, ClassifyingEncoder) else None
-            if not facts.classes or head is None or self.weight is None:
-                return fitted
+            if head is None:
+                raise UserError(f"the files of {encoder.name} changed during the run")
             names = self._embed(self.chosen.text_encoder, head.names)
             return ConSE(fitted, head.weights, names, self.weight)
 
@@ -160,6 +168,7 @@ class RememberedCoupling:
     def __init__(self, text: str, fit: Callable[[], Coupling], cache: EmbeddingCache, space: str):
         self._text = text
         self._fit = fit
+        self._fitted: Coupling | None = None
         self._cache = cache
         self._space = space
         self._room = {"joint images": IMAGES, "joint texts": TEXTS}
@@ -170,7 +179,7 @@ class RememberedCoupling:
     @property
     def fitted(self) -> Coupling:
         """The coupling itself."""
-        if "_fitted" not in vars(self):
+        if self._fitted is None:
             self._fitted = self._fit()
         return self._fitted
 
@@ -226,7 +235,7 @@ class RememberedCoupling:
         if not fits or self._cache.is_closed:
             return compute()
         ids = [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
-        if "_fitted" not in vars(self):
+        if self._fitted is None:
             known, found = self._cache.get(self._space, kind, ids)
             if found.all():
                 return known

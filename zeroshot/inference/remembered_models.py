@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.inference.embedding import image_encoder_of, text_encoder_of
 from zeroshot.inference.meter import LOADING, Meter
 from zeroshot.model_set.model_set import ModelSet
-from zeroshot.models.base import ClassifierHead
+from zeroshot.models.base import ClassifierHead, ImageEncoder, TextEncoder
 from zeroshot.models.deferred import TextMemory, deferred, facts_of
 from zeroshot.models.devices import precision_name, resolve_device, resolve_precision
 from zeroshot.models.files import model_files
@@ -46,6 +47,23 @@ def remembered(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ModelSe
     return models.with_parts(**waiting) if waiting else models
 
 
+def image_encoder_alone(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ImageEncoder:
+    """The encoder of a set's images, loaded when it is needed; a coupling is left alone."""
+    known = remembered(models, cache, meter)
+    return known.image_encoder if _is_coupled(known) else image_encoder_of(known.encoder)
+
+
+def text_encoder_alone(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> TextEncoder:
+    """As `image_encoder_alone`, of texts."""
+    known = remembered(models, cache, meter)
+    return known.text_encoder if _is_coupled(known) else text_encoder_of(known.encoder)
+
+
+def _is_coupled(models: ModelSet) -> bool:
+    """Whether the encoders stand beside the coupling; those of clips are made with it."""
+    return type(models) is ModelSet and models.spec.encoder is None
+
+
 def remembers(models: ModelSet, cache: EmbeddingCache) -> bool:
     """Whether a cache knows anything of such a set; not of clips, nor of code that comes along."""
     plain = type(models) is ModelSet and not models.trust_remote_code
@@ -56,8 +74,10 @@ def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, mete
     """One encoder; None if it cannot wait."""
     name = parse(getattr(models.spec, part))
     layout = LAYOUTS.get(name.scheme)
-    files = model_files.present(name, layout) if layout is not None else None
-    if layout is None or files is None:
+    if layout is None:
+        return None
+    files = model_files.present(name, layout)
+    if files is None:
         return None
     paths = model_files.read_by_loading(files, layout)
     contents = cache.file_ids(paths)

@@ -4,6 +4,7 @@ A run whose embeddings are all in the cache needs of an encoder only its name an
 these are remembered, by the content of the model's files, and the network waits.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,16 @@ class Deferred:
         read_classes: Callable[[], ClassifierHead | None],
     ) -> None:
         self._facts = facts
-        self.load = load
+        self._load = load
+        self._encoder: Any = None
         self._memory = memory
         self._read_classes = read_classes
+
+    def load(self) -> Any:
+        """The encoder itself; asked for with every image, so it is kept here."""
+        if self._encoder is None:
+            self._encoder = self._load()
+        return self._encoder
 
     @property
     def name(self) -> str:
@@ -217,4 +225,7 @@ def deferred(
 
 
 def _valid(facts: Mapping[str, Any], kind: type[Deferred]) -> bool:
-    return all(isinstance(facts.get(name, ...), types) for name, types in kind.FACTS.items())
+    values = {name: facts.get(name, ...) for name in kind.FACTS}
+    numbers = (value for value in values.values() if isinstance(value, float))
+    typed = all(isinstance(values[name], types) for name, types in kind.FACTS.items())
+    return typed and all(map(math.isfinite, numbers))

@@ -9,14 +9,11 @@ from zeroshot.inference.embedding import (
     AUTO_BATCH,
     embed_images,
     embed_texts,
-    image_encoder_of,
     preprocessing_names,
-    text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
-from zeroshot.inference.remembered_models import remembered
+from zeroshot.inference.remembered_models import image_encoder_alone, text_encoder_alone
 from zeroshot.inputs.source import Source
-from zeroshot.model_set.frame_encoder import ClipModels
 from zeroshot.models.base import ImageEncoder, TextEncoder
 from zeroshot.results.result import EmbedResult, Failure
 from zeroshot.tasks.embed_options import EmbedOptions
@@ -35,20 +32,13 @@ class Embed(Task[EmbedOptions]):
     ) -> "EmbedRunner":
         """Load the encoder."""
         self.models.require(language_model=False)
-        models, captions = remembered(self.models, cache, meter), self.options.captions
-        text_encoder: TextEncoder | None = None
-        if isinstance(models, ClipModels) or models.spec.encoder is not None:
-            image_encoder = image_encoder_of(models.encoder)
-            text_encoder = text_encoder_of(models.encoder) if captions else None
-        else:  # what couples them is not needed
-            image_encoder = models.image_encoder
-            text_encoder = models.text_encoder if captions else None
+        of = self.models, cache, meter
         return EmbedRunner(
             task=self,
             cache=cache,
             batch_size=batch_size,
-            image_encoder=image_encoder,
-            text_encoder=text_encoder,
+            image_encoder=image_encoder_alone(*of),
+            text_encoder=text_encoder_alone(*of) if self.options.captions else None,
         )
 
 

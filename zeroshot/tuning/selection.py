@@ -13,9 +13,6 @@ is ours: among thirty candidates and forty rows, one is within a standard error 
 and in one trial of ten the choice of (1) alone lost twenty points to the default. What
 was learned without the folds i and j serves the inner loops of both, so K folds need K (K + 1) / 2
 fits a candidate.
-
-Candidates race (Maron and Moore 1994, "Hoeffding Races"; here with the paired standard error): one
-that falls back by `FALLEN` errors after a fold is tried on no further one.
 """
 
 import math
@@ -36,8 +33,8 @@ from zeroshot.tuning.intervals import (
     p_not_better,
     standard_error,
 )
+from zeroshot.tuning.race import FALLEN, Race, Tried
 
-FALLEN = 3.0
 LEAST_ROWS = 10
 """Nothing is measured on fewer labelled rows."""
 LEAST_FOLDS = 3
@@ -63,20 +60,6 @@ class Configuration:
     """Whether the labels of the rows to learn from matter."""
     cost: float = 0.0
     """Operations of one fit on all rows."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A candidate's balanced accuracy in the inner loop, and how far it went."""
-
-    name: str
-    accuracy: float
-    error: float
-    """Standard error of the accuracy."""
-    behind: float
-    """Standard errors of the paired difference behind the best."""
-    share: float
-    """Share of the folds on which it was tried."""
 
 
 @dataclass(frozen=True)
@@ -270,60 +253,9 @@ def _afford(
     return kept, repeats, tuple(candidates[i].name for i in sorted(dropped))
 
 
-@dataclass
-class _Race:
-    """How often each candidate was right on each row, and how often it was tried there."""
-
-    hits: Float[Tensor, "m n"]
-    times: Float[Tensor, "m n"]
-    labels: Int[Tensor, " n"]
-
-    @classmethod
-    def of(cls, candidates: int, labels: Int[Tensor, " n"]) -> "_Race":
-        zeros = torch.zeros(candidates, len(labels), dtype=torch.float64)
-        return cls(zeros, zeros.clone(), labels)
-
-    def add(self, candidate: int, rows: Int[Tensor, " h"], logits: Float[Tensor, "h c"]) -> None:
-        self.hits[candidate, rows] += (logits.argmax(1) == self.labels[rows]).double()
-        self.times[candidate, rows] += 1
-
-    def shares(self, candidates: Sequence[int]) -> tuple[Float[Tensor, "k r"], Int[Tensor, " r"]]:
-        """Hits a try on the rows on which all of these were tried, and the rows' labels."""
-        times = self.times[list(candidates)]
-        rows = (times > 0).all(0)
-        return self.hits[list(candidates)][:, rows] / times[:, rows], self.labels[rows]
-
-    def standings(
-        self, candidates: Sequence[int]
-    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-        """Balanced accuracies, and paired standard errors behind the best, the first of equals."""
-        shares, labels = self.shares(candidates)
-        figures = balanced(shares, labels)
-        gaps = shares[int(figures.argmax())] - shares
-        mean, error = balanced(gaps, labels), standard_error(gaps, labels)
-        behind = torch.where(error > 0, mean / error, torch.where(mean > 0, math.inf, 0.0))
-        return figures, behind
-
-    def table(self, candidates: Sequence[Configuration]) -> list[Tried]:
-        """All candidates, also those that did not finish."""
-        whole = int((self.times > 0).sum(1).max())
-        finished = [i for i, row in enumerate(self.times) if int((row > 0).sum()) == whole]
-        best = finished[int(self.standings(finished)[0].argmax())]
-        tried = []
-        for i, candidate in enumerate(candidates):
-            shares, labels = self.shares([i])
-            _, behind = self.standings([best, i])
-            figure, error = balanced(shares, labels), standard_error(shares, labels)
-            share = len(labels) / whole
-            tried.append(
-                Tried(candidate.name, float(figure[0]), float(error[0]), float(behind[1]), share)
-            )
-        return tried
-
-
 _Standing = tuple[
     Sequence[int],
-    _Race,
+    Race,
     Sequence[tuple[int, int]],
     Mapping[tuple[int, int], Mapping[int, Tensor]],
 ]
@@ -352,7 +284,7 @@ class _Loop:
         count = int(fits.folds[0].max()) + 1
         rounds = [(r, j) for r in repeats for j in range(count) if j not in without]
         number = len(fits.candidates)
-        race = _Race.of(number, labels)
+        race = Race.of(number, labels)
         alive = list(range(number))
         logits: dict[tuple[int, int], dict[int, Tensor]] = {}
         for step, (repeat, fold) in enumerate(rounds):
@@ -373,11 +305,11 @@ class _Loop:
                 for i, fallen in zip(alive, (behind > FALLEN).tolist(), strict=True)
                 if i in (0, self.plain) or not fallen
             ]
-        tried = race.table(fits.candidates)
+        tried = race.table([one.name for one in fits.candidates])
         winner, chosen = self._winner(alive, race, rounds, logits)
         if self.ensembles and len(alive) > 1:
             ensemble, blended = self._blend(alive, rounds, logits)
-            blend = _Race(
+            blend = Race(
                 torch.stack([race.hits[winner], blended]), race.times[[winner] * 2], labels
             )
             figures, behind = blend.standings([0, 1])
@@ -393,7 +325,7 @@ class _Loop:
     def _winner(
         self,
         alive: Sequence[int],
-        race: _Race,
+        race: Race,
         rounds: Sequence[tuple[int, int]],
         logits: Mapping[tuple[int, int], Mapping[int, Tensor]],
     ) -> tuple[int, GreedyEnsemble]:
@@ -413,7 +345,7 @@ class _Loop:
             return Selection(GreedyEnsemble((0,), (1.0,), (1.0,)), ())
         alive, race, rounds, logits = self._known
         _, chosen = self._winner(alive, race, rounds, logits)
-        return _best_first(chosen, race.table(self.fits.candidates))
+        return _best_first(chosen, race.table([one.name for one in self.fits.candidates]))
 
     def _blend(
         self,

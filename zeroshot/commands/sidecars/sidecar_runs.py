@@ -60,8 +60,7 @@ def show_with_sidecars(
             if path is not None and not (row.get("error") or row.get("error_type")):
                 written += later.write(path, row, meter)
     if not run.quiet and (written or meter.unwritten):
-        of = "captions" if writer.what == "caption" else writer.what
-        console.log(f"{of} of earlier rows that are now beside their images: {written}")
+        console.log(f"{writer.what} of earlier rows that are now beside their images: {written}")
         for line in console.summary(meter, 0, False):
             console.log(line)
     if failed or meter.unwritten:

@@ -13,7 +13,7 @@ import threading
 from typing import NoReturn
 
 OBJECTS = 50_000
-"""New objects after which Python looks for garbage; 700 by default."""
+"""New objects after which Python looks for garbage: far more than by default."""
 
 
 def begin() -> None:

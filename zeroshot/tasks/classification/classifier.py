@@ -270,9 +270,9 @@ def load_classifier(
     data, negatives = data or Adaptation(), several(options.against)
     head = options.head
     check_multilabel(options.multi, head, negatives, data.given)
+    models = remembered(models, cache, meter)
     if options.coupling is not None:
         models = with_coupling_for_task(models, options.coupling, weight, cache, meter)
-    models = remembered(models, cache, meter)
     scorer = _scorer(models, options, shots=data.shots is not None)
     if options.multi:
         _warn_if_one_label(scorer)

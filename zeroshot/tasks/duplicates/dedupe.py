@@ -26,9 +26,10 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images.likeness import fit, hash_of, oriented, thumbnail_of, whole
 from zeroshot.images.reading import MAX_PIXELS, fetch
-from zeroshot.inference.embedding import AUTO_BATCH, image_encoder_of, preprocessing_names
+from zeroshot.inference.embedding import AUTO_BATCH, preprocessing_names
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed, embedding_matrix
 from zeroshot.inference.meter import Meter
+from zeroshot.inference.remembered_models import image_encoder_alone
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.ops import normalize
@@ -82,9 +83,7 @@ def dedupe(
     seen: Callable[[int], None] = lambda count: None,
 ) -> DedupeAnswer:
     """One result per image; `seen` is called with the number of images that were embedded."""
-    encoder = (
-        models.image_encoder if models.spec.encoder is None else image_encoder_of(models.encoder)
-    )
+    encoder = image_encoder_alone(models, cache, meter)
     matrix = embedding_matrix(sources, encoder, cache, meter, batch_size=batch_size, seen=seen)
     used = {"image_encoder": encoder.name} | preprocessing_names(encoder)
     settings = {

@@ -24,7 +24,7 @@ class TextSidecars:
     overwrite: bool = False
     """Whether existing files are replaced. Otherwise they stay, and are counted."""
     suffix: str = ".txt"
-    what: str = "caption"
+    what: str = "captions"
 
     def file(self, path: str) -> Path | None:
         """See `sidecar`."""

@@ -28,7 +28,7 @@ SEPARATORS = "|/"
 class XmpSidecars:
     """A sidecar for each image, with its caption or its keywords."""
 
-    contents: Literal["caption", "keywords"]
+    contents: Literal["captions", "keywords"]
     name: XmpName = "full"
     suffix: str = ".xmp"
 
@@ -52,7 +52,7 @@ class XmpSidecars:
 
     def is_missing(self, file: Path) -> bool:
         """Whether a sidecar is absent, or has nothing of ours; True for what cannot be read."""
-        holds = xmp_fields.holds_text if self.contents == "caption" else xmp_fields.holds_keywords
+        holds = xmp_fields.holds_text if self.contents == "captions" else xmp_fields.holds_keywords
         try:
             data = _read(file)
             return data is None or not holds(data)
