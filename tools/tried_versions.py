@@ -1,8 +1,8 @@
-"""The least versions of pyproject.toml, tried: `python tools/least_versions.py [PYTHON]`.
+"""Versions, tried: `python tools/tried_versions.py [PYTHON]` and `... --newest 3.12 3.13`.
 
-Installs the lowest version of every direct requirement that the index at hand has, with uv, in a
-temporary folder, runs `TESTS`, and writes the outcome into docs/install.md. Takes some minutes and
-6 GB of disk.
+Installs the lowest version of every direct requirement that the index at hand has, or with
+`--newest` the newest of each for some versions of Python, with uv, in a temporary folder, runs
+`TESTS`, and writes the outcome into docs/install.md. Takes some minutes and 6 GB of disk each.
 """
 
 import datetime
@@ -16,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "install.md"
-MARKS = ("<!-- begin: least versions -->", "<!-- end: least versions -->")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DEVELOPMENT = {"test", "dev", "docs"}
 TOOLS = ("pytest", "hypothesis", "beartype", "scikit-learn", "sentencepiece")
@@ -59,14 +58,14 @@ def frozen(python: Path) -> str:
     return "\n".join(line for line in listed.splitlines() if re.match(r"[\w.-]+==", line))
 
 
-def tried(python: str) -> tuple[dict[str, str], str, str]:
+def tried(python: str, resolution: str) -> tuple[dict[str, str], str, str]:
     """Versions that were installed, the last line of pytest, and the version of Python."""
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "bin" / "python"
         run(sys.executable, "-m", "uv", "venv", "--python", python, folder)
         install = (sys.executable, "-m", "uv", "pip", "install", "--python", own)
         extras = ",".join(sorted(extras_of_users()))
-        run(*install, "--resolution", "lowest-direct", f".[{extras}]")
+        run(*install, "--resolution", resolution, f".[{extras}]")
         pinned = Path(folder) / "pinned.txt"
         pinned.write_text(frozen(own), "utf-8")
         run(*install, "--constraint", pinned, *TOOLS)
@@ -95,9 +94,36 @@ def table(versions: dict[str, str], outcome: str, python: str) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    written = table(*tried(sys.argv[1] if len(sys.argv) > 1 else "3.11"))
+def newest(pythons: list[str]) -> str:
+    """The newest versions on each Python, and what the tests say."""
+    columns = ("Python", "date", "torch", "transformers", "open_clip", "numpy", "tests")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    today = str(datetime.date.today())
+    for python in pythons:
+        try:
+            versions, outcome, version = tried(python, "highest")
+        except SystemExit as error:
+            reason = str(error).strip().splitlines()[-1].replace("|", " ")
+            lines.append(f"| {python} | {today} | | | | | not installed: {reason} |")
+            continue
+        own = (versions[n] for n in ("torch", "transformers", "open-clip-torch", "numpy"))
+        cells = [version, today, *own, outcome.strip("= ")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(part: str, written: str) -> None:
+    """Between the marks of this part of the page."""
     print(written)
-    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{written}\n\n{MARKS[1]}{after}", "utf-8")
+    begin, end = f"<!-- begin: {part} -->", f"<!-- end: {part} -->"
+    before, _, rest = PAGE.read_text("utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n\n{written}\n\n{end}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--newest"]:
+        write("newest versions", newest(sys.argv[2:]))
+    else:
+        python = sys.argv[1] if len(sys.argv) > 1 else "3.11"
+        write("least versions", table(*tried(python, "lowest-direct")))
