@@ -25,23 +25,19 @@ data set; the defaults here are those for ImageNet. A `Stream` can be saved and 
 of images matters: shuffle sorted images.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from zeroshot.errors import UserError
 from zeroshot.methods._protocols import Output
+from zeroshot.methods._streams import load_stream, save_stream
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.zero import entropy
-from zeroshot.output.atomic import whole
 
 
 @dataclass(frozen=True)
@@ -187,9 +183,7 @@ class Stream:
             "against": self.against,
         }
         settings = {"logit_scale": self.logit_scale, "options": asdict(self.method)}
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with whole(path) as file:
-            file.write(save(contiguous, metadata={"zeroshot.tda": json.dumps(settings)}))
+        save_stream(path, "tda", tensors, settings)
 
     @classmethod
     def load(cls, path: Path) -> "Stream":
@@ -198,10 +192,8 @@ class Stream:
         Raises:
             UserError: no such file, or not a saved stream.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                settings = json.loads((file.metadata() or {})["zeroshot.tda"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+        def made(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Stream:
             return cls(
                 TDA(**settings["options"]),
                 settings["logit_scale"],
@@ -210,10 +202,8 @@ class Stream:
                 Cache(tensors["negative_keys"], tensors["negative_entropy"]),
                 tensors["against"],
             )
-        except FileNotFoundError:
-            raise UserError(f"no such file: '{path}'") from None
-        except Exception as error:
-            raise UserError(f"'{path}' is no saved tda stream ({error})") from error
+
+        return load_stream(path, "tda", made)
 
     def _average(self, views: Float[Tensor, "v d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embedding, logits, probabilities and entropy of an image, by its most confident views."""
