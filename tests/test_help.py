@@ -79,6 +79,7 @@ FIRST = {
     "anchors": [f"{BUILD} mine/anchors.safetensors"],
     "anchors merge": [f"{BUILD} a.safetensors", f"{BUILD} b.safetensors"],
     "cache": ["zeroshot embed photos/"],
+    "undo": ["zeroshot classify photos/ --labels cat,dog --into sorted/"],
     "models": [f"{BUILD} mine/anchors.safetensors"],
 }
 """What has to be there for the examples of a command."""

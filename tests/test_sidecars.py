@@ -139,7 +139,7 @@ def test_an_image_with_the_suffix_of_a_text_is_not_replaced(zeroshot, folder):
     data = Path("x.txt").read_bytes()
     code, [row], err = zeroshot("caption", "x.txt", *COMMON, "--overwrite")
     assert (code, row["path"]) == (3, "x.txt")
-    assert "sidecar not written: 'x.txt'" in err
+    assert "not written: 'x.txt'" in err
     assert Path("x.txt").read_bytes() == data
 
 
@@ -158,7 +158,7 @@ def test_nothing_about_one_image_ends_the_run(zeroshot, folder, monkeypatch, num
         patch.setattr(atomic, "publish", fails)
         code, rows, err = zeroshot("caption", "p", *COMMON, *more)
     assert (code, len(rows)) == (3, 4)
-    assert f"sidecar not written: 'p/b.txt': {os.strerror(number)}" in err
+    assert f"not written: 'p/b.txt': {os.strerror(number)}" in err
     assert sorted(texts()) == ["a", "c", "d"]
     if out:
         code, _, err = zeroshot("caption", "p", *COMMON, *more)

@@ -391,7 +391,7 @@ def test_what_cannot_be_merged_stays_and_is_named(zeroshot, folder):
         for number, reason in enumerate(
             ("a pipe has its name", "a folder has its name", "a link has its name", "no whole XML")
         ):
-            assert f"sidecar not written: 'p/x{number}.png.xmp': " in err
+            assert f"not written: 'p/x{number}.png.xmp': " in err
             assert reason in err
         assert "document type" in err
         assert {path.name: state(path) for path in folder.glob("x*.xmp")} == before

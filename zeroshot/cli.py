@@ -23,6 +23,7 @@ from zeroshot.commands import (
     video_commands,
 )
 from zeroshot.commands.command import Json, command, register
+from zeroshot.commands.sidecars import sorting_runs
 from zeroshot.commands.terminal import interrupts, process, streams
 from zeroshot.errors import ZeroshotError
 from zeroshot.serving import serve_commands
@@ -45,6 +46,7 @@ COMMANDS = {
         task_commands.detect,
         task_commands.ask,
         task_commands.read,
+        sorting_runs.undo,
     ],
     "Find and compare": [
         search_commands.search,

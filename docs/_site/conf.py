@@ -59,6 +59,7 @@ NAVIGATION = {
     ],
     "Tasks": [
         "captioning",
+        "sorting",
         "sidecars",
         "search",
         "dedupe",

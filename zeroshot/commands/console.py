@@ -372,7 +372,7 @@ def summary(
         lines.append(f"kept {kept} of others in XMP sidecars (descriptions, alternative texts)")
     for reason, (count, first) in meter.unwritten.items():
         more = f" and {count - 1} more" if count > 1 else ""
-        lines.append(f"sidecar not written: '{first}'{more}: {reason}")
+        lines.append(f"not written: '{first}'{more}: {reason}")
     if verbose:
         lines.append(
             f"encoder: {counted(meter.images_encoded, modality)} encoded, {meter.images_cached} "

@@ -19,6 +19,7 @@ from zeroshot.commands.sidecars.sidecar_runs import (
     remove_sidecars,
     show_with_sidecars,
 )
+from zeroshot.commands.sidecars.sorting_runs import Into, IntoAsFlag, show_sorted
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
@@ -70,16 +71,23 @@ def classify(
     ] = None,
     xmp_name: XmpNameFlag = "full",
     sidecar_remove: SidecarRemove = False,
+    into: Into = None,
+    into_as: IntoAsFlag = "symlink",
 ) -> None:
     """Label images, or score arrays of embeddings (--embeddings).
 
     Examples:
         zeroshot classify photos/ --labels cat,dog,bird --out labels.csv
-        zeroshot classify photos/ --labels cat,dog --shots labelled/ -k 1
+        zeroshot classify photos/ --labels cat,dog --shots labelled/ --into sorted/
     """
     if sidecar_remove:
         remove_sidecars(run, images or [], xmp_name)
         return
+    if into is not None and (compare or sidecar or embeddings is not None):
+        raise UserError(
+            "--into sorts images by one method: leave --compare and --embeddings out; --sidecar is "
+            "for another run (with the same --out nothing is computed again)"
+        )
     if embeddings is not None:
         if images or options.labels:
             raise UserError("--embeddings takes neither images nor --labels: the file has both")
@@ -98,6 +106,9 @@ def classify(
 
     task = Classify.from_options(run.model_set(), options)
     sources = run.inputs(images, {"--labels": options.labels})
+    if into is not None:
+        show_sorted(run, task, sources, into, into_as)
+        return
     if sidecar is None:
         show_labels(run, task, sources, compare)
         return

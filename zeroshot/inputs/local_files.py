@@ -22,6 +22,7 @@ from zeroshot.inputs.source import (
     MAX_BYTES,
     PICTURES,
     SIGNATURES,
+    SORTED,
     TARS,
     UNREADABLE,
     VIDEO,
@@ -80,9 +81,11 @@ def _walk(folder: str, within: Sequence[str] = ()) -> list[str]:
 
     Linked folders come after the real ones, so that an image keeps its own path and a loop ends. A
     folder that may not be read is listed as a file, so that it fails with a message; and so is a
-    linked folder that is not `within`.
+    linked folder that is not `within`. Of a folder below that has links to images, or copies, by
+    `classify --into`, only the manifests are listed: the images are elsewhere.
     """
-    files, seen = [], set()
+    files: list[str] = []
+    seen = set()
     real, linked = deque([folder]), deque[str]()
     while real or linked:
         here = real.popleft() if real else linked.popleft()
@@ -93,6 +96,8 @@ def _walk(folder: str, within: Sequence[str] = ()) -> list[str]:
             files.append(here)
             continue
         seen.add((info.st_dev, info.st_ino))
+        if here != folder and (made := [e for e in entries if SORTED.fullmatch(e.name)]):
+            entries = made
         for entry in entries:
             if is_hidden(entry.name):
                 continue

@@ -58,6 +58,8 @@ CLIPS = re.compile(
 )
 """Suffixes of clips; animations are image files."""
 EITHER = re.compile(f"{PICTURES.pattern}|{CLIPS.pattern}", re.IGNORECASE)
+SORTED = re.compile(r"zeroshot-sorted-.*\.jsonl")
+"""Manifests of folders of links to images, or of copies, that `classify --into` made."""
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Suffixes of tar files. A compressed one is an error that says to unpack it."""
 URL = re.compile(r"https?://", re.IGNORECASE)

@@ -24,6 +24,7 @@ __all__ = [
     "publish",
     "replace",
     "start_error",
+    "sweep",
     "sync",
     "whole",
     "writing",
@@ -152,12 +153,12 @@ def part_of(path: Path) -> Path:
 
     It begins with a dot and ends with `.new`.
     """
-    _sweep(path.parent)
+    sweep(path.parent)
     name = os.fsdecode(os.fsencode(path.name)[:PART_NAME_BYTES])
     return path.with_name(f".{name}.{ourselves().mark}-{secrets.token_hex(4)}.new")
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove the unfinished files of dead processes, once for each folder."""
     folder = folder.absolute()
     if folder in _swept:

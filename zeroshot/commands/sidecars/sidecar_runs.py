@@ -41,26 +41,25 @@ def show_with_sidecars(
     sources: "Inputs",
     through: Callable[[Iterator[Any]], Iterator[Any]] = iter,
 ) -> None:
-    """Write files beside images, also those of rows that --out had already."""
+    """Write files for images, also those of rows that --out had already."""
     from zeroshot.commands import console
     from zeroshot.inference.meter import Meter
-    from zeroshot.tasks.sidecars import sidecar_task
 
     writer = task.writer
-    sidecar_task.check_sidecars(_pictures(sources), writer)
+    writer.check(_pictures(sources))
     had_rows, failed, meter = run.has_rows, False, Meter()
     try:
         run.show(task, sources, through)
     except typer.Exit:
         failed = True
     written, later = 0, writer.later()
-    if had_rows and (missing := sidecar_task.missing_sidecars(_pictures(sources), writer)):
+    if had_rows and (missing := writer.missing(_pictures(sources))):
         for row in run.rows(sources, task.schema):
-            path = missing.get(row["path"])
-            if path is not None and not (row.get("error") or row.get("error_type")):
-                written += later.write(path, row, meter)
+            source = missing.get(row["path"])
+            if source is not None and not (row.get("error") or row.get("error_type")):
+                written += later.write(source, row, meter)
     if not run.quiet and (written or meter.unwritten):
-        console.log(f"{writer.what} of earlier rows that are now beside their images: {written}")
+        console.log(f"{writer.what} of earlier rows that are now {writer.place}: {written}")
         for line in console.summary(meter, 0, False):
             console.log(line)
     if failed or meter.unwritten:

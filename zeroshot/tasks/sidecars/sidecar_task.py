@@ -1,4 +1,4 @@
-"""A task around another that also writes a file beside each image."""
+"""A task around another that also writes files for each image, beside it or elsewhere."""
 
 import os
 import stat
@@ -26,41 +26,73 @@ OTHER_KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFCHR: "a device",
 }
+BESIDE = "beside their images"
+HAS_ITS_NAME = "{} has its name"
+A_FOLDER = HAS_ITS_NAME.format("a folder")
 S = TypeVar("S", bound="SidecarTask")
 
 
 @runtime_checkable
 class SidecarWriter(Protocol):
-    """What is written beside an image, and where."""
-
-    @property
-    def suffix(self) -> str:
-        """Of the files: `.txt`."""
+    """What is written for each image, and where."""
 
     @property
     def what(self) -> str:
         """What is written: `captions`."""
 
-    def file(self, path: str) -> Path | None:
-        """The file of an image; None if it can have none."""
+    @property
+    def place(self) -> str:
+        """Where: `beside their images`."""
 
-    def write(self, path: str, row: Mapping[str, Any], meter: Meter) -> bool:
-        """Write what a row says beside its image; whether that was done.
+    def check(self, sources: Iterable[Source]) -> None:
+        """UserError, before a run, if some of the images can have no files."""
+
+    def missing(self, sources: Iterable[Source]) -> dict[str | None, Source]:
+        """The images of which rows of earlier runs may have to be written, by their paths there."""
+
+    def write(self, source: Source, row: Mapping[str, Any], meter: Meter) -> bool:
+        """Write what the row of an image says; whether that was done.
 
         Raises:
             OutputError: the disk is full. All else is counted by the meter.
         """
 
-    def is_missing(self, file: Path) -> bool:
-        """Whether nothing of ours is there yet."""
-
     def later(self) -> "SidecarWriter":
         """The writer for rows of earlier runs, which replaces nothing."""
 
 
+class BesideImages:
+    """A writer of one file beside each image."""
+
+    suffix: str
+    what: str
+    place = BESIDE
+
+    def file(self, path: str) -> Path | None:
+        """The file of an image; None if it can have none."""
+        raise NotImplementedError
+
+    def is_missing(self, file: Path) -> bool:
+        """Whether nothing of ours is there yet."""
+        raise NotImplementedError
+
+    def check(self, sources: Iterable[Source]) -> None:
+        """See `check_sidecars`."""
+        check_sidecars(sources, self)
+
+    def missing(self, sources: Iterable[Source]) -> dict[str | None, Source]:
+        """The images without a sidecar, by the paths in their rows."""
+        found: dict[str | None, Source] = {}
+        for source in sources:
+            file = None if source.path is None else self.file(source.path)
+            if file is not None and self.is_missing(file):
+                found[written_path(source.path)] = source
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class SidecarTask(Task[Any]):
-    """The rows of `inner`, and a file beside each image."""
+    """The rows of `inner`, and files for each image."""
 
     inner: Task[Any]
     writer: SidecarWriter
@@ -88,7 +120,7 @@ class SidecarCaption(SidecarTask):
 
 @dataclass(frozen=True, kw_only=True)
 class SidecarLabels(SidecarTask):
-    """Labels, also beside their images."""
+    """Labels, also beside their images, or as folders of them."""
 
     schema: ClassVar[str] = ClassifyResult.schema
 
@@ -120,7 +152,7 @@ class SidecarRunner:
     def _written(self, results: Iterable[Result], meter: Meter) -> Iterator[Result]:
         for result in results:
             if result.error is None and result.path is not None:
-                self.writer.write(result.path, result.answer(), meter)
+                self.writer.write(result.source, {"id": result.id, **result.answer()}, meter)
             yield result
 
 
@@ -149,7 +181,7 @@ class TransductiveSidecarRunner(SidecarRunner):
         return self._written(self.inner.score(everything, meter), meter)
 
 
-def check_sidecars(sources: Iterable[Source], writer: SidecarWriter) -> None:
+def check_sidecars(sources: Iterable[Source], writer: BesideImages) -> None:
     """Check before a run that each image has a sidecar of its own.
 
     Raises:
@@ -182,13 +214,6 @@ def check_sidecars(sources: Iterable[Source], writer: SidecarWriter) -> None:
             )
 
 
-def missing_sidecars(sources: Iterable[Source], writer: SidecarWriter) -> dict[str | None, str]:
-    """The paths of the images without a sidecar, by the paths in their rows."""
-    paths = (source.path for source in sources if source.path is not None)
-    files = ((path, writer.file(path)) for path in paths)
-    return {written_path(p): p for p, file in files if file and writer.is_missing(file)}
-
-
 def other_kind(file: Path) -> str | None:
     """What is at this path, if it is neither a file nor nothing."""
     try:
@@ -197,4 +222,4 @@ def other_kind(file: Path) -> str | None:
         return None
     if stat.S_ISREG(mode):
         return None
-    return f"{OTHER_KINDS.get(stat.S_IFMT(mode), 'something else')} has its name"
+    return HAS_ITS_NAME.format(OTHER_KINDS.get(stat.S_IFMT(mode), "something else"))

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
 from zeroshot.output import atomic
 from zeroshot.output.atomic import FULL
 from zeroshot.output.formats import utf8
-from zeroshot.tasks.sidecars.sidecar_task import other_kind
+from zeroshot.tasks.sidecars.sidecar_task import BesideImages, other_kind
 
 MAX_TEXT = 1 << 20
 """Bytes of a text that may be replaced."""
 
 
 @dataclass(frozen=True)
-class TextSidecars:
+class TextSidecars(BesideImages):
     """A text file for each caption."""
 
     overwrite: bool = False
@@ -30,9 +31,9 @@ class TextSidecars:
         """See `sidecar`."""
         return sidecar(path)
 
-    def write(self, path: str, row: Mapping[str, Any], meter: Meter) -> bool:
+    def write(self, source: Source, row: Mapping[str, Any], meter: Meter) -> bool:
         """See `write_sidecar`."""
-        return write_sidecar(path, row["caption"] or "", self.overwrite, meter)
+        return write_sidecar(source.path or "", row["caption"] or "", self.overwrite, meter)
 
     def is_missing(self, file: Path) -> bool:
         """Whether there is nothing of this name."""

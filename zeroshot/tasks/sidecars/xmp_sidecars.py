@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
 from zeroshot.output import atomic
 from zeroshot.output.xmp import xmp_fields
 from zeroshot.output.xmp.xmp_document import MAX_BYTES, XmpError
 from zeroshot.output.xmp.xmp_fields import MergedXmp
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
-from zeroshot.tasks.sidecars.sidecar_task import other_kind
+from zeroshot.tasks.sidecars.sidecar_task import BesideImages, other_kind
 
 XmpName = Literal["full", "stem"]
 SEPARATORS = "|/"
@@ -25,7 +26,7 @@ SEPARATORS = "|/"
 
 
 @dataclass(frozen=True)
-class XmpSidecars:
+class XmpSidecars(BesideImages):
     """A sidecar for each image, with its caption or its keywords."""
 
     contents: Literal["captions", "keywords"]
@@ -33,7 +34,7 @@ class XmpSidecars:
     suffix: str = ".xmp"
 
     @property
-    def what(self) -> str:
+    def what(self) -> str:  # type: ignore[override]
         """See `SidecarWriter`."""
         return self.contents
 
@@ -41,8 +42,9 @@ class XmpSidecars:
         """See `xmp_file`."""
         return xmp_file(path, self.name)
 
-    def write(self, path: str, row: Mapping[str, Any], meter: Meter) -> bool:
+    def write(self, source: Source, row: Mapping[str, Any], meter: Meter) -> bool:
         """Merge what a row says into the sidecar; whether the file changed."""
+        path = source.path or ""
         if self.contents == "keywords":
             return self._merge(path, lambda x: xmp_fields.with_keywords(x, keywords(row)), meter)
         caption = row["caption"]
