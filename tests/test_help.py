@@ -79,6 +79,7 @@ FIRST = {
     "anchors": [f"{BUILD} mine/anchors.safetensors"],
     "anchors merge": [f"{BUILD} a.safetensors", f"{BUILD} b.safetensors"],
     "cache": ["zeroshot embed photos/"],
+    "export": ["zeroshot detect photos/ --labels cat,dog --out boxes.jsonl"],
     "models": [f"{BUILD} mine/anchors.safetensors"],
 }
 """What has to be there for the examples of a command."""

@@ -22,6 +22,7 @@ from zeroshot.commands import (
     task_commands,
     video_commands,
 )
+from zeroshot.commands.annotations import export_runs
 from zeroshot.commands.command import Json, command, register
 from zeroshot.commands.terminal import interrupts, process, streams
 from zeroshot.errors import ZeroshotError
@@ -45,6 +46,7 @@ COMMANDS = {
         task_commands.detect,
         task_commands.ask,
         task_commands.read,
+        export_runs.export,
     ],
     "Find and compare": [
         search_commands.search,

@@ -65,6 +65,7 @@ NAVIGATION = {
         "tune",
         "segmentation",
         "detection",
+        "annotations",
         "questions",
         "matching",
         "filter",

@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,6 +24,7 @@ from zeroshot.tasks.options import option
 if TYPE_CHECKING:
     from zeroshot.commands.console import Screen
     from zeroshot.distributed.local import RunSpec
+    from zeroshot.distributed.saved_rows import SavedRows
     from zeroshot.distributed.sharding import Inputs, Size
     from zeroshot.distributed.worker import WorkerOptions
     from zeroshot.inputs.resolve import ResolvedInputs
@@ -195,22 +196,12 @@ class OutputOptions(CommonOptions):
 
         return OutputSpec(self._where(self.folder)).existing_shard_size() is not None
 
-    def rows(self, sources: "Inputs", schema: str) -> "Iterator[Mapping[str, Any]]":
-        """The rows of --out, as columns; of a folder those of its finished shards."""
-        if self.folder is None:
-            from zeroshot.output.formats import read_rows
+    def saved(self) -> "SavedRows":
+        """The rows of --out; of a folder those of its finished shards."""
+        from zeroshot.distributed.saved_rows import saved_rows
 
-            assert self.out is not None
-            yield from read_rows(self.out, schema)
-            return
-        from zeroshot.distributed.folder import OutputSpec
-
-        folder = OutputSpec(self._where(self.folder), self.size).peek(sources, schema)
-        if folder is not None:
-            records = (
-                record for shard in folder.marks() for record in folder.content(shard).records
-            )
-            yield from (folder.layout.format.cells(record.raw) for record in records)
+        assert self.out is not None
+        return saved_rows(self.out if self.folder is None else self._where(self.folder))
 
     def _where(self, folder: Path) -> "Path | Bucket":
         if not isinstance(folder, RemotePath):

@@ -82,7 +82,7 @@ class ResumableFile:
         self._format = format_for(path, schema)
         self._table = path.suffix.lower() == ".parquet"
         self._work = path.with_name(path.name + ".part") if self._table else path
-        self._run_file = _run_file(path)
+        self._run_file = run_file(path)
         self._failed_to_write = False
         made_with = _made_with(schema, settings)
         if path.is_dir():
@@ -294,10 +294,11 @@ def write_all(
     with atomic.whole(path, overwrite=overwrite) as file:
         file.write(data)
     run = _made_with(schema, settings) | {"versions": versions(), "started": started}
-    atomic.replace(_run_file(path), _run_text(run | {"ended": _now(), "rows_before": len(lines)}))
+    atomic.replace(run_file(path), _run_text(run | {"ended": _now(), "rows_before": len(lines)}))
 
 
-def _run_file(path: Path) -> Path:
+def run_file(path: Path) -> Path:
+    """The file about the run that made the rows at a path."""
     return path.with_name(path.name + ".run.json")
 
 

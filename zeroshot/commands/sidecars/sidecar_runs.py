@@ -55,7 +55,7 @@ def show_with_sidecars(
         failed = True
     written, later = 0, writer.later()
     if had_rows and (missing := sidecar_task.missing_sidecars(_pictures(sources), writer)):
-        for row in run.rows(sources, task.schema):
+        for row in run.saved().rows():
             path = missing.get(row["path"])
             if path is not None and not (row.get("error") or row.get("error_type")):
                 written += later.write(path, row, meter)
