@@ -212,7 +212,7 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of one command; every failure ends as one message on standard error."""
     from zeroshot.commands import console
 
-    console.begin()
+    console.begin(arguments)
     with streams.guarded(), console.show_warnings():
         try:
             _call(arguments)

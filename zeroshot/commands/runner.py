@@ -183,7 +183,10 @@ class OutputOptions(CommonOptions):
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
             place.clear(sources, task.schema)
-        self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache))
+        from zeroshot.commands import console
+
+        command = console.command_line()
+        self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache, command))
 
     @property
     def has_rows(self) -> bool:
@@ -249,7 +252,8 @@ class OutputOptions(CommonOptions):
                     settings = runner.settings()  # names every model, so that each is loaded now
                     meter.opened()
                 if self.out is not None:
-                    output = self._output(self.out, task.schema, settings)
+                    about = {"command": console.command_line(), **task.about()}
+                    output = self._output(self.out, task.schema, settings, about)
                     with meter.phase("looking for images that --out has", counts=False):
                         sources = to_do(sources, output, cache)
                 results = through(runner(sources, meter)) if sources else iter(())
@@ -269,7 +273,9 @@ class OutputOptions(CommonOptions):
         if meter.failed or meter.unwritten:
             raise typer.Exit(3)
 
-    def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "ResumableFile":
+    def _output(
+        self, path: Path, schema: str, settings: dict[str, object], about: dict[str, object]
+    ) -> "ResumableFile":
         from zeroshot.output.resumable import ResumableFile
 
         return ResumableFile(
@@ -279,6 +285,7 @@ class OutputOptions(CommonOptions):
             overwrite=self.overwrite,
             retry_failed=self.retry_failed,
             batch_size=self.images_per_batch,
+            about=about,
         )
 
     def _fill(self, spec: "RunSpec") -> None:

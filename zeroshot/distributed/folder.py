@@ -26,7 +26,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.output import atomic, filesystem, leases
 from zeroshot.output.filesystem import WORK, Location
 from zeroshot.output.formats import to_json
-from zeroshot.output.resumable import differences, versions
+from zeroshot.output.resumable import differences_of_runs, versions, with_commands
 from zeroshot.results.result import EmbedResult
 
 RUN, MARK = "run.json", "zeroshot.shard/1"
@@ -122,8 +122,16 @@ class OutputSpec:
         """The shard size of the folder; None if no run was started in it."""
         return (read_run(filesystem.at(self.path)) or {}).get("shard_size")
 
-    def open(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
+    def open(
+        self,
+        sources: Inputs,
+        schema: str,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any] | None = None,
+    ) -> "Folder":
         """Start the folder, or join the run that was started in it.
+
+        `about` is as for `ResumableFile`.
 
         Raises:
             UserError: the run has other inputs, models or options, or the folder is not ours.
@@ -146,8 +154,8 @@ class OutputSpec:
         made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
         made_with = json.loads(to_json(made_with))
         if run is None:
-            run = self._start(files, plan, layout, made_with)
-        self._check_same(files, run, plan, made_with)
+            run = self._start(files, plan, layout, made_with, about or {})
+        self._check_same(files, run, plan, made_with, about or {})
         plan = _with_versions(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(made_with), str(run.get("started")))
 
@@ -166,7 +174,12 @@ class OutputSpec:
         return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
 
     def _start(
-        self, files: Location, plan: Plan, layout: Layout, made_with: dict[str, Any]
+        self,
+        files: Location,
+        plan: Plan,
+        layout: Layout,
+        made_with: dict[str, Any],
+        about: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Write run.json and return it, or the one of a process that was faster."""
         if (unknown := _in_the_way(files, layout, plan.count)) and read_run(files) is None:
@@ -174,13 +187,19 @@ class OutputSpec:
         with atomic.writing(files):
             files.replace(_inputs(plan.sha256), plan.lines)
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            run = {"schema": SCHEMA} | made_with | {"versions": versions(), "started": started}
+            run = {"schema": SCHEMA} | made_with | {"about": with_commands(about)}
+            run |= {"versions": versions(), "started": started}
             text = json.dumps(run, ensure_ascii=False, indent=2) + "\n"
             files.publish(RUN, text.encode("utf-8", "backslashreplace"))
         return read_run(files) or run
 
     def _check_same(
-        self, files: Location, was: dict[str, Any], plan: Plan, made_with: dict[str, Any]
+        self,
+        files: Location,
+        was: dict[str, Any],
+        plan: Plan,
+        made_with: dict[str, Any],
+        about: Mapping[str, Any],
     ) -> None:
         advice = "start again with --overwrite, or choose another --out"
         if was.get("inputs") != made_with["inputs"] and was.get("shard_size") == plan.size:
@@ -192,7 +211,7 @@ class OutputSpec:
             )
         if was.get("shard_size") != plan.size:  # then `inputs` differs as well
             made_with = {key: value for key, value in made_with.items() if key != "inputs"}
-        if differ := differences({key: was.get(key) for key in made_with}, made_with):
+        if differ := differences_of_runs(was, made_with, about):
             raise UserError(
                 f"'{files}' was made with other settings ({'; '.join(differ)}); {advice}"
             )
