@@ -128,7 +128,7 @@ def built(model):
 
 # ------------------------------------------------------------------------------- what is recorded
 
-OF_A_RUN = {"versions", "started", "ended", "rows_before", "pictures", "seconds"}
+OF_A_RUN = {"about", "versions", "started", "ended", "rows_before", "pictures", "seconds"}
 """What a file of settings says of the run itself, which decides nothing."""
 OF_A_RESULT = {"versions", "ended", "seconds", "hardware"}
 """The same in a result of `eval`."""

@@ -296,7 +296,7 @@ def test_what_does_not_go_with_it_is_said(tars, zeroshot):
             "'hf-dataset:x' is none",
         ),
         ([*begun, "--limit", 3], "--limit counts pictures, and shards that are a file each"),
-        ([*begun, "--shard-size", 4], 'shard_size was "file", is 4'),
+        ([*begun, "--shard-size", 4], "shard_size was file, is 4"),
         ([*begun[:2], "in/0.tar", *begun[2:]], "started with other inputs: 1 ('in/0.tar') new"),
         (["embed", "in/0.tar", "--out", "begun/"], "4 ('in/1.tar', ...) gone"),
         (["embed", "in", "--shard-size", "file"], "--shard-size needs a folder"),

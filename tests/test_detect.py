@@ -15,9 +15,6 @@ from tests.models import tiny
 from tests.tools import world
 from zeroshot.errors import UserError
 from zeroshot.model_set.model_set import resolve
-from zeroshot.results.regions import Detection, DetectResult
-from zeroshot.results.result import Failure
-from zeroshot.tasks.localization import coco_results
 from zeroshot.tasks.localization.detect_options import DetectOptions
 from zeroshot.tasks.localization.detection import Detect
 
@@ -252,39 +249,6 @@ def test_a_task_travels():
     assert pickle.loads(pickle.dumps(task)) == task
     with pytest.raises(UserError, match="give one of them"):
         package.detect(HEART, models="pocket")
-
-
-def test_coco_by_hand():
-    source = package.images.Source("a.png")
-    boxes = (Detection("dog", 0.5, (1, 2, 4, 8)), Detection("bird", 0.25, (0, 0, 2, 2)))
-    results = [
-        DetectResult(source, None, error=Failure("UnreadableImage", "no such file")),
-        DetectResult(source, "x", width=10, height=20, boxes=boxes),
-    ]
-    held = coco_results.document(results, ["cat", "dog"])
-    assert held["images"] == [{"id": 1, "file_name": "a.png", "width": 10, "height": 20}]
-    assert [c["name"] for c in held["categories"]] == ["cat", "dog", "bird"]
-    assert held["annotations"][0] == {
-        "id": 1,
-        "image_id": 1,
-        "category_id": 2,
-        "bbox": [1, 2, 3, 6],
-        "area": 18,
-        "iscrowd": 0,
-        "score": 0.5,
-    }
-
-
-def test_pycocotools_reads_it(tmp_path, capsys):
-    coco_api = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
-    source = package.images.Source("a.png")
-    results = [
-        DetectResult(source, "x", width=9, height=9, boxes=(Detection("a", 0.5, (1, 2, 4, 8)),))
-    ]
-    coco_results.write(tmp_path / "x.json", coco_results.document(results, ["a"]), False)
-    read = coco_api.COCO(str(tmp_path / "x.json"))
-    capsys.readouterr()
-    assert read.loadAnns(read.getAnnIds())[0]["bbox"] == [1, 2, 3, 6]
 
 
 def test_recall_and_precision_on_drawn_scenes():

@@ -80,6 +80,7 @@ FIRST = {
     "anchors merge": [f"{BUILD} a.safetensors", f"{BUILD} b.safetensors"],
     "cache": ["zeroshot embed photos/"],
     "undo": ["zeroshot classify photos/ --labels cat,dog --into sorted/"],
+    "export": ["zeroshot detect photos/ --labels cat,dog --out boxes.jsonl"],
     "models": [f"{BUILD} mine/anchors.safetensors"],
 }
 """What has to be there for the examples of a command."""

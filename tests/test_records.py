@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -20,6 +22,7 @@ from zeroshot.output.holders import Holder
 from zeroshot.output.resumable import ResumableFile, merge
 from zeroshot.packaging.extras import how_to_install
 
+HEART = Path(__file__).parent.parent / "examples" / "scenes" / "1-red-heart.png"
 SCHEMA = "zeroshot.classify/1"
 SETTINGS = {"method": "ensemble", "options": {"k": 3}, "models": {"encoder": "toy@1"}}
 SUFFIXES = ["jsonl", "csv", "parquet"]
@@ -233,9 +236,10 @@ def test_interruption_closes_the_file(out):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "magic"}, 'settings.method was "ensemble", is "magic"'),
-        ({"options": {"k": 4}}, "settings.options.k was 3, is 4"),
-        ({"templates": "none"}, 'settings.templates was null, is "none"'),
+        ({"method": "magic"}, "(method was ensemble, is magic)"),
+        ({"options": {"k": 4}}, "options.k was 3, is 4"),
+        ({"templates": "none"}, "templates was not given, is none"),
+        ({"prompts": "0" * 64}, "prompts was not given, is 0000"),
     ],
 )
 def test_other_settings_are_refused_and_nothing_changes(out, settings, message):
@@ -250,9 +254,60 @@ def test_other_settings_are_refused_and_nothing_changes(out, settings, message):
         assert output.resumed == 0
 
 
+def labelled(settings, labels, templates=("a {}",), command=None):
+    prompts = hashlib.sha256(repr((labels, templates)).encode()).hexdigest()
+    about = {"command": command, "labels": labels, "templates": list(templates)}
+    return {"settings": settings | {"prompts": prompts}, "about": about}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"labels": ["cat", "cow"]}, "(label 'cow' is new; label 'dog' is gone)"),
+        ({"labels": ["dog", "cat"]}, "(the labels are in another order)"),
+        ({"templates": ("a {}", "one {}")}, "(template 'one {}' is new)"),
+        ({"labels": ["cat", "dog", *"abcde"]}, "label 'c' is new; 2 more labels are new)"),
+        (
+            {"settings": {"method": "magic"}, "labels": ["cat"]},
+            "(label 'dog' is gone; method was ensemble, is magic)",
+        ),
+    ],
+)
+def test_differences_are_told_in_words(tmp_path, more, words):
+    given = {"settings": SETTINGS, "labels": ["cat", "dog"]}
+    first = labelled(**given)
+    out = tmp_path / "x.csv"
+    with ResumableFile(out, SCHEMA, **first) as output:
+        output.write([good("a", "1")])
+    now = labelled(**given | {k: v for k, v in more.items() if k != "settings"})
+    now["settings"] |= more.get("settings", {})
+    with pytest.raises(UserError, match=re.escape(words)):
+        ResumableFile(out, SCHEMA, **now)
+    record = json.loads((tmp_path / "x.csv.run.json").read_text())
+    del record["about"]  # as of an earlier version
+    (tmp_path / "x.csv.run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="prompts are others"):
+        ResumableFile(out, SCHEMA, **now)
+    ResumableFile(out, SCHEMA, **first).close()
+
+
+def test_the_record_has_labels_templates_and_every_command(tmp_path):
+    for command in ("zeroshot classify a", "zeroshot classify a b", "zeroshot classify a b"):
+        given = labelled(SETTINGS, ["cat"], command=command)
+        with ResumableFile(tmp_path / "x.csv", SCHEMA, **given) as output:
+            output.write([good("a", "1")])
+    record = json.loads((tmp_path / "x.csv.run.json").read_text())
+    assert record["about"] == {
+        "commands": ["zeroshot classify a", "zeroshot classify a b"],
+        "labels": ["cat"],
+        "templates": ["a {}"],
+    }
+    assert record["versions"]["zeroshot"]
+
+
 def test_rows_of_another_kind_are_refused(out):
     write(out, [good("a", "1")])
-    with pytest.raises(UserError, match=r'rows was "zeroshot\.classify/1", is "zeroshot'):
+    with pytest.raises(UserError, match=r"rows was zeroshot\.classify/1, is zeroshot"):
         ResumableFile(out, "zeroshot.caption/1", SETTINGS)
     with (
         pytest.raises(ValueError, match=r"a row of zeroshot.x/1 in a file of zeroshot.classify/1"),
@@ -574,3 +629,22 @@ def test_merge_loses_no_good_row_but_to_a_newer_one(old, new):
         assert (taker.path, taker.id) != (gone.path, gone.id) or gone.failed
     for place, record_ in enumerate(merged[: len(old)]):
         assert record_ == old[place] or record_ in new
+
+
+@pytest.mark.parametrize("out", ["rows.csv", "rows/"])
+def test_a_run_that_is_refused_says_which_label_is_new(zeroshot, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    line = ("classify", HEART, "--models", "pocket", "--offline", "--out", out, "--labels")
+    assert zeroshot(*line, "red heart,blue star", "--templates", "a {}")[0] == 0
+    code, _, said = zeroshot(*line, "red heart,cat", "--templates", "one {}", "-k", "1")
+    assert code == 2
+    for words in (
+        *("label 'cat' is new", "label 'blue star' is gone"),
+        *("template 'one {}' is new", "top_k was 5, is 1"),
+    ):
+        assert words in said
+    assert "prompts" not in said
+    (record,) = tmp_path.rglob("*run.json")
+    about = json.loads(record.read_text())["about"]
+    assert (about["labels"], about["templates"]) == (["red heart", "blue star"], ["a {}"])
+    assert about["commands"][0].endswith("--labels 'red heart,blue star' --templates 'a {}'")

@@ -90,6 +90,9 @@ def test_rows_messages_and_records_have_no_secrets(suffix, tmp_path, monkeypatch
     assert written
     for path in written:
         assert SECRET.encode() not in path.read_bytes(), path
+    record = next(path for path in written if path.name.endswith("run.json"))
+    (command,) = json.loads(record.read_text())["about"]["commands"]
+    assert command.startswith("zeroshot embed 'https://***@localhost:9/a.jpg' ")
     assert cli.run(["embed", *given, *out]) in (0, 3)  # all rows are known by their names
 
 

@@ -20,10 +20,11 @@ from zeroshot.methods.tda import TDA
 from zeroshot.model_set.anchor_file import Entry, read_anchors
 from zeroshot.model_set.anchor_writer import AnchorWriter
 from zeroshot.output import atomic, holders
+from zeroshot.output.annotations import coco_annotations, label_studio, yolo_annotations
+from zeroshot.output.annotations.annotated import Annotations
 from zeroshot.report.search_page import search_page, write_page
 from zeroshot.tasks.classification.arrays import write_arrays
 from zeroshot.tasks.classification.calibration import Calibration
-from zeroshot.tasks.localization import coco_results
 from zeroshot.tasks.localization.image_folder import ImageFolder
 from zeroshot.tasks.matching.thresholds import Thresholds
 
@@ -204,10 +205,18 @@ def export(path, number):
         cache.export(path, "e", "image")
 
 
+def boxes(number):
+    box = {"label": f"thing {number}", "score": 0.5, "box": [0, 0, number, 1]}
+    row = {"path": "a.png", "id": ID, "width": 9, "height": 9, "boxes": [box]}
+    return Annotations("zeroshot.detect/1", lambda: [row])
+
+
 WRITERS = {
     "calibration.json": lambda path, n: Calibration({}, "m", {}, "softmax", "p", n).write(path),
     "thresholds.json": lambda path, n: Thresholds(("a", "b"), (float(n),), "m", 1.0, 2).save(path),
-    "coco.json": lambda path, n: coco_results.write(path, {"images": [n]}, overwrite=True),
+    "coco.json": lambda path, n: coco_annotations.write(path, boxes(n), overwrite=True),
+    "tasks.json": lambda path, n: label_studio.write(path, boxes(n), overwrite=True),
+    "yolo": lambda path, n: yolo_annotations.write(path, boxes(n), overwrite=True),
     "page.html": lambda path, n: write_page(path, search_page([], [f"query {n}"])),
     "scores.npz": lambda path, n: write_arrays(path, {"scores": np.full(3, n)}),
     "stream": lambda path, n: TDA(pos_alpha=n).stream(torch.eye(3)[:, None]).save(path),
@@ -362,6 +371,8 @@ COMMANDS = {
     "s.csv": ("search", "a heart", HEART, *POCKET, "--out"),
     "s.parquet": ("search", "a heart", HEART, *POCKET, "--out"),
     "b.json": ("detect", HEART, *LABELS, *POCKET, "--coco"),
+    "l.json": ("classify", HEART, *LABELS, *POCKET, "--label-studio"),
+    "y": ("segment", HEART, *LABELS, *POCKET, "--yolo"),
     "m": ("segment", HEART, *LABELS, *POCKET, "--masks"),
     "d": ("segment", HEART, *LABELS, *POCKET, "--draw"),
     "s.npz": ("classify", "--embeddings", "a.npz", "--quiet", "--out"),

@@ -22,6 +22,7 @@ from zeroshot.commands import (
     task_commands,
     video_commands,
 )
+from zeroshot.commands.annotations import export_runs
 from zeroshot.commands.command import Json, command, register
 from zeroshot.commands.sidecars import sorting_runs
 from zeroshot.commands.terminal import interrupts, process, streams
@@ -47,6 +48,7 @@ COMMANDS = {
         task_commands.ask,
         task_commands.read,
         sorting_runs.undo,
+        export_runs.export,
     ],
     "Find and compare": [
         search_commands.search,
@@ -212,7 +214,7 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of one command; every failure ends as one message on standard error."""
     from zeroshot.commands import console
 
-    console.begin()
+    console.begin(arguments)
     with streams.guarded(), console.show_warnings():
         try:
             _call(arguments)

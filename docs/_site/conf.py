@@ -66,6 +66,7 @@ NAVIGATION = {
         "tune",
         "segmentation",
         "detection",
+        "annotations",
         "questions",
         "matching",
         "filter",

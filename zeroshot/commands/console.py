@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -21,7 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from zeroshot.commands.terminal import progress, streams
-from zeroshot.commands.terminal.progress import begin as begin, meter as meter
+from zeroshot.commands.terminal.progress import meter as meter
 from zeroshot.errors import ApproximateWarning, UnsuitableWarning, counted
 from zeroshot.inputs.remote.public_names import public
 from zeroshot.output.formats import utf8
@@ -37,9 +38,33 @@ if TYPE_CHECKING:
     from zeroshot.tuning.selection import TuningProgress
 
 SECONDS_PER_LINE = 3.0
+LONGEST_LINE = 20_000
+"""Characters of a command line in a record."""
 
 CONTROL = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 Show = Literal["json", "table", "nothing"]
+
+
+_arguments: tuple[str, ...] = ()
+
+
+def begin(arguments: Sequence[str] = ()) -> None:
+    """Start a command: its clock, and what its records say of it."""
+    global _arguments
+    _arguments = tuple(arguments)
+    progress.begin()
+
+
+def command_line() -> str:
+    """The command as a shell reads it, without passwords and signatures; empty in Python.
+
+    Of a very long one (names of images) the middle is left out, and says so.
+    """
+    line = shlex.join(["zeroshot", *map(public, _arguments)]) if _arguments else ""
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = LONGEST_LINE // 2
+    return f"{line[:half]} [{len(line) - 2 * half} characters left out] {line[-half:]}"
 
 
 def escape_control(text: str) -> str:

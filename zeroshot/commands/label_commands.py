@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from zeroshot.commands.annotations.export_runs import (
+    LabelExportOptions,
+    Through,
+    check_several,
+    exporting,
+)
 from zeroshot.commands.command import command
 from zeroshot.commands.common_options import CommonOptions
 from zeroshot.commands.runner import OutputOptions
@@ -47,6 +53,7 @@ Compare = Annotated[
 def classify(
     run: OutputOptions,
     options: ClassifyOptions,
+    exports: LabelExportOptions,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
@@ -80,6 +87,8 @@ def classify(
         zeroshot classify photos/ --labels cat,dog,bird --out labels.csv
         zeroshot classify photos/ --labels cat,dog --shots labelled/ --into sorted/
     """
+    if exports.targets() and (compare or embeddings is not None):
+        raise UserError("--label-studio is for the labels of images by one method")
     if sidecar_remove:
         remove_sidecars(run, images or [], xmp_name)
         return
@@ -105,33 +114,43 @@ def classify(
     from zeroshot.tasks.classification.classify_task import Classify
 
     task = Classify.from_options(run.model_set(), options)
+    labels, several = (
+        task.vocabulary.labels,
+        check_several(exports, options.multi, options.threshold),
+    )
     sources = run.inputs(images, {"--labels": options.labels})
     if into is not None:
         show_sorted(run, task, sources, into, into_as)
         return
     if sidecar is None:
-        show_labels(run, task, sources, compare)
+        with exporting(run, exports, task, labels, several) as through:
+            show_labels(run, task, sources, compare, through)
         return
     from zeroshot.tasks.sidecars.sidecar_task import SidecarLabels
     from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars, check_keywords
 
     if compare:
         raise UserError("--compare shows several methods, --sidecar writes one: give one of them")
-    check_keywords(options, task.vocabulary.labels)
+    check_keywords(options, labels)
     writer = XmpSidecars("keywords", xmp_name)
     with_files = SidecarLabels(models=task.models, options=options, inner=task, writer=writer)
-    show_with_sidecars(run, with_files, sources)
+    with exporting(run, exports, task, labels, several) as through:
+        show_with_sidecars(run, with_files, sources, through)
 
 
 def show_labels(
-    run: OutputOptions, task: "Classify | ClipClassify", sources: "Inputs", compare: str | None
+    run: OutputOptions,
+    task: "Classify | ClipClassify",
+    sources: "Inputs",
+    compare: str | None,
+    through: Through = iter,
 ) -> None:
     """Run the task, or compare methods on it."""
     from zeroshot.inputs.containers import Containers
     from zeroshot.tasks.classification.classify_task import Classify
 
     if not compare:
-        run.show(task, sources)
+        run.show(task, sources, through)
     elif task.options.method or task.options.calibration or task.options.recipe or run.out:
         raise UserError("--compare takes no --method, --calibration, --recipe or --out")
     elif not isinstance(task, Classify):

@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,6 +24,7 @@ from zeroshot.tasks.options import option
 if TYPE_CHECKING:
     from zeroshot.commands.console import Screen
     from zeroshot.distributed.local import RunSpec
+    from zeroshot.distributed.saved_rows import SavedRows
     from zeroshot.distributed.sharding import Inputs, Size
     from zeroshot.distributed.worker import WorkerOptions
     from zeroshot.inputs.resolve import ResolvedInputs
@@ -182,7 +183,10 @@ class OutputOptions(CommonOptions):
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
             place.clear(sources, task.schema)
-        self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache))
+        from zeroshot.commands import console
+
+        command = console.command_line()
+        self._fill(RunSpec(task, sources, place, self.images_per_batch, self.cache, command))
 
     @property
     def has_rows(self) -> bool:
@@ -195,22 +199,12 @@ class OutputOptions(CommonOptions):
 
         return OutputSpec(self._where(self.folder)).existing_shard_size() is not None
 
-    def rows(self, sources: "Inputs", schema: str) -> "Iterator[Mapping[str, Any]]":
-        """The rows of --out, as columns; of a folder those of its finished shards."""
-        if self.folder is None:
-            from zeroshot.output.formats import read_rows
+    def saved(self) -> "SavedRows":
+        """The rows of --out; of a folder those of its finished shards."""
+        from zeroshot.distributed.saved_rows import saved_rows
 
-            assert self.out is not None
-            yield from read_rows(self.out, schema)
-            return
-        from zeroshot.distributed.folder import OutputSpec
-
-        folder = OutputSpec(self._where(self.folder), self.size).peek(sources, schema)
-        if folder is not None:
-            records = (
-                record for shard in folder.marks() for record in folder.content(shard).records
-            )
-            yield from (folder.layout.format.cells(record.raw) for record in records)
+        assert self.out is not None
+        return saved_rows(self.out if self.folder is None else self._where(self.folder))
 
     def _where(self, folder: Path) -> "Path | Bucket":
         if not isinstance(folder, RemotePath):
@@ -258,7 +252,8 @@ class OutputOptions(CommonOptions):
                     settings = runner.settings()  # names every model, so that each is loaded now
                     meter.opened()
                 if self.out is not None:
-                    output = self._output(self.out, task.schema, settings)
+                    about = {"command": console.command_line(), **task.about()}
+                    output = self._output(self.out, task.schema, settings, about)
                     with meter.phase("looking for images that --out has", counts=False):
                         sources = to_do(sources, output, cache)
                 results = through(runner(sources, meter)) if sources else iter(())
@@ -278,7 +273,9 @@ class OutputOptions(CommonOptions):
         if meter.failed or meter.unwritten:
             raise typer.Exit(3)
 
-    def _output(self, path: Path, schema: str, settings: dict[str, object]) -> "ResumableFile":
+    def _output(
+        self, path: Path, schema: str, settings: dict[str, object], about: dict[str, object]
+    ) -> "ResumableFile":
         from zeroshot.output.resumable import ResumableFile
 
         return ResumableFile(
@@ -288,6 +285,7 @@ class OutputOptions(CommonOptions):
             overwrite=self.overwrite,
             retry_failed=self.retry_failed,
             batch_size=self.images_per_batch,
+            about=about,
         )
 
     def _fill(self, spec: "RunSpec") -> None:

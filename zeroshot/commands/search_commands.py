@@ -204,10 +204,12 @@ def write_rows(
 ) -> None:
     """Write the rows to `--out`, if it is given."""
     if run.out is not None:
+        from zeroshot.commands import console
         from zeroshot.output.resumable import write_all
 
         rows = (result.row() for result in results)
-        write_all(run.out, schema, settings, rows, overwrite=run.overwrite)
+        about = {"command": console.command_line()}
+        write_all(run.out, schema, settings, rows, overwrite=run.overwrite, about=about)
 
 
 @command

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from zeroshot.commands.annotations.export_runs import ExportOptions, exporting
 from zeroshot.commands.command import Images, command
 from zeroshot.commands.runner import OutputOptions
 from zeroshot.commands.sidecars.sidecar_runs import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from zeroshot.inputs.source import Source
     from zeroshot.model_set.model_set import ModelSet
     from zeroshot.results.result import FilterResult, Result
-    from zeroshot.tasks.localization.detection import Detect
     from zeroshot.tasks.matching.match_task import Match
 
 ResultStream = Iterator[Any]
@@ -321,34 +321,27 @@ def _have_captions(sources: "Inputs") -> bool:
 
 
 @command
-def segment(run: OutputOptions, options: SegmentOptions, images: Images) -> None:
+def segment(
+    run: OutputOptions, options: SegmentOptions, exports: ExportOptions, images: Images
+) -> None:
     """Give each pixel of an image a label.
 
     Examples:
         zeroshot segment photos/ --labels cat,dog --draw drawn/
-        zeroshot segment photos/ --labels sky,tree --background wall --masks masks/
+        zeroshot segment photos/ --labels sky,tree --background wall --yolo dataset/
     """
     from zeroshot.tasks.localization.segmentation import Segment
 
     words = {"--labels": options.labels}
     task = Segment.from_options(run.model_set(), options)
     _check_folders(options.masks, options.draw)
-    run.show(task, run.inputs(images, words))
+    with exporting(run, exports, task, task.labels) as through:
+        run.show(task, run.inputs(images, words), through)
 
 
 @command
 def detect(
-    run: OutputOptions,
-    options: DetectOptions,
-    images: Images,
-    coco: Annotated[
-        Path | None,
-        typer.Option(
-            "--coco",
-            envvar="ZEROSHOT_COCO",
-            help="Write all boxes to a .json file in COCO's format.",
-        ),
-    ] = None,
+    run: OutputOptions, options: DetectOptions, exports: ExportOptions, images: Images
 ) -> None:
     """Find things in images: a box for each.
 
@@ -361,7 +354,8 @@ def detect(
     task = Detect.from_options(run.model_set(), options)
     _check_folders(options.draw)
     words = {"--labels": options.labels}
-    run.show(task, run.inputs(images, words), *_collected(coco, task, run))
+    with exporting(run, exports, task, task.labels) as through:
+        run.show(task, run.inputs(images, words), through)
 
 
 def _check_folders(*folders: str | Path | None) -> None:
@@ -371,34 +365,6 @@ def _check_folders(*folders: str | Path | None) -> None:
     for folder in folders:
         if folder is not None:
             check_place(Path(folder), folder=True)
-
-
-def _collected(
-    path: Path | None, task: "Detect", run: OutputOptions
-) -> "tuple[()] | tuple[Callable[[ResultStream], ResultStream]]":
-    """What passes results on, and writes all boxes after the last result."""
-    if path is None:
-        return ()
-    from zeroshot.output.atomic import check_place
-    from zeroshot.tasks.localization import coco_results
-
-    check_place(path)
-    if path.exists() and not run.overwrite:
-        raise UserError(f"'{path}' exists; --overwrite replaces it")
-    if run.out is not None and (run.folder is not None or not run.overwrite):
-        raise UserError(
-            "--coco holds the boxes of one run, and a run that continues --out would lack the "
-            "earlier ones: give --overwrite and a file, or one of the two"
-        )
-
-    def through(results: ResultStream) -> ResultStream:
-        seen = []
-        for result in results:
-            seen.append(result)
-            yield result
-        coco_results.write(path, coco_results.document(seen, task.labels), run.overwrite)
-
-    return (through,)
 
 
 # Images with texts

@@ -26,7 +26,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.output import atomic, filesystem, leases
 from zeroshot.output.filesystem import WORK, Location
 from zeroshot.output.formats import to_json
-from zeroshot.output.resumable import differences, versions
+from zeroshot.output.resumable import differences_of_runs, versions, with_commands
 from zeroshot.results.result import EmbedResult
 
 RUN, MARK = "run.json", "zeroshot.shard/1"
@@ -89,12 +89,12 @@ class OutputSpec:
                 would stay is in the way of the next run.
         """
         files = filesystem.at(self.path)
-        run = _read_run(files)
+        run = read_run(files)
         if run is None:
             return
         below = files.below(EMBEDDED)
-        layouts = {files: _layout_of(files, run)}
-        count = _count(files, run)
+        layouts = {files: layout_of(files, run)}
+        count = shard_count(files, run)
         if schema is not None:
             plan = make_plan(sources, self.shard_size)
             name, suffix = self.layout or self.default_layout, self.format or "jsonl"
@@ -120,10 +120,18 @@ class OutputSpec:
 
     def existing_shard_size(self) -> Size | None:
         """The shard size of the folder; None if no run was started in it."""
-        return (_read_run(filesystem.at(self.path)) or {}).get("shard_size")
+        return (read_run(filesystem.at(self.path)) or {}).get("shard_size")
 
-    def open(self, sources: Inputs, schema: str, settings: Mapping[str, Any]) -> "Folder":
+    def open(
+        self,
+        sources: Inputs,
+        schema: str,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any] | None = None,
+    ) -> "Folder":
         """Start the folder, or join the run that was started in it.
+
+        `about` is as for `ResumableFile`.
 
         Raises:
             UserError: the run has other inputs, models or options, or the folder is not ours.
@@ -135,7 +143,7 @@ class OutputSpec:
             raise
         except OSError as error:
             raise atomic.start_error(files, error) from error
-        run = _read_run(files)
+        run = read_run(files)
         was = run if run is not None and run.get("rows") == schema else {}
         suffix = self.format or was.get("format") or "jsonl"
         name = self.layout or was.get("layout") or self.default_layout
@@ -146,15 +154,15 @@ class OutputSpec:
         made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
         made_with = json.loads(to_json(made_with))
         if run is None:
-            run = self._start(files, plan, layout, made_with)
-        self._check_same(files, run, plan, made_with)
+            run = self._start(files, plan, layout, made_with, about or {})
+        self._check_same(files, run, plan, made_with, about or {})
         plan = _with_versions(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(made_with), str(run.get("started")))
 
     def peek(self, sources: Inputs, schema: str) -> "Folder | None":
         """The folder of a run that was started, to read its progress; None if there is none."""
         files = filesystem.at(self.path)
-        run = _read_run(files)
+        run = read_run(files)
         if run is None or run.get("rows") != schema:
             return None
         if self.shard_size not in (None, run["shard_size"]):  # `open` refuses it
@@ -166,21 +174,32 @@ class OutputSpec:
         return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
 
     def _start(
-        self, files: Location, plan: Plan, layout: Layout, made_with: dict[str, Any]
+        self,
+        files: Location,
+        plan: Plan,
+        layout: Layout,
+        made_with: dict[str, Any],
+        about: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Write run.json and return it, or the one of a process that was faster."""
-        if (unknown := _in_the_way(files, layout, plan.count)) and _read_run(files) is None:
+        if (unknown := _in_the_way(files, layout, plan.count)) and read_run(files) is None:
             _refuse(files, unknown, f"no {RUN}")
         with atomic.writing(files):
             files.replace(_inputs(plan.sha256), plan.lines)
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            run = {"schema": SCHEMA} | made_with | {"versions": versions(), "started": started}
+            run = {"schema": SCHEMA} | made_with | {"about": with_commands(about)}
+            run |= {"versions": versions(), "started": started}
             text = json.dumps(run, ensure_ascii=False, indent=2) + "\n"
             files.publish(RUN, text.encode("utf-8", "backslashreplace"))
-        return _read_run(files) or run
+        return read_run(files) or run
 
     def _check_same(
-        self, files: Location, was: dict[str, Any], plan: Plan, made_with: dict[str, Any]
+        self,
+        files: Location,
+        was: dict[str, Any],
+        plan: Plan,
+        made_with: dict[str, Any],
+        about: Mapping[str, Any],
     ) -> None:
         advice = "start again with --overwrite, or choose another --out"
         if was.get("inputs") != made_with["inputs"] and was.get("shard_size") == plan.size:
@@ -192,7 +211,7 @@ class OutputSpec:
             )
         if was.get("shard_size") != plan.size:  # then `inputs` differs as well
             made_with = {key: value for key, value in made_with.items() if key != "inputs"}
-        if differ := differences({key: was.get(key) for key in made_with}, made_with):
+        if differ := differences_of_runs(was, made_with, about):
             raise UserError(
                 f"'{files}' was made with other settings ({'; '.join(differ)}); {advice}"
             )
@@ -269,7 +288,7 @@ class Folder:
             OutputError: it was removed, or started again.
         """
         files = self.top or self.files
-        run = _read_run(files)
+        run = read_run(files)
         if run is None or not self._is_of(run):
             what = "removed" if run is None else "started again by another process"
             raise OutputError(
@@ -351,14 +370,15 @@ def _with_versions(files: Location, plan: Plan) -> Plan:
     return plan.with_versions(files.read_all([name]).get(name, b""), files.full(name))
 
 
-def _layout_of(files: Location, run: Mapping[str, Any]) -> Layout:
+def layout_of(files: Location, run: Mapping[str, Any]) -> Layout:
+    """The layout of a run's shards; UserError if run.json is damaged."""
     try:
         return layout_for(run["layout"], run["rows"], run["format"], run["half"])
     except KeyError as error:
         raise _damaged(files, error) from error
 
 
-def _count(files: Location, run: Mapping[str, Any]) -> int:
+def shard_count(files: Location, run: Mapping[str, Any]) -> int:
     """The number of shards."""
     try:
         return int(run["inputs"]["shards"])
@@ -414,7 +434,12 @@ def _inputs(sha256: str) -> str:
     return f"inputs-{sha256[:12]}.jsonl"
 
 
-def _read_run(files: Location) -> dict[str, Any] | None:
+def read_run(files: Location) -> dict[str, Any] | None:
+    """The run.json of a folder; None if there is none.
+
+    Raises:
+        UserError: it is damaged, or of another program.
+    """
     file = files.full(RUN)
     try:
         run = json.loads(files.read(RUN))

@@ -25,6 +25,13 @@ class RunSpec:
     output: OutputSpec
     batch_size: int = AUTO_BATCH
     cached: bool = True
+    command: str = ""
+    """The command line, for the record of the run."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the record of the run says for people."""
+        return {"command": self.command, **self.task.about()}
 
     def open_cache(self) -> EmbeddingCache:
         """The user's cache on this machine, or an empty one."""
@@ -40,7 +47,7 @@ def run(
         runner = spec.task.open(cache, meter, spec.batch_size)
         settings = runner.settings()  # names every model, so that each is loaded now
         meter.opened()
-    folder = spec.output.open(spec.sources, spec.task.schema, settings)
+    folder = spec.output.open(spec.sources, spec.task.schema, settings, spec.about)
     if is_transductive(runner):
         assert isinstance(runner, Transductive)
         transduce(runner, folder, meter, options)

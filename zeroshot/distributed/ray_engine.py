@@ -186,7 +186,8 @@ class ScoringActor:
         _change_folder(self.working_folder)
         spec = self.spec
         runner = spec.task.open(spec.open_cache(), self.meter, spec.batch_size)
-        return runner, spec.output.open(spec.sources, spec.task.schema, runner.settings())
+        settings = runner.settings()
+        return runner, spec.output.open(spec.sources, spec.task.schema, settings, spec.about)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Finish a shard; returns the counts and whether it is only embedded, or the error."""

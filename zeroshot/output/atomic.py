@@ -1,4 +1,4 @@
-"""Write files whole: a file is complete or absent, even if the process or machine fails.
+"""Write files and folders whole: complete or absent, even if the process or machine fails.
 
 A file is written under another name in the same folder, synced and renamed: `whole`. That name has
 the process that writes it, so that the next one removes what a dead process left there.
@@ -9,8 +9,10 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,7 @@ from zeroshot.errors import OutputError, UserError, ZeroshotError
 from zeroshot.output.holders import has_exited, ourselves
 
 __all__ = [
+    "NewFolder",
     "check_place",
     "is_abandoned",
     "part_of",
@@ -27,6 +30,7 @@ __all__ = [
     "sweep",
     "sync",
     "whole",
+    "whole_folder",
     "writing",
 ]
 
@@ -88,6 +92,66 @@ def whole(path: Path, *, overwrite: bool = True, begins: bool = True) -> Iterato
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class NewFolder:
+    """A folder that is not finished yet."""
+
+    path: Path
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file; its folders are made."""
+        self._place(name).write_bytes(data)
+
+    def link(self, name: str, target: str) -> None:
+        """Make a symbolic link; its folders are made."""
+        self._place(name).symlink_to(target)
+
+    def _place(self, name: str) -> Path:
+        if os.path.isabs(name) or os.pardir in name.split("/"):
+            raise ValueError(f"{name!r} is not below the folder")
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[NewFolder]:
+    """A new folder to fill, which gets the name `path` when the block is done; raises as `whole`.
+
+    If the process is killed while an earlier folder is replaced, that one may be left beside it as
+    `.NAME.PROCESS-TOKEN.old`; the new one is complete or absent.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = part_of(path)
+        new.mkdir()
+    except OSError as error:
+        raise start_error(path, error) from error
+    try:
+        with writing(path):
+            yield NewFolder(new)
+            os.sync()  # one call for all files
+            sync(new)
+            if (
+                not overwrite
+                and os.path.lexists(path)
+                and (not path.is_dir() or any(path.iterdir()))
+            ):
+                raise UserError(f"'{path}' exists; --overwrite replaces it")
+            old = new.with_suffix(".old")
+            if os.path.lexists(path):
+                os.rename(path, old)
+            try:
+                os.rename(new, path)
+            except OSError:
+                os.rename(old, path)
+                raise
+            sync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
@@ -167,11 +231,11 @@ def sweep(folder: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         for entry in found:
             part = PART.fullmatch(entry.name)
-            if part is None or not entry.is_file(follow_symlinks=False):
+            if part is None or entry.is_symlink():
                 continue
             with contextlib.suppress(OSError):
                 if is_abandoned(part[1], entry.stat().st_mtime):
-                    os.unlink(entry.path)
+                    (shutil.rmtree if entry.is_dir() else os.unlink)(entry.path)
 
 
 def is_abandoned(mark: str, modified: float) -> bool:

@@ -265,14 +265,6 @@ def from_parquet(file: Path | io.BytesIO) -> bytes:
     return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())
 
 
-def read_rows(path: Path, schema: str) -> list[Mapping[str, Any]]:
-    """The values of the rows in a file, by column; ValueError if invalid."""
-    format = format_for(path, schema)
-    table = path.suffix.lower() == ".parquet"
-    data = from_parquet(path) if table else path.read_bytes()
-    return [format.cells(record.raw) for record in format.records(data)]
-
-
 def format_for(path: Path, schema: str) -> Format:
     """The format with this suffix; UserError for an unknown suffix."""
     suffix = path.suffix.lower().removeprefix(".")

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import functools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,7 +24,13 @@ from zeroshot.output import atomic, leases
 from zeroshot.output.appended import AppendedFile
 from zeroshot.output.filesystem import Disk
 from zeroshot.output.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
+from zeroshot.packaging.version import __version__
 
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+PLAIN = re.compile(r"[\w.@:/+-]+")
+"""A value that needs no quotation marks in a sentence."""
+MOST_NAMED = 3
+"""Items of a list that a message names."""
 ANY_ID = "*"
 """Content id of a remote file, unknown before download; matches any earlier row with its path."""
 
@@ -46,18 +53,66 @@ def merge(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
 
 
 def differences(old: object, new: object, name: str = "") -> list[str]:
-    """`method was "asif", is "magic"` for each entry that differs."""
+    """What differs, in words: `method was asif, is magic`, `label 'cat' is new`."""
     if isinstance(old, dict) and isinstance(new, dict):
+        prefix = "" if name in ("", "settings") else f"{name}."
         keys = sorted(old.keys() | new.keys())
-        prefix = f"{name}." if name else ""
         return [x for key in keys for x in differences(old.get(key), new.get(key), prefix + key)]
-    return [] if old == new else [f"{name} was {to_json(old)}, is {to_json(new)}"]
+    if old == new:
+        return []
+    if isinstance(old, list) and isinstance(new, list):
+        return _of_lists(old, new, name)
+    if all(isinstance(x, str) and FINGERPRINT.fullmatch(x) for x in (old, new)):
+        return [f"{name} are others"]
+    return [f"{name} was {_shown(old)}, is {_shown(new)}"]
+
+
+def differences_of_runs(
+    run: Mapping[str, Any], made_with: Mapping[str, Any], about: Mapping[str, Any]
+) -> list[str]:
+    """What differs between the record of a run and another run, with what only `about` has.
+
+    What was read from files (labels, templates) decides rows by a fingerprint, which says no more
+    than that it differs; the two `about` say in what.
+    """
+    differ = differences({key: run.get(key) for key in made_with}, dict(made_with))
+    was = run.get("about")
+    if not differ or not isinstance(was, dict):
+        return differ
+    both = [key for key in about if key in was]
+    words = differences({key: was[key] for key in both}, {key: about[key] for key in both})
+    if words:
+        differ = [line for line in differ if not line.endswith(" are others")]
+    return list(dict.fromkeys([*words, *differ]))
+
+
+def _of_lists(old: Sequence[object], new: Sequence[object], name: str) -> list[str]:
+    """`label 'cat' is new`; of more than a few how many."""
+    what, words = name.removesuffix("s"), []
+    texts = [[x if isinstance(x, str) else to_json(x) for x in items] for items in (old, new)]
+    for found, other, is_so in ((texts[1], texts[0], "new"), (texts[0], texts[1], "gone")):
+        items = list(dict.fromkeys(found))
+        known = set(other)
+        items = [item for item in items if item not in known]
+        words += [f"{what} '{item:.60}' is {is_so}" for item in items[:MOST_NAMED]]
+        if more := len(items) - MOST_NAMED if len(items) > MOST_NAMED else 0:
+            words.append(f"{more} more {what}s are {is_so}")
+    return words or [f"the {name} are in another order"]
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not given"
+    if isinstance(value, str) and PLAIN.fullmatch(value):
+        return value
+    return to_json(value)
 
 
 class ResumableFile:
     """The output file at `path`, which continues an earlier run with the same settings.
 
-    `schema` names the rows; `settings` (JSON) are everything that decides their content. The suffix
+    `schema` names the rows; `settings` (JSON) are everything that decides their content; `about`
+    (JSON) is for people: labels, templates, `command`. The suffix
     selects the format: jsonl, csv, parquet, txt. A Parquet file cannot be appended to: rows go to
     `x.parquet.part`, and into the table on closing. Plain text cannot be continued. A second
     process is refused; one that takes over from a process that does not answer continues in a copy,
@@ -75,14 +130,16 @@ class ResumableFile:
         overwrite: bool = False,
         retry_failed: bool = False,
         batch_size: int = 1,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
+        self._about = dict(about or {})
         self._batch_size = batch_size
         self.schema = schema
         self._format = format_for(path, schema)
         self._table = path.suffix.lower() == ".parquet"
         self._work = path.with_name(path.name + ".part") if self._table else path
-        self._run_file = _run_file(path)
+        self._run_file = run_file(path)
         self._failed_to_write = False
         made_with = _made_with(schema, settings)
         if path.is_dir():
@@ -122,7 +179,8 @@ class ResumableFile:
             written_path(r.path) for r in records if r.failed and not retry_failed
         )
         self.resumed = self._good.total() + self._failed.total()
-        self._run = made_with | {"versions": versions(), "started": _now(), "ended": None}
+        self._run = made_with | {"about": with_commands(self._about, self._commands)}
+        self._run |= {"versions": versions(), "started": _now(), "ended": None}
         self._write_run(rows_before=len(records))
         self._table_was = _identity(self.path)
         self._file = AppendedFile(self._work)
@@ -131,6 +189,7 @@ class ResumableFile:
 
     def _earlier(self, made_with: dict[str, Any]) -> list[Record]:
         """The rows of earlier runs, after the file is repaired."""
+        self._commands: Sequence[str] = ()
         if not any(file.exists() and file.stat().st_size for file in (self.path, self._work)):
             if self._lease.generation:
                 self._work.unlink(missing_ok=True)
@@ -140,9 +199,10 @@ class ResumableFile:
             raise UserError(f"'{self.path}' has no {self._run_file.name} beside it; {advice}")
         try:
             run = json.loads(self._run_file.read_bytes())
-            was, before = {key: run[key] for key in made_with}, int(run["rows_before"])
-            if differ := differences(was, made_with):
+            before = int(run["rows_before"])
+            if differ := differences_of_runs(run, made_with, self._about):
                 raise UserError(f"it was made with other settings ({'; '.join(differ)})")
+            self._commands = (run.get("about") or {}).get("commands", ())
             if self._table and not self._work.exists():
                 atomic.replace(self._work, from_parquet(self.path))
             records = self._format.records(self._work.read_bytes())
@@ -284,6 +344,7 @@ def write_all(
     rows: Iterable[Row],
     *,
     overwrite: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write all rows of a run at once, and the file about the run; raises as `atomic.whole`."""
     form, started = format_for(path, schema), _now()
@@ -293,12 +354,21 @@ def write_all(
         data = to_parquet(data, schema)
     with atomic.whole(path, overwrite=overwrite) as file:
         file.write(data)
-    run = _made_with(schema, settings) | {"versions": versions(), "started": started}
-    atomic.replace(_run_file(path), _run_text(run | {"ended": _now(), "rows_before": len(lines)}))
+    run = _made_with(schema, settings) | {"about": with_commands(about or {})}
+    run |= {"versions": versions(), "started": started}
+    atomic.replace(run_file(path), _run_text(run | {"ended": _now(), "rows_before": len(lines)}))
 
 
-def _run_file(path: Path) -> Path:
+def run_file(path: Path) -> Path:
+    """The file about the run that made the rows at a path."""
     return path.with_name(path.name + ".run.json")
+
+
+def with_commands(about: Mapping[str, Any], earlier: Sequence[str] = ()) -> dict[str, Any]:
+    """`about` with the commands that made the rows, the latest last, in place of `command`."""
+    more = {key: value for key, value in about.items() if key != "command"}
+    commands = [*earlier, *([about["command"]] if about.get("command") else [])]
+    return ({"commands": list(dict.fromkeys(commands))} if commands else {}) | more
 
 
 def _made_with(schema: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,8 +413,8 @@ def written_path(path: str | None) -> str | None:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that the rows depend on, for the run file."""
-    names = ["zeroshot", "torch", "transformers", "open_clip_torch", "pillow", "numpy"]
-    installed = {}
+    names = ["torch", "transformers", "open_clip_torch", "pillow", "numpy"]
+    installed = {"zeroshot": __version__}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)

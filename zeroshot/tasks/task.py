@@ -51,6 +51,13 @@ class Task(ABC, Generic[O_co]):
         """The same task on another device: `cuda:1`."""
         return replace(self, models=replace(self.models, device=device))
 
+    def about(self) -> dict[str, Any]:
+        """What was read for the task, as JSON: labels, templates. For the record of a run.
+
+        It decides rows only by what `Runner.settings` has of it, and says differences in words.
+        """
+        return {}
+
     @abstractmethod
     def open(self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH) -> "Runner":
         """Load the models and encode what all images share (prompts, shots).

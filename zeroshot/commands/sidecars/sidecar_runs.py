@@ -54,7 +54,7 @@ def show_with_sidecars(
         failed = True
     written, later = 0, writer.later()
     if had_rows and (missing := writer.missing(_pictures(sources))):
-        for row in run.rows(sources, task.schema):
+        for row in run.saved().rows():
             source = missing.get(row["path"])
             if source is not None and not (row.get("error") or row.get("error_type")):
                 written += later.write(source, row, meter)

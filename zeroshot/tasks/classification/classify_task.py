@@ -18,6 +18,7 @@ from zeroshot.inputs.tables import InputOptions
 from zeroshot.model_set.frame_encoder import FRAMES, ClipModels, FrameAttentionScorer
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClipScorer
+from zeroshot.prompts import Templates
 from zeroshot.results.result import ClassifyResult
 from zeroshot.tasks.classification import classifier as scoring, clip_scoring
 from zeroshot.tasks.classification.calibration import (
@@ -30,7 +31,7 @@ from zeroshot.tasks.classification.classifier import Adaptation, Classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions, VideoClassifyOptions
 from zeroshot.tasks.classification.clip_scoring import ClipClassifier, ScoredClips
 from zeroshot.tasks.classification.heads import Acceptance, label
-from zeroshot.tasks.options import default_of, flags_of, several
+from zeroshot.tasks.options import as_json, default_of, flags_of, several
 from zeroshot.tasks.task import OpenedTask, Task
 from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
 from zeroshot.tasks.tuning.recipe_classifier import RecipeClassifier, check_options, load_recipe
@@ -53,6 +54,11 @@ class Vocabulary:
     """For each label, then for each kind of a hierarchy."""
     parents: tuple[int, ...] = ()
     """For each label and each kind, the index of its label."""
+    templates: Templates = ()
+
+    def about(self) -> dict[str, Any]:
+        """Labels and templates, as JSON."""
+        return {"labels": list(self.labels), "templates": as_json(self.templates)}
 
 
 def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Vocabulary:
@@ -74,7 +80,7 @@ def read_vocabulary(options: ClassifyOptions, templates: str = "simple") -> Voca
         labels, kinds, parents = read_hierarchy(Path(options.hierarchy))
     names = [*labels, *kinds]
     loaded = prompts.load_templates(options.templates, names, templates)
-    return Vocabulary(labels, prompts.expand(names, loaded), parents)
+    return Vocabulary(labels, prompts.expand(names, loaded), parents, loaded)
 
 
 def read_adaptation(options: ClassifyOptions, vocabulary: Vocabulary) -> Adaptation:
@@ -156,6 +162,10 @@ class Classify(Task[ClassifyOptions]):
             recipe=recipe,
             recipe_folder=folder,
         )
+
+    def about(self) -> dict[str, Any]:
+        """See `Task`."""
+        return self.vocabulary.about()
 
     def _open_recipe(
         self, recipe: Recipe, cache: EmbeddingCache, meter: Meter, batch_size: int
@@ -263,6 +273,10 @@ class ClipClassify(Task[VideoClassifyOptions]):
     vocabulary: Vocabulary
 
     schema: ClassVar[str] = ClassifyResult.schema
+
+    def about(self) -> dict[str, Any]:
+        """See `Task`."""
+        return self.vocabulary.about()
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH

@@ -35,6 +35,7 @@ from zeroshot.tasks.localization.detect_options import DetectOptions, RegionSour
 from zeroshot.tasks.localization.drawing import draw_boxes
 from zeroshot.tasks.localization.image_folder import ImageFolder
 from zeroshot.tasks.localization.region_detector import Prompts, RegionDetector
+from zeroshot.tasks.options import as_json
 from zeroshot.tasks.task import OpenedTask, Task
 
 QUERY = "query"
@@ -64,6 +65,15 @@ class Detect(Task[DetectOptions]):
             background=prompts.load_labels(options.background),
             queries=find(options.query_images).sources,
         )
+
+    def about(self) -> dict[str, Any]:
+        """See `Task`; the templates of a model are its own."""
+        if not self.labels:
+            return {"sentence": self.options.sentence} if self.options.sentence else {}
+        names = [*self.labels, *self.background]
+        given, own = self.options.templates, self.options.model is None
+        loaded = prompts.load_templates(given, names) if given or own else ()
+        return {"labels": list(self.labels)} | ({"templates": as_json(loaded)} if loaded else {})
 
     @property
     def threshold(self) -> float:

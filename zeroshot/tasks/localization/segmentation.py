@@ -21,6 +21,7 @@ from zeroshot.inputs.source import Picture, Source
 from zeroshot.methods import Dense
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DenseEncoder, Image, Segmenter
+from zeroshot.prompts import Templates
 from zeroshot.results.coco_rle import encode
 from zeroshot.results.regions import Region, SegmentResult
 from zeroshot.results.result import Failure
@@ -29,6 +30,7 @@ from zeroshot.tasks.localization.drawing import draw_regions, palette_png
 from zeroshot.tasks.localization.image_folder import ImageFolder
 from zeroshot.tasks.localization.label_maps import LabelMap, label_map
 from zeroshot.tasks.localization.segment_options import SegmentOptions
+from zeroshot.tasks.options import as_json
 from zeroshot.tasks.task import OpenedTask, Task
 
 MOST_PIXELS = 250_000_000
@@ -67,6 +69,7 @@ class Segment(Task[SegmentOptions]):
     background: Sequence[Sequence[str]] = ()
     """The prompts of each thing that is none of the labels."""
     examples: LabeledImages | None = None
+    templates: Templates = ()
 
     schema: ClassVar[str] = SegmentResult.schema
 
@@ -87,7 +90,12 @@ class Segment(Task[SegmentOptions]):
             prompts=prompts.expand(labels, templates),
             background=prompts.expand(others, templates),
             examples=None if examples is None else read_labeled_images(Path(examples), labels),
+            templates=templates,
         )
+
+    def about(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"labels": list(self.labels), "templates": as_json(self.templates)}
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH

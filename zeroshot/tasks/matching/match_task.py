@@ -51,6 +51,10 @@ class Match(Task[MatchOptions]):
         """Texts that share a softmax with each text."""
         return several(self.options.against)
 
+    def about(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"texts": list(several(self.options.texts))} if self.options.texts else {}
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "MatchRunner":

@@ -101,6 +101,10 @@ class SidecarTask(Task[Any]):
         """The same task on another device."""
         return replace(self, inner=self.inner.on(device))
 
+    def about(self) -> dict[str, Any]:
+        """See `Task`."""
+        return self.inner.about()
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "SidecarRunner":

@@ -53,6 +53,11 @@ class Ask(Task[AskOptions]):
             among=prompts.load_labels(options.among) if options.among else (),
         )
 
+    def about(self) -> dict[str, Any]:
+        """See `Task`; each image's own questions are in its row."""
+        asked = self.questions
+        return {} if isinstance(asked, Mapping) else {"questions": list(asked)}
+
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
     ) -> "AskRunner":

@@ -1,0 +1,1 @@
+"""Annotation files of other programs, made from rows: one file per format."""
