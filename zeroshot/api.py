@@ -327,7 +327,7 @@ def search(
             bank=[searching.Query((_term(one),)) for one in _several(bank)],
             batch_size=batch_size,
         )
-        return Results(found.results)
+        return Results(found.results, SearchResult.schema)
 
 
 @checks_arguments(DedupeOptions, batch_size=BATCH_SIZE)
@@ -360,7 +360,7 @@ def dedupe(
         found = duplicates.dedupe(
             find(images).sources, _set(models), given, store, Meter(), batch_size=batch_size
         )
-        return Results(found.results)
+        return Results(found.results, DedupeResult.schema)
 
 
 @checks_arguments(EmbedOptions, batch_size=BATCH_SIZE)
@@ -641,7 +641,7 @@ def _options(kind: type[O], given: Mapping[str, Any]) -> O:
 
 def _results(task: Task[Any], sources: Sequence[Source], given: Mapping[str, Any]) -> Results[Any]:
     """What the task says of the images; `given` has `batch_size` and `cache`."""
-    return Results(_run(task, sources, given["cache"], given["batch_size"]))
+    return Results(_run(task, sources, given["cache"], given["batch_size"]), task.schema)
 
 
 def _run(

@@ -36,6 +36,11 @@ from zeroshot.tasks.options import BATCH_SIZE
 __all__ = ["caption", "classify", "embed", "search"]
 
 
+def __dir__() -> list[str]:
+    """What Tab shows: the functions."""
+    return __all__
+
+
 @checks_arguments(VideoClassifyOptions, batch_size=BATCH_SIZE)
 def classify(
     clips: Input | Iterable[Input],
