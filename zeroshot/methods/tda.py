@@ -38,6 +38,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.methods.zero import entropy
@@ -45,7 +46,7 @@ from zeroshot.output.atomic import whole
 
 
 @dataclass(frozen=True)
-class TDA:
+class TDA(Method):
     """Logits of images in the order they come."""
 
     pos_capacity: int = 3
