@@ -25,8 +25,12 @@ VERBS = (
     *("fit", "scores", "refine", "adjust", "cosines"),
     *("map_images", "map_texts", "caption"),
 )
-EMBEDDINGS = {"images", "texts", "shots", "views", "bank", "own_images", "own_shots"}
-"""Arguments whose last axis is an embedding."""
+COMPARED = {"images", "texts", "views", "bank"}
+"""Embeddings that are compared by their dot products, so their lengths have to be 1."""
+EMBEDDINGS = {*COMPARED, "shots", "own_images", "own_shots"}
+"""All embeddings; methods that learn from shots learn their lengths too."""
+ANY_LENGTH = ("wants_unnormalized", "shots_alone")
+"""Attributes of methods whose embeddings may have any length."""
 TOLERANCE = 0.02
 """Of the length of a unit vector; bfloat16 is off by up to 0.004."""
 SHARED = {"c", "d", "e", "f"}
@@ -60,7 +64,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         except TypeError as error:
             raise UserError(f"{door.name}: {error}") from None
         given.arguments |= door.checked(given.arguments, hints)
-        token = _inside.set(True)
+        token = _inside.set(not door.pipeline)
         try:
             return function(*given.args, **given.kwargs)
         finally:
@@ -84,11 +88,13 @@ class _Door:
         self.name = f"{type(method).__name__}.{verb}"
         self.verb = verb
         self.coupling = hasattr(method, "map_images")
-        self.unit = not (self.coupling or getattr(method, "wants_unnormalized", False))
+        self.pipeline = hasattr(method, "stages")
+        """Its stages check what is theirs: extras, lengths."""
+        self.unit = not (self.pipeline or any(getattr(method, x, False) for x in ANY_LENGTH))
         self.lengths: dict[str, tuple[int, str]] = {}
         self.learned: Tensor | None = None
         """One floating tensor of the method's own, for the dtype and the device."""
-        if verb != "fit" and is_dataclass(method):
+        if verb != "fit" and not self.coupling and is_dataclass(method):
             self._read_learned(method)
 
     def checked(self, given: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,8 +120,8 @@ class _Door:
             value, hint = getattr(method, field.name, None), _array(field.type)
             if not (field.name.endswith("_") and isinstance(value, Tensor)):
                 continue
-            if self.learned is None and value.is_floating_point() and not self.coupling:
-                self.learned = value  # a coupling's own are in float64, and it converts
+            if self.learned is None and value.is_floating_point():
+                self.learned = value
             axes = hint.dim_str.split() if hint is not None else []
             for axis, length in zip(axes, value.shape, strict=False):
                 if axis in SHARED:
@@ -128,8 +134,8 @@ class _Door:
 
     def _number(self, name: str, value: Any) -> float:
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError):
             number = float("nan")
         if not np.isfinite(number):
             self._refuse(name, f"{value!s:.60}, and has to be a number, as 100.0")
@@ -197,15 +203,13 @@ class _Door:
 
     def _check_values(self, name: str, value: Tensor, mask: Tensor | None) -> None:
         if not value.is_floating_point():
-            if name in ("shot_labels", "parents") and (value < 0).any():
-                self._refuse(name, f"has {int(value.min())}; classes are counted from 0")
             return
+        if self.coupling:
+            return  # these check their embeddings themselves, block by block
         if name not in EMBEDDINGS or self.verb == "adjust":
             if value.isnan().any():
                 self._refuse(name, "has NaN")
             return
-        if self.coupling:
-            return  # these check their embeddings themselves, block by block
         length = torch.linalg.vector_norm(value, dim=-1, dtype=_at_least_float32(value.dtype))
         if mask is not None:
             length = length[mask]
@@ -213,11 +217,11 @@ class _Door:
             self._refuse(name, "has NaN or infinity")
         if (length == 0).any():
             self._refuse(name, "an embedding is zero and has no direction")
-        if self.unit and ((length - 1).abs() > TOLERANCE).any():
+        if name in COMPARED and self.unit and ((length - 1).abs() > TOLERANCE).any():
             low, high = float(length.min()), float(length.max())
             self._refuse(
                 name,
-                f"lengths from {low:.3g} to {high:.3g}, and this method reads unit vectors; pass "
+                f"lengths from {low:.3g} to {high:.3g}, and they have to be unit vectors; pass "
                 f"zeroshot.ops.normalize({name})",
             )
 

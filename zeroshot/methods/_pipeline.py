@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.methods import _registry as registry
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Adjuster, Coupling, Output, Refiner, Scorer, as_logits
 
 StageRole = Literal["refine", "score", "score again", "adjust"]
@@ -53,7 +54,7 @@ def configure(name: Any, given: Mapping[str, Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Method):
     """A scorer made of scorers."""
 
     stages: tuple[Any, ...]
