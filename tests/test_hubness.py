@@ -12,6 +12,7 @@ from zeroshot.methods.csls import CSLS, crowding, csls
 from zeroshot.methods.dis import DIS, active, dis
 from zeroshot.methods.inverted_softmax import inverted_softmax
 from zeroshot.methods.nnn import NNN, append_ones, bias, nnn, with_bias
+from zeroshot.ops import normalize
 from zeroshot.tasks.classification.arrays import score_arrays
 
 
@@ -133,6 +134,6 @@ def test_a_hub_is_brought_down_by_all():
 @pytest.mark.parametrize("method", [DIS(k=0), NNN(k=0)])
 def test_no_neighbours_are_refused(method):
     with pytest.raises(UserError, match="k is at least 1"):
-        method.fit(torch.ones(2, 3))
+        method.fit(normalize(torch.ones(2, 3)))
     with pytest.raises(UserError, match="k is at least 1"):
-        CSLS(k=0).scores(torch.ones(2, 3), torch.ones(2, 1, 3))
+        CSLS(k=0).scores(normalize(torch.ones(2, 3)), normalize(torch.ones(2, 1, 3)))

@@ -221,9 +221,9 @@ def test_the_encoder_sees_the_last_sixty_tokens():
 
 def test_missing_parts():
     with pytest.raises(UserError, match="language model"):
-        MaGiC().caption(torch.ones(1, 5), ToyEncoder())
+        MaGiC().caption(torch.eye(1, 5), ToyEncoder())
     with pytest.raises(UserError, match="pool"):
-        Retrieve().caption(torch.ones(1, 5), ToyEncoder())
+        Retrieve().caption(torch.eye(1, 5), ToyEncoder())
 
 
 def test_retrieve_by_hand():

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from zeroshot.cache import embedding_cache as store
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache, erase
 from zeroshot.cache.lookup import MANY, Lookup, Run
-from zeroshot.errors import UserError
+from zeroshot.errors import NotAvailableError, UserError
 
 ENCODER = "toy@1"
 
@@ -798,6 +798,81 @@ def test_export_is_what_get_gives(tmp_path, clock, suffix, half):
         assert rows.dtype == expected.dtype
         assert torch.equal(rows, expected)
         assert {p.name for p in (tmp_path / "out").iterdir()} == {target.name, "rows.ids.jsonl"}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_parquet_export_is_read_by_others(tmp_path, clock, monkeypatch, half):
+    """By pyarrow, duckdb and polars; row groups are bounded, and names of no UTF-8 shown."""
+    import duckdb
+    import polars
+    import pyarrow.parquet
+
+    from zeroshot.cache import parquet_export
+
+    monkeypatch.setattr(parquet_export, "GROUP", 3 * 5 * 4)
+    odd = settled(tmp_path / os.fsdecode(b"o\xffne.png"), b"a")
+    texts = [f"text {i}" for i in range(17)]
+    with EmbeddingCache(tmp_path / "cache") as cache:
+        clock.tick(10)
+        ids = [cache.file_id(odd), *map(id_of, texts)]
+        for part in (slice(0, 2), slice(2, 3), slice(3, 18)):
+            cache.put(ENCODER, "image", ids[part], rows_of(["odd", *texts][part]))
+        target = tmp_path / "out" / "rows.parquet"
+        assert cache.export(target, ENCODER, "image", half=half) == 18
+        expected, _ = cache.get(ENCODER, "image", ids)
+    expected = (expected.half() if half else expected).float().numpy()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["rows.parquet"]
+
+    with pyarrow.parquet.ParquetFile(target) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        table = file.read()
+    assert sum(groups) == 18
+    assert max(groups) <= (6 if half else 3)
+    known = {b"encoder": ENCODER.encode(), b"kind": b"image", b"dim": b"5"}
+    assert {k: schema.metadata[k] for k in known} == known
+    assert str(schema.field("embedding").type).startswith("fixed_size_list<")
+    assert table["id"].to_pylist() == ids
+    assert table["paths"].to_pylist()[0] == [str(tmp_path / "o\\xffne.png")]
+
+    frame = polars.read_parquet(target)
+    assert frame.schema["embedding"].shape == (5,)
+    found = frame["embedding"].cast(polars.Array(polars.Float32, 5)).to_numpy()
+    np.testing.assert_array_equal(found, expected)
+
+    query = (
+        "select id, array_cosine_similarity(embedding::float[5], $1::float[5]) as score "
+        f"from '{target}' order by score desc limit 1"
+    )
+    best, score = duckdb.execute(query, [expected[7].tolist()]).fetchall()[0]
+    assert best == ids[7]
+    assert score == pytest.approx(1, abs=1e-6)
+
+
+def test_a_parquet_export_that_is_interrupted_leaves_the_earlier_file(tmp_path, monkeypatch):
+    from zeroshot.cache import parquet_export
+
+    target = tmp_path / "rows.parquet"
+    target.write_bytes(b"earlier")
+
+    def broken():
+        yield np.zeros((1, 2), np.float32), ["a"], [[]]
+        raise OSError(28, "no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        parquet_export.write_parquet(target, broken(), 2, {})
+    assert target.read_bytes() == b"earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
+
+
+def test_a_parquet_export_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    fill(tmp_path / "cache", ["a"])
+    with (
+        EmbeddingCache(tmp_path / "cache") as cache,
+        pytest.raises(NotAvailableError, match=r"needs pyarrow: .*, or export \.safetensors"),
+    ):
+        cache.export(tmp_path / "x.parquet", ENCODER, "text")
 
 
 def test_exports_that_cannot_be(tmp_path):

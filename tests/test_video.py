@@ -458,7 +458,7 @@ def test_from_python(folder):
     assert "heart" in captions[0].caption
     rows = zs.video.embed(folder, "pocket")
     assert all(math.hypot(*row.embedding) == pytest.approx(1, abs=1e-5) for row in rows)
-    assert "data:image/png" in rows._repr_html_()
+    assert "data:image/jpeg" in rows._repr_html_()
     in_memory = zs.video.classify((folder / "red-heart.mp4").read_bytes(), LABELS, "pocket")
     assert in_memory[0].labels[0].label == "red heart"
 

@@ -26,6 +26,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Input, Source, with_captions
 from zeroshot.inputs.text_files import whole_text
+from zeroshot.methods import Captioner, Dense, Scorer
 from zeroshot.metrics.bootstrap import CONFIDENCE, DRAWS
 from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.model_set.spec import is_set
@@ -117,7 +118,7 @@ def load(
 def caption(
     images: Input | Iterable[Input],
     models: str | Path | ModelSet = "base",
-    method: str | None = None,
+    method: str | Captioner | None = None,
     *,
     preset: str | None = None,
     lm: str | None = None,
@@ -134,8 +135,8 @@ def caption(
     Args:
         images: paths, folders, PIL images, bytes or files opened for bytes, one or many.
         models: a model set, its name or its directory.
-        method: `mbr`, `magic`, ... (`zeroshot methods`). Default: the set's own; otherwise `mbr` if
-            its anchors have captions, else `magic`.
+        method: `mbr`, `magic`, ... (`zeroshot methods`), or an object with `caption`. Default: the
+            set's own; otherwise `mbr` if its anchors have captions, else `magic`.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         lm: a language model in place of the set's.
         model: with `method="native"`, a trained captioner.
@@ -159,7 +160,7 @@ def classify(
     images: Input | Iterable[Input],
     labels: str | Path | Sequence[str] = (),
     models: str | Path | ModelSet = "base",
-    method: str | None = None,
+    method: str | Scorer | None = None,
     *,
     templates: str | Path | Sequence[str] | None = None,
     score: ScoreKind | None = "auto",
@@ -185,8 +186,9 @@ def classify(
     """One result per image, in order, with the best labels.
 
     Args:
-        images, models, method, batch_size, cache, options: as for `caption`.
+        images, models, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, a file, or `"imagenet"`.
+        method: a name (`zeroshot methods`), `"zpe+stata"`, or an object with `scores`.
         templates: `simple` (7, the default), `openai` (80), `none`, `waffle`, sentences with `{}`,
             or a file.
         score: `softmax`, `sigmoid` or `cosine`; `auto` is the model's own.
@@ -327,7 +329,7 @@ def search(
             bank=[searching.Query((_term(one),)) for one in _several(bank)],
             batch_size=batch_size,
         )
-        return Results(found.results)
+        return Results(found.results, SearchResult.schema)
 
 
 @checks_arguments(DedupeOptions, batch_size=BATCH_SIZE)
@@ -360,7 +362,7 @@ def dedupe(
         found = duplicates.dedupe(
             find(images).sources, _set(models), given, store, Meter(), batch_size=batch_size
         )
-        return Results(found.results)
+        return Results(found.results, DedupeResult.schema)
 
 
 @checks_arguments(EmbedOptions, batch_size=BATCH_SIZE)
@@ -387,7 +389,7 @@ def segment(
     images: Input | Iterable[Input],
     labels: str | Path | Sequence[str] = (),
     models: str | Path | ModelSet = "base",
-    method: str | None = None,
+    method: str | Dense | None = None,
     *,
     background: str | Path | Sequence[str] = (),
     templates: str | Path | Sequence[str] | None = None,
@@ -409,7 +411,8 @@ def segment(
     Args:
         images, models, batch_size, cache, options: as for `caption`.
         labels: a list, `"cat,dog"`, or a file.
-        method: how the patches of the set's dual encoder are read. Default: `naclip`.
+        method: how the patches of the set's dual encoder are read, a name or an object with
+            `attend`. Default: `naclip`.
         background: what is none of the labels, in words; a pixel that fits it best has no label.
         templates: as for `classify`. Default: `simple`, or `a photo of a {}` with a `model`.
         model: a segmentation model (CLIPSeg, GroupViT) instead.
@@ -641,7 +644,7 @@ def _options(kind: type[O], given: Mapping[str, Any]) -> O:
 
 def _results(task: Task[Any], sources: Sequence[Source], given: Mapping[str, Any]) -> Results[Any]:
     """What the task says of the images; `given` has `batch_size` and `cache`."""
-    return Results(_run(task, sources, given["cache"], given["batch_size"]))
+    return Results(_run(task, sources, given["cache"], given["batch_size"]), task.schema)
 
 
 def _run(

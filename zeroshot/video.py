@@ -14,6 +14,7 @@ from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import CLIPS, Input, Source
 from zeroshot.inputs.tables import InputOptions
+from zeroshot.methods import Captioner, Scorer
 from zeroshot.model_set.frame_encoder import FRAMES, ClipModels
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.results.result import (
@@ -36,12 +37,17 @@ from zeroshot.tasks.options import BATCH_SIZE
 __all__ = ["caption", "classify", "embed", "search"]
 
 
+def __dir__() -> list[str]:
+    """What Tab shows: the functions."""
+    return __all__
+
+
 @checks_arguments(VideoClassifyOptions, batch_size=BATCH_SIZE)
 def classify(
     clips: Input | Iterable[Input],
     labels: str | Path | Sequence[str] = (),
     models: str | Path | ModelSet = "base",
-    method: str | None = None,
+    method: str | Scorer | None = None,
     *,
     model: str | None = None,
     pooling: Literal["mean", "attention"] = "mean",
@@ -111,7 +117,7 @@ def search(
 def caption(
     clips: Input | Iterable[Input],
     models: str | Path | ModelSet = "base",
-    method: str | None = None,
+    method: str | Captioner | None = None,
     *,
     frames: int | None = None,
     **more: Any,

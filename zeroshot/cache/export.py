@@ -1,6 +1,7 @@
 """Check or export all embeddings of a cache, batch by batch."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import numpy as np
 
 from zeroshot.cache.index import Batch, Index
 from zeroshot.cache.lookup import Digests
+from zeroshot.cache.parquet_export import Exported, write_parquet
 from zeroshot.cache.segments import Vectors, checksums_of, read_vectors, segments_in
 from zeroshot.errors import UserError, unknown
 from zeroshot.output import atomic
 
-FORMATS = (".safetensors", ".npy")
+FORMATS = (".safetensors", ".npy", ".parquet")
 HEADER = 4096
 """Size of the header of an export in bytes; a multiple of every alignment that a format needs."""
 
@@ -75,8 +77,9 @@ def export(
 
     `x.safetensors` has them as `rows` `[n d]`, `x.npy` as the array; float32, or float16 with
     `half`. `x.ids.jsonl` has a line for each: `row`, `id`, and the `paths` of files that had this
-    content when they were hashed. Memory is that of one batch. Earlier files are replaced, but old
-    ids never lie beside new embeddings: they are removed first.
+    content when they were hashed. `x.parquet` has these as columns, and no second file
+    (`parquet_export`). Memory is that of one batch. Earlier files are replaced, but old ids never
+    lie beside new embeddings: they are removed first.
 
     Raises:
         UserError: there are no such embeddings, or the suffix is unknown.
@@ -91,21 +94,21 @@ def export(
             f"the cache has no {kind} embeddings of '{encoder}'; available: {there or 'none'}"
         )
     space, _, _, dim = spaces[0]
+    found = _exported(index, folder, space, dim)
+    if target.suffix == ".parquet":
+        known = {"encoder": encoder, "kind": kind, "dim": str(dim)}
+        return write_parquet(target, found, dim, known, half=half)
     ids_path = ids_of(target)
     dtype = np.dtype("<f2" if half else "<f4")
     count = 0
     with atomic.whole(ids_path) as ids_file, atomic.whole(target) as vectors_file:
         vectors_file.write(bytes(HEADER))
-        for batch in index.batches(space):
-            vectors = _read(folder, batch, dim)
-            good = (_valid(batch, vectors) & batch.current).nonzero()[0].tolist()
-            vectors_file.write(np.ascontiguousarray(vectors[good], dtype).data)
-            paths = index.paths_of([batch.ids[i] for i in good])
-            for number, i in enumerate(good, count):
-                names = [_shown(path) for path in paths.get(batch.ids[i], [])]
-                line = json.dumps({"row": number, "id": batch.ids[i], "paths": names})
+        for vectors, ids, paths in found:
+            vectors_file.write(np.ascontiguousarray(vectors, dtype).data)
+            for number, (id, names) in enumerate(zip(ids, paths, strict=True), count):
+                line = json.dumps({"row": number, "id": id, "paths": names})
                 ids_file.write(line.encode() + b"\n")
-            count += len(good)
+            count += len(ids)
         vectors_file.seek(0)
         metadata = {"encoder": encoder, "kind": kind, "ids": ids_path.name}
         header = _safetensors if target.suffix == ".safetensors" else _npy
@@ -115,6 +118,16 @@ def export(
             atomic.sync(file.fileno())  # so that nothing but the renames is left to fail
         ids_path.unlink(missing_ok=True)
     return count
+
+
+def _exported(index: Index, folder: Path, space: int, dim: int) -> Iterator[Exported]:
+    """Valid embeddings with their ids and paths, batch by batch, each once."""
+    for batch in index.batches(space):
+        vectors = _read(folder, batch, dim)
+        good = (_valid(batch, vectors) & batch.current).nonzero()[0].tolist()
+        ids = [batch.ids[i] for i in good]
+        paths = index.paths_of(ids)
+        yield vectors[good], ids, [[_shown(path) for path in paths.get(id, [])] for id in ids]
 
 
 def _read(folder: Path, batch: Batch, dim: int) -> Vectors:

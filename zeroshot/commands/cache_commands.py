@@ -117,7 +117,10 @@ def cache_verify() -> None:
 @command
 def cache_export(
     target: Annotated[
-        Path, typer.Argument(help="x.safetensors or x.npy; ids and paths go to x.ids.jsonl.")
+        Path,
+        typer.Argument(
+            help="x.parquet; or x.safetensors or x.npy, with ids and paths in x.ids.jsonl."
+        ),
     ],
     encoder: Annotated[
         str | None,
@@ -134,7 +137,7 @@ def cache_export(
     """Export the embeddings of an encoder, with their ids and paths.
 
     Examples:
-        zeroshot cache export rows.safetensors --kind image/rgb-1
+        zeroshot cache export rows.parquet --kind image/rgb-1
         zeroshot cache export rows.npy --kind image/rgb-1 --half
     """
     from zeroshot.cache.embedding_cache import EmbeddingCache
@@ -142,7 +145,8 @@ def cache_export(
     from zeroshot.commands import console
     from zeroshot.output.atomic import check_place
 
-    for file in (target, ids_of(target)):
+    files = (target,) if target.suffix == ".parquet" else (target, ids_of(target))
+    for file in files:
         if file.exists() and not overwrite:
             raise UserError(f"'{file}' exists; --overwrite replaces it")
     check_place(target)

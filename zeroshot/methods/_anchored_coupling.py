@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zeroshot.methods._anchor_checks import check_added, check_pairs, check_removed
 from zeroshot.methods._anchor_matrix import AnchorMatrix
+from zeroshot.methods._door import Method
 from zeroshot.methods._registry import name_of
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def fitted(method: object, learned: T | None) -> T:
 
 
 @dataclass(frozen=True)
-class AnchoredCoupling:
+class AnchoredCoupling(Method):
     """A coupling that keeps its anchors; a subclass says in `_learn` how it learns from them."""
 
     anchor_images_: AnchorMatrix | None = field(

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._registry import name_of
 
 OptionalSelf = TypeVar("OptionalSelf", bound="OptionalBank")
@@ -14,7 +15,7 @@ RequiredSelf = TypeVar("RequiredSelf", bound="RequiredBank")
 
 
 @dataclass(frozen=True)
-class OptionalBank:
+class OptionalBank(Method):
     """Learns from the bank, or from the images that are scored if there is none."""
 
     bank_: Float[Tensor, "b d"] | None = field(
@@ -32,7 +33,7 @@ class OptionalBank:
 
 
 @dataclass(frozen=True)
-class RequiredBank:
+class RequiredBank(Method):
     """Learns from the bank alone; `k` is a number of its images or of classes."""
 
     k: int = 1

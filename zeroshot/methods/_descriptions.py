@@ -6,12 +6,13 @@ import importlib.util
 import inspect
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from zeroshot.errors import unknown
-from zeroshot.methods._registry import PACKAGE, names
+from zeroshot.errors import UserError, unknown
+from zeroshot.methods._plugins import distribution_of, load_plugin, plugins
+from zeroshot.methods._registry import PACKAGE, built_in, names, options as known_options
 
 VERBS = {"scores": "classify", "caption": "caption", "attend": "segment"}
 """What a class does if it, or a class that it inherits from, has such a function."""
@@ -46,8 +47,12 @@ def describe(name: str) -> Description:
 
     The text of an option is the string literal below it in the class.
     """
-    if name not in names():
-        raise unknown("method", name, names())
+    own = built_in()
+    if name not in own:
+        others = plugins(tuple(own))
+        if name not in others:
+            raise unknown("method", name, names())
+        return _of_plugin(name, others[name])
     module = _Module.read(name)
     wanted = name.replace("_", "")
     classes = (node for node in module.tree.body if isinstance(node, ast.ClassDef))
@@ -62,6 +67,21 @@ def describe(name: str) -> Description:
             options[option.name] = option
     does = tuple(task for verb, task in VERBS.items() if verb in functions)
     return Description(name, about.partition("\n")[0], about, does, tuple(options.values()))
+
+
+def _of_plugin(name: str, entry: Any) -> Description:
+    """A method of another distribution, which is imported; one that cannot be says why."""
+    try:
+        kind = load_plugin(entry)
+    except UserError as error:
+        return Description(name, str(error), str(error), (), ())
+    about = f"{inspect.getdoc(kind) or name}\n\nof the distribution {distribution_of(entry)}"
+    does = tuple(task for verb, task in VERBS.items() if hasattr(kind, verb))
+    options = [
+        Option(n, inspect.formatannotation(f.type), None if f.default is MISSING else f.default, "")
+        for n, f in known_options(kind).items()
+    ]
+    return Description(name, about.partition("\n")[0], about, does, tuple(options))
 
 
 @dataclass(frozen=True)

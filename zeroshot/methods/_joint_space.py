@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.ops import masked_mean, normalize
 
 TemplateMode = Literal["mean", "max"]
 
 
-class JointSpace:
+class JointSpace(Method):
     """The scores that follow from `map_images` and `map_texts`; see `methods.Coupling`."""
 
     templates: TemplateMode

@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 from zeroshot.methods import _registry as registry
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Adjuster, Coupling, Output, Refiner, Scorer, as_logits
 
 StageRole = Literal["refine", "score", "score again", "adjust"]
@@ -35,22 +37,24 @@ def pipeline(*stages: Any) -> "Pipeline":
     return Pipeline(stages)
 
 
-def configure(name: str, given: Mapping[str, Any]) -> Any:
+def configure(name: Any, given: Mapping[str, Any]) -> Any:
     """The method called `name` with these options; texts are read as the option's type.
 
     `name` may be a pipeline, `zpe+stata`, whose options are `stata.alpha`, or just `alpha` if only
-    one stage has it.
+    one stage has it; or a method itself, as an object without options or as a class.
 
     Raises:
         UserError: an unknown method or option, or a value that is not of the option's type.
     """
+    if not isinstance(name, str):
+        return registry.configure_own(name, given)
     if "+" in name:
         return Pipeline.configure(name, given)
     return registry.configure_method(name, given)
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Method):
     """A scorer made of scorers."""
 
     stages: tuple[Any, ...]
@@ -165,7 +169,7 @@ class Pipeline:
     ) -> Float[Tensor, "n c"]:
         """Scores of the last stage; `extras` go to the stages that take them."""
         bank = next((x for x in map(_bank, self.stages) if x is not None), None)
-        scores = logits = images.new_empty(0, 0)
+        scores = logits = torch.empty(0, 0)
         bank_logits: Tensor | None = None
         for stage, role in zip(self.stages, self.roles, strict=True):
             if role == "refine":

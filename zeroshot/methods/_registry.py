@@ -10,19 +10,49 @@ from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from zeroshot.errors import UserError, unknown
+from zeroshot.methods._plugins import fault_of, load_plugin, plugins
 
 PACKAGE = "zeroshot.methods"
 
 
-def names() -> list[str]:
-    """Every method, found by listing the folders of the package; nothing is imported."""
+def built_in() -> list[str]:
+    """The methods of this package, found by listing its folder; nothing is imported."""
     folders = importlib.import_module(PACKAGE).__path__
     return sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
 
 
+def names() -> list[str]:
+    """Every method, those of other distributions included; none of them is imported."""
+    own = built_in()
+    return sorted([*own, *plugins(tuple(own))])
+
+
+def with_verb(verb: str) -> list[str]:
+    """The methods that have this function: `scores`, `caption`, `attend`, `map_images`."""
+    return [name for name in names() if hasattr(_get_if_sound(name), verb)]
+
+
+def _get_if_sound(name: str) -> type[Any] | None:
+    """The method; None for one of another distribution that cannot be imported."""
+    if name in built_in():
+        return get(name)
+    try:
+        return get(name)
+    except UserError:
+        return None
+
+
 def get(name: str) -> type[Any]:
-    """The method called `name`: the class in its file whose lower-case name equals the file's."""
-    if name not in names():
+    """The method called `name`: the class in its file whose lower-case name equals the file's.
+
+    Raises:
+        UserError: there is none, or another distribution has it and it cannot be imported.
+    """
+    own = built_in()
+    if name not in own:
+        others = plugins(tuple(own))
+        if name in others:
+            return load_plugin(others[name])
         raise unknown("method", name, names())
     module = importlib.import_module(f"{PACKAGE}.{name}")
     wanted = name.replace("_", "")
@@ -30,11 +60,19 @@ def get(name: str) -> type[Any]:
 
 
 def name_of(method: object) -> str:
-    """The name of a method's class or object: its file's; a pipeline's is `zpe+stata`."""
+    """The name of a method's class or object: its file's; a pipeline's is `zpe+stata`.
+
+    That of another distribution is the entry point's; a class of your own has its own name.
+    """
     if hasattr(method, "stages"):
         return "+".join(map(name_of, method.stages))
     kind = method if isinstance(method, type) else type(method)
-    return kind.__module__.rpartition(".")[2]
+    folder, _, file = kind.__module__.rpartition(".")
+    if folder == PACKAGE:
+        return file
+    value = f"{kind.__module__}:{kind.__qualname__}"
+    others = plugins(tuple(built_in())).items()
+    return next((name for name, entry in others if entry.value == value), kind.__qualname__)
 
 
 def parameters(method: Any, verb: str) -> dict[str, bool]:
@@ -75,7 +113,28 @@ def configure_method(name: str, given: Mapping[str, Any]) -> Any:
     Raises:
         UserError: an unknown method or option, or a value that is not of the option's type.
     """
-    method = get(name)
+    return _configured(name, get(name), given)
+
+
+def configure_own(method: Any, given: Mapping[str, Any]) -> Any:
+    """A method that is an object already, or a class with these options.
+
+    Raises:
+        UserError: it is none; options for an object, which has its own; a wrong option.
+    """
+    if fault := fault_of(method if isinstance(method, type) else type(method)):
+        raise UserError(f"method {method!r:.80} {fault}")
+    if isinstance(method, type):
+        return _configured(name_of(method), method, given)
+    if given:
+        raise UserError(
+            f"method {name_of(method)} is an object with options of its own, so "
+            f"{', '.join(sorted(given))} cannot be given beside it"
+        )
+    return method
+
+
+def _configured(name: str, method: type[Any], given: Mapping[str, Any]) -> Any:
     known = options(method)
     hints = get_type_hints(method)
     for key in given:

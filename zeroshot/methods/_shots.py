@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods._registry import name_of
 from zeroshot.ops import normalize
@@ -53,7 +54,7 @@ def _version(given: Tensor | float | None) -> int:
 
 
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(Method):
     """A method that learns from shots: labelled images, some per class."""
 
     shots_: Float[Tensor, "m d"] | None = field(

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._neighbour_graph import adjacency
 from zeroshot.methods._protocols import Output
 from zeroshot.methods._shots import one_hot
@@ -177,7 +178,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Transduction:
+class Transduction(Method):
     """The interface of `stata` and `transclip`: shots are optional, scores are assignments."""
 
     shots_: Float[Tensor, "m d"] | None = field(

@@ -38,6 +38,7 @@ from zeroshot.methods._anchor_matrix import BLOCK, AnchorMatrix, at_least_float3
 from zeroshot.methods._anchored_coupling import fitted
 from zeroshot.methods._canonical_correlation import weight_by_correlation
 from zeroshot.methods._coupling_report import LEAST_PAIRS, SHUFFLES, Report, Trial
+from zeroshot.methods._door import Method
 from zeroshot.methods._joint_space import TemplateMode
 from zeroshot.methods._protocols import Explanation, Output
 from zeroshot.methods._registry import configure_method
@@ -65,7 +66,7 @@ Trials = dict[Any, Float[Tensor, "h h"]]
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Method):
     """A coupling that chooses another; `fit` gives it its anchors."""
 
     budget: float = 30.0

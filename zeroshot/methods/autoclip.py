@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.ops import filled
 
@@ -42,7 +43,7 @@ LARGEST_STEP = 1e7
 
 
 @dataclass(frozen=True)
-class AutoCLIP:
+class AutoCLIP(Method):
     """Scores by prompts that are weighted for each image."""
 
     beta: float = 0.85

@@ -30,12 +30,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
-class CHiLS:
+class CHiLS(Method):
     """Scores of coarse classes and of their kinds."""
 
     mode: Literal["normal", "hat", "supagg"] = "normal"

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._caption_pool import Pool, retrieve, unique_captions
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Caption
 from zeroshot.methods._risk import expected_cider
 from zeroshot.models.base import DualEncoder, LanguageModel
 
 
 @dataclass(frozen=True)
-class Consensus:
+class Consensus(Method):
     """The caption of the pool that agrees most with the captions nearest to the image."""
 
     neighbours: int = 50

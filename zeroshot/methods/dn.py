@@ -27,12 +27,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.ops import masked_mean, normalize
 
 
 @dataclass(frozen=True)
-class DN:
+class DN(Method):
     """Cosines of embeddings less a share of their means."""
 
     lam: float = 0.25

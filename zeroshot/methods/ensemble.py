@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.ops import masked_mean, normalize
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Method):
     """Scores of images against the prompts of each class, ragged or not."""
 
     mode: Literal["embed", "score", "prob", "max"] = "embed"

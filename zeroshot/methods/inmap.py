@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._prior import warn_if_few
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
@@ -41,7 +42,7 @@ from zeroshot.ops import normalize
 
 
 @dataclass(frozen=True)
-class InMaP:
+class InMaP(Method):
     """Cosines with class proxies that are learned from all images together."""
 
     tau_t: float = 0.01

@@ -34,6 +34,7 @@ from torch import Tensor
 from zeroshot.decoding import Choice, stream
 from zeroshot.errors import UserError, counted
 from zeroshot.methods._caption_pool import Pool
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Caption
 from zeroshot.models.base import DualEncoder, LanguageModel, Matcher
 from zeroshot.trace import Candidate, Trace, TraceStep
@@ -81,7 +82,7 @@ class MagicGuide:
 
 
 @dataclass(frozen=True)
-class MaGiC:
+class MaGiC(Method):
     """Captions by guided decoding.
 
     The defaults are the authors' for COCO: k=45, alpha=0.1, beta=2 and 15 tokens (their length

@@ -33,6 +33,7 @@ from zeroshot.decoding import generate, mean_log_probability
 from zeroshot.errors import UserError
 from zeroshot.methods._caption_pool import Pool, RetrievedCaptions, retrieve, unique_captions
 from zeroshot.methods._continuations import ContinuationGuide, Continuations
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Caption
 from zeroshot.methods._risk import expected_cider, has_repeated_word
 from zeroshot.models.base import DualEncoder, LanguageModel
@@ -44,7 +45,7 @@ COMMON = 0.1
 
 
 @dataclass(frozen=True)
-class MBR:
+class MBR(Method):
     """Writes many captions and chooses the one that agrees most with the retrieved captions."""
 
     neighbours: int = 50

@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 from zeroshot.ops import normalize
@@ -48,7 +49,7 @@ class Modes:
 
 
 @dataclass(frozen=True)
-class MTA:
+class MTA(Method):
     """Logits of images with several embedded views."""
 
     lambda_y: float = 0.2

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._attention import Attention, gaussian_neighbourhood, weights
+from zeroshot.methods._door import Method
 
 
 @dataclass(frozen=True)
-class NACLIP:
+class NACLIP(Method):
     """Attention for dense features, and how the logits of patches become a map."""
 
     attention: Attention = "naclip"

@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods._streams import load_stream, save_stream
 from zeroshot.methods.ensemble import Ensemble
@@ -43,7 +44,7 @@ from zeroshot.ops import normalize
 
 
 @dataclass(frozen=True)
-class OGA:
+class OGA(Method):
     """Probabilities of images in the order they come."""
 
     capacity: int = 8

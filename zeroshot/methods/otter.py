@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._prior import Assume, resolve
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
@@ -49,7 +50,7 @@ WIDE = 8
 
 
 @dataclass(frozen=True)
-class OTTER:
+class OTTER(Method):
     """Each image's mass over the classes in the cheapest plan that meets the prior."""
 
     temperature: float = 1.0

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.methods._caption_pool import Pool
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Caption
 from zeroshot.models.base import DualEncoder, LanguageModel
 from zeroshot.ops import topk_stream
 
 
 @dataclass(frozen=True)
-class Retrieve:
+class Retrieve(Method):
     """The caption of the pool with the largest cosine to the image."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"pool"})

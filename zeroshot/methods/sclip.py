@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.methods._attention import weights
+from zeroshot.methods._door import Method
 
 
 @dataclass(frozen=True)
-class SCLIP:
+class SCLIP(Method):
     """Attention for dense features, and how the logits of patches become a map."""
 
     scale: float = 40.0

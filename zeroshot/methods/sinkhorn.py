@@ -26,13 +26,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._prior import Assume, resolve
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
-class Sinkhorn:
+class Sinkhorn(Method):
     """Logits plus a bias per class that makes the prior hold."""
 
     iterations: int = 20

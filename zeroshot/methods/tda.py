@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods._streams import load_stream, save_stream
 from zeroshot.methods.ensemble import Ensemble
@@ -41,7 +42,7 @@ from zeroshot.methods.zero import entropy
 
 
 @dataclass(frozen=True)
-class TDA:
+class TDA(Method):
     """Logits of images in the order they come."""
 
     pos_capacity: int = 3

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
@@ -32,7 +33,7 @@ BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
-class Zero:
+class Zero(Method):
     """Shares of votes for images with several embedded views."""
 
     gamma: float = 0.3

@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.ops import filled, normalize
 
@@ -43,7 +44,7 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class ZPE:
+class ZPE(Method):
     """Weights for prompt templates, and scores by the weighted prompts."""
 
     debias: Literal["auto", "both", "test", "pretrain", "pretrain_star", "none"] = "auto"

@@ -99,7 +99,7 @@ class ModelSet:
         spec = _coupling(self.spec)
         coupling = methods.configure(spec.method, spec.options)
         if not isinstance(coupling, methods.Coupling):
-            couplings = [n for n in methods.names() if hasattr(methods.get(n), "map_images")]
+            couplings = methods.with_verb("map_images")
             raise UserError(
                 f"method '{spec.method}' couples no encoders; these do: {', '.join(couplings)}"
             )

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,29 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 from zeroshot.errors import NotAvailableError, unknown
 from zeroshot.inputs.text_files import FORMULA
 from zeroshot.packaging.extras import how_to_install
+from zeroshot.results.data_frames import arrow_type, cell, cells, columns
 
 Row = Mapping[str, Any]
 """A result as JSON: `schema`, `path`, `id`, the answer or an `error`, `models`, `method`."""
-
-COLUMNS = {
-    "zeroshot.caption/1": ("caption", "score"),
-    "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
-    "zeroshot.embed/1": ("dim", "embedding"),
-    "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
-    "zeroshot.detect/1": ("width", "height", "boxes", "drawn"),
-    "zeroshot.match/1": ("text", "score", "label", "scored", "second", "texts"),
-    "zeroshot.ask/1": ("question", "answer", "score", "scored", "questions"),
-    "zeroshot.read/1": ("text", "score"),
-    "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
-    "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
-    "zeroshot.dedupe/1": (
-        *("group", "keep", "kind", "copy_of", "cosine", "correlation"),
-        *("width", "height", "bytes", "reason"),
-    ),
-}
-"""The columns of a table for each kind of row, between `path, id` and `models, method,
-error_type, error_message`. `label, score, cosine` belong to the best label. Lists and objects are
-JSON."""
 
 
 @dataclass(frozen=True)
@@ -108,33 +89,10 @@ class JsonLines:
         return Record(line, row["path"], row.get("id"), error["type"])
 
 
-def columns(schema: str) -> tuple[str, ...]:
-    """All columns of a table of these rows."""
-    return ("path", "id", *COLUMNS[schema], "models", "method", "error_type", "error_message")
-
-
 def flat(row: Row, schema: str) -> dict[str, Any]:
     """The cells of a row in a table."""
-    error = row.get("error") or {}
-    cells = {**_best(row), **row}
-    cells |= {"error_type": error.get("type"), "error_message": error.get("message")}
-    return {name: _cell(cells.get(name)) for name in columns(schema)}
-
-
-def _best(row: Row) -> Row:
-    """The best label, the first text, or the first question and answer, with their scores."""
-    for several in ("labels", "texts"):
-        if row.get(several):
-            first: Row = row[several][0]
-            return first
-    questions: Sequence[Row] = row.get("questions") or [{"answers": []}]
-    return {**questions[0], **next(iter(questions[0]["answers"]), {})}
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, str):
-        return utf8(value).decode()
-    return to_json(value) if isinstance(value, Mapping | Sequence) else value
+    found = cells(row)
+    return {name: cell(found.get(name)) for name in columns(schema)}
 
 
 class Csv:
@@ -218,7 +176,7 @@ class Text:
             return utf8("" if row.get("error") else row["path"] or "") + b"\n"
         regions = row.get("regions") or row.get("boxes") or []
         labels = ", ".join(dict.fromkeys(region["label"] for region in regions))
-        text = row.get("caption") or _best(row).get("label") or labels
+        text = row.get("caption") or cells(row).get("label") or labels
         return utf8(" ".join(text.split())) + b"\n"
 
     def records(self, data: bytes) -> list[Record]:
@@ -247,11 +205,7 @@ def pyarrow() -> Any:
 def to_parquet(lines: bytes, schema: str) -> bytes:
     """A Parquet table of `FlatLines`."""
     arrow = pyarrow()
-    special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special["correlation"] = arrow.float64()
-    special |= {name: arrow.int64() for name in ("rank", "width", "height", "group", "bytes")}
-    special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated", "keep")}
-    types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])
+    types = arrow.schema([(name, arrow_type(name)) for name in columns(schema)])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]
     table = arrow.Table.from_pylist(rows, schema=types)
     sink = io.BytesIO()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot.results.coco_rle import Mask, decode
+from zeroshot.results.notebook_table import Line
 from zeroshot.results.result import Result, as_float32
 
 DECIMALS = 2
@@ -41,6 +42,7 @@ class SegmentResult(Result):
     """File name of the image with its regions drawn on it, if it was written."""
 
     schema: ClassVar[str] = "zeroshot.segment/1"
+    heading: ClassVar[str] = "share, label"
 
     def share(self, region: Region) -> float:
         """The share of the image's pixels that a region has."""
@@ -65,6 +67,11 @@ class SegmentResult(Result):
         """`cat 31 %, remote 2 %`."""
         shares = [f"{r.label} {100 * self.share(r):.0f} %" for r in self.regions]
         return ", ".join(shares) or "nothing but background"
+
+    def lines(self) -> list[Line]:
+        """Each label with its share of the pixels."""
+        lines = [Line(r.label, self.share(r)) for r in self.regions]
+        return lines or [Line(self.summary())]
 
 
 def files(mask: str | None, drawn: str | None) -> dict[str, str]:
@@ -108,6 +115,7 @@ class DetectResult(Result):
     """File name of the image with its boxes drawn on it, if it was written."""
 
     schema: ClassVar[str] = "zeroshot.detect/1"
+    heading: ClassVar[str] = "score, box"
 
     def answer(self) -> dict[str, Any]:
         """`width`, `height`, `boxes`."""
@@ -119,3 +127,8 @@ class DetectResult(Result):
         named = ", ".join(f"{x.label} {x.score:.2f}" for x in self.boxes[:5])
         more = f" and {len(self.boxes) - 5} more" if len(self.boxes) > 5 else ""
         return f"{named}{more}" or "nothing"
+
+    def lines(self) -> list[Line]:
+        """Each label with its box and its score."""
+        lines = [Line(f"{x.label} {[round(side) for side in x.box]}", x.score) for x in self.boxes]
+        return lines or [Line(self.summary())]

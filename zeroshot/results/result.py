@@ -5,11 +5,10 @@ notebook.
 """
 
 import base64
-import html
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from PIL.Image import Image
@@ -19,6 +18,8 @@ from zeroshot.images.clips import frames_of, open_clip
 from zeroshot.images.reading import open_image
 from zeroshot.inputs.remote.public_names import public
 from zeroshot.inputs.source import Source
+from zeroshot.results.data_frames import DataTable
+from zeroshot.results.notebook_table import Line, Reason, TableRow, html_table
 from zeroshot.trace import Trace
 
 THUMBNAIL = 96
@@ -80,6 +81,19 @@ class Result:
     method: str = ""
 
     schema: ClassVar[str]
+    heading: ClassVar[str] = "answer"
+    """Of the answers, in a notebook's table."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Every kind of result shows its path, also in tracebacks and in lists."""
+        super().__init_subclass__(**more)
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        shown = {"path": self.path} | {
+            f.name: getattr(self, f.name) for f in fields(self) if f.repr
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
     @property
     def path(self) -> str | None:
@@ -93,6 +107,10 @@ class Result:
     def summary(self) -> str:
         """The answer in one line, for a table."""
         raise NotImplementedError
+
+    def lines(self) -> list[Line]:
+        """The answer for a notebook's table, with scores that it draws as bars."""
+        return [Line(self.summary())]
 
     def row(self) -> dict[str, Any]:
         """The result as JSON-ready fields; floats are the shortest that name a float32."""
@@ -126,6 +144,7 @@ class CaptionResult(Result):
     """Every choice that made the caption, if they were recorded."""
 
     schema: ClassVar[str] = "zeroshot.caption/1"
+    heading: ClassVar[str] = "score, caption"
 
     def answer(self) -> dict[str, Any]:
         """`caption`, `score`, `scored` unless it is the cosine, and `prompt` if there was one."""
@@ -143,6 +162,10 @@ class CaptionResult(Result):
         """The caption."""
         return self.caption or ""
 
+    def lines(self) -> list[Line]:
+        """The caption with its score."""
+        return [Line(self.summary(), self.score)]
+
 
 @dataclass(frozen=True)
 class ClassifyResult(Result):
@@ -155,6 +178,7 @@ class ClassifyResult(Result):
     """Anchors behind the best label, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.classify/1"
+    heading: ClassVar[str] = "score, label"
 
     def answer(self) -> dict[str, Any]:
         """`labels`, `abstained`, `scored`."""
@@ -169,6 +193,12 @@ class ClassifyResult(Result):
         """`cat 0.91, dog 0.06, bird 0.02`, and the anchors that explain the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
         return "\n".join(lines + [x.line for x in self.explanation])
+
+    def lines(self) -> list[Line]:
+        """Each label with its score."""
+        if self.abstained:
+            return [Line("abstained"), *(Line(x.label, x.score) for x in self.labels)]
+        return [Line(x.label, x.score) for x in self.labels]
 
 
 @dataclass(frozen=True)
@@ -211,6 +241,7 @@ class SearchResult(Result):
     """Anchors behind the hit, largest share first; all shares sum to its cosine."""
 
     schema: ClassVar[str] = "zeroshot.search/1"
+    heading: ClassVar[str] = "score, hit"
 
     def answer(self) -> dict[str, Any]:
         """`query`, `rank`, `score`, `cosine`."""
@@ -226,6 +257,10 @@ class SearchResult(Result):
         """`a red heart: 1. 0.312`, and below it the anchors that explain it."""
         lines = [f"{self.query}: {self.rank}. {self.score:.3f}"]
         return "\n".join(lines + [x.line for x in self.explanation])
+
+    def lines(self) -> list[Line]:
+        """`1. a red heart` with its score."""
+        return [Line(f"{self.rank}. {self.query}", self.score)]
 
 
 @dataclass(frozen=True)
@@ -254,53 +289,84 @@ R = TypeVar("R", bound=Result)
 
 
 class Results(list[R], Generic[R]):
-    """A list of results that shows as a table in a notebook."""
+    """A list of results, which is a table too: in a notebook, and as a data frame."""
 
-    def __init__(self, results: Iterable[R] = ()) -> None:
+    def __init__(self, results: Iterable[R] = (), schema: str | None = None) -> None:
         super().__init__(results)
+        self._schema = schema
+
+    @property
+    def schema(self) -> str | None:
+        """The kind of the rows; None for an empty list of which it is not known."""
+        return self[0].schema if self else self._schema
 
     @property
     def failed(self) -> "Results[R]":
         """The results with an error."""
-        return Results(r for r in self if r.error is not None)
+        return Results((r for r in self if r.error is not None), self.schema)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, ready for `json` or a data frame."""
+        """All rows, ready for `json`."""
         return [r.row() for r in self]
 
+    def to_pandas(self, *, long: bool = False) -> Any:
+        """A `pandas.DataFrame` with a line for each result, in their order.
+
+        Columns are those of `--out x.parquet`; an `embedding` is an array of float32. A failed
+        image has `error_type` and `error_message`, and no other values.
+
+        Args:
+            long: a line for each label (`classify`), box (`detect`, with its sides in pixels),
+                region (`segment`), text (`match`) or answer (`ask`). An image without any has one
+                line.
+
+        Raises:
+            NotAvailableError: pandas is not installed.
+        """
+        return self._table(long).to_pandas()
+
+    def to_polars(self, *, long: bool = False) -> Any:
+        """A `polars.DataFrame`, as `to_pandas`; NotAvailableError without polars."""
+        return self._table(long).to_polars()
+
+    def to_arrow(self, *, long: bool = False) -> Any:
+        """A `pyarrow.Table`, as `to_pandas`; NotAvailableError without pyarrow.
+
+        Every library that reads Arrow takes it: `duckdb.from_arrow(results.to_arrow())`.
+        """
+        return self._table(long).to_arrow()
+
+    def _table(self, long: bool) -> DataTable:
+        return DataTable.from_rows(map(Result.row, self), self.schema, long)
+
     def _repr_html_(self) -> str:
-        body = "".join(_html_row(r) for r in self[:MOST_SHOWN])
-        more = f"<p>... and {len(self) - MOST_SHOWN} more</p>" if self[MOST_SHOWN:] else ""
-        return f"<table>{body}</table>{more}"
+        shown, heading = self[:MOST_SHOWN], self[0].heading if self else "answer"
+        return html_table(list(map(_shown, shown)), heading, len(self) - len(shown))
 
 
-def _html_row(result: Result) -> str:
-    name = html.escape(result.path or "")
+def _shown(result: Result) -> TableRow:
+    name = result.path or ""
     if result.error is not None:
-        message = f"<i>{html.escape(result.error.message)}</i>"
-        return f"<tr><td></td><td>{name}</td><td>{message}</td></tr>"
-    image = f'<img src="{thumbnail(result.source)}" alt="{name}">'
-    answer, *_ = html.escape(result.summary()).split("\n")
+        return TableRow("", name, failure=result.error.message)
     anchors = result.explanation if isinstance(result, ClassifyResult | SearchResult) else ()
-    if anchors:
-        answer = f"{answer}<table>{''.join(map(_html_anchor, anchors))}</table>"
-    return f"<tr><td>{image}</td><td>{name}</td><td>{answer}</td></tr>"
-
-
-def _html_anchor(anchor: AnchorContribution) -> str:
-    captions = html.escape("; ".join(anchor.captions) or anchor.anchor)
-    image = ""
-    if anchor.path is not None and (data := thumbnail(Source(anchor.path))):
-        image = f'<img src="{data}" alt="{html.escape(anchor.anchor)}">'
-    return f"<tr><td>{anchor.share:+.3f}</td><td>{image}</td><td>{captions}</td></tr>"
+    reasons = [
+        Reason(
+            anchor.share,
+            "" if anchor.path is None else thumbnail(Source(anchor.path)),
+            anchor.anchor,
+            "; ".join(anchor.captions) or anchor.anchor,
+        )
+        for anchor in anchors
+    ]
+    return TableRow(thumbnail(result.source), name, result.lines(), reasons)
 
 
 def _explanation_row(anchors: tuple[AnchorContribution, ...]) -> dict[str, Any]:
     return {"because": [anchor.row() for anchor in anchors]} if anchors else {}
 
 
-def thumbnail(source: Source, size: int = THUMBNAIL, kind: Literal["PNG", "JPEG"] = "PNG") -> str:
-    """An image of at most `size` pixels as a data URL; of a video, its middle frame.
+def thumbnail(source: Source, size: int = THUMBNAIL) -> str:
+    """An image of at most `size` pixels as a data URL, a JPEG; of a video, its middle frame.
 
     Empty if the file no longer exists.
     """
@@ -309,8 +375,8 @@ def thumbnail(source: Source, size: int = THUMBNAIL, kind: Literal["PNG", "JPEG"
         return ""
     image.thumbnail((size, size))
     data = io.BytesIO()
-    image.save(data, kind, quality=82)  # PNG has no quality
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    image.save(data, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _open(source: Source) -> Image | None:

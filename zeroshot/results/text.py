@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zeroshot.models.base import Answer
+from zeroshot.results.notebook_table import Line
 from zeroshot.results.result import Result, as_float32
 
 __all__ = ["AskResult", "MatchResult", "QuestionAnswers", "ReadResult", "TextScore"]
@@ -41,6 +42,7 @@ class MatchResult(Result):
     """The other image, if the texts are about two."""
 
     schema: ClassVar[str] = "zeroshot.match/1"
+    heading: ClassVar[str] = "score, text"
 
     def answer(self) -> dict[str, Any]:
         """`texts`, `scored`, and `second` if there is one."""
@@ -52,6 +54,10 @@ class MatchResult(Result):
         return "\n".join(
             f"{x.score:.3f}  {x.text}" + (f"  ({x.label})" if x.label else "") for x in self.texts
         )
+
+    def lines(self) -> list[Line]:
+        """Each text with its score."""
+        return [Line(x.text + (f" ({x.label})" if x.label else ""), x.score) for x in self.texts]
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class AskResult(Result):
     scored: str = "probability"
 
     schema: ClassVar[str] = "zeroshot.ask/1"
+    heading: ClassVar[str] = "score, answer"
 
     def answer(self) -> dict[str, Any]:
         """`questions`, `scored`."""
@@ -92,6 +99,15 @@ class AskResult(Result):
             f"{x.question} {line}" for x, line in zip(self.questions, lines, strict=True)
         )
 
+    def lines(self) -> list[Line]:
+        """Each answer with its score; with its question if there are several."""
+        several = len(self.questions) > 1
+        return [
+            Line(f"{x.question} {answer.text}" if several else answer.text, answer.score)
+            for x in self.questions
+            for answer in x.answers
+        ]
+
 
 @dataclass(frozen=True)
 class ReadResult(Result):
@@ -101,6 +117,7 @@ class ReadResult(Result):
     score: float | None = None
 
     schema: ClassVar[str] = "zeroshot.read/1"
+    heading: ClassVar[str] = "score, text"
 
     def answer(self) -> dict[str, Any]:
         """`text`, `score`."""
@@ -109,6 +126,10 @@ class ReadResult(Result):
     def summary(self) -> str:
         """The text."""
         return self.text or ""
+
+    def lines(self) -> list[Line]:
+        """The text with its score."""
+        return [Line(self.summary(), self.score)]
 
 
 def _shown(answer: Answer) -> str:

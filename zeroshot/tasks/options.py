@@ -135,6 +135,7 @@ METHOD: Any = option(
     "The method; 'zeroshot methods' lists them.",
     env="METHOD",
     complete=completion.methods,
+    typed=str,  # in Python also an object
 )
 COUPLING: Any = option(
     None,

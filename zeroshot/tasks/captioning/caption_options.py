@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class CaptionOptions:
     """By which method, and what captions begin with."""
 
-    method: str | None = METHOD
+    method: Any = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
     preset: str | None = option(
         None, "Named settings of magic: coco, flickr30k, story.", env="PRESET", recorded="options"

@@ -39,7 +39,7 @@ LARGEST_POOL = 50_000
 
 def captioner(
     models: ModelSet,
-    method: str | None,
+    method: Any,
     options: Mapping[str, Any],
     preset: str | None = None,
     features: Mapping[str, bool] = MappingProxyType({}),
@@ -56,18 +56,21 @@ def captioner(
     defaults = dict(models.spec.caption)
     default = defaults.pop("method", None) or ("magic" if defaults else _default_method(models))
     needs_magic = default == "mbr" and (preset is not None or any(features.values()))
-    name = method or ("magic" if needs_magic else default)
+    name = method if method is not None else "magic" if needs_magic else default
     if name != default:
         defaults = {}
     if preset is not None:
+        if not isinstance(name, str):
+            raise UserError("a preset is for a method by its name, and method is an object")
         presets = getattr(methods.get(name), "presets", {})
         if preset not in presets:
             raise unknown(f"preset of {name}", preset, presets)
         defaults = dict(presets[preset])
     chosen = methods.configure(name, defaults | dict(options))
     if not isinstance(chosen, Captioner):
-        captioners = [n for n in methods.names() if hasattr(methods.get(n), "caption")]
-        raise UserError(f"method '{name}' does not caption; these do: {', '.join(captioners)}")
+        captioners = methods.with_verb("caption")
+        shown = methods.name_of(chosen)
+        raise UserError(f"method '{shown}' does not caption; these do: {', '.join(captioners)}")
     return chosen
 
 

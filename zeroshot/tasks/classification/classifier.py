@@ -387,11 +387,12 @@ def _scorer(models: ModelSet, given: ClassifyOptions, shots: bool) -> Scorer:
     """The method; a coupling is fitted with the set's anchors."""
     default = _default_method(models, given, shots)
     defaults = {k: v for k, v in models.spec.classify.items() if k != "method"}
-    name, own = given.method or default, dict(given.options)
-    options = (defaults if name == default else {}) | own
-    method = methods.configure(name, options)
+    chosen, own = default if given.method is None else given.method, dict(given.options)
+    options = (defaults if chosen == default else {}) | own
+    method = methods.configure(chosen, options)
+    name = methods.name_of(method)
     if not hasattr(method, "scores"):
-        scorers = [n for n in methods.names() if hasattr(methods.get(n), "scores")]
+        scorers = methods.with_verb("scores")
         raise UserError(f"method '{name}' does not classify; these do: {', '.join(scorers)}")
     if not isinstance(method, Coupling):
         scorer: Scorer = method
@@ -401,6 +402,9 @@ def _scorer(models: ModelSet, given: ClassifyOptions, shots: bool) -> Scorer:
         raise UserError(
             f"--method {name} is a coupling, and so is --coupling {given.coupling}: give one"
         )
+    if not isinstance(chosen, str):
+        own_coupling: Scorer = coupling.fit(models.anchors.images, models.anchors.texts)
+        return own_coupling
     if models.spec.coupling is not None and models.spec.coupling.method == name:
         if not options:
             return fitted_coupling(models.coupled)

@@ -46,7 +46,7 @@ class ClassifyOptions:
         typed=str,
         recorded="prompts",
     )
-    method: str | None = METHOD
+    method: Any = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
     coupling: str | None = COUPLING
     score: ScoreKind | None = SCORE

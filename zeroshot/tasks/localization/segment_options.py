@@ -35,7 +35,7 @@ class SegmentOptions:
         env="SEGMENT_MODEL",
         recorded="models",
     )
-    method: str | None = METHOD
+    method: Any = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
     threshold: float | None = option(
         None,

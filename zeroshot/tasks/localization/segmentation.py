@@ -165,7 +165,7 @@ class SegmentRunner(OpenedTask[Segment]):
 
 def dense_segmenter(
     models: ModelSet,
-    method: str | None,
+    method: Any,
     options: dict[str, Any],
     resolution: int = 0,
     window: int | None = None,
@@ -174,10 +174,12 @@ def dense_segmenter(
 
     UserError for a method without dense features, and for an encoder without patches.
     """
-    dense = methods.configure(method or "naclip", options)
+    dense = methods.configure("naclip" if method is None else method, options)
     if not isinstance(dense, Dense):
-        names = [n for n in methods.names() if "segment" in methods.describe(n).does]
-        raise UserError(f"{method} makes no dense features; methods that do: {', '.join(names)}")
+        names = methods.with_verb("attend")
+        raise UserError(
+            f"{methods.name_of(dense)} makes no dense features; methods that do: {', '.join(names)}"
+        )
     encoder = models.encoder
     if not isinstance(encoder, DenseEncoder):
         raise UnsupportedError(
