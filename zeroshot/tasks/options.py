@@ -136,6 +136,21 @@ METHOD: Any = option(
     env="METHOD",
     complete=completion.methods,
 )
+BACKGROUND: Any = option(
+    None,
+    "For a dual encoder: what is none of the labels, in words, or none. Default: background, "
+    "white background, wall, sky and ten more.",
+    env="BACKGROUND",
+    typed=str,
+    recorded="background",
+)
+REFINE: Any = option(
+    20,
+    "For a dual encoder's map: rounds of refinement at the edges of the image; 0 for none.",
+    env="REFINE",
+    min=0,
+    max=1000,
+)
 COUPLING: Any = option(
     None,
     "Replace the coupling of a coupled pair; auto chooses one.",
