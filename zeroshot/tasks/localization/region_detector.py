@@ -3,15 +3,16 @@
 This way of detecting is this project's own; nobody published it. Proposals are the connected parts
 of the encoder's dense map (NACLIP), refined at the edges of the image (PAMR), of one label or of
 all labels together. Each is cut out, put on the image's mean colour with a margin, so that nothing
-else is seen, encoded and labelled as by `classify`. The background prompts compete, and stand for
-all things that no label names: else a region that looks like nothing asked for would surely be
-what it is least unlike. Without a dense map, proposals are a pyramid of windows, which works with
-any encoder.
+else is seen, and encoded. Labels and background prompts compete for it by how much better they fit
+it than that colour alone, which leaves out that some texts fit any image; and they have to be much
+better, or else a region would surely be what it is least unlike. Without a dense map, proposals are
+a pyramid of windows, which works with any encoder.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -30,8 +31,8 @@ from zeroshot.tasks.localization.label_maps import refined
 
 __all__ = ["Prompts", "RegionDetector", "cut_out", "parts_of", "probabilities", "pyramid"]
 
-UNNAMED = 1000
-"""So many things that no label names are taken to fit a region as the mean background prompt."""
+UNNAMED = 300
+"""So many things that no label names are taken to fit a region as well as a plain colour."""
 SAME = 0.7
 """If boxes of two labels have a larger IoU than this, the region has the better label."""
 NESTED = 0.8
@@ -41,6 +42,8 @@ SMALLEST = 32
 """Parts with fewer cells of the refined map, half a patch, are noise."""
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25)
 """Sides of the pyramid's windows, relative to the image's shorter side."""
+PLAIN = 64
+"""Side in pixels of a square of one colour."""
 REGION_BATCH = 256
 """Regions that are encoded together."""
 
@@ -93,18 +96,19 @@ class RegionDetector:
     ) -> list[Detections]:
         """As `base.Detector`."""
         proposals = self.proposals(images, prompts)
-        flat = [(image, box) for image, own in zip(images, proposals, strict=True) for box in own]
-        scores = torch.zeros(0, prompts.labels)
-        for start in range(0, len(flat), REGION_BATCH):
-            cuts = [cut_out(i, box, self.margin) for i, box in flat[start : start + REGION_BATCH]]
-            cosines = self.encoder.encode_images(cuts) @ prompts.embeddings.T
-            logits = self.encoder.logit_scale * cosines
-            scores = torch.cat([scores, probabilities(logits, prompts.labels)])
+        cuts = (
+            cut_out(image, box, self.margin)
+            for image, own in zip(images, proposals, strict=True)
+            for box in ([None, *own] if own else [])
+        )
+        logits = torch.zeros(0, len(prompts.embeddings))
+        while batch := list(islice(cuts, REGION_BATCH)):
+            cosines = self.encoder.encode_images(batch) @ prompts.embeddings.T
+            logits = torch.cat([logits, self.encoder.logit_scale * cosines])
+        counts = [len(own) + 1 if own else 0 for own in proposals]
         detections = []
-        for image, own, score in zip(
-            images, proposals, torch.split(scores, [len(own) for own in proposals]), strict=True
-        ):
-            best, label = score.max(1)
+        for image, own, each in zip(images, proposals, torch.split(logits, counts), strict=True):
+            best, label = probabilities(each[1:], each[:1])[:, : prompts.labels].max(1)
             good = best >= threshold
             boxes, best, label = torch.tensor(own).view(-1, 4)[good], best[good], label[good]
             outer = nms(boxes, best, label, NESTED, intersection_over_smaller)
@@ -129,18 +133,19 @@ class RegionDetector:
         ]
 
 
-def probabilities(logits: Float[Tensor, "n c"], labels: int) -> Float[Tensor, "n k"]:
-    """Of each label for each region, with `UNNAMED` things among which the label competes.
+def probabilities(
+    logits: Float[Tensor, "n c"], plain: Float[Tensor, "1 c"]
+) -> Float[Tensor, "n c"]:
+    """Of each prompt for each region; they do not sum to 1.
 
-        softmax of the logits, those of b background prompts raised by log(1 + UNNAMED / b)
+        p_ij = exp(g_ij) / (sum_k exp(g_ik) + UNNAMED),   g = logits - plain
 
-    Without background prompts, labels compete among themselves alone.
+    Args:
+        logits: of the regions.
+        plain: of their image's mean colour.
     """
-    background = logits.shape[1] - labels
-    raised = logits.clone()
-    if background:
-        raised[:, labels:] += math.log1p(UNNAMED / background)
-    return raised.softmax(1)[:, :labels]
+    unnamed = torch.full((len(logits), 1), math.log(UNNAMED))
+    return torch.cat([logits - plain, unnamed], 1).softmax(1)[:, :-1]
 
 
 def parts_of(
@@ -184,15 +189,20 @@ def _starts(length: float, side: float) -> list[float]:
     return [float(at) for at in np.linspace(0, length - side, count)]
 
 
-def cut_out(image: Image, box: Box, margin: float) -> Image:
-    """The pixels of a box in the middle of a square of the image's mean colour, with a margin."""
+def cut_out(image: Image, box: Box | None, margin: float) -> Image:
+    """The pixels of a box in the middle of a square of the image's mean colour, with a margin.
+
+    None for the colour alone.
+    """
     colour = image.convert("RGB")
+    mean = tuple(round(value) for value in ImageStat.Stat(colour).mean)
+    if box is None:
+        return PILImage.new("RGB", (PLAIN, PLAIN), mean)
     left, top = (math.floor(max(0.0, side)) for side in box[:2])
     left, top = min(left, image.width - 1), min(top, image.height - 1)
     right = max(left + 1, min(image.width, math.ceil(box[2])))
     bottom = max(top + 1, min(image.height, math.ceil(box[3])))
     side = math.ceil(max(right - left, bottom - top) * (1 + 2 * margin))
-    mean = tuple(round(value) for value in ImageStat.Stat(colour).mean)
     square = PILImage.new("RGB", (side, side), mean)
     corner = ((side - right + left) // 2, (side - bottom + top) // 2)
     square.paste(colour.crop((left, top, right, bottom)), corner)
