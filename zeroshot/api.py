@@ -391,13 +391,14 @@ def segment(
     models: str | Path | ModelSet = "base",
     method: str | Dense | None = None,
     *,
-    background: str | Path | Sequence[str] = (),
+    background: str | Path | Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     model: str | None = None,
     threshold: float | None = None,
     examples: str | Path | None = None,
     mix: float = 0.5,
     resolution: int = 0,
+    refine: int = 20,
     window: int | None = None,
     masks: str | Path | None = None,
     draw: str | Path | None = None,
@@ -413,13 +414,15 @@ def segment(
         labels: a list, `"cat,dog"`, or a file.
         method: how the patches of the set's dual encoder are read, a name or an object with
             `attend`. Default: `naclip`.
-        background: what is none of the labels, in words; a pixel that fits it best has no label.
+        background: what is none of the labels, in words, or `()`; a pixel that fits it best has no
+            label. Default with a dual encoder: `prompts.BACKGROUND`.
         templates: as for `classify`. Default: `simple`, or `a photo of a {}` with a `model`.
         model: a segmentation model (CLIPSeg, GroupViT) instead.
         threshold: pixels that score less have no label.
         examples: images of labels as prompts: a folder per label, or a CSV file.
         mix: weight of the examples in a label's prompt.
         resolution: shorter side in pixels of what a dual encoder sees; 0 for 1.5 times its own.
+        refine: rounds of refinement at the edges of the image; 0 for none.
         window: side of a dual encoder's windows; 0 for the whole image. Default: its own.
         masks, draw: folders for masks and for images with the regions drawn on them.
         overwrite: replace files in these folders that hold something else.
@@ -444,10 +447,11 @@ def detect(
     threshold: float | None = None,
     word_threshold: float = 0.25,
     overlap: float = 0.5,
-    background: str | Path | Sequence[str] = "background",
+    background: str | Path | Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     regions: RegionSource = "auto",
     resolution: int = 0,
+    refine: int = 20,
     coupling: str | None = None,
     draw: str | Path | None = None,
     overwrite: bool = False,
@@ -466,11 +470,13 @@ def detect(
         threshold: boxes that score less are left out.
         word_threshold: words of the sentence that score less do not belong to a box.
         overlap: if two boxes of one label have a larger IoU, the one that scores less is left out.
-        background: for a dual encoder, what is none of the labels, in words.
+        background: for a dual encoder, what is none of the labels, in words, or `()`. Default:
+            `prompts.BACKGROUND`.
         templates: as for `classify`; a detection model reads one prompt for each label.
         regions: `dense` or `windows`: where a dual encoder looks.
         coupling: as for `caption`.
         resolution: shorter side in pixels of the image that a dual encoder's dense map is made of.
+        refine: rounds of refinement of that map; 0 for none.
         draw: a folder for images with the boxes drawn on them.
         overwrite: replace files in that folder that hold something else.
 

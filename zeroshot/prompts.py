@@ -40,6 +40,12 @@ TABLES = (".csv", ".tsv", ".jsonl")
 WRAPPERS = (*LABEL, "names", "classes", "class_names", "classnames", "categories", "id2label")
 """Keys of the only entry of a JSON object that holds all labels."""
 
+BACKGROUND = (
+    *("background", "white background", "grey background", "black background"),
+    *("wall", "floor", "ceiling", "sky", "grass", "ground", "road", "water", "trees", "buildings"),
+)
+"""What surrounds things, if the user does not say: plain surfaces, and such names as SCLIP's and
+NACLIP's authors give for the background of PASCAL VOC."""
 PLACEHOLDER = re.compile(r"\{c?\}")
 """The placeholder of the label: `{}`, or `{c}` as in CLIP_benchmark."""
 
@@ -353,6 +359,31 @@ def load_labels(spec: str | Sequence[str], numbered: bool = False) -> tuple[str,
         document = read_json(Path(spec), distinct=True)
         return _checked_labels(_labels_in_json(document, where), where)
     return _checked_labels(_labels_in_lines(spec, numbered), where)
+
+
+def load_background(spec: str | Sequence[str] | None, labels: Sequence[str]) -> tuple[str, ...]:
+    """What is none of the labels, in words, as `load_labels`; `none` and no words for nothing.
+
+    None gives `BACKGROUND` without those that share a word with a label: of `sky` and `brick wall`
+    the user wants to hear.
+    """
+    if spec is None:
+        taken = {word for label in labels for word in _words(label)}
+        return tuple(name for name in BACKGROUND if not taken & _words(name))
+    return () if spec in ("", "none") or not len(spec) else load_labels(spec)
+
+
+def _words(text: str) -> set[str]:
+    """Words in lower case, without the s of a plural."""
+    return {word.removesuffix("s") for word in re.findall(r"\w+", text.lower())}
+
+
+def expand_background(background: Sequence[str], templates: Templates) -> list[list[str]]:
+    """As `expand`; words of `BACKGROUND` that prompts by class lack get the default templates."""
+    if isinstance(templates, tuple) or not set(background) <= set(BACKGROUND):
+        return expand(background, templates)
+    own = load_templates(None)
+    return [expand([name], templates if name in templates else own)[0] for name in background]
 
 
 def expand(labels: Sequence[str], templates: Templates) -> list[list[str]]:

@@ -137,6 +137,21 @@ METHOD: Any = option(
     complete=completion.methods,
     typed=str,  # in Python also an object
 )
+BACKGROUND: Any = option(
+    None,
+    "For a dual encoder: what is none of the labels, in words, or none. Default: background, "
+    "white background, wall, sky and ten more.",
+    env="BACKGROUND",
+    typed=str,
+    recorded="background",
+)
+REFINE: Any = option(
+    20,
+    "For a dual encoder's map: rounds of refinement at the edges of the image; 0 for none.",
+    env="REFINE",
+    min=0,
+    max=1000,
+)
 COUPLING: Any = option(
     None,
     "Replace the coupling of a coupled pair; auto chooses one.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zeroshot.tasks.options import COUPLING, option
+from zeroshot.tasks.options import BACKGROUND, COUPLING, REFINE, option
 
 RegionSource = Literal["auto", "dense", "windows"]
 
@@ -63,13 +63,7 @@ class DetectOptions:
         min=0,
         max=1,
     )
-    background: str | Sequence[str] = option(
-        "background",
-        "For regions: what is none of the labels, in words.",
-        env="BACKGROUND",
-        typed=str,
-        recorded="background",
-    )
+    background: str | Sequence[str] | None = BACKGROUND
     templates: str | Sequence[str] | None = option(
         None,
         "As in classify. Default: simple; with --model 'a photo of a {}' (Grounding DINO: none).",
@@ -85,11 +79,12 @@ class DetectOptions:
     coupling: str | None = COUPLING
     resolution: int = option(
         0,
-        "For dense regions: shorter side in pixels of what the encoder sees; 0 for twice its own.",
+        "For dense regions: shorter side in pixels of what the encoder sees; 0 for 1.5 times its own.",
         env="RESOLUTION",
         min=0,
         max=10_000,
     )
+    refine: int = REFINE
     draw: str | Path | None = option(
         None,
         "Write images with the boxes drawn on them to a folder.",

@@ -58,11 +58,12 @@ class Detect(Task[DetectOptions]):
     @classmethod
     def from_options(cls, models: ModelSet, options: DetectOptions) -> "Detect":
         """See `Task`."""
+        labels = prompts.load_labels(options.labels) if options.labels else ()
         return cls(
             models=models,
             options=options,
-            labels=prompts.load_labels(options.labels) if options.labels else (),
-            background=prompts.load_labels(options.background),
+            labels=labels,
+            background=prompts.load_background(options.background, labels),
             queries=find(options.query_images).sources,
         )
 
@@ -99,8 +100,11 @@ class Detect(Task[DetectOptions]):
 
     def _prompts(self, default: str) -> list[list[str]]:
         """The prompts of each label, then of each background label."""
-        names = [*self.labels, *(self.background if self.options.model is None else ())]
-        return prompts.expand(names, prompts.load_templates(self.options.templates, names, default))
+        others = self.background if self.options.model is None else ()
+        names = [*self.labels, *others]
+        templates = prompts.load_templates(self.options.templates, names, default)
+        own = prompts.expand(self.labels, templates)
+        return [*own, *prompts.expand_background(others, templates)]
 
     def _finder(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
         """The finder, and the prompts of its labels."""
@@ -132,7 +136,9 @@ class Detect(Task[DetectOptions]):
             self.models, self.options.coupling, LABELS, cache, meter
         ).encoder
         detector = RegionDetector(
-            encoder, _dense_segmenter(encoder, self.options.regions, self.options.resolution)
+            encoder,
+            _dense_segmenter(encoder, self.options.regions, self.options.resolution),
+            self.options.refine,
         )
         flat = [text for group in used for text in group]
         texts = project_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
@@ -225,12 +231,11 @@ def _dense_segmenter(
     if regions == "windows":
         return None
     try:
-        side = resolution or 2 * encoder.image_size
+        return DenseSegmenter(encoder, NACLIP(), resolution or encoder.image_size * 3 // 2)
     except UserError:  # it has no patches
         if regions == "dense" or resolution:
             raise
         return None
-    return DenseSegmenter(encoder, NACLIP(), side)
 
 
 def _finder(
@@ -287,6 +292,7 @@ class DetectRunner(OpenedTask[Detect]):
         if options.model is None:
             settings["background"] = list(task.background)
             settings |= {"regions": options.regions, "resolution": options.resolution}
+            settings["refine"] = options.refine
         return settings
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[DetectResult]:

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+from zeroshot.tasks.localization.name_tags import (
+    INK,
+    PAPER,
+    Colour,
+    Font,
+    Tags,
+    beside,
+    near,
+    shortened,
+)
 
 OKABE_ITO: tuple[Colour, ...] = (
     (0, 114, 178),  # blue
@@ -23,7 +32,6 @@ OKABE_ITO: tuple[Colour, ...] = (
     (240, 228, 66),  # yellow
 )
 BACKGROUND: Colour = (0, 0, 0)
-INK, PAPER = (33, 33, 33), (255, 255, 255)
 OPACITY = 0.5
 """Opacity of a region's colour over the image."""
 MIN_TAGGED = 0.01
@@ -78,11 +86,12 @@ def draw_regions(
         (colour(label), f"{name} {_percent(mask.mean())}")
         for label, name, mask in zip(labels, names, masks, strict=True)
     ]
-    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=_text_size(drawn))
-    for mask, label, name in zip(masks, labels, names, strict=True):
-        if mask.mean() >= MIN_TAGGED:
-            x, y = (drawn.width / mask.shape[1] * at for at in _middle(mask))
-            _tag(draw, (x, y), name, colour(label), font, drawn.size, centred=True)
+    tags = Tags(ImageDraw.Draw(drawn), _font(drawn), drawn.size)
+    for i in sorted(range(len(masks)), key=lambda i: -masks[i].mean()):
+        if masks[i].mean() >= MIN_TAGGED:
+            x, y = (drawn.width / masks[i].shape[1] * at for at in _middle(masks[i]))
+            name = shortened(names[i], drawn.width // 3, tags.draw, tags.font)
+            tags.put(name, colour(labels[i]), near((x, y), tags.size(name)))
     return _with_legend(drawn, legend)
 
 
@@ -93,32 +102,45 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float],
 ) -> Image.Image:
-    """The image with its boxes, names and scores, the best on top, and a legend below."""
+    """The image with its boxes, names and scores, the best on top, and a legend below.
+
+    Names do not cover each other. A box whose name finds no free place gets a number, and its name
+    is in the legend.
+    """
     large = _enlarge(image)
     factor = large.width / image.width
     draw = ImageDraw.Draw(large)
     line = max(2, round(max(large.size) / 250))
-    font = ImageFont.load_default(size=_text_size(large))
-    drawn = list(zip(boxes, labels, names, scores, strict=True))
-    for box, label, name, score in reversed(drawn):
-        left, top, right, bottom = (factor * side for side in box)
+    scaled = [tuple(factor * side for side in box) for box in boxes]
+    for box, label in reversed(list(zip(scaled, labels, strict=True))):
+        left, top, right, bottom = box
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER, width=line + 2)
         draw.rectangle((left, top, right, bottom), outline=colour(label), width=line)
-        name = _shorten(name, large.width // 3, draw, font)
-        _tag(draw, (left, top), f"{name} {score:.2f}", colour(label), font, large.size)
+    tags, unplaced = Tags(draw, _font(large), large.size), []
+    for box, label, name, score in zip(scaled, labels, names, scores, strict=True):
+        left, top, right, bottom = box
+        text = f"{shortened(name, large.width // 3, draw, tags.font)} {score:.2f}"
+        if not tags.put(text, colour(label), beside((left, top, right, bottom), tags.size(text))):
+            number = str(len(unplaced) + 1)
+            tags.put(number, colour(label), beside((left, top, right, bottom), tags.size(number)))
+            unplaced.append((colour(label), f"{number}: {score:.2f} {name}"))
     seen = dict(zip(labels, names, strict=True))
     count = {label: list(labels).count(label) for label in seen}
     legend = [
         (colour(label), f"{seen[label]} ({count[label]})" if count[label] > 1 else seen[label])
         for label in sorted(seen)
     ]
-    return _with_legend(large, legend)
+    return _with_legend(large, [*legend, *unplaced])
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
     factor = max(1, -(-MIN_SIDE // max(image.size)))
     size = (factor * image.width, factor * image.height)
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _font(image: Image.Image) -> Font:
+    return ImageFont.load_default(size=_text_size(image))
 
 
 def _text_size(image: Image.Image) -> int:
@@ -147,45 +169,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
 
 
-def _readable(on: Colour) -> Colour:
-    """Dark or light text, whichever stands out more."""
-    red, green, blue = on
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else PAPER
-
-
-def _tag(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[float, float],
-    text: str,
-    on: Colour,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    size: tuple[int, int],
-    centred: bool = False,
-) -> None:
-    """Draw a name on its colour: at a point, or above a corner, or below it if there is no room."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 6, bottom - top + 6
-    x, y = corner
-    if centred:
-        x, y = x - width / 2, y - height / 2
-    elif y >= height:
-        y -= height
-    x, y = min(max(0.0, x), size[0] - width), min(max(0.0, y), size[1] - height)
-    draw.rectangle((x, y, x + width, y + height), fill=on, outline=_readable(on))
-    draw.text((x + 3 - left, y + 3 - top), text, fill=_readable(on), font=font)
-
-
 def _with_legend(image: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
     """Add a legend below the image, in as many lines as it needs."""
     if not entries:
         return image
     size = _text_size(image)
-    font, gap = ImageFont.load_default(size=size), size // 2
+    font, gap = _font(image), size // 2
     measure = ImageDraw.Draw(image)
     line = round(1.5 * size)
     placed, x, y = [], gap, gap
     for tint, name in entries:
-        name = _shorten(name, image.width - 3 * gap - size, measure, font)
+        name = shortened(name, image.width - 3 * gap - size, measure, font)
         width = size + gap + round(measure.textlength(name, font=font)) + 2 * gap
         if x > gap and x + width > image.width:
             x, y = gap, y + line
@@ -199,16 +193,3 @@ def _with_legend(image: Image.Image, entries: Sequence[tuple[Colour, str]]) -> I
         draw.rectangle((x, y, x + size, y + size), fill=tint, outline=INK)
         draw.text((x + size + gap, y + size / 2), name, fill=INK, font=font, anchor="lm")
     return whole
-
-
-def _shorten(
-    name: str,
-    width: int,
-    measure: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> str:
-    if measure.textlength(name, font=font) <= width:
-        return name
-    while name and measure.textlength(f"{name}...", font=font) > width:
-        name = name[:-1]
-    return f"{name}..."

@@ -1,17 +1,28 @@
 """From logits of a coarse grid to a label for every pixel of an image."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image, Resampling
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from zeroshot.methods._pamr import pamr
 from zeroshot.models.base import SegmenterHead
 
 PIXELS_AT_ONCE = 1 << 22
 """Logits in memory at a time; larger maps are computed in strips."""
+FINE = 8
+"""A map is refined on this many cells along a patch"""
+MOST_CELLS = 1 << 18
+"""but on no more than this many in all, whatever the image."""
+LEAST = 1e-6
+"""Probability of a label that is not there."""
+FAINT = 0.1
+"""Labels that are nowhere more probable than this are left out of the refinement."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,28 @@ def label_map(
         total += torch.bincount(label.flatten(), best.double().flatten(), labels + 1)[1:]
         count += torch.bincount(label.flatten(), minlength=labels + 1)[1:]
     return LabelMap(index, tuple((total / count.clamp_min(1)).tolist()))
+
+
+def refined(
+    logits: Float[Tensor, "c h w"], labels: int, image: Image, iterations: int
+) -> Float[Tensor, "k h2 w2"]:
+    """Log-probabilities on a finer grid, moved to the edges of the image (`methods._pamr`).
+
+    They are of the labels, and then of all background prompts together, if there are any, which
+    compete as one.
+    """
+    height, width = logits.shape[1:]
+    fine = max(1, min(FINE, math.isqrt(MOST_CELLS // (height * width))))
+    size = (height * fine, width * fine)
+    each = interpolate(logits[None], size=size, mode="bilinear")[0].softmax(0)
+    groups = [each[:labels], each[labels:].sum(0, keepdim=True)][: 1 + (len(logits) > labels)]
+    scores = torch.cat(groups)
+    small = image.convert("RGB").resize((size[1], size[0]), Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(small, np.float32)).permute(2, 0, 1)
+    there = scores.flatten(1).amax(1) >= FAINT
+    moved = torch.zeros_like(scores)
+    moved[there] = pamr(scores[there], pixels, iterations)
+    return moved.clamp_min(LEAST).log()
 
 
 def _best(

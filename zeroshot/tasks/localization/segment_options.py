@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zeroshot.tasks.options import METHOD, METHOD_OPTIONS, option
+from zeroshot.tasks.options import BACKGROUND, METHOD, METHOD_OPTIONS, REFINE, option
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,7 @@ class SegmentOptions:
     labels: str | Sequence[str] = option(
         (), "cat,dog,bird, a .txt or .json file, or imagenet.", env="LABELS", typed=str
     )
-    background: str | Sequence[str] = option(
-        (),
-        "What is none of the labels, in words: sky,wall. A pixel that fits it best has no label.",
-        env="BACKGROUND",
-        typed=str,
-    )
+    background: str | Sequence[str] | None = BACKGROUND
     templates: str | Sequence[str] | None = option(
         None,
         "As in classify. Default: simple, or 'a photo of a {}' with --model.",
@@ -65,6 +60,7 @@ class SegmentOptions:
         min=0,
         max=10_000,
     )
+    refine: int = REFINE
     window: int | None = option(
         None,
         "Side of a dual encoder's windows in pixels; 0 for the whole image. Default: its own.",

@@ -28,7 +28,7 @@ from zeroshot.results.result import Failure
 from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 from zeroshot.tasks.localization.drawing import draw_regions, palette_png
 from zeroshot.tasks.localization.image_folder import ImageFolder
-from zeroshot.tasks.localization.label_maps import LabelMap, label_map
+from zeroshot.tasks.localization.label_maps import LabelMap, label_map, refined
 from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.options import as_json
 from zeroshot.tasks.task import OpenedTask, Task
@@ -49,6 +49,8 @@ class PromptedSegmenter:
     """Embeddings of the labels, then of the background prompts."""
     threshold: float
     """A pixel is background if the probability of its best label is lower than this."""
+    refine: int = 0
+    """Rounds of refinement at the edges of the image."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Segment(Task[SegmentOptions]):
         if not options.labels:
             raise UserError("segment needs --labels: cat,dog,sky, or a .txt or .json file")
         labels = prompts.load_labels(options.labels)
-        others = prompts.load_labels(options.background) if options.background else ()
+        no_default = options.background is None and options.model is not None
+        others = () if no_default else prompts.load_background(options.background, labels)
         default = "simple" if options.model is None else "a photo of a {}"
         templates = prompts.load_templates(options.templates, [*labels, *others], default)
         examples = options.examples
@@ -88,7 +91,7 @@ class Segment(Task[SegmentOptions]):
             options=options,
             labels=labels,
             prompts=prompts.expand(labels, templates),
-            background=prompts.expand(others, templates),
+            background=prompts.expand_background(others, templates),
             examples=None if examples is None else read_labeled_images(Path(examples), labels),
             templates=templates,
         )
@@ -111,6 +114,7 @@ class Segment(Task[SegmentOptions]):
             examples=self.examples,
             mix=self.options.mix,
             threshold=self.options.threshold,
+            refine=self.options.refine if self.options.model is None else 0,
         )
         return SegmentRunner(task=self, segmenter=segmenter, cache=cache, batch_size=batch_size)
 
@@ -125,9 +129,11 @@ class Segment(Task[SegmentOptions]):
                 options.resolution,
                 options.window,
             )
-        if options.method or options.options or options.resolution or options.window is not None:
+        given = options.method, options.options, options.resolution, options.window is not None
+        if any(given) or options.refine not in (0, SegmentOptions.refine):
             raise UserError(
-                "a segmentation model (--model) takes no --method, -o, --resolution or --window: "
+                "a segmentation model (--model) takes no --method, -o, --resolution, --refine or "
+                "--window: "
                 "these are for a dual encoder"
             )
         return self.models.segmenter(options.model)
@@ -200,6 +206,7 @@ def encode_prompts(
     examples: LabeledImages | None = None,
     mix: float = 0.5,
     threshold: float | None = None,
+    refine: int = 0,
 ) -> PromptedSegmenter:
     """Encode all prompts, each once.
 
@@ -209,6 +216,7 @@ def encode_prompts(
         examples: images of the labels.
         mix: the share of the examples' mean in a label's embedding, if it has examples.
         threshold: by default 0.5 for a sigmoid, none for a softmax.
+        refine: rounds of refinement.
     """
     groups = [*prompts, *background]
     flat = [prompt for group in groups for prompt in group]
@@ -219,7 +227,8 @@ def encode_prompts(
     if examples is not None:
         means = _mix_examples(means, segmenter, examples, mix, meter)
     default = 0.5 if segmenter.head == "sigmoid" else 0.0
-    return PromptedSegmenter(segmenter, labels, means, default if threshold is None else threshold)
+    least = default if threshold is None else threshold
+    return PromptedSegmenter(segmenter, labels, means, least, refine)
 
 
 def _embed_prompts(
@@ -263,7 +272,11 @@ def segment(
         )
 
     def maps(images: Sequence[Image]) -> list[Float[Tensor, "c h w"]]:
-        return prompted.segmenter.maps(images, prompted.prompts)
+        found = prompted.segmenter.maps(images, prompted.prompts)
+        if not prompted.refine:
+            return found
+        pairs, labels = zip(found, images, strict=True), len(prompted.labels)
+        return [refined(own, labels, image, prompted.refine) for own, image in pairs]
 
     for source, answer in apply_to_images(sources, maps, meter, batch_size):
         failure = answer if isinstance(answer, Failure) else _too_large(answer[0])
@@ -341,5 +354,5 @@ def settings(prompted: PromptedSegmenter) -> dict[str, Any]:
     if isinstance(segmenter, DenseSegmenter):
         side, window = segmenter.size
         values["options"] = methods.values(segmenter.method)
-        values |= {"resolution": side, "window": window}
+        values |= {"resolution": side, "window": window, "refine": prompted.refine}
     return values

@@ -651,13 +651,15 @@ function drawBoxes(row, boxes, labels) {
     const name = `${label} ${score.toFixed(2)}`;
     const wide = (name.length * 0.56 + 0.6) * size;
     $("boxes").append(svg("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: colour, "stroke-width": 0.5 * unit, rx: 0.4 * unit }));
-    const free = [top - high, top, bottom - high].find((y) => y >= 0 && named.every(([x0, y0, w0]) => left >= x0 + w0 || left + wide <= x0 || Math.abs(y - y0) >= high));
-    if (free !== undefined) named.push([left, free, wide, name, colour]);
+    const at = Math.max(0, Math.min(left, row.width - wide));
+    const apart = (y) => named.every(([x0, y0, w0]) => at >= x0 + w0 || at + wide <= x0 || Math.abs(y - y0) >= high);
+    const free = [top - high, bottom, top, bottom - high].find((y) => y >= 0 && y + high <= row.height && apart(y));
+    if (free !== undefined) named.push([at, free, wide, name, colour]);
   }
   for (const [left, top, wide, name, colour] of named) {
     $("boxes").append(
       svg("rect", { x: left, y: top, width: wide, height: high, fill: colour, rx: 0.3 * unit }),
-      svg("text", { x: left + 0.3 * size, y: top + size, fill: "#fff", "font-size": size, "font-family": "system-ui, sans-serif" }, name),
+      svg("text", { x: left + 0.3 * size, y: top + size, fill: "#000", "font-size": size, "font-family": "system-ui, sans-serif" }, name),
     );
   }
 }
