@@ -27,6 +27,7 @@ OWN_PANELS = {
     "hierarchy views recipe index half pooling examples mix resolution window regions among budget",
     "Scores": "score top_k multi against threshold whole_threshold word_threshold overlap "
     "min_score calibration abstain explain background draws confidence held_out present",
+    "Sidecars": "sidecar xmp_name sidecar_remove prefix suffix drop_words max_words",
 }
 """The same for what a command does not share, beside the heading Options."""
 PANEL_OF = {

@@ -22,6 +22,7 @@ from zeroshot.commands.sidecars.sidecar_runs import (
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.sidecars.text_options import TextOptions
 from zeroshot.tasks.tuning.tune_options import TuneOptions
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ Compare = Annotated[
 def classify(
     run: OutputOptions,
     options: ClassifyOptions,
+    text: TextOptions,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
@@ -60,12 +62,13 @@ def classify(
         ),
     ] = None,
     sidecar: Annotated[
-        Literal["xmp"] | None,
+        Literal["txt", "xmp"] | None,
         typer.Option(
             "--sidecar",
             envvar="ZEROSHOT_LABEL_SIDECAR",
-            help="Also write labels as keywords beside each image, merged into an XMP sidecar that "
-            "exists; with --multi and --threshold.",
+            help="Also write the labels that hold beside each image; with --multi and --threshold. "
+            "txt: tags in a.txt for a.jpg, 'cat, tree'; existing files stay, unless --overwrite is "
+            "given. xmp: keywords, merged into a sidecar that exists.",
         ),
     ] = None,
     xmp_name: XmpNameFlag = "full",
@@ -96,18 +99,21 @@ def classify(
         )
     from zeroshot.tasks.classification.classify_task import Classify
 
+    text.check(sidecar)
     task = Classify.from_options(run.model_set(), options)
     sources = run.inputs(images, {"--labels": options.labels})
     if sidecar is None:
         show_labels(run, task, sources, compare)
         return
-    from zeroshot.tasks.sidecars.sidecar_task import SidecarLabels
-    from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars, check_keywords
+    from zeroshot.tasks.sidecars.sidecar_task import SidecarLabels, check_keywords
+    from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
+    from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars
 
     if compare:
         raise UserError("--compare shows several methods, --sidecar writes one: give one of them")
-    check_keywords(options, task.vocabulary.labels)
-    writer = XmpSidecars("keywords", xmp_name)
+    check_keywords(options, task.vocabulary.labels, sidecar)
+    tags, xmp = TextSidecars(run.overwrite, "tags", text), XmpSidecars("keywords", xmp_name)
+    writer = xmp if sidecar == "xmp" else tags
     with_files = SidecarLabels(models=task.models, options=options, inner=task, writer=writer)
     show_with_sidecars(run, with_files, sources)
 

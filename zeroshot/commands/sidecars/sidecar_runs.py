@@ -59,7 +59,7 @@ def show_with_sidecars(
             path = missing.get(row["path"])
             if path is not None and not (row.get("error") or row.get("error_type")):
                 written += later.write(path, row, meter)
-    if not run.quiet and (written or meter.unwritten):
+    if not run.quiet and (written or meter.unwritten or meter.skipped_existing):
         console.log(f"{writer.what} of earlier rows that are now beside their images: {written}")
         for line in console.summary(meter, 0, False):
             console.log(line)
