@@ -342,7 +342,7 @@ def test_what_texts_cannot_be(zeroshot, folder, arguments, said):
 
 
 def test_a_tag_has_no_comma(zeroshot, folder):
-    Path("labels.txt").write_text("a cat, black\na dog\n")
+    Path("labels.txt").write_text('"a cat, black"\na dog\n')
     more = ["--labels", "labels.txt", "--threshold", "0.5", "--sidecar", "txt"]
     code, _, err = zeroshot(*TAGS, *more)
     assert (code, texts()) == (2, {})
