@@ -18,7 +18,7 @@ PANELS = {
     "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
     "engine",
     "Inputs": "limit null image_column caption_column label_column image_root allow_private_urls "
-    "url_timeout url_max_mb",
+    "url_timeout url_max_mb max_megapixels",
     "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
 }
 """Headings of `--help` for what many commands share; a command's own options come first."""
