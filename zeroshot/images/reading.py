@@ -51,7 +51,7 @@ __all__ = [
     "read_ahead",
 ]
 
-VERSION = "rgb-1"
+VERSION = "rgb-2"
 """Version of the rules that turn a file into pixels; part of cache keys."""
 
 _ONE_AT_A_TIME = threading.Lock()
