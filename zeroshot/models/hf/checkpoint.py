@@ -64,8 +64,8 @@ PROCESSORS_FOR_PIL = {
         {"size": {"height": 448, "width": 448}, "resample": 2, "do_normalize": False},
     )
 }
-"""Image processors that transformers has for torchvision alone: the class that does the same by PIL,
-and the defaults in which the two differ."""
+"""Image processors that transformers has for torchvision alone: the class that does the same by
+PIL, and the defaults in which the two differ."""
 
 MAY_NAME_CODE = (
     "config.json",
