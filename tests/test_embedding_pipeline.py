@@ -382,8 +382,8 @@ def test_rows_of_other_pixels_are_never_mixed(tmp_path):
             assert rows.setdefault(models.fast, result.embedding) == result.embedding
         assert result.models["preprocessing"] == FAST
         assert {space.kind for space in cache.info().spaces} == {
-            "image/rgb-1",
-            "image/rgb-1/fast-1",
+            "image/rgb-2",
+            "image/rgb-2/fast-1",
         }
     tasks = [Embed.from_options(models, EmbedOptions()) for models in (exact, fast)]
     first, second = (task.open(NullCache(), Meter()).settings() for task in tasks)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+import tarfile
 import threading
 import tracemalloc
 import zlib
@@ -15,10 +16,14 @@ import PIL.ImageOps
 import pytest
 
 from zeroshot import cli
+from zeroshot.commands.common_options import CommonOptions
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images import limits, pixels, reading
 from zeroshot.images.limits import Room, jpeg_cost
 from zeroshot.images.reading import read, read_ahead
+from zeroshot.inputs.resolve import find
+from zeroshot.inputs.source import MAX_PIXELS, Picture
+from zeroshot.inputs.tables import InputOptions
 from zeroshot.results.regions import Detection
 
 
@@ -110,6 +115,36 @@ def _opened(limit, data, max_pixels, draft_side=None, opened=pixels.opened):
 def test_a_box_of_a_fraction_is_scaled():
     box = Detection("cat", 0.5, (1, 2, 3, 4)).scaled(2, 4)
     assert box == Detection("cat", 0.5, (2, 8, 6, 16))
+
+
+def test_the_limit_of_a_run(tmp_path):
+    """The images of all kinds of inputs have it."""
+    noise(30, 20).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("path\na.png\n")
+    with tarfile.open(tmp_path / "t.tar", "w") as file:
+        file.add(tmp_path / "a.png", "a.png")
+    names = [str(tmp_path / name) for name in ("a.png", "t.csv", "t.tar")]
+    for limit in (599, 600):
+        found = find(names, options=InputOptions(max_pixels=limit)).sources
+        results = list(read_ahead(found))
+        assert [one.max_pixels for one in found] == [limit] * 3
+        assert [isinstance(one, Picture) for one in results] == [limit == 600] * 3
+    assert [one.max_pixels for one in find(names).sources] == [MAX_PIXELS] * 3
+
+
+def test_the_option_of_the_limit():
+    assert CommonOptions()._options().max_pixels == MAX_PIXELS
+    assert CommonOptions(max_megapixels=150.5)._options().max_pixels == 150_500_000
+    said = "20000 x 10000 pixels are more than 100 megapixels; --max-megapixels allows more"
+    header = encoded(PIL.Image.new("1", (8, 8)), "PNG")
+    chunk = header[12:16] + struct.pack(">II", 20_000, 10_000) + header[24:29]
+    assert refusal(header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:]) == said
+
+
+def test_a_jpeg_has_the_same_pixels_whatever_the_limit(monkeypatch):
+    """Its embedding is in the cache, under the same name."""
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 90 * 61 - 1)
+    assert read(encoded(noise(90, 61), "JPEG"), max_pixels=10**9).image.size == (45, 31)
 
 
 # Bands

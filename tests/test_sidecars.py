@@ -14,6 +14,7 @@ from zeroshot.inputs.source import Source, UnreadableBlob
 from zeroshot.output import atomic
 from zeroshot.tasks.sidecars import text_sidecars
 from zeroshot.tasks.sidecars.sidecar_task import check_sidecars
+from zeroshot.tasks.sidecars.text_options import TextOptions
 from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
 
 SCENES = sorted((Path(__file__).parent.parent / "examples" / "scenes").glob("*.png"))
@@ -238,3 +239,111 @@ def test_counts_of_processes_are_added():
     other.add(json.loads(json.dumps(meter.counts())))
     assert other.unwritten == meter.unwritten
     assert meter.since(meter.counts()).unwritten == {}
+
+
+# Texts for training sets
+
+
+@pytest.mark.parametrize(
+    ("options", "caption", "text"),
+    [
+        ({}, " as  it is, ", " as  it is, "),
+        ({"prefix": "sks, "}, "a cat", "sks, a cat"),
+        ({"prefix": "sks, ", "suffix": ", 35mm"}, "a cat", "sks, a cat, 35mm"),
+        ({"drop_words": "a photo of, very"}, "A photo  of a very big cat.", "a big cat."),
+        ({"drop_words": "cat"}, "a cat, a catalogue, a Cat", "a, a catalogue, a"),
+        ({"drop_words": "a,a photo of"}, "a photo of a cat", "cat"),  # the longest first
+        ({"drop_words": "c++,(x)"}, "a c++ (x) book", "a book"),
+        ({"max_words": 3}, "a cat on, the sofa", "a cat on"),
+        ({"max_words": 3, "prefix": "one two three "}, "a cat on the", "one two three a cat on"),
+        ({"drop_words": "a", "max_words": 2}, "a cat on a sofa", "cat on"),
+        ({"prefix": "sks, "}, "", "sks"),
+        ({"prefix": "sks, ", "suffix": ", b"}, "", "sks b"),
+        ({"drop_words": ["cat"], "prefix": "sks, "}, "cat", "sks"),
+    ],
+)
+def test_the_text_of_a_caption(options, caption, text):
+    assert TextOptions(**options).of_caption(caption) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "red cat, tree, very tall"),
+        ({"prefix": "sks, "}, "sks, red cat, tree, very tall"),
+        ({"drop_words": "Tree, cat"}, "red cat, very tall"),
+        ({"max_words": 2, "drop_words": "tree"}, "red cat, very tall"),
+        ({"max_words": 1, "suffix": ", end"}, "red cat, end"),
+        ({"drop_words": "red cat,tree,very tall", "prefix": "sks, "}, "sks"),
+    ],
+)
+def test_the_text_of_tags(options, text):
+    assert TextOptions(**options).of_tags(["red cat", "tree", "very tall"]) == text
+
+
+@pytest.mark.parametrize("out", ["o.jsonl", "o.csv", "o.parquet", "o/"])
+def test_earlier_rows_get_the_text_that_is_asked_for_now(zeroshot, folder, out):
+    """Rows keep the model's caption; files that have another text stay, and are counted."""
+    arguments = ["caption", "p", *COMMON[:4], "--out", out]
+    code, rows, _ = zeroshot(*arguments, "--json")
+    captions = {Path(row["path"]).stem: row["caption"] for row in rows}
+    shaped = [*arguments, "--sidecar", "txt", "--prefix", "sks, ", "--max-words", "2"]
+    Path("p/c.txt").write_text("my own")
+    code, _, err = zeroshot(*shaped)
+    assert code == 0
+    assert "captions of earlier rows that are now beside their images: 3" in err
+    assert "kept 1 sidecar file that existed" in err
+    first = {name: "sks, " + " ".join(text.split()[:2]) for name, text in captions.items()}
+    expected = {name: f"{text}\n" for name, text in first.items()} | {"c": "my own"}
+    assert texts() == expected
+    code, _, err = zeroshot(*shaped, "--suffix", " end")
+    assert (code, texts()) == (0, expected)
+    assert "kept 4 sidecar files that existed; --overwrite replaces them" in err
+    code, rows, err = zeroshot(*shaped, "--suffix", " end", "--overwrite", "--json")
+    assert texts() == {name: f"{text} end\n" for name, text in first.items()}
+    assert {Path(row["path"]).stem: row["caption"] for row in rows} == captions
+
+
+TAGS = [
+    *("classify", "p", "--models", "pocket", "--labels", "red,green,blue,heart,square"),
+    *("--multi", "--against", "a plain background"),
+]
+
+
+@pytest.mark.parametrize("out", [None, "o.jsonl", "o.csv"])
+def test_labels_that_hold_are_tags(zeroshot, folder, out):
+    arguments = [*TAGS, "--threshold", "0.6", *(["--out", out] if out else []), "--json"]
+    code, rows, _ = zeroshot(*arguments)
+    expected = {}
+    for row in rows:
+        best = [label["label"] for label in row["labels"]] if not row["abstained"] else []
+        expected[Path(row["path"]).stem] = ", ".join(["sks", *best[:2]]) + "\n"
+    assert max(map(len, expected.values())) > len("sks\n")
+    shaped = ["--sidecar", "txt", "--prefix", "sks, ", "--max-words", "2"]
+    code, again, _ = zeroshot(*arguments, *shaped)
+    assert (code, texts()) == (0, expected)
+    assert again == ([] if out else rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*TAGS, "--sidecar", "txt"], "--sidecar txt writes the labels that hold"),
+        ([*TAGS, "--threshold", "0.5", "--prefix", "x"], "--sidecar txt: give it too"),
+        ([*TAGS, "--threshold", "0.5", "--prefix", "x", "--sidecar", "xmp"], "give it too"),
+        (["caption", "p", *COMMON[:4], "--max-words", "3"], "--sidecar txt: give it too"),
+        (["caption", "p", *COMMON, "--max-words", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_what_texts_cannot_be(zeroshot, folder, arguments, said):
+    code, rows, err = zeroshot(*arguments)
+    assert (code, rows, texts()) == (2, [], {})
+    assert said in err
+
+
+def test_a_tag_has_no_comma(zeroshot, folder):
+    Path("labels.txt").write_text('"a cat, black"\na dog\n')
+    more = ["--labels", "labels.txt", "--threshold", "0.5", "--sidecar", "txt"]
+    code, _, err = zeroshot(*TAGS, *more)
+    assert (code, texts()) == (2, {})
+    assert "the label 'a cat, black' has a comma, which separates tags: rename it" in err

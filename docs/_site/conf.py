@@ -52,6 +52,7 @@ NAVIGATION = {
         "recipes/duplicates",
         "recipes/alt-texts",
         "recipes/training-labels",
+        "recipes/training-captions",
         "recipes/bucket",
         "recipes/own-pairs",
         "recipes/offline",

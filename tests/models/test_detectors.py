@@ -14,6 +14,7 @@ from zeroshot.models.base import Detector, Grounder
 from zeroshot.models.hf.model_inputs import tokenize
 
 OWLS = ("owlvit", "owlv2")
+GROUNDERS = ("grounding_dino", "mm_grounding_dino")
 LABELS = ["a cat", "two dogs", "remote"]
 
 
@@ -26,7 +27,7 @@ def noise(width, height, seed=0):
 def test_is_one(name, directory_of):
     detector = models.load_detector(f"hf:{directory_of(name)}", device="cpu")
     assert isinstance(detector, Detector)
-    assert isinstance(detector, Grounder) == (name == "grounding_dino")
+    assert isinstance(detector, Grounder) == name.endswith("grounding_dino")
 
 
 @pytest.mark.parametrize("name", tiny.DETECTORS)
@@ -111,8 +112,9 @@ def grounding_inputs(detector, image, text):
     )
 
 
-def test_grounding_dino_is_transformers(loaded):
-    detector, image = loaded("grounding_dino"), noise(50, 30)
+@pytest.mark.parametrize("name", GROUNDERS)
+def test_grounding_dino_is_transformers(name, loaded):
+    detector, image = loaded(name), noise(50, 30)
     (reading,) = detector.encode_prompts(LABELS)
     with torch.inference_mode():
         theirs = detector.model(**grounding_inputs(detector, image, "a cat. two dogs. remote."))
@@ -124,8 +126,9 @@ def test_grounding_dino_is_transformers(loaded):
     assert set(owned) == {0, 1, 2}
 
 
-def test_a_label_scores_as_its_best_token(loaded):
-    detector, image = loaded("grounding_dino"), noise(50, 30)
+@pytest.mark.parametrize("name", GROUNDERS)
+def test_a_label_scores_as_its_best_token(name, loaded):
+    detector, image = loaded(name), noise(50, 30)
     (reading,) = detector.encode_prompts(LABELS)
     logits, boxes = detector.logits([image], reading)
     found = detector.detect([image], [reading], 0.0)[0]
@@ -139,9 +142,10 @@ def test_a_label_scores_as_its_best_token(loaded):
     assert (found.boxes - cut).abs().amax(1).min() < 1e-3
 
 
-def test_labels_do_not_see_each_other_in_the_backbone(loaded):
+@pytest.mark.parametrize("name", GROUNDERS)
+def test_labels_do_not_see_each_other_in_the_backbone(name, loaded):
     """The ids that part labels are the tokenizer's own, not those of another vocabulary."""
-    detector = loaded("grounding_dino")
+    detector = loaded(name)
     (one,) = detector.encode_prompts(["a cat", "two dogs"])
     (other,) = detector.encode_prompts(["a cat", "zebra"])
     mine = [t for t, owner in enumerate(one.owners) if owner == 0]

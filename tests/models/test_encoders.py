@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
 from zeroshot import models
@@ -119,6 +120,35 @@ def test_half_precision_keeps_the_scale_and_returns_float32(name, directory_of, 
     rows, exact = half.encode_texts(TEXTS), loaded(name).encode_texts(TEXTS)
     assert (rows * exact).sum(dim=1).min() > 0.98
     assert not torch.equal(rows, exact)
+
+
+@pytest.mark.parametrize("name", [*tiny.DUAL, "mm_grounding_dino"])
+def test_a_model_saved_in_shards_of_half_precision_loads(name, directory_of, tmp_path, pictures):
+    """With the numbers of these weights in float32."""
+    whole = models.load(str(directory_of(name)), device="cpu").model
+    shutil.copytree(directory_of(name), tmp_path / name)
+    (tmp_path / name / "model.safetensors").unlink()
+    whole.half().save_pretrained(tmp_path / name, max_shard_size="20KB")
+    assert len(list((tmp_path / name).glob("model-*.safetensors"))) > 1
+    loaded = models.load(str(tmp_path / name), device="cpu", precision="fp32")
+    expected, own = whole.float().state_dict(), loaded.model.state_dict()
+    different = [key for key in own if not torch.equal(own[key], expected[key])]
+    assert not different
+    first = min((tmp_path / name).glob("model-*.safetensors"))
+    first.unlink()
+    with pytest.raises(ZeroshotError, match=r"is no complete model|not in its files|not there"):
+        models.load(str(tmp_path / name), device="cpu")
+
+
+def test_tipsv2_has_a_scale_that_its_files_lack(directory_of, tmp_path, loaded):
+    """Published checkpoints have no temperature; the configuration has."""
+    shutil.copytree(directory_of("tipsv2"), tmp_path / "tipsv2")
+    weights = load_file(tmp_path / "tipsv2" / "model.safetensors")
+    del weights["temperature"]
+    save_file(weights, tmp_path / "tipsv2" / "model.safetensors", {"format": "pt"})
+    encoder = models.load(str(tmp_path / "tipsv2"), device="cpu")
+    assert encoder.logit_scale == pytest.approx(1 / 0.005065968260169029)
+    assert torch.equal(encoder.encode_texts(TEXTS), loaded("tipsv2").encode_texts(TEXTS))
 
 
 @pytest.mark.parametrize("name", ["clip", "vit", "bert", "gpt2", "open_clip"])

@@ -590,3 +590,57 @@ def test_errors_of_our_own_models_stay_what_they_are(monkeypatch):
     monkeypatch.setattr(encoder, "model", None)
     with pytest.raises((AttributeError, TypeError)):
         encoder.encode_images([Image.new("RGB", (20, 20))])
+
+
+# Models that are known by name and not loaded
+
+
+def made(directory, architecture, **config):
+    """A folder that looks like such a model."""
+    change(directory / "config.json", architectures=[architecture], **config)
+    return directory
+
+
+SIDES = {"vision_config": {}, "text_config": {}}
+
+
+@pytest.mark.parametrize("load", [models.load_dual_encoder, models.load_detector, models.load])
+@pytest.mark.parametrize(
+    ("architecture", "config", "said"),
+    [
+        ("Sam3Model", {"model_type": "sam3", **SIDES}, "clipseg-rd64-refined"),
+        ("NeoMMEForRetrieval", {"model_type": "neomme", **SIDES}, "siglip2-base-patch16-224"),
+        ("VideoPrismClipModel", {"model_type": "videoprism", **SIDES}, "xclip-base-patch32"),
+        (
+            "OmDetTurboForObjectDetection",
+            {"model_type": "omdet-turbo", "backbone_config": {}, "text_config": {}},
+            "grounding-dino-tiny",
+        ),
+        ("NewModel", {"model_type": "of 2027", **SIDES}, "siglip2-base-patch16-224"),
+    ],
+)
+def test_a_model_that_is_not_loaded_is_named(copy_of, load, architecture, config, said):
+    """And not taken for the text encoder that its tokenizer would make of it."""
+    reason = refusal(made(copy_of("clip"), architecture, **config), load)
+    assert f"is a {architecture}, which zeroshot does not load; what comes nearest" in reason
+    assert said in reason
+    assert "text encoder" not in reason
+
+
+def test_a_detector_of_fixed_labels_and_a_chat_model_are_named(copy_of):
+    vit = made(copy_of("vit"), "DetrForObjectDetection", model_type="detr")
+    assert "is a DetrForObjectDetection, whose labels are fixed" in refusal(vit)
+    chat = made(copy_of("clip"), "LlavaForConditionalGeneration", model_type="llava", **SIDES)
+    reason = refusal(chat)
+    assert "writes about images and is no encoder: `zeroshot ask photos/" in reason
+
+
+def test_half_a_download_says_what_to_do(copy_of):
+    directory = copy_of("clip")
+    weights = directory / "model.safetensors"
+    data = weights.read_bytes()
+    for part in (data[: len(data) // 2], data[:100]):
+        weights.write_bytes(part)
+        reason = refusal(directory)
+        assert "cut off" in reason
+        assert "copy or download it again" in reason

@@ -64,6 +64,10 @@ def test_directories(tmp_path, monkeypatch):
         ("hf:one/two/three", "'one/two/three' is no repository of the hub"),
         ("hf:", "is no repository of the hub"),
         ("", "unknown model ''"),
+        ("siglip2", "'siglip2' is a system.*--encoder hf:google/siglip2-base-patch16-224"),
+        ("pe_core", "'pe_core' is a system.*open_clip:PE-Core-B-16/meta"),
+        ("mobileclip-2", "'mobileclip-2' is a system.*open_clip:MobileCLIP2-S0/dfndr2b"),
+        ("siglp", "'siglp' is close to SigLIP, a system"),
     ],
 )
 def test_wrong_names_end_with_what_is_possible(name, message):

@@ -269,6 +269,32 @@ def siglip2(directory):
     return save(directory, randomize(tr.Siglip2Model(config)), tokenizer, images)
 
 
+def aimv2(directory):
+    tokenizer = clip_tokenizer()
+    config = tr.Aimv2Config(
+        text_config={**clip_text(tokenizer), "num_attention_heads": 2},
+        vision_config=VISION,
+        projection_dim=12,
+    )
+    images = tr.CLIPImageProcessorPil(**CROP)
+    return save(directory, randomize(tr.Aimv2Model(config)), tokenizer, images)
+
+
+def tipsv2(directory):
+    """Its image processor needs torchvision; the file is as that would write it."""
+    tokens = ["<pad>", "<unk>", "▁", *LETTERS]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = tr.Tipsv2Tokenizer(vocab=vocabulary, model_max_length=24)
+    config = tr.Tipsv2Config(
+        text_config={**TEXT, "vocab_size": len(tokenizer)},
+        vision_config={key: v for key, v in VISION.items() if key != "intermediate_size"},
+    )
+    directory = save(directory, randomize(tr.Tipsv2Model(config)), tokenizer)
+    settings = {"image_processor_type": "Tipsv2ImageProcessor", "size": PIXELS["size"]}
+    write(directory / "preprocessor_config.json", settings)
+    return directory
+
+
 def vision_text(directory):
     """LiT and its like: a vision backbone and a text model, joined by projections."""
     tokenizer = bert_tokenizer()
@@ -290,6 +316,8 @@ DUAL = {
     "siglip2": siglip2,
     "siglip2_fixed": siglip2_fixed,
     "vision_text": vision_text,
+    "aimv2": aimv2,
+    "tipsv2": tipsv2,
 }
 
 
@@ -565,6 +593,16 @@ def owlv2(directory):
 
 
 def grounding_dino(directory):
+    return _grounding_dino(directory, tr.GroundingDinoConfig, tr.GroundingDinoForObjectDetection)
+
+
+def mm_grounding_dino(directory):
+    return _grounding_dino(
+        directory, tr.MMGroundingDinoConfig, tr.MMGroundingDinoForObjectDetection
+    )
+
+
+def _grounding_dino(directory, config_class, model_class):
     tokenizer = bert_tokenizer()
     text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
     backbone = tr.SwinConfig(
@@ -576,7 +614,7 @@ def grounding_dino(directory):
         window_size=4,
         out_features=["stage2", "stage3"],
     )
-    config = tr.GroundingDinoConfig(
+    config = config_class(
         backbone_config=backbone,
         text_config=tr.BertConfig(**text),
         d_model=32,
@@ -591,8 +629,12 @@ def grounding_dino(directory):
         max_text_len=48,
     )
     images = tr.GroundingDinoImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 96})
-    model = randomize(tr.GroundingDinoForObjectDetection(config))
-    return save(directory, model, tokenizer, images)
+    return save(directory, randomize(model_class(config)), tokenizer, images)
 
 
-DETECTORS = {"owlvit": owlvit, "owlv2": owlv2, "grounding_dino": grounding_dino}
+DETECTORS = {
+    "owlvit": owlvit,
+    "owlv2": owlv2,
+    "grounding_dino": grounding_dino,
+    "mm_grounding_dino": mm_grounding_dino,
+}

@@ -127,7 +127,7 @@ def cache_export(
         typer.Option(help="The encoder, as 'cache info' prints it."),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="The kind of embeddings: image/rgb-1 or text.")
+        str | None, typer.Option(help="The kind of embeddings: image/rgb-2 or text.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Export in float16.")] = False,
     overwrite: Annotated[
@@ -137,8 +137,8 @@ def cache_export(
     """Export the embeddings of an encoder, with their ids and paths.
 
     Examples:
-        zeroshot cache export rows.parquet --kind image/rgb-1
-        zeroshot cache export rows.npy --kind image/rgb-1 --half
+        zeroshot cache export rows.parquet --kind image/rgb-2
+        zeroshot cache export rows.npy --kind image/rgb-2 --half
     """
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.cache.export import ids_of

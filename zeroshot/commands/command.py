@@ -18,7 +18,7 @@ PANELS = {
     "Models": "models encoder device precision batch_size exact offline trust_remote_code devices "
     "engine",
     "Inputs": "limit null image_column caption_column label_column image_root allow_private_urls "
-    "url_timeout url_max_mb",
+    "url_timeout url_max_mb max_megapixels",
     "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
 }
 """Headings of `--help` for what many commands share; a command's own options come first."""
@@ -28,6 +28,7 @@ OWN_PANELS = {
     "Scores": "score top_k multi against threshold whole_threshold word_threshold overlap "
     "min_score calibration abstain explain background draws confidence held_out present",
     "Annotation files": "coco yolo label_studio export_root",
+    "Sidecars": "sidecar xmp_name sidecar_remove prefix suffix drop_words max_words",
 }
 """The same for what a command does not share, beside the heading Options."""
 PANEL_OF = {

@@ -207,6 +207,14 @@ class CommonOptions(ModelOptions):
     url_max_mb: float = option(
         64.0, "Largest download of one URL, in MiB.", env="URL_MAX_MB", min=0.001
     )
+    max_megapixels: float = option(
+        100.0,
+        "Images of more megapixels are not decoded; one takes 12 MB of memory per megapixel. JPEG "
+        "files have no limit: beyond 100 they are decoded at a half, a quarter or an eighth.",
+        env="MAX_MEGAPIXELS",
+        min=100,
+        max=10_000,
+    )
     quiet: bool = option(False, "Print no progress and no summary.", "--quiet", "-q", env="QUIET")
     verbose: bool = option(
         False,
@@ -326,6 +334,7 @@ class CommonOptions(ModelOptions):
             ),
             CLIPS if self.modality == "video" else PICTURES,
             self.null,
+            max_pixels=round(self.max_megapixels * 1e6),
         )
 
     def shown(self) -> Literal["json", "table", "nothing"]:

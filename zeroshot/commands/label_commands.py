@@ -29,6 +29,7 @@ from zeroshot.commands.sidecars.sorting_runs import Into, IntoAsFlag, show_sorte
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
+from zeroshot.tasks.sidecars.text_options import TextOptions
 from zeroshot.tasks.tuning.tune_options import TuneOptions
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def classify(
     run: OutputOptions,
     options: ClassifyOptions,
     exports: LabelExportOptions,
+    text: TextOptions,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; none with --embeddings."),
@@ -68,12 +70,13 @@ def classify(
         ),
     ] = None,
     sidecar: Annotated[
-        Literal["xmp"] | None,
+        Literal["txt", "xmp"] | None,
         typer.Option(
             "--sidecar",
             envvar="ZEROSHOT_LABEL_SIDECAR",
-            help="Also write labels as keywords beside each image, merged into an XMP sidecar that "
-            "exists; with --multi and --threshold.",
+            help="Also write the labels that hold beside each image; with --multi and --threshold. "
+            "txt: tags in a.txt for a.jpg, 'cat, tree'; existing files stay, unless --overwrite is "
+            "given. xmp: keywords, merged into a sidecar that exists.",
         ),
     ] = None,
     xmp_name: XmpNameFlag = "full",
@@ -113,6 +116,7 @@ def classify(
         )
     from zeroshot.tasks.classification.classify_task import Classify
 
+    text.check(sidecar)
     task = Classify.from_options(run.model_set(), options)
     labels, several = (
         task.vocabulary.labels,
@@ -126,13 +130,15 @@ def classify(
         with exporting(run, exports, task, labels, several) as through:
             show_labels(run, task, sources, compare, through)
         return
-    from zeroshot.tasks.sidecars.sidecar_task import SidecarLabels
-    from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars, check_keywords
+    from zeroshot.tasks.sidecars.sidecar_task import SidecarLabels, check_keywords
+    from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
+    from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars
 
     if compare:
         raise UserError("--compare shows several methods, --sidecar writes one: give one of them")
-    check_keywords(options, labels)
-    writer = XmpSidecars("keywords", xmp_name)
+    check_keywords(options, labels, sidecar)
+    tags, xmp = TextSidecars(run.overwrite, "tags", text), XmpSidecars("keywords", xmp_name)
+    writer = xmp if sidecar == "xmp" else tags
     with_files = SidecarLabels(models=task.models, options=options, inner=task, writer=writer)
     with exporting(run, exports, task, labels, several) as through:
         show_with_sidecars(run, with_files, sources, through)

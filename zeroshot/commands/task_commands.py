@@ -29,6 +29,7 @@ from zeroshot.tasks.filter_options import FilterOptions
 from zeroshot.tasks.localization.detect_options import DetectOptions
 from zeroshot.tasks.localization.segment_options import SegmentOptions
 from zeroshot.tasks.matching.match_options import MatchOptions
+from zeroshot.tasks.sidecars.text_options import TextOptions
 from zeroshot.tasks.vqa.ask_options import AskOptions
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ Half = Annotated[
 def caption(
     run: OutputOptions,
     options: CaptionOptions,
+    text: TextOptions,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders, globs or -; default: the images of --prompts."),
@@ -112,6 +114,7 @@ def caption(
     if sidecar_remove:
         remove_sidecars(run, images or [], xmp_name)
         return
+    text.check(sidecar)
     if options.prompt is not None and prompts is not None:
         raise UserError("--prompt is one text for all images, --prompts one for each: give one")
     each = read_prompts(prompts) if prompts is not None else {}
@@ -128,8 +131,8 @@ def caption(
             from zeroshot.tasks.sidecars.text_sidecars import TextSidecars
             from zeroshot.tasks.sidecars.xmp_sidecars import XmpSidecars
 
-            text, xmp = TextSidecars(run.overwrite), XmpSidecars("captions", xmp_name)
-            writer = xmp if sidecar == "xmp" else text
+            txt = TextSidecars(run.overwrite, text=text)
+            writer = XmpSidecars("captions", xmp_name) if sidecar == "xmp" else txt
             with_files = SidecarCaption(
                 models=task.models, options=given, inner=task, writer=writer
             )

@@ -1,9 +1,12 @@
 """Decode the bytes of an image file to an upright RGB image.
 
-Eight formats are supported: JPEG (and the first image of an MPO), PNG, WebP, GIF, TIFF and AVIF
-(first frame or page), BMP, and netpbm's PBM, PGM and PPM. AVIF needs Pillow 11.3. JPEG 2000 is not
-supported: what its decoder allocates depends on more than the image's size. Embedded colour
-profiles are not applied, because the preprocessing of the encoders does not apply them either.
+Supported are JPEG (and the first image of an MPO), PNG, WebP, GIF, TIFF and AVIF (first frame or
+page), BMP, netpbm's PBM, PGM, PPM and grey PFM, HEIC by pillow-heif (the extra `heic`), and the
+JPEG in a raw file. JPEG 2000 is not: what its decoder allocates depends on more than the image's
+size. Nor is JPEG XL: of its two plug-ins one, under the GPL, decodes all when it opens a file, and
+the other is a beta.
+Embedded colour profiles are not applied, because the preprocessing of the encoders does not apply
+them either.
 """
 
 import io
@@ -12,6 +15,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import numpy as np
 import PIL.Image
@@ -27,7 +31,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images.limits import check_jpeg, check_ppm, check_tiff
-from zeroshot.inputs.source import SIGNATURES
+from zeroshot.images.raw_previews import raw_preview
+from zeroshot.inputs.source import MAX_PIXELS, SIGNATURES
+from zeroshot.packaging.extras import how_to_install
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as HAS_AVIF, AvifImageFile
@@ -67,11 +73,12 @@ OTHER_KINDS = (
     (rb"\Z", "an empty file"),
     (rb"version https://git-lfs", "a Git LFS pointer (fetch it with 'git lfs pull')"),
     (SIGNATURES["AVIF"].pattern, "an AVIF picture"),
-    (rb"....ftyp(hei|mif1|msf1)", "a HEIC picture"),
     (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video"),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
     (rb"8BPS", "a Photoshop picture"),
+    (rb"PF\s", "a colour PFM picture"),
+    (rb"P7\n", "a PAM picture"),
     (rb"\0\0\x01\0", "an icon"),
     (rb"%PDF", "a PDF document"),
     (rb"PK\x03\x04|\x1f\x8b", "an archive"),
@@ -107,7 +114,7 @@ BYTES_PER_PIXEL = 12
 def _other_kind(data: bytes) -> UnreadableImageError:
     head = data[:4096]
     what = next(what for kind, what in OTHER_KINDS if re.match(kind, head, re.DOTALL))
-    kinds = ", ".join(OPENERS)
+    kinds = ", ".join(SIGNATURES)
     return UnreadableImageError(
         f"{what}; read are {kinds}" if what.endswith("picture") else f"{what}, not a picture"
     )
@@ -124,7 +131,8 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise UnreadableImageError(f"a picture of {width} x {height} pixels")
     if width * height > max_pixels:
         limit = f"{max_pixels / 1e6:g} megapixels"
-        raise UnreadableImageError(f"{width} x {height} pixels are more than {limit}")
+        hint = "; --max-megapixels allows more" if max_pixels >= MAX_PIXELS else ""
+        raise UnreadableImageError(f"{width} x {height} pixels are more than {limit}{hint}")
     if max(size) > MAX_RATIO * min(size):
         raise UnreadableImageError(f"{width} x {height} pixels are too narrow to be encoded")
 
@@ -190,12 +198,12 @@ def _converted(
     return whole
 
 
-def _turn(image: Image) -> PIL.Image.Transpose | None:
-    """The transform that EXIF or XMP asks for; None if they cannot be parsed, as in viewers."""
+def _turn(image: Image, otherwise: int = 1) -> PIL.Image.Transpose | None:
+    """The transform that EXIF or XMP asks for, else `otherwise`; broken ones ask for nothing."""
     try:
-        return UPRIGHT.get(image.getexif().get(0x0112, 1))
+        return UPRIGHT.get(image.getexif().get(0x0112, otherwise))
     except Exception:  # broken tags raise every type of exception
-        return None
+        return UPRIGHT.get(otherwise)
 
 
 def upright(image: Image, max_pixels: int, kind: str = "picture") -> Image:
@@ -225,8 +233,12 @@ def _complaints(kind: str) -> Iterator[None]:
 class OpenedImage:
     """An image file of which only the header was read, and whose limits were checked."""
 
-    def __init__(self, kind: str, image: ImageFile, full_size: tuple[int, int]) -> None:
+    def __init__(
+        self, kind: str, image: ImageFile, full_size: tuple[int, int], orientation: int = 1
+    ) -> None:
         self.kind, self._image, self._full_size = kind, image, full_size
+        self._orientation = orientation
+        """As in EXIF, for an image that states none itself."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -243,7 +255,7 @@ class OpenedImage:
         with self._image as file, _complaints(self.kind):
             image = _first_frame(file) if isinstance(file, WebPImageFile) else file
             image.load()
-            turn = _turn(file)
+            turn = _turn(file, self._orientation)
             if image.mode == "RGB" and turn is None and not image.has_transparency_data:
                 rgb = image._new(image.im)  # nobody else has its pixels
             else:
@@ -261,21 +273,36 @@ def _first_frame(file: WebPImageFile) -> Image:
 
 def opened(data: bytes, max_pixels: int, draft_side: int | None = None) -> OpenedImage:
     """Read the header of an image file; UnreadableImageError for what `decode` refuses."""
-    kind = next((kind for kind, (begins, _) in OPENERS.items() if begins.match(data)), None)
-    if kind is None:
+    kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(data)), None)
+    if kind is None or (kind == "AVIF" and not HAS_AVIF):
         raise _other_kind(data)
+    orientation = 1
     with _complaints(kind):
+        if kind in ("TIFF", "raw") and (preview := raw_preview(data)) is not None:
+            kind, data, orientation = "JPEG", preview.jpeg, preview.orientation
         if kind == "PPM":
             check_ppm(data)
-        image = OPENERS[kind][1](io.BytesIO(data))
+        image = _opener(kind)(io.BytesIO(data))
         size = image.size
         if isinstance(image, JpegImageFile):
             check_jpeg(data)
-            _reduce(image, max_pixels, draft_side)
+            _reduce(image, min(max_pixels, MAX_PIXELS), draft_side)
         _check_size(image.size, max_pixels)
         if isinstance(image, TiffImageFile):
             check_tiff(image, len(data), max_pixels)
-    return OpenedImage(kind, image, size)
+    return OpenedImage(kind, image, size, orientation)
+
+
+def _opener(kind: str) -> Callable[[io.BytesIO], ImageFile]:
+    if kind != "HEIC":
+        return OPENERS[kind][1]
+    try:
+        found: Callable[[io.BytesIO], ImageFile] = import_module("pillow_heif").HeifImageFile
+    except ImportError:
+        raise UnreadableImageError(
+            f"a HEIC picture, and pillow-heif is not installed: {how_to_install('heic')}"
+        ) from None
+    return found
 
 
 def _reduce(image: JpegImageFile, max_pixels: int, draft_side: int | None) -> None:

@@ -20,7 +20,17 @@ from zeroshot.images import pixels
 from zeroshot.images.limits import WAITING, WORKING
 from zeroshot.inputs.local_files import read_file
 from zeroshot.inputs.resolve import find
-from zeroshot.inputs.source import CLIPS, MAX_BYTES, PICTURES, Blob, Input, Listing, Picture, Source
+from zeroshot.inputs.source import (
+    CLIPS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    PICTURES,
+    Blob,
+    Input,
+    Listing,
+    Picture,
+    Source,
+)
 from zeroshot.inputs.tables import InputOptions
 
 __all__ = [
@@ -41,10 +51,9 @@ __all__ = [
     "read_ahead",
 ]
 
-VERSION = "rgb-1"
+VERSION = "rgb-2"
 """Version of the rules that turn a file into pixels; part of cache keys."""
 
-MAX_PIXELS = 100_000_000
 _ONE_AT_A_TIME = threading.Lock()
 """For PIL images: the same image may be an input twice, and loading is not thread-safe."""
 
@@ -63,11 +72,10 @@ class Fetched:
 
     id: str
     content: bytes | Picture
+    max_pixels: int = MAX_PIXELS
 
     @contextmanager
-    def decoded(
-        self, max_pixels: int = MAX_PIXELS, draft_side: int | None = None
-    ) -> Iterator[Picture]:
+    def decoded(self, draft_side: int | None = None) -> Iterator[Picture]:
         """The decoded image for a block, which waits until other threads leave memory for it.
 
         UnreadableImageError has the reason without the path. With `draft_side` a large JPEG is
@@ -76,19 +84,25 @@ class Fetched:
         if isinstance(self.content, Picture):
             yield self.content
             return
-        opened = pixels.opened(self.content, max_pixels, draft_side)
+        opened = pixels.opened(self.content, self.max_pixels, draft_side)
         with WORKING.of(opened.memory):
             yield Picture(self.id, *opened.decoded())
 
-    def memory(self, max_pixels: int = MAX_PIXELS) -> int:
+    def memory(self) -> int:
         """Bytes that decoding takes at most, roughly; UnreadableImageError as from `decoded`."""
         if isinstance(self.content, Picture):
             return 0
-        return pixels.opened(self.content, max_pixels).memory
+        return pixels.opened(self.content, self.max_pixels).memory
 
 
-def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
-    """The undecoded source in memory; UnreadableImageError as from `read`."""
+def fetch(source: Input, max_pixels: int | None = None) -> Fetched:
+    """The undecoded source in memory; UnreadableImageError as from `read`.
+
+    Args:
+        max_pixels: by default that of the source.
+    """
+    if max_pixels is None:
+        max_pixels = source.max_pixels if isinstance(source, Source) else MAX_PIXELS
     content: str | Path | bytes | Image | Blob | Picture
     if isinstance(source, Source):
         content = source.path or "" if source.content is None else source.content
@@ -105,19 +119,19 @@ def fetch(source: Input, max_pixels: int = MAX_PIXELS) -> Fetched:
         data = read_file(str(content))
     else:
         data = content if isinstance(content, bytes) else content.read()
-    return Fetched(hashlib.sha256(data).hexdigest(), data)
+    return Fetched(hashlib.sha256(data).hexdigest(), data, max_pixels)
 
 
-def read(source: Input, max_pixels: int = MAX_PIXELS) -> Picture:
+def read(source: Input, max_pixels: int | None = None) -> Picture:
     """The decoded image, with the id of exactly the bytes that it was decoded from.
 
     UnreadableImageError has the reason without the path.
     """
-    with fetch(source, max_pixels).decoded(max_pixels) as picture:
+    with fetch(source, max_pixels).decoded() as picture:
         return picture
 
 
-def open_image(source: Input, max_pixels: int = MAX_PIXELS) -> Image:
+def open_image(source: Input, max_pixels: int | None = None) -> Image:
     """The image of `read`, without its id: upright, RGB."""
     return read(source, max_pixels).image
 
@@ -133,14 +147,14 @@ class _Ahead:
     room: int = 0
 
 
-def _read_early(source: Input, max_pixels: int) -> _Ahead:
+def _read_early(source: Input, max_pixels: int | None) -> _Ahead:
     try:
         fetched = fetch(source, max_pixels)
-        room = fetched.memory(max_pixels)
+        room = fetched.memory()
         if not WAITING.take(room):
             return _Ahead(fetched)
         try:
-            with fetched.decoded(max_pixels) as picture:
+            with fetched.decoded() as picture:
                 return _Ahead(picture, room)
         except BaseException:
             WAITING.give_back(room)
@@ -149,12 +163,12 @@ def _read_early(source: Input, max_pixels: int) -> _Ahead:
         return _Ahead(_without_traceback(error))
 
 
-def _attempt(ahead: _Ahead, max_pixels: int) -> Attempt:
+def _attempt(ahead: _Ahead) -> Attempt:
     WAITING.give_back(ahead.room)
     if not isinstance(ahead.content, Fetched):
         return ahead.content
     try:
-        with ahead.content.decoded(max_pixels) as picture:
+        with ahead.content.decoded() as picture:
             return picture
     except UnreadableImageError as error:
         return _without_traceback(error)
@@ -167,7 +181,7 @@ def _without_traceback(error: UnreadableImageError) -> UnreadableImageError:
 
 
 def read_ahead(
-    sources: Iterable[Input], workers: int = 4, max_pixels: int = MAX_PIXELS
+    sources: Iterable[Input], workers: int = 4, max_pixels: int | None = None
 ) -> Iterator[Attempt]:
     """Images in the order of `sources`, decoded by threads while the consumer works.
 
@@ -180,9 +194,9 @@ def read_ahead(
         for source in sources:
             waiting.append(pool.submit(_read_early, source, max_pixels))
             if len(waiting) == 2 * workers:
-                yield _attempt(waiting.popleft().result(), max_pixels)
+                yield _attempt(waiting.popleft().result())
         while waiting:
-            yield _attempt(waiting.popleft().result(), max_pixels)
+            yield _attempt(waiting.popleft().result())
     finally:
         pool.shutdown(cancel_futures=True)
         for rest in waiting:

@@ -46,7 +46,7 @@ class ImageContainer:
         Raises:
             UserError: a table without a column of images. NotAvailableError: a library is absent.
         """
-        found = self._pictures(left_out)
+        found = map(self.options.limited, self._pictures(left_out))
         return (
             found if self.captions == "ignored" else with_captions(found, self.captions == "each")
         )

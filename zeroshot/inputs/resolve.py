@@ -268,7 +268,10 @@ def resolve_inputs(
                 resolver.add(path, pattern=False, typed=False)
         else:
             resolver.add(whole_text(str(given), "images", "surrogateescape"))
-    return ResolvedInputs(tuple(resolver.items), tuple(resolver.left_out), tuple(resolver.missing))
+    items = (
+        x if isinstance(x, ImageContainer) else resolver.options.limited(x) for x in resolver.items
+    )
+    return ResolvedInputs(tuple(items), tuple(resolver.left_out), tuple(resolver.missing))
 
 
 def find(

@@ -13,22 +13,25 @@ from zeroshot.inputs.remote.public_names import public
 
 MAX_BYTES = 1 << 30
 """Size limit of an image file."""
+MAX_PIXELS = 100_000_000
+"""Limit of an image's pixels, unless a source has its own. A JPEG beyond it is decoded at a part of
+its size, whatever the source's limit, so that an image has the same pixels in every run."""
 MANY_ROWS = 200_000
 """A table has at most so many rows, and two more for each byte of its file, which may be packed: a
 million numbered names take 0.7 MB."""
 
 PICTURES = re.compile(
-    r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|avifs?|p[bgnp]m)", re.IGNORECASE
+    r"\.(jpe?g?|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|avifs?|hei[cf]|hif|p[bfgnp]m"
+    r"|cr[23w]|nef|nrw|arw|sr[2fw]|dng|orf|rw[2l]|raf|pef|3fr|iiq|erf|mef|mos)",
+    re.IGNORECASE,
 )
 DATA = re.compile(
     r"\.(jsonl?|csv|tsv|parquet|toml|ya?ml|xml|md|html?|npz|npy|safetensors"
     r"|xmp|aae|ini|db|lnk|url)",  # and what cameras and systems put beside images: Thumbs.db
     re.IGNORECASE,
 )
-"""Suffixes of images, and of files that lie beside images and are none."""
-UNREADABLE = re.compile(
-    r"\.(hei[cf]|hif|jp2|j2[ck]|jp[fx]|jxl|psd|cr[23]|nef|arw|dng|orf|rw2|raf)", re.IGNORECASE
-)
+"""Suffixes of images (from `cr2` on raw files), and of files beside images that are none."""
+UNREADABLE = re.compile(r"\.(jp2|j2[ck]|jp[fx]|jxl|psd|x3f)", re.IGNORECASE)
 """Suffixes of images of other formats: a folder's scan gives them, so that a row says so."""
 SIGNATURES: Mapping[str, re.Pattern[bytes]] = {
     kind: re.compile(begins, re.DOTALL)
@@ -40,10 +43,12 @@ SIGNATURES: Mapping[str, re.Pattern[bytes]] = {
         "BMP": rb"BM",
         "TIFF": rb"II[*+]\0|MM\0[*+]",
         "AVIF": rb"....ftyp(avi[fs]|(mif1|msf1).{4}(.{4}){0,12}?avi[fs])",
-        "PPM": rb"P[1-6](\s|#[^\n]*\n)+\d",
+        "HEIC": rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)",
+        "PPM": rb"(P[1-6]|Pf)(\s|#[^\n]*\n)+\d",
+        "raw": rb"FUJIFILMCCD-RAW|IIU\0|IIR[OS]|MMOR|....ftypcrx ",
     }.items()
 }
-"""How each format of images begins."""
+"""How each format of images begins; the first match counts. Most raw files begin as a TIFF."""
 VIDEO = re.compile(
     rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....(AVI |WEBP)|GIF8|\x89PNG|FLV\x01|OggS|\x30\x26\xb2\x75"
     rb"|\0\0\x01[\xb3\xba]|G.{187}G",
@@ -168,6 +173,8 @@ class Source:
     fields: Mapping[str, str | tuple[str, ...]] = field(
         default_factory=lambda: NO_FIELDS, repr=False, hash=False
     )
+    max_pixels: int = field(default=MAX_PIXELS, repr=False)
+    """More are not decoded."""
 
     @property
     def captions(self) -> tuple[str, ...]:

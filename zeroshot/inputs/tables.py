@@ -7,7 +7,7 @@ names no image becomes a source that fails. If no further row can be read, one m
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zeroshot.errors import UserError
@@ -15,7 +15,16 @@ from zeroshot.inputs import text_files
 from zeroshot.inputs.columns import Columns, fields_of, resolve
 from zeroshot.inputs.remote import fsspec_files
 from zeroshot.inputs.remote.fetch import Fetch, Url
-from zeroshot.inputs.source import PICTURES, SCHEME, URL, Fields, Source, UnreadableBlob, most_rows
+from zeroshot.inputs.source import (
+    MAX_PIXELS,
+    PICTURES,
+    SCHEME,
+    URL,
+    Fields,
+    Source,
+    UnreadableBlob,
+    most_rows,
+)
 from zeroshot.inputs.text_files import LineRecord, TextError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -35,6 +44,13 @@ class InputOptions:
     """Whether names on standard input end in a null character, and not in a line end."""
     within: tuple[str, ...] = ()
     """Real folders that links in a scanned folder must not lead out of; empty: they may."""
+    max_pixels: int = MAX_PIXELS
+    """Images of more are not decoded, but for JPEG (see `source.MAX_PIXELS`)."""
+
+    def limited(self, source: Source) -> Source:
+        """The source with this limit of pixels."""
+        same = self.max_pixels == source.max_pixels
+        return source if same else replace(source, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True)

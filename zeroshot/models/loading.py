@@ -1,5 +1,6 @@
 """From a model's name to the model, with a check that it is of the expected kind."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -76,6 +77,26 @@ COMMANDS = {
     "video classify": {xclip.ARCHITECTURE},
 }
 """For classes that read images and texts together, a command that loads them."""
+
+NEAREST = (
+    (
+        r"Video|Clip[A-Z]\w*Video|PeAudio",
+        "clips: `zeroshot video classify --model hf:microsoft/xclip-base-patch32`",
+    ),
+    (
+        r"Detection",
+        "boxes for words: `zeroshot detect --model hf:IDEA-Research/grounding-dino-tiny`",
+    ),
+    (
+        r"Sam\d|Segmentation|Edgetam",
+        "masks for words: `zeroshot segment --model hf:CIDAS/clipseg-rd64-refined`",
+    ),
+    (r"", "images and texts: `--encoder hf:google/siglip2-base-patch16-224`"),
+)
+"""For classes that are not loaded, by a part of their names: what comes nearest."""
+IMAGE_SIDES = ("vision_config", "image_config", "backbone_config", "image_encoder_config")
+TEXT_SIDES = ("text_config", "llm_config", "language_config")
+"""Keys of configurations of models that have both."""
 
 
 class LoadOptions(TypedDict, total=False):
@@ -192,11 +213,31 @@ def _kind(checkpoint: Checkpoint, role: ModelRole | None) -> ModelRole:
                 f"{files.name} is a {files.architecture}, which reads images and texts together "
                 f"and is no encoder: `zeroshot {command} --model {files.name.label}`"
             )
+    _check_loads(checkpoint)
     if files.architecture.endswith(("LMHeadModel", "ForCausalLM")):
         # A text encoder made from a language model has pooling modules.
         pooled = (files.directory / "modules.json").is_file()
         return "text encoder" if pooled and role != "language model" else "language model"
     return "text encoder" if checkpoint.has_tokenizer else "image encoder"
+
+
+def _check_loads(checkpoint: Checkpoint) -> None:
+    """UserError for a model of images and texts, or of boxes, that no loader here knows."""
+    files = checkpoint.files
+    config = files.read("config.json")
+    sides = [any(key in config for key in keys) for keys in (IMAGE_SIDES, TEXT_SIDES)]
+    if checkpoint.is_chat_model and all(sides):
+        raise UserError(
+            f"{files.name} is a {files.architecture}, which writes about images and is no encoder: "
+            f'`zeroshot ask photos/ "What is this?" --model {files.name.label}`, or caption '
+            "--method native"
+        )
+    if all(sides) or files.architecture.endswith("ObjectDetection"):
+        nearest = next(what for part, what in NEAREST if re.search(part, files.architecture))
+        reason = "which zeroshot does not load" if all(sides) else "whose labels are fixed"
+        raise UserError(
+            f"{files.name} is a {files.architecture}, {reason}; what comes nearest for {nearest}"
+        )
 
 
 def _check_role(name: str, role: ModelRole | None, kind: ModelRole) -> None:

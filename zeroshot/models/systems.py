@@ -5,6 +5,7 @@ the error gives a command. For a system without public weights it says what supe
 exit code is that of a model that is not available.
 """
 
+import difflib
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -38,16 +39,19 @@ def check_is_no_system(name: str) -> None:
     UserError for a system with public weights, whose name does not say which. NotAvailableError for
     one without.
     """
-    system = next((system for system in systems() if _key(system.name) == _key(name)), None)
+    by_key = {_key(system.name): system for system in systems()}
+    close = difflib.get_close_matches(_key(name), by_key, n=1, cutoff=0.85)
+    system = by_key[close[0]] if close else None
     if system is None:
         return
     if system.command is None:
         raise NotAvailableError(
             f"{system.name} is not available: {system.about}: `{system.instead}`"
         )
+    other = "" if _key(system.name) == _key(name) else f"close to {system.name}, "
     raise UserError(
-        f"'{name}' is a system, of which there may be many models ({system.about}); name one, for "
-        f"example: `{system.command}`"
+        f"'{name}' is {other}a system, of which there may be many models ({system.about}); name "
+        f"one, for example: `{system.command}`"
     )
 
 

@@ -266,4 +266,4 @@ def _suffix(path: str | None, data: bytes) -> str:
     if PICTURES.fullmatch(suffix):
         return suffix
     kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(data)), "JPEG")
-    return {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
+    return {"JPEG": ".jpg", "TIFF": ".tif", "raw": ".dng"}.get(kind, f".{kind.lower()}")

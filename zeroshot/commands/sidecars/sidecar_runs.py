@@ -58,7 +58,7 @@ def show_with_sidecars(
             source = missing.get(row["path"])
             if source is not None and not (row.get("error") or row.get("error_type")):
                 written += later.write(source, row, meter)
-    if not run.quiet and (written or meter.unwritten):
+    if not run.quiet and (written or meter.unwritten or meter.skipped_existing):
         console.log(f"{writer.what} of earlier rows that are now {writer.place}: {written}")
         for line in console.summary(meter, 0, False):
             console.log(line)

@@ -125,12 +125,16 @@ def check_weights(files: Iterable[Path]) -> None:
 def _check_safetensors(file: BinaryIO, size: int) -> None:
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, size - 8):
-        raise ValueError("is no safetensors file, or cut off in its header")
+        raise ValueError(
+            "is no safetensors file, or cut off in its header: copy or download it again"
+        )
     header = json.loads(file.read(length))
     tensors = [entry for name, entry in header.items() if name != "__metadata__"]
     end = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
     if 8 + length + end > size:
-        raise ValueError(f"is cut off: {size} of {8 + length + end} bytes are there")
+        raise ValueError(
+            f"is cut off: {size} of {8 + length + end} bytes are there; copy or download it again"
+        )
 
 
 def _check_archive(path: Path, size: int) -> None:

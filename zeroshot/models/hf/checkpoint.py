@@ -58,6 +58,15 @@ __all__ = [
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
+PROCESSORS_FOR_PIL = {
+    "Tipsv2ImageProcessor": (
+        "ViTImageProcessorPil",
+        {"size": {"height": 448, "width": 448}, "resample": 2, "do_normalize": False},
+    )
+}
+"""Image processors that transformers has for torchvision alone: the class that does the same by
+PIL, and the defaults in which the two differ."""
+
 MAY_NAME_CODE = (
     "config.json",
     "tokenizer_config.json",
@@ -208,11 +217,17 @@ class Checkpoint:
 
     def load_image_processor(self) -> Any:
         """The model's own preprocessing by PIL, which gives the same numbers on every machine."""
+        named = self.files.read("preprocessor_config.json").get("image_processor_type")
+        processor_class, settings = PROCESSORS_FOR_PIL.get(str(named), ("AutoImageProcessor", {}))
+        settings = settings | self.files.read("preprocessor_config.json") if settings else {}
         try:
             with quiet():
-                processor = transformers.AutoImageProcessor.from_pretrained(
-                    self.files.directory, backend="pil", **self._options
-                )
+                if settings:
+                    processor = getattr(transformers, processor_class)(**settings)
+                else:
+                    processor = transformers.AutoImageProcessor.from_pretrained(
+                        self.files.directory, backend="pil", **self._options
+                    )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.files.name} comes without its image preprocessing: {error}"

@@ -37,7 +37,7 @@ def exp_logit_scale(model: Any) -> float:
 
 
 def inverse_temperature(model: Any) -> float:
-    """ALIGN divides by a temperature."""
+    """ALIGN and TIPSv2 divide by a temperature."""
     return float(1 / model.temperature)
 
 
@@ -67,6 +67,9 @@ class DualEncoderFamily:
     """Whether the text tower consists of CLIP's modules."""
     clip_vision: bool = False
     """Whether the vision tower consists of CLIP's modules."""
+    eager_text: bool = False
+    """For a causal text tower whose fused attention sees the future where no text is padded:
+    transformers leaves out the mask then, and the tower does not say that it is causal."""
 
 
 FAMILIES = {
@@ -78,6 +81,8 @@ FAMILIES = {
         scale=inverse_temperature, context_length=64, optional=("text_model.pooler",)
     ),
     "flava": DualEncoderFamily(pool=first_token, optional=("pooler", "multimodal")),
+    "aimv2": DualEncoderFamily(eager_text=True),
+    "tipsv2": DualEncoderFamily(scale=inverse_temperature, optional=("temperature",)),
     "siglip": DualEncoderFamily(padded=True),
     "siglip2": DualEncoderFamily(padded=True),
     "vision-text-dual-encoder": DualEncoderFamily(),
@@ -180,6 +185,8 @@ def load_dual_encoder(checkpoint: Checkpoint) -> TransformersDualEncoder:
     family = FAMILIES[checkpoint.files.model_type]
     # In float32 first: half precision would turn a scale of 100 into 98.9.
     model = checkpoint.load_model(AutoModel, optional=family.optional, dtype=torch.float32)
+    if family.eager_text:
+        model.set_attn_implementation({"text_config": "eager"})
     scale, bias = family.scale(model), getattr(model, "logit_bias", None)
     return TransformersDualEncoder(
         checkpoint.name(PREPROCESSING),

@@ -1,7 +1,8 @@
 """Grounding DINO: boxes for labels, or for the words of a whole sentence.
 
 Liu et al. 2024, "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object
-Detection", ECCV.
+Detection", ECCV. MM-Grounding-DINO (Zhao et al. 2024, arXiv:2401.02361) and LLMDet (Fu et al. 2025,
+CVPR) are the same network, trained on more data.
 
 The model reads one text with a period after each label, and scores each box with each token.
 Labels that do not fit into one text are spread over several. In the text backbone a token attends

@@ -1,4 +1,4 @@
-"""Detection models of transformers with prompts: OWL-ViT, OWLv2 and Grounding DINO.
+"""Detection models of transformers with prompts: OWL-ViT, OWLv2, and Grounding DINO with its kin.
 
 Prompts are encoded once and then used for every image; transformers' own pipeline encodes each
 label again for each image.
@@ -118,6 +118,7 @@ FAMILIES: dict[str, tuple[str, type[OWL | GroundingDINO]]] = {
     "owlvit": ("OwlViTForObjectDetection", OWL),
     "owlv2": ("Owlv2ForObjectDetection", OWL),
     "grounding-dino": ("GroundingDinoForObjectDetection", GroundingDINO),
+    "mm-grounding-dino": ("MMGroundingDinoForObjectDetection", GroundingDINO),
 }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnreadableImageError
 from zeroshot.images.likeness import fit, hash_of, oriented, thumbnail_of, whole
-from zeroshot.images.reading import MAX_PIXELS, fetch
+from zeroshot.images.reading import fetch
 from zeroshot.inference.embedding import AUTO_BATCH, preprocessing_names
 from zeroshot.inference.embedding_matrix import EmbeddingMatrix, Failed, embedding_matrix
 from zeroshot.inference.meter import Meter
@@ -200,7 +200,7 @@ def _copies(
 def _look(place: int, source: Source) -> Look:
     fetched = fetch(source)
     size = len(fetched.content) if isinstance(fetched.content, bytes) else None
-    with fetched.decoded(MAX_PIXELS, DECODED_SIDE) as picture:
+    with fetched.decoded(DECODED_SIDE) as picture:
         return Look(place, *picture.size, size, thumbnail_of(picture.image))
 
 

@@ -1,12 +1,13 @@
 """A task around another that also writes files for each image, beside it or elsewhere."""
 
+import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UserError
@@ -16,6 +17,7 @@ from zeroshot.inference.prefetch import EmbeddingBatch
 from zeroshot.inputs.source import Source, UnreadableBlob
 from zeroshot.output.resumable import written_path
 from zeroshot.results.result import CaptionResult, ClassifyResult, Result
+from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.task import Runner, Task, Transductive
 
 OTHER_KINDS = {
@@ -29,6 +31,11 @@ OTHER_KINDS = {
 BESIDE = "beside their images"
 HAS_ITS_NAME = "{} has its name"
 A_FOLDER = HAS_ITS_NAME.format("a folder")
+SEPARATORS = {
+    "xmp": (("|", "/"), "a | or a /", "which separate the levels of hierarchical keywords"),
+    "txt": ((",",), "a comma", "which separates tags"),
+}
+"""Characters that no label may have in a sidecar, and why."""
 S = TypeVar("S", bound="SidecarTask")
 
 
@@ -215,6 +222,34 @@ def check_sidecars(sources: Iterable[Source], writer: BesideImages) -> None:
             raise UserError(
                 f"'{first_path}' and '{path}' would both have their {writer.what} in '{file}': "
                 "rename one of them, or leave --sidecar out"
+            )
+
+
+def keywords(row: Mapping[str, Any]) -> list[str]:
+    """The labels of a row, be it of JSON or of a table; none if it abstained."""
+    labels, abstained = row.get("labels") or [], row.get("abstained")
+    if isinstance(labels, str):
+        labels = json.loads(labels)
+    if abstained is True or str(abstained).lower() == "true":
+        return []
+    return [label["label"] for label in labels]
+
+
+def check_keywords(
+    options: ClassifyOptions, labels: Iterable[str], sidecar: Literal["txt", "xmp"]
+) -> None:
+    """UserError if nothing says which labels hold, or one cannot be a keyword or a tag."""
+    if not options.multi or options.threshold is None:
+        raise UserError(
+            f"--sidecar {sidecar} writes the labels that hold, and needs a threshold to know "
+            "them: give --multi and --threshold, for example --multi --against 'a photo' "
+            "--threshold 0.99"
+        )
+    separators, wrong, separates = SEPARATORS[sidecar]
+    for label in labels:
+        if any(separator in label for separator in separators):
+            raise UserError(
+                f"the label '{label}' has {wrong}, {separates}: rename it, or leave --sidecar out"
             )
 
 

@@ -18,8 +18,7 @@ from zeroshot.output.atomic import FULL, check_place, writing
 from zeroshot.output.manifest import MAX_NAME, Manifest, new_name, safe_name
 from zeroshot.output.resumable import written_path
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
-from zeroshot.tasks.sidecars.sidecar_task import A_FOLDER, other_kind
-from zeroshot.tasks.sidecars.xmp_sidecars import keywords
+from zeroshot.tasks.sidecars.sidecar_task import A_FOLDER, keywords, other_kind
 
 IntoAs = Literal["symlink", "hardlink", "copy"]
 UNLABELLED = "unlabelled"

@@ -1,18 +1,19 @@
-"""Captions beside their images, `a.txt` for `a.jpg`."""
+"""Captions or tags beside their images, `a.txt` for `a.jpg`."""
 
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic
 from zeroshot.output.atomic import FULL
 from zeroshot.output.formats import utf8
-from zeroshot.tasks.sidecars.sidecar_task import BesideImages, other_kind
+from zeroshot.tasks.sidecars.sidecar_task import BesideImages, keywords, other_kind
+from zeroshot.tasks.sidecars.text_options import TextOptions
 
 MAX_TEXT = 1 << 20
 """Bytes of a text that may be replaced."""
@@ -20,12 +21,18 @@ MAX_TEXT = 1 << 20
 
 @dataclass(frozen=True)
 class TextSidecars(BesideImages):
-    """A text file for each caption."""
+    """A text file for each image."""
 
     overwrite: bool = False
     """Whether existing files are replaced. Otherwise they stay, and are counted."""
+    contents: Literal["captions", "tags"] = "captions"
+    text: TextOptions = field(default_factory=TextOptions)
     suffix: str = ".txt"
-    what: str = "captions"
+
+    @property
+    def what(self) -> str:  # type: ignore[override]
+        """See `SidecarWriter`."""
+        return self.contents
 
     def file(self, path: str) -> Path | None:
         """See `sidecar`."""
@@ -33,11 +40,15 @@ class TextSidecars(BesideImages):
 
     def write(self, source: Source, row: Mapping[str, Any], meter: Meter) -> bool:
         """See `write_sidecar`."""
-        return write_sidecar(source.path or "", row["caption"] or "", self.overwrite, meter)
+        if self.contents == "tags":
+            text = self.text.of_tags(keywords(row))
+        else:
+            text = self.text.of_caption(row["caption"] or "")
+        return write_sidecar(source.path or "", text, self.overwrite, meter)
 
     def is_missing(self, file: Path) -> bool:
-        """Whether there is nothing of this name."""
-        return not os.path.lexists(file)
+        """Whether there is nothing of this name, or perhaps another text of the same row."""
+        return self.text != TextOptions() or not os.path.lexists(file)
 
     def later(self) -> "TextSidecars":
         """See `SidecarWriter`."""
@@ -45,7 +56,7 @@ class TextSidecars(BesideImages):
 
 
 def write_sidecar(path: str, caption: str, overwrite: bool, meter: Meter) -> bool:
-    """Write the caption of an image beside it; whether that was done or had been done before.
+    """Write the text of an image beside it; whether the file is new or another.
 
     What is there and is no text (a link, a pipe, a folder, an image) is never replaced.
 
@@ -57,7 +68,7 @@ def write_sidecar(path: str, caption: str, overwrite: bool, meter: Meter) -> boo
     if file is not None:
         try:
             if _has(file, text):
-                return True
+                return False
             reason = _obstacle(file, overwrite)
             if reason is None and overwrite:
                 atomic.replace(file, text)

@@ -3,26 +3,21 @@
 A sidecar that exists is changed as little as possible: what others wrote stays, byte for byte.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zeroshot.errors import UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.output import atomic
 from zeroshot.output.xmp import xmp_fields
 from zeroshot.output.xmp.xmp_document import MAX_BYTES, XmpError
 from zeroshot.output.xmp.xmp_fields import MergedXmp
-from zeroshot.tasks.classification.classify_options import ClassifyOptions
-from zeroshot.tasks.sidecars.sidecar_task import BesideImages, other_kind
+from zeroshot.tasks.sidecars.sidecar_task import BesideImages, keywords, other_kind
 
 XmpName = Literal["full", "stem"]
-SEPARATORS = "|/"
-"""Characters between the levels of hierarchical keywords."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +84,6 @@ def xmp_file(path: str, name: XmpName = "full") -> Path | None:
     if image.suffix.lower() == ".xmp" or "\0" in path or (name == "stem" and not image.suffix):
         return None
     return image.with_suffix(".xmp") if name == "stem" else image.with_name(f"{image.name}.xmp")
-
-
-def keywords(row: Mapping[str, Any]) -> list[str]:
-    """The labels of a row, be it of JSON or of a table; none if it abstained."""
-    labels, abstained = row.get("labels") or [], row.get("abstained")
-    if isinstance(labels, str):
-        labels = json.loads(labels)
-    if abstained is True or str(abstained).lower() == "true":
-        return []
-    return [label["label"] for label in labels]
-
-
-def check_keywords(options: ClassifyOptions, labels: tuple[str, ...]) -> None:
-    """UserError if labels cannot be keywords, or nothing says which of them hold."""
-    if not options.multi or options.threshold is None:
-        raise UserError(
-            "--sidecar xmp writes the labels that hold as keywords, and needs a threshold to know "
-            "them: give --multi and --threshold, for example --multi --against 'a photo' "
-            "--threshold 0.99"
-        )
-    for label in labels:
-        if any(separator in label for separator in SEPARATORS):
-            raise UserError(
-                f"the label '{label}' has a | or a /, which separate the levels of hierarchical "
-                "keywords: rename it, or leave --sidecar out"
-            )
 
 
 def _change(file: Path, change: Callable[[bytes], MergedXmp], meter: Meter) -> bool:
