@@ -46,7 +46,12 @@ from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOption
 from zeroshot.tasks.captioning.caption_task import caption_task
 from zeroshot.tasks.captioning.trained import Read
 from zeroshot.tasks.classification.calibration import Calibration
-from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, ScoreKind
+from zeroshot.tasks.classification.classify_options import (
+    ClassifyOptions,
+    LongText,
+    ScoreKind,
+    SetRule,
+)
 from zeroshot.tasks.classification.classify_task import Classify
 from zeroshot.tasks.duplicates import dedupe as duplicates
 from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
@@ -176,6 +181,8 @@ def classify(
     recipe: str | Path | Recipe | None = None,
     calibration: str | Path | Calibration | None = None,
     abstain: float | None = None,
+    sets: float | None = None,
+    set_rule: SetRule = "lac",
     explain: int = 0,
     views: int = 0,
     batch_size: int = AUTO_BATCH,
@@ -203,6 +210,9 @@ def classify(
         recipe: what `tune` chose, or its file; it has the labels, prompts and method.
         calibration: the file that `zeroshot calibrate` wrote.
         abstain: with `calibration`, the fraction of images to leave unlabelled.
+        sets: with `calibration`, also the set of labels that are possible: it has the right one
+            for at least this fraction of images.
+        set_rule: `lac` for the smallest sets, `aps` or `raps`.
         explain: how many anchors to name that contributed most to the best label (couplings).
         views: random crops of each image, itself included.
 

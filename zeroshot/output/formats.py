@@ -21,7 +21,9 @@ Row = Mapping[str, Any]
 
 COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
-    "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
+    "zeroshot.classify/1": (
+        *("label", "score", "cosine", "abstained", "scored", "labels", "label_set"),
+    ),
     "zeroshot.embed/1": ("dim", "embedding"),
     "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
     "zeroshot.detect/1": ("width", "height", "boxes", "drawn"),
