@@ -288,6 +288,8 @@ def search(
     *,
     plus: QueryTerm | Sequence[QueryTerm] = (),
     minus: QueryTerm | Sequence[QueryTerm] = (),
+    compose: Literal["sum", "product"] = "sum",
+    caption_weight: float | None = None,
     top_k: int = 10,
     min_score: float | None = None,
     bank: QueryTerm | Sequence[QueryTerm] = (),
@@ -306,6 +308,9 @@ def search(
         images, models, batch_size, cache: as for `caption`.
         method: re-rank by `dis`, `nnn`, `csls`, `inverted_softmax` or `dn`, with a `bank`.
         plus, minus: what one query adds and subtracts.
+        compose: of a query of images and words, their `sum`, or the `product` of the similarities.
+        caption_weight: search captions that come with the images too: 0 is the image alone, 1 its
+            caption alone.
         min_score: leave out hits that score less.
         bank: other queries of the same kind.
         index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
