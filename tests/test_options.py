@@ -210,6 +210,8 @@ CLASSIFY = {
     "hierarchy": "kinds.json",
     "calibration": "calibration.json",
     "abstain": 0.25,
+    "sets": 0.75,
+    "set_rule": "aps",
     "explain": 2,
     "views": 3,
 }
@@ -222,6 +224,8 @@ BESIDE = {
     "prior": {"method": "otter"},
     "hierarchy": {"method": "chils", "labels": ()},
     "abstain": {"calibration": "calibration.json"},
+    "sets": {"calibration": "labelled.json"},
+    "set_rule": {"calibration": "labelled.json", "sets": 0.5},
     "views": {"method": "zero"},
 }
 """What an option needs beside it."""
@@ -234,6 +238,12 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "shots.csv").write_text(f"path,label\n{HEART},red heart\n{blue},blue star\n")
     (tmp_path / "kinds.json").write_text(json.dumps({"red heart": ["heart"], "blue": ["star"]}))
     line = ["calibrate", SCENES, "--labels", "red heart,blue star", "--out", "calibration.json"]
+    assert cli.run([*map(str, line), "--models", "pocket", "--offline", "--quiet"]) == 0
+    names = ["red heart", "blue star"] + ["red heart"] * 6
+    rows = zip(sorted(SCENES.glob("*.png")), names, strict=True)
+    truth = "".join(f"{path},{name}\n" for path, name in rows)
+    (tmp_path / "truth.csv").write_text(f"path,label\n{truth}")
+    line[1:2], line[-1] = ["--truth", "truth.csv"], "labelled.json"
     assert cli.run([*map(str, line), "--models", "pocket", "--offline", "--quiet"]) == 0
     return tmp_path
 

@@ -47,7 +47,12 @@ from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOption
 from zeroshot.tasks.captioning.caption_task import caption_task
 from zeroshot.tasks.captioning.trained import Read
 from zeroshot.tasks.classification.calibration import Calibration
-from zeroshot.tasks.classification.classify_options import ClassifyOptions, LongText, ScoreKind
+from zeroshot.tasks.classification.classify_options import (
+    ClassifyOptions,
+    LongText,
+    ScoreKind,
+    SetRule,
+)
 from zeroshot.tasks.classification.classify_task import Classify
 from zeroshot.tasks.duplicates import dedupe as duplicates
 from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
@@ -177,6 +182,8 @@ def classify(
     recipe: str | Path | Recipe | None = None,
     calibration: str | Path | Calibration | None = None,
     abstain: float | None = None,
+    sets: float | None = None,
+    set_rule: SetRule = "lac",
     explain: int = 0,
     views: int = 0,
     batch_size: int = AUTO_BATCH,
@@ -205,6 +212,9 @@ def classify(
         recipe: what `tune` chose, or its file; it has the labels, prompts and method.
         calibration: the file that `zeroshot calibrate` wrote.
         abstain: with `calibration`, the fraction of images to leave unlabelled.
+        sets: with `calibration`, also the set of labels that are possible: it has the right one
+            for at least this fraction of images.
+        set_rule: `lac` for the smallest sets, `aps` or `raps`.
         explain: how many anchors to name that contributed most to the best label (couplings).
         views: random crops of each image, itself included.
 
@@ -280,6 +290,8 @@ def search(
     *,
     plus: QueryTerm | Sequence[QueryTerm] = (),
     minus: QueryTerm | Sequence[QueryTerm] = (),
+    compose: Literal["sum", "product"] = "sum",
+    caption_weight: float | None = None,
     top_k: int = 10,
     min_score: float | None = None,
     bank: QueryTerm | Sequence[QueryTerm] = (),
@@ -298,6 +310,9 @@ def search(
         images, models, batch_size, cache: as for `caption`.
         method: re-rank by `dis`, `nnn`, `csls`, `inverted_softmax` or `dn`, with a `bank`.
         plus, minus: what one query adds and subtracts.
+        compose: of a query of images and words, their `sum`, or the `product` of the similarities.
+        caption_weight: search captions that come with the images too: 0 is the image alone, 1 its
+            caption alone.
         min_score: leave out hits that score less.
         bank: other queries of the same kind.
         index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.

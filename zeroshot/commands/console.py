@@ -4,6 +4,7 @@ Only this file and `cli` print.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from zeroshot.results.duplicate import DedupeResult
     from zeroshot.results.result import Result, SearchResult
     from zeroshot.tasks.classification.compare import MethodComparison
+    from zeroshot.tasks.classification.label_sets import SetReport
     from zeroshot.tasks.tuning.recipe import Recipe
     from zeroshot.tuning.selection import TuningProgress
 
@@ -130,6 +132,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*map(cell, row))
     progress.rows().print(table)
+
+
+def show_set_reports(reports: "Mapping[str, Sequence[SetReport]]", count: int) -> None:
+    """A table of label sets for each rule and promise that halves of the images can show."""
+    from zeroshot.tasks.classification.label_sets import PROMISES, needed
+
+    few = [promise for promise in PROMISES if count // 2 < needed(promise)]
+    print_table(
+        ("sets", "promise", "coverage", "lowest", "size", "empty", "worst class"),
+        [
+            (rule, promise, *(round(x, 3) for x in dataclasses.astuple(report)))
+            for rule, own in reports.items()
+            for promise, report in zip(PROMISES, own, strict=True)
+            if promise not in few
+        ],
+    )
+    if few:
+        wanted = ", ".join(f"{promise:g} needs {2 * needed(promise)}" for promise in few)
+        log(f"--sets: {count} labelled images are too few to measure it by halves: {wanted}")
 
 
 def show_comparison(rows: "Iterable[MethodComparison]") -> None:

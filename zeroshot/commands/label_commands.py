@@ -270,11 +270,12 @@ def calibrate_on(
     from zeroshot.datasets.labels import read_labeled_images
     from zeroshot.prompts import fingerprint
     from zeroshot.tasks.classification.calibration import calibrate
-    from zeroshot.tasks.classification.classifier import load_classifier
-    from zeroshot.tasks.classification.classify_task import read_vocabulary
+    from zeroshot.tasks.classification.classifier import fingerprint as of_data, load_classifier
+    from zeroshot.tasks.classification.classify_task import read_adaptation, read_vocabulary
 
     given, meter = options.classify, console.meter()
     vocabulary = read_vocabulary(given)
+    data = read_adaptation(given, vocabulary)
     truth = (
         None
         if options.truth is None
@@ -285,14 +286,15 @@ def calibrate_on(
     with run.open_cache() as cache:
         with meter.phase("loading models", counts=False):
             labels, prompts = vocabulary.labels, vocabulary.prompts
-            ready = load_classifier(models, labels, prompts, given, cache, meter)
-        made, reports = calibrate(
+            ready = load_classifier(models, labels, prompts, given, cache, meter, data)
+        made, reports, sets = calibrate(
             ready,
             sources,
             None if truth is None else truth.classes,
             cache,
             meter,
             prompts=fingerprint(vocabulary.prompts),
+            data=of_data(data),
             precision=options.min_precision,
             batch_size=run.images_per_batch,
         )
@@ -305,6 +307,8 @@ def calibrate_on(
                 for t, report in zip((1.0, made.temperature), reports, strict=True)
             ],
         )
+    if sets:
+        console.show_set_reports(sets, len(sources))
     if not run.quiet:
         count = counted(len(sources), run.modality)
         console.log(f"wrote {out}: temperature {made.temperature:.4g}, {count}")

@@ -2,7 +2,8 @@
 
 Cuturi 2013, "Sinkhorn Distances", NeurIPS, arXiv:1306.0895. InMaP (Qian et al. 2023,
 arXiv:2310.19752) makes CLIP's pseudo-labels this way; OTTER (Shin et al. 2024, arXiv:2404.08461)
-is the limit without entropy.
+is the limit without entropy. Conf-OT (Silva-Rodriguez et al. 2025, arXiv:2505.24693) makes label
+sets after three iterations with `first=classes` and class shares from labelled images.
 
     u_i = -log sum_c exp(L_ic + v_c)                  every image has mass 1            (1)
     v_c = log pi_c - log mean_i exp(L_ic + u_i)       class c gets its share pi_c       (2)
@@ -20,7 +21,7 @@ absent ones, and warns. `assume=estimated` first estimates the prior (Saerens et
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +39,8 @@ class Sinkhorn(Method):
 
     iterations: int = 20
     """rounds of rows and columns"""
+    first: Literal["images", "classes"] = "images"
+    """what the first half of a round balances: (1), or (2) with u = 0"""
     assume: Assume = "given"
     """without a prior: refuse, assume equally frequent classes, or estimate their frequencies"""
 
@@ -71,7 +74,7 @@ class Sinkhorn(Method):
         """Balanced logits, of any method."""
         rows = logits if bank is None else bank
         prior = resolve("sinkhorn", self.prior_, self.assume, rows)
-        return logits + biases(rows, prior, self.iterations)  # (3)
+        return logits + biases(rows, prior, self.iterations, self.first == "classes")  # (3)
 
     def scores(
         self,
@@ -87,14 +90,19 @@ class Sinkhorn(Method):
 
 
 def biases(
-    logits: Float[Tensor, "n c"], prior: Float[Tensor, " c"], iterations: int = 20
+    logits: Float[Tensor, "n c"],
+    prior: Float[Tensor, " c"],
+    iterations: int = 20,
+    classes_first: bool = False,
 ) -> Float[Tensor, " c"]:
     """The `v` under which softmax(logits + v) has the column means `prior`, in the limit."""
     log_mass = prior.clamp_min(torch.finfo(prior.dtype).tiny).log() + torch.log(
         torch.tensor(float(len(logits)), dtype=prior.dtype)
     )
     v = torch.zeros_like(prior)
-    for _ in range(iterations):
+    for round in range(iterations):
         u = -(logits + v).logsumexp(1, keepdim=True)  # (1)
+        if classes_first and round == 0:
+            u = torch.zeros_like(u)
         v = log_mass - (logits + u).logsumexp(0)  # (2)
     return v

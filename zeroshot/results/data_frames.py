@@ -19,7 +19,9 @@ from zeroshot.packaging.extras import how_to_install
 
 COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
-    "zeroshot.classify/1": ("label", "score", "cosine", "abstained", "scored", "labels"),
+    "zeroshot.classify/1": (
+        *("label", "score", "cosine", "abstained", "scored", "labels", "label_set"),
+    ),
     "zeroshot.embed/1": ("dim", "embedding"),
     "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
     "zeroshot.detect/1": ("width", "height", "boxes", "drawn"),

@@ -174,6 +174,8 @@ class ClassifyResult(Result):
     labels: tuple[Label, ...] = ()
     abstained: bool = False
     scored: str = "softmax"
+    label_set: tuple[str, ...] | None = None
+    """The labels that are possible, the likeliest first, if sets were asked for."""
     explanation: tuple[AnchorContribution, ...] = ()
     """Anchors behind the best label, largest share first; all shares sum to its cosine."""
 
@@ -181,17 +183,21 @@ class ClassifyResult(Result):
     heading: ClassVar[str] = "score, label"
 
     def answer(self) -> dict[str, Any]:
-        """`labels`, `abstained`, `scored`."""
+        """`labels`, `abstained`, `scored`, and `label_set` if sets were asked for."""
         labels = [
             {"label": x.label, "score": as_float32(x.score), "cosine": as_float32(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
+        if self.label_set is not None:
+            answer["label_set"] = list(self.label_set)
         return answer | _explanation_row(self.explanation)
 
     def summary(self) -> str:
         """`cat 0.91, dog 0.06, bird 0.02`, and the anchors that explain the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
+        if self.label_set is not None:
+            lines.append(f"set: {', '.join(self.label_set) or 'empty'}")
         return "\n".join(lines + [x.line for x in self.explanation])
 
     def lines(self) -> list[Line]:

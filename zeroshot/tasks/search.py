@@ -15,6 +15,7 @@ from torch import Tensor
 from zeroshot import methods
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.errors import UnsupportedError, UserError, no_such
+from zeroshot.inference.captioned_gallery import with_captions
 from zeroshot.inference.coupled_models import SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     AUTO_BATCH,
@@ -36,6 +37,7 @@ from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.ops import normalize
 from zeroshot.ranking import faiss_index
+from zeroshot.ranking.composed import search_by_product
 from zeroshot.ranking.exact import (
     Change,
     Correction,
@@ -44,6 +46,7 @@ from zeroshot.ranking.exact import (
     correction,
     search as rank,
 )
+from zeroshot.ranking.modality_means import QueryTerms
 from zeroshot.results.result import AnchorContribution, SearchResult
 from zeroshot.tasks.classification.classifier import explain_cosine
 from zeroshot.tasks.search_options import SearchOptions
@@ -151,15 +154,15 @@ def _query_from_row(row: dict[str, Any]) -> Query:
 
 def embed_queries(
     queries: Sequence[Query], encoder: DualEncoder, cache: EmbeddingCache, meter: Meter
-) -> Float[Tensor, "q m"]:
-    """Unit embeddings of queries in the space that images and texts share.
+) -> QueryTerms:
+    """Sums of the queries' unit embeddings in the space that images and texts share, by modality.
 
     Raises:
         UserError: a text too long, an image that cannot be read, terms that cancel each other.
     """
-    terms = [term for query in queries for term in query.terms]
-    texts = list(dict.fromkeys(t.text for t in terms if t.text is not None))
-    images = [t.image for t in terms if t.image is not None]
+    parts = [term for query in queries for term in query.terms]
+    texts = list(dict.fromkeys(t.text for t in parts if t.text is not None))
+    images = [t.image for t in parts if t.image is not None]
     embeddings: dict[object, Tensor] = {}
     if texts:
         check_lengths(texts, text_encoder_of(encoder), "a query")
@@ -168,15 +171,25 @@ def embed_queries(
     if images:
         encoded = embed_all(images, image_encoder_of(encoder), cache, meter)
         embeddings |= dict(zip(map(id, images), project_images(encoder, encoded), strict=True))
-    sums = []
-    for query in queries:
-        keys = (id(t.image) if t.text is None else t.text for t in query.terms)
-        parts = [t.sign * embeddings[key] for t, key in zip(query.terms, keys, strict=True)]
-        total = torch.stack(parts).sum(0)
+    width = len(next(iter(embeddings.values())))
+    sums = torch.zeros(2, len(queries), width)  # of images, of texts
+    signs = torch.zeros(len(queries), 2)
+    for q, query in enumerate(queries):
+        for t in query.terms:
+            kind = int(t.image is None)
+            sums[kind, q] += t.sign * embeddings[id(t.image) if t.text is None else t.text]
+            signs[q, kind] += t.sign
+    terms = QueryTerms(sums[0], sums[1], signs)
+    _unit(terms.total, queries)
+    return terms
+
+
+def _unit(sums: Float[Tensor, "q m"], queries: Sequence[Query]) -> Float[Tensor, "q m"]:
+    """Sums of terms at unit length; UserError if nothing is left of one."""
+    for total, query in zip(sums, queries, strict=True):
         if total.norm() < CANCELLED:
             raise UserError(f"the terms of '{query.label}' cancel each other: nothing is left")
-        sums.append(total)
-    return normalize(torch.stack(sums))
+    return normalize(sums)
 
 
 @dataclass(frozen=True)
@@ -233,9 +246,9 @@ class PreparedQueries:
     """Queries and the bank, checked and encoded, and the method that re-ranks."""
 
     queries: Sequence[Query]
-    embeddings: Float[Tensor, "q m"]
+    terms: QueryTerms
     method: Correction | None
-    bank: Float[Tensor, "b m"] | None
+    bank: QueryTerms | None
     bank_queries: Sequence[Query] = ()
 
 
@@ -258,9 +271,29 @@ def prepare(
         )
     if method is not None and index != "exact":
         raise UserError(f"--index {index} searches by plain cosines: leave --method out")
-    embeddings = embed_queries(queries, encoder, cache, meter)
-    bank_embeddings = embed_queries(bank, encoder, cache, meter) if bank else None
-    return PreparedQueries(queries, embeddings, method, bank_embeddings, bank)
+    _check_composed(queries, options)
+    terms = embed_queries(queries, encoder, cache, meter)
+    bank_terms = embed_queries(bank, encoder, cache, meter) if bank else None
+    return PreparedQueries(queries, terms, method, bank_terms, bank)
+
+
+def _check_composed(queries: Sequence[Query], options: SearchOptions) -> None:
+    """UserError for options that do not go with a product, or with captions."""
+    if options.explain and options.caption_weight is not None:
+        raise UserError("--explain names anchors of an image's cosine: leave --caption-weight out")
+    if options.compose == "sum":
+        return
+    if options.method is not None or options.index != "exact":
+        raise UserError("--compose product ranks by itself: leave --method and --index out")
+    for query in queries:
+        kinds = {term.image is None for term in query.terms}
+        if len(kinds) == 1:
+            has = "words" if kinds == {True} else "images"
+            raise UserError(
+                f"--compose product multiplies the similarity to images by that to words, and "
+                f"'{query.label}' has only {has}: add the other kind with --plus, or leave "
+                "--compose out"
+            )
 
 
 def answer(
@@ -279,11 +312,22 @@ def answer(
     queries, method = asked.queries, asked.method
     with meter.stage("scoring"), meter.phase("ranking", counts=False):
         gallery = gallery or gallery_of(matrix, models)
-        if options.index == "exact":
-            hits = rank(asked.embeddings, gallery, options.top_k, method, asked.bank)
+        terms, bank = asked.terms, asked.bank
+        if options.caption_weight is not None and len(gallery):
+            gallery, means = with_captions(
+                gallery, matrix, models.encoder, options.caption_weight, cache, meter
+            )
+            terms, bank = terms.centred(means), bank and bank.centred(means)
+        k = options.top_k
+        others = None if bank is None else _unit(bank.total, asked.bank_queries)
+        if options.compose == "product":
+            both = _unit(terms.images, queries), _unit(terms.texts, queries)
+            hits = search_by_product(*both, gallery, k)
+        elif options.index == "exact":
+            hits = rank(_unit(terms.total, queries), gallery, k, method, others)
         else:
-            hits = faiss_index.search(asked.embeddings, gallery, options.top_k, options.index)
-        results = _results(queries, hits, matrix, models, method, cache, meter, options.explain)
+            hits = faiss_index.search(_unit(terms.total, queries), gallery, k, options.index)
+        results = _results(queries, hits, matrix, models, options, cache, meter)
         threshold = -math.inf if options.min_score is None else options.min_score
         above = [r for r in results if r.score >= float(np.float32(threshold))]
     counts = [sum(r.query_number == q for r in above) for q in range(len(queries))]
@@ -298,13 +342,12 @@ def _results(
     hits: Hits,
     matrix: EmbeddingMatrix,
     models: ModelSet,
-    method: Correction | None,
+    options: SearchOptions,
     cache: EmbeddingCache,
     meter: Meter,
-    num_explanations: int,
 ) -> Iterator[SearchResult]:
-    used = canonical_names(models.encoder)
-    name = "cosine" if method is None else methods.name_of(method)
+    used, num_explanations = canonical_names(models.encoder), options.explain
+    name = options.method or ("cosine" if options.compose == "sum" else options.compose)
     for q, query in enumerate(queries):
         columns = zip(
             hits.index[q].tolist(),
@@ -384,6 +427,8 @@ def settings(
         "models": canonical_names(models.encoder),
         "queries": [query.label for query in queries],
         "method": "cosine" if method is None else methods.name_of(method),
+        "compose": options.compose,
+        "caption_weight": options.caption_weight,
         "options": {} if method is None else methods.values(method),
         "bank": [query.label for query in bank],
         "k": options.top_k,

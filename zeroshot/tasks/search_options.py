@@ -21,6 +21,19 @@ class SearchOptions:
         typed=list[str],
     )
     minus: Any = option((), "As --plus, to subtract.", env="MINUS", typed=list[str])
+    compose: Literal["sum", "product"] = option(
+        "sum",
+        "How a query of images and words is composed: their sum, or hits fit both.",
+        env="COMPOSE",
+    )
+    caption_weight: float | None = option(
+        None,
+        "Search captions that come with the images too: from 0, the image alone, to 1, its caption "
+        "alone; 0.5 for both alike.",
+        env="CAPTION_WEIGHT",
+        min=0,
+        max=1,
+    )
     top_k: int = option(10, "Hits for each query.", "--top-k", "-k", env="TOP_K", min=1)
     min_score: float | None = option(None, "Leave out hits that score less.", env="MIN_SCORE")
     method: str | None = option(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroshot.tasks.classification.classify_options import (
+    BANK,
     LABELS,
     LONG_TEXT,
     SCORE,
@@ -46,6 +47,7 @@ class CalibrateOptions:
     coupling: str | None = COUPLING
     score: ScoreKind | None = SCORE
     long_text: LongText = LONG_TEXT
+    bank: Any = BANK
 
     @property
     def classify(self) -> ClassifyOptions:
@@ -58,4 +60,5 @@ class CalibrateOptions:
             coupling=self.coupling,
             score=self.score,
             long_text=self.long_text,
+            bank=self.bank,
         )

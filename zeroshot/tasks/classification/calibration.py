@@ -38,7 +38,16 @@ from zeroshot.inputs.source import Source
 from zeroshot.inputs.text_files import is_number, read_json
 from zeroshot.output.atomic import whole
 from zeroshot.tasks.classification.classifier import Classifier, embed_batches, settings
+from zeroshot.tasks.classification.classify_options import SetRule
 from zeroshot.tasks.classification.heads import Acceptance
+from zeroshot.tasks.classification.label_sets import (
+    PROMISES,
+    RULES,
+    LabelSets,
+    SetReport,
+    own_scores,
+    report_sets,
+)
 
 LOG_RANGE = (math.log(1e-4), math.log(1e4))
 """Of temperatures."""
@@ -62,6 +71,10 @@ class Calibration:
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     """A label is accepted from this score on; None: never."""
     report: Mapping[str, float] = field(default_factory=dict)
+    sets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """For each rule of label sets, the scores of the labelled images' own labels."""
+    data: str = ""
+    """Fingerprint of what the method learned from."""
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +114,7 @@ def read_calibration(path: Path) -> Calibration:
             "confidences": list(confidences),
             "thresholds": dict(thresholds),
             "report": dict(report),
+            **more,
         } if (
             temperature > 0
             and all(isinstance(name, str) for name in models.values())
@@ -108,7 +122,13 @@ def read_calibration(path: Path) -> Calibration:
             and all(bound is None or is_number(bound) for bound in thresholds.values())
         ):
             numbers = (float(temperature), tuple(map(float, confidences)), thresholds, report)
-            return Calibration(models, method, options, score, prompts, *numbers)
+            sets, known = more.get("sets", {}), (models, method, options, score, prompts)
+            if isinstance(sets, dict) and all(
+                rule in RULES and isinstance(own, list) and all(map(is_number, own))
+                for rule, own in sets.items()
+            ):
+                scores = {rule: tuple(map(float, own)) for rule, own in sets.items()}
+                return Calibration(*known, *numbers, scores, str(more.get("data", "")))
     raise UserError(f"'{path}' was not written by zeroshot calibrate ({SCHEMA})")
 
 
@@ -120,16 +140,20 @@ def calibrate(
     meter: Meter,
     *,
     prompts: str,
+    data: str = "",
     precision: float | None = None,
     batch_size: int = AUTO_BATCH,
-) -> tuple[Calibration, list[dict[str, float]]]:
+) -> tuple[Calibration, list[dict[str, float]], dict[str, list[SetReport]]]:
     """Temperature, confidences and thresholds; with labels also reports before and after.
+
+    And a report of the label sets of each rule, for each of `PROMISES`.
 
     A sigmoid scores each label by itself, and keeps its scale.
 
     Args:
         classes: the class of each image, if they are known.
         prompts: fingerprint of the classifier's prompts.
+        data: fingerprint of what the method learned from.
         precision: the precision that each threshold must reach; None for no thresholds.
 
     Raises:
@@ -139,6 +163,9 @@ def calibrate(
         raise UserError("calibrate: cosines are no probabilities; take --score softmax or sigmoid")
     logits = _logits(classifier, sources, cache, meter, batch_size)
     labels = None if classes is None else torch.tensor(classes)
+    sets: dict[str, Tensor] = {}
+    if labels is not None and not classifier.transductive:
+        sets = {rule: own_scores(logits.method, logits.ids, rule) for rule in RULES}
     temperature = 1.0
     if classifier.head == "softmax":
         if labels is not None:
@@ -167,8 +194,19 @@ def calibrate(
         tuple(scores.amax(1).sort().values.tolist()),
         thresholds,
         reports[-1] if reports else {},
+        {
+            rule: tuple(s.gather(1, labels[:, None])[:, 0].tolist())
+            for rule, s in sets.items()
+            if labels is not None
+        },
+        data,
     )
-    return calibration, reports
+    on_sets = {
+        rule: [report_sets(s, labels, promise) for promise in PROMISES]
+        for rule, s in sets.items()
+        if labels is not None
+    }
+    return calibration, reports, on_sets
 
 
 @dataclass(frozen=True)
@@ -177,6 +215,7 @@ class Logits:
 
     method: Float[Tensor, "n c"]
     zero_shot: Float[Tensor, "n c"]
+    ids: Sequence[str]
 
 
 def _logits(
@@ -186,7 +225,7 @@ def _logits(
     meter: Meter,
     batch_size: int,
 ) -> Logits:
-    method, zero_shot = [], []
+    method, zero_shot, ids = [], [], list[str]()
     batches = embed_batches(sources, classifier, cache, meter, batch_size)
     for batch in meter.track("images", batches, len(sources), lambda batch: len(batch.sources)):
         for source, failure in zip(batch.sources, batch.failures, strict=True):
@@ -195,7 +234,8 @@ def _logits(
         method.append(classifier.logits(batch.embeddings, batch.views))
         _, cosines = classifier(batch.embeddings, batch.views)
         zero_shot.append(classifier.encoder.logit_scale * cosines)
-    return Logits(torch.cat(method), torch.cat(zero_shot))
+        ids += (id or "" for id in batch.ids)
+    return Logits(torch.cat(method), torch.cat(zero_shot), ids)
 
 
 def accepted(
@@ -231,6 +271,43 @@ def abstention_rule(
         return None
     if abstain is None and not calibration.thresholds:
         return None
+    _check_same(calibration, prompts, classifier)
+    thresholds = [calibration.thresholds.get(label, 0.0) for label in classifier.labels]
+    return lambda scores: accepted(scores, calibration.confidences, abstain or 0.0, thresholds)
+
+
+def label_sets(
+    calibration: Calibration | None,
+    coverage: float | None,
+    rule: SetRule,
+    prompts: str,
+    data: str,
+    classifier: Classifier,
+) -> LabelSets | None:
+    """The rule and threshold of `--sets`; None if they were not asked for.
+
+    Raises:
+        UserError: no calibration with labelled images, too few of them, or another one's.
+    """
+    if coverage is None:
+        return None
+    if calibration is None or not calibration.sets:
+        raise UserError(
+            "--sets needs --calibration FILE.json of labelled images ('zeroshot calibrate "
+            "--truth'), and a method that scores each image by itself"
+        )
+    _check_same(calibration, prompts, classifier)
+    if calibration.data != data:
+        raise UserError(
+            "--sets: the calibration was made with other --bank images, or without them; the "
+            "promise holds for scores that are made the same way (calibrate takes --bank too, and "
+            "no --shots, --prior or --views)"
+        )
+    return LabelSets.fit(rule, calibration.sets[rule], coverage)
+
+
+def _check_same(calibration: Calibration, prompts: str, classifier: Classifier) -> None:
+    """UserError for thresholds of other prompts or another kind of scores."""
     for what, was, now in (
         ("prompts", calibration.prompts, prompts),
         ("scores", calibration.score, classifier.head),
@@ -239,8 +316,6 @@ def abstention_rule(
             raise UserError(
                 f"the calibration's thresholds belong to other {what}: {was}, not {now}"
             )
-    thresholds = [calibration.thresholds.get(label, 0.0) for label in classifier.labels]
-    return lambda scores: accepted(scores, calibration.confidences, abstain or 0.0, thresholds)
 
 
 def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:

@@ -1,5 +1,7 @@
 """Images and labels to scores: a method with its encoder and encoded prompts."""
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -369,6 +371,12 @@ def adaptation_settings(data: Adaptation) -> dict[str, Any]:
     if data.parents:
         settings["parents"] = list(data.parents)
     return settings
+
+
+def fingerprint(data: Adaptation) -> str:
+    """A hash of the data of a method; empty if there is none."""
+    given = adaptation_settings(data)
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:12] if given else ""
 
 
 def _default_method(models: ModelSet, options: ClassifyOptions, shots: bool) -> str:

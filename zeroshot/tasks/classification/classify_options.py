@@ -9,6 +9,7 @@ from zeroshot.tasks.options import COUPLING, METHOD, METHOD_OPTIONS, option
 
 ScoreKind = Literal["auto", "softmax", "sigmoid", "cosine"]
 LongText = Literal["error", "truncate"]
+SetRule = Literal["lac", "aps", "raps"]
 
 LABELS: Any = option(
     (),
@@ -29,6 +30,13 @@ LONG_TEXT: Any = option(
     "What to do with prompts longer than the encoder reads.",
     env="LONG_TEXT",
     decides_rows=False,
+)
+BANK: Any = option(
+    (),
+    "Unlabelled images to learn from; may be repeated.",
+    env="BANK",
+    typed=list[str],
+    images=True,
 )
 CUT_OFF = "--long-text truncate"
 
@@ -81,13 +89,7 @@ class ClassifyOptions:
         env="SHOTS",
         typed=Path,
     )
-    bank: Any = option(
-        (),
-        "Unlabelled images to learn from; may be repeated.",
-        env="BANK",
-        typed=list[str],
-        images=True,
-    )
+    bank: Any = BANK
     prior: str | Sequence[float] = option(
         (),
         "How frequent the labels are: 0.5,0.3,0.2 in their order, or a .json object.",
@@ -116,6 +118,20 @@ class ClassifyOptions:
         env="ABSTAIN",
         min=0,
         max=1,
+    )
+    sets: float | None = option(
+        None,
+        "With --calibration: also the set of labels that are possible, which has the right one for "
+        "at least this fraction of images: 0.9.",
+        env="SETS",
+        min=0,
+        max=0.9999,
+    )
+    set_rule: SetRule = option(
+        "lac",
+        "With --sets: the smallest sets (lac), or larger ones where the model is unsure (aps, "
+        "raps).",
+        env="SET_RULE",
     )
     explain: int = option(
         0,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from zeroshot import prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
 from zeroshot.datasets.labels import read_hierarchy, read_labeled_images, read_prior
@@ -25,12 +27,14 @@ from zeroshot.tasks.classification.calibration import (
     Calibration,
     abstention_rule,
     accepted,
+    label_sets,
     read_calibration,
 )
 from zeroshot.tasks.classification.classifier import Adaptation, Classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions, VideoClassifyOptions
 from zeroshot.tasks.classification.clip_scoring import ClipClassifier, ScoredClips
 from zeroshot.tasks.classification.heads import Acceptance, label
+from zeroshot.tasks.classification.label_sets import LabelSets
 from zeroshot.tasks.options import as_json, default_of, flags_of, several
 from zeroshot.tasks.task import OpenedTask, Task
 from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
@@ -213,6 +217,14 @@ class Classify(Task[ClassifyOptions]):
             task=self,
             classifier=classifier,
             accept=abstention_rule(calibration, options.abstain, fingerprint, classifier),
+            sets=label_sets(
+                calibration,
+                options.sets,
+                options.set_rule,
+                fingerprint,
+                scoring.fingerprint(self.data),
+                classifier,
+            ),
             cache=cache,
             batch_size=batch_size,
         )
@@ -224,6 +236,7 @@ class ClassifyRunner(OpenedTask[Classify]):
 
     classifier: Classifier | RecipeClassifier
     accept: Acceptance | None
+    sets: LabelSets | None = None
 
     @property
     def transductive(self) -> bool:
@@ -263,7 +276,20 @@ class ClassifyRunner(OpenedTask[Classify]):
         """One result per image of a batch."""
         options = self.task.options
         count = num_labels(options, self.classifier.labels)
-        return label(everything, self.classifier, meter, count, self.accept, options.threshold)
+        beside = None if self.sets is None else self._beside
+        how = (count, self.accept, options.threshold, beside)
+        return label(everything, self.classifier, meter, *how)
+
+    def _beside(self, images: Tensor, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The label sets of images."""
+        assert self.sets is not None
+        assert isinstance(self.classifier, Classifier)
+        logits, names = self.classifier.logits(images), self.classifier.labels
+        found, order = self.sets.of(logits, ids), logits.sort(1, descending=True).indices
+        return [
+            {"label_set": tuple(names[c] for c in best.tolist() if own[c])}
+            for best, own in zip(order, found, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Scores of labels to results: what a score is, and which labels a row has."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,8 @@ UNCALIBRATED = "uncalibrated"
 """What rows call a softmax whose scale nobody has compared with what is right."""
 Acceptance = Callable[[Tensor], Sequence[bool]]
 """From scores `[n c]`: whether each image's best label is accepted."""
+Beside = Callable[[Tensor, Sequence[str]], Sequence[Mapping[str, Any]]]
+"""From embeddings `[n e]` and ids: more fields of each result."""
 
 LABEL_ARRAYS = {"shots", "prior", "parents"}
 """Arrays with an entry, or with images, for each label."""
@@ -127,6 +129,7 @@ def label(
     top_k: int = 5,
     accept: Acceptance | None = None,
     threshold: float | None = None,
+    beside: Beside | None = None,
 ) -> Iterator[ClassifyResult]:
     """The results of one batch, which has all images if the method is transductive.
 
@@ -136,6 +139,7 @@ def label(
     labels: dict[int, tuple[Label, ...]] = {}
     abstained: dict[int, bool] = {}
     explanations: dict[int, tuple[AnchorContribution, ...]] = {}
+    more: dict[int, Mapping[str, Any]] = {}
     with meter.stage("scoring"), meter.phase("scoring", counts=False):
         if good:
             views = None if batch.views is None else batch.views[good]
@@ -150,6 +154,9 @@ def label(
                 abstained = {i: not own for i, own in labels.items()}
             if accept is not None:
                 abstained = {i: not ok for i, ok in zip(good, accept(scores), strict=True)}
+            if beside is not None:
+                ids = [batch.ids[i] or "" for i in good]
+                more = dict(zip(good, beside(batch.embeddings[good], ids), strict=True))
             if classifier.num_explanations:
                 explanations = {
                     i: classifier.explain(batch.embeddings[i], int(top), best[n][0].cosine)
@@ -167,6 +174,7 @@ def label(
             abstained=abstained.get(i, False),
             scored=classifier.scored,
             explanation=explanations.get(i, ()),
+            **more.get(i, {}),
         )
 
 

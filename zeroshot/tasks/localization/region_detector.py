@@ -18,8 +18,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image as PILImage
-from PIL import ImageStat
+from PIL import Image as PILImage, ImageStat
 from PIL.Image import Image
 from torch import Tensor
 

@@ -24,7 +24,7 @@ from zeroshot.tasks.options import flags_of
 from zeroshot.tasks.tuning.recipe import Recipe, shots_fingerprint
 
 HAS_ITS_OWN = ("method", "options", "coupling", "templates", "shots", "bank", "prior", "hierarchy")
-HAS_NO = ("multi", "against", "score", "calibration", "explain", "views")
+HAS_NO = ("multi", "against", "score", "calibration", "sets", "explain", "views")
 
 
 @dataclass(frozen=True)
