@@ -117,7 +117,9 @@ class Stream:
 
     def __call__(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """Probabilities of images in order, taken in batches of `method.batch`."""
-        scores = [self.step(batch) for batch in images.split(self.method.batch) if len(batch)]
+        scores = [
+            self.step(batch) for batch in torch.split(images, self.method.batch) if len(batch)
+        ]
         return torch.cat(scores) if scores else self.prototypes.new_empty(0, len(self.prototypes))
 
     def step(self, images: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
