@@ -8,7 +8,7 @@ import torch
 
 from tests.golden import close, recorded
 from zeroshot.errors import UserError
-from zeroshot.methods.oga import OGA, Stream
+from zeroshot.methods.oga import OGA, GaussianStream
 from zeroshot.ops import normalize
 from zeroshot.tasks.classification.arrays import score_arrays
 
@@ -110,7 +110,7 @@ def test_a_stream_goes_on_where_it_was_saved(tmp_path):
     first = method.stream(texts, logit_scale=9.0)
     before = first(images[:30])
     first.save(tmp_path / "stream.safetensors")
-    resumed = Stream.load(tmp_path / "stream.safetensors")
+    resumed = GaussianStream.load(tmp_path / "stream.safetensors")
     assert resumed.method == method
     assert torch.equal(torch.cat([before, resumed(images[30:])]), expected)
     assert resumed(images[:0]).shape == (0, 4)
@@ -118,10 +118,10 @@ def test_a_stream_goes_on_where_it_was_saved(tmp_path):
 
 def test_files_that_are_no_streams(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        Stream.load(tmp_path / "nothing")
+        GaussianStream.load(tmp_path / "nothing")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="no saved oga stream"):
-        Stream.load(tmp_path / "text")
+        GaussianStream.load(tmp_path / "text")
 
 
 @pytest.mark.parametrize("options", [{"capacity": 0}, {"batch": 0}, {"tau": -0.1}])

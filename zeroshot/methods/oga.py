@@ -78,11 +78,11 @@ class OGA(Method):
         texts: Float[Tensor, "c t d"],
         text_mask: Bool[Tensor, "c t"] | None = None,
         logit_scale: float = 100.0,
-    ) -> "Stream":
+    ) -> "GaussianStream":
         """A stream with empty caches."""
         prototypes = Ensemble().classifier(texts, text_mask)
         classes, width = prototypes.shape
-        return Stream(
+        return GaussianStream(
             self,
             logit_scale,
             prototypes,
@@ -103,7 +103,7 @@ class OGA(Method):
 
 
 @dataclass
-class Stream:
+class GaussianStream:
     """The caches after some images; calling it updates the caches and scores more images."""
 
     method: OGA
@@ -176,7 +176,7 @@ class Stream:
         save_stream(path, "oga", tensors, settings)
 
     @classmethod
-    def load(cls, path: Path) -> "Stream":
+    def load(cls, path: Path) -> "GaussianStream":
         """The stream that was saved there, with its options and texts.
 
         Raises:
