@@ -28,8 +28,8 @@ COLUMNS = {
     "zeroshot.match/1": ("text", "score", "label", "scored", "second", "texts"),
     "zeroshot.ask/1": ("question", "answer", "score", "scored", "questions"),
     "zeroshot.read/1": ("text", "score"),
-    "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
-    "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
+    "zeroshot.filter/1": ("caption", "score", "kept", "truncated", "copy_of"),
+    "zeroshot.search/1": ("query", "rank", "score", "cosine", "hidden", "because"),
     "zeroshot.dedupe/1": (
         *("group", "keep", "kind", "copy_of", "cosine", "correlation"),
         *("width", "height", "bytes", "reason"),
