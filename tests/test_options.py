@@ -39,7 +39,7 @@ from zeroshot.tasks.localization.segmentation import Segment
 from zeroshot.tasks.matching.match_options import MatchOptions
 from zeroshot.tasks.matching.match_task import Match
 from zeroshot.tasks.options import default_of, flags_of, option_of, settings
-from zeroshot.tasks.search_options import SearchOptions
+from zeroshot.tasks.search_options import SearchOptions, VideoSearchOptions
 from zeroshot.tasks.vqa.ask_options import AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
 
@@ -80,7 +80,7 @@ COMMANDS = {
     "dedupe": (DedupeOptions, ("zeroshot.tasks.duplicates.dedupe", "dedupe", 2), [HEART]),
     "eval": (EvaluateOptions, ("zeroshot.evaluation.experiment", "experiment", 2), [str(SCENES)]),
     "video classify": (VideoClassifyOptions, (classify_task, "video_task", 1), [HEART]),
-    "video search": (SearchOptions, (video_commands, "find", 1), ["heart", HEART]),
+    "video search": (VideoSearchOptions, (video_commands, "find", 1), ["heart", HEART]),
     "video calibrate": (CalibrateOptions, (video_commands, "calibrate_on", 1), [HEART]),
     "video caption": (
         CaptionOptions,
@@ -326,6 +326,7 @@ OTHERS = [
     (Filter, FilterOptions(0.25), FilterOptions(0.5)),
     (Filter, FilterOptions(0.25), FilterOptions(keep=0.25)),
     (Filter, FilterOptions(0.25), FilterOptions(0.25, long_text="error")),
+    (Filter, FilterOptions(0.25), FilterOptions(0.25, dedupe=True)),
     (Embed, EmbedOptions(), EmbedOptions(captions=True)),
 ]
 
@@ -372,6 +373,7 @@ def test_what_decides_answers_is_in_the_settings(more):
     [
         {"top_k": 2},
         {"half": True},
+        {"hide_duplicates": True},
         {"index": "ivf"},
         {"method": "dis"},
         {"method": "csls", "options": {"k": 3}},
@@ -404,7 +406,7 @@ TESTED_HERE = {
     SegmentOptions: set(SEGMENT),
     CaptionOptions: {"method", "options", "preset", "coupling", "prompt"},
     MatchOptions: {"texts", "against", "coupling"},
-    FilterOptions: {"min_score", "keep", "long_text", "coupling"},
+    FilterOptions: {"min_score", "keep", "long_text", "coupling", "dedupe"},
     EmbedOptions: {"captions"},
     AskOptions: {"top_k", "answers", "among", "present", "coupling"},
     ReadOptions: set(),

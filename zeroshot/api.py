@@ -298,6 +298,7 @@ def search(
     index: SearchIndex = "exact",
     coupling: str | None = None,
     half: bool = False,
+    hide_duplicates: bool = False,
     explain: int = 0,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | bool | None = None,
@@ -318,6 +319,7 @@ def search(
         index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
         coupling: as for `caption`.
         half: keep embeddings in float16 during the search; scores are float32.
+        hide_duplicates: leave out copies of better hits; `hidden` of a result says how many.
         explain: anchors to name for each hit of a query of words (couplings only).
         options: of the method, as `alpha=0.5`.
 

@@ -258,7 +258,9 @@ def show_hits(hits: "Sequence[SearchResult]", modality: str = "image") -> None:
         title = cell(hits_of_query[0].query, "table.title")
         table = Table("", "score", modality, title=title, title_justify="left")
         for hit in hits_of_query:
-            lines = "\n".join([hit.path or "(in memory)", *(x.line for x in hit.explanation)])
+            copies = [] if not hit.hidden else [f"hidden copies: {hit.hidden}"]
+            why = (anchor.line for anchor in hit.explanation)
+            lines = "\n".join([hit.path or "(in memory)", *copies, *why])
             text = cell(lines)
             text.overflow = "fold"
             table.add_row(str(hit.rank), f"{hit.score:.3f}", text)

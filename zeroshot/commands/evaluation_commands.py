@@ -246,8 +246,8 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of eval, recipes of tune, or JSON lines of caption, classify or "
-            "caption --trace."
+            help="Folders of eval, recipes of tune, JSON lines of any command but embed (or "
+            "folders of their shards), or of caption --trace."
         ),
     ],
     out: Annotated[
@@ -263,14 +263,14 @@ def report(
         ),
     ] = None,
     pictures: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--pictures",
             envvar="ZEROSHOT_PICTURES",
-            help="Number of images shown with their captions.",
+            help="Number of images shown: 30 with captions side by side, 600 of a file in grids.",
             min=0,
         ),
-    ] = 30,
+    ] = None,
     order: Annotated[
         Literal["data", "worst"],
         typer.Option(
@@ -287,7 +287,7 @@ def report(
         typer.Option("--overwrite", envvar="ZEROSHOT_OVERWRITE", help="Replace an older page."),
     ] = False,
 ) -> None:
-    """Write one self-contained HTML page: figures, mistakes, captions side by side, choices.
+    """Write one self-contained HTML page: figures, mistakes, captions; rows as grids of images.
 
     Examples:
         zeroshot report results/ --out report.html

@@ -571,7 +571,8 @@ def filter(
             "--kept needs all rows at once: leave --out DIR/, or give --layout webdataset, with "
             "which each shard has its own pairs there"
         )
-    whole = (options.keep is not None or kept is not None) and run.folder is None
+    every = options.keep is not None or options.dedupe or kept is not None
+    whole = every and run.folder is None
     for path in (run.out if whole else None, kept):
         if path is not None and path.exists() and not run.overwrite:
             raise UserError(
@@ -584,12 +585,13 @@ def filter(
         check_target(kept, () if isinstance(sources, Containers) else sources)
         check_place(kept)
     chosen: list[FilterResult] = []
-    counts = {"scored": 0, "kept": 0}
+    counts = {"scored": 0, "kept": 0, "copies": 0}
 
     def watched(results: "Iterator[Result]") -> "Iterator[Result]":
         for result in cast("Iterator[FilterResult]", results):
             counts["scored"] += result.error is None
             counts["kept"] += result.kept
+            counts["copies"] += result.copy_of is not None
             if kept is not None and result.kept:
                 chosen.append(result)
             yield result
@@ -602,6 +604,8 @@ def filter(
     if kept is not None:
         write_kept(kept, chosen)
     if not run.quiet and run.folder is None:
-        console.log(f"kept {counts['kept']} of {counted(counts['scored'], 'pair')}")
+        number = counts["copies"]
+        copies = f", without {number} of copies of their images" if options.dedupe else ""
+        console.log(f"kept {counts['kept']} of {counted(counts['scored'], 'pair')}{copies}")
     if failed:
         raise typer.Exit(3)

@@ -19,7 +19,7 @@ from zeroshot.tasks.captioning.caption_options import CaptionOptions
 from zeroshot.tasks.classification.calibrate_options import CalibrateOptions
 from zeroshot.tasks.classification.classify_options import VideoClassifyOptions
 from zeroshot.tasks.options import option
-from zeroshot.tasks.search_options import SearchOptions
+from zeroshot.tasks.search_options import VideoSearchOptions
 
 if TYPE_CHECKING:
     from zeroshot.model_set.model_set import ModelSet
@@ -93,7 +93,7 @@ def classify(
 @command
 def search(
     run: VideoCommonOptions,
-    options: SearchOptions,
+    options: VideoSearchOptions,
     words: Annotated[
         list[str],
         typer.Argument(

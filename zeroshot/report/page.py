@@ -9,6 +9,7 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.report import caption_tables, figures, label_tables, multilabel_tables, traces
 from zeroshot.report.caption_tables import Order
+from zeroshot.report.galleries import row_gallery
 from zeroshot.report.recipe_tables import recipe_section
 from zeroshot.report.result_files import Group, LoadedResults, confidence_of, pretty
 
@@ -25,7 +26,7 @@ def render(
     results: LoadedResults,
     *,
     title: str = "zeroshot report",
-    pictures: int = PICTURES,
+    pictures: int | None = None,
     order: Order = "data",
 ) -> str:
     """The page as HTML.
@@ -33,7 +34,8 @@ def render(
     Args:
         results: see `load_results`.
         title: the title of the page.
-        pictures: the number of images that are shown with their captions.
+        pictures: the number of images that are shown with their captions, of each data set (30),
+            and in grids, of each file (600).
         order: show the first images, or those with the worst captions.
 
     Raises:
@@ -51,12 +53,16 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    beside = PICTURES if pictures is None else pictures
+    galleries = [row_gallery.gallery(file, pictures) for file in results.files]
     return environment.get_template("page.html").render(
         title=title,
+        galleries=[(one, row_gallery.summary(one)) for one in galleries],
+        named=row_gallery.NAMED,
         version=__version__,
         recipes=[recipe_section(file, recipe) for file, recipe in results.recipes],
-        groups=[_section(group, pictures, order) for group in results.groups],
-        traces=list(traces.traces(results.traces[:pictures])),
+        groups=[_section(group, beside, order) for group in results.groups],
+        traces=list(traces.traces(results.traces[:beside])),
     )
 
 

@@ -1,6 +1,7 @@
-"""Files that `eval`, `caption`, `classify` and `tune` wrote, grouped by task and data set."""
+"""Files that commands wrote: what was measured by task and data set, and rows without truth."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,12 @@ from zeroshot.output.formats import Row
 from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
 
 TRACE = "zeroshot.trace/1"
-TASK_OF_ROWS: dict[str, EvaluationTask] = {
-    predictions.CAPTION: "caption",
-    predictions.CLASSIFY: "classify",
-}
+SHOWN_ROWS = (
+    *("classify", "caption", "read", "search", "detect", "segment", "dedupe", "filter", "match"),
+    "ask",
+)
+"""Commands whose rows are shown."""
+SHARD = re.compile(r"\d{5,}\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,21 @@ class Group:
     comparison: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class RowFile:
+    """Rows that nobody measured."""
+
+    name: str
+    schema: str
+    rows: Sequence[Row]
+
+
 @dataclass
 class LoadedResults:
     """Everything that a page shows."""
 
     groups: list[Group] = field(default_factory=list)
+    files: list[RowFile] = field(default_factory=list)
     traces: list[Row] = field(default_factory=list)
     recipes: list[tuple[Path, Recipe]] = field(default_factory=list)
 
@@ -62,8 +75,8 @@ def load_results(
     """Read results, rows and traces.
 
     Args:
-        paths: folders or files that `eval` wrote, recipes of `tune`, or JSON lines of `caption`,
-            `classify` and `caption --trace`.
+        paths: folders or files that `eval` wrote, recipes of `tune`, JSON lines of other commands
+            and of `caption --trace`, or folders of shards of them.
         truth: reference captions, for rows without them, which are then measured.
         sampling: how intervals are computed.
 
@@ -78,10 +91,13 @@ def load_results(
         elif suffix_of(file.name) == ".toml":
             results.recipes.append((file, read_recipe(file)))
         else:
-            _add_rows(file, groups, results.traces, truth, sampling or Sampling())
+            _add_rows(file, groups, results, truth, sampling or Sampling())
+    for group in list(groups.values()):
+        if group.task == "caption" and not group.truth and len(group.methods) == 1:
+            [alone] = group.methods  # nothing to compare
+            results.files.append(RowFile(alone.name, predictions.CAPTION, alone.rows))
+            groups = {key: own for key, own in groups.items() if own is not group}
     results.groups = list(groups.values())
-    if not results.groups and not results.traces and not results.recipes:
-        raise UserError("nothing to report: no *.eval.json, no recipe and no rows")
     return results
 
 
@@ -90,8 +106,13 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             inside = sorted(path.glob("*.eval.json")) + sorted(path.glob("comparison.json"))
+            if not inside and any(SHARD.fullmatch(file.name) for file in path.iterdir()):
+                inside = [path]
             if not inside:
-                raise UserError(f"'{path}' has no results (*.eval.json) of zeroshot eval")
+                raise UserError(
+                    f"'{path}' has no results (*.eval.json) of zeroshot eval, and no shards of "
+                    "rows (00000.jsonl)"
+                )
             files += inside
         else:
             files.append(path)
@@ -152,25 +173,31 @@ def _add(group: Group, method: Method, file: Path) -> None:
 def _add_rows(
     file: Path,
     groups: dict[object, Group],
-    traces: list[Row],
+    results: LoadedResults,
     truth: Path | None,
     sampling: Sampling,
 ) -> None:
-    rows = [row for _, row in read_json_lines(file)]
+    shards = [file]
+    if file.is_dir():
+        shards = sorted(each for each in file.iterdir() if SHARD.fullmatch(each.name))
+    rows = [row for each in shards for _, row in read_json_lines(each)]
     if rows and all(row.get("schema") == TRACE for row in rows):
-        traces += rows
+        results.traces += rows
         return
     schemas = {row.get("schema") for row in rows}
-    if len(schemas) != 1 or not schemas <= TASK_OF_ROWS.keys():
+    known = {f"zeroshot.{name}/1" for name in SHOWN_ROWS}
+    if len(schemas) != 1 or not schemas <= known:
+        has = f"it has {', '.join(sorted(map(str, schemas)))}" if schemas else "it has no rows"
         raise UserError(
-            f"'{file}' has no rows of caption or classify: {', '.join(map(str, schemas))}"
+            f"'{file}' cannot be shown: {has}, and rows of one of {', '.join(SHOWN_ROWS)} are "
+            "needed"
         )
-    task = TASK_OF_ROWS[cast(str, schemas.pop())]
-    group = groups.setdefault((task, "rows"), Group(task, truth.parent.name if truth else ""))
-    if task == "classify":
-        saved = predictions.read_labels(file)
-        _add(group, Method(saved.name, saved.rows), file)
+    schema = cast(str, schemas.pop())
+    if schema != predictions.CAPTION or file.is_dir():
+        results.files.append(RowFile(file.stem, schema, rows))
         return
+    key = ("caption", "rows")
+    group = groups.setdefault(key, Group("caption", truth.parent.name if truth else ""))
     saved = predictions.read_captions(file)
     dataset = _caption_dataset(saved, truth)
     measured = None

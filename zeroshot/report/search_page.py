@@ -75,7 +75,9 @@ def _hit(hit: SearchResult) -> str:
     path = html.escape(hit.path or "in memory")
     cosine = "" if hit.score == hit.cosine else f" (cosine {hit.cosine:.3f})"
     why = "".join(f'<p class="why">{html.escape(x.line)}</p>' for x in hit.explanation)
-    score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}</p>"
+    copies = "1 copy" if hit.hidden == 1 else f"{hit.hidden} copies"
+    hidden = f", {copies} hidden" if hit.hidden else ""
+    score = f"<p>{hit.rank}. {hit.score:.3f}{cosine}{hidden}</p>"
     return f'<li>{image_of(hit)}{score}<p class="path">{path}</p>{why}</li>\n'
 
 

@@ -10,6 +10,6 @@ SIDE = 320
 
 
 @functools.lru_cache(maxsize=4096)
-def thumbnail(path: str) -> str:
+def thumbnail(path: str, side: int = SIDE) -> str:
     """A JPEG as a data URL; empty if the image cannot be read."""
-    return result.thumbnail(Source(path), SIDE)
+    return result.thumbnail(Source(path), side)

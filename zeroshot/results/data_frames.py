@@ -28,8 +28,8 @@ COLUMNS = {
     "zeroshot.match/1": ("text", "score", "label", "scored", "second", "texts"),
     "zeroshot.ask/1": ("question", "answer", "score", "scored", "questions"),
     "zeroshot.read/1": ("text", "score"),
-    "zeroshot.filter/1": ("caption", "score", "kept", "truncated"),
-    "zeroshot.search/1": ("query", "rank", "score", "cosine", "because"),
+    "zeroshot.filter/1": ("caption", "score", "kept", "truncated", "copy_of"),
+    "zeroshot.search/1": ("query", "rank", "score", "cosine", "hidden", "because"),
     "zeroshot.dedupe/1": (
         *("group", "keep", "kind", "copy_of", "cosine", "correlation"),
         *("width", "height", "bytes", "reason"),
@@ -49,7 +49,7 @@ LONG = {
 PARTS = ("labels", "regions", "boxes", "texts")
 """What a row may have several of; a row of questions has `answers` in each."""
 NUMBERS = {"score", "cosine", "correlation", "share", "left", "top", "right", "bottom"}
-COUNTS = {"rank", "dim", "width", "height", "group", "bytes", "pixels"}
+COUNTS = {"rank", "dim", "width", "height", "group", "bytes", "pixels", "hidden"}
 FLAGS = {"abstained", "kept", "truncated", "keep"}
 
 

@@ -243,6 +243,8 @@ class SearchResult(Result):
     score: float = 0.0
     """The score that decides the rank: the cosine, or that of a method that re-ranks."""
     cosine: float = 0.0
+    hidden: int | None = None
+    """Number of copies of it that are left out before the last hit; None if none are looked for."""
     explanation: tuple[AnchorContribution, ...] = ()
     """Anchors behind the hit, largest share first; all shares sum to its cosine."""
 
@@ -250,12 +252,14 @@ class SearchResult(Result):
     heading: ClassVar[str] = "score, hit"
 
     def answer(self) -> dict[str, Any]:
-        """`query`, `rank`, `score`, `cosine`."""
+        """`query`, `rank`, `score`, `cosine`, and `hidden` if copies are left out."""
+        more = {} if self.hidden is None else {"hidden": self.hidden}
         return {
             "query": self.query,
             "rank": self.rank,
             "score": as_float32(self.score),
             "cosine": as_float32(self.cosine),
+            **more,
             **_explanation_row(self.explanation),
         }
 
@@ -278,12 +282,15 @@ class FilterResult(Result):
     kept: bool = False
     truncated: bool = False
     """Whether the encoder read only the beginning of the caption."""
+    copy_of: str | None = None
+    """The image of a pair with a higher score that this one is left out for, as its copy."""
 
     schema: ClassVar[str] = "zeroshot.filter/1"
 
     def answer(self) -> dict[str, Any]:
-        """`caption`, `score`, `kept`, and `truncated` if it is."""
-        more = {"truncated": True} if self.truncated else {}
+        """`caption`, `score`, `kept`, `truncated` if it is, and `copy_of` if that is why."""
+        more: dict[str, Any] = {"truncated": True} if self.truncated else {}
+        more |= {} if self.copy_of is None else {"copy_of": self.copy_of}
         return {"caption": self.caption, "score": as_float32(self.score), "kept": self.kept} | more
 
     def summary(self) -> str:

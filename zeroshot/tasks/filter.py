@@ -40,6 +40,7 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder, TextEncoder
 from zeroshot.results.result import Failure, FilterResult
+from zeroshot.tasks.duplicates.best_copies import first_copies
 from zeroshot.tasks.filter_options import FilterOptions
 from zeroshot.tasks.task import OpenedTask, Task
 
@@ -96,9 +97,11 @@ def score_pairs(
     *,
     batch_size: int = AUTO_BATCH,
     truncate: bool = True,
+    with_images: bool = False,
 ) -> Iterator[EmbeddingBatch]:
     """Batches with the cosines of images and their captions `[n, 1]` in place of embeddings.
 
+    `with_images` puts the embeddings of the images behind them: `[n, 1 + e]`.
     A pair without a caption fails. So does a caption longer than the encoder reads, unless
     `truncate` allows to cut it.
     """
@@ -119,6 +122,9 @@ def score_pairs(
             with meter.stage("scoring"):
                 images = project_images(encoder, batch.embeddings[good])
                 cosines[good, 0] = pair_cosines(images, embeddings)
+        if with_images:
+            width = batch.embeddings.shape[1]  # 0 if every image failed
+            cosines = torch.cat([cosines[:, :width], batch.embeddings], dim=1)
         yield replace(batch, embeddings=cosines, failures=failures)
 
 
@@ -188,8 +194,8 @@ class FilterRunner(OpenedTask[Filter]):
 
     @property
     def transductive(self) -> bool:
-        """Whether a pair's result depends on the other pairs, as it does if a fraction is kept."""
-        return self.task.options.keep is not None
+        """Whether a pair's result depends on the others: a fraction is kept, or no copies."""
+        return self.task.options.keep is not None or self.task.options.dedupe
 
     @property
     def views(self) -> int:
@@ -213,7 +219,7 @@ class FilterRunner(OpenedTask[Filter]):
             yield from self.score(batch, meter)
 
     def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbeddingBatch]:
-        """Cosines, batch by batch."""
+        """Cosines, and what copies are found by, batch by batch."""
         return score_pairs(
             sources,
             self.encoder,
@@ -221,12 +227,13 @@ class FilterRunner(OpenedTask[Filter]):
             meter,
             batch_size=self.batch_size,
             truncate=self.task.options.long_text == "truncate",
+            with_images=self.task.options.dedupe,
         )
 
     def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[FilterResult]:
         """One result per pair."""
         options, good = self.task.options, everything.readable
-        scores = everything.embeddings[good].reshape(-1)
+        scores = everything.embeddings[good][:, :1].reshape(-1)
         with meter.stage("scoring"), meter.phase("scoring", counts=False):
             if options.keep is None:
                 passed = above(scores, options.min_score or 0.0)
@@ -234,6 +241,8 @@ class FilterRunner(OpenedTask[Filter]):
                 passed = best_share(scores, options.keep)
         kept = torch.zeros(len(everything.sources), dtype=torch.bool)
         kept[good] = passed
+        copies = self._copies(everything, kept, meter) if options.dedupe else {}
+        kept[list(copies)] = False
         encoder = text_encoder_of(self.encoder)
         used = canonical_names(self.encoder)
         for i, source in enumerate(everything.sources):
@@ -248,4 +257,29 @@ class FilterRunner(OpenedTask[Filter]):
                 score=0.0 if failure else float(everything.embeddings[i, 0]),
                 kept=bool(kept[i]),
                 truncated=failure is None and is_cut(caption, encoder),
+                copy_of=copies.get(i),
             )
+
+    def _copies(
+        self, everything: EmbeddingBatch, kept: Bool[Tensor, " n"], meter: Meter
+    ) -> dict[int, str]:
+        """Pairs that pass, but with a copy of an image that passes with a higher score: of which.
+
+        Of equal scores the first pair is kept.
+        """
+        if not kept.any():
+            return {}
+        scores = everything.embeddings[:, 0]
+        places = kept.nonzero()[:, 0]
+        order = places[scores[places].sort(descending=True, stable=True).indices]
+        with meter.stage("scoring"), meter.phase("looking for copies", counts=False):
+            first = first_copies(
+                [everything.sources[i] for i in order.tolist()],
+                [everything.ids[i] for i in order.tolist()],
+                everything.embeddings[order, 1:],
+            )
+        return {
+            int(order[place]): everything.sources[int(order[head])].path or "an image in memory"
+            for place, head in enumerate(first)
+            if head != place
+        }

@@ -14,6 +14,12 @@ class FilterOptions:
     keep: float | None = option(
         None, "Keep this fraction of the pairs, those with the highest cosines: 0.3.", env="KEEP"
     )
+    dedupe: bool = option(
+        False,
+        "Of image copies, as 'dedupe' finds them, keep the pair with the highest cosine.",
+        "--dedupe",
+        env="FILTER_DEDUPE",
+    )
     coupling: str | None = COUPLING
     long_text: Literal["truncate", "error"] = option(
         "truncate",

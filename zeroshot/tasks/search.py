@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot import methods
@@ -33,6 +34,7 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import CLIPS, PICTURES, Source
 from zeroshot.inputs.text_files import read_lines, read_records, suffix_of, whole_text
 from zeroshot.model_set.coupled_encoder import CoupledEncoder
+from zeroshot.model_set.frame_encoder import ClipModels
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
 from zeroshot.ops import normalize
@@ -49,6 +51,7 @@ from zeroshot.ranking.exact import (
 from zeroshot.ranking.modality_means import QueryTerms
 from zeroshot.results.result import AnchorContribution, SearchResult
 from zeroshot.tasks.classification.classifier import explain_cosine
+from zeroshot.tasks.duplicates.best_copies import first_copies
 from zeroshot.tasks.search_options import SearchOptions
 
 CANCELLED = 1e-4
@@ -262,6 +265,8 @@ def prepare(
 ) -> PreparedQueries:
     """The queries, ready to be answered; as for `search`, of models with their coupling."""
     method = correction_of(options, bool(bank))
+    if options.hide_duplicates and isinstance(models, ClipModels):
+        raise UserError("copies of videos are not looked for: leave hide_duplicates out")
     models.require(language_model=False)
     encoder, index = models.encoder, options.index
     if options.explain and not _explains(encoder):
@@ -318,18 +323,23 @@ def answer(
                 gallery, matrix, models.encoder, options.caption_weight, cache, meter
             )
             terms, bank = terms.centred(means), bank and bank.centred(means)
-        k = options.top_k
         others = None if bank is None else _unit(bank.total, asked.bank_queries)
-        if options.compose == "product":
-            both = _unit(terms.images, queries), _unit(terms.texts, queries)
-            hits = search_by_product(*both, gallery, k)
-        elif options.index == "exact":
-            hits = rank(_unit(terms.total, queries), gallery, k, method, others)
-        else:
-            hits = faiss_index.search(_unit(terms.total, queries), gallery, k, options.index)
-        results = _results(queries, hits, matrix, models, options, cache, meter)
         threshold = -math.inf if options.min_score is None else options.min_score
-        above = [r for r in results if r.score >= float(np.float32(threshold))]
+        threshold = float(np.float32(threshold))
+
+        def ranked(count: int) -> Hits:
+            if options.compose == "product":
+                both = _unit(terms.images, queries), _unit(terms.texts, queries)
+                return search_by_product(*both, gallery, count)
+            if options.index == "exact":
+                return rank(_unit(terms.total, queries), gallery, count, method, others)
+            return faiss_index.search(_unit(terms.total, queries), gallery, count, options.index)
+
+        hits, hidden = ranked(options.top_k), None
+        if options.hide_duplicates:
+            hits, hidden = _distinct(ranked, options.top_k, threshold, matrix)
+        results = _results(queries, hits, hidden, matrix, models, options, cache, meter)
+        above = [r for r in results if r.score >= threshold]
     counts = [sum(r.query_number == q for r in above) for q in range(len(queries))]
     best = [float(scores[0]) if len(scores) else None for scores in hits.scores]
     failures = [SearchResult(source=f.source, id=f.id, error=f.failure) for f in matrix.failed]
@@ -337,9 +347,60 @@ def answer(
     return SearchAnswer([*above, *failures], counts, best, decided)
 
 
+def _distinct(
+    ranked: Callable[[int], Hits], top_k: int, threshold: float, matrix: EmbeddingMatrix
+) -> tuple[Hits, Int[Tensor, "q k"]]:
+    """The first `top_k` hits that are no copies of better ones, and how many each of them hides.
+
+    Hidden are the copies that would have come before the last of these hits, or all of them if
+    there are fewer hits. More and more hits are compared, until there are enough.
+    """
+    count = 2 * top_k
+    while True:
+        hits = ranked(count)
+        picked = [
+            _without_copies(index, scores, top_k, threshold, matrix)
+            for index, scores in zip(hits.index, hits.scores, strict=True)
+        ]
+        if count >= len(matrix.sources) or all(enough for *_, enough in picked):
+            break
+        count *= 2
+    most = max((len(places) for places, *_ in picked), default=0)
+    index, scores, cosines, hidden = (
+        torch.full((len(picked), most), -1, dtype=kind)
+        for kind in (torch.long, torch.float, torch.float, torch.long)
+    )
+    for q, (places, copies, _) in enumerate(picked):
+        for to, of in ((index, hits.index), (scores, hits.scores), (cosines, hits.cosines)):
+            to[q, : len(places)] = of[q, places]
+        hidden[q, : len(places)] = torch.tensor(copies, dtype=torch.long)
+    return Hits(index, scores, cosines), hidden
+
+
+def _without_copies(
+    index: Int[Tensor, " k"],
+    scores: Float[Tensor, " k"],
+    top_k: int,
+    threshold: float,
+    matrix: EmbeddingMatrix,
+) -> tuple[list[int], list[int], bool]:
+    """Places of one query's hits that are shown, how many each hides, and whether these are all."""
+    good = int(((index >= 0) & (scores >= threshold)).sum())
+    order = index[:good].tolist()
+    first = first_copies(
+        [matrix.sources[i] for i in order], [matrix.ids[i] for i in order], matrix.embeddings[order]
+    )
+    shown = [place for place, head in enumerate(first) if head == place][:top_k]
+    full = len(shown) == top_k
+    last = shown[-1] if full else good
+    hides = Counter(head for place, head in enumerate(first[:last]) if head != place)
+    return shown, [hides[place] for place in shown], full or good < len(index)
+
+
 def _results(
     queries: Sequence[Query],
     hits: Hits,
+    hidden: Int[Tensor, "q k"] | None,
     matrix: EmbeddingMatrix,
     models: ModelSet,
     options: SearchOptions,
@@ -381,6 +442,7 @@ def _results(
                 rank=number,
                 score=score,
                 cosine=cosine,
+                hidden=None if hidden is None else int(hidden[q, number - 1]),
                 explanation=explanation,
             )
 
@@ -434,4 +496,5 @@ def settings(
         "k": options.top_k,
         "index": options.index,
         "half": options.half,
+        **({"hide_duplicates": True} if options.hide_duplicates else {}),
     }

@@ -53,9 +53,22 @@ class SearchOptions:
         env="INDEX",
     )
     half: bool = option(False, "Keep embeddings in float16 during the search.", env="HALF")
+    hide_duplicates: bool = option(
+        False,
+        "Show one of each group of copies, the best ranked; its row says how many are hidden.",
+        "--hide-duplicates",
+        env="HIDE_DUPLICATES",
+    )
     explain: int = option(
         0,
         "Name this many anchors that contributed most to a hit (couplings).",
         env="EXPLAIN",
         min=0,
     )
+
+
+@dataclass(frozen=True)
+class VideoSearchOptions(SearchOptions):
+    """The same for videos, of which nobody looks for copies."""
+
+    hide_duplicates: bool = option(False, "", on_command_line=False)

@@ -1,1 +1,1 @@
-"""Runs that write files beside images."""
+"""Runs that write files for images: beside them, or in a folder for each label."""

@@ -72,12 +72,18 @@ def show_sorted(
         more = f" and {len(renamed) - 3} more" if len(renamed) > 3 else ""
         console.log(f"folders whose names differ from their labels: {shown}{more}")
     both = SidecarLabels(models=task.models, options=options, inner=task, writer=writer)
+    ran = False
     try:
         show_with_sidecars(run, both, sources)
+        ran = True
+    except typer.Exit:  # some images failed
+        ran = True
+        raise
     finally:
         writer.manifest.close()
-        if not run.quiet:
-            _say_what_was_made(manifests_of(folder, writer.manifest.name), folder)
+        made = manifests_of(folder, writer.manifest.name)
+        if not run.quiet and (ran or made):
+            _say_what_was_made(made, folder)
 
 
 def _say_what_was_made(manifests: "list[Path]", folder: Path) -> None:

@@ -97,18 +97,18 @@ def dedupe(
 
 
 @dataclass(frozen=True, eq=False)
-class _Copies:
+class SameContent:
     """Images of one content: their places, of which the first could be read."""
 
     look: Look
     places: Sequence[int]
 
 
-class _Pairs:
+class NearPairs:
     """Images with neighbours, the one to keep before its copies, and how alike two of them are."""
 
     def __init__(
-        self, copies: Sequence[_Copies], embeddings: Tensor, options: DedupeOptions
+        self, copies: Sequence[SameContent], embeddings: Tensor, options: DedupeOptions
     ) -> None:
         self.copies = copies
         self.unit: Float[Tensor, "n d"] = normalize(embeddings.float())
@@ -154,9 +154,9 @@ def _results(
     near = has_neighbour(matrix.embeddings[firsts], least).tolist()
     asked = [s for s, alike in zip(places.values(), near, strict=True) if alike or len(s) > 1]
     failed: dict[int, Failure] = {}
-    copies = sorted(_copies(asked, matrix.sources, failed), key=lambda one: one.look.rank)
+    copies = sorted(looked_at(asked, matrix.sources, failed), key=lambda one: one.look.rank)
     meter.failed += len(failed)
-    pairs = _Pairs(copies, matrix.embeddings[[one.look.place for one in copies]], options)
+    pairs = NearPairs(copies, matrix.embeddings[[one.look.place for one in copies]], options)
     members: dict[int, list[int]] = {}
     leader = leaders(pairs.unit, least, pairs.agree, possible=pairs.possible)
     for member, head in enumerate(leader.tolist()):
@@ -176,9 +176,9 @@ def _results(
         yield DedupeResult(source=one.source, id=one.id, error=one.failure, keep=False)
 
 
-def _copies(
+def looked_at(
     asked: Sequence[Sequence[int]], sources: Sequence[Source], failed: dict[int, Failure]
-) -> Iterator[_Copies]:
+) -> Iterator[SameContent]:
     """Images that were looked at; those of one content by the first that can still be read."""
 
     def first(places: Sequence[int]) -> tuple[Look | None, dict[int, Failure]]:
@@ -194,7 +194,7 @@ def _copies(
         for places, (look, reasons) in zip(asked, pool.map(first, asked), strict=True):
             failed |= reasons
             if look is not None:
-                yield _Copies(look, [place for place in places if place not in reasons])
+                yield SameContent(look, [place for place in places if place not in reasons])
 
 
 def _look(place: int, source: Source) -> Look:
@@ -207,7 +207,7 @@ def _look(place: int, source: Source) -> Look:
 def _group(
     number: int,
     group: Sequence[int],
-    pairs: _Pairs,
+    pairs: NearPairs,
     matrix: EmbeddingMatrix,
     used: Mapping[str, str],
 ) -> dict[int, DedupeResult]:
@@ -249,7 +249,7 @@ def _group(
     return found
 
 
-def _why(group: Sequence[_Copies]) -> str:
+def _why(group: Sequence[SameContent]) -> str:
     """Why the first of a group is kept."""
     best, count = group[0].look, sum(len(one.places) for one in group)
     rivals = [one for one in group[1:] if one.look.rank[0] == best.rank[0]]

@@ -1,1 +1,1 @@
-"""Files beside images, as a task around another."""
+"""Files for images, beside them or elsewhere, as a task around another."""

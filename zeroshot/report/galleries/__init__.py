@@ -1,0 +1,1 @@
+"""Rows without truth, as grids of thumbnails."""
