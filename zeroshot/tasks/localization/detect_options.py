@@ -79,7 +79,8 @@ class DetectOptions:
     coupling: str | None = COUPLING
     resolution: int = option(
         0,
-        "For dense regions: shorter side in pixels of what the encoder sees; 0 for 1.5 times its own.",
+        "For dense regions: shorter side in pixels of what the encoder sees; 0 for 1.5 times its "
+        "own.",
         env="RESOLUTION",
         min=0,
         max=10_000,
