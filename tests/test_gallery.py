@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from zeroshot.errors import UserError
 from zeroshot.tasks.localization.drawing import draw_boxes, draw_regions, palette_png
 from zeroshot.tasks.localization.image_folder import ImageFolder, file_name
+from zeroshot.tasks.localization.name_tags import PADDING, Tags, beside, readable, shortened
 
 ID = "0123456789abcdef" * 4
 
@@ -104,3 +105,51 @@ def test_boxes_are_drawn_where_they_are():
     assert drawn.getpixel((50, 150)) == (230, 159, 0)
     assert drawn.getpixel((100, 150)) == (128, 128, 128)
     assert draw_boxes(grey, [], [], [], []).size == (400, 300)
+
+
+def apart(boxes):
+    return all(
+        a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+    )
+
+
+@pytest.mark.parametrize("size", [(640, 480), (90, 60), (300, 12), (12, 300)])
+def test_names_do_not_cover_each_other(size):
+    """Of 60 boxes anywhere, all tags are within the image and apart, and some find no place."""
+    rng = np.random.default_rng(1)
+    image = Image.new("RGB", size)
+    tags = Tags(ImageDraw.Draw(image), ImageFont.load_default(size=13), size)
+    placed = 0
+    for i in range(60):
+        x, y = (
+            sorted(rng.uniform(0, size[0], 2).tolist()),
+            sorted(rng.uniform(0, size[1], 2).tolist()),
+        )
+        text = "a dog" * (1 + i % 3)
+        placed += tags.put(text, (0, 0, 0), beside((x[0], y[0], x[1], y[1]), tags.size(text)))
+    assert placed == len(tags.taken) < 60
+    assert apart(tags.taken)
+    for left, top, right, bottom in tags.taken:
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+
+
+def test_what_finds_no_place_is_in_the_legend():
+    """Twelve names for one box: eight places within the image at most, a line for each other."""
+    grey, box = Image.new("RGB", (400, 300), (128, 128, 128)), (0, 0, 400, 300)
+    alone = draw_boxes(grey, [box], [0], ["cat"], [0.9])
+    many = draw_boxes(grey, [box] * 12, [0] * 12, ["cat"] * 12, [0.9] * 12)
+    assert many.height > alone.height
+    assert alone.size == draw_boxes(grey, [box], [0], ["dog"], [0.1]).size
+
+
+def test_names_are_readable_and_cut():
+    draw, font = ImageDraw.Draw(Image.new("RGB", (9, 9))), ImageFont.load_default(size=13)
+    assert readable((240, 228, 66)) != readable((0, 114, 178))
+    assert shortened("cat", 100, draw, font) == "cat"
+    cut = shortened("cat " * 99, 100, draw, font)
+    assert cut.endswith("...")
+    assert draw.textlength(cut, font=font) <= 100
+    assert Tags(draw, font, (9, 9)).size("x")[1] > 2 * PADDING

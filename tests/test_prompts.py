@@ -317,3 +317,32 @@ def test_waffle_descriptors_mean_nothing_and_are_the_same_for_all_classes():
     assert templates != prompts.load_templates("waffle:1", labels)
     with pytest.raises(UserError, match="unknown template set 'waffle:x'"):
         prompts.load_templates("waffle:x", labels)
+
+
+def test_background_by_default():
+    """Given words are taken as they are; the default leaves out what shares a word with a label."""
+    assert prompts.load_background("sky,wall", ["sky"]) == ("sky", "wall")
+    assert prompts.load_background(("sky",), []) == ("sky",)
+    assert prompts.load_background("none", []) == prompts.load_background((), []) == ()
+    assert prompts.load_background(None, ["cat"]) == prompts.BACKGROUND
+    left = prompts.load_background(None, ["Blue Sky", "a tree", "walls"])
+    assert set(prompts.BACKGROUND) - set(left) == {"sky", "trees", "wall"}
+    with pytest.raises(UserError):
+        prompts.load_background("sky,sky", [])
+
+
+def test_prompts_by_class_need_none_for_the_background_by_default():
+    by_class = {"cat": ("a cat",), "sky": ("the sky",)}
+    assert prompts.expand_background(["sky"], by_class) == [["the sky"]]
+    assert len(prompts.expand_background(["wall"], by_class)[0]) == 7
+    with pytest.raises(UserError, match="no prompts for 1 of 1"):
+        prompts.expand_background(["sofa"], by_class)
+
+
+def test_other_colours():
+    """Every other colour once, none that is a label, and nothing of labels without a colour."""
+    assert prompts.other_colours(["cat", "orangery"]) == ()
+    found = prompts.other_colours(["red  car", "blue car"])
+    assert len(found) == len(prompts.COLOURS) - 2
+    assert set(found) == {f"{c} car" for c in prompts.COLOURS} - {"red car", "blue car"}
+    assert "black and white cat" not in prompts.other_colours(["black and white cat"])

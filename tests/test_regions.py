@@ -1,5 +1,7 @@
 """Regions of pictures: where they come from, what is cut out, what becomes of their scores."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from zeroshot.tasks.localization.dense_segmenter import DenseSegmenter
 from zeroshot.tasks.localization.region_detector import (
     Prompts,
     RegionDetector,
-    crop,
+    cut_out,
     parts_of,
+    probabilities,
     pyramid,
 )
 
@@ -51,11 +54,49 @@ def test_parts_are_found_where_they_are():
         assert int(found.labels[near.argmin()]) == label
 
 
-def test_without_background_prompts_everything_has_a_label():
-    (found,) = detector().detect([squares()], prompts("red", "blue"), 0.0)
-    assert len(found.boxes) > 0
-    (none,) = detector().detect([squares()], prompts("red", background=["green", "blue"]), 1.01)
-    assert none.boxes.shape == (0, 4)
+def test_what_is_not_there_has_no_box():
+    """A plain picture of another colour, and one thing that a background prompt fits best."""
+    assert boxes_of(Image.new("RGB", (64, 48), "blue"), "red", background=["green"]) == 0
+    assert boxes_of(squares(), "red", background=["green", "blue"], threshold=1.01) == 0
+    assert boxes_of(squares(), "red", background=["green", "blue"]) == 2
+
+
+def boxes_of(image, *labels, background=(), threshold=0.5):
+    (found,) = detector().detect([image], prompts(*labels, background=background), threshold)
+    return len(found.boxes)
+
+
+def test_other_things_compete_for_regions_and_not_for_cells():
+    """Another thing that is red too halves the score; the proposals stay."""
+    alone, rows = prompts("red", background=["green"]), prompts("red", background=["green", "red"])
+    both = Prompts(rows.embeddings, 1, others=1)
+    assert detector().proposals([squares()], alone) == detector().proposals([squares()], both)
+    (sure,), (unsure,) = (detector().detect([squares()], asked, 0.0) for asked in (alone, both))
+    assert sure.scores.min() > 0.9
+    torch.testing.assert_close(unsure.scores, torch.full((2,), 0.5), atol=0.01, rtol=0)
+
+
+def test_how_often_the_encoder_is_called():
+    """The map's windows, a plain colour, and each proposal once; nothing without proposals."""
+    one = detector()
+    sizes, encode = [], one.encoder.encode_images
+    one.encoder.encode_images = lambda images: sizes.append(len(images)) or encode(images)
+    one.detect([squares()], prompts("red", "blue", background=["green"]), 0.5)
+    assert len(one.encoder.sizes) == 1  # without windows, the whole picture
+    assert sizes == [1 + 3]
+    one.detect([Image.new("RGB", (64, 48), "lime")], prompts("red", background=["green"]), 0.5)
+    assert len(one.encoder.sizes) == 2
+    assert sizes == [1 + 3]
+
+
+def test_probabilities_by_hand():
+    """Two labels and a background; the second region is no better than the plain colour."""
+    logits = torch.tensor([[8.0, 3.0, 1.0], [2.0, 1.0, 1.0]])
+    plain = torch.tensor([[2.0, 1.0, 1.0]])
+    given = probabilities(logits, plain)
+    below = math.exp(6) + math.exp(2) + 1 + 300
+    torch.testing.assert_close(given[0], torch.tensor([math.exp(6), math.exp(2), 1.0]) / below)
+    torch.testing.assert_close(given[1], torch.full((3,), 1 / 303))
 
 
 def test_batched_as_one_by_one():
@@ -69,25 +110,19 @@ def test_batched_as_one_by_one():
 
 
 def test_parts_by_hand():
-    """Two cells of one label in opposite corners of 2 x 3; enlarged, each is a quarter's corner."""
-    logits = torch.full((2, 2, 3), -20.0)
-    logits[1] = 0.0
-    logits[0, 0, 0] = logits[0, 1, 2] = 20.0
-    boxes = parts_of(logits, 1, (30, 20), 0.5)
-    assert len(boxes) == 2
-    for left, top, right, bottom in boxes:
-        assert (left, top) == (0, 0) or (right, bottom) == (30, 20)
-        assert 5 <= right - left <= 15
-    assert parts_of(torch.full((2, 2, 3), 0.0), 1, (30, 20), 0.6) == []
+    """Two corners of 12 x 18 cells, a part that is too small, and one on the edge of the range."""
+    scores = torch.zeros(1, 12, 18)
+    scores[0, :6, :6] = scores[0, 6:, 12:] = 0.5
+    scores[0, 11, 0] = 0.9
+    assert parts_of(scores, (36, 24), 0.5) == [(0, 0, 12, 12), (24, 12, 36, 24)]
+    assert parts_of(scores, (36, 24), 0.51) == []
 
 
 def test_touching_parts_of_two_labels_are_also_one():
-    logits = torch.full((3, 1, 4), -20.0)
-    logits[0, 0, :2] = logits[1, 0, 2:] = 20.0
-    logits[2] = 0.0
-    boxes = parts_of(logits, 2, (40, 10), 0.5)
-    assert (0.0, 0.0, 40.0, 10.0) in boxes
-    assert len(boxes) == 3
+    scores = torch.zeros(2, 8, 16)
+    scores[0, :, :8] = scores[1, :, 8:] = 0.9
+    boxes = parts_of(scores, (40, 10), 0.5)
+    assert boxes == [(0, 0, 40, 10), (0, 0, 20, 10), (20, 0, 40, 10)]
 
 
 def test_the_pyramid_covers_the_picture():
@@ -108,18 +143,26 @@ def test_the_pyramid_covers_the_picture():
 
 
 def test_any_encoder_can_look_through_windows():
-    found = RegionDetector(Colours(), margin=0.0).detect(
-        [Image.new("RGB", (40, 30), "red")], prompts("red", "blue"), 0.5
+    encoder = Colours()
+    encoder.logit_scale = 40.0
+    found = RegionDetector(encoder, margin=0.0).detect(
+        [squares()], prompts("red", "blue", background=["green"]), 0.5
     )[0]
-    assert set(found.labels.tolist()) == {0}
+    assert set(found.labels.tolist()) == {0, 1}
 
 
 def test_cut_out():
+    """The box in the middle of the mean colour; boxes are of whole pixels, at least one."""
     image = squares()
-    assert crop(image, (10, 10, 20, 30), 0.0).size == (20, 20)  # a square around it
-    assert crop(image, (10, 10, 20, 30), 0.5).size == (35, 40)  # 40 wide, but for the border
-    assert crop(image, (63.6, 47.6, 63.9, 47.9), 0.1).size == (1, 1)
-    assert crop(image, (0, 0, 64, 48), 0.5).size == (64, 48)
+    mean = tuple(np.asarray(image).reshape(-1, 3).mean(0).round().astype(int).tolist())
+    cut = cut_out(image, (4, 4, 16, 16), 0.5)
+    assert cut.size == (24, 24)
+    assert {cut.getpixel(at) for at in ((6, 6), (17, 17))} == {(255, 0, 0)}
+    assert {cut.getpixel(at) for at in ((5, 6), (18, 17), (0, 0))} == {mean}
+    assert cut_out(image, (10, 10, 20, 30), 0.0).size == (20, 20)
+    assert cut_out(image, (63.6, 47.6, 63.9, 47.9), 0.0).size == (1, 1)
+    assert cut_out(image, (-5, -5, 99, 99), 0.0).size == (64, 64)
+    assert cut_out(image, None, 0.5).getcolors() == [(64 * 64, mean)]
 
 
 def test_a_query_image_is_refused():

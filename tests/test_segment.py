@@ -182,5 +182,26 @@ def test_a_task_travels():
 
 
 def test_mean_iou_on_drawn_scenes():
-    """The renderer knows every pixel: 12 scenes, the labels of each picture and backgrounds."""
-    assert world("dense").mean_iou(scenes=12, seed=5) > 0.4
+    """The renderer knows every pixel: 12 scenes, the labels of each picture."""
+    dense = world("dense")
+    assert dense.mean_iou(scenes=12, seed=5, **dense.PUBLISHED) > 0.4
+    assert dense.mean_iou(scenes=12, seed=5) > 0.7
+
+
+def test_a_background_by_default():
+    """None is the default background, `none` and nothing are no background: all is a heart."""
+    by_default, none, nothing = (
+        package.segment(HEART, ["red heart"], "pocket", background=background)[0].regions[0]
+        for background in (None, "none", ())
+    )
+    assert by_default.pixels < 3000
+    assert none.pixels == nothing.pixels == 128**2
+
+
+def test_refinement_is_recorded_and_refused(zeroshot, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert zeroshot(*command(HEART, "--out", out, "--refine", 3))[0] == 0
+    code, _, said = zeroshot(*command(HEART, "--out", out))
+    assert (code, "refine was 3, is 20" in said) == (2, True)
+    code, _, said = zeroshot(*command(HEART, "--model", "hf:x/y", "--refine", 3))
+    assert (code, "takes no --method, -o, --resolution, --refine" in said) == (2, True)

@@ -46,6 +46,11 @@ BACKGROUND = (
 )
 """What surrounds things, if the user does not say: plain surfaces, and such names as SCLIP's and
 NACLIP's authors give for the background of PASCAL VOC."""
+COLOURS = (
+    *("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink"),
+    "brown",
+)
+"""The basic colour terms of English (Berlin, Kay 1969, "Basic Color Terms")."""
 PLACEHOLDER = re.compile(r"\{c?\}")
 """The placeholder of the label: `{}`, or `{c}` as in CLIP_benchmark."""
 
@@ -371,6 +376,21 @@ def load_background(spec: str | Sequence[str] | None, labels: Sequence[str]) -> 
         taken = {word for label in labels for word in _words(label)}
         return tuple(name for name in BACKGROUND if not taken & _words(name))
     return () if spec in ("", "none") or not len(spec) else load_labels(spec)
+
+
+def other_colours(labels: Sequence[str]) -> tuple[str, ...]:
+    """Each label that names a colour with every other colour, except those that are labels too.
+
+    A green car is not unlike `red car`, if nothing else competes for it.
+    """
+    found: dict[str, None] = {}
+    for label in labels:
+        words = label.split()
+        for place, word in enumerate(words):
+            if word.lower() in COLOURS:
+                swapped = ([*words[:place], colour, *words[place + 1 :]] for colour in COLOURS)
+                found |= dict.fromkeys(" ".join(each) for each in swapped)
+    return tuple(name for name in found if name not in {" ".join(x.split()) for x in labels})
 
 
 def _words(text: str) -> set[str]:

@@ -1,15 +1,19 @@
 """Segmentation and detection by a dual encoder alone, measured on drawn scenes: `python tools/pocket/dense.py`.
 
-The renderer knows the pixels of every thing. Settings were chosen by `--tune`, on scenes of another
-seed; the figures are of the held-out scenes. Mean IoU is over labels, intersections and unions
-being summed over all pictures, each picture counting as 1 whatever its size.
+The renderer knows the pixels of every thing. Settings were chosen on scenes of another seed
+(`--tune`); the figures are of the held-out scenes, or of others (`--seed`). Mean IoU of maps is over
+labels, intersections and unions being summed over all pictures, each picture counting as 1 whatever
+its size. Of boxes, the best of its label counts for each thing (0 if there is none), and average
+precision is over all boxes by their scores, at IoU 0.5.
 """
 
 import argparse
 import itertools
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +25,18 @@ from pool import held_out_renders  # noqa: E402
 from world import BACKGROUNDS, Render, Scene, draw_scene, labels, render  # noqa: E402
 
 import zeroshot  # noqa: E402
-from zeroshot.cache.embedding_cache import NullCache  # noqa: E402
+from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache  # noqa: E402
 
 TUNING_SEED = 99
 BACKGROUND = ["background", *(f"{name} background" for name in BACKGROUNDS)]
-SETTINGS = {"threshold": 0.7, "resolution": 128, "window": 64}
-DETECTION = {"threshold": 0.7, "resolution": 128}
-"""Both of `--tune`."""
+PUBLISHED = {
+    "threshold": 0.7,
+    "resolution": 128,
+    "window": 64,
+    "background": BACKGROUND,
+    "refine": 0,
+}
+"""The methods alone, as published, with the backgrounds of this world; of `--tune`."""
 
 Drawn = tuple[Scene, Render]
 
@@ -62,9 +71,7 @@ def segmented(drawn: Sequence[Drawn], asked: Sequence[Sequence[str]], **options:
     models = zeroshot.load("pocket")
     for own, places in groups.items():
         pictures = [drawn[p][1].image for p in places]
-        results = zeroshot.segment(
-            pictures, own, models, background=BACKGROUND, cache=NullCache(), **options
-        )
+        results = zeroshot.segment(pictures, own, models, cache=NullCache(), **options)
         for place, result in zip(places, results, strict=True):
             held = {r.label: r.mask for r in result.regions}
             nothing = np.zeros((result.height, result.width), bool)
@@ -89,36 +96,80 @@ def score(found: list, drawn: Sequence[Drawn]) -> tuple[float, float]:
 
 
 def mean_iou(scenes: int, seed: int, **options: object) -> float:
-    """Of random scenes, with the labels of each picture and the settings chosen here."""
+    """Of random scenes, with the labels of each picture."""
     drawn = scenes_of(seed, scenes)
-    found = segmented(drawn, [names(s) for s, _ in drawn], **SETTINGS | options)
+    found = segmented(drawn, [names(s) for s, _ in drawn], **options)
     return score(found, drawn)[0]
 
 
-def detected(
-    drawn: Sequence[Drawn], asked: Sequence[Sequence[str]], **options: object
-) -> tuple[float, float]:
-    """Recall and precision at IoU 0.5: a box is right if it has the label of a thing not yet found."""
-    right = boxes = things = 0
+@dataclass(frozen=True)
+class Boxes:
+    """How good boxes are."""
+
+    best: float
+    """Mean over the things of the IoU of the best box of their label."""
+    precision_by_rank: float
+    """Average precision."""
+    recall: float
+    precision: float
+    boxes: float
+    """Per picture."""
+
+    def __str__(self) -> str:
+        measured = (self.best, self.precision_by_rank, self.recall, self.precision)
+        return " ".join(f"{value:.3f}" for value in measured) + f" {self.boxes:.2f}"
+
+
+def detected(drawn: Sequence[Drawn], asked: Sequence[Sequence[str]], **options: object) -> Boxes:
+    """A box is right if it has the label of a thing not yet found, and an IoU of 0.5 with it."""
+    best: list[float] = []
+    scored: list[tuple[float, bool]] = []
     models = zeroshot.load("pocket")
-    for (scene, picture), own in zip(drawn, asked, strict=True):
-        (result,) = zeroshot.detect(
-            picture.image,
-            sorted(set(own)),
-            models,
-            background=BACKGROUND,
-            cache=NullCache(),
-            **options,
-        )
-        left = dict(enumerate(zip(names(scene), picture.boxes.tolist(), strict=True)))
-        things, boxes = things + len(left), boxes + len(result.boxes)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = EmbeddingCache(Path(folder))
+        results = [
+            zeroshot.detect(picture.image, sorted(set(own)), models, cache=cache, **options)[0]
+            for (_, picture), own in zip(drawn, asked, strict=True)
+        ]
+    for (scene, picture), own, result in zip(drawn, asked, results, strict=True):
+        things = list(zip(names(scene), picture.boxes.tolist(), strict=True))
+        for name, box in things:
+            same = [iou(found.box, box) for found in result.boxes if found.label == name]
+            best += [max(same, default=0.0)] if name in own else []
+        left = dict(enumerate(things))
         for found in result.boxes:
             overlap = {i: iou(found.box, box) for i, (n, box) in left.items() if n == found.label}
-            best = max(overlap, key=overlap.__getitem__, default=None)
-            if best is not None and overlap[best] >= 0.5:
-                right += 1
-                del left[best]
-    return right / things, right / max(boxes, 1)
+            nearest = max(overlap, key=overlap.__getitem__, default=None)
+            right = nearest is not None and overlap[nearest] >= 0.5
+            scored.append((found.score, right))
+            if right:
+                del left[nearest]
+    right = sum(one for _, one in scored)
+    return Boxes(
+        float(np.mean(best or [0.0])),
+        average_precision(scored, len(best)),
+        right / max(len(best), 1),
+        right / max(len(scored), 1),
+        len(scored) / len(drawn),
+    )
+
+
+def average_precision(scored: Sequence[tuple[float, bool]], things: int) -> float:
+    """Area below the curve of recall and the best precision at that recall or a higher one."""
+    right = np.array([one for _, one in sorted(scored, key=lambda pair: -pair[0])], float)
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((envelope * right).sum() / max(things, 1))
+
+
+def with_absent(asked: Sequence[Sequence[str]], count: int, seed: int = 0) -> list[list[str]]:
+    """The labels of each picture, and so many of others."""
+    rng = np.random.default_rng(seed)
+    others = [[name for name in labels() if name not in own] for own in asked]
+    return [
+        [*own, *map(str, rng.choice(rest, count, replace=False))]
+        for own, rest in zip(asked, others, strict=True)
+    ]
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -130,14 +181,14 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return common / (area - common)
 
 
-def detection(scenes: int, seed: int, **options: object) -> tuple[float, float]:
-    """As `mean_iou`, recall and precision of boxes."""
+def detection(scenes: int, seed: int, **options: object) -> Boxes:
+    """As `mean_iou`, of boxes."""
     drawn = scenes_of(seed, scenes)
-    return detected(drawn, [names(s) for s, _ in drawn], **DETECTION | options)
+    return detected(drawn, [names(s) for s, _ in drawn], **options)
 
 
 def tune(count: int) -> None:
-    """Mean IoU for sizes, windows and thresholds, on scenes that nothing is reported of."""
+    """Figures for sizes, windows, thresholds and rounds, on scenes that nothing is reported of."""
     drawn = scenes_of(TUNING_SEED, count)
     asked = [names(scene) for scene, _ in drawn]
     for side, window, threshold in itertools.product(
@@ -145,23 +196,39 @@ def tune(count: int) -> None:
     ):
         if window < side:
             settings = {"resolution": side, "window": window, "threshold": threshold}
-            mean, background = score(segmented(drawn, asked, **settings), drawn)
+            mean, background = score(segmented(drawn, asked, **PUBLISHED | settings), drawn)
             print(f"{side} {window} {threshold}  {mean:.3f} (background {background:.3f})")
-    for side, threshold in itertools.product((96, 128, 192), (0.3, 0.5, 0.7, 0.9)):
-        pair = detected(drawn, asked, resolution=side, threshold=threshold)
-        print("{} {}  recall {:.3f}, precision {:.3f}".format(side, threshold, *pair))
+    for side, rounds in itertools.product((64, 96, 128), (0, 10, 20, 30)):
+        settings = {"resolution": side, "refine": rounds}
+        mean, _ = score(segmented(drawn, asked, **settings), drawn)
+        print(f"{side} {rounds}  map {mean:.3f}, boxes {detected(drawn, asked, **settings)}")
 
 
 def show_segmentation(drawn: list[Drawn], asked: list[list[str]]) -> None:
     """Print the figures of maps."""
     print(f"mean IoU on {len(drawn)} held-out scenes, and IoU of the background")
     for attention in ("naclip", "kk", "qq", "csa", "value", "vanilla"):
-        found = segmented(drawn, asked, attention=attention, **SETTINGS)
+        found = segmented(drawn, asked, attention=attention, **PUBLISHED)
         print("labels of each picture, {:8} {:.3f} {:.3f}".format(attention, *score(found, drawn)))
-    found = segmented(drawn, asked, method="sclip", **SETTINGS)
+    found = segmented(drawn, asked, method="sclip", **PUBLISHED)
     print("labels of each picture, {:8} {:.3f} {:.3f}".format("sclip", *score(found, drawn)))
-    found = segmented(drawn, [labels()] * len(drawn), **SETTINGS)
-    print("all 64 labels at once,  {:8} {:.3f} {:.3f}".format("naclip", *score(found, drawn)))
+    found = segmented(drawn, asked)
+    print("labels of each picture, {:8} {:.3f} {:.3f}".format("defaults", *score(found, drawn)))
+    found = segmented(drawn, [labels()] * len(drawn))
+    print("all 64 labels at once,  {:8} {:.3f} {:.3f}".format("defaults", *score(found, drawn)))
+
+
+def show_detection(drawn: list[Drawn], asked: list[list[str]]) -> None:
+    """Print the figures of boxes."""
+    print("boxes: mean IoU of the best, average precision, recall, precision; boxes per picture")
+    absent = [own[-1:] for own in with_absent(asked, 1)]
+    for name, own in (
+        ("labels of each picture", asked),
+        ("these and four absent", with_absent(asked, 4)),
+        ("all 64 labels at once", [labels()] * len(drawn)),
+        ("one absent label", absent),
+    ):
+        print(f"{name:24} {detected(drawn, own)}", flush=True)
 
 
 def main() -> None:
@@ -170,21 +237,19 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--tune", action="store_true", help="choose settings instead")
     parser.add_argument("--boxes-only", action="store_true", help="no segmentation")
+    parser.add_argument("--seed", type=int, help="other scenes than the held-out ones")
     options = parser.parse_args()
     if options.tune:
         tune(options.scenes)
         return
-    drawn = list(held_out_renders(options.scenes))
+    seed = options.seed
+    drawn = (
+        list(held_out_renders(options.scenes)) if seed is None else scenes_of(seed, options.scenes)
+    )
     asked = [names(scene) for scene, _ in drawn]
     if not options.boxes_only:
         show_segmentation(drawn, asked)
-    print("recall and precision at IoU 0.5")
-    pair = detected(drawn, asked, **DETECTION)
-    print("labels of each picture, parts    {:.3f} {:.3f}".format(*pair))
-    pair = detected(drawn, asked, regions="windows", threshold=DETECTION["threshold"])
-    print("labels of each picture, windows  {:.3f} {:.3f}".format(*pair))
-    pair = detected(drawn, [labels()] * len(drawn), **DETECTION)
-    print("all 64 labels at once,  parts    {:.3f} {:.3f}".format(*pair))
+    show_detection(drawn, asked)
 
 
 if __name__ == "__main__":

@@ -99,12 +99,16 @@ class Detect(Task[DetectOptions]):
         )
 
     def _prompts(self, default: str) -> list[list[str]]:
-        """The prompts of each label, then of each background label."""
-        others = self.background if self.options.model is None else ()
-        names = [*self.labels, *others]
+        """The prompts of each label; for a dual encoder also of what competes with them."""
+        dual = self.options.model is None
+        names = [*self.labels, *(self.background if dual else ())]
         templates = prompts.load_templates(self.options.templates, names, default)
-        own = prompts.expand(self.labels, templates)
-        return [*own, *prompts.expand_background(others, templates)]
+        found = prompts.expand(self.labels, templates)
+        if dual:
+            found += prompts.expand_background(self.background, templates)
+            shared = templates if isinstance(templates, tuple) else prompts.load_templates(None)
+            found += prompts.expand(prompts.other_colours(self.labels), shared)
+        return found
 
     def _finder(self, cache: EmbeddingCache, meter: Meter) -> "tuple[Finder, list[list[str]]]":
         """The finder, and the prompts of its labels."""
@@ -143,7 +147,8 @@ class Detect(Task[DetectOptions]):
         flat = [text for group in used for text in group]
         texts = project_texts(encoder, embed_texts(flat, text_encoder_of(encoder), cache, meter))
         means = [group.mean(0) for group in torch.split(texts, [len(group) for group in used])]
-        encoded = Prompts(normalize(torch.stack(means)), len(self.labels))
+        others = len(used) - len(self.labels) - len(self.background)
+        encoded = Prompts(normalize(torch.stack(means)), len(self.labels), others)
         limits = (self.threshold, self.options.overlap)
         return _finder(detector, "regions", self.labels, encoded, *limits), used
 

@@ -116,7 +116,8 @@ def draw_boxes(
         left, top, right, bottom = box
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER, width=line + 2)
         draw.rectangle((left, top, right, bottom), outline=colour(label), width=line)
-    tags, unplaced = Tags(draw, _font(large), large.size), []
+    tags = Tags(draw, _font(large), large.size)
+    unplaced: list[tuple[Colour, str]] = []
     for box, label, name, score in zip(scaled, labels, names, scores, strict=True):
         left, top, right, bottom = box
         text = f"{shortened(name, large.width // 3, draw, tags.font)} {score:.2f}"

@@ -5,8 +5,8 @@ of the encoder's dense map (NACLIP), refined at the edges of the image (PAMR), o
 all labels together. Each is cut out, put on the image's mean colour with a margin, so that nothing
 else is seen, and encoded. Labels and background prompts compete for it by how much better they fit
 it than that colour alone, which leaves out that some texts fit any image; and they have to be much
-better, or else a region would surely be what it is least unlike. Without a dense map, proposals are
-a pyramid of windows, which works with any encoder.
+better, or else a region would surely be what it is least unlike. Labels in another colour compete
+too. Without a dense map, proposals are a pyramid of windows, which works with any encoder.
 """
 
 import math
@@ -51,11 +51,13 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Unit embeddings of the labels, then of the background prompts."""
+    """Unit embeddings of the labels, of the background prompts, and of other things."""
 
     embeddings: Float[Tensor, "c d"]
     labels: int
     """Number of labels."""
+    others: int = 0
+    """Number of other things, which compete for regions, but not for cells of the map."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class RegionDetector:
         """Boxes of each image in its pixels, without repetition."""
         if self.dense is None:
             return [pyramid(*image.size) for image in images]
-        maps = self.dense.maps(images, prompts.embeddings)
+        embeddings = prompts.embeddings[: len(prompts.embeddings) - prompts.others]
+        maps = self.dense.maps(images, embeddings)
         return [
             parts_of(
                 refined(own, prompts.labels, image, self.refine)[: prompts.labels].exp(),
@@ -133,7 +136,7 @@ class RegionDetector:
 
 
 def probabilities(
-    logits: Float[Tensor, "n c"], plain: Float[Tensor, "1 c"]
+    logits: Float[Tensor, "n c"], plain: Float[Tensor, "#n c"]
 ) -> Float[Tensor, "n c"]:
     """Of each prompt for each region; they do not sum to 1.
 
