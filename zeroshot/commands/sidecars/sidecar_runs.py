@@ -47,6 +47,8 @@ def show_with_sidecars(
     from zeroshot.tasks.sidecars import sidecar_task
 
     writer = task.writer
+    answer = ("labels", "abstained") if writer.what == "keywords" else ("caption",)
+    run.check_columns(("path", *answer), "--sidecar")
     sidecar_task.check_sidecars(_pictures(sources), writer)
     had_rows, failed, meter = run.has_rows, False, Meter()
     try:
