@@ -346,7 +346,7 @@ def test_label_studio_has_choices(several, tmp_path):
     assert second["result"] == []
     config = (tmp_path / "x.xml").read_text()
     assert f'choice="{"multiple" if several else "single"}"' in config
-    with pytest.raises(UserError, match="no place for labels of whole images; --label-studio has"):
+    with pytest.raises(UserError, match="no place for labels of whole images; take --label-studio"):
         exporting.check("yolo", tmp_path / "y", row["schema"], False, False)
 
 

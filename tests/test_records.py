@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -98,12 +100,14 @@ def test_csv_by_hand(tmp_path):
     header, row, failed = csv.reader(out.read_text().splitlines())
     assert header == [
         *("path", "id", "label", "score", "cosine", "abstained", "scored", "labels"),
-        *("models", "method", "error_type", "error_message"),
+        *("method", "error_type", "error_message"),
     ]
     assert row[:7] == ["a.jpg", "1f", "'=1+1", "0.75", "0.25", "false", "softmax"]
     assert json.loads(row[7])[1] == {"label": "other", "score": 0.125, "cosine": -0.5}
-    assert row[8:] == ['{"encoder": "toy@1"}', "ensemble", "", ""]
-    assert failed == ["'-b.jpg", *[""] * 9, "UnreadableImage", "truncated JPEG"]
+    assert row[8:] == ["ensemble", "", ""]
+    assert failed == ["'-b.jpg", *[""] * 8, "UnreadableImage", "truncated JPEG"]
+    record = json.loads((tmp_path / "x.csv.run.json").read_text())
+    assert record["settings"]["models"] == {"encoder": "toy@1"}
 
 
 def test_parquet_has_numbers_and_truth_values(tmp_path):
@@ -374,8 +378,14 @@ def test_no_score_may_be_nan(out):
         pytest.raises(ValueError, match="not JSON compliant"),
         ResumableFile(out, SCHEMA, SETTINGS) as output,
     ):
-        output.write([good("a", "1") | {"models": {"x": float("nan")}}])
+        output.write([good("a", "1", score=float("nan"))])
     assert read(out) == []
+
+
+def test_no_score_may_be_nan_in_chosen_columns(tmp_path):
+    output = ResumableFile(tmp_path / "x.csv", SCHEMA, SETTINGS, columns=("path", "score"))
+    with pytest.raises(ValueError, match="not JSON compliant"), output:
+        output.write([good("a", "1", score=float("nan"))])
 
 
 def test_run_file_says_how(tmp_path):
@@ -596,7 +606,7 @@ anything = text | st.tuples(st.sampled_from(text_files.FORMULA), text).map("".jo
 
 @given(path=anything.filter(bool), label=anything, message=anything)
 def test_csv_keeps_any_text(path, label, message):
-    form = formats.Csv(SCHEMA)
+    form = formats.Csv(formats.columns(SCHEMA))
     rows = [good(path, "1", label), bad(path + "x", message=message)]
     data = form.header + b"".join(map(form.encode, rows))
     records = form.records(data)
@@ -648,3 +658,147 @@ def test_a_run_that_is_refused_says_which_label_is_new(zeroshot, tmp_path, monke
     about = json.loads(record.read_text())["about"]
     assert (about["labels"], about["templates"]) == (["red heart", "blue star"], ["a {}"])
     assert about["commands"][0].endswith("--labels 'red heart,blue star' --templates 'a {}'")
+
+
+# Columns
+
+
+def table(path):
+    """The cells of a table, by readers that are not ours."""
+    if path.suffix == ".csv":
+        return list(csv.reader(path.read_text("utf-8").splitlines()))
+    import pyarrow.parquet
+
+    read = pyarrow.parquet.read_table(path)
+    return [read.column_names, *([str(x or "") for x in row.values()] for row in read.to_pylist())]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_a_table_has_the_columns_that_were_chosen(name, tmp_path):
+    if name == "x.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs the extra [data]")
+    out = tmp_path / name
+    chosen = formats.chosen_columns("score, path,label", out, SCHEMA)
+    write(out, [good("a", "1")], columns=chosen)
+    write(out, [good("b", "2", "dog")])  # goes on with the same
+    assert table(out) == [["score", "path", "label"], ["0.75", "a", "cat"], ["0.75", "b", "dog"]]
+    with ResumableFile(out, SCHEMA, SETTINGS) as output:
+        assert output.take_row("a", "another id")  # which the table does not have
+        assert not output.take_row("c", "3")
+    before = out.read_bytes()
+    for other in (("path", "label"), formats.columns(SCHEMA)):
+        with pytest.raises(UserError, match="has the columns score,path,label, and --columns says"):
+            ResumableFile(out, SCHEMA, SETTINGS, columns=other)
+    with pytest.raises(UserError, match="no column error_type, which says what failed"):
+        ResumableFile(out, SCHEMA, SETTINGS, retry_failed=True)
+    assert out.read_bytes() == before
+    write(out, [good("b", "2")], columns=("label",), overwrite=True)
+    assert table(out) == [["label"], ["cat"]]
+    if name == "x.csv":
+        with pytest.raises(UserError, match="it has no column path"):
+            ResumableFile(out, SCHEMA, SETTINGS)
+
+
+def test_a_table_of_an_earlier_version_keeps_its_columns(tmp_path):
+    out = tmp_path / "x.csv"
+    write(out, [good("a", "1")], columns=formats.columns(SCHEMA))
+    write(out, [good("b", "2")])
+    header, *lines = table(out)
+    assert header == list(formats.columns(SCHEMA))
+    assert [line[header.index("models")] for line in lines] == ['{"encoder": "toy@1"}'] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("path,lable", "unknown column 'lable'; did you mean 'label'? available: abstained, "),
+        ("path,path", "'path' is there twice"),
+        ("", "unknown column ''"),
+    ],
+)
+def test_columns_that_cannot_be(given, words, tmp_path):
+    with pytest.raises(UserError, match=re.escape(words)):
+        formats.chosen_columns(given, tmp_path / "x.csv", SCHEMA)
+    with pytest.raises(UserError, match="--columns is for tables"):
+        formats.chosen_columns("path", tmp_path / "x.jsonl", SCHEMA)
+
+
+def test_a_folder_of_tables_has_columns(zeroshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ("classify", HEART, "--models", "pocket", "--offline", "--labels", "heart,star")
+    folder = (*line, "--out", "rows/", "--format", "csv")
+    code, _, said = zeroshot(*folder, "--columns", "path,label")
+    assert (code, "a folder of shards needs more --columns: error_type,id" in said) == (2, True)
+    assert zeroshot(*folder)[0] == 0
+    header = table(tmp_path / "rows/00000.csv")[0]
+    assert header == [name for name in formats.columns(SCHEMA) if name != "models"]
+    assert zeroshot(*line, "--out", "rows/")[0] == 0
+    code, _, said = zeroshot(*folder, "--columns", "path,id,label,error_type")
+    assert (code, "column 'abstained' is gone" in said) == (2, True), said
+    record = json.loads(Path("rows/run.json").read_text())
+    old = {k: v for k, v in record.items() if k != "columns"}
+    Path("rows/run.json").write_text(json.dumps(old))  # as of an earlier version: it has all
+    assert "columns" in record
+    assert zeroshot(*folder, "--overwrite", "--columns", "path,id,label,error_type")[0] == 0
+    assert table(tmp_path / "rows/00000.csv")[0] == ["path", "id", "label", "error_type"]
+
+
+ROWS_OF = {
+    "caption": ("caption", HEART),
+    "classify": ("classify", HEART, "--labels", "a,b"),
+    "segment": ("segment", HEART, "--labels", "a,b"),
+    "detect": ("detect", HEART, "--labels", "a,b"),
+    "ask": ("ask", HEART, "what?"),
+    "read": ("read", HEART),
+    "search": ("search", "a heart", HEART),
+    "dedupe": ("dedupe", HEART),
+    "match": ("match", HEART, "--text", "a heart"),
+    "filter": ("filter", "pairs.csv", "--min-score", "0"),
+    "embed": ("embed", HEART),
+    "video classify": ("video", "classify", HEART, "--labels", "a,b"),
+    "video caption": ("video", "caption", HEART),
+    "video embed": ("video", "embed", HEART),
+    "video search": ("video", "search", "a heart", HEART),
+}
+
+
+def test_every_command_with_rows_has_columns():
+    from tests.test_help import COMMANDS
+
+    able = {
+        name.removeprefix("zeroshot ")
+        for name, function in COMMANDS.items()
+        if "columns" in inspect.signature(function).parameters
+    }
+    assert able == ROWS_OF.keys()
+
+
+@pytest.mark.parametrize("command", ROWS_OF)
+def test_every_command_names_the_columns_that_there_are(command, zeroshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text(f"path,caption\n{HEART},a heart\n")
+    code, _, said = zeroshot(
+        *ROWS_OF[command], "--models", "pocket", "--offline", "--out", "x.csv",
+        "--columns", "path,skore",
+    )  # fmt: skip
+    assert code == 2
+    assert "unknown column 'skore'; " in said
+    assert "available: " in said
+    assert not Path("x.csv").exists()
+
+
+def test_what_reads_rows_back_needs_their_columns(zeroshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = ("--models", "pocket", "--offline", "--out", "x.csv", "--columns", "path,label,id")
+    line = ("classify", HEART, "--labels", "a,b", *shown)
+    for more, words in [
+        (("--label-studio", "l.json"), "an annotation file needs more --columns: abstained,error"),
+        (("--multi", "--threshold", 0, "--sidecar", "xmp"), "--sidecar needs more --columns: abst"),
+        (("--embeddings", "a.npz"), "--columns is for rows"),
+    ]:  # fmt: skip
+        given = [line[0], *line[4:]] if more[0] == "--embeddings" else line
+        if more[0] == "--embeddings":
+            np.savez("a.npz", images=np.eye(3), texts=np.eye(3))
+        code, _, said = zeroshot(*given, *more)
+        assert code == 2, said
+        assert words in said

@@ -19,7 +19,8 @@ PANELS = {
     "engine",
     "Inputs": "limit null image_column caption_column label_column image_root allow_private_urls "
     "url_timeout url_max_mb max_megapixels",
-    "Output": "out json overwrite retry_failed quiet verbose cache format shard_size shards",
+    "Output": "out columns json overwrite retry_failed quiet verbose cache format shard_size "
+    "shards",
 }
 """Headings of `--help` for what many commands share; a command's own options come first."""
 OWN_PANELS = {

@@ -19,6 +19,8 @@ from zeroshot.tasks.completion import model_sets
 from zeroshot.tasks.options import BATCH_SIZE, check_number, option, option_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from zeroshot.cache.embedding_cache import EmbeddingCache
     from zeroshot.inference.meter import Phase
     from zeroshot.inputs.resolve import ResolvedInputs
@@ -344,6 +346,40 @@ class CommonOptions(ModelOptions):
         if self.out is not None:
             return "nothing"
         return "table" if sys.stdout.isatty() else "json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions(CommonOptions):
+    """The common options of commands that write rows."""
+
+    columns: str | None = option(
+        None,
+        "Columns of a .csv or .parquet table, in this order: path,label,score. Default of .csv: "
+        "all but models, which are in its record.",
+        env="COLUMNS",
+        metavar="A,B",
+    )
+
+    def table_columns(self, schema: str, suffix: str | None = None) -> tuple[str, ...] | None:
+        """The columns that --columns names; None without it.
+
+        `suffix` is that of the files, if --out is a folder.
+
+        Raises:
+            UserError: no such column, or --out is no table.
+        """
+        if self.columns is None:
+            return None
+        from zeroshot.output.formats import chosen_columns
+
+        path = Path(f"x.{suffix}") if suffix else self.out or Path()
+        return chosen_columns(self.columns, path, schema)
+
+    def check_columns(self, needed: "Collection[str]", what: str) -> None:
+        """UserError if --columns lacks one that `what` reads back from --out."""
+        chosen = self.columns.split(",") if self.columns is not None else needed
+        if lacking := sorted({*needed} - {name.strip() for name in chosen}):
+            raise UserError(f"{what} needs more --columns: {','.join(lacking)}")
 
 
 def _swapped(words: Words) -> str:

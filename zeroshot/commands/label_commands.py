@@ -222,6 +222,8 @@ def _score_by_recipe(run: OutputOptions, file: Path, recipe: Path) -> None:
 
 
 def _check_arrays_out(run: OutputOptions) -> None:
+    if run.columns is not None:
+        raise UserError("--columns is for rows, and --embeddings makes arrays: leave it out")
     if run.out is None or run.out.suffix != ".npz":
         raise UserError("--embeddings needs --out FILE.npz for the scores")
     if run.out.exists() and not run.overwrite:

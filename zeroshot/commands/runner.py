@@ -13,9 +13,9 @@ import typer
 
 from zeroshot.commands.common_options import (
     NO_WORDS,
-    CommonOptions,
     FolderPath,
     RemotePath,
+    RowOptions,
     Words,
 )
 from zeroshot.errors import UserError, counted
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputOptions(CommonOptions):
+class OutputOptions(RowOptions):
     """The common options, and how a folder of shards is made."""
 
     format: Literal["jsonl", "csv", "parquet"] | None = option(
@@ -162,10 +162,11 @@ class OutputOptions(CommonOptions):
         from zeroshot.inputs.containers import Containers
 
         if self.folder is None:
+            columns = self.table_columns(task.schema)
             if self.out is not None:
                 from zeroshot.output.formats import format_for
 
-                format_for(self.out, task.schema)  # whether there is one, before models are loaded
+                format_for(self.out, task.schema, columns)  # before models are loaded
             self._refuse_without_folder(layout, half)
             assert not isinstance(sources, Containers)
             self._show_rows(task, list(sources), through)
@@ -178,7 +179,9 @@ class OutputOptions(CommonOptions):
         where = self._where(self.folder)
         if not isinstance(where, Path):
             where.begin()  # before models are loaded and anything is removed
-        place = OutputSpec(where, self.size, self.format, layout, half, default_layout)
+        columns = self.table_columns(task.schema, self.format or "jsonl")
+        self.check_columns(("path", "id", "error_type"), "a folder of shards")
+        place = OutputSpec(where, self.size, self.format, layout, half, default_layout, columns)
         if self.overwrite:
             if self.shards:
                 raise UserError("--overwrite with --shards would remove what the other workers do")
@@ -286,6 +289,7 @@ class OutputOptions(CommonOptions):
             retry_failed=self.retry_failed,
             batch_size=self.images_per_batch,
             about=about,
+            columns=self.table_columns(schema),
         )
 
     def _fill(self, spec: "RunSpec") -> None:

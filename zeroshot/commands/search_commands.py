@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zeroshot.commands.command import Images, command
-from zeroshot.commands.common_options import CommonOptions
+from zeroshot.commands.common_options import RowOptions
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
 from zeroshot.tasks.search_options import SearchOptions
@@ -46,7 +46,7 @@ Html = Annotated[
 
 @command
 def search(
-    run: CommonOptions,
+    run: RowOptions,
     options: SearchOptions,
     words: Annotated[
         list[str],
@@ -74,7 +74,7 @@ def search(
 
 
 def queries_of(
-    run: CommonOptions,
+    run: RowOptions,
     options: SearchOptions,
     words: list[str],
     file: Path | None,
@@ -129,7 +129,7 @@ def _option_for(file: str, example: str) -> str:
 
 
 def find(
-    run: CommonOptions,
+    run: RowOptions,
     options: SearchOptions,
     queries: "list[Query]",
     names: list[str],
@@ -183,13 +183,14 @@ def find(
         raise typer.Exit(3)
 
 
-def check_outputs(run: CommonOptions, schema: str, html: Path | None) -> None:
+def check_outputs(run: RowOptions, schema: str, html: Path | None) -> None:
     """UserError for a file that is there already, or whose name says no known format."""
     from zeroshot.output.atomic import check_place
     from zeroshot.output.formats import format_for
 
+    columns = run.table_columns(schema)
     if run.out is not None:
-        format_for(run.out, schema)
+        format_for(run.out, schema, columns)
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--html '{html}': a page is an .html file")
     for path in (run.out, html):
@@ -200,7 +201,7 @@ def check_outputs(run: CommonOptions, schema: str, html: Path | None) -> None:
 
 
 def write_rows(
-    run: CommonOptions, schema: str, settings: "Mapping[str, Any]", results: "Sequence[Result]"
+    run: RowOptions, schema: str, settings: "Mapping[str, Any]", results: "Sequence[Result]"
 ) -> None:
     """Write the rows to `--out`, if it is given."""
     if run.out is not None:
@@ -209,11 +210,14 @@ def write_rows(
 
         rows = (result.row() for result in results)
         about = {"command": console.command_line()}
-        write_all(run.out, schema, settings, rows, overwrite=run.overwrite, about=about)
+        columns = run.table_columns(schema)
+        write_all(
+            run.out, schema, settings, rows, overwrite=run.overwrite, about=about, columns=columns
+        )
 
 
 @command
-def dedupe(run: CommonOptions, options: DedupeOptions, images: Images, html: Html = None) -> None:
+def dedupe(run: RowOptions, options: DedupeOptions, images: Images, html: Html = None) -> None:
     """Find copies among images (also cropped, re-saved or turned), and which to keep.
 
     Nothing is moved or deleted.
@@ -267,7 +271,7 @@ def dedupe(run: CommonOptions, options: DedupeOptions, images: Images, html: Htm
 
 
 def _show(
-    run: CommonOptions,
+    run: RowOptions,
     found: "SearchAnswer",
     queries: "list[Query]",
     meter: "Meter",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from zeroshot.commands.command import Videos, command, register
-from zeroshot.commands.common_options import CommonOptions
+from zeroshot.commands.common_options import CommonOptions, RowOptions
 from zeroshot.commands.label_commands import Compare, calibrate_on, show_labels
 from zeroshot.commands.runner import OutputOptions
 from zeroshot.commands.search_commands import Html, Queries, find, queries_of
@@ -66,6 +66,13 @@ class VideoOutputOptions(OutputOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoRowOptions(RowOptions):
+    """The options of `RowOptions`, for videos."""
+
+    modality: ClassVar[Literal["image", "video"]] = "video"
+
+
+@dataclasses.dataclass(frozen=True)
 class VideoCommonOptions(CommonOptions):
     """The options of `CommonOptions`, for videos."""
 
@@ -92,7 +99,7 @@ def classify(
 @register(app)
 @command
 def search(
-    run: VideoCommonOptions,
+    run: VideoRowOptions,
     options: VideoSearchOptions,
     words: Annotated[
         list[str],

@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from zeroshot.errors import OutputError, UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.output import atomic, filesystem, leases
 from zeroshot.output.filesystem import WORK, Location
-from zeroshot.output.formats import to_json
+from zeroshot.output.formats import columns, default_columns, to_json
 from zeroshot.output.resumable import differences_of_runs, versions, with_commands
 from zeroshot.results.result import EmbedResult
 
@@ -74,6 +74,8 @@ class OutputSpec:
     layout: str | None = None
     half: bool = False
     default_layout: str = "rows"
+    columns: Sequence[str] | None = None
+    """Of tables."""
 
     def clear(self, sources: Inputs = (), schema: str | None = None) -> None:
         """Remove the files that run.json names, and no other files.
@@ -149,9 +151,12 @@ class OutputSpec:
         name = self.layout or was.get("layout") or self.default_layout
         plan = make_plan(sources, self.shard_size or was.get("shard_size"))
         half = self.half or bool(was.get("half"))
-        layout = layout_for(name, schema, suffix, half)
+        names = self._columns(was, schema, suffix)
+        layout = layout_for(name, schema, suffix, half, names)
         options = {"shard_size": plan.size, "format": suffix, "layout": name, "half": half}
         made_with = {"rows": schema, "settings": settings, "inputs": plan.inputs} | options
+        if "columns" in was or names != columns(schema):
+            made_with["columns"] = names
         made_with = json.loads(to_json(made_with))
         if run is None:
             run = self._start(files, plan, layout, made_with, about or {})
@@ -167,11 +172,19 @@ class OutputSpec:
             return None
         if self.shard_size not in (None, run["shard_size"]):  # `open` refuses it
             return None
-        layout = layout_for(run["layout"], schema, run["format"], run["half"])
+        layout = layout_of(files, run)
         plan = make_plan(sources, run["shard_size"])
         if plan.inputs == run["inputs"]:
             plan = _with_versions(files, plan)
         return Folder(self.path, plan, layout, _fingerprint(run), str(run.get("started")))
+
+    def _columns(self, was: Mapping[str, Any], schema: str, suffix: str) -> Sequence[str]:
+        """The columns of the folder's tables; a run of an earlier version has all."""
+        if self.columns is not None:
+            return self.columns
+        if was:
+            return tuple(was.get("columns") or columns(schema))
+        return default_columns(Path(f"x.{suffix}"), schema)
 
     def _start(
         self,
@@ -358,7 +371,10 @@ class Folder:
 
 
 def _fingerprint(run: Mapping[str, Any]) -> str:
-    text = json.dumps({key: run[key] for key in DECIDES}, sort_keys=True)
+    deciding = {key: run[key] for key in DECIDES}
+    if "columns" in run:
+        deciding["columns"] = run["columns"]
+    text = json.dumps(deciding, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -373,7 +389,8 @@ def _with_versions(files: Location, plan: Plan) -> Plan:
 def layout_of(files: Location, run: Mapping[str, Any]) -> Layout:
     """The layout of a run's shards; UserError if run.json is damaged."""
     try:
-        return layout_for(run["layout"], run["rows"], run["format"], run["half"])
+        names = run.get("columns") or ()
+        return layout_for(run["layout"], run["rows"], run["format"], run["half"], names)
     except KeyError as error:
         raise _damaged(files, error) from error
 

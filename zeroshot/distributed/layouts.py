@@ -20,7 +20,15 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.inputs.source import Source
 from zeroshot.output.filesystem import Location
 from zeroshot.output.filtered_pairs import write_tar
-from zeroshot.output.formats import Format, Record, format_for, from_parquet, pyarrow, to_parquet
+from zeroshot.output.formats import (
+    Format,
+    Record,
+    columns,
+    format_for,
+    from_parquet,
+    pyarrow,
+    to_parquet,
+)
 from zeroshot.results.result import EmbedResult, FilterResult, Result
 
 Matrix = npt.NDArray[np.float32]
@@ -67,6 +75,8 @@ class RowFiles:
 
     schema: str
     suffix: str
+    columns: Sequence[str] = ()
+    """Of a table; by default all."""
     format: Format = field(init=False)
 
     has_vectors: ClassVar[bool] = False
@@ -74,7 +84,9 @@ class RowFiles:
     def __post_init__(self) -> None:
         if self.suffix not in FORMATS:
             raise unknown("format of shards", self.suffix, FORMATS)
-        object.__setattr__(self, "format", format_for(Path(f"x.{self.suffix}"), self.schema))
+        object.__setattr__(self, "columns", tuple(self.columns) or columns(self.schema))
+        form = format_for(Path(f"x.{self.suffix}"), self.schema, self.columns)
+        object.__setattr__(self, "format", form)
 
     def split(self, result: Result) -> tuple[dict[str, Any], list[Sequence[float]]]:
         """The whole row."""
@@ -88,7 +100,7 @@ class RowFiles:
         """Write one file."""
         rows = b"".join(record.raw for record in content.records)
         table = self.suffix == "parquet"
-        data = to_parquet(rows, self.schema) if table else self.format.header + rows
+        data = to_parquet(rows, self.columns) if table else self.format.header + rows
         folder.replace(self._file(shard), data)
         return {self._file(shard): len(data)}
 
@@ -279,8 +291,12 @@ def _number(shard: int, of: int) -> str:
     return str(shard).zfill(int(math.log10(of)) + 1)
 
 
-def layout_for(name: str, schema: str, suffix: str, half: bool = False) -> Layout:
+def layout_for(
+    name: str, schema: str, suffix: str, half: bool = False, columns: Sequence[str] = ()
+) -> Layout:
     """The layout called `name`, with rows of `schema` in files with this suffix.
+
+    `columns` are those of a table, by default all.
 
     Raises:
         UserError: an unknown name, or a layout that does not fit these rows.
@@ -290,12 +306,12 @@ def layout_for(name: str, schema: str, suffix: str, half: bool = False) -> Layou
     if half and name == "rows":
         raise UserError("--half needs --layout safetensors: rows of text are float32")
     if name == "rows":
-        return RowFiles(schema, suffix)
+        return RowFiles(schema, suffix, columns)
     pairs = name == "webdataset"
     if schema != (FilterResult if pairs else EmbedResult).schema:
         raise UserError(f"--layout {name} is for {'filtered pairs' if pairs else 'embeddings'}")
     if name == "safetensors":
-        return Safetensors(RowFiles(schema, suffix), half)
+        return Safetensors(RowFiles(schema, suffix, columns), half)
     if suffix != "jsonl":
         raise UserError(f"--layout {name} writes its rows as jsonl: leave --format out")
     if pairs:

@@ -10,7 +10,14 @@ from zeroshot.errors import UserError, no_such
 from zeroshot.inputs.text_files import read_json
 from zeroshot.output import filesystem
 from zeroshot.output.filesystem import Location
-from zeroshot.output.formats import Format, JsonLines, Row, format_for, from_parquet
+from zeroshot.output.formats import (
+    Format,
+    JsonLines,
+    Row,
+    existing_columns,
+    format_for,
+    from_parquet,
+)
 from zeroshot.output.resumable import run_file
 
 
@@ -50,7 +57,7 @@ def saved_rows(place: Path | Location) -> SavedRows:
             f"'{place}' has no {beside.name} beside it, which says what its rows are: name JSON "
             "lines (.jsonl), or put it there"
         )
-    form = format_for(place, schema)
+    form = format_for(place, schema, existing_columns(place, schema))
 
     def rows() -> Iterator[Row]:
         table = place.suffix.lower() == ".parquet"

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from zeroshot.errors import NotAvailableError, unknown
+from zeroshot.errors import NotAvailableError, UserError, unknown
 from zeroshot.inputs.text_files import FORMULA
 from zeroshot.packaging.extras import how_to_install
 from zeroshot.results.data_frames import arrow_type, cell, cells, columns
 
 Row = Mapping[str, Any]
 """A result as JSON: `schema`, `path`, `id`, the answer or an `error`, `models`, `method`."""
+
+TABLES = (".csv", ".parquet")
+LONGEST_HEADER = 1 << 16
+"""Bytes of a table's first line."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +93,66 @@ class JsonLines:
         return Record(line, row["path"], row.get("id"), error["type"])
 
 
-def flat(row: Row, schema: str) -> dict[str, Any]:
-    """The cells of a row in a table."""
+def default_columns(path: Path, schema: str) -> tuple[str, ...]:
+    """The columns of a new table; the models, the same in each row, stand in a CSV's record."""
+    csv_file = path.suffix.lower() == ".csv"
+    return tuple(name for name in columns(schema) if not (csv_file and name == "models"))
+
+
+def chosen_columns(given: str, path: Path, schema: str) -> tuple[str, ...]:
+    """The columns that `--columns path,label` names, of a table at `path`.
+
+    Raises:
+        UserError: no such column, one that is named twice, or a file that is no table.
+    """
+    if path.suffix.lower() not in TABLES:
+        raise UserError("--columns is for tables: --out FILE.csv or FILE.parquet")
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in columns(schema):
+            raise unknown("column", name, columns(schema))
+        if names.count(name) > 1:
+            raise UserError(f"--columns {given}: '{name}' is there twice")
+    return tuple(names)
+
+
+def existing_columns(path: Path, schema: str) -> tuple[str, ...] | None:
+    """The columns of a table that is there; None for no table of these rows.
+
+    Of an unfinished Parquet file those of its first row.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open("rb") as file:
+                head = file.readline(LONGEST_HEADER)
+            names = next(csv.reader([head.decode()])) if head.endswith(b"\n") else []
+        elif part.exists():
+            with part.open("rb") as lines:
+                names = list(json.loads(lines.readline()))
+        else:
+            names = pyarrow().parquet.read_schema(path).names
+    except (OSError, ValueError, csv.Error):
+        return None
+    return tuple(names) if names and set(names) <= set(columns(schema)) else None
+
+
+def flat(row: Row, names: Iterable[str]) -> dict[str, Any]:
+    """The cells of a row in a table with these columns."""
     found = cells(row)
-    return {name: cell(found.get(name)) for name in columns(schema)}
+    return {name: cell(found.get(name)) for name in names}
 
 
 class Csv:
     """A table with a header; an apostrophe guards text that a spreadsheet would compute."""
 
-    def __init__(self, schema: str) -> None:
-        self.schema = schema
-        self.header = utf8(csv_line(columns(schema)))
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.header = utf8(csv_line(names))
 
     def encode(self, row: Row) -> bytes:
         """The row's cells; a missing value is an empty cell."""
-        return utf8(csv_line(map(guarded, flat(row, self.schema).values())))
+        return utf8(csv_line(map(guarded, flat(row, self.names).values())))
 
     def records(self, data: bytes) -> list[Record]:
         """Each complete row; a cell with line breaks spans several lines."""
@@ -125,16 +173,18 @@ class Csv:
     def cells(self, raw: bytes) -> Mapping[str, Any]:
         """The cells as texts, without the apostrophes that guard them; an empty one is None."""
         cells = next(csv.reader(io.StringIO(raw.decode(), newline="")))
-        if len(cells) != len(columns(self.schema)):
+        if len(cells) != len(self.names):
             raise ValueError(f"not a row: {raw[:60]!r}")
         return {
             name: cell.removeprefix("'") or None
-            for name, cell in zip(columns(self.schema), cells, strict=True)
+            for name, cell in zip(self.names, cells, strict=True)
         }
 
     def _record(self, raw: bytes) -> Record:
         named = self.cells(raw)
-        return Record(raw, named["path"], named["id"], named["error_type"])
+        if "path" not in named:
+            raise ValueError("it has no column path, which says which images are done")
+        return Record(raw, named["path"], named.get("id"), named.get("error_type"))
 
 
 def csv_line(cells: Iterable[object]) -> str:
@@ -154,12 +204,12 @@ def guarded(cell: object) -> object:
 class FlatLines(JsonLines):
     """The cells of a table as one object per line, which becomes Parquet."""
 
-    def __init__(self, schema: str) -> None:
-        self.schema = schema
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
 
     def encode(self, row: Row) -> bytes:
         """The row's cells."""
-        return super().encode(flat(row, self.schema))
+        return super().encode(flat(row, self.names))
 
 
 class Text:
@@ -202,10 +252,10 @@ def pyarrow() -> Any:
     return arrow
 
 
-def to_parquet(lines: bytes, schema: str) -> bytes:
-    """A Parquet table of `FlatLines`."""
+def to_parquet(lines: bytes, names: Sequence[str]) -> bytes:
+    """A Parquet table of `FlatLines` with these columns."""
     arrow = pyarrow()
-    types = arrow.schema([(name, arrow_type(name)) for name in columns(schema)])
+    types = arrow.schema([(name, arrow_type(name)) for name in names])
     rows = [json.loads(line) for line in lines.split(b"\n") if line]
     table = arrow.Table.from_pylist(rows, schema=types)
     sink = io.BytesIO()
@@ -219,15 +269,21 @@ def from_parquet(file: Path | io.BytesIO) -> bytes:
     return b"".join(utf8(to_json(row)) + b"\n" for row in table.to_pylist())
 
 
-def format_for(path: Path, schema: str) -> Format:
-    """The format with this suffix; UserError for an unknown suffix."""
+def format_for(path: Path, schema: str, names: Sequence[str] | None = None) -> Format:
+    """The format with this suffix; a table has the columns `names`, or those of a new one.
+
+    Raises:
+        UserError: an unknown suffix.
+        NotAvailableError: Parquet without pyarrow.
+    """
     suffix = path.suffix.lower().removeprefix(".")
     if suffix == "parquet":
         pyarrow()
+    names = names or default_columns(path, schema)
     formats: dict[str, Format] = {
         "jsonl": JsonLines(),
-        "csv": Csv(schema),
-        "parquet": FlatLines(schema),
+        "csv": Csv(names),
+        "parquet": FlatLines(names),
         "txt": Text(),
     }
     if suffix not in formats:

@@ -23,7 +23,18 @@ from zeroshot.errors import OutputError, UserError
 from zeroshot.output import atomic, leases
 from zeroshot.output.appended import AppendedFile
 from zeroshot.output.filesystem import Disk
-from zeroshot.output.formats import Record, Row, format_for, from_parquet, to_json, to_parquet, utf8
+from zeroshot.output.formats import (
+    TABLES,
+    Record,
+    Row,
+    default_columns,
+    existing_columns,
+    format_for,
+    from_parquet,
+    to_json,
+    to_parquet,
+    utf8,
+)
 from zeroshot.packaging.version import __version__
 
 FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -118,7 +129,8 @@ class ResumableFile:
     process is refused; one that takes over from a process that does not answer continues in a copy,
     so that nothing gets in between if that process was only suspended. Rows come in batches of
     `batch_size`; an incomplete batch of a killed run is dropped, because a number can differ in its
-    last digit if images are batched otherwise.
+    last digit if images are batched otherwise. A table has `columns`, by default those that it has
+    already; without `id` it is not seen that an image has changed.
     """
 
     def __init__(
@@ -131,12 +143,21 @@ class ResumableFile:
         retry_failed: bool = False,
         batch_size: int = 1,
         about: Mapping[str, Any] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self.path = path
         self._about = dict(about or {})
         self._batch_size = batch_size
         self.schema = schema
-        self._format = format_for(path, schema)
+        columns = _columns(path, schema, columns, overwrite)
+        self._names = columns or default_columns(path, schema)
+        self._format = format_for(path, schema, columns)
+        tabular = path.suffix.lower() in TABLES
+        self._has_ids = not tabular or "id" in self._names
+        if retry_failed and tabular and "error_type" not in self._names:
+            raise UserError(
+                f"--retry-failed: '{path}' has no column error_type, which says what failed"
+            )
         self._table = path.suffix.lower() == ".parquet"
         self._work = path.with_name(path.name + ".part") if self._table else path
         self._run_file = run_file(path)
@@ -233,7 +254,7 @@ class ResumableFile:
     def take_row(self, path: str | None, id: str | None) -> bool:
         """Whether an earlier run has a row for this image; each row is counted once."""
         path = written_path(path)
-        if id == ANY_ID:
+        if id == ANY_ID or not self._has_ids:
             id = self._ids.get(path)
         if self._good[path, id]:
             self._good[path, id] -= 1
@@ -250,7 +271,7 @@ class ResumableFile:
             UserError: rows are left, and two rows for it are equal.
         """
         path = written_path(path)
-        if id == ANY_ID:
+        if id == ANY_ID or not self._has_ids:
             id = self._ids.get(path)
         more = self._good[path, id] + self._failed[path]
         if more and path in self._equal:
@@ -322,7 +343,7 @@ class ResumableFile:
                 f"'{self.path}' was removed or replaced during the run, so it is not written; all "
                 f"rows are in {self._work.name}, and the same command writes the table"
             )
-        atomic.replace(self.path, to_parquet(self._work.read_bytes(), self.schema))
+        atomic.replace(self.path, to_parquet(self._work.read_bytes(), self._names))
         self._work.unlink()
 
     def __enter__(self) -> "ResumableFile":
@@ -337,6 +358,25 @@ class ResumableFile:
         self.close()
 
 
+def _columns(
+    path: Path, schema: str, given: Sequence[str] | None, overwrite: bool
+) -> Sequence[str] | None:
+    """The columns of a table that is there, or those that were given.
+
+    Raises:
+        UserError: they differ.
+    """
+    there = existing_columns(path, schema) if path.suffix.lower() in TABLES else None
+    if there is None or overwrite:
+        return given
+    if given is not None and tuple(given) != there:
+        raise UserError(
+            f"'{path}' has the columns {','.join(there)}, and --columns says {','.join(given)}; "
+            "replace it with --overwrite, or choose another --out"
+        )
+    return there
+
+
 def write_all(
     path: Path,
     schema: str,
@@ -345,13 +385,14 @@ def write_all(
     *,
     overwrite: bool = False,
     about: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Write all rows of a run at once, and the file about the run; raises as `atomic.whole`."""
-    form, started = format_for(path, schema), _now()
+    form, started = format_for(path, schema, columns), _now()
     lines = [form.encode(row) for row in rows]
     data = form.header + b"".join(lines)
     if path.suffix.lower() == ".parquet":
-        data = to_parquet(data, schema)
+        data = to_parquet(data, columns or default_columns(path, schema))
     with atomic.whole(path, overwrite=overwrite) as file:
         file.write(data)
     run = _made_with(schema, settings) | {"about": with_commands(about or {})}

@@ -124,6 +124,7 @@ def exporting(
 
 def _check(run: OutputOptions, targets: Mapping[str, Path], schema: str) -> dict[str, bool]:
     """Which exports replace earlier ones."""
+    from zeroshot.output.annotations.annotated import NEEDED
     from zeroshot.output.annotations.exporting import check
 
     if run.shards:
@@ -133,6 +134,7 @@ def _check(run: OutputOptions, targets: Mapping[str, Path], schema: str) -> dict
         )
     if run.out is not None and run.out in targets.values():
         raise UserError(f"--out '{run.out}' has rows, and an export needs a path of its own")
+    run.check_columns(("path", "id", *NEEDED[schema], "error_type"), "an annotation file")
     again = run.has_rows
     return {n: check(n, path, schema, run.overwrite, again) for n, path in targets.items()}
 

@@ -46,6 +46,8 @@ def show_with_sidecars(
     from zeroshot.inference.meter import Meter
 
     writer = task.writer
+    answer = ("caption",) if writer.what == "captions" else ("labels", "abstained")
+    run.check_columns(("path", *answer), writer.option)
     writer.check(_pictures(sources))
     had_rows, failed, meter = run.has_rows, False, Meter()
     try:

@@ -16,6 +16,12 @@ from zeroshot.results.result import ClassifyResult
 DETECT, SEGMENT, CLASSIFY = DetectResult.schema, SegmentResult.schema, ClassifyResult.schema
 MARKS = {DETECT: "boxes", SEGMENT: "regions", CLASSIFY: "labels"}
 """The column of a row that has its marks."""
+NEEDED = {
+    DETECT: ("width", "height", "boxes"),
+    SEGMENT: ("width", "height", "regions"),
+    CLASSIFY: ("labels", "abstained"),
+}
+"""The columns that annotations are made from, beside path, id and error."""
 MOST_PIXELS = 250_000_000
 """As `segment` writes at most."""
 
@@ -138,7 +144,7 @@ def _image(row: Row, schema: str, several: bool) -> AnnotatedImage:
         if sized and not (width > 0 and height > 0 and width * height <= MOST_PIXELS):
             raise ValueError(f"a size of {width} x {height} pixels")
         if schema == CLASSIFY:
-            known = [] if _value(row.get("abstained")) else known if several else known[:1]
+            known = [] if _value(row["abstained"]) else known if several else known[:1]
         marks = tuple(_mark(mark, width, height) for mark in known)
     except KeyError as error:
         raise UserError(f"the row of '{name}' has no {error}, which annotations need") from error

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from zeroshot.errors import UserError
 from zeroshot.output import atomic
 from zeroshot.output.annotations import coco_annotations, label_studio, yolo_annotations
-from zeroshot.output.annotations.annotated import MARKS, Annotations
+from zeroshot.output.annotations.annotated import CLASSIFY, Annotations
 from zeroshot.output.formats import utf8
 from zeroshot.output.resumable import versions
 
@@ -56,9 +56,9 @@ def check(format: str, path: Path, schema: str, overwrite: bool, again: bool) ->
     writer = WRITERS[format]
     if schema not in writer.SCHEMAS:
         able = ", ".join(f"--{name}" for name, each in WRITERS.items() if schema in each.SCHEMAS)
-        kind = MARKS.get(schema)
-        what = f"{kind} of whole images" if kind == "labels" else f"rows of {schema}"
-        raise UserError(f"--{format} has no place for {what}; " + (f"{able} has" if able else ""))
+        what = "labels of whole images" if schema == CLASSIFY else f"rows of {schema}"
+        advice = f"take {able}" if able else "rows of detect, segment and classify have"
+        raise UserError(f"--{format} has no place for {what}; {advice}")
     there = [file for file in writer.files(path) if os.path.lexists(file)]
     if there and not overwrite and not again:
         raise UserError(f"'{there[0]}' exists; --overwrite replaces it")

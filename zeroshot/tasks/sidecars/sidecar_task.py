@@ -51,6 +51,10 @@ class SidecarWriter(Protocol):
     def place(self) -> str:
         """Where: `beside their images`."""
 
+    @property
+    def option(self) -> str:
+        """The option that asks for it: `--sidecar`."""
+
     def check(self, sources: Iterable[Source]) -> None:
         """UserError, before a run, if some of the images can have no files."""
 
@@ -74,6 +78,7 @@ class BesideImages:
     suffix: str
     what: str
     place = BESIDE
+    option = "--sidecar"
 
     def file(self, path: str) -> Path | None:
         """The file of an image; None if it can have none."""

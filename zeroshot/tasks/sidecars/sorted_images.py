@@ -36,6 +36,7 @@ class SortedImages:
     several: bool = False
     """Whether all labels of a row hold, rather than the first."""
     what: str = "links or copies"
+    option: str = "--into"
 
     @property
     def place(self) -> str:
