@@ -27,7 +27,7 @@ TASK_OF_ROWS: dict[str, EvaluationTask] = {
 
 
 @dataclass(frozen=True)
-class Method:
+class LoadedMethod:
     """The rows of one method and, if it was measured, its result."""
 
     name: str
@@ -41,7 +41,7 @@ class Group:
 
     task: EvaluationTask
     dataset: str
-    methods: list[Method] = field(default_factory=list)
+    methods: list[LoadedMethod] = field(default_factory=list)
     truth: dict[str, Row] = field(default_factory=dict)
     """by the path of an image: its `label`, `labels` or `references`"""
     comparison: Mapping[str, Any] | None = None
@@ -129,7 +129,7 @@ def _add_result(file: Path, groups: dict[object, Group]) -> None:
         for key in ("rows", "truth_rows")
     )
     group.truth |= {str(row.get("path")): row for row in truth_rows}
-    _add(group, Method(name, rows, document), file)
+    _add(group, LoadedMethod(name, rows, document), file)
 
 
 def _read_beside(file: Path, name: object) -> list[Row]:
@@ -138,7 +138,7 @@ def _read_beside(file: Path, name: object) -> list[Row]:
     return [row for _, row in read_json_lines(path)]
 
 
-def _add(group: Group, method: Method, file: Path) -> None:
+def _add(group: Group, method: LoadedMethod, file: Path) -> None:
     """Add a method; if its name is taken, the name of its folder is added to it."""
     taken = {own.name for own in group.methods}
     name = method.name
@@ -146,7 +146,7 @@ def _add(group: Group, method: Method, file: Path) -> None:
         name = f"{name} ({file.resolve().parent.name})"
     if name in taken:
         name = f"{method.name} ({len(taken) + 1})"
-    group.methods.append(Method(name, method.rows, method.result))
+    group.methods.append(LoadedMethod(name, method.rows, method.result))
 
 
 def _add_rows(
@@ -169,7 +169,7 @@ def _add_rows(
     group = groups.setdefault((task, "rows"), Group(task, truth.parent.name if truth else ""))
     if task == "classify":
         saved = predictions.read_labels(file)
-        _add(group, Method(saved.name, saved.rows), file)
+        _add(group, LoadedMethod(saved.name, saved.rows), file)
         return
     saved = predictions.read_captions(file)
     dataset = _caption_dataset(saved, truth)
@@ -178,7 +178,7 @@ def _add_rows(
         pairs = zip(dataset.sources, dataset.references, strict=True)
         group.truth |= {str(s.path): {"references": list(own)} for s, own in pairs}
         measured = _measure(saved, dataset, sampling)
-    _add(group, Method(saved.name, saved.rows, measured), file)
+    _add(group, LoadedMethod(saved.name, saved.rows, measured), file)
 
 
 def _caption_dataset(
