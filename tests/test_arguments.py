@@ -139,7 +139,11 @@ class OnlyRead:
         ("classify", {"prior": [0.5, "x"]}, "prior[1] is 'x', and has to be a number"),
         ("classify", {"method": "otter", "prior": [1.0]}, "expected 2 numbers, one for each"),
         ("classify", {"method": "otter", "prior": [2.0, -1.0]}, "none negative"),
-        ("classify", {"method": ["zpe"]}, "method is ['zpe'], and has to be a text or None"),
+        (
+            "classify",
+            {"method": ["zpe"]},
+            "method is ['zpe'], and has to be a text, a Scorer or",
+        ),
         ("ask", {"question": {"a.png": "what?"}}, "question['a.png'] is 'what?', and has to be a"),
         ("ask", {"question": []}, "there is no question"),
         ("caption", {"prompt": {1: "a"}}, "a key of prompt is 1, and has to be a text"),

@@ -307,3 +307,15 @@ def test_what_a_tab_shows():
 
 def test_rows_stay_rows():
     assert json.loads(json.dumps(Results(RESULTS).rows()))[0]["caption"] == "a heart"
+
+
+def test_a_trace_is_a_figure(monkeypatch):
+    from zeroshot.trace import Candidate, Trace, TraceStep
+
+    trace = Trace((TraceStep("a", (Candidate(1, "b", 0.5, 0.25, 0.125, 0.5),)),))
+    assert repr(trace) == "Trace(text='a', 1 steps)"
+    drawn = trace._repr_png_()
+    assert drawn is not None
+    assert Image.open(io.BytesIO(drawn)).format == "PNG"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert trace._repr_png_() is None

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-JOBS = ["ask", "caption", "classify", "couple", "search", "tune"]
+JOBS = ["ask", "caption", "classify", "couple", "results", "search", "tune"]
 OTHER_IMAGES = {"search", "tune"}
 """These do not name the first scene."""
 
@@ -67,14 +67,15 @@ def test_notebook(job, monkeypatch, tmp_path):
     assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
 
 
-def test_the_notebook_that_keeps_its_outputs_is_what_the_tool_writes():
-    """`python tools/tune_notebook.py`."""
-    tool = runpy.run_path(str(EXAMPLES.parent / "tools" / "tune_notebook.py"))
-    notebook = nbformat.read(EXAMPLES / "tune.ipynb", as_version=4)
+@pytest.mark.parametrize(("job", "most"), [("tune", 50_000), ("results", 200_000)])
+def test_a_notebook_that_keeps_its_outputs_is_what_the_tool_writes(job, most):
+    """`python tools/tune_notebook.py`, `python tools/results_notebook.py`."""
+    tool = runpy.run_path(str(EXAMPLES.parent / "tools" / f"{job}_notebook.py"))
+    notebook = nbformat.read(EXAMPLES / f"{job}.ipynb", as_version=4)
     assert [cell.source for cell in notebook.cells] == [c.source for c in tool["cells"]()]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in code)
-    assert (EXAMPLES / "tune.ipynb").stat().st_size < 50_000
+    assert (EXAMPLES / f"{job}.ipynb").stat().st_size < most
 
 
 def test_the_scenes_are_what_the_captions_name():

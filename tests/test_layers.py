@@ -23,7 +23,7 @@ FLOORS = [
     {"tasks"},
     {"distributed", "evaluation"},
     {"report", "api"},
-    {"video", "commands"},
+    {"video", "commands", "adapters"},
     {"serving"},
     {"cli"},
     {"__main__"},

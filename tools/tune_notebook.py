@@ -154,9 +154,10 @@ def tidy(outputs):
     return kept
 
 
-def main() -> None:
+def keep(cells, path):
+    """Run the cells in the folder of the notebook, and write it with its outputs."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = new_notebook(cells=cells(), metadata={"kernelspec": kernel})
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     with tempfile.TemporaryDirectory() as cache:
         os.environ |= {
@@ -165,7 +166,7 @@ def main() -> None:
             "PYTHONWARNINGS": "ignore",
         }
         client = NotebookClient(
-            notebook, timeout=600, resources={"metadata": {"path": str(ROOT / "examples")}}
+            notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}
         )
         client.execute()
     for cell in notebook.cells:
@@ -173,7 +174,11 @@ def main() -> None:
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    nbformat.write(notebook, ROOT / "examples" / "tune.ipynb")
+    nbformat.write(notebook, path)
+
+
+def main() -> None:
+    keep(cells(), ROOT / "examples" / "tune.ipynb")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The trace of a generated text: the candidates of each step, their scores and the choice."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,10 @@ class Trace:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        text = self.steps[-1].text if self.steps else ""
+        return f"Trace(text={text!r}, {len(self)} steps)"
+
     def figure(self, shown: int = SHOWN) -> Any:
         """A matplotlib figure of the `shown` best candidates per step, with the terms of the total.
 
@@ -79,6 +84,15 @@ class Trace:
             axes[0].legend(loc="lower right", fontsize="small")
             axes[-1].set_xlabel("part of the total")
         return figure
+
+    def _repr_png_(self) -> bytes | None:
+        """The figure in a notebook; the text alone without matplotlib."""
+        data = io.BytesIO()
+        try:
+            self.figure().savefig(data, format="png", dpi=72)
+        except NotAvailableError:
+            return None
+        return data.getvalue()
 
     def save(self, path: str | Path, shown: int = SHOWN) -> None:
         """The figure as a file; the suffix picks the format (.png, .svg, .pdf; without one, .png).

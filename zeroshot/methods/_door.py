@@ -33,7 +33,7 @@ ANY_LENGTH = ("wants_unnormalized", "shots_alone")
 """Attributes of methods whose embeddings may have any length."""
 TOLERANCE = 0.02
 """Of the length of a unit vector; bfloat16 is off by up to 0.004."""
-SHARED = {"c", "d", "e", "f"}
+SHARED = {"c", "d", "e"}
 """Axes of a learned tensor that new arguments must agree with: classes, widths."""
 
 _inside: ContextVar[bool] = ContextVar("inside a method", default=False)
@@ -218,10 +218,10 @@ class _Door:
         if (length == 0).any():
             self._refuse(name, "an embedding is zero and has no direction")
         if name in COMPARED and self.unit and ((length - 1).abs() > TOLERANCE).any():
-            low, high = float(length.min()), float(length.max())
+            ends = dict.fromkeys(f"{float(x):.3g}" for x in (length.min(), length.max()))
             self._refuse(
                 name,
-                f"lengths from {low:.3g} to {high:.3g}, and they have to be unit vectors; pass "
+                f"lengths {' to '.join(ends)}, and they have to be unit vectors; pass "
                 f"zeroshot.ops.normalize({name})",
             )
 

@@ -1,2 +1,2 @@
 from .page import render as render
-from .result_files import Group as Group, Method as Method, load_results as load_results
+from .result_files import Group as Group, LoadedMethod as LoadedMethod, load_results as load_results

@@ -11,7 +11,7 @@ import numpy as np
 from zeroshot.metrics.captioning import cider
 from zeroshot.metrics.ptb_tokenizer import tokenize
 from zeroshot.output.formats import Row
-from zeroshot.report.result_files import Group, Method
+from zeroshot.report.result_files import Group, LoadedMethod
 from zeroshot.report.thumbnails import thumbnail
 
 Order = Literal["data", "worst"]
@@ -83,7 +83,7 @@ def _mark(caption: str, known: set[str]) -> Iterator[tuple[str, bool]]:
         yield word, not known or set(tokenize(word)) <= known | FUNCTION_WORDS
 
 
-def _ciders(method: Method, truth: Mapping[str, Row]) -> dict[str, float]:
+def _ciders(method: LoadedMethod, truth: Mapping[str, Row]) -> dict[str, float]:
     """The CIDEr of each image by its path; empty if fewer than two images have references."""
     rows = [
         row

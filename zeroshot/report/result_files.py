@@ -30,7 +30,7 @@ SHARD = re.compile(r"\d{5,}\.jsonl")
 
 
 @dataclass(frozen=True)
-class Method:
+class LoadedMethod:
     """The rows of one method and, if it was measured, its result."""
 
     name: str
@@ -44,7 +44,7 @@ class Group:
 
     task: EvaluationTask
     dataset: str
-    methods: list[Method] = field(default_factory=list)
+    methods: list[LoadedMethod] = field(default_factory=list)
     truth: dict[str, Row] = field(default_factory=dict)
     """by the path of an image: its `label`, `labels` or `references`"""
     comparison: Mapping[str, Any] | None = None
@@ -150,7 +150,7 @@ def _add_result(file: Path, groups: dict[object, Group]) -> None:
         for key in ("rows", "truth_rows")
     )
     group.truth |= {str(row.get("path")): row for row in truth_rows}
-    _add(group, Method(name, rows, document), file)
+    _add(group, LoadedMethod(name, rows, document), file)
 
 
 def _read_beside(file: Path, name: object) -> list[Row]:
@@ -159,7 +159,7 @@ def _read_beside(file: Path, name: object) -> list[Row]:
     return [row for _, row in read_json_lines(path)]
 
 
-def _add(group: Group, method: Method, file: Path) -> None:
+def _add(group: Group, method: LoadedMethod, file: Path) -> None:
     """Add a method; if its name is taken, the name of its folder is added to it."""
     taken = {own.name for own in group.methods}
     name = method.name
@@ -167,7 +167,7 @@ def _add(group: Group, method: Method, file: Path) -> None:
         name = f"{name} ({file.resolve().parent.name})"
     if name in taken:
         name = f"{method.name} ({len(taken) + 1})"
-    group.methods.append(Method(name, method.rows, method.result))
+    group.methods.append(LoadedMethod(name, method.rows, method.result))
 
 
 def _add_rows(
@@ -205,7 +205,7 @@ def _add_rows(
         pairs = zip(dataset.sources, dataset.references, strict=True)
         group.truth |= {str(s.path): {"references": list(own)} for s, own in pairs}
         measured = _measure(saved, dataset, sampling)
-    _add(group, Method(saved.name, saved.rows, measured), file)
+    _add(group, LoadedMethod(saved.name, saved.rows, measured), file)
 
 
 def _caption_dataset(

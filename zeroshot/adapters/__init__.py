@@ -1,0 +1,1 @@
+"""Faces for other libraries, a file each, which nothing else imports."""
