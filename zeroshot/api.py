@@ -412,7 +412,7 @@ def segment(
         method: how the patches of the set's dual encoder are read. Default: `naclip`.
         background: what is none of the labels, in words; a pixel that fits it best has no label.
         templates: as for `classify`. Default: `simple`, or `a photo of a {}` with a `model`.
-        model: a segmentation model (CLIPSeg, GroupViT) instead.
+        model: a segmentation model (CLIPSeg, GroupViT, SAM 3) instead.
         threshold: pixels that score less have no label.
         examples: images of labels as prompts: a folder per label, or a CSV file.
         mix: weight of the examples in a label's prompt.
