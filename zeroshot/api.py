@@ -434,7 +434,7 @@ def segment(
         background: what is none of the labels, in words, or `()`; a pixel that fits it best has no
             label. Default with a dual encoder: `prompts.BACKGROUND`.
         templates: as for `classify`. Default: `simple`, or `a photo of a {}` with a `model`.
-        model: a segmentation model (CLIPSeg, GroupViT) instead.
+        model: a segmentation model (CLIPSeg, GroupViT, SAM 3) instead.
         threshold: pixels that score less have no label.
         examples: images of labels as prompts: a folder per label, or a CSV file.
         mix: weight of the examples in a label's prompt.

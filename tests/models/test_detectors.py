@@ -1,4 +1,4 @@
-"""OWL-ViT, OWLv2 and Grounding DINO against transformers' own calls; labels encoded once."""
+"""Detectors against transformers' own calls; labels are encoded once."""
 
 import numpy as np
 import pytest
@@ -101,6 +101,60 @@ def test_a_query_image_is_as_transformers_has_it(name, loaded):
     torch.testing.assert_close(boxes, theirs.target_pred_boxes, atol=1e-5, rtol=1e-5)
 
 
+def omdet_inputs(detector, images, labels):
+    """As `OmDetTurboProcessor`, which needs torchvision."""
+    length = {"padding": "max_length", "truncation": True, "max_length": 24}
+    task = detector.tokenizer(["Detect " + ", ".join(labels) + "."], return_tensors="pt", **length)
+    classes = detector.tokenizer(labels, return_tensors="pt", **length)
+    count = len(images)
+    return {
+        "pixel_values": detector.image_processor(images=images, return_tensors="pt")[
+            "pixel_values"
+        ],
+        "classes_input_ids": classes["input_ids"].repeat(count, 1),
+        "classes_attention_mask": classes["attention_mask"].repeat(count, 1),
+        "tasks_input_ids": task["input_ids"].repeat(count, 1),
+        "tasks_attention_mask": task["attention_mask"].repeat(count, 1),
+        "classes_structure": torch.tensor([len(labels)] * count),
+    }
+
+
+def test_omdet_turbo_is_transformers(loaded):
+    detector, images = loaded("omdet_turbo"), [noise(50, 30), noise(40, 44, 1)]
+    labels = ["cat", "a dog"]
+    (task,) = detector.encode_prompts(labels)
+    with torch.inference_mode():
+        theirs = detector.model(**omdet_inputs(detector, images, labels))
+    logits, boxes = detector.logits(images, task)
+    torch.testing.assert_close(logits, theirs.decoder_class_logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(boxes, theirs.decoder_coord_logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.01
+    best = detector.detect(images, [task], 0.0)[0]
+    scores, place = logits[0].sigmoid().flatten().max(0)
+    assert best.scores[0] == scores
+    assert best.labels[0] == place % 2
+    box = center_to_corners(boxes[0][place // 2][None]) * torch.tensor([50, 30, 50, 30])
+    most = torch.tensor([50.0, 30, 50, 30])
+    torch.testing.assert_close(best.boxes[0], torch.minimum(box[0].clamp_min(0), most))
+
+
+def test_labels_of_omdet_turbo_that_do_not_fit_are_another_task(loaded):
+    detector = loaded("omdet_turbo")
+    labels = ["cat", "a dog", "bird", "zebra", "sofa", "my fox"]
+    tasks = detector.encode_prompts(labels)
+    assert len(tasks) > 1
+    assert [task.first for task in tasks] == [
+        sum(len(one.classes) for one in tasks[:i]) for i in range(len(tasks))
+    ]
+    assert sum(len(task.classes) for task in tasks) == len(labels)
+    found = detector.detect([noise(50, 30)], tasks, 0.0)[0]
+    assert set(found.labels.tolist()) == set(range(6))
+    with pytest.raises(UserError, match="tokens, but the model reads 24"):
+        detector.encode_prompts(["a label that is far too long for it"])
+    with pytest.raises(UserError, match="takes no query image"):
+        detector.encode_examples([noise(24, 24)])
+
+
 def test_grounding_dino_takes_no_query_image(loaded):
     with pytest.raises(UserError, match="takes no query image"):
         loaded("grounding_dino").encode_examples([noise(24, 24)])
@@ -193,9 +247,12 @@ def test_labels_are_encoded_once(name, loaded, pictures, monkeypatch):
     """However many pictures there are; transformers' pipeline reads each label for each picture."""
     detector, read = loaded(name), []
     inner = detector.model
-    for step in {"owlvit": ["owlvit", "text_model"], "owlv2": ["owlv2", "text_model"]}.get(
-        name, ["model", "text_backbone"]
-    ):
+    places = {
+        "owlvit": ["owlvit", "text_model"],
+        "owlv2": ["owlv2", "text_model"],
+        "omdet_turbo": ["language_backbone", "model"],
+    }
+    for step in places.get(name, ["model", "text_backbone"]):
         inner = getattr(inner, step)
     handle = inner.register_forward_hook(lambda module, given, out: read.append(out))
     try:
@@ -204,7 +261,8 @@ def test_labels_are_encoded_once(name, loaded, pictures, monkeypatch):
             detector.detect(pictures, prompts, 0.5)
     finally:
         handle.remove()
-    assert len(read) == 1
+    sentences = len(prompts) if name == "omdet_turbo" else 0  # beside the labels themselves
+    assert len(read) == 1 + sentences
 
 
 @pytest.mark.parametrize("name", OWLS)

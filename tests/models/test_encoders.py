@@ -1,5 +1,6 @@
 """What holds of every encoder, whatever its family."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def test_half_precision_keeps_the_scale_and_returns_float32(name, directory_of, 
     assert not torch.equal(rows, exact)
 
 
-@pytest.mark.parametrize("name", [*tiny.DUAL, "mm_grounding_dino"])
+@pytest.mark.parametrize("name", [*tiny.DUAL, "mm_grounding_dino", "omdet_turbo", "sam3"])
 def test_a_model_saved_in_shards_of_half_precision_loads(name, directory_of, tmp_path, pictures):
     """With the numbers of these weights in float32."""
     whole = models.load(str(directory_of(name)), device="cpu").model
@@ -140,13 +141,18 @@ def test_a_model_saved_in_shards_of_half_precision_loads(name, directory_of, tmp
         models.load(str(tmp_path / name), device="cpu")
 
 
-def test_tipsv2_has_a_scale_that_its_files_lack(directory_of, tmp_path, loaded):
-    """Published checkpoints have no temperature; the configuration has."""
+def test_tipsv2_as_transformers_5_saves_it(directory_of, tmp_path, loaded, pictures):
+    """Without a temperature, which is in the configuration; preprocessing in the processor's."""
     shutil.copytree(directory_of("tipsv2"), tmp_path / "tipsv2")
     weights = load_file(tmp_path / "tipsv2" / "model.safetensors")
     del weights["temperature"]
     save_file(weights, tmp_path / "tipsv2" / "model.safetensors", {"format": "pt"})
+    settings = json.loads((tmp_path / "tipsv2" / "preprocessor_config.json").read_text())
+    (tmp_path / "tipsv2" / "preprocessor_config.json").unlink()
+    processor = {"processor_class": "Tipsv2Processor", "image_processor": settings}
+    (tmp_path / "tipsv2" / "processor_config.json").write_text(json.dumps(processor))
     encoder = models.load(str(tmp_path / "tipsv2"), device="cpu")
+    assert torch.equal(encoder.encode_images(pictures), loaded("tipsv2").encode_images(pictures))
     assert encoder.logit_scale == pytest.approx(1 / 0.005065968260169029)
     assert torch.equal(encoder.encode_texts(TEXTS), loaded("tipsv2").encode_texts(TEXTS))
 

@@ -608,12 +608,12 @@ SIDES = {"vision_config": {}, "text_config": {}}
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [
-        ("Sam3Model", {"model_type": "sam3", **SIDES}, "clipseg-rd64-refined"),
+        ("Sam3LiteTextModel", {"model_type": "sam3_lite_text", **SIDES}, "clipseg-rd64-refined"),
         ("NeoMMEForRetrieval", {"model_type": "neomme", **SIDES}, "siglip2-base-patch16-224"),
         ("VideoPrismClipModel", {"model_type": "videoprism", **SIDES}, "xclip-base-patch32"),
         (
-            "OmDetTurboForObjectDetection",
-            {"model_type": "omdet-turbo", "backbone_config": {}, "text_config": {}},
+            "WordsForObjectDetection",
+            {"model_type": "of 2028", "backbone_config": {}, "text_config": {}},
             "grounding-dino-tiny",
         ),
         ("NewModel", {"model_type": "of 2027", **SIDES}, "siglip2-base-patch16-224"),

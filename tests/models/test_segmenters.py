@@ -1,9 +1,13 @@
 """CLIPSeg and GroupViT against transformers' own calls, and what each is encoded how often."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
 from zeroshot import models
@@ -78,6 +82,55 @@ def test_a_single_prompt_keeps_its_axis(loaded, pictures):
     assert found[0].shape == (1, 16, 16)
 
 
+def test_sam3_is_transformers(loaded, pictures):
+    """Its own call takes a picture for each prompt, and encodes both anew for every pair."""
+    segmenter, picture = loaded("sam3"), pictures[0]
+    values = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float32)
+    pixels = torch.from_numpy(values).permute(2, 0, 1)[None].repeat(3, 1, 1, 1) / 127.5 - 1
+    asked = tokenize(segmenter.tokenizer, PROMPTS, 24, "max_length")
+    with torch.inference_mode():
+        theirs = segmenter.model(
+            pixel_values=pixels,
+            input_ids=asked["input_ids"],
+            attention_mask=asked["attention_mask"],
+        ).semantic_seg[:, 0]
+    ours = segmenter.maps([picture], segmenter.encode_prompts(PROMPTS))[0]
+    assert theirs.std() > 0.01
+    assert (theirs[0] - theirs[1]).abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    many = segmenter.encode_prompts([*PROMPTS, "dog", "fox", "fly"])
+    torch.testing.assert_close(segmenter.maps([picture], many)[0][:3], ours, atol=1e-5, rtol=1e-5)
+
+
+def test_sam3_as_published_has_a_tracker_too(directory_of, loaded, pictures, tmp_path):
+    """The detector is a part of its configuration and of its weights."""
+    shutil.copytree(directory_of("sam3"), tmp_path / "sam3")
+    file = tmp_path / "sam3" / "config.json"
+    detector = json.loads(file.read_text())
+    whole = {"architectures": ["Sam3VideoModel"], "model_type": "sam3_video"}
+    file.write_text(json.dumps(whole | {"detector_config": detector}))
+    weights = tmp_path / "sam3" / "model.safetensors"
+    parts = {f"detector_model.{key}": value for key, value in load_file(weights).items()}
+    tracker = {"tracker_model.memory.weight": torch.zeros(3)}
+    save_file(parts | tracker, weights, {"format": "pt"})
+    whole = models.load_segmenter(f"hf:{tmp_path / 'sam3'}", device="cpu")
+    segmenter = loaded("sam3")
+    prompts = segmenter.encode_prompts(PROMPTS)
+    assert torch.equal(whole.encode_prompts(PROMPTS), prompts)
+    assert torch.equal(
+        whole.maps(pictures[:1], prompts)[0], segmenter.maps(pictures[:1], prompts)[0]
+    )
+
+
+def test_sam3_takes_one_prompt_a_label_and_no_picture(loaded, pictures):
+    segmenter = loaded("sam3")
+    mean = segmenter.encode_prompts(["a cat", "two dogs"]).mean(0, keepdim=True)
+    with pytest.raises(UserError, match="one prompt for each label: --templates none"):
+        segmenter.maps(pictures[:1], mean)
+    with pytest.raises(UserError, match="takes no example images"):
+        segmenter.encode_examples(pictures[:1])
+
+
 def test_groupvit_is_transformers(loaded):
     """But for the logit scale, which transformers multiplies by once more."""
     segmenter = loaded("groupvit")
@@ -113,8 +166,11 @@ def test_groupvit_takes_no_examples(loaded, pictures):
 def test_each_is_encoded_once(name, loaded, pictures, monkeypatch):
     """Three prompts and five pictures: three texts and five pictures through the towers."""
     segmenter, seen = loaded(name), {"texts": 0, "pictures": 0}
-    clip = getattr(segmenter.model, "clip", segmenter.model)
-    texts, vision = clip.text_model.forward, clip.vision_model.forward
+    clip, towers = getattr(segmenter.model, "clip", segmenter.model), ("text_model", "vision_model")
+    if name == "sam3":
+        towers = ("text_encoder", "vision_encoder")
+    reader, viewer = (getattr(clip, tower) for tower in towers)
+    texts, vision = reader.forward, viewer.forward
 
     def read(input_ids=None, **more):
         seen["texts"] += len(input_ids)
@@ -124,10 +180,8 @@ def test_each_is_encoded_once(name, loaded, pictures, monkeypatch):
         seen["pictures"] += len(pixel_values)
         return vision(pixel_values=pixel_values, **more)
 
-    monkeypatch.setattr(clip.text_model, "forward", read)
-    monkeypatch.setattr(
-        clip.vision_model, "forward", lambda pixels, **more: look(pixel_values=pixels, **more)
-    )
+    monkeypatch.setattr(reader, "forward", read)
+    monkeypatch.setattr(viewer, "forward", lambda pixels, **more: look(pixel_values=pixels, **more))
     rows = segmenter.encode_prompts(PROMPTS)
     for picture in pictures:
         segmenter.maps([picture], rows)

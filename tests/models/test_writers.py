@@ -315,3 +315,30 @@ def test_weights_without_a_language_model_use_the_one_that_is_named(tmp_path, pi
     own = models.load_language_model(str(tiny.gpt2(tmp_path / "again")), device="cpu")
     a = writer.language_model.model.state_dict()["transformer.ln_f.weight"]
     torch.testing.assert_close(a, own.model.state_dict()["transformer.ln_f.weight"])
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt"),
+    [
+        ("llava", "Describe the picture in one short sentence."),
+        ("florence2", "<CAPTION>"),
+        ("paligemma", "caption en"),
+        ("kosmos-2", "An image of"),
+    ],
+)
+def test_a_family_that_follows_no_instructions_has_its_own_prompt(
+    family, prompt, writer_of, pictures, monkeypatch
+):
+    writer, read = writer_of("llava"), []
+
+    def rows(images, texts):
+        read.extend(texts)
+        raise UserError("enough")
+
+    monkeypatch.setattr(writer.model.config, "model_type", family)
+    monkeypatch.setattr(writer, "_rows", rows)
+    for prompts, expected in ((None, prompt), (["mine"] * 5, "mine")):
+        read.clear()
+        with pytest.raises(UserError, match="enough"):
+            writer.write(pictures, prompts)
+        assert read == [expected] * 5

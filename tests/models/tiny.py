@@ -571,7 +571,46 @@ def groupvit(directory):
     return save(directory, randomize(tr.GroupViTModel(config)), tokenizer, images)
 
 
-SEGMENTERS = {"clipseg": clipseg, "groupvit": groupvit}
+def sam3(directory):
+    """Its image processor needs torchvision; the file is as that would write it."""
+    tokenizer = clip_tokenizer()
+    small = {"hidden_size": 32, "num_attention_heads": 2}
+    layers = {**small, "num_layers": 2, "intermediate_size": 32}
+    backbone = tr.Sam3ViTConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=4,
+        window_size=4,
+        global_attn_indexes=[1],
+        pretrain_image_size=16,
+    )
+    config = tr.Sam3Config(
+        vision_config=tr.Sam3VisionConfig(
+            backbone_config=backbone,
+            fpn_hidden_size=32,
+            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        ),
+        text_config=tr.CLIPTextConfig(**clip_text(tokenizer), projection_dim=16),
+        geometry_encoder_config=tr.Sam3GeometryEncoderConfig(**layers),
+        detr_encoder_config=tr.Sam3DETREncoderConfig(**layers),
+        detr_decoder_config=tr.Sam3DETRDecoderConfig(**layers, num_queries=5),
+        mask_decoder_config=tr.Sam3MaskDecoderConfig(**small),
+    )
+    directory = save(directory, randomize(tr.Sam3Model(config)), tokenizer)
+    settings = {
+        "image_processor_type": "Sam3ImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    write(directory / "processor_config.json", {"image_processor": settings})
+    return directory
+
+
+SEGMENTERS = {"clipseg": clipseg, "groupvit": groupvit, "sam3": sam3}
 
 
 def _owl(directory, config, model, images):
@@ -632,7 +671,44 @@ def _grounding_dino(directory, config_class, model_class):
     return save(directory, randomize(model_class(config)), tokenizer, images)
 
 
+def omdet_turbo(directory):
+    tokenizer = clip_tokenizer()
+    backbone = tr.SwinConfig(
+        image_size=64,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 2],
+        window_size=4,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = tr.OmDetTurboConfig(
+        text_config=tr.CLIPTextConfig(**clip_text(tokenizer)),
+        backbone_config=backbone,
+        apply_layernorm_after_vision_backbone=False,
+        image_size=64,
+        text_projection_in_dim=16,
+        text_projection_out_dim=16,
+        task_encoder_hidden_dim=16,
+        class_embed_dim=16,
+        num_queries=12,
+        encoder_hidden_dim=32,
+        vision_features_channels=[32, 32, 32],
+        encoder_in_channels=[16, 32, 64],
+        encoder_attention_heads=2,
+        encoder_dim_feedforward=32,
+        decoder_hidden_dim=32,
+        decoder_num_heads=2,
+        decoder_num_layers=2,
+        decoder_dim_feedforward=32,
+    )
+    images = tr.DetrImageProcessorPil(size={"height": 64, "width": 64}, do_pad=False)
+    model = randomize(tr.OmDetTurboForObjectDetection(config))
+    return save(directory, model, tokenizer, images)
+
+
 DETECTORS = {
+    "omdet_turbo": omdet_turbo,
     "owlvit": owlvit,
     "owlv2": owlv2,
     "grounding_dino": grounding_dino,

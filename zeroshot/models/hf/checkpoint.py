@@ -62,7 +62,11 @@ PROCESSORS_FOR_PIL = {
     "Tipsv2ImageProcessor": (
         "ViTImageProcessorPil",
         {"size": {"height": 448, "width": 448}, "resample": 2, "do_normalize": False},
-    )
+    ),
+    "Sam3ImageProcessor": (
+        "ViTImageProcessorPil",
+        {"size": {"height": 1008, "width": 1008}, "resample": 2},
+    ),
 }
 """Image processors that transformers has for torchvision alone: the class that does the same by
 PIL, and the defaults in which the two differ."""
@@ -217,13 +221,13 @@ class Checkpoint:
 
     def load_image_processor(self) -> Any:
         """The model's own preprocessing by PIL, which gives the same numbers on every machine."""
-        named = self.files.read("preprocessor_config.json").get("image_processor_type")
-        processor_class, settings = PROCESSORS_FOR_PIL.get(str(named), ("AutoImageProcessor", {}))
-        settings = settings | self.files.read("preprocessor_config.json") if settings else {}
+        own = self.files.read("preprocessor_config.json")
+        own = own or self.files.read("processor_config.json").get("image_processor", {})
+        named = PROCESSORS_FOR_PIL.get(str(own.get("image_processor_type")))
         try:
             with quiet():
-                if settings:
-                    processor = getattr(transformers, processor_class)(**settings)
+                if named is not None:
+                    processor = getattr(transformers, named[0])(**named[1] | own)
                 else:
                     processor = transformers.AutoImageProcessor.from_pretrained(
                         self.files.directory, backend="pil", **self._options

@@ -1,10 +1,11 @@
-"""Segmentation models of transformers with prompts: CLIPSeg and GroupViT.
+"""Segmentation models of transformers with prompts: CLIPSeg, GroupViT and SAM 3.
 
 Prompts are encoded once, and an image once for all its prompts; transformers' own calls encode both
 again for every pair.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +21,12 @@ from zeroshot.models.hf.prompted_model import PromptedModel
 from zeroshot.models.model_checks import check_numbers
 from zeroshot.ops import normalize
 
-__all__ = ["FAMILIES", "CLIPSeg", "GroupViT", "load_segmenter"]
+__all__ = ["FAMILIES", "SAM3", "CLIPSeg", "GroupViT", "load_segmenter"]
 
 PAIRS_AT_ONCE = 32
 """Pairs of an image and a prompt in one call of CLIPSeg's decoder."""
+CONCEPTS_AT_ONCE = 4
+"""The same for SAM 3, whose images are nine times as large on each side."""
 
 
 class CLIPSeg(PromptedModel):
@@ -141,9 +144,69 @@ class GroupViT(PromptedModel):
         return int(self.model.config.vision_config.image_size)
 
 
-FAMILIES: dict[str, tuple[str, type[CLIPSeg | GroupViT]]] = {
+class SAM3(PromptedModel):
+    """Carion et al. 2025, "SAM 3: Segment Anything with Concepts", arXiv:2511.16719.
+
+    Its maps are those of the head that marks all of a concept; the masks of single objects are not
+    used. A prompt's embedding is the state of each of its tokens, and after them their mask.
+    """
+
+    preprocessing = "pil.1"
+    head: ClassVar[SegmenterHead] = "sigmoid"
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "c d"]:
+        """As `base.Segmenter`."""
+
+        def embed(tokens: Any) -> Tensor:
+            states = self.model.get_text_features(**tokens).pooler_output
+            return torch.cat([states.flatten(1), tokens["attention_mask"].to(states.dtype)], dim=1)
+
+        return self.embed_prompts(prompts, embed, padding="max_length")
+
+    def encode_examples(self, examples: Sequence[Image]) -> Float[Tensor, "c d"]:
+        """UserError: SAM 3 takes boxes in the same image, not other images."""
+        raise UserError("SAM 3 takes no example images, only texts; CLIPSeg takes both")
+
+    def maps(
+        self, images: Sequence[Image], prompts: Float[Tensor, "c d"]
+    ) -> list[Float[Tensor, "c h w"]]:
+        """As `base.Segmenter`; UserError for the mean of several prompts."""
+        length = int(self.model.config.text_config.max_position_embeddings)
+        states, mask = prompts[:, :-length], prompts[:, -length:]
+        if ((mask != 0) & (mask != 1)).any():
+            raise UserError("SAM 3 takes one prompt for each label: --templates none")
+        states = states.reshape(len(prompts), length, -1).to(self.model.device, self.model.dtype)
+        pairs = list(zip(states.split(CONCEPTS_AT_ONCE), mask.split(CONCEPTS_AT_ONCE), strict=True))
+        with torch.inference_mode():
+            return [
+                torch.cat([self._decode(vision, *pair) for pair in pairs])
+                for image in images
+                for vision in [self.model.get_vision_features(self.pixel_values([image]))]
+            ]
+
+    def _decode(
+        self, vision: Any, states: Float[Tensor, "c t d"], mask: Float[Tensor, "c t"]
+    ) -> Float[Tensor, "c h w"]:
+        """Maps of some prompts from what the vision tower makes of one image."""
+        keys = ("fpn_hidden_states", "fpn_position_encoding")
+        each = {
+            key: tuple(part.expand(len(states), -1, -1, -1) for part in vision[key]) for key in keys
+        }
+        output = self.model(
+            vision_embeds=type(vision)(**each),
+            text_embeds=SimpleNamespace(pooler_output=states),
+            attention_mask=mask.to(self.model.device, torch.long),
+        )
+        logits: Tensor = output.semantic_seg[:, 0].float().cpu()
+        check_numbers(logits)
+        return logits
+
+
+FAMILIES: dict[str, tuple[str, type[CLIPSeg | GroupViT | SAM3]]] = {
     "clipseg": ("CLIPSegForImageSegmentation", CLIPSeg),
     "groupvit": ("GroupViTModel", GroupViT),
+    "sam3": ("Sam3Model", SAM3),
+    "sam3_video": ("Sam3Model", SAM3),  # as published: with a tracker, which is not loaded
 }
 
 

@@ -19,6 +19,12 @@ __all__ = ["TransformersChat", "load_chat"]
 
 PREPROCESSING = "chat.1"
 DESCRIBE = "Describe the picture in one short sentence."
+CAPTION_PROMPTS = {
+    "florence2": "<CAPTION>",
+    "paligemma": "caption en",
+    "kosmos-2": "An image of",
+}
+"""By model type, what families that follow no instructions read before a caption."""
 
 
 class TransformersChat(TextGenerator):
@@ -36,7 +42,8 @@ class TransformersChat(TextGenerator):
 
     def write(self, images: Sequence[Image], prompts: Sequence[str] | None = None) -> list[Answer]:
         """As `base.Writer`, but a prompt is an instruction, with which the text does not begin."""
-        instructions = [DESCRIBE] * len(images) if prompts is None else prompts
+        default = CAPTION_PROMPTS.get(self.model.config.model_type, DESCRIBE)
+        instructions = [default] * len(images) if prompts is None else prompts
         texts = self.generate(self._rows(images, instructions), CAPTION_TOKENS, mean=True)
         return [best for (best,) in texts]
 
@@ -74,8 +81,9 @@ class TransformersChat(TextGenerator):
 
 def load_chat(checkpoint: Checkpoint) -> TransformersChat:
     """The instruction-tuned model in `checkpoint`."""
+    by_default = checkpoint.files.model_type in CAPTION_PROMPTS
     return TransformersChat(
-        checkpoint.name(PREPROCESSING),
+        checkpoint.name(f"{PREPROCESSING}.prompt" if by_default else PREPROCESSING),
         checkpoint.load_model(AutoModelForImageTextToText),
         checkpoint.load_processor(),
     )

@@ -35,7 +35,7 @@ class DetectOptions:
     )
     model: str | None = option(
         None,
-        "A detection model (OWL-ViT, OWLv2, Grounding DINO): "
+        "A detection model (OWL-ViT, OWLv2, Grounding DINO, OmDet-Turbo): "
         "hf:google/owlv2-base-patch16-ensemble. Default: the set's dual encoder labels regions.",
         env="DETECT_MODEL",
         recorded="models",

@@ -25,8 +25,8 @@ class SegmentOptions:
     )
     model: str | None = option(
         None,
-        "A segmentation model (CLIPSeg, GroupViT): hf:CIDAS/clipseg-rd64-refined. Default: the "
-        "set's dual encoder.",
+        "A segmentation model (CLIPSeg, GroupViT, SAM 3): hf:CIDAS/clipseg-rd64-refined. Default: "
+        "the set's dual encoder.",
         env="SEGMENT_MODEL",
         recorded="models",
     )
