@@ -34,8 +34,7 @@ from zeroshot.images.reading import fetch, open_image
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
-from zeroshot.model_set.model_set import ModelSet
-from zeroshot.model_set.spec import SetSpec
+from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.ops import normalize
 from zeroshot.prompts import expand, load_templates
 from zeroshot.results.result import ClassifyResult, EmbedResult
@@ -97,10 +96,19 @@ def copies(folder: Path, count: int) -> Iterator[Source]:
         yield Source(str(path))
 
 
+def copies_of(folder: Path, kinds: int, count: int) -> Iterator[Source]:
+    """So many photographs of 640 x 480 of different bytes, a few kinds of them, many times each."""
+    made = [photograph(kind, 640, 480) for kind in range(min(kinds, count))]
+    for i in range(count):
+        path = folder / f"{i:06}.jpg"
+        path.write_bytes(made[i % len(made)] + i.to_bytes(8))
+        yield Source(str(path))
+
+
 def models(encoder: Any) -> ModelSet:
-    """A set of this encoder alone."""
-    made = ModelSet(SetSpec("random"))
-    made.__dict__["encoder"] = encoder
+    """The pocket set with this encoder instead of its own."""
+    made = resolve("pocket")
+    vars(made)["encoder"] = encoder
     return made
 
 
@@ -150,7 +158,8 @@ def bench_embed(
 
     def prepare_fast() -> None:
         for source in sources:
-            quick.pixels(fetch(source).decoded(draft_side=quick.draft_side))
+            with fetch(source).decoded(draft_side=quick.draft_side) as picture:
+                quick.pixels(picture.image)
 
     bare(encoder.model)  # the first pass of a model sets up its kernels
     bare(stock.model)

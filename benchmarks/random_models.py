@@ -128,20 +128,28 @@ def _tend_to_end(model: GPT2LMHeadModel, end: int, after: float) -> None:
     head[end, 0] = float(logits.amax(-1).mean())
 
 
-def clip(small: bool, seed: int = 0) -> TransformersDualEncoder:
-    """CLIP ViT-B/32, or a tiny one, at logit scale 100."""
+LARGE_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+LARGE_VISION |= {"num_hidden_layers": 24, "patch_size": 14}
+LARGE_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+
+
+def clip(small: bool, seed: int = 0, large: bool = False) -> TransformersDualEncoder:
+    """CLIP ViT-B/32, a tiny one, or with `large` ViT-L/14 (tiny, it has smaller patches)."""
     size = CLIP_SIZE[small]
     ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
     tower = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3}
     tower |= {"num_hidden_layers": 3}
     text: dict[str, Any] = {"vocab_size": size, **ids, **(tower if small else {})}
     vision: dict[str, Any] = {"image_size": 224, "patch_size": 32, **(tower if small else {})}
+    if large:
+        vision |= {"patch_size": 28} if small else LARGE_VISION
+        text |= {} if small else LARGE_TEXT
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = CLIPConfig(
             text_config=text,
             vision_config=vision,
-            projection_dim=64 if small else 512,
+            projection_dim=64 if small else 768 if large else 512,
             logit_scale_init_value=math.log(100),
             **ids,
         )

@@ -1,5 +1,6 @@
 """The thread that owns the models, the folders that change, the cache of requests."""
 
+import gc
 import hashlib
 import os
 import threading
@@ -287,3 +288,17 @@ def test_requests_have_the_notes_of_the_cache(tmp_path):
         scene = next(SCENES.glob("*.png"))
         assert requests.file_id(scene) == cache.file_id(scene)
         requests.close()
+
+
+def test_garbage_is_not_looked_for_among_models(engine_of_pocket):
+    assert gc.get_freeze_count() > 50_000
+    engine_of_pocket.close()
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.fixture
+def engine_of_pocket():
+    engine = Engine(resolve("pocket"), NullCache(), 8)
+    engine.load()
+    yield engine
+    engine.close()

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": (
-        *("label", "score", "cosine", "abstained", "scored", "labels", "label_set"),
+        *("label", "score", "cosine", "abstained", "scored", "labels", "none", "label_set"),
     ),
     "zeroshot.embed/1": ("dim", "embedding"),
     "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
@@ -250,7 +250,7 @@ def to_parquet(lines: bytes, schema: str) -> bytes:
     """A Parquet table of `FlatLines`."""
     arrow = pyarrow()
     special = {"score": arrow.float64(), "cosine": arrow.float64(), "dim": arrow.int64()}
-    special["correlation"] = arrow.float64()
+    special |= {name: arrow.float64() for name in ("correlation", "none")}
     special |= {name: arrow.int64() for name in ("rank", "width", "height", "group", "bytes")}
     special |= {name: arrow.bool_() for name in ("abstained", "kept", "truncated", "keep")}
     types = arrow.schema([(name, special.get(name, arrow.string())) for name in columns(schema)])

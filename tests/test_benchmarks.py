@@ -1,0 +1,92 @@
+"""Benchmarks run, in tiny shapes: a figure nobody can print again is none."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+OURS = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+
+
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """Runs one by its name and arguments; gives what it prints."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = torch.get_num_threads()
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        importlib.import_module(name).main()
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(before)
+    for name in OURS & set(sys.modules):
+        del sys.modules[name]
+
+
+def test_a_gpu_is_measured_in_one_command(benchmark, tmp_path):
+    file = tmp_path / "gpu.json"
+    out = benchmark("gpu", "--small", "--device", "cpu", "--json", file)
+    found = json.loads(file.read_text())
+    parts = {"same", "magic", "profile", "embed", "tensors", "classify"}
+    assert set(found["tables"]) == parts
+    assert not found["wrong"]
+    assert all(row["same"] for row in found["tables"]["same"])
+    assert "memory ran out" not in out
+    assert "left out" not in out
+
+
+def test_what_does_not_fit_the_time_is_named(benchmark, tmp_path):
+    file = tmp_path / "gpu.json"
+    given = ("--small", "--device", "cpu", "--minutes", -1, "--only", "tensors", "classify")
+    out = benchmark("gpu", *given)
+    assert out.count("left out, 0 s of the time were left") == 2
+    assert not file.exists()
+
+
+def test_a_batch_is_halved_where_memory_runs_out(benchmark, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    tried = []
+
+    def search(*given):
+        tried.append(len(given[1]))
+        if tried[-1] > 2000:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*given)
+
+    real = gpu.topk_stream
+    monkeypatch.setattr(gpu, "topk_stream", search)
+    out = benchmark("gpu", "--small", "--device", "cpu", "--only", "tensors")
+    assert "search: memory ran out at 5000, 2500 was tried" in out
+    assert "search: memory ran out at 2500, 1250 was tried" in out
+    assert "best of 1250 rows" in out
+
+
+def test_an_answer_that_differs_ends_with_an_error(benchmark, monkeypatch):
+    gpu = importlib.import_module("gpu")
+    real = gpu.topk_stream
+
+    def wrong(*given):
+        values, index = real(*given)
+        return values + 1e-3, index
+
+    monkeypatch.setattr(gpu, "topk_stream", wrong)
+    with pytest.raises(SystemExit, match="DIFFERENT from the CPU: best of 5000 rows"):
+        benchmark("gpu", "--small", "--device", "cpu", "--only", "tensors")
+
+
+def test_no_device_is_one_sentence(benchmark, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        benchmark("gpu")
+
+
+def test_the_pipeline_equals_its_parts(benchmark):
+    out = benchmark("pipeline", "--small", "--images", 4, "--labels", 12, "--repeats", 1)
+    assert "classify beside transformers' pipeline: largest difference" in out
