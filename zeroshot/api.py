@@ -182,6 +182,8 @@ def classify(
     recipe: str | Path | Recipe | None = None,
     calibration: str | Path | Calibration | None = None,
     abstain: float | None = None,
+    none_of_these: bool = False,
+    words: str | Sequence[str] = "",
     sets: float | None = None,
     set_rule: SetRule = "lac",
     explain: int = 0,
@@ -212,6 +214,9 @@ def classify(
         recipe: what `tune` chose, or its file; it has the labels, prompts and method.
         calibration: the file that `zeroshot calibrate` wrote.
         abstain: with `calibration`, the fraction of images to leave unlabelled.
+        none_of_these: also say how likely an image is to show none of the labels; `calibration` and
+            `abstain` then leave such images unlabelled.
+        words: with `none_of_these`, words that are no label, in place of 2000 common ones.
         sets: with `calibration`, also the set of labels that are possible: it has the right one
             for at least this fraction of images.
         set_rule: `lac` for the smallest sets, `aps` or `raps`.

@@ -62,6 +62,25 @@ def _data() -> dict[str, Any]:
     return data
 
 
+@functools.cache
+def common_words(count: int = 2000) -> tuple[str, ...]:
+    """The most common nouns of things in WordNet 3.0, at most 8000; the file has its licence."""
+    text = resources.files("zeroshot").joinpath("words.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["nouns"].split()[:count])
+
+
+def nouns_of(text: str) -> tuple[str, ...]:
+    """The words of a text that are common nouns of things, or their plural, each once."""
+    known, found = frozenset(common_words(8000)), []
+    for word in dict.fromkeys(re.findall(r"[a-z]+", text.lower())):
+        singular = {word, word.removesuffix("s"), word.removesuffix("es")}
+        if word.endswith("ies"):
+            singular.add(word.removesuffix("ies") + "y")
+        if not known.isdisjoint(singular):
+            found.append(word)
+    return tuple(found)
+
+
 def _strings(values: object, where: str) -> list[str]:
     if not isinstance(values, list | tuple):
         raise UserError(f"{where}: expected a list of strings, got {type(values).__name__}")

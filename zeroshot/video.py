@@ -67,6 +67,8 @@ def classify(
     hierarchy: str | Path | None = None,
     calibration: str | Path | Calibration | None = None,
     abstain: float | None = None,
+    none_of_these: bool = False,
+    words: str | Sequence[str] = "",
     sets: float | None = None,
     set_rule: SetRule = "lac",
     explain: int = 0,
@@ -84,8 +86,8 @@ def classify(
         frames: of each video, in the middle of as many equal parts: 8.
         templates: as for `zeroshot.classify`. Default: `simple`, or `none` with a `model`.
         models, method, score, top_k, multi, against, threshold, coupling, long_text, shots, bank,
-            prior, hierarchy, calibration, abstain, sets, set_rule, explain, batch_size, cache,
-            options: as for `zeroshot.classify`; `shots` and `bank` are videos.
+            prior, hierarchy, calibration, abstain, none_of_these, words, sets, set_rule, explain,
+            batch_size, cache, options: as for `zeroshot.classify`; `shots` and `bank` are videos.
 
     Raises:
         UserError: an unknown name or option, options that do not fit each other, a prompt longer

@@ -27,8 +27,8 @@ OWN_PANELS = {
     "Method": "method options compose caption_weight coupling preset lm model templates bank prior "
     "hierarchy views recipe index half pooling examples mix resolution window regions among budget",
     "Scores": "score top_k multi against threshold whole_threshold word_threshold overlap "
-    "min_score calibration abstain sets set_rule explain background draws confidence held_out "
-    "present",
+    "min_score calibration abstain none_of_these words sets set_rule explain background draws "
+    "confidence held_out present",
     "Annotation files": "coco yolo label_studio export_root",
     "Sidecars": "sidecar xmp_name sidecar_remove prefix suffix drop_words max_words",
 }

@@ -571,8 +571,7 @@ def filter(
             "--kept needs all rows at once: leave --out DIR/, or give --layout webdataset, with "
             "which each shard has its own pairs there"
         )
-    every = options.keep is not None or options.dedupe or kept is not None
-    whole = every and run.folder is None
+    whole = (options.needs_all or kept is not None) and run.folder is None
     for path in (run.out if whole else None, kept):
         if path is not None and path.exists() and not run.overwrite:
             raise UserError(

@@ -20,7 +20,7 @@ from zeroshot.packaging.extras import how_to_install
 COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
     "zeroshot.classify/1": (
-        *("label", "score", "cosine", "abstained", "scored", "labels", "label_set"),
+        *("label", "score", "cosine", "abstained", "scored", "labels", "none", "label_set"),
     ),
     "zeroshot.embed/1": ("dim", "embedding"),
     "zeroshot.segment/1": ("width", "height", "regions", "scored", "mask", "drawn"),
@@ -48,7 +48,7 @@ LONG = {
 """As `COLUMNS`, for the long form of the rows that have one."""
 PARTS = ("labels", "regions", "boxes", "texts")
 """What a row may have several of; a row of questions has `answers` in each."""
-NUMBERS = {"score", "cosine", "correlation", "share", "left", "top", "right", "bottom"}
+NUMBERS = {"score", "cosine", "none", "correlation", "share", "left", "top", "right", "bottom"}
 COUNTS = {"rank", "dim", "width", "height", "group", "bytes", "pixels", "hidden"}
 FLAGS = {"abstained", "kept", "truncated", "keep"}
 

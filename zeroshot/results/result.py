@@ -174,6 +174,8 @@ class ClassifyResult(Result):
     labels: tuple[Label, ...] = ()
     abstained: bool = False
     scored: str = "softmax"
+    none: float | None = None
+    """The probability that it shows none of the labels, if that was asked for."""
     label_set: tuple[str, ...] | None = None
     """The labels that are possible, the likeliest first, if sets were asked for."""
     explanation: tuple[AnchorContribution, ...] = ()
@@ -183,12 +185,14 @@ class ClassifyResult(Result):
     heading: ClassVar[str] = "score, label"
 
     def answer(self) -> dict[str, Any]:
-        """`labels`, `abstained`, `scored`, and `label_set` if sets were asked for."""
+        """`labels`, `abstained`, `scored`, and `none` and `label_set` if they were asked for."""
         labels = [
             {"label": x.label, "score": as_float32(x.score), "cosine": as_float32(x.cosine)}
             for x in self.labels
         ]
         answer = {"labels": labels, "abstained": self.abstained, "scored": self.scored}
+        if self.none is not None:
+            answer["none"] = as_float32(self.none)
         if self.label_set is not None:
             answer["label_set"] = list(self.label_set)
         return answer | _explanation_row(self.explanation)
@@ -196,6 +200,8 @@ class ClassifyResult(Result):
     def summary(self) -> str:
         """`cat 0.91, dog 0.06, bird 0.02`, and the anchors that explain the first."""
         lines = [", ".join(f"{x.label} {x.score:.2f}" for x in self.labels[:3])]
+        if self.none is not None:
+            lines[0] = f"none of these {self.none:.2f}; {lines[0]}"
         if self.label_set is not None:
             lines.append(f"set: {', '.join(self.label_set) or 'empty'}")
         return "\n".join(lines + [x.line for x in self.explanation])

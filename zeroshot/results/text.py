@@ -19,6 +19,8 @@ class TextScore:
     score: float
     label: str | None = None
     """The label of the score, if there are thresholds."""
+    weakest: tuple[str, float] | None = None
+    """The noun of the text that fits least, and its cosine, with `fclip`."""
     scores: Mapping[str, float] | None = None
     """The score of each label, if the head has more than two (entailment)."""
 
@@ -27,6 +29,9 @@ class TextScore:
         row: dict[str, Any] = {"text": self.text, "score": as_float32(self.score)}
         if self.label is not None:
             row["label"] = self.label
+        if self.weakest is not None:
+            noun, cosine = self.weakest
+            row["weakest"] = {"noun": noun, "cosine": as_float32(cosine)}
         if self.scores is not None:
             row["scores"] = {label: as_float32(score) for label, score in self.scores.items()}
         return row
@@ -52,7 +57,10 @@ class MatchResult(Result):
     def summary(self) -> str:
         """`0.31  a red heart`, a line for each text."""
         return "\n".join(
-            f"{x.score:.3f}  {x.text}" + (f"  ({x.label})" if x.label else "") for x in self.texts
+            f"{x.score:.3f}  {x.text}"
+            + (f"  ({x.label})" if x.label else "")
+            + (f"  (least: {x.weakest[0]})" if x.weakest else "")
+            for x in self.texts
         )
 
     def lines(self) -> list[Line]:

@@ -12,7 +12,7 @@ of equal cosines the first ones. `above` with `threshold` is their rule.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from zeroshot.inference.embedding import (
     AUTO_BATCH,
     canonical_names,
     concat_batches,
+    embed_all,
     embed_images,
     embed_texts,
     image_encoder_of,
@@ -36,9 +37,11 @@ from zeroshot.inference.embedding import (
 )
 from zeroshot.inference.meter import Meter
 from zeroshot.inference.prefetch import EmbeddingBatch
+from zeroshot.inputs.resolve import find
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder, TextEncoder
+from zeroshot.ranking.pair_scores import negclip, normsim
 from zeroshot.results.result import Failure, FilterResult
 from zeroshot.tasks.duplicates.best_copies import first_copies
 from zeroshot.tasks.filter_options import FilterOptions
@@ -98,10 +101,13 @@ def score_pairs(
     batch_size: int = AUTO_BATCH,
     truncate: bool = True,
     with_images: bool = False,
+    measure: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[EmbeddingBatch]:
     """Batches with the cosines of images and their captions `[n, 1]` in place of embeddings.
 
-    `with_images` puts the embeddings of the images behind them: `[n, 1 + e]`.
+    Or with what `measure` makes of the unit rows of both. `with_images` puts the embeddings of the
+    images behind them.
+
     A pair without a caption fails. So does a caption longer than the encoder reads, unless
     `truncate` allows to cut it.
     """
@@ -115,17 +121,23 @@ def score_pairs(
                 failures[i] = failures[i] or _long_caption(source, texts)
         meter.failed += sum(map(bool, failures)) - sum(map(bool, batch.failures))
         good = [i for i, failure in enumerate(failures) if failure is None]
-        cosines = torch.zeros(len(failures), 1)
+        # where no pair can be measured, what it would have made is widened later
+        found = torch.zeros(len(failures), 1 if measure is None or with_images else 0)
         if good:
             captions = [caption_of(batch.sources[i]) for i in good]
             embeddings = project_texts(encoder, embed_texts(captions, texts, cache, meter))
             with meter.stage("scoring"):
                 images = project_images(encoder, batch.embeddings[good])
-                cosines[good, 0] = pair_cosines(images, embeddings)
+                if measure is None:
+                    made = pair_cosines(images, embeddings)[:, None]
+                else:
+                    made = measure(images, embeddings).float()
+                found = made.new_zeros(len(failures), made.shape[1])
+                found[good] = made
         if with_images:
             width = batch.embeddings.shape[1]  # 0 if every image failed
-            cosines = torch.cat([cosines[:, :width], batch.embeddings], dim=1)
-        yield replace(batch, embeddings=cosines, failures=failures)
+            found = torch.cat([found if width else found[:, :0], batch.embeddings], dim=1)
+        yield replace(batch, embeddings=found, failures=failures)
 
 
 def caption_of(source: Source) -> str:
@@ -162,6 +174,8 @@ def _long_caption(source: Source, encoder: TextEncoder) -> Failure | None:
 class Filter(Task[FilterOptions]):
     """Image-text pairs by the cosine of image and caption."""
 
+    targets: tuple[Source, ...] = ()
+
     schema: ClassVar[str] = FilterResult.schema
 
     @classmethod
@@ -173,7 +187,18 @@ class Filter(Task[FilterOptions]):
             )
         if options.keep is not None and not 0 <= options.keep <= 1:
             raise UserError(f"--keep {options.keep}: a fraction between 0 and 1 is needed")
-        return cls(models=models, options=options)
+        if options.dedupe and options.score == "negclip":
+            raise UserError(
+                "--dedupe and --score negclip are two runs: --dedupe on the pairs that the first "
+                "one --kept, or the other way round"
+            )
+        targets = find(options.targets).sources
+        if bool(targets) != (options.score == "normsim"):
+            raise UserError(
+                "--score normsim and --targets go together: the score is the likeness to images of "
+                "the kind that is wanted"
+            )
+        return cls(models=models, options=options, targets=tuple(targets))
 
     def open(
         self, cache: EmbeddingCache, meter: Meter, batch_size: int = AUTO_BATCH
@@ -183,7 +208,13 @@ class Filter(Task[FilterOptions]):
         encoder = with_coupling_for_task(
             self.models, self.options.coupling, SENTENCES, cache, meter
         ).encoder
-        return FilterRunner(task=self, encoder=encoder, cache=cache, batch_size=batch_size)
+        targets = None
+        if self.targets:
+            rows = embed_all(self.targets, image_encoder_of(encoder), cache, meter)
+            targets = project_images(encoder, rows)
+        return FilterRunner(
+            task=self, encoder=encoder, targets=targets, cache=cache, batch_size=batch_size
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +222,12 @@ class FilterRunner(OpenedTask[Filter]):
     """A set with its encoder loaded."""
 
     encoder: DualEncoder
+    targets: Tensor | None = None
 
     @property
     def transductive(self) -> bool:
-        """Whether a pair's result depends on the others: a fraction is kept, or no copies."""
-        return self.task.options.keep is not None or self.task.options.dedupe
+        """Whether a pair's result depends on the other pairs, as it does if a fraction is kept."""
+        return self.task.options.needs_all
 
     @property
     def views(self) -> int:
@@ -207,6 +239,7 @@ class FilterRunner(OpenedTask[Filter]):
         return {
             "models": canonical_names(self.encoder),
             "truncate": self.task.options.long_text == "truncate",
+            "score": self.task.options.score,
         }
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[FilterResult]:
@@ -219,7 +252,13 @@ class FilterRunner(OpenedTask[Filter]):
             yield from self.score(batch, meter)
 
     def embed(self, sources: Iterable[Source], meter: Meter) -> Iterator[EmbeddingBatch]:
-        """Cosines, and what copies are found by, batch by batch."""
+        """Cosines, batch by batch; or what the scores are made of, and what copies are found by."""
+        measure: Callable[[Tensor, Tensor], Tensor] | None = None
+        if self.targets is not None:
+            targets = self.targets
+            measure = lambda images, _: normsim(images, targets)[:, None]  # noqa: E731
+        elif self.task.options.score == "negclip":
+            measure = lambda images, texts: torch.cat([images, texts], 1)  # noqa: E731
         return score_pairs(
             sources,
             self.encoder,
@@ -228,13 +267,23 @@ class FilterRunner(OpenedTask[Filter]):
             batch_size=self.batch_size,
             truncate=self.task.options.long_text == "truncate",
             with_images=self.task.options.dedupe,
+            measure=measure,
         )
 
     def score(self, everything: EmbeddingBatch, meter: Meter) -> Iterator[FilterResult]:
         """One result per pair."""
         options, good = self.task.options, everything.readable
-        scores = everything.embeddings[good][:, :1].reshape(-1)
+        rows = everything.embeddings[good]
         with meter.stage("scoring"), meter.phase("scoring", counts=False):
+            if options.score == "negclip" and good:
+                captions = [caption_of(everything.sources[i]) for i in good]
+                number = {text: n for n, text in enumerate(dict.fromkeys(captions))}
+                same = torch.tensor([number[text] for text in captions])
+                scale = self.encoder.logit_scale
+                images, texts = rows.chunk(2, dim=1)
+                scores = negclip(images, texts, same, 1 / scale).float()
+            else:
+                scores = rows[:, :1].reshape(-1)
             if options.keep is None:
                 passed = above(scores, options.min_score or 0.0)
             else:
@@ -243,6 +292,7 @@ class FilterRunner(OpenedTask[Filter]):
         kept[good] = passed
         copies = self._copies(everything, kept, meter) if options.dedupe else {}
         kept[list(copies)] = False
+        shown = dict(zip(good, scores.tolist(), strict=True))
         encoder = text_encoder_of(self.encoder)
         used = canonical_names(self.encoder)
         for i, source in enumerate(everything.sources):
@@ -252,9 +302,9 @@ class FilterRunner(OpenedTask[Filter]):
                 id=everything.ids[i],
                 error=failure,
                 models=used,
-                method="clip score",
+                method="clip score" if options.score == "cosine" else options.score,
                 caption=caption,
-                score=0.0 if failure else float(everything.embeddings[i, 0]),
+                score=shown.get(i, 0.0),
                 kept=bool(kept[i]),
                 truncated=failure is None and is_cut(caption, encoder),
                 copy_of=copies.get(i),

@@ -1,7 +1,7 @@
 """The options of `filter`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from zeroshot.tasks.options import COUPLING, option
 
@@ -10,9 +10,23 @@ from zeroshot.tasks.options import COUPLING, option
 class FilterOptions:
     """Which image-text pairs to keep."""
 
-    min_score: float | None = option(None, "Keep pairs with at least this cosine.", env="MIN_SCORE")
+    min_score: float | None = option(None, "Keep pairs with at least this score.", env="MIN_SCORE")
+    score: Literal["cosine", "negclip", "normsim"] = option(
+        "cosine",
+        "What a pair's score is: the cosine, the cosine against all other captions and images, or "
+        "the likeness of the image to --targets.",
+        env="FILTER_SCORE",
+        recorded="score",
+    )
+    targets: Any = option(
+        (),
+        "With --score normsim: images of the kind that is wanted; may be repeated.",
+        env="TARGETS",
+        typed=list[str],
+        images=True,
+    )
     keep: float | None = option(
-        None, "Keep this fraction of the pairs, those with the highest cosines: 0.3.", env="KEEP"
+        None, "Keep this fraction of the pairs, those with the highest scores: 0.3.", env="KEEP"
     )
     dedupe: bool = option(
         False,
@@ -27,3 +41,8 @@ class FilterOptions:
         env="LONG_CAPTION",
         recorded="truncate",
     )
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a pair's result depends on the other pairs."""
+        return self.keep is not None or self.dedupe or self.score == "negclip"

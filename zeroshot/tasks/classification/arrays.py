@@ -40,6 +40,7 @@ SHAPES = {
     "own_shots": "m f",
     "views": "n v d",
     "bank": "b d",
+    "words": "w d",
     "prior": "c",
     "parents": "c",
     "initial": "n c",
@@ -47,7 +48,7 @@ SHAPES = {
 """All arrays and their axes; an axis has the same length in all arrays of a file."""
 
 EMBEDDINGS = {
-    *{"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank"},
+    *{"images", "texts", "anchor_images", "anchor_texts", "shots", "views", "bank", "words"},
     *{"own_images", "own_shots", "class_weights", "class_names"},
 }
 """Arrays of embeddings; the others are masks, labels and priors."""

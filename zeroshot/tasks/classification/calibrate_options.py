@@ -9,7 +9,9 @@ from zeroshot.tasks.classification.classify_options import (
     BANK,
     LABELS,
     LONG_TEXT,
+    NONE_OF_THESE,
     SCORE,
+    WORDS,
     ClassifyOptions,
     LongText,
     ScoreKind,
@@ -48,6 +50,8 @@ class CalibrateOptions:
     score: ScoreKind | None = SCORE
     long_text: LongText = LONG_TEXT
     bank: Any = BANK
+    none_of_these: bool = NONE_OF_THESE
+    words: str = WORDS
 
     @property
     def classify(self) -> ClassifyOptions:
@@ -61,4 +65,6 @@ class CalibrateOptions:
             score=self.score,
             long_text=self.long_text,
             bank=self.bank,
+            none_of_these=self.none_of_these,
+            words=self.words,
         )

@@ -19,7 +19,7 @@ that resemble none of the labels have a lower confidence and are left out more o
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class Calibration:
     """For each rule of label sets, the scores of the labelled images' own labels."""
     data: str = ""
     """Fingerprint of what the method learned from."""
+    words: str = ""
+    """Of the words, if the confidences are that an image shows one of the labels at all."""
 
     @property
     def fingerprint(self) -> str:
@@ -128,7 +130,8 @@ def read_calibration(path: Path) -> Calibration:
                 for rule, own in sets.items()
             ):
                 scores = {rule: tuple(map(float, own)) for rule, own in sets.items()}
-                return Calibration(*known, *numbers, scores, str(more.get("data", "")))
+                texts = (str(more.get(name, "")) for name in ("data", "words"))
+                return Calibration(*known, *numbers, scores, *texts)
     raise UserError(f"'{path}' was not written by zeroshot calibrate ({SCHEMA})")
 
 
@@ -174,6 +177,7 @@ def calibrate(
             confidence = float(logits.zero_shot.double().softmax(1).amax(1).mean())
             temperature = matching_temperature(logits.method, confidence)
     scores = replace(classifier, temperature=temperature).apply_head(logits.method)
+    known = logits.known
     thresholds: dict[str, float | None] = {}
     if labels is not None and precision is not None:
         thresholds = {
@@ -191,7 +195,7 @@ def calibrate(
         classifier.head,
         prompts,
         temperature,
-        tuple(scores.amax(1).sort().values.tolist()),
+        tuple((scores.amax(1) if known is None else known).sort().values.tolist()),
         thresholds,
         reports[-1] if reports else {},
         {
@@ -200,6 +204,7 @@ def calibrate(
             if labels is not None
         },
         data,
+        "" if classifier.known is None else classifier.known.words,
     )
     on_sets = {
         rule: [report_sets(s, labels, promise) for promise in PROMISES]
@@ -216,6 +221,8 @@ class Logits:
     method: Float[Tensor, "n c"]
     zero_shot: Float[Tensor, "n c"]
     ids: Sequence[str]
+    known: Float[Tensor, " n"] | None
+    """The probability that an image shows one of the labels."""
 
 
 def _logits(
@@ -225,7 +232,7 @@ def _logits(
     meter: Meter,
     batch_size: int,
 ) -> Logits:
-    method, zero_shot, ids = [], [], list[str]()
+    method, zero_shot, ids, known = [], [], list[str](), []
     batches = embed_batches(sources, classifier, cache, meter, batch_size)
     for batch in meter.track("images", batches, len(sources), lambda batch: len(batch.sources)):
         for source, failure in zip(batch.sources, batch.failures, strict=True):
@@ -235,7 +242,10 @@ def _logits(
         _, cosines = classifier(batch.embeddings, batch.views)
         zero_shot.append(classifier.encoder.logit_scale * cosines)
         ids += (id or "" for id in batch.ids)
-    return Logits(torch.cat(method), torch.cat(zero_shot), ids)
+        if classifier.known is not None:
+            known.append(classifier.known.probability(batch.embeddings))
+    every = torch.cat(known) if known else None
+    return Logits(torch.cat(method), torch.cat(zero_shot), ids, every)
 
 
 def accepted(
@@ -269,11 +279,35 @@ def abstention_rule(
                 "images of the kind you expect, labelled or not"
             )
         return None
+    words = "" if classifier.known is None else classifier.known.words
+    if abstain is not None and words != calibration.words:
+        with_it = "with --none-of-these" if calibration.words else "without --none-of-these"
+        raise UserError(
+            f"--abstain: the calibration was made {with_it}"
+            + (" of other words; " if words and calibration.words else "; ")
+            + "calibrate and classify have to be asked alike"
+        )
     if abstain is None and not calibration.thresholds:
         return None
+    if classifier.known is not None:
+        abstain = None
     _check_same(calibration, prompts, classifier)
     thresholds = [calibration.thresholds.get(label, 0.0) for label in classifier.labels]
     return lambda scores: accepted(scores, calibration.confidences, abstain or 0.0, thresholds)
+
+
+def none_rule(
+    calibration: Calibration | None, abstain: float | None
+) -> Callable[[Float[Tensor, " n"]], list[bool]]:
+    """From the probabilities that images show one of the labels to which are taken to show none.
+
+    That is at most the fraction `abstain` of images like those of the calibration, and without one
+    no image: the probability depends on the words, and has no threshold of its own.
+    """
+    if calibration is None or abstain is None:
+        return lambda known: [False] * len(known)
+    reference = calibration.confidences
+    return lambda known: [p <= abstain for p in p_values(known.tolist(), reference)]
 
 
 def label_sets(

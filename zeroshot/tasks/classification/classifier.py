@@ -54,6 +54,7 @@ from zeroshot.tasks.classification.heads import (
     check_multilabel,
     default_head,
 )
+from zeroshot.tasks.classification.none_of_these import KnownLabels, known_labels, load_words
 from zeroshot.tasks.options import several
 
 FLAGS = {
@@ -128,6 +129,8 @@ class Classifier:
     """Whether the temperature was fitted to labelled images."""
     negatives: int = 0
     """Negative prompts, which follow the labels in `texts`."""
+    known: KnownLabels | None = None
+    """Says whether an image shows one of the labels."""
 
     def __call__(
         self, images: Float[Tensor, "n e"], views: Float[Tensor, "n v e"] | None = None
@@ -294,6 +297,11 @@ def load_classifier(
     if options.long_text == "error":
         check_lengths(flat, text_encoder_of(encoder), "a prompt", CUT_OFF)
     embeddings = embed_texts(flat, text_encoder_of(encoder), cache, meter)
+    known = None
+    if words := load_words(options.none_of_these, options.words, options.multi):
+        own = [len(group) for group in prompts[: len(labels)]]
+        joint = pad_prompts(project_texts(encoder, embeddings[: sum(own)]), own)
+        known = known_labels(labels, *joint, words, encoder, cache, meter)
     if not isinstance(scorer, Coupling):
         embeddings = project_texts(encoder, embeddings)
     shown: Head = head or default_head(encoder.logit_bias, options.multi, bool(negatives))
@@ -312,6 +320,7 @@ def load_classifier(
         num_explanations=options.explain,
         anchors=models.anchors if options.explain else None,
         negatives=len(negatives),
+        known=known,
     )
 
 

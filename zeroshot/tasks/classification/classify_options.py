@@ -38,6 +38,17 @@ BANK: Any = option(
     typed=list[str],
     images=True,
 )
+NONE_OF_THESE: Any = option(
+    False,
+    "Also say how likely an image is to show none of the labels, compared with words far from "
+    "them; --calibration and --abstain then leave such images unlabelled.",
+    env="NONE_OF_THESE",
+)
+WORDS: Any = option(
+    "",
+    "With --none-of-these: these words in place of 2000 common ones; as --labels.",
+    env="WORDS",
+)
 CUT_OFF = "--long-text truncate"
 
 
@@ -119,6 +130,8 @@ class ClassifyOptions:
         min=0,
         max=1,
     )
+    none_of_these: bool = NONE_OF_THESE
+    words: str = WORDS
     sets: float | None = option(
         None,
         "With --calibration: also the set of labels that are possible, which has the right one for "

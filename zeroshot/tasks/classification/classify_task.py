@@ -28,6 +28,7 @@ from zeroshot.tasks.classification.calibration import (
     abstention_rule,
     accepted,
     label_sets,
+    none_rule,
     read_calibration,
 )
 from zeroshot.tasks.classification.classifier import Adaptation, Classifier
@@ -256,6 +257,8 @@ class ClassifyRunner(OpenedTask[Classify]):
         settings = scoring.settings(self.classifier)
         settings |= label_settings(task.options, task.vocabulary)
         settings |= scoring.adaptation_settings(task.data)
+        if self.classifier.known is not None:
+            settings["words"] = self.classifier.known.words
         if calibration is not None:
             abstain = task.options.abstain
             settings |= {"calibration": calibration.fingerprint, "abstain": abstain}
@@ -276,20 +279,27 @@ class ClassifyRunner(OpenedTask[Classify]):
         """One result per image of a batch."""
         options = self.task.options
         count = num_labels(options, self.classifier.labels)
-        beside = None if self.sets is None else self._beside
+        known = None if isinstance(self.classifier, RecipeClassifier) else self.classifier.known
+        beside = None if self.sets is None and known is None else self._beside
         how = (count, self.accept, options.threshold, beside)
         return label(everything, self.classifier, meter, *how)
 
     def _beside(self, images: Tensor, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """The label sets of images."""
-        assert self.sets is not None
+        """The label sets of images, and the probability that they show none of the labels."""
         assert isinstance(self.classifier, Classifier)
+        more: list[dict[str, Any]] = [{} for _ in ids]
+        if self.classifier.known is not None:
+            known = self.classifier.known.probability(images)
+            none = none_rule(self.task.calibration, self.task.options.abstain)(known)
+            for fields, p, abstained in zip(more, known.tolist(), none, strict=True):
+                fields |= {"none": 1 - p, "abstained": abstained}
+        if self.sets is None:
+            return more
         logits, names = self.classifier.logits(images), self.classifier.labels
         found, order = self.sets.of(logits, ids), logits.sort(1, descending=True).indices
-        return [
-            {"label_set": tuple(names[c] for c in best.tolist() if own[c])}
-            for best, own in zip(order, found, strict=True)
-        ]
+        for fields, best, own in zip(more, order, found, strict=True):
+            fields["label_set"] = tuple(names[c] for c in best.tolist() if own[c])
+        return more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,6 +164,8 @@ def label(
                     if labels[i]
                 }
     for i, source in enumerate(batch.sources):
+        own = dict(more.get(i, {}))
+        own["abstained"] = abstained.get(i, False) or own.get("abstained", False)
         yield ClassifyResult(
             source=source,
             id=batch.ids[i],
@@ -171,10 +173,9 @@ def label(
             models=used,
             method=classifier.name,
             labels=labels.get(i, ()),
-            abstained=abstained.get(i, False),
             scored=classifier.scored,
             explanation=explanations.get(i, ()),
-            **more.get(i, {}),
+            **own,
         )
 
 

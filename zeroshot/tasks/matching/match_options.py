@@ -10,7 +10,7 @@ from zeroshot.tasks.options import COUPLING, option
 if TYPE_CHECKING:
     from zeroshot.tasks.matching.thresholds import Thresholds
 
-MatchScore = Literal["cosine", "sigmoid"]
+MatchScore = Literal["cosine", "sigmoid", "fclip"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class MatchOptions:
     )
     score: MatchScore = option(
         "cosine",
-        "Score of an encoder; sigmoid is for models trained with one, such as SigLIP.",
+        "Score of an encoder; sigmoid is for models trained with one, such as SigLIP; fclip is the "
+        "mean cosine of a text and its nouns, and names the noun that fits least.",
         env="MATCH_SCORE",
         recorded="scores",
     )

@@ -8,7 +8,7 @@ visual entailment: Song et al. 2022, arXiv:2203.07190).
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,8 @@ from zeroshot.inference.embedding import (
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.models.base import DualEncoder, Image, PairScorer, TextEncoder
+from zeroshot.prompts import nouns_of
+from zeroshot.ranking.pair_scores import fclip
 from zeroshot.results.result import Failure
 from zeroshot.results.text import MatchResult, TextScore
 from zeroshot.tasks.matching.match_options import MatchScore
@@ -65,7 +67,7 @@ class MatchSpec:
     ) -> TextScore:
         """A text's score, with its label if there are thresholds."""
         label = None if self.thresholds is None else self.thresholds.label(score)
-        return TextScore(text, score, label, scores)
+        return TextScore(text, score, label, scores=scores)
 
     def texts_of(self, source: Source) -> tuple[str, ...]:
         """The texts for one image: its captions, unless all images have the same texts."""
@@ -104,9 +106,17 @@ def by_encoder(
         embeddings = iter(_embed_texts(encoder, flat, cache, meter))
         images = project_images(encoder, batch.embeddings[good]) if good else batch.embeddings[:0]
         results: dict[int, tuple[TextScore, ...]] = {}
+        nouns: dict[str, Tensor] = {}
+        if scored == "fclip":
+            words = list(dict.fromkeys(word for text in set(flat) for word in nouns_of(text)))
+            nouns = dict(zip(words, _embed_texts(encoder, words, cache, meter), strict=True))
         with meter.stage("scoring"):
             for i, image in zip(good, images, strict=True):
                 own = torch.stack([next(embeddings) for _ in texts[i]])
+                if scored == "fclip":
+                    pairs = zip(texts[i], (own @ image).tolist(), strict=True)
+                    results[i] = tuple(_with_nouns(spec, image, *pair, nouns) for pair in pairs)
+                    continue
                 scores = _scores(encoder, image, own, negatives, scored)
                 results[i] = tuple(map(spec.text_score, texts[i], scores.tolist()))
         for i, source in enumerate(batch.sources):
@@ -169,6 +179,10 @@ def score_kind(encoder: DualEncoder, spec: MatchSpec) -> str:
     """
     if spec.score == "cosine":
         return "softmax" if spec.negatives else "cosine"
+    if spec.score == "fclip":
+        if spec.negatives:
+            raise UserError("--against makes a softmax: leave --score fclip out")
+        return "fclip"
     if encoder.logit_bias is None:
         raise UserError(
             f"{encoder.name} was not trained with a sigmoid, as SigLIP models are; compare texts "
@@ -194,6 +208,24 @@ def _scores(
     others = (negatives @ image).expand(len(cosines), -1)
     both = torch.cat([cosines[:, None], others], dim=1)  # [t, 1 + a]
     return (encoder.logit_scale * both).softmax(1)[:, 0]
+
+
+def _with_nouns(
+    spec: MatchSpec,
+    image: Float[Tensor, " m"],
+    text: str,
+    cosine: float,
+    rows: Mapping[str, Float[Tensor, " m"]],
+) -> TextScore:
+    """A text's score with its nouns, and the noun with the lowest cosine."""
+    own = nouns_of(text)
+    if not own:
+        return spec.text_score(text, cosine)
+    cosines = torch.stack([rows[noun] for noun in own]) @ image
+    every = torch.ones(len(own), dtype=torch.bool)
+    score, least = fclip(torch.tensor(cosine), cosines, every), int(cosines.argmin())
+    found = spec.text_score(text, float(score))
+    return replace(found, weakest=(own[least], float(cosines[least])))
 
 
 def _embed_texts(

@@ -24,7 +24,10 @@ from zeroshot.tasks.options import flags_of
 from zeroshot.tasks.tuning.recipe import Recipe, shots_fingerprint
 
 HAS_ITS_OWN = ("method", "options", "coupling", "templates", "shots", "bank", "prior", "hierarchy")
-HAS_NO = ("multi", "against", "score", "calibration", "sets", "explain", "views")
+HAS_NO = (
+    *("multi", "against", "score", "calibration", "sets", "none_of_these", "words"),
+    *("explain", "views"),
+)
 
 
 @dataclass(frozen=True)
