@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,10 @@ from zeroshot.ranking.exact import (
 from zeroshot.results.result import AnchorContribution, SearchResult
 from zeroshot.tasks.classification.classifier import explain_cosine
 from zeroshot.tasks.search_options import SearchOptions
+from zeroshot.tasks.tuning.recipe import Recipe, check_beside_recipe, recipe_of
 
+PLAIN_SEARCH = "cosine"
+"""The method of hits that nothing re-ranks."""
 CANCELLED = 1e-4
 """A sum of unit embeddings that is shorter than this has no direction."""
 
@@ -179,6 +182,29 @@ def embed_queries(
     return normalize(torch.stack(sums))
 
 
+def by_recipe(
+    options: SearchOptions, bank: Sequence[Query]
+) -> tuple[SearchOptions, Sequence[Query]]:
+    """The options and the bank, with what their recipe decides, if they have one.
+
+    Raises:
+        UserError: not a recipe for a search, or options that it decides.
+    """
+    if options.recipe is None:
+        return options, bank
+    recipe = recipe_of(options.recipe, "search")
+    check_beside_recipe(options, ("method", "options", "coupling", "bank"))
+    (member,) = recipe.members
+    options = replace(
+        options,
+        recipe=recipe,
+        method=None if member.method == PLAIN_SEARCH else member.method,
+        options=dict(member.options),
+        coupling=member.coupling or None,
+    )
+    return options, [Query((Term(text),)) for text in recipe.bank]
+
+
 @dataclass(frozen=True)
 class SearchAnswer:
     """The hits and the failed images; for each query the number of hits and the best score."""
@@ -206,7 +232,8 @@ def search(
     """The `top_k` best images for each query, then the images that could not be read.
 
     Args:
-        options: `queries` and `bank` take the place of the files, `plus` and `minus` in them.
+        options: as `by_recipe` returns them; `queries` and `bank` take the place of the files,
+            `plus` and `minus` in them.
         bank: other queries, for a method that re-ranks.
         seen: called with the number of images that are done since the last call.
 
@@ -215,6 +242,8 @@ def search(
             an encoder that cannot explain its scores.
     """
     models = with_coupling_for_task(models, options.coupling, SENTENCES, cache, meter)
+    if isinstance(options.recipe, Recipe):
+        options.recipe.check_models(canonical_names(models.encoder))
     asked = prepare(queries, models, options, cache, meter, bank)
     matrix = embedding_matrix(
         sources,
@@ -304,7 +333,7 @@ def _results(
     num_explanations: int,
 ) -> Iterator[SearchResult]:
     used = canonical_names(models.encoder)
-    name = "cosine" if method is None else methods.name_of(method)
+    name = PLAIN_SEARCH if method is None else methods.name_of(method)
     for q, query in enumerate(queries):
         columns = zip(
             hits.index[q].tolist(),
@@ -383,7 +412,7 @@ def settings(
     return {
         "models": canonical_names(models.encoder),
         "queries": [query.label for query in queries],
-        "method": "cosine" if method is None else methods.name_of(method),
+        "method": PLAIN_SEARCH if method is None else methods.name_of(method),
         "options": {} if method is None else methods.values(method),
         "bank": [query.label for query in bank],
         "k": options.top_k,

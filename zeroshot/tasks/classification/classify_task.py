@@ -32,7 +32,7 @@ from zeroshot.tasks.classification.clip_scoring import ClipClassifier, ScoredCli
 from zeroshot.tasks.classification.heads import Acceptance, label
 from zeroshot.tasks.options import default_of, flags_of, several
 from zeroshot.tasks.task import OpenedTask, Task
-from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
+from zeroshot.tasks.tuning.recipe import Recipe, recipe_of
 from zeroshot.tasks.tuning.recipe_classifier import RecipeClassifier, check_options, load_recipe
 
 TOP = 5
@@ -146,7 +146,7 @@ class Classify(Task[ClassifyOptions]):
         recipe, folder = options.recipe, Path()
         if isinstance(recipe, str | Path):
             folder = Path(recipe).parent
-            recipe = read_recipe(Path(recipe))
+        recipe = recipe_of(recipe, "classify")
         check_options(recipe, options)
         return cls(
             models=models,
