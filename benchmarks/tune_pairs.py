@@ -33,7 +33,7 @@ from zeroshot.tasks.tuning.search_items import DEPTH, SearchItems
 from zeroshot.tasks.tuning.tune_pairs import read_items
 from zeroshot.tasks.tuning.tuning_data import PairModels
 from zeroshot.tuning.folds import stratified_folds
-from zeroshot.tuning.outcomes import Candidate, choose_by_outcomes
+from zeroshot.tuning.outcomes import OutcomeCandidate, choose_by_outcomes
 
 
 class SearchHalves:
@@ -162,7 +162,7 @@ def main():
             side = stratified_folds(one_class, 2, generator)
             a, b = (halves.part((side == s).nonzero()[:, 0]) for s in (0, 1))
             candidates = [
-                Candidate(t.name, lambda rows, t=t, a=a: a.outcomes(t, rows), a.cost(t))
+                OutcomeCandidate(t.name, lambda rows, t=t, a=a: a.outcomes(t, rows), a.cost(t))
                 for t in halves.tuned
             ]
             result = choose_by_outcomes(

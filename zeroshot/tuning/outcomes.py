@@ -35,7 +35,7 @@ from zeroshot.tuning.selection import (
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class OutcomeCandidate:
     """One way to a result, which learns nothing from the items."""
 
     name: str
@@ -46,7 +46,7 @@ class Candidate:
 
 
 def choose_by_outcomes(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[OutcomeCandidate],
     items: int,
     *,
     largest: float = math.inf,
@@ -102,7 +102,7 @@ def choose_by_outcomes(
 
 @dataclass
 class _Outcomes:
-    candidates: Sequence[Candidate]
+    candidates: Sequence[OutcomeCandidate]
     folds: Int[Tensor, " n"]
     progress: TuningProgress
     done: float = 0.0

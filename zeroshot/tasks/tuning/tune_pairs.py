@@ -24,7 +24,7 @@ from zeroshot.tasks.tuning.tune import (
     members_of,
     table_of,
 )
-from zeroshot.tuning.outcomes import Candidate, choose_by_outcomes
+from zeroshot.tuning.outcomes import OutcomeCandidate, choose_by_outcomes
 from zeroshot.tuning.problem import TunedMethod
 from zeroshot.tuning.selection import ChoiceInterruptedError, TuningProgress
 
@@ -92,8 +92,8 @@ def tune_pairs(items: PairItems, request: TuneRequest, progress: TuningProgress)
         tuned = [tuned[0], *(one for one in tuned[1:] if one.method in request.among)]
     recipe = Recipe(task=items.task, default=tuned[0].name, seed=request.seed)
 
-    def candidate(one: TunedMethod) -> Candidate:
-        return Candidate(one.name, lambda rows: items.outcomes(one, rows), items.cost(one))
+    def candidate(one: TunedMethod) -> OutcomeCandidate:
+        return OutcomeCandidate(one.name, lambda rows: items.outcomes(one, rows), items.cost(one))
 
     try:
         result = choose_by_outcomes(
