@@ -142,10 +142,12 @@ class CaptionItems:
 
 
 def _size(model: Any) -> float:
-    """Parameters of a model that reads texts."""
+    """Parameters that a token meets, but for its embedding, which is looked up."""
     if isinstance(model, CoupledEncoder):
         model = model.text_encoder
     module = getattr(model.load() if isinstance(model, Deferred) else model, "model", None)
     if not isinstance(module, torch.nn.Module):
         return UNKNOWN_SIZE
-    return float(sum(p.numel() for p in module.parameters())) or UNKNOWN_SIZE
+    layers = (part for part in module.modules() if not isinstance(part, torch.nn.Embedding))
+    sizes = (own.numel() for part in layers for own in part.parameters(recurse=False))
+    return float(sum(sizes)) or UNKNOWN_SIZE

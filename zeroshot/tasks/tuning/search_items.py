@@ -138,7 +138,7 @@ class SearchItems:
     @property
     def about(self) -> str:
         """Among how many images a query searched."""
-        others = len(self.rows) - len(self.pairs[:, 1].unique())
+        others = len(self.rows) - len(set(self.pairs[:, 1].tolist()))
         return f"each query among {(len(self.rows) - others + 1) // 2 + others} images"
 
     def bank(self, tuned: TunedMethod) -> tuple[str, ...]:
