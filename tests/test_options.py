@@ -40,6 +40,7 @@ from zeroshot.tasks.matching.match_options import MatchOptions
 from zeroshot.tasks.matching.match_task import Match
 from zeroshot.tasks.options import default_of, flags_of, option_of, settings
 from zeroshot.tasks.search_options import SearchOptions, VideoSearchOptions
+from zeroshot.tasks.tuning.recipe import Recipe, RecipeMember
 from zeroshot.tasks.vqa.ask_options import AskOptions
 from zeroshot.tasks.vqa.ask_task import Ask
 
@@ -318,11 +319,13 @@ def test_what_decides_boxes_and_masks_is_in_the_settings(kind, options, name, va
     assert settings_of(kind, one) != settings_of(kind, other)
 
 
+FOR_CAPTIONS = Recipe(task="caption", members=(RecipeMember("retrieve"),))
 OTHERS = [
     (CaptionImages, CaptionOptions(), CaptionOptions(method="retrieve")),
     (CaptionImages, CaptionOptions(), CaptionOptions(method="magic", options={"k": 5})),
     (CaptionImages, CaptionOptions(method="magic"), CaptionOptions(method="magic", preset="coco")),
     (CaptionImages, CaptionOptions(method="magic"), CaptionOptions(method="magic", prompt="a")),
+    (CaptionImages, CaptionOptions(), CaptionOptions(recipe=FOR_CAPTIONS)),
     (CaptionImages, CaptionOptions(prompt={"a": "b"}), CaptionOptions(prompt={"a": "c"})),
     (Match, MatchOptions(), MatchOptions(texts=("a",))),
     (Match, MatchOptions(texts=("a",)), MatchOptions(texts=("a",), against=("b",))),
@@ -407,7 +410,7 @@ TESTED_HERE = {
     ClassifyOptions: {*CLASSIFY, "coupling", "recipe"},  # recipe: `test_recipes.py`
     DetectOptions: {*DETECT, "coupling"},
     SegmentOptions: set(SEGMENT),
-    CaptionOptions: {"method", "options", "preset", "coupling", "prompt"},
+    CaptionOptions: {"method", "options", "preset", "coupling", "prompt", "recipe"},
     MatchOptions: {"texts", "against", "coupling"},
     FilterOptions: {"min_score", "keep", "long_text", "coupling", "dedupe"},
     EmbedOptions: {"captions"},

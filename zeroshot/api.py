@@ -129,6 +129,7 @@ def caption(
     lm: str | None = None,
     model: str | None = None,
     coupling: str | None = None,
+    recipe: str | Path | Recipe | None = None,
     prompt: str | Sequence[str] | Mapping[str, str] | None = None,
     trace: bool = False,
     batch_size: int = AUTO_BATCH,
@@ -146,6 +147,7 @@ def caption(
         lm: a language model in place of the set's.
         model: with `method="native"`, a trained captioner.
         coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
+        recipe: what `tune(captions=...)` chose, or its file: method, options and coupling.
         prompt: what captions begin with (a title with `preset="story"`): one for all, one per
             image, or one by path.
         trace: record every choice as `result.trace`, which has `figure()` and `save()`.
@@ -239,6 +241,9 @@ def tune(
     *,
     shots: str | Path | None = None,
     truth: str | Path | None = None,
+    queries: str | Path | None = None,
+    captions: str | Path | None = None,
+    split: str | None = None,
     templates: Sequence[str] = ("simple", "openai", "none"),
     among: Sequence[str] = (),
     budget: float = 60.0,
@@ -251,13 +256,19 @@ def tune(
     """Choose the method for these images; `classify(images, recipe=...)` uses the choice.
 
     With labelled images the choice is measured on images that took no part in it. The figures,
-    `recipe.figures`, are balanced accuracies: each class weighs the same.
+    `recipe.figures`, are balanced accuracies: each class weighs the same. With `queries` the recipe
+    is for `search` and its figures are mean reciprocal ranks; with `captions` it is for `caption`,
+    and they are CIDEr.
 
     Args:
-        images: unlabelled images of the kind that is expected; may be none.
+        images: unlabelled images of the kind that is expected; may be none. A single folder is also
+            where the images that `queries` or `captions` name are.
         labels, models, long_text, batch_size, cache: as for `classify`.
         shots: labelled images to learn from and to choose by: a folder per class, or a CSV file.
         truth: labelled images that only measure the methods.
+        queries: instead of labels, a file of images with the queries that should find them.
+        captions: instead of labels, a file of images with reference captions.
+        split: of those files, if they have several.
         templates: prompts to try, the default first; among those of yours the best are searched.
         among: methods to try; all that the data allow by default.
         budget: seconds of one slow core for the choice, counted in operations beforehand.
@@ -270,8 +281,9 @@ def tune(
             best so far.
     """
     options = TuneOptions(
-        labels=labels, shots=shots, truth=truth, templates=templates, among=among, budget=budget,
-        suggest=suggest, seed=seed, long_text=long_text,
+        labels=labels, shots=shots, truth=truth, queries=queries, captions=captions, split=split,
+        templates=templates, among=among, budget=budget, suggest=suggest, seed=seed,
+        long_text=long_text,
     )  # fmt: skip
     unlabelled = list(find(images).sources) if images else []
     with _open(cache) as opened:
@@ -283,6 +295,7 @@ def tune(
             Path(),
             lambda *_: None,
             batch_size=batch_size,
+            root=Path(images) if isinstance(images, str | Path) and Path(images).is_dir() else None,
         )
 
 
@@ -300,6 +313,7 @@ def search(
     top_k: int = 10,
     min_score: float | None = None,
     bank: QueryTerm | Sequence[QueryTerm] = (),
+    recipe: str | Path | Recipe | None = None,
     index: SearchIndex = "exact",
     coupling: str | None = None,
     half: bool = False,
@@ -321,6 +335,7 @@ def search(
             caption alone.
         min_score: leave out hits that score less.
         bank: other queries of the same kind.
+        recipe: what `tune(queries=...)` chose, or its file: method, options, coupling and bank.
         index: how to search; `ivf` and `ivfpq` are approximate (faiss), and warn with their recall.
         coupling: as for `caption`.
         half: keep embeddings in float16 during the search; scores are float32.
@@ -340,6 +355,8 @@ def search(
         if len(queries) != 1:
             raise UserError(f"plus and minus go with one query, not with {len(queries)}")
         queries = [searching.Query((*queries[0].terms, *more))]
+    others: Sequence[searching.Query] = [searching.Query((_term(one),)) for one in _several(bank)]
+    given, others = searching.by_recipe(given, others)
     with _open(cache) as store:
         found = searching.search(
             queries,
@@ -348,7 +365,7 @@ def search(
             given,
             store,
             Meter(),
-            bank=[searching.Query((_term(one),)) for one in _several(bank)],
+            bank=others,
             batch_size=batch_size,
         )
         return Results(found.results, SearchResult.schema)

@@ -202,15 +202,24 @@ def tuning_progress(quiet: bool) -> "TuningProgress":
         nonlocal last
         if not quiet and time.monotonic() - last > SECONDS_PER_LINE:
             last = time.monotonic()
-            log(f"choosing: {done:.0%}; best so far {leader}, {accuracy:.1%} right")
+            log(f"choosing: {done:.0%}; best so far {leader}, {100 * accuracy:.1f}")
 
     return show
 
 
 def show_recipe(recipe: "Recipe", path: Path) -> None:
     """What was chosen, what it was measured to be worth, and the ten best that were tried."""
+    from zeroshot.tasks.tuning.recipe import MEASURES
+
     log(f"{recipe.verdict}")
-    if (f := recipe.figures) is not None:
+    labels, measure = recipe.task == "classify", MEASURES[recipe.task]
+    if (f := recipe.figures) is not None and not labels:
+        log(
+            f"{measure} {100 * f.accuracy:.1f} on {f.images} images that took no part in the "
+            f"choice, 95 % interval {100 * f.low:.1f} to {100 * f.high:.1f}; the default "
+            f"{100 * f.plain:.1f}"
+        )
+    elif f is not None:
         log(
             f"right for {f.accuracy:.1%} of images that took no part in the choice, "
             f"95 % interval {f.low:.1%} to {f.high:.1%} (each class weighs the same); plain "
@@ -218,9 +227,13 @@ def show_recipe(recipe: "Recipe", path: Path) -> None:
         )
     if recipe.tried:
         print_table(
-            ("tried", "right", "error", "folds"),
+            ("tried", "right, %" if labels else measure, "error", "folds"),
             [
-                (t["name"], f"{t['accuracy']:.1%}", f"{t['error']:.1%}", f"{t['share']:.0%}")
+                (
+                    t["name"],
+                    *(f"{100 * t[k]:.1f}" for k in ("accuracy", "error")),
+                    f"{t['share']:.0%}",
+                )
                 for t in recipe.tried[:10]
             ],
         )
@@ -228,9 +241,10 @@ def show_recipe(recipe: "Recipe", path: Path) -> None:
         log("how far other methods agree with it (a hint, no accuracy):")
         rows = [(name, f"{share:.0%}") for name, share in recipe.agreement.items()]
         print_table(("method", "same label"), rows)
+    query = ' "QUERY"' if recipe.task == "search" else ""
     for path_to_label in recipe.suggested:
         log(f"label next: {path_to_label}")
-    log(f"wrote {path}; use it with: zeroshot classify IMAGES --recipe {path}")
+    log(f"wrote {path}; use it with: zeroshot {recipe.task}{query} IMAGES --recipe {path}")
 
 
 def show_differences(comparison: Mapping[str, Any]) -> None:

@@ -215,10 +215,10 @@ def _score_arrays(run: OutputOptions, file: Path, options: ClassifyOptions) -> N
 def _score_by_recipe(run: OutputOptions, file: Path, recipe: Path) -> None:
     _check_arrays_out(run)
     from zeroshot.tasks.classification.arrays import read_arrays
-    from zeroshot.tasks.tuning.recipe import read_recipe
+    from zeroshot.tasks.tuning.recipe import recipe_of
     from zeroshot.tasks.tuning.tune_task import score_by_recipe
 
-    _write_scores(run, score_by_recipe(read_arrays(file), read_recipe(recipe)))
+    _write_scores(run, score_by_recipe(read_arrays(file), recipe_of(recipe, "classify")))
 
 
 def _check_arrays_out(run: OutputOptions) -> None:
@@ -336,13 +336,17 @@ def tune(
     options: TuneOptions,
     images: Annotated[
         list[str] | None,
-        typer.Argument(help="Unlabelled images of the kind you expect; may be left out."),
+        typer.Argument(
+            help="Unlabelled images of the kind you expect; may be left out. With --queries or "
+            "--captions: the folder of their images (default: that of the file)."
+        ),
     ] = None,
 ) -> None:
     """Choose the method for your images, and write it as a recipe for 'classify --recipe'.
 
     With labelled images (--shots, --truth) the choice is measured on images that took no part in
-    it; --out names a .toml file. Ctrl-C keeps the best so far.
+    it; --out names a .toml file. With --queries the recipe is for 'search --recipe', with
+    --captions for 'caption --recipe'. Ctrl-C keeps the best so far.
 
     Examples:
         zeroshot tune photos/ --labels cat,dog --shots labelled/ --out recipe.toml
@@ -371,18 +375,23 @@ def _tuned(run: CommonOptions, options: TuneOptions, images: list[str] | None) -
     from zeroshot.tasks.tuning.tune_task import tune_arrays, tune_images
 
     progress = console.tuning_progress(quiet=run.quiet)
+    pairs = options.queries or options.captions
     if options.embeddings is not None:
-        if images or options.labels or options.shots or options.truth:
-            raise UserError("--embeddings takes no images, --labels, --shots or --truth")
+        if images or options.labels or options.shots or options.truth or pairs:
+            raise UserError(
+                "--embeddings takes no images, --labels, --shots, --truth, --queries or --captions"
+            )
         return tune_arrays(Path(options.embeddings), options, progress)
     assert run.out is not None
+    folder = Path(images[0]) if images and len(images) == 1 else None
     with run.open_cache() as cache:
         return tune_images(
             run.model_set(),
             options,
-            run.sources(images) if images else [],
+            run.sources(images) if images and not options.captions else [],
             cache,
             run.out.parent,
             progress,
             batch_size=run.images_per_batch,
+            root=folder if folder and folder.is_dir() else None,
         )

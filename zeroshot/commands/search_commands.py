@@ -146,8 +146,9 @@ def find(
     from zeroshot.results.result import SearchResult
     from zeroshot.tasks import search as task
 
-    task.correction_of(options, bool(options.bank))
-    bank = task.read_queries(Path(options.bank)) if options.bank else []
+    bank: Sequence[Query] = task.read_queries(Path(options.bank)) if options.bank else []
+    options, bank = task.by_recipe(options, bank)
+    task.correction_of(options, bool(bank))
     check_outputs(run, SearchResult.schema, html)
     words = {"the query": [query.only_text for query in queries if query.only_text is not None]}
     sources, meter = run.sources(names, words), console.meter()

@@ -13,7 +13,7 @@ from zeroshot.prompts import Templates
 from zeroshot.report.figures import Axis, Plot, Whisker
 from zeroshot.report.label_tables import Labels, MethodRows, labels_of
 from zeroshot.report.thumbnails import thumbnail
-from zeroshot.tasks.tuning.recipe import HeldOut, Recipe, RecipeFigures, to_toml
+from zeroshot.tasks.tuning.recipe import MEASURES, HeldOut, Recipe, RecipeFigures, to_toml
 from zeroshot.tuning.grid import PLAIN
 from zeroshot.tuning.problem import TunedMethod
 from zeroshot.tuning.selection import ENSEMBLE
@@ -55,6 +55,10 @@ class RecipeSection:
 
     name: str
     verdict: str
+    measure: str
+    """What figures are, if not the share that is right."""
+    plain: str
+    """What they are compared with."""
     labels: int
     images: int
     members: Sequence[tuple[str, str, str]]
@@ -99,14 +103,16 @@ def recipe_section(file: Path, recipe: Recipe) -> RecipeSection:
     return RecipeSection(
         name=file.name,
         verdict=recipe.verdict,
+        measure="" if recipe.labels else MEASURES[recipe.task],
+        plain=_plain(recipe),
         labels=len(recipe.labels),
         images=recipe.figures.images if recipe.figures else 0,
         members=[
             (name, f"{m.weight:.2f}", f"{m.temperature:.3g}")
             for name, m in zip(names, recipe.members, strict=True)
         ],
-        measured=_measured(recipe.figures) if recipe.figures else None,
-        how=_how(recipe.figures) if recipe.figures else "",
+        measured=_measured(recipe, recipe.figures) if recipe.figures else None,
+        how=_how(recipe, recipe.figures) if recipe.figures else "",
         candidates=shown,
         others=others,
         left_out=recipe.left_out,
@@ -136,19 +142,24 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}" if math.isfinite(share) else ""
 
 
-def _measured(f: RecipeFigures) -> Plot:
+def _plain(recipe: Recipe) -> str:
+    return "plain zero-shot" if recipe.labels else "the default"
+
+
+def _measured(recipe: Recipe, f: RecipeFigures) -> Plot:
     rows = [
         ("recipe", f.accuracy, f.low, f.high, TAKEN),
-        ("plain zero-shot", f.plain, f.plain_low, f.plain_high, OF_PLAIN),
+        (_plain(recipe), f.plain, f.plain_low, f.plain_high, OF_PLAIN),
     ]
     return _plot(rows)
 
 
-def _how(f: RecipeFigures) -> str:
+def _how(recipe: Recipe, f: RecipeFigures) -> str:
     times = "once" if f.repeats == 1 else f"{f.repeats} times"
+    what = "labelled images" if recipe.labels else "images"
     return (
-        f"{f.images} labelled images in {f.folds} parts, {times}; against plain "
-        f"zero-shot {100 * f.gain:+.1f} points, one-sided p = {f.p:.2g}."
+        f"{f.images} {what} in {f.folds} parts, {times}; the choice against {_plain(recipe)} "
+        f"{100 * f.gain:+.1f} points, one-sided p = {f.p:.2g}."
     )
 
 
@@ -179,10 +190,12 @@ def _candidates(
     others: list[tuple[str, str, str, str]] = []
     for t in recipe.tried:
         name, accuracy, error, share = t["name"], t["accuracy"], t["error"], t["share"]
-        kind = TAKEN if name in taken else OF_PLAIN if name == PLAIN else OTHER
+        plain = recipe.default or PLAIN
+        kind = TAKEN if name in taken else OF_PLAIN if name == plain else OTHER
         if (share == 1 and len(rows) < SHOWN) or kind != OTHER:
             spread = NORMAL * error if math.isfinite(error) else 1.0
-            low, high = max(0.0, accuracy - spread), min(1.0, accuracy + spread)
+            largest = 10.0 if recipe.task == "caption" else 1.0
+            low, high = max(0.0, accuracy - spread), min(largest, accuracy + spread)
             mark = " (taken)" if kind == TAKEN else ""
             rows.append((name + mark, accuracy, low, high, kind))
         else:

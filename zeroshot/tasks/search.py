@@ -4,7 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,10 @@ from zeroshot.results.result import AnchorContribution, SearchResult
 from zeroshot.tasks.classification.classifier import explain_cosine
 from zeroshot.tasks.duplicates.best_copies import first_copies
 from zeroshot.tasks.search_options import SearchOptions
+from zeroshot.tasks.tuning.recipe import Recipe, check_beside_recipe, recipe_of
 
+PLAIN_SEARCH = "cosine"
+"""The method of hits that nothing re-ranks."""
 CANCELLED = 1e-4
 """A sum of unit embeddings that is shorter than this has no direction."""
 
@@ -195,6 +198,29 @@ def _unit(sums: Float[Tensor, "q m"], queries: Sequence[Query]) -> Float[Tensor,
     return normalize(sums)
 
 
+def by_recipe(
+    options: SearchOptions, bank: Sequence[Query]
+) -> tuple[SearchOptions, Sequence[Query]]:
+    """The options and the bank, with what their recipe decides, if they have one.
+
+    Raises:
+        UserError: not a recipe for a search, or options that it decides.
+    """
+    if options.recipe is None:
+        return options, bank
+    recipe = recipe_of(options.recipe, "search")
+    check_beside_recipe(options, ("method", "options", "coupling", "bank"))
+    (member,) = recipe.members
+    options = replace(
+        options,
+        recipe=recipe,
+        method=None if member.method == PLAIN_SEARCH else member.method,
+        options=dict(member.options),
+        coupling=member.coupling or None,
+    )
+    return options, [Query((Term(text),)) for text in recipe.bank]
+
+
 @dataclass(frozen=True)
 class SearchAnswer:
     """The hits and the failed images; for each query the number of hits and the best score."""
@@ -222,7 +248,8 @@ def search(
     """The `top_k` best images for each query, then the images that could not be read.
 
     Args:
-        options: `queries` and `bank` take the place of the files, `plus` and `minus` in them.
+        options: as `by_recipe` returns them; `queries` and `bank` take the place of the files,
+            `plus` and `minus` in them.
         bank: other queries, for a method that re-ranks.
         seen: called with the number of images that are done since the last call.
 
@@ -231,6 +258,8 @@ def search(
             an encoder that cannot explain its scores.
     """
     models = with_coupling_for_task(models, options.coupling, SENTENCES, cache, meter)
+    if isinstance(options.recipe, Recipe):
+        options.recipe.check_models(canonical_names(models.encoder))
     asked = prepare(queries, models, options, cache, meter, bank)
     matrix = embedding_matrix(
         sources,
@@ -408,7 +437,7 @@ def _results(
     meter: Meter,
 ) -> Iterator[SearchResult]:
     used, num_explanations = canonical_names(models.encoder), options.explain
-    name = options.method or ("cosine" if options.compose == "sum" else options.compose)
+    name = options.method or (PLAIN_SEARCH if options.compose == "sum" else options.compose)
     for q, query in enumerate(queries):
         columns = zip(
             hits.index[q].tolist(),
@@ -488,7 +517,7 @@ def settings(
     return {
         "models": canonical_names(models.encoder),
         "queries": [query.label for query in queries],
-        "method": "cosine" if method is None else methods.name_of(method),
+        "method": PLAIN_SEARCH if method is None else methods.name_of(method),
         "compose": options.compose,
         "caption_weight": options.caption_weight,
         "options": {} if method is None else methods.values(method),

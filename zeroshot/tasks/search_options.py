@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from zeroshot.tasks.completion import rerankers
@@ -44,6 +45,12 @@ class SearchOptions:
     )
     options: Mapping[str, Any] = METHOD_OPTIONS
     coupling: str | None = COUPLING
+    recipe: Any = option(
+        None,
+        "File that 'tune --queries' wrote: method, its options, coupling and bank.",
+        env="SEARCH_RECIPE",
+        typed=Path,
+    )
     bank: Any = option(
         (), "Other queries of the same kind, as --queries.", env="SEARCH_BANK", typed=str
     )

@@ -71,6 +71,24 @@ def estimate(
     return Estimate(value, error, min(low, value), max(high, value))
 
 
+def estimate_mean(
+    outcomes: Float[Tensor, " n"], largest: float = math.inf, confidence: float = CONFIDENCE
+) -> Estimate:
+    """The mean of outcomes from 0 to `largest`, with an interval for the mean of as many others.
+
+    By Student's t. Outcomes that are all 0, or all 1 if that is the largest, vary elsewhere: then
+    as `estimate`.
+    """
+    from scipy.stats import t
+
+    one_class = torch.zeros(len(outcomes), dtype=torch.int64)
+    value, error = float(outcomes.mean()), float(standard_error(outcomes, one_class))
+    if error == 0 and largest == 1:
+        return estimate(outcomes, one_class, confidence=confidence)
+    spread = float(t.ppf((1 + confidence) / 2, len(outcomes) - 1)) * error * math.sqrt(2)
+    return Estimate(value, error, max(0.0, value - spread), min(largest, value + spread))
+
+
 def p_not_better(
     gains: Float[Tensor, " n"], labels: Int[Tensor, " n"], generator: torch.Generator
 ) -> float:

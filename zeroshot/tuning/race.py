@@ -5,7 +5,7 @@ that falls back by `FALLEN` errors after a fold is tried on no further one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,11 @@ class Tried:
 
 @dataclass
 class Race:
-    """How often each candidate was right on each row, and how often it was tried there."""
+    """The outcome of each candidate on each row, and how often it was tried there.
+
+    An outcome is a hit, of which all tries of a row add up, or any other number, the more the
+    better.
+    """
 
     hits: Float[Tensor, "m n"]
     times: Float[Tensor, "m n"]
@@ -46,9 +50,9 @@ class Race:
         zeros = torch.zeros(candidates, len(labels), dtype=torch.float64)
         return cls(zeros, zeros.clone(), labels)
 
-    def add(self, candidate: int, rows: Int[Tensor, " h"], logits: Float[Tensor, "h c"]) -> None:
-        """A candidate's logits of the rows of a fold."""
-        self.hits[candidate, rows] += (logits.argmax(1) == self.labels[rows]).double()
+    def add(self, candidate: int, rows: Int[Tensor, " h"], outcomes: Float[Tensor, " h"]) -> None:
+        """A candidate's outcomes on the rows of a fold."""
+        self.hits[candidate, rows] += outcomes.double()
         self.times[candidate, rows] += 1
 
     def shares(self, candidates: Sequence[int]) -> tuple[Float[Tensor, "k r"], Int[Tensor, " r"]]:
@@ -68,6 +72,17 @@ class Race:
         behind = torch.where(error > 0, mean / error, torch.where(mean > 0, math.inf, 0.0))
         return figures, behind
 
+    def simplest(self, candidates: Sequence[int]) -> int:
+        """The first that is within one standard error of the best."""
+        _, behind = self.standings(candidates)
+        return next(i for i, gap in zip(candidates, behind.tolist(), strict=True) if gap <= 1)
+
+    def remaining(self, candidates: Sequence[int], always: Collection[int]) -> list[int]:
+        """Those that have not fallen back, and those of `always`."""
+        _, behind = self.standings(candidates)
+        fallen = (behind > FALLEN).tolist()
+        return [i for i, out in zip(candidates, fallen, strict=True) if i in always or not out]
+
     def table(self, names: Sequence[str]) -> list[Tried]:
         """All candidates, also those that did not finish."""
         whole = int((self.times > 0).sum(1).max())
@@ -81,3 +96,20 @@ class Race:
             share = len(labels) / whole
             tried.append(Tried(name, float(figure[0]), float(error[0]), float(behind[1]), share))
         return tried
+
+
+def affordable(
+    costs: Sequence[float], operations: float, always: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """Candidates whose operations fit together, and the costliest, which are left out for that.
+
+    Those of `always` stay.
+    """
+    total, dropped = sum(costs), set[int]()
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        if total <= operations:
+            break
+        if i not in always:
+            total -= costs[i]
+            dropped.add(i)
+    return [i for i in range(len(costs)) if i not in dropped], sorted(dropped)

@@ -33,7 +33,7 @@ from zeroshot.tuning.intervals import (
     p_not_better,
     standard_error,
 )
-from zeroshot.tuning.race import FALLEN, Race, Tried
+from zeroshot.tuning.race import Race, Tried, affordable
 
 LEAST_ROWS = 10
 """Nothing is measured on fewer labelled rows."""
@@ -78,8 +78,8 @@ class Selection:
         return members[0] if len(members) == 1 else None
 
 
-@dataclass(frozen=True)
-class TuningResult:
+@dataclass(frozen=True, kw_only=True)
+class MeasuredChoice:
     """What the whole procedure reaches on rows that took no part in it."""
 
     selection: Selection
@@ -94,16 +94,22 @@ class TuningResult:
     """Of the outer loop over plain zero-shot."""
     p: float
     """That it is none, one-sided."""
+    folds: int
+    repeats: int
+    left_out: tuple[str, ...] = ()
+    """Candidates for which the budget was too small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningResult(MeasuredChoice):
+    """A choice among methods that label."""
+
     probabilities: Float[Tensor, "n c"]
     """Of the chosen candidate, out of fold; of the first repeat."""
     held_out: Float[Tensor, " n"]
     """Hits of the outer loop."""
     curve: tuple[tuple[float, float, float], ...]
     """Rows of a class on the mean, balanced accuracy, its standard error."""
-    folds: int
-    repeats: int
-    left_out: tuple[str, ...] = ()
-    """Candidates for which the budget was too small."""
 
 
 class ChoiceInterruptedError(KeyboardInterrupt):
@@ -241,16 +247,8 @@ def _afford(
     total = fits * sum(c.cost for c in candidates)
     if total * repeats > operations and total:
         repeats = max(1, min(repeats, int(operations / total)))
-    order = sorted(range(len(candidates)), key=lambda i: -candidates[i].cost)
-    dropped: set[int] = set()
-    for i in order:
-        if total <= operations:
-            break
-        if i not in (0, plain):
-            total -= fits * candidates[i].cost
-            dropped.add(i)
-    kept = [i for i in range(len(candidates)) if i not in dropped]
-    return kept, repeats, tuple(candidates[i].name for i in sorted(dropped))
+    kept, dropped = affordable([fits * c.cost for c in candidates], operations, (0, plain))
+    return kept, repeats, tuple(candidates[i].name for i in dropped)
 
 
 _Standing = tuple[
@@ -291,20 +289,16 @@ class _Loop:
             rows = fits.rows(repeat, fold)
             own = {i: fits.logits(i, repeat, without | {fold}, fold) for i in alive}
             for i in alive:
-                race.add(i, rows, own[i])
+                race.add(i, rows, (own[i].argmax(1) == labels[rows]).double())
             logits[repeat, fold] = own
-            figures, behind = race.standings(alive)
             if not without:
+                figures, _ = race.standings(alive)
                 best = int(figures.argmax())
                 share = (step + 1) / len(rounds)
                 self._known = alive, race, rounds[: step + 1], logits
                 self.done = share
                 self.progress(fits.candidates[alive[best]].name, float(figures[best]), share)
-            alive = [
-                i
-                for i, fallen in zip(alive, (behind > FALLEN).tolist(), strict=True)
-                if i in (0, self.plain) or not fallen
-            ]
+            alive = race.remaining(alive, (0, self.plain))
         tried = race.table([one.name for one in fits.candidates])
         winner, chosen = self._winner(alive, race, rounds, logits)
         if self.ensembles and len(alive) > 1:
@@ -330,8 +324,7 @@ class _Loop:
         logits: Mapping[tuple[int, int], Mapping[int, Tensor]],
     ) -> tuple[int, GreedyEnsemble]:
         """The simplest that is within an error of the best, with its temperature."""
-        _, behind = race.standings(alive)
-        winner = next(i for i, gap in zip(alive, behind.tolist(), strict=True) if gap <= 1)
+        winner = race.simplest(alive)
         rows = torch.cat([self.fits.rows(r, j) for r, j in rounds])
         own = torch.cat([logits[key][winner] for key in rounds])
         scale = float(fit_temperatures(own[None], self.labels[rows])[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeroshot.errors import UserError, counted
@@ -28,6 +29,13 @@ class CaptionOptions:
         recorded="models",
     )
     coupling: str | None = COUPLING
+    recipe: Any = option(
+        None,
+        "File that 'tune --captions' wrote: method, its options and coupling.",
+        env="CAPTION_RECIPE",
+        typed=Path,
+        recorded="options",
+    )
     prompt: str | Sequence[str] | Mapping[str, str] | None = option(
         None,
         "What every text begins with; a story's title.",

@@ -1,7 +1,7 @@
 """Images to captions, as a task."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from zeroshot.cache.embedding_cache import EmbeddingCache
@@ -18,6 +18,7 @@ from zeroshot.tasks.captioning import captioner
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
 from zeroshot.tasks.captioning.trained import NativeCaption, prompt_settings
 from zeroshot.tasks.task import OpenedTask, Task
+from zeroshot.tasks.tuning.recipe import Recipe, check_beside_recipe, recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class CaptionImages(Task[CaptionOptions]):
     @classmethod
     def from_options(cls, models: ModelSet, options: CaptionOptions) -> "CaptionImages":
         """See `Task`."""
+        options = by_recipe(options)
         if options.lm is not None:
             models = models.with_language_model(options.lm)
         return cls(models=models, options=options)
@@ -45,6 +47,8 @@ class CaptionImages(Task[CaptionOptions]):
         captioner.check_takes(method, features)
         self.models.require(language_model="language_model" in method.needs)
         models = with_coupling_for_task(self.models, options.coupling, SENTENCES, cache, meter)
+        if isinstance(options.recipe, Recipe):
+            options.recipe.check_models(captioner.settings(models, method)["models"])
         pool = captioner.pool_of(models, cache, meter) if "pool" in method.needs else None
         return CaptionRunner(
             task=self, models=models, method=method, pool=pool, cache=cache, batch_size=batch_size
@@ -87,6 +91,26 @@ class CaptionRunner(OpenedTask[CaptionImages]):
         return self.task.options.prompt_of()
 
 
+def by_recipe(options: CaptionOptions) -> CaptionOptions:
+    """The options with what their recipe decides, if they have one.
+
+    Raises:
+        UserError: not a recipe for captions, or options that it decides.
+    """
+    if options.recipe is None:
+        return options
+    recipe = recipe_of(options.recipe, "caption")
+    check_beside_recipe(options, ("method", "options", "preset", "model", "coupling"))
+    (member,) = recipe.members
+    return replace(
+        options,
+        recipe=recipe,
+        method=member.method,
+        options=dict(member.options),
+        coupling=member.coupling or None,
+    )
+
+
 def caption_task(models: ModelSet, options: CaptionOptions) -> CaptionImages | NativeCaption:
     """The task: a method, or a trained captioner.
 
@@ -100,5 +124,6 @@ def caption_task(models: ModelSet, options: CaptionOptions) -> CaptionImages | N
             f"--method native and --model NAME belong together: a trained captioner{meant}"
         )
     if options.model is not None:
+        check_beside_recipe(options, (), ("recipe",))
         return NativeCaption.from_options(models, options)
     return CaptionImages.from_options(models, options)

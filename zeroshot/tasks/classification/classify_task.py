@@ -38,7 +38,7 @@ from zeroshot.tasks.classification.heads import Acceptance, label
 from zeroshot.tasks.classification.label_sets import LabelSets
 from zeroshot.tasks.options import as_json, default_of, flags_of, several
 from zeroshot.tasks.task import OpenedTask, Task
-from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
+from zeroshot.tasks.tuning.recipe import Recipe, recipe_of
 from zeroshot.tasks.tuning.recipe_classifier import RecipeClassifier, check_options, load_recipe
 
 TOP = 5
@@ -157,7 +157,7 @@ class Classify(Task[ClassifyOptions]):
         recipe, folder = options.recipe, Path()
         if isinstance(recipe, str | Path):
             folder = Path(recipe).parent
-            recipe = read_recipe(Path(recipe))
+        recipe = recipe_of(recipe, "classify")
         check_options(recipe, options)
         return cls(
             models=models,

@@ -1,11 +1,13 @@
 """A recipe: what `tune` chose, and what that was measured to be worth, as TOML that people read.
 
-schema, labels, seed          what was asked
+schema, task, labels, seed    what was asked; without a `task` it is classify
 [models]                      the encoders, with their fingerprints
 [[members]]                   methods, each with its weight and temperature
 shots                         the labelled images that methods learn from
 templates, [prompts]          the default prompts; those that only this recipe has
-[figures]                     accuracy with its interval, and that of plain zero-shot
+bank                          the queries that a search re-ranks with
+[figures]                     accuracy with its interval, and that of plain zero-shot; for search
+                              the mean reciprocal rank, for captions CIDEr, and that of the default
 [[tried]], [[curve]]          all that was tried; accuracy by the number of labels
 [held_out]                    answers for images that took no part in them, for the report
 """
@@ -15,14 +17,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zeroshot.errors import UserError
 from zeroshot.inputs.text_files import is_number, read_toml
 from zeroshot.output import atomic
 from zeroshot.prompts import Templates, expand, load_templates
+from zeroshot.tasks.options import default_of, flags_of
 
 SCHEMA = "zeroshot.recipe/1"
+TunedTask = Literal["classify", "search", "caption"]
+MEASURES: Mapping[TunedTask, str] = {
+    "classify": "balanced accuracy",
+    "search": "mean reciprocal rank",
+    "caption": "CIDEr",
+}
+"""What the figures of a task are; like tables, they are shown times 100."""
 COLUMNS: Mapping[str, Mapping[str, type]] = {
     "tried": {"name": str, "accuracy": float, "error": float, "share": float},
     "curve": {"labels": float, "accuracy": float, "error": float},
@@ -45,7 +55,11 @@ class RecipeMember:
 
 @dataclass(frozen=True)
 class RecipeFigures:
-    """Balanced accuracies of images that took no part in the choice."""
+    """In the measure of the task, of images that took no part in the choice.
+
+    `plain` is plain zero-shot; for search and captions it is the default, and `gain` and `p` are
+    those of what would have been taken instead, if the default is taken.
+    """
 
     accuracy: float
     low: float
@@ -55,8 +69,9 @@ class RecipeFigures:
     plain_high: float
     gain: float
     p: float
-    """That the gain over plain zero-shot is none, one-sided."""
+    """That the gain is none, one-sided."""
     images: int
+    """Those that share a query count as one."""
     folds: int
     repeats: int
 
@@ -75,7 +90,8 @@ class HeldOut:
 class Recipe:
     """The result of `zeroshot tune`."""
 
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """Empty for search and captions, which have none."""
     verdict: str = ""
     """One sentence: what was chosen and why."""
     members: tuple[RecipeMember, ...] = ()
@@ -97,6 +113,31 @@ class Recipe:
     """Share of the images on which a method answers as the recipe does; a hint, no accuracy."""
     suggested: tuple[str, ...] = ()
     held_out: HeldOut | None = None
+    task: TunedTask = "classify"
+    default: str = ""
+    """For search and captions: what is used without a recipe."""
+    bank: tuple[str, ...] = ()
+    """Queries that a search re-ranks with."""
+
+    def check_task(self, task: TunedTask) -> None:
+        """UserError for a recipe of another task."""
+        if self.task != task:
+            raise UserError(
+                f"the recipe is for '{self.task}', not for '{task}': zeroshot {self.task} --recipe"
+            )
+
+    def check_models(self, used: Mapping[str, str]) -> None:
+        """UserError for other models than those that the recipe was tuned with.
+
+        A coupling is part of the names only if the recipe has the set's own.
+        """
+        named, found = dict(self.models), dict(used)
+        if self.members[0].coupling:
+            named.pop("coupling", None)
+            found.pop("coupling", None)
+        if named and found != named:
+            was, now = (", ".join(names.values()) for names in (named, found))
+            raise UserError(f"the recipe was tuned with {was}, and these models are {now}")
 
     def prompts_of(self, member: RecipeMember) -> list[list[str]]:
         """The prompts of each class."""
@@ -109,6 +150,8 @@ class Recipe:
         deciding = [self.labels, self.members, sorted(self.models.items()), self.shots_fingerprint]
         if self.templates or self.prompts:
             deciding += [self.templates, sorted(self.prompts.items())]
+        if self.bank:
+            deciding.append(self.bank)
         return hashlib.sha256(repr(tuple(deciding)).encode()).hexdigest()[:12]
 
 
@@ -119,7 +162,7 @@ def to_toml(recipe: Recipe) -> str:
     table: dict[str, Any] = {"schema": SCHEMA}
     for entry in fields(recipe):
         value = getattr(recipe, entry.name)
-        if value not in (None, "", (), {}):
+        if value not in (None, "", (), {}) and (entry.name, value) != ("task", "classify"):
             table[entry.name] = _plain(value)
     return tomli_w.dumps(table)
 
@@ -156,19 +199,43 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
+def recipe_of(given: "str | Path | Recipe", task: TunedTask) -> Recipe:
+    """A recipe, or that of a file, for this task.
+
+    Raises:
+        UserError: no such file, not a recipe, or one of another task.
+    """
+    recipe = given if isinstance(given, Recipe) else read_recipe(Path(given))
+    recipe.check_task(task)
+    if task != "classify" and len(recipe.members) > 1:
+        raise UserError(f"the recipe has {len(recipe.members)} members, and one can {task}")
+    return recipe
+
+
+def check_beside_recipe(options: Any, own: Sequence[str], without: Sequence[str] = ()) -> None:
+    """UserError for options that a recipe decides (`own`), or has no use for (`without`)."""
+    for entry in fields(options):
+        if entry.name in (*own, *without) and getattr(options, entry.name) != default_of(entry):
+            why = "the recipe has its own" if entry.name in own else "a recipe has no use for it"
+            raise UserError(f"--recipe and {flags_of(entry)[0]}: {why}; leave one of them out")
+
+
 def _recipe(table: dict[str, Any]) -> Recipe:
     _check_keys(table, Recipe, "a recipe")
     given = dict(table)
-    given["labels"] = _texts(given["labels"], "labels")
+    if given.get("task", "classify") not in MEASURES:
+        raise ValueError(f"task is none of {', '.join(MEASURES)}")
+    for name in ("labels", "left_out", "suggested", "bank"):
+        given[name] = _texts(given.get(name, []), name)
+    if bool(given["labels"]) != (given.get("task", "classify") == "classify"):
+        raise ValueError("labels are for a recipe of classify, which needs them")
     given["members"] = tuple(_built(RecipeMember, m, "members") for m in _list(given, "members"))
     if not given["members"] or sum(m.weight for m in given["members"]) <= 0:
         raise ValueError("no members with a weight")
     for name, kind in (("figures", RecipeFigures), ("held_out", HeldOut)):
         if name in given:
             given[name] = _built(kind, given[name], name)
-    for name in ("left_out", "suggested"):
-        given[name] = _texts(given.get(name, []), name)
-    for name in ("seed", "verdict", "templates", "shots", "shots_fingerprint"):
+    for name in ("seed", "verdict", "templates", "shots", "shots_fingerprint", "default"):
         if name in given:
             given[name] = _typed(Recipe.__dataclass_fields__[name].type, given[name], name)
     for name, values in (("models", str), ("agreement", float)):

@@ -1,7 +1,7 @@
 """A recipe as a classifier: its members on the same images, each at its own temperature."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from zeroshot.results.result import AnchorContribution
 from zeroshot.tasks.classification.classifier import Adaptation, Classifier, load_classifier
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
 from zeroshot.tasks.classification.heads import UNCALIBRATED, Head
-from zeroshot.tasks.options import flags_of
-from zeroshot.tasks.tuning.recipe import Recipe, shots_fingerprint
+from zeroshot.tasks.tuning.recipe import Recipe, check_beside_recipe, shots_fingerprint
 
 HAS_ITS_OWN = ("method", "options", "coupling", "templates", "shots", "bank", "prior", "hierarchy")
 HAS_NO = (
@@ -103,12 +102,7 @@ class RecipeClassifier:
 
 def check_options(recipe: Recipe, options: ClassifyOptions) -> None:
     """UserError for options that a recipe decides, or for other labels than its own."""
-    default = ClassifyOptions()
-    for name in (*HAS_ITS_OWN, *HAS_NO):
-        if getattr(options, name) != getattr(default, name):
-            flag = flags_of(next(f for f in fields(options) if f.name == name))[0]
-            why = "the recipe has its own" if name in HAS_ITS_OWN else "a recipe has no use for it"
-            raise UserError(f"--recipe and {flag}: {why}; leave one of them out")
+    check_beside_recipe(options, HAS_ITS_OWN, HAS_NO)
     if options.labels and load_labels(options.labels) != recipe.labels:
         raise UserError(
             f"the recipe is for the labels {', '.join(recipe.labels[:5])}"
@@ -167,7 +161,5 @@ def load_recipe(
             )
         )
     loaded = RecipeClassifier(recipe, members)
-    if recipe.models and not recipe.members[0].coupling and loaded.used != dict(recipe.models):
-        was, now = (", ".join(m.values()) for m in (recipe.models, loaded.used))
-        raise UserError(f"the recipe was tuned with {was}, and these models are {now}")
+    recipe.check_models(loaded.used)
     return loaded

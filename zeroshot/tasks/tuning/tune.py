@@ -41,6 +41,7 @@ from zeroshot.tuning.selection import (
     LEAST_FOLDS,
     LEAST_ROWS,
     ChoiceInterruptedError,
+    MeasuredChoice,
     Selection,
     TuningProgress,
     TuningResult,
@@ -112,7 +113,7 @@ def _tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> R
             progress=progress,
         )
     except ChoiceInterruptedError as stopped:
-        found = _best_so_far(recipe, stopped, tuned)
+        found = best_so_far(recipe, stopped, tuned)
         raise TuneInterruptedError(_with_prompts(found, data)) from None
     kept = [t for t in tuned if t.name not in result.left_out]
     if result.folds < LEAST_FOLDS:
@@ -121,9 +122,9 @@ def _tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> R
     recipe = replace(
         recipe,
         verdict=verdict,
-        members=_members(chosen, kept),
-        figures=_figures(result, labelled),
-        tried=_tried(result.selection),
+        members=members_of(chosen, kept),
+        figures=figures_of(result, labelled),
+        tried=table_of(result.selection),
         left_out=result.left_out,
         curve=tuple(
             {"labels": n, "accuracy": accuracy, "error": error}
@@ -143,7 +144,7 @@ def _tune(data: TuningData, request: TuneRequest, progress: TuningProgress) -> R
         raise TuneInterruptedError(recipe) from None
 
 
-def _best_so_far(
+def best_so_far(
     recipe: Recipe, stopped: ChoiceInterruptedError, tuned: Sequence[TunedMethod]
 ) -> Recipe:
     """The recipe of an interrupted choice, which has no figures."""
@@ -154,8 +155,8 @@ def _best_so_far(
     return replace(
         recipe,
         verdict=f"{names}: the best so far, interrupted {when}; what it is worth was not measured",
-        members=_members(ensemble, kept),
-        tried=_tried(stopped.selection),
+        members=members_of(ensemble, kept),
+        tried=table_of(stopped.selection),
         left_out=stopped.left_out,
     )
 
@@ -175,7 +176,8 @@ def _with_prompts(recipe: Recipe, data: TuningData) -> Recipe:
     return replace(recipe, prompts=own)
 
 
-def _members(ensemble: GreedyEnsemble, tuned: Sequence[TunedMethod]) -> tuple[RecipeMember, ...]:
+def members_of(ensemble: GreedyEnsemble, tuned: Sequence[TunedMethod]) -> tuple[RecipeMember, ...]:
+    """The members of an ensemble, for a recipe."""
     return tuple(
         _member(tuned[m], weight, temperature)
         for m, weight, temperature in zip(
@@ -184,7 +186,8 @@ def _members(ensemble: GreedyEnsemble, tuned: Sequence[TunedMethod]) -> tuple[Re
     )
 
 
-def _tried(selection: Selection) -> tuple[dict[str, Any], ...]:
+def table_of(selection: Selection) -> tuple[dict[str, Any], ...]:
+    """What was tried, for a recipe."""
     return tuple(
         {"name": t.name, "accuracy": t.accuracy, "error": t.error, "share": t.share}
         for t in selection.tried
@@ -255,7 +258,8 @@ def _member(tuned: TunedMethod, weight: float = 1.0, temperature: float = 1.0) -
     )
 
 
-def _figures(result: TuningResult, images: int) -> RecipeFigures:
+def figures_of(result: MeasuredChoice, images: int) -> RecipeFigures:
+    """What was measured, for a recipe."""
     accuracy, plain = result.accuracy, result.plain
     return RecipeFigures(
         accuracy.value,

@@ -31,7 +31,7 @@ def seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Labels, images that have one, and what is tried."""
+    """Labels and images that have one, or images with texts; and what is tried."""
 
     labels: str | Sequence[str] = LABELS
     shots: str | Path | None = option(
@@ -47,6 +47,22 @@ class TuneOptions:
         "there are --shots too.",
         env="TRUTH",
         typed=Path,
+    )
+    queries: str | Path | None = option(
+        None,
+        "Choose how to search, instead: images with the queries that should find them, as eval "
+        "--task retrieve reads them (a .csv with image,caption, COCO's .json, ...).",
+        env="TUNE_QUERIES",
+        typed=Path,
+    )
+    captions: str | Path | None = option(
+        None,
+        "Choose how to caption, instead: images with reference captions, in the same formats.",
+        env="TUNE_CAPTIONS",
+        typed=Path,
+    )
+    split: str | None = option(
+        None, "Split of --queries or --captions: val, test, ...", env="SPLIT"
     )
     templates: Sequence[str] = option(
         ("simple", "openai", "none"),

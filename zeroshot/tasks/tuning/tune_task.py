@@ -1,7 +1,7 @@
 """`tune` on images and on arrays, and the scores of a recipe on arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os.path import relpath
 from pathlib import Path
 
@@ -16,12 +16,18 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.tasks.classification.arrays import Array, read_arrays
+from zeroshot.tasks.options import default_of, flags_of
+from zeroshot.tasks.tuning.caption_items import CaptionItems
 from zeroshot.tasks.tuning.recipe import Recipe, shots_fingerprint
+from zeroshot.tasks.tuning.search_items import SearchItems
 from zeroshot.tasks.tuning.tune import TuneInterruptedError, TuneRequest, tune
 from zeroshot.tasks.tuning.tune_options import TuneOptions
-from zeroshot.tasks.tuning.tuning_data import from_arrays, from_images
+from zeroshot.tasks.tuning.tune_pairs import PairItems, read_items, tune_pairs
+from zeroshot.tasks.tuning.tuning_data import PairModels, from_arrays, from_images
 from zeroshot.tuning.problem import TunedMethod
 from zeroshot.tuning.selection import TuningProgress
+
+OF_LABELS = ("labels", "shots", "truth", "templates", "suggest", "long_text", "embeddings")
 
 
 def tune_images(
@@ -33,13 +39,21 @@ def tune_images(
     progress: TuningProgress,
     *,
     batch_size: int = AUTO_BATCH,
+    root: Path | None = None,
 ) -> Recipe:
     """The recipe for images; labelled ones are recorded relative to `folder`.
+
+    Args:
+        root: a folder of images, in which those lie that the file of queries or captions names.
 
     Raises:
         UserError: no labels, no images at all, or an image or label that cannot be read.
         TuneInterruptedError: Ctrl-C during the choice; it has the best so far.
     """
+    if options.queries or options.captions:
+        check_beside_pairs(options)
+        items = _items(PairModels(models, cache, Meter(), batch_size), options, sources, root)
+        return tune_pairs(items, _request(options, learn=False), progress)
     labels = prompts.load_labels(options.labels)
     if len(labels) < 2:
         raise UserError("tune chooses among answers: give two labels or more")
@@ -72,6 +86,26 @@ def tune_images(
     except TuneInterruptedError as stopped:
         found = _with_shots(stopped.recipe, place, shots, folder)
         raise TuneInterruptedError(found) from None
+
+
+def _items(
+    known: PairModels, options: TuneOptions, sources: Sequence[Source], root: Path | None
+) -> PairItems:
+    """The images of `--queries`, among `sources`, or those of `--captions`."""
+    data = read_items(Path(str(options.queries or options.captions)), root, options.split)
+    if options.queries:
+        return SearchItems.of(known, data, sources, options.seed)
+    return CaptionItems.of(known, data)
+
+
+def check_beside_pairs(options: TuneOptions) -> None:
+    """UserError for options of another task than searching, or captions."""
+    flag = "--queries" if options.queries else "--captions"
+    apart = ("captions",) if options.queries else ()
+    for entry in fields(options):
+        if entry.name in (*apart, *OF_LABELS) and getattr(options, entry.name) != default_of(entry):
+            other = flags_of(entry)[0]
+            raise UserError(f"{flag} and {other} are for different tasks: leave one of them out")
 
 
 def _with_shots(recipe: Recipe, path: Path, shots: LabeledImages, folder: Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""The rows that `tune` works on, from images or from arrays."""
+"""What `tune` works on: rows from images or from arrays, and models in several couplings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from zeroshot import methods, prompts
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UserError
-from zeroshot.inference.coupled_models import LABELS, with_coupling_for_task
+from zeroshot.errors import UserError, counted
+from zeroshot.inference.coupled_models import LABELS, SENTENCES, with_coupling_for_task
 from zeroshot.inference.embedding import (
     canonical_names,
     check_lengths,
@@ -29,7 +29,7 @@ from zeroshot.inputs.source import Source
 from zeroshot.model_set.coupled_encoder import CoupledEncoder, calibrate
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import DualEncoder
-from zeroshot.ops import normalize
+from zeroshot.ops import normalize, topk_stream
 from zeroshot.tasks.classification.arrays import Array, to_tensors
 from zeroshot.tasks.classification.classify_options import CUT_OFF
 from zeroshot.tasks.tuning.prompt_columns import PromptColumns, is_built_in
@@ -37,6 +37,8 @@ from zeroshot.tuning.problem import JointRows, PromptRows, TuningProblem
 
 COUPLINGS = ("asif", "csa", "procrustes")
 """Tried beside a model set's own coupling."""
+SAME = 0.9999
+"""Cosine from which on an image is one of the anchors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,3 +209,46 @@ def agreement(
 ) -> dict[str, float]:
     """The share of images on which each method answers as the chosen one does."""
     return {name: float((own == chosen).double().mean()) for name, own in answers.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PairModels:
+    """The models in each coupling, for searches and captions."""
+
+    models: ModelSet
+    cache: EmbeddingCache
+    meter: Meter
+    batch_size: int
+    _known: dict[str | None, ModelSet] = field(default_factory=dict)
+
+    def of(self, coupling: str | None) -> ModelSet:
+        """The set in this coupling, as the task itself takes it; None for the set's own."""
+        if coupling not in self._known:
+            self._known[coupling] = with_coupling_for_task(
+                self.models, coupling, SENTENCES, self.cache, self.meter
+            )
+        return self._known[coupling]
+
+    @property
+    def couplings(self) -> tuple[str, ...]:
+        """Those to try beside the set's own."""
+        return COUPLINGS if isinstance(self.of(None).encoder, CoupledEncoder) else ()
+
+    def embed(self, sources: Sequence[Source]) -> Float[Tensor, "n d"]:
+        """Rows of images with pairs.
+
+        Raises:
+            UserError: an image that cannot be read, or that is an anchor: its text is known.
+        """
+        encoder, size = self.of(None).encoder, self.batch_size
+        rows = embed_all(sources, image_encoder_of(encoder), self.cache, self.meter, size)
+        if isinstance(encoder, CoupledEncoder):
+            anchors = normalize(self.models.anchors.images.float())
+            near = topk_stream(normalize(rows), anchors, 1)[0][:, 0] > SAME
+            if near.any():
+                first = sources[int(near.int().argmax())].path
+                raise UserError(
+                    f"{counted(int(near.sum()), 'image')} of {len(near)} are anchors of the model "
+                    f"set, first '{first}', and figures on them would be too good: leave them out"
+                )
+        return rows
