@@ -25,8 +25,9 @@ from zeroshot.errors import OutputError, UserError
 from zeroshot.inference.meter import Meter
 from zeroshot.output import atomic, filesystem, leases
 from zeroshot.output.filesystem import WORK, Location
-from zeroshot.output.formats import columns, default_columns, to_json
+from zeroshot.output.formats import default_columns, to_json
 from zeroshot.output.resumable import differences_of_runs, versions, with_commands
+from zeroshot.results.data_frames import columns
 from zeroshot.results.result import EmbedResult
 
 RUN, MARK = "run.json", "zeroshot.shard/1"

@@ -23,12 +23,12 @@ from zeroshot.output.filtered_pairs import write_tar
 from zeroshot.output.formats import (
     Format,
     Record,
-    columns,
     format_for,
     from_parquet,
     pyarrow,
     to_parquet,
 )
+from zeroshot.results.data_frames import columns
 from zeroshot.results.result import EmbedResult, FilterResult, Result
 
 Matrix = npt.NDArray[np.float32]

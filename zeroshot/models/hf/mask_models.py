@@ -176,7 +176,8 @@ class SAM3(PromptedModel):
         if ((mask != 0) & (mask != 1)).any():
             raise UserError("SAM 3 takes one prompt for each label: --templates none")
         states = states.reshape(len(prompts), length, -1).to(self.model.device, self.model.dtype)
-        pairs = list(zip(states.split(CONCEPTS_AT_ONCE), mask.split(CONCEPTS_AT_ONCE), strict=True))
+        parts = (torch.split(rows, CONCEPTS_AT_ONCE) for rows in (states, mask))
+        pairs = list(zip(*parts, strict=True))
         with torch.inference_mode():
             return [
                 torch.cat([self._decode(vision, *pair) for pair in pairs])

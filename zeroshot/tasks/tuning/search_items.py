@@ -25,6 +25,7 @@ from zeroshot.datasets.captions import CaptionDataset
 from zeroshot.inference.embedding import canonical_names, image_encoder_of, project_images
 from zeroshot.inference.embedding_matrix import embedding_matrix
 from zeroshot.inputs.source import Source
+from zeroshot.ops import normalize
 from zeroshot.ranking.exact import CORRECTIONS, Gallery, correction, search as rank
 from zeroshot.tasks.search import PLAIN_SEARCH, Query, Term, embed_queries
 from zeroshot.tasks.tuning.recipe import TunedTask
@@ -153,6 +154,6 @@ class SearchItems:
         if coupling not in self._joint:
             known, encoder = self.known, self.known.of(coupling).encoder
             asked = [Query((Term(text),)) for text in self.queries]
-            texts = embed_queries(asked, encoder, known.cache, known.meter)
+            texts = normalize(embed_queries(asked, encoder, known.cache, known.meter).total)
             self._joint[coupling] = texts, project_images(encoder, self.rows)
         return self._joint[coupling]
