@@ -41,6 +41,7 @@ from zeroshot.models.devices import PRECISIONS
 from zeroshot.models.hf import model_inputs
 from zeroshot.models.hf.dual_encoder import TransformersDualEncoder
 from zeroshot.models.hf.language_model import TransformersLanguageModel
+from zeroshot.models.towers.cached_text_encoder import EmbeddingMemory
 from zeroshot.models.towers.text_tower import TokenTree
 from zeroshot.tasks.captioning.captioner import captioner
 
@@ -124,6 +125,7 @@ class Bench:
                 max_length=77,
                 return_tensors="pt",
             ).to(self.plain_clip.model.device)
+            clock.counts["positions"] += tokens["input_ids"].numel()
             rows: Tensor = self.plain_clip.model.get_text_features(**tokens).pooler_output
             return rows
 
@@ -234,6 +236,19 @@ def real(options: argparse.Namespace) -> None:
         return batch
 
     model_inputs.tokenize = counted
+    text_encoder, asked = text_encoder_of(encoder), []
+    session = text_encoder.session
+
+    def recorded_session() -> Callable[[list[str]], Tensor]:
+        encode = session()
+
+        def recorded(texts: list[str]) -> Tensor:
+            asked.append(texts)
+            return encode(texts)
+
+        return recorded
+
+    text_encoder.session = recorded_session
     images = [open_image(source) for source in sources]
     captions = []
     try:
@@ -245,6 +260,7 @@ def real(options: argparse.Namespace) -> None:
     finally:
         TokenTree.__call__ = run  # type: ignore[method-assign]
         model_inputs.tokenize = tokenize
+        text_encoder.session = session
     words = sum(len(caption.text.split()) for caption in captions)
     print(
         f"{len(images)} pictures, {words} words: {len(images) / clock.wall:.2f} images/s, "
@@ -254,6 +270,23 @@ def real(options: argparse.Namespace) -> None:
     if clock.counts["positions"]:  # of an encoder that is not causal
         each = clock.counts["positions"] / len(images)
         print(f"{each:.0f} positions of text an image, padding included")
+    print("\n| vectors remembered | new texts an image |\n|---|---|")
+    for capacity in (1024, 2048, 4096, 8192, 16384, EmbeddingMemory().capacity):
+        print(f"| {capacity} | {new_texts(asked, capacity) / len(images):.0f} |")
+
+
+def new_texts(asked: list[list[str]], capacity: int) -> int:
+    """How many texts of these calls a memory of so many vectors lacks."""
+    memory, lacked = EmbeddingMemory(capacity), 0
+
+    def encode(texts: list[str]) -> Tensor:
+        nonlocal lacked
+        lacked += len(texts)
+        return torch.zeros(len(texts), 1)
+
+    for texts in asked:
+        memory(texts, encode)
+    return lacked
 
 
 def compare(bench: Bench) -> None:
@@ -278,7 +311,8 @@ def compare(bench: Bench) -> None:
     print("|---|---|---|---|---|---|")
     base = clock.cpu / len(few)
     print(f"| reference | {base:.2f} | {clock.wall / len(few):.2f} | 1 | | |")
-    notes = [f"reference: {clock.shares()}"]
+    positions = clock.counts["positions"] / len(few)
+    notes = [f"reference: {clock.shares()}; {positions:.0f} text tokens an image"]
     for batch in options.batches:
         clock = Clock()
         count = max(batch, len(images) // batch * batch) if batch > 1 else len(few)
