@@ -2,6 +2,7 @@
 
     python benchmarks/magic.py                       # GPT-2 small, CLIP ViT-B/32, k=45, 16 steps
     python benchmarks/magic.py --early-end --batches 32
+    python benchmarks/magic.py --split-words --batches 9 --images 9 --reference-images 3
     python benchmarks/magic.py --growth              # seconds a step by length, k and pictures
     python benchmarks/magic.py --models DIR PICTURES # a real set: images a second, where time goes
     python benchmarks/magic.py --device cuda --precision bf16 --batches 1 32 128
@@ -37,8 +38,10 @@ from zeroshot.inputs.resolve import find
 from zeroshot.methods.magic import MagicGuide
 from zeroshot.model_set.model_set import resolve
 from zeroshot.models.devices import PRECISIONS
+from zeroshot.models.hf import model_inputs
 from zeroshot.models.hf.dual_encoder import TransformersDualEncoder
 from zeroshot.models.hf.language_model import TransformersLanguageModel
+from zeroshot.models.towers.cached_text_encoder import EmbeddingMemory
 from zeroshot.models.towers.text_tower import TokenTree
 from zeroshot.tasks.captioning.captioner import captioner
 
@@ -101,7 +104,8 @@ class Bench:
 
         def both() -> tuple[TransformersLanguageModel, TransformersDualEncoder]:
             end_after = options.end_after if options.early_end else None
-            lm, encoder = language_model(options.small, end_after), clip(options.small)
+            lm = language_model(options.small, end_after, split_words=options.split_words)
+            encoder = clip(options.small)
             lm.model.to(device, dtype)
             encoder.model.to(device, dtype)
             return lm, encoder
@@ -121,6 +125,7 @@ class Bench:
                 max_length=77,
                 return_tensors="pt",
             ).to(self.plain_clip.model.device)
+            clock.counts["positions"] += tokens["input_ids"].numel()
             rows: Tensor = self.plain_clip.model.get_text_features(**tokens).pooler_output
             return rows
 
@@ -223,6 +228,27 @@ def real(options: argparse.Namespace) -> None:
         setattr(owner, name, clock.part(part, getattr(owner, name)))
     run = TokenTree.__call__
     TokenTree.__call__ = clock.part("text tower", run)  # type: ignore[method-assign]
+    tokenize = model_inputs.tokenize
+
+    def counted(*args: Any) -> Any:
+        batch = tokenize(*args)
+        clock.counts["positions"] += batch["input_ids"].numel()
+        return batch
+
+    model_inputs.tokenize = counted
+    text_encoder, asked = text_encoder_of(encoder), []
+    session = text_encoder.session
+
+    def recorded_session() -> Callable[[list[str]], Tensor]:
+        encode = session()
+
+        def recorded(texts: list[str]) -> Tensor:
+            asked.append(texts)
+            return encode(texts)
+
+        return recorded
+
+    text_encoder.session = recorded_session
     images = [open_image(source) for source in sources]
     captions = []
     try:
@@ -233,12 +259,34 @@ def real(options: argparse.Namespace) -> None:
                 captions += method.caption(rows, encoder, language_model=lm)
     finally:
         TokenTree.__call__ = run  # type: ignore[method-assign]
+        model_inputs.tokenize = tokenize
+        text_encoder.session = session
     words = sum(len(caption.text.split()) for caption in captions)
     print(
         f"{len(images)} pictures, {words} words: {len(images) / clock.wall:.2f} images/s, "
         f"{words / clock.wall:.1f} words/s; {clock.cpu / len(images):.3f} CPU-s an image\n"
         f"{clock.shares()}"
     )
+    if clock.counts["positions"]:  # of an encoder that is not causal
+        each = clock.counts["positions"] / len(images)
+        print(f"{each:.0f} positions of text an image, padding included")
+    print("\n| vectors remembered | new texts an image |\n|---|---|")
+    for capacity in (1024, 2048, 4096, 8192, 16384, EmbeddingMemory().capacity):
+        print(f"| {capacity} | {new_texts(asked, capacity) / len(images):.0f} |")
+
+
+def new_texts(asked: list[list[str]], capacity: int) -> int:
+    """How many texts of these calls a memory of so many vectors lacks."""
+    memory, lacked = EmbeddingMemory(capacity), 0
+
+    def encode(texts: list[str]) -> Tensor:
+        nonlocal lacked
+        lacked += len(texts)
+        return torch.zeros(len(texts), 1)
+
+    for texts in asked:
+        memory(texts, encode)
+    return lacked
 
 
 def compare(bench: Bench) -> None:
@@ -263,7 +311,8 @@ def compare(bench: Bench) -> None:
     print("|---|---|---|---|---|---|")
     base = clock.cpu / len(few)
     print(f"| reference | {base:.2f} | {clock.wall / len(few):.2f} | 1 | | |")
-    notes = [f"reference: {clock.shares()}"]
+    positions = clock.counts["positions"] / len(few)
+    notes = [f"reference: {clock.shares()}; {positions:.0f} text tokens an image"]
     for batch in options.batches:
         clock = Clock()
         count = max(batch, len(images) // batch * batch) if batch > 1 else len(few)
@@ -331,6 +380,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="length with the start token")
     parser.add_argument("--early-end", action="store_true", help="captions end by themselves")
     parser.add_argument("--end-after", type=float, default=10.0, help="after about so many tokens")
+    parser.add_argument(
+        "--split-words", action="store_true", help="words of two to four text tokens"
+    )
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--small", action="store_true", help="tiny shapes: does it run at all")
     parser.add_argument("--threads", type=int, default=1)

@@ -64,11 +64,19 @@ def clip_tokenizer(size: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
-def lm_tokenizer(size: int, clip: CLIPTokenizer) -> GPT2Tokenizer:
-    """CLIP's words with their space, a tenth as endings that go on a word, the rest capitals."""
+def lm_tokenizer(size: int, clip: CLIPTokenizer, split: bool = False) -> GPT2Tokenizer:
+    """CLIP's words with their space, a tenth as endings that go on a word, the rest capitals.
+
+    With `split`, words of four to six syllables instead, which are two to four tokens to CLIP.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = [*SYLLABLES, *map("".join, words(len(clip)))]
-    known = [w for w, ids in zip(made, clip(made)["input_ids"], strict=True) if len(ids) == 3]
+    if split:
+        draw = np.random.default_rng(1)
+        many = ["".join(draw.choice(SYLLABLES, 4 + i % 3)) for i in range(size)]
+        known = list(dict.fromkeys(many))
+    else:
+        made = [*SYLLABLES, *map("".join, words(len(clip)))]
+        known = [w for w, ids in zip(made, clip(made)["input_ids"], strict=True) if len(ids) == 3]
     made = [f"Ġ{word}" for word in known] + known[: len(known) // 9]
     made += [f"Ġ{word.capitalize()}" for word in known]
     tokens = [*letters, *made][: size - 2]
@@ -80,7 +88,7 @@ def lm_tokenizer(size: int, clip: CLIPTokenizer) -> GPT2Tokenizer:
 
 
 def language_model(
-    small: bool, end_after: float | None, seed: int = 0
+    small: bool, end_after: float | None, seed: int = 0, split_words: bool = False
 ) -> TransformersLanguageModel:
     """GPT-2 small, or a tiny one. With `end_after`, texts tend to end after so many tokens.
 
@@ -89,7 +97,7 @@ def language_model(
     """
     size = 2000 if small else 50257
     shape = {"n_embd": 48, "n_layer": 2, "n_head": 3} if small else {}
-    tokenizer = lm_tokenizer(size, clip_tokenizer(CLIP_SIZE[small]))
+    tokenizer = lm_tokenizer(size, clip_tokenizer(CLIP_SIZE[small]), split_words)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = GPT2Config(

@@ -1,6 +1,7 @@
 """The loop and its shortcuts against the plain algorithm of `benchmarks/`: the same tokens."""
 
 import importlib
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -133,6 +134,22 @@ def test_the_benchmark_runs_and_finds_equal_tokens(more, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "DIFFERENT" not in out
     assert out.count("| equal |") == (0 if "--growth" in more else 2)
+
+
+def test_words_of_many_text_tokens_are_run_a_sixth_of_the_times_or_less(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    small = ["--small", "--images", "3", "--batches", "3", "--reference-images", "1"]
+    monkeypatch.setattr(sys, "argv", ["magic.py", *small, "--split-words", "--threads", "1"])
+    try:
+        importlib.import_module("magic").main()
+    finally:
+        for name in ("magic", "plain_magic", "random_models"):
+            sys.modules.pop(name, None)
+    out = capsys.readouterr().out
+    plain, ours = map(int, re.findall(r"(\d+) text tokens an image", out))
+    assert "| equal |" in out
+    assert ours > 15 * 45, "no candidate is known from an earlier step"
+    assert plain / ours > 6
 
 
 @pytest.mark.parametrize("encoder", [None, "coupled"])

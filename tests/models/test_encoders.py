@@ -14,6 +14,7 @@ from zeroshot import models
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import DualEncoder, ImageEncoder, TextEncoder
 from zeroshot.models.encoding import encode_images, encode_texts
+from zeroshot.models.hf import model_inputs
 
 DUAL = [*tiny.DUAL, "open_clip"]
 WITH_IMAGES = [*DUAL, *tiny.IMAGE]
@@ -215,6 +216,60 @@ def test_texts_are_encoded_once_each_in_batches_of_like_length():
     lengths = [len(text) for batch in batches for text in batch]
     assert lengths == sorted(lengths)
     assert (rows[:, 1] / rows[:, 0]).round().tolist() == [len(text) for text in texts]
+
+
+CANDIDATES = [
+    *(f"a {one} cat {end}" for one in ("a", "b", "the") for end in "abcdefghijklmnopqrst"),
+    *(f"a dog and {end}" for end in "abcdefghijklmnopqrst"),
+    *("a", "a cat and a dog and a cat and a dog"),
+]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "sentence", "chinese_clip", "flava"])
+def test_texts_of_one_length_go_without_padding_and_the_same_tokens_once(name, loaded, monkeypatch):
+    encoder, batches = loaded(name), []
+    tokenize = model_inputs.tokenize
+
+    def counted(*args):
+        batches.append(tokenize(*args))
+        return batches[-1]
+
+    monkeypatch.setattr(model_inputs, "tokenize", counted)
+    monkeypatch.setattr(model_inputs, "FEWEST_TOKENS", 100)
+    texts = [*CANDIDATES, *(text.upper() for text in CANDIDATES)]
+    rows = encoder.encode_texts(texts)
+    paths = {tuple(ids) for ids in encoder.tokenizer(texts)["input_ids"]}
+    assert sum(len(batch["input_ids"]) for batch in batches) == len(paths)
+    padding = [int((batch["attention_mask"] == 0).sum()) for batch in batches]
+    assert not any(padding[1:-1]), "only where tokens are few"
+    assert len(batches) > 2
+    each = torch.cat([encoder.encode_texts([text]) for text in texts])
+    torch.testing.assert_close(rows, each, atol=2e-6, rtol=0)
+
+
+def test_the_tokens_that_run_are_those_of_the_texts():
+    """By hand: two lengths with tokens enough, a third without, and a text twice."""
+    texts, ran = ["a b", "A B", "a", "c d e", "b"], []
+
+    def tokenizer(batch, **_):
+        return {"input_ids": [text.lower().split() for text in batch]}
+
+    def tokenize(_, batch, limit):
+        words = tokenizer(batch)["input_ids"]
+        return torch.tensor([[ord(w[0]) for w in row] + [0] * (9 - len(row)) for row in words])
+
+    def features(tokens):
+        ran.append(len(tokens))
+        return tokens.sum(1, keepdim=True).float()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_inputs, "tokenize", tokenize)
+        patch.setattr(model_inputs, "FEWEST_TOKENS", 3)
+        rows = model_inputs.features_by_length(
+            tokenizer, texts, None, features, torch.device("cpu")
+        )
+    assert ran == [3, 1], "a and b do not fill a batch, c d e has one of its own"
+    assert rows[:, 0].tolist() == [195, 195, 97, 300, 98]
 
 
 def test_the_transformers_path_never_imports_torchvision(directory_of):

@@ -144,12 +144,18 @@ class TransformersDualEncoder(CachedTextEncoder, DensePatches):
         return self.family.pool(self.model.get_image_features(**inputs).pooler_output)
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        padding = "max_length" if self.family.padded else "longest"
-        prepared = self._prepare(texts)
-        tokens = model_inputs.tokenize(self.tokenizer, prepared, self.context_length, padding)
-        tokens = tokens.to(self.model.device)
-        if self.family.padded:  # trained without a mask, whatever the tokenizer offers
-            tokens.pop("attention_mask", None)
+        prepared, device = self._prepare(texts), self.model.device
+        if not self.family.padded:
+            return model_inputs.features_by_length(
+                self.tokenizer, prepared, self.context_length, self._pooled, device
+            )
+        tokens = model_inputs.tokenize(
+            self.tokenizer, prepared, self.context_length, "max_length"
+        ).to(device)
+        tokens.pop("attention_mask", None)  # trained without a mask, whatever the tokenizer offers
+        return self._pooled(tokens)
+
+    def _pooled(self, tokens: Any) -> Float[Tensor, "b d"]:
         return self.family.pool(self.model.get_text_features(**tokens).pooler_output)
 
     def _prepare(self, texts: Sequence[str]) -> list[str]:

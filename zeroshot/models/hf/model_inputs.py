@@ -1,9 +1,11 @@
 """Texts and images as a model of transformers reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ftfy
+import torch
+from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
@@ -13,6 +15,7 @@ __all__ = [
     "check_length",
     "context_length",
     "count_tokens",
+    "features_by_length",
     "image_inputs",
     "repair_text",
     "tokenize",
@@ -20,6 +23,8 @@ __all__ = [
 
 UNLIMITED = 10**6
 """The `model_max_length` of a tokenizer without a limit is 10**30."""
+FEWEST_TOKENS = 256
+"""Fewer at once run slower on a CPU than the padding that one batch for two lengths adds."""
 
 # RoBERTa and its descendants number positions from the padding id on.
 OFFSET_POSITIONS = (
@@ -75,6 +80,36 @@ def tokenize(
         max_length=max_tokens,
         return_tensors="pt",
     )
+
+
+def features_by_length(
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_tokens: int | None,
+    features: Callable[[Any], Float[Tensor, "b d"]],
+    device: torch.device,
+) -> Float[Tensor, "n d"]:
+    """`features` of tokenized batches, in the order of `texts`.
+
+    On a CPU, where padding costs as much as tokens, a batch has texts of one length if these have
+    tokens enough. Texts with the same tokens (a capital, for many tokenizers) are encoded once.
+    """
+    cut = {"truncation": max_tokens is not None, "max_length": max_tokens}
+    paths = [tuple(ids) for ids in tokenizer(list(texts), **cut)["input_ids"]]
+    text_of = dict(zip(paths, texts, strict=True))
+    batches: list[list[tuple[int, ...]]] = [[]]
+    for path in sorted(text_of, key=len):
+        batch = batches[-1]
+        longer = device.type == "cpu" and batch and len(path) > len(batch[-1])
+        if longer and len(batch) * len(batch[-1]) >= FEWEST_TOKENS:
+            batches.append(batch := [])
+        batch.append(path)
+    rows = [
+        features(tokenize(tokenizer, [text_of[path] for path in batch], max_tokens).to(device))
+        for batch in batches
+    ]
+    index = {path: i for i, path in enumerate(path for batch in batches for path in batch)}
+    return torch.cat(rows)[[index[path] for path in paths]]
 
 
 def repair_text(text: str) -> str:

@@ -106,8 +106,12 @@ class TransformersTextEncoder(CachedTextEncoder):
         return model_inputs.count_tokens(self.tokenizer, self._prepare(texts))
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        tokens = model_inputs.tokenize(self.tokenizer, self._prepare(texts), self.context_length)
-        tokens = tokens.to(self.model.device)
+        prepared = self._prepare(texts)
+        return model_inputs.features_by_length(
+            self.tokenizer, prepared, self.context_length, self._pooled, self.model.device
+        )
+
+    def _pooled(self, tokens: Any) -> Float[Tensor, "b d"]:
         hidden = self.model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"]
         pooled = torch.cat([POOLINGS[name](hidden, mask) for name in self.recipe.poolings], 1)
