@@ -8,8 +8,8 @@ __all__ = ["INK", "PAPER", "Colour", "Font", "Tags", "beside", "near", "readable
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Box = tuple[float, float, float, float]
-Size = tuple[float, float]
+Rectangle = tuple[float, float, float, float]
+Extent = tuple[float, float]
 
 INK: Colour = (33, 33, 33)
 PAPER: Colour = (255, 255, 255)
@@ -22,9 +22,9 @@ class Tags:
 
     def __init__(self, draw: ImageDraw.ImageDraw, font: Font, image: tuple[int, int]) -> None:
         self.draw, self.font, self.image = draw, font, image
-        self.taken: list[Box] = []
+        self.taken: list[Rectangle] = []
 
-    def size(self, text: str) -> Size:
+    def size(self, text: str) -> Extent:
         """Width and height of the tag with this text."""
         left, top, right, bottom = self.draw.textbbox((0, 0), text, font=self.font)
         return right - left + 2 * PADDING, bottom - top + 2 * PADDING
@@ -46,14 +46,14 @@ class Tags:
                 return True
         return False
 
-    def _draw(self, text: str, on: Colour, box: Box) -> None:
+    def _draw(self, text: str, on: Colour, box: Rectangle) -> None:
         left, top, _, _ = self.draw.textbbox((0, 0), text, font=self.font)
         at = (box[0] + PADDING - left, box[1] + PADDING - top)
         self.draw.rectangle(box, fill=on, outline=readable(on))
         self.draw.text(at, text, fill=readable(on), font=self.font)
 
 
-def beside(box: Box, size: Size) -> Iterator[tuple[float, float]]:
+def beside(box: Rectangle, size: Extent) -> Iterator[tuple[float, float]]:
     """Spots for a tag of this size: above a box, below it, within it; left before right."""
     left, top, right, bottom = box
     for y in (top - size[1], bottom, top, bottom - size[1]):
@@ -61,13 +61,13 @@ def beside(box: Box, size: Size) -> Iterator[tuple[float, float]]:
         yield right - size[0], y
 
 
-def near(point: Size, size: Size) -> Iterator[tuple[float, float]]:
+def near(point: Extent, size: Extent) -> Iterator[tuple[float, float]]:
     """Spots for a tag of this size: around a point, and up to two tags above or below."""
     for steps in (0.0, -1.0, 1.0, -2.0, 2.0):
         yield point[0] - size[0] / 2, point[1] + (1.1 * steps - 0.5) * size[1]
 
 
-def _touch(a: Box, b: Box) -> bool:
+def _touch(a: Rectangle, b: Rectangle) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
