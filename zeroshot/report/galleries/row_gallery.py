@@ -63,7 +63,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class RowGallery:
     """A file of rows."""
 
     heading: str
@@ -80,7 +80,7 @@ Rows = Sequence[Row]
 Clusters = Iterable[tuple[str, list[Tile]]]
 
 
-def gallery(file: RowFile, most: int | None = None) -> Gallery:
+def gallery(file: RowFile, most: int | None = None) -> RowGallery:
     """The images of a file in groups, at most `most` of them with thumbnails.
 
     Raises:
@@ -105,7 +105,7 @@ def gallery(file: RowFile, most: int | None = None) -> Gallery:
         for row in file.rows
         if row.get("error")
     ]
-    return Gallery(heading, file.name, len(file.rows), note, clusters, failures, wide)
+    return RowGallery(heading, file.name, len(file.rows), note, clusters, failures, wide)
 
 
 def _show(clusters: Sequence[Cluster], most: int) -> None:
@@ -307,7 +307,7 @@ def _number(value: object) -> str:
     return f"{value:.2f}"
 
 
-def summary(one: Gallery) -> str:
+def summary(one: RowGallery) -> str:
     """`56 images, 1 of them without a result`."""
     failed = f", {len(one.failures)} without a result" if one.failures else ""
     return f"{counted(one.count, 'row')}{failed}"
