@@ -76,7 +76,6 @@ class RowGallery:
     """Whether its lines are sentences."""
 
 
-Rows = Sequence[Row]
 Clusters = Iterable[tuple[str, list[Tile]]]
 
 
@@ -126,7 +125,7 @@ def _show(clusters: Sequence[Cluster], most: int) -> None:
 # Each kind of rows
 
 
-def _labels(rows: Rows) -> Clusters:
+def _labels(rows: Sequence[Row]) -> Clusters:
     """By the best label, the largest group first; the least sure images first."""
     shares = all(row.get("scored", "softmax") in SHARES for row in rows)
     sure = {i: _sureness(row["labels"], shares) for i, row in enumerate(rows) if row["labels"]}
@@ -153,15 +152,15 @@ def _sureness(labels: Sequence[Mapping[str, Any]], shares: bool) -> float:
     return scores[0] - scores[1] if shares and len(scores) > 1 else scores[0]
 
 
-def _captions(rows: Rows) -> Clusters:
+def _captions(rows: Sequence[Row]) -> Clusters:
     yield "", [Tile(_path(row), [_text(row["caption"])]) for row in rows]
 
 
-def _texts(rows: Rows) -> Clusters:
+def _texts(rows: Sequence[Row]) -> Clusters:
     yield "", [Tile(_path(row), [_text(row["text"]) or "no text"]) for row in rows]
 
 
-def _hits(rows: Rows) -> Clusters:
+def _hits(rows: Sequence[Row]) -> Clusters:
     queries: dict[str, list[Tile]] = {}
     for row in rows:
         lines = [f"{row['rank']:d}. {_number(row['score'])}"]
@@ -171,7 +170,7 @@ def _hits(rows: Rows) -> Clusters:
     yield from queries.items()
 
 
-def _boxes(rows: Rows) -> Clusters:
+def _boxes(rows: Sequence[Row]) -> Clusters:
     found: list[Tile] = []
     nothing: list[Tile] = []
     for row in rows:
@@ -191,7 +190,7 @@ def _boxes(rows: Rows) -> Clusters:
     yield "Nothing found", nothing
 
 
-def _regions(rows: Rows) -> Clusters:
+def _regions(rows: Sequence[Row]) -> Clusters:
     found = []
     for row in rows:
         lines = [f"{_text(x['label'])} {100 * float(x['share']):.0f} %" for x in row["regions"]]
@@ -199,7 +198,7 @@ def _regions(rows: Rows) -> Clusters:
     yield "", found
 
 
-def _copies(rows: Rows) -> Clusters:
+def _copies(rows: Sequence[Row]) -> Clusters:
     groups: dict[int, list[Tile]] = {}
     alone = []
     for row in sorted(rows, key=lambda row: not row["keep"]):
@@ -216,7 +215,7 @@ def _copies(rows: Rows) -> Clusters:
     yield "Without copies", alone
 
 
-def _pairs(rows: Rows) -> Clusters:
+def _pairs(rows: Sequence[Row]) -> Clusters:
     for kept, title in ((True, "Kept"), (False, "Left out")):
         own = sorted((r for r in rows if r["kept"] is kept), key=lambda r: -float(r["score"]))
         yield (
@@ -232,7 +231,7 @@ def _pairs(rows: Rows) -> Clusters:
         )
 
 
-def _matches(rows: Rows) -> Clusters:
+def _matches(rows: Sequence[Row]) -> Clusters:
     yield (
         "",
         [
@@ -242,7 +241,7 @@ def _matches(rows: Rows) -> Clusters:
     )
 
 
-def _answers(rows: Rows) -> Clusters:
+def _answers(rows: Sequence[Row]) -> Clusters:
     questions: dict[str, list[Tile]] = {}
     for row in rows:
         for one in row["questions"]:
@@ -256,7 +255,7 @@ def _answers(rows: Rows) -> Clusters:
     yield from questions.items()
 
 
-KINDS: Mapping[str, tuple[str, str, bool, Callable[[Rows], Clusters]]] = {
+KINDS: Mapping[str, tuple[str, str, bool, Callable[[Sequence[Row]], Clusters]]] = {
     "zeroshot.classify/1": (
         "Labels",
         "Grouped by the best label, the least sure images of each group first. Marked is the tenth "
