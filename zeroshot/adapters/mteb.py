@@ -21,7 +21,6 @@ from zeroshot.errors import NotAvailableError, UserError, ZeroshotError
 from zeroshot.inference.embedding import canonical_names
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.ops import normalize
-from zeroshot.packaging.extras import how_to_install
 
 __all__ = ["MtebEncoder", "main"]
 
@@ -91,8 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import mteb
     except ImportError:
-        how = how_to_install("mteb")
-        raise NotAvailableError(f"zeroshot.adapters.mteb needs mteb: {how}") from None
+        raise NotAvailableError("zeroshot.adapters.mteb needs mteb: pip install mteb") from None
     encoder = MtebEncoder(api._set(given.models))
     try:
         tasks = mteb.get_tasks(tasks=given.tasks)
