@@ -221,6 +221,13 @@ def test_what_lies_outside(tmp_path):
     ]
 
 
+def test_copies_need_the_column_that_says_of_what(zeroshot, folder):
+    more = ("--out", "r.csv", "--columns", "path,labels,abstained", "--into-as", "copy")
+    code, _, err = classify(zeroshot, *more)
+    assert (code, "--into needs more --columns: id" in err) == (2, True)
+    assert not Path("sorted").exists()
+
+
 # Names
 
 

@@ -47,6 +47,8 @@ def show_with_sidecars(
 
     writer = task.writer
     answer = ("caption",) if writer.what == "captions" else ("labels", "abstained")
+    if getattr(writer, "kind", "") == "copy":  # a copy is of the content that was labelled
+        answer = (*answer, "id")
     run.check_columns(("path", *answer), writer.option)
     writer.check(_pictures(sources))
     had_rows, failed, meter = run.has_rows, False, Meter()
