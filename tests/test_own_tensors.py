@@ -84,9 +84,7 @@ def test_another_width_is_refused(name):
 
 @pytest.mark.parametrize("name", UNIT)
 def test_other_lengths_are_refused(name):
-    with pytest.raises(
-        UserError, match=r"images: lengths from .* zeroshot.ops.normalize\(images\)"
-    ):
+    with pytest.raises(UserError, match=r"images: lengths .* zeroshot.ops.normalize\(images\)"):
         score(name, 3 * IMAGES)
     with pytest.raises(UserError, match="texts: lengths"):
         score(name, texts=3 * TEXTS)
