@@ -46,7 +46,9 @@ from .mbr import MBR as MBR
 from .mta import MTA as MTA
 from .naclip import NACLIP as NACLIP
 from .ncm import NCM as NCM
+from .neglabel import NegLabel as NegLabel
 from .nnn import NNN as NNN
+from .oga import OGA as OGA
 from .otter import OTTER as OTTER
 from .procrustes import Procrustes as Procrustes
 from .proker import ProKeR as ProKeR

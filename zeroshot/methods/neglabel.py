@@ -24,12 +24,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.methods._door import Method
 from zeroshot.methods._protocols import Output
 from zeroshot.methods.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
-class NegLabel:
+class NegLabel(Method):
     """Probabilities of the labels; what is left to 1 is the probability that it is none of them."""
 
     share: float = 0.15
