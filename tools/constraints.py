@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("data", "plot", "report", "video", "index", "serve", "mcp", "ray", "sklearn")
+EXTRAS = ("data", "plot", "report", "video", "index", "serve", "mcp", "ray", "heic", "sklearn")
 PLATFORM = re.compile(r"nvidia-|cuda-|triton")
 """What torch itself pins, on some platforms."""
 
