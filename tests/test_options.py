@@ -333,6 +333,13 @@ OTHERS = [
     (Filter, FilterOptions(0.25), FilterOptions(keep=0.25)),
     (Filter, FilterOptions(0.25), FilterOptions(0.25, long_text="error")),
     (Filter, FilterOptions(0.25), FilterOptions(0.25, dedupe=True)),
+    (Filter, FilterOptions(0.25), FilterOptions(0.25, score="negclip")),
+    (
+        Filter,
+        FilterOptions(0.25, score="normsim", targets=[HEART]),
+        FilterOptions(0.25, score="normsim", targets=[HEART, HEART]),
+    ),
+    (Match, MatchOptions(texts=("a",)), MatchOptions(texts=("a",), score="fclip")),
     (Embed, EmbedOptions(), EmbedOptions(captions=True)),
 ]
 
@@ -412,7 +419,9 @@ TESTED_HERE = {
     SegmentOptions: set(SEGMENT),
     CaptionOptions: {"method", "options", "preset", "coupling", "prompt", "recipe"},
     MatchOptions: {"texts", "against", "coupling"},
-    FilterOptions: {"min_score", "keep", "long_text", "coupling", "dedupe"},
+    FilterOptions: {
+        *("min_score", "keep", "long_text", "coupling", "dedupe", "score", "targets"),
+    },
     EmbedOptions: {"captions"},
     AskOptions: {"top_k", "answers", "among", "present", "coupling"},
     ReadOptions: set(),

@@ -236,11 +236,13 @@ class FilterRunner(OpenedTask[Filter]):
 
     def resolved(self) -> dict[str, Any]:
         """See `OpenedTask`."""
-        return {
+        found: dict[str, Any] = {
             "models": canonical_names(self.encoder),
             "truncate": self.task.options.long_text == "truncate",
-            "score": self.task.options.score,
         }
+        if self.task.targets:
+            found["targets"] = [source.path for source in self.task.targets]
+        return found
 
     def __call__(self, sources: Iterable[Source], meter: Meter) -> Iterator[FilterResult]:
         """One result per pair, in order; to keep a fraction, all pairs are read first."""

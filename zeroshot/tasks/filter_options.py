@@ -16,7 +16,6 @@ class FilterOptions:
         "What a pair's score is: the cosine, the cosine against all other captions and images, or "
         "the likeness of the image to --targets.",
         env="FILTER_SCORE",
-        recorded="score",
     )
     targets: Any = option(
         (),
