@@ -53,11 +53,13 @@ class QueryTerms:
     images: Float[Tensor, "q d"]
     texts: Float[Tensor, "q d"]
     signs: Float[Tensor, "q 2"]
+    in_order: Float[Tensor, "q d"] | None = None
+    """The sums of all terms, added in the query's order, which decides the last digit."""
 
     @property
     def total(self) -> Float[Tensor, "q d"]:
         """The sums of all terms."""
-        return self.images + self.texts
+        return self.images + self.texts if self.in_order is None else self.in_order
 
     def centred(self, means: ModalityMeans) -> "QueryTerms":
         """Each term minus the mean of its modality."""

@@ -180,12 +180,15 @@ def embed_queries(
     width = len(next(iter(embeddings.values())))
     sums = torch.zeros(2, len(queries), width)  # of images, of texts
     signs = torch.zeros(len(queries), 2)
+    totals = []
     for q, query in enumerate(queries):
-        for t in query.terms:
+        rows = [t.sign * embeddings[id(t.image) if t.text is None else t.text] for t in query.terms]
+        for t, row in zip(query.terms, rows, strict=True):
             kind = int(t.image is None)
-            sums[kind, q] += t.sign * embeddings[id(t.image) if t.text is None else t.text]
+            sums[kind, q] += row
             signs[q, kind] += t.sign
-    terms = QueryTerms(sums[0], sums[1], signs)
+        totals.append(torch.stack(rows).sum(0))
+    terms = QueryTerms(sums[0], sums[1], signs, torch.stack(totals))
     _unit(terms.total, queries)
     return terms
 
