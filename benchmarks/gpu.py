@@ -146,7 +146,13 @@ def _short(value: Any) -> str:
 
 
 def _bench(run: Run, device: str, precision: str) -> Bench:
-    given = {"device": device, "precision": precision, "small": run.small, "early_end": False}
+    given = {
+        "device": device,
+        "precision": precision,
+        "small": run.small,
+        "early_end": False,
+        "split_words": False,
+    }
     given |= {"k": 45, "alpha": 0.1, "beta": 2.0, "end_after": None, "peak_tflops": 1.0}
     return Bench(argparse.Namespace(**given))
 
