@@ -145,14 +145,15 @@ class TransformersDualEncoder(CachedTextEncoder, DensePatches):
 
     def _text_features(self, texts: list[str]) -> Float[Tensor, "b d"]:
         prepared, device = self._prepare(texts), self.model.device
-        if not self.family.padded:
+        if not (self.family.padded or self.family.clip_text):
             return model_inputs.features_by_length(
                 self.tokenizer, prepared, self.context_length, self._pooled, device
             )
-        tokens = model_inputs.tokenize(
-            self.tokenizer, prepared, self.context_length, "max_length"
-        ).to(device)
-        tokens.pop("attention_mask", None)  # trained without a mask, whatever the tokenizer offers
+        padding = "max_length" if self.family.padded else "longest"
+        tokens = model_inputs.tokenize(self.tokenizer, prepared, self.context_length, padding)
+        tokens = tokens.to(device)
+        if self.family.padded:  # trained without a mask, whatever the tokenizer offers
+            tokens.pop("attention_mask", None)
         return self._pooled(tokens)
 
     def _pooled(self, tokens: Any) -> Float[Tensor, "b d"]:
