@@ -226,7 +226,7 @@ def test_a_file_of_questions(model_of, scenes, capsys):
     assert lines(capsys)[0]["error"]["type"] == "NoQuestion"
     (scenes / "q.jsonl").write_text(json.dumps(asked[0]))
     assert run([*line, "--device", "cpu", "--out", "a.csv"]) == 2
-    assert "questions was" in capsys.readouterr().err
+    assert "questions are others" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

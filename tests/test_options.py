@@ -292,6 +292,7 @@ DETECT = {
     "templates": "none",
     "regions": "windows",
     "resolution": 96,
+    "refine": 3,
     "draw": "drawn",
 }
 SEGMENT = {
@@ -303,6 +304,7 @@ SEGMENT = {
     "threshold": 0.25,
     "resolution": 128,
     "window": 32,
+    "refine": 3,
     "masks": "masks",
     "draw": "drawn",
 }
