@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from zeroshot.results.coco_rle import Mask
 
@@ -41,6 +39,8 @@ class Polygon:
         The area is the same by the even-odd rule and by the non-zero rule, for readers that know
         no holes.
         """
+        from scipy.spatial import cKDTree
+
         ring = self.outline
         for hole in self.holes:
             apart, nearest = cKDTree(ring).query(hole)
@@ -52,6 +52,8 @@ class Polygon:
 
 def polygons(mask: Mask) -> list[Polygon]:
     """The parts of a mask [h w], by their topmost then leftmost pixel."""
+    from scipy import ndimage
+
     parts, count = ndimage.label(mask)
     rings: list[list[Ring]] = [[] for _ in range(count)]
     x, y, part, across, down = (each.tolist() for each in _corners(parts))

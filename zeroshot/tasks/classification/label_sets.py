@@ -25,7 +25,6 @@ from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import beta
 from torch import Tensor
 
 from zeroshot.errors import UserError
@@ -147,5 +146,7 @@ def report_sets(
         if tested[labels == c].any()
     ]
     rank = min(math.ceil((n + 1) * coverage - 1e-9), n)
+    from scipy.stats import beta
+
     lowest = float(beta.ppf(0.05, rank, n + 1 - rank))
     return SetReport(float(hits.sum() / tested.sum()), lowest, sizes, empty, min(rates))
