@@ -20,7 +20,7 @@ from zeroshot.errors import NotAvailableError
 from zeroshot.inputs.source import Source
 from zeroshot.output import formats
 from zeroshot.results import notebook_table, result as module
-from zeroshot.results.data_frames import COLUMNS, LONG, DataTable
+from zeroshot.results.data_frames import COLUMNS, LONG, DataTable, columns
 from zeroshot.results.duplicate import DedupeResult
 from zeroshot.results.notebook_table import Line, TableRow, html_table
 from zeroshot.results.regions import Detection, DetectResult, Region, SegmentResult
@@ -94,8 +94,9 @@ def test_every_kind_of_result_is_here():
 def test_a_table_is_what_a_parquet_file_has(result, library):
     """The reference is the writer of files, read back by pyarrow."""
     results = Results([result, failed(type(result))])
-    lines = b"".join(formats.FlatLines(result.schema).encode(row) for row in results.rows())
-    table = pyarrow.parquet.read_table(io.BytesIO(formats.to_parquet(lines, result.schema)))
+    names = columns(result.schema)
+    lines = b"".join(formats.FlatLines(names).encode(row) for row in results.rows())
+    table = pyarrow.parquet.read_table(io.BytesIO(formats.to_parquet(lines, names)))
     assert records(results, library) == table.to_pylist()
     assert records(results, library)[1]["error_type"] == "UnreadableImage"
 
