@@ -168,7 +168,7 @@ def test_a_run_goes_on_where_it_stopped_and_other_captions_are_another_run(scene
     assert run([*line, "--retry-failed"]) == 2
     table(scenes / "pairs.csv", [*rows[:2], ("1-red-heart.png", "a green heart")])
     assert run(line) == 2
-    assert "captions was" in capsys.readouterr().err
+    assert "captions are others" in capsys.readouterr().err
 
 
 def test_a_coupled_pair_matches_too(scenes, capsys):
