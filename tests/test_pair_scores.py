@@ -7,10 +7,17 @@ import torch
 
 from tests.golden import close, tensors
 from tests.test_classify_options import SCENES, zeroshot
+from zeroshot.cache.embedding_cache import NullCache
+from zeroshot.errors import UserError
+from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
+from zeroshot.model_set.model_set import resolve
 from zeroshot.ops import normalize
 from zeroshot.prompts import nouns_of
 from zeroshot.ranking import pair_scores
 from zeroshot.ranking.pair_scores import fclip, negclip, normsim
+from zeroshot.tasks.filter import Filter
+from zeroshot.tasks.filter_options import FilterOptions
 
 __all__ = ["zeroshot"]
 PAIRS = SCENES[0].parent / "captions.jsonl"
@@ -132,7 +139,7 @@ def test_a_batch_without_a_caption_does_not_end_a_run():
     captions = ["", "", "a red heart", "a blue star"]
     images = ["1-red-heart.png", "2-blue-star.png"] * 2
     sources = [
-        Source(str(SCENES / image), captions=(text,) if text else ())
+        Source(str(PAIRS.parent / image), fields={"caption": text} if text else {})
         for image, text in zip(images, captions, strict=True)
     ]
     task = Filter.from_options(resolve("pocket"), FilterOptions(score="negclip", keep=0.5))
