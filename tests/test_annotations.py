@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -551,6 +552,54 @@ def test_a_mask_that_lies_about_its_size_is_refused(tmp_path):
     with pytest.raises(UserError, match="a size of 1000000 x 1000000"):
         written("yolo", tmp_path / "x", [row])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"boxes": None}, "None is no list"),
+        ({"boxes": {}}, "{} is no list"),
+        ({"boxes": "[" * 100_000}, "of another form"),
+        ({"boxes": [{"label": "a", "score": float("inf"), "box": [0, 0, 1, 1]}]}, "a score inf"),
+        ({"boxes": [{"label": "a", "score": 1, "rle": {"size": [20, 10], "counts": 5}}]}, "mask 5"),
+        ({"id": 7}, "an id 7"),
+    ],
+)
+def test_rows_that_no_command_writes(edit, said, tmp_path):
+    with pytest.raises(UserError, match=re.escape(said)):
+        written("coco", tmp_path / "x.json", [detected("a.png") | edit])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_name_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [detected("a.png"), detected("a.png", id="/../../x")]
+    exporting.export("yolo", tmp_path / "y", annotations(rows), {})
+    assert sorted(p.name for p in (tmp_path / "y" / "labels").iterdir()) == [
+        "a-_______x.txt",
+        "a.txt",
+    ]
+
+
+def test_an_endless_number_of_a_mask():
+    with pytest.raises(UserError, match="more pixels than any image"):
+        coco_rle.decode({"size": [2, 2], "counts": "o" * 1_000_000})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "line 1 is no row: it is nested too deeply"),
+        (json.dumps(detected("a.png") | {"models": "x"}), "models of another form: 'x'"),
+        (json.dumps(detected("a.png") | {"models": [1]}), "models of another form: [1]"),
+    ],
+)
+def test_files_that_no_command_writes(text, said, zeroshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(text + "\n")
+    code, _, err = zeroshot("export", "rows.jsonl", "--coco", "x.json")
+    assert code == 2
+    assert said in err
 
 
 # Folders that are written whole

@@ -160,7 +160,12 @@ def _about(rows: "Iterable[Row]", record: Mapping[str, Any]) -> dict[str, Any]:
     first: Mapping[str, Any] = next((row for row in rows if row.get("models")), settings)
     models = first.get("models") or {}
     if isinstance(models, str):
-        models = json.loads(models)
+        with contextlib.suppress(ValueError, RecursionError):
+            models = json.loads(models)
+    if not isinstance(models, Mapping):
+        raise UserError(
+            f"the row of '{first.get('path')}' has models of another form: {models!r:.60}"
+        )
     return {"models": models, "method": first.get("method"), "about": record.get("about", {})}
 
 

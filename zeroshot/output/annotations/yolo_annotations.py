@@ -112,7 +112,7 @@ def _places(annotations: Annotations) -> Callable[[AnnotatedImage], tuple[str, s
         path = PurePosixPath(*(f"{p}_" if p == "images" else p for p in name.split("/")))
         stem = str(path.with_suffix(""))
         if stem in taken:
-            stem += f"-{(image.id or '')[:ID_DIGITS]}"
+            stem += "-" + re.sub(r"\W", "_", image.id or "")[:ID_DIGITS]
         while stem in taken:
             stem += "_"
         taken.add(stem)
