@@ -23,6 +23,7 @@ from zeroshot.output.annotations import exporting, label_studio, yolo_annotation
 from zeroshot.output.annotations.annotated import Annotations
 from zeroshot.output.annotations.polygons import area, polygons
 from zeroshot.results import coco_rle
+from zeroshot.tasks.localization.detection import Detect
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR = SCENES / "1-red-heart.png", SCENES / "2-blue-star.png"
@@ -525,11 +526,13 @@ def test_no_folder_of_others_is_replaced(zeroshot, pictures):
         ("detect p --labels a --export-root p", "is for annotation files"),
         ("detect p --labels a --out d/ --yolo d", "needs a path of its own"),
         ("detect p --labels a --out d/ --shards 1/2 --coco c.json", "--shards"),
+        ("detect p --labels a --coco c.json --export-root rows.jsonl", "is no folder"),
+        ("detect p --labels a --yolo p --overwrite", "has files that no --yolo wrote"),
         ("classify p --labels a --multi --label-studio l.json", "give --threshold"),
         ("classify p --labels a --compare a,b --label-studio l.json", "one method"),
     ],
 )
-def test_wrong_usage(line, said, zeroshot, pictures):
+def test_wrong_usage(line, said, zeroshot, pictures, monkeypatch):
     row = detected("a.png", ("cat", 0, 0, 1, 1))
     Path("rows.jsonl").write_text(json.dumps(row) + "\n")
     Path("bad.jsonl").write_text(json.dumps(row) + '\n{"path": "a')
@@ -538,6 +541,7 @@ def test_wrong_usage(line, said, zeroshot, pictures):
     Path("t.csv").write_text("path,label\na.png,cat\n")
     Path("captions.jsonl").write_text('{"schema": "zeroshot.caption/1", "path": "a.png"}\n')
     before = sorted(Path().rglob("*"))
+    monkeypatch.setattr(Detect, "open", lambda *x: pytest.fail("a model was loaded"))
     code, _, err = zeroshot(*line.split(), *(() if line.startswith("export") else POCKET[:3]))
     assert (code, said in err) == (2, True), err
     assert sorted(Path().rglob("*")) == before
