@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from zeroshot.output.annotations import exporting, label_studio, yolo_annotation
 from zeroshot.output.annotations.annotated import Annotations
 from zeroshot.output.annotations.polygons import area, polygons
 from zeroshot.results import coco_rle
+from zeroshot.tasks.localization.detection import Detect
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR = SCENES / "1-red-heart.png", SCENES / "2-blue-star.png"
@@ -524,11 +526,13 @@ def test_no_folder_of_others_is_replaced(zeroshot, pictures):
         ("detect p --labels a --export-root p", "is for annotation files"),
         ("detect p --labels a --out d/ --yolo d", "needs a path of its own"),
         ("detect p --labels a --out d/ --shards 1/2 --coco c.json", "--shards"),
+        ("detect p --labels a --coco c.json --export-root rows.jsonl", "is no folder"),
+        ("detect p --labels a --yolo p --overwrite", "has files that no --yolo wrote"),
         ("classify p --labels a --multi --label-studio l.json", "give --threshold"),
         ("classify p --labels a --compare a,b --label-studio l.json", "one method"),
     ],
 )
-def test_wrong_usage(line, said, zeroshot, pictures):
+def test_wrong_usage(line, said, zeroshot, pictures, monkeypatch):
     row = detected("a.png", ("cat", 0, 0, 1, 1))
     Path("rows.jsonl").write_text(json.dumps(row) + "\n")
     Path("bad.jsonl").write_text(json.dumps(row) + '\n{"path": "a')
@@ -537,6 +541,7 @@ def test_wrong_usage(line, said, zeroshot, pictures):
     Path("t.csv").write_text("path,label\na.png,cat\n")
     Path("captions.jsonl").write_text('{"schema": "zeroshot.caption/1", "path": "a.png"}\n')
     before = sorted(Path().rglob("*"))
+    monkeypatch.setattr(Detect, "open", lambda *x: pytest.fail("a model was loaded"))
     code, _, err = zeroshot(*line.split(), *(() if line.startswith("export") else POCKET[:3]))
     assert (code, said in err) == (2, True), err
     assert sorted(Path().rglob("*")) == before
@@ -551,6 +556,54 @@ def test_a_mask_that_lies_about_its_size_is_refused(tmp_path):
     with pytest.raises(UserError, match="a size of 1000000 x 1000000"):
         written("yolo", tmp_path / "x", [row])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"boxes": None}, "None is no list"),
+        ({"boxes": {}}, "{} is no list"),
+        ({"boxes": "[" * 100_000}, "of another form"),
+        ({"boxes": [{"label": "a", "score": float("inf"), "box": [0, 0, 1, 1]}]}, "a score inf"),
+        ({"boxes": [{"label": "a", "score": 1, "rle": {"size": [20, 10], "counts": 5}}]}, "mask 5"),
+        ({"id": 7}, "an id 7"),
+    ],
+)
+def test_rows_that_no_command_writes(edit, said, tmp_path):
+    with pytest.raises(UserError, match=re.escape(said)):
+        written("coco", tmp_path / "x.json", [detected("a.png") | edit])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_name_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [detected("a.png"), detected("a.png", id="/../../x")]
+    exporting.export("yolo", tmp_path / "y", annotations(rows), {})
+    assert sorted(p.name for p in (tmp_path / "y" / "labels").iterdir()) == [
+        "a-_______x.txt",
+        "a.txt",
+    ]
+
+
+def test_an_endless_number_of_a_mask():
+    with pytest.raises(UserError, match="more pixels than any image"):
+        coco_rle.decode({"size": [2, 2], "counts": "o" * 1_000_000})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "line 1 is no row: it is nested too deeply"),
+        (json.dumps(detected("a.png") | {"models": "x"}), "models of another form: 'x'"),
+        (json.dumps(detected("a.png") | {"models": [1]}), "models of another form: [1]"),
+    ],
+)
+def test_files_that_no_command_writes(text, said, zeroshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(text + "\n")
+    code, _, err = zeroshot("export", "rows.jsonl", "--coco", "x.json")
+    assert code == 2
+    assert said in err
 
 
 # Folders that are written whole

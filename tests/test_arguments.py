@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -162,6 +163,7 @@ class OnlyRead:
         ("embed", {"images": [str(HEART), 3]}, "images[1]: an image is a path"),
         ("embed", {"images": {"a": 1}}, "images: an image is a path"),
         ("embed", {"images": {str(HEART)}}, "images: an image is a path"),
+        ("embed", {"images": pd.DataFrame({"path": ["a.png"]})}, "list(table['path'])"),
         ("embed", {"images": np.zeros((4, 5, 3), np.uint8)}, "(uint8, shape (4, 5, 3))"),
         ("embed", {"images": [np.zeros((4, 5))]}, "images[0]: an array (float64, shape (4, 5))"),
         ("embed", {"images": torch.zeros(2, 3, 4, 4)}, "(torch.float32, shape (2, 3, 4, 4))"),

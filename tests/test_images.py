@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 import zlib
 
 import numpy as np
@@ -654,3 +655,17 @@ def test_a_file_that_grows_beyond_the_limit_while_it_is_read(tmp_path, monkeypat
     (tmp_path / "x.png").write_bytes(bytes(11))
     monkeypatch.setattr("zeroshot.inputs.local_files.MAX_BYTES", 10)
     assert refusal(str(tmp_path / "x.png")).startswith("larger than")
+
+
+def test_damage_around_the_pixels_is_not_shown(zeroshot, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x010E] = "x" * 90
+    data = encoded(picture(), "JPEG", exif=exif).replace(b"\0\0\0\x5b", b"\0\0\xff\x5b", 1)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="Corrupt EXIF|larger than file"):
+        read(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert zeroshot("embed", path, "--models", "pocket", "--no-cache")[0] == 0
+    assert not [one for one in said if "PIL" in one.filename]

@@ -109,7 +109,7 @@ def test_a_stream_goes_on_where_it_was_saved(tmp_path):
     expected = method.scores(images, texts, logit_scale=9.0)
     first = method.stream(texts, logit_scale=9.0)
     before = first(images[:30])
-    first.save(tmp_path / "stream.safetensors")
+    first.save(str(tmp_path / "stream.safetensors"))
     resumed = GaussianStream.load(tmp_path / "stream.safetensors")
     assert resumed.method == method
     assert torch.equal(torch.cat([before, resumed(images[30:])]), expected)

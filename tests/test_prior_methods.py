@@ -277,6 +277,11 @@ def test_stationary_distribution_is_where_a_walk_ends():
     np.testing.assert_allclose(stationary(given), expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize("compat", [False, True])
+def test_one_class_has_no_leaning(compat):
+    assert class_bias(logits(5, 1), compat=compat).abs() < 1e-9
+
+
 def test_a_leaning_is_found_and_removed():
     """Logits of balanced rows, with a constant added to one class."""
     generator = torch.Generator().manual_seed(5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,8 @@ def test_a_recipe_reads_back(tmp_path):
         ),
         (lambda t: t.replace("weight = 0.75", "weight = nan"), "members.weight = nan"),
         (lambda t: t.replace("weight = 0.", "weight = -0."), "no members with a weight"),
+        (lambda t: t.replace("weight = 0.75", "weight = -0.01"), "a weight below 0"),
+        (lambda t: re.sub(r"temperature = [\d.]+", "temperature = 0.0", t), "is not above 0"),
         (lambda t: t.replace("folds = 5", 'folds = "5"'), "figures.folds = 5 is of another kind"),
         (lambda t: t.replace('"cat"', "1"), "labels is no list of texts"),
         (lambda t: t.replace("seed = 3", f"seed = {'[' * 5000}"), "it is nested too deeply"),

@@ -189,6 +189,9 @@ def test_rows_that_somebody_made_up(kind, tmp_path):
     failed = {"schema": f"zeroshot.{kind}/1", "path": EVIL, "error": {"message": EVIL}}
     page = needs_nothing(render(load_results([write(tmp_path / f"{kind}.jsonl", *rows, failed)])))
     assert not [tag for tag, _ in page.tags if tag == "img"]
+    for broken in (failed | {"error": 7}, {**ROWS[kind][0], "schema": ["x"]}):
+        with pytest.raises(UserError):
+            render(load_results([write(tmp_path / f"{kind}.jsonl", broken)]))
     keys = set(ROWS[kind][0]) - {"schema", "id", "width", "height", "cosine", "scored", "abstained"}
     for key in keys - {"hidden", "copy_of", "kept", "keep", "kind"}:
         for value in (7, {"x": 1}, [[]], None):

@@ -191,8 +191,38 @@ def test_images_of_a_tar_file(zeroshot, folder, monkeypatch):
     first = content("sorted")
     assert classify(zeroshot, "--into-as", "copy", images="x.tar")[0] == 0
     assert content("sorted") == first
+    os.rename("x.tar", "y.tar")
+    code, _, err = zeroshot("undo", "sorted")
+    assert code == 3
+    assert "the image that it is a copy of is gone" in err
+    assert content("sorted") == first
+    os.rename("y.tar", "x.tar")
     assert zeroshot("undo", *manifests())[0] == 0
     assert not Path("sorted").exists()
+
+
+def test_copies_of_a_table_stay_when_it_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = SortedImages(Manifest(Path("sorted"), new_name()), {"cat": "cat"}, "copy")
+    Path("t.parquet").write_bytes(b"table")
+    for path in ("t.parquet#0", "https://example.com/b.png"):
+        row = {
+            "labels": [{"label": "cat"}],
+            "abstained": False,
+            "id": hashlib.sha256(b"i").hexdigest(),
+        }
+        assert writer.write(Source(path, b"i"), row, Meter())
+    writer.manifest.close()
+    Path("t.parquet").unlink()
+    done = manifest.undo([read_manifest(path) for path in manifests()])
+    assert done.removed == {"copy": 1}
+    assert any("is gone" in reason for _, reason in done.left)
+
+
+def test_labels_go_to_label_studio_too(zeroshot, folder):
+    assert classify(zeroshot, "--label-studio", "tasks.json", "--limit", "2")[0] == 0
+    assert len(json.loads(Path("tasks.json").read_text())) == 2
+    assert len(entries()) >= 2
 
 
 def test_the_folder_is_never_an_input(zeroshot, folder):
@@ -448,6 +478,7 @@ SHA = "6105d6cc76af400325e94d588ce511be5bfdbb73b437dc51eca43917d7a43e3d"
     [
         *("../other/link", "cat/../../other/link", "/etc/hostname", "..", "cat/..", "a/b/c", ""),
         *("cat//x", "./cat", "cat\\..\\x", "C:x", "cat/.", "\0", ".hidden", 7, None, ["x"], {}),
+        *("x" * 300, f"cat/{'x' * 300}"),
     ],
 )
 @pytest.mark.parametrize("kind", ["symlink", "copy", "folder"])

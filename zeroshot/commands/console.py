@@ -88,9 +88,11 @@ def log(message: str) -> None:
 def show_warnings() -> Iterator[None]:
     """Our own warnings as messages of one line; others as Python shows them.
 
-    Pillow warns of images that are large but below our own limit.
+    Pillow warns of images that are large but below our own limit, and of damage around pixels that
+    can be read; of others a row says why not.
     """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.filterwarnings("ignore", "Image size .* exceeds limit", RuntimeWarning)
         show = warnings.showwarning
 

@@ -124,7 +124,8 @@ def classify(
     )
     sources = run.inputs(images, {"--labels": options.labels})
     if into is not None:
-        show_sorted(run, task, sources, into, into_as)
+        with exporting(run, exports, task, labels, several) as through:
+            show_sorted(run, task, sources, into, into_as, through)
         return
     if sidecar is None:
         with exporting(run, exports, task, labels, several) as through:

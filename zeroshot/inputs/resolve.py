@@ -221,6 +221,11 @@ def _opened(file: Any, name: str) -> Source:
 
 def no_image(given: Any, name: str = "images") -> UserError:
     """Says what an argument called `name` can be instead of `given`."""
+    if hasattr(given, "columns"):
+        return UserError(
+            f"{name}: a table ({type(given).__name__}) does not say which column has the images; "
+            "give that column as a list: list(table['path'])"
+        )
     if getattr(given, "ndim", 0) > 1:
         return UserError(
             f"{name}: an array ({given.dtype}, shape {tuple(given.shape)}) does not say what its "

@@ -16,16 +16,16 @@ Stream = TypeVar("Stream")
 
 
 def save_stream(
-    path: Path, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+    path: Path | str, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> None:
     """Write the state of method `name` to a safetensors file, all of it or nothing."""
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    with whole(path) as file:
+    with whole(Path(path)) as file:
         file.write(save(contiguous, metadata={f"zeroshot.{name}": json.dumps(dict(settings))}))
 
 
 def load_stream(
-    path: Path, name: str, made: Callable[[dict[str, Tensor], dict[str, Any]], Stream]
+    path: Path | str, name: str, made: Callable[[dict[str, Tensor], dict[str, Any]], Stream]
 ) -> Stream:
     """What `made` makes of the tensors and settings that `save_stream` wrote.
 

@@ -133,8 +133,8 @@ def stationary(
     """The stationary distribution of `S`."""
     classes = logits.shape[1]
     probability = logits.softmax(1)
-    best = (logits if compat else probability).topk(2, dim=1).values
-    confident = best[:, 0] - best[:, 1] > (1 / classes if gate else -1)
+    best = (logits if compat else probability).topk(min(2, classes), dim=1).values
+    confident = best[:, 0] - best[:, 1:].sum(1) > (1 / classes if gate else -1)
     label = logits.argmax(1)[confident]
     s = torch.zeros(classes, classes, dtype=logits.dtype, device=logits.device)
     s.index_add_(0, label, probability[confident])

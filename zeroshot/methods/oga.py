@@ -164,7 +164,7 @@ class GaussianStream:
             return means, torch.linalg.pinv(spread), seen
         return means, width * torch.linalg.pinv(scatter + spread.trace() * eye), seen
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, all of it or nothing."""
         tensors = {
             "prototypes": self.prototypes,
@@ -176,7 +176,7 @@ class GaussianStream:
         save_stream(path, "oga", tensors, settings)
 
     @classmethod
-    def load(cls, path: Path) -> "GaussianStream":
+    def load(cls, path: Path | str) -> "GaussianStream":
         """The stream that was saved there, with its options and texts.
 
         Raises:

@@ -173,7 +173,7 @@ class Stream:
         negative = self.negative.affinity(x, m.neg_beta)[used] @ self.against[used].to(x.dtype)
         return logits + m.pos_alpha * positive - m.neg_alpha * negative  # (1), (2)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, all of it or nothing."""
         tensors = {
             "prototypes": self.prototypes,
@@ -187,7 +187,7 @@ class Stream:
         save_stream(path, "tda", tensors, settings)
 
     @classmethod
-    def load(cls, path: Path) -> "Stream":
+    def load(cls, path: Path | str) -> "Stream":
         """The stream that was saved there, with its options and texts.
 
         Raises:

@@ -82,7 +82,10 @@ class JsonLines:
 
     def cells(self, raw: bytes) -> Mapping[str, Any]:
         """The object."""
-        row: Any = json.loads(raw)
+        try:
+            row: Any = json.loads(raw)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(row, dict) or "path" not in row:
             raise ValueError(f"not a row: {raw[:60]!r}")
         return row

@@ -250,12 +250,16 @@ def _line(raw: bytes, path: Path, number: int) -> dict[str, Any]:
 def _checked(name: object, path: Path, number: int) -> str:
     """A path that a run can have written: the folder, a name in it, or one in a folder there."""
     parts = name.split("/") if isinstance(name, str) else []
-    if name != HERE and (not 1 <= len(parts) <= 2 or any(safe_name(p) != p for p in parts)):
+    if name != HERE and (not 1 <= len(parts) <= 2 or not all(map(_is_written, parts))):
         raise UserError(
             f"'{path}', line {number} names {name!r:.100}, which no run writes and may lead out of "
             "the folder: nothing was taken back"
         )
     return str(name)
+
+
+def _is_written(name: str) -> bool:
+    return safe_name(name) == name and len(os.fsencode(name)) <= MAX_NAME
 
 
 @dataclass

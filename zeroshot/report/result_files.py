@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from zeroshot.datasets.captions import CaptionDataset, check_captions, read_image_captions
 from zeroshot.datasets.protocols import TASKS, EvaluationTask
@@ -184,15 +184,15 @@ def _add_rows(
     if rows and all(row.get("schema") == TRACE for row in rows):
         results.traces += rows
         return
-    schemas = {row.get("schema") for row in rows}
+    schemas = {str(row.get("schema")) for row in rows}
     known = {f"zeroshot.{name}/1" for name in SHOWN_ROWS}
     if len(schemas) != 1 or not schemas <= known:
-        has = f"it has {', '.join(sorted(map(str, schemas)))}" if schemas else "it has no rows"
+        has = f"it has {', '.join(sorted(schemas))}" if schemas else "it has no rows"
         raise UserError(
             f"'{file}' cannot be shown: {has}, and rows of one of {', '.join(SHOWN_ROWS)} are "
             "needed"
         )
-    schema = cast(str, schemas.pop())
+    schema = schemas.pop()
     if schema != predictions.CAPTION or file.is_dir():
         results.files.append(RowFile(file.stem, schema, rows))
         return

@@ -13,6 +13,8 @@ import numpy as np
 from zeroshot.errors import UserError
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+LONGEST = 60
+"""Bits of a number at most."""
 
 
 def encode(mask: Mask) -> dict[str, Any]:
@@ -54,6 +56,8 @@ def _unpack(text: str) -> list[int]:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
             raise UserError(f"{character!r} is no character of a mask's counts")
+        if shift > LONGEST:
+            raise UserError("a mask has a run of more pixels than any image")
         number |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

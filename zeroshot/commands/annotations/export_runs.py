@@ -106,7 +106,7 @@ def exporting(
     if not targets:
         yield iter
         return
-    replaced = _check(run, targets, task.schema)
+    replaced = _check(run, options, task.schema)
     readable = run.out is not None and run.out.suffix.lower() != ".txt"
     ended: typer.Exit | None = None
     with tempfile.TemporaryFile() as spool:
@@ -122,8 +122,9 @@ def exporting(
         raise ended
 
 
-def _check(run: OutputOptions, targets: Mapping[str, Path], schema: str) -> dict[str, bool]:
+def _check(run: OutputOptions, options: LabelExportOptions, schema: str) -> dict[str, bool]:
     """Which exports replace earlier ones."""
+    targets = options.targets()
     from zeroshot.output.annotations.annotated import NEEDED
     from zeroshot.output.annotations.exporting import check
 
@@ -134,6 +135,8 @@ def _check(run: OutputOptions, targets: Mapping[str, Path], schema: str) -> dict
         )
     if run.out is not None and run.out in targets.values():
         raise UserError(f"--out '{run.out}' has rows, and an export needs a path of its own")
+    if options.export_root is not None and not options.export_root.is_dir():
+        raise UserError(f"--export-root '{options.export_root}' is no folder")
     run.check_columns(("path", "id", *NEEDED[schema], "error_type"), "an annotation file")
     again = run.has_rows
     return {n: check(n, path, schema, run.overwrite, again) for n, path in targets.items()}
@@ -160,7 +163,12 @@ def _about(rows: "Iterable[Row]", record: Mapping[str, Any]) -> dict[str, Any]:
     first: Mapping[str, Any] = next((row for row in rows if row.get("models")), settings)
     models = first.get("models") or {}
     if isinstance(models, str):
-        models = json.loads(models)
+        with contextlib.suppress(ValueError, RecursionError):
+            models = json.loads(models)
+    if not isinstance(models, Mapping):
+        raise UserError(
+            f"the row of '{first.get('path')}' has models of another form: {models!r:.60}"
+        )
     return {"models": models, "method": first.get("method"), "about": record.get("about", {})}
 
 

@@ -4,8 +4,9 @@ As `cli`, nothing heavy is imported here.
 """
 
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +47,7 @@ def show_sorted(
     sources: "Inputs",
     folder: Path,
     kind: Literal["symlink", "hardlink", "copy"],
+    through: Callable[[Iterator[Any]], Iterator[Any]] = iter,
 ) -> None:
     """Label images, and link or copy each into the folder of its label, with a manifest."""
     from zeroshot.commands import console
@@ -74,7 +76,7 @@ def show_sorted(
     both = SidecarLabels(models=task.models, options=options, inner=task, writer=writer)
     ran = False
     try:
-        show_with_sidecars(run, both, sources)
+        show_with_sidecars(run, both, sources, through)
         ran = True
     except typer.Exit:  # some images failed
         ran = True

@@ -1,6 +1,7 @@
 """What rows say about images, as annotation files need it: marks with labels, sizes, names."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,11 @@ def _below(path: str, root: str) -> str | None:
 def _image(row: Row, schema: str, several: bool) -> AnnotatedImage:
     name = str(row.get("path") or f"image-{row.get('id')}")
     try:
-        known = _value(row[MARKS[schema]]) or []
+        known, id = _value(row[MARKS[schema]]), row.get("id")
+        if not isinstance(known, list):
+            raise ValueError(f"{known!r:.60} is no list")
+        if not isinstance(id, str | None):
+            raise ValueError(f"an id {id!r:.60}")
         sized = schema != CLASSIFY
         width, height = (int(row[side]) if sized else 0 for side in ("width", "height"))
         if sized and not (width > 0 and height > 0 and width * height <= MOST_PIXELS):
@@ -148,11 +153,11 @@ def _image(row: Row, schema: str, several: bool) -> AnnotatedImage:
         marks = tuple(_mark(mark, width, height) for mark in known)
     except KeyError as error:
         raise UserError(f"the row of '{name}' has no {error}, which annotations need") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the row of '{name}' has {MARKS[schema]} of another form: {error}"
         ) from error
-    return AnnotatedImage(name, row.get("id"), width, height, marks)
+    return AnnotatedImage(name, id, width, height, marks)
 
 
 def _value(cell: Any) -> Any:
@@ -164,6 +169,8 @@ def _mark(mark: Mapping[str, Any], width: int, height: int) -> Annotation:
     label, score = mark["label"], float(mark["score"])
     if not isinstance(label, str):
         raise ValueError(f"a label {label!r:.60}")
+    if not math.isfinite(score):
+        raise ValueError(f"a score {score}")
     if "box" in mark:
         left, top, right, bottom = (float(side) for side in mark["box"])
         if not (0 <= left <= right <= width + 0.01 and 0 <= top <= bottom <= height + 0.01):
@@ -172,5 +179,7 @@ def _mark(mark: Mapping[str, Any], width: int, height: int) -> Annotation:
     if "rle" in mark:
         if list(mark["rle"]["size"]) != [height, width]:
             raise ValueError(f"a mask of another size than {width} x {height} pixels")
+        if not isinstance(mark["rle"]["counts"], str):
+            raise ValueError(f"counts of a mask {mark['rle']['counts']!r:.60}")
         return Annotation(label, score, rle=mark["rle"])
     return Annotation(label, score)

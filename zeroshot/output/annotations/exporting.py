@@ -72,6 +72,8 @@ def check(format: str, path: Path, schema: str, overwrite: bool, again: bool) ->
         raise UserError(f"--{format} '{path}': the file is a .json file")
     if folder and os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--{format} '{path}' is a file, and a data set is a folder")
+    if folder and there:
+        yolo_annotations.check_replaceable(path)
     atomic.check_place(path)
     return bool(there)
 

@@ -61,6 +61,15 @@ def foreign(path: Path) -> str | None:
     return None if head == HEAD.encode() else "data.yaml"
 
 
+def check_replaceable(path: Path) -> None:
+    """UserError if a folder has files that `write` did not write."""
+    if path.is_dir() and any(path.iterdir()) and (other := foreign(path)):
+        raise UserError(
+            f"'{path}' has files that no --yolo wrote ('{other}'), so it is not replaced: name "
+            "another folder"
+        )
+
+
 def write(path: Path, annotations: Annotations, overwrite: bool) -> list[str]:
     """Write the folder, all of it or nothing; returns what a user should know.
 
@@ -69,11 +78,8 @@ def write(path: Path, annotations: Annotations, overwrite: bool) -> list[str]:
             form.
         OutputError: it cannot be written.
     """
-    if overwrite and path.is_dir() and any(path.iterdir()) and (other := foreign(path)):
-        raise UserError(
-            f"'{path}' has files that no --yolo wrote ('{other}'), so it is not replaced: name "
-            "another folder"
-        )
+    if overwrite:
+        check_replaceable(path)
     names, place = annotations.names(), _places(annotations)
     numbers = {name: number for number, name in enumerate(names)}
     unlinked = 0
@@ -112,7 +118,7 @@ def _places(annotations: Annotations) -> Callable[[AnnotatedImage], tuple[str, s
         path = PurePosixPath(*(f"{p}_" if p == "images" else p for p in name.split("/")))
         stem = str(path.with_suffix(""))
         if stem in taken:
-            stem += f"-{(image.id or '')[:ID_DIGITS]}"
+            stem += "-" + re.sub(r"\W", "_", image.id or "")[:ID_DIGITS]
         while stem in taken:
             stem += "_"
         taken.add(stem)

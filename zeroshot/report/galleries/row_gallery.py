@@ -91,20 +91,20 @@ def gallery(file: RowFile, most: int | None = None) -> RowGallery:
         clusters = [
             Cluster(title, tiles, len(tiles)) for title, tiles in clusters_of(good) if tiles
         ]
+        failures = [_failure(row) for row in file.rows if row.get("error")]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"'{file.name}' has a row that is none of {file.schema} ({type(error).__name__}: "
             f"{error!s:.80})"
         ) from None
     _show(clusters, MOST if most is None else most)
-    failures = [
-        (_text(row.get("path")), _text((row["error"] or {}).get("message")))
-        if isinstance(row["error"], Mapping)
-        else (_text(row.get("path")), _text(row["error"]))
-        for row in file.rows
-        if row.get("error")
-    ]
     return RowGallery(heading, file.name, len(file.rows), note, clusters, failures, wide)
+
+
+def _failure(row: Row) -> tuple[str, str]:
+    error = row["error"]
+    reason = error.get("message") if isinstance(error, Mapping) else error
+    return _text(row.get("path")), _text(reason)
 
 
 def _show(clusters: Sequence[Cluster], most: int) -> None:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 
 from zeroshot.errors import OutputError, UnreadableImageError, UserError
@@ -134,8 +134,7 @@ class SortedImages:
                 elif self.kind == "hardlink":
                     self.manifest.hardlink(folder + name, path)
                 else:
-                    image = path if source.content is None else None
-                    self.manifest.copy(folder + name, data, image)
+                    self.manifest.copy(folder + name, data, _file_of(source))
                 return True
         other = self.manifest.folder / folder / names[-1]
         meter.add_unwritten(f"'{other}' is there, and is something else", path)
@@ -146,6 +145,15 @@ class SortedImages:
         above, name = os.path.split(path)
         here = os.path.realpath(self.manifest.folder / folder)
         return os.path.join(os.path.relpath(os.path.realpath(above), here), name)
+
+
+def _file_of(source: Source) -> str | None:
+    """The file that has an image: itself, or its archive or table; None if that is not here."""
+    path = source.path or ""
+    if source.content is None:
+        return path
+    around = (path.rpartition("#")[0], *map(str, PurePath(path).parents))  # rows and members
+    return next((file for file in around if os.path.isfile(file)), None)
 
 
 def _reason(error: OSError, kind: IntoAs) -> str:

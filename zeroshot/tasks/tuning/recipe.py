@@ -232,6 +232,8 @@ def _recipe(table: dict[str, Any]) -> Recipe:
     given["members"] = tuple(_built(RecipeMember, m, "members") for m in _list(given, "members"))
     if not given["members"] or sum(m.weight for m in given["members"]) <= 0:
         raise ValueError("no members with a weight")
+    if any(m.weight < 0 or m.temperature <= 0 for m in given["members"]):
+        raise ValueError("a member has a weight below 0, or a temperature that is not above 0")
     for name, kind in (("figures", RecipeFigures), ("held_out", HeldOut)):
         if name in given:
             given[name] = _built(kind, given[name], name)
