@@ -100,12 +100,12 @@ def test_csv_by_hand(tmp_path):
     header, row, failed = csv.reader(out.read_text().splitlines())
     assert header == [
         *("path", "id", "label", "score", "cosine", "abstained", "scored", "labels"),
-        *("method", "error_type", "error_message"),
+        *("none", "label_set", "method", "error_type", "error_message"),
     ]
     assert row[:7] == ["a.jpg", "1f", "'=1+1", "0.75", "0.25", "false", "softmax"]
     assert json.loads(row[7])[1] == {"label": "other", "score": 0.125, "cosine": -0.5}
-    assert row[8:] == ["ensemble", "", ""]
-    assert failed == ["'-b.jpg", *[""] * 8, "UnreadableImage", "truncated JPEG"]
+    assert row[8:] == ["", "", "ensemble", "", ""]
+    assert failed == ["'-b.jpg", *[""] * 10, "UnreadableImage", "truncated JPEG"]
     record = json.loads((tmp_path / "x.csv.run.json").read_text())
     assert record["settings"]["models"] == {"encoder": "toy@1"}
 

@@ -143,7 +143,11 @@ def existing_columns(path: Path, schema: str) -> tuple[str, ...] | None:
 def flat(row: Row, names: Iterable[str]) -> dict[str, Any]:
     """The cells of a row in a table with these columns."""
     found = cells(row)
-    return {name: cell(found.get(name)) for name in names}
+    chosen = {name: cell(found.get(name)) for name in names}
+    for value in chosen.values():
+        if isinstance(value, float):
+            to_json(value)  # which refuses what is no number
+    return chosen
 
 
 class Csv:
