@@ -102,6 +102,7 @@ def test_a_search_finds_the_synonym_that_fits():
     centres = torch.eye(3, 8)
     labels = torch.arange(60) % 3
     images = centres[labels] + 0.4 * torch.randn(60, 8, generator=generator)
+    images = torch.nn.functional.normalize(images, dim=-1)
     texts = torch.randn(3, 4, 8, generator=generator)
     texts[:, 2] = centres  # column 2 has a word that fits
     texts = torch.nn.functional.normalize(texts, dim=-1)
@@ -110,9 +111,7 @@ def test_a_search_finds_the_synonym_that_fits():
     pool = PromptPool(
         texts, torch.ones(3, 4, dtype=torch.bool), torch.tensor([True] + [False] * 3), start[None]
     )
-    found = search_prompts(
-        pool, torch.nn.functional.normalize(images, dim=-1), labels, 10.0, seeded()
-    )
+    found = search_prompts(pool, images, labels, 10.0, seeded())
     assert found[:, 2].all()
     own, mask = taken(pool, found)
     right = Ensemble().scores(images, own, mask).argmax(1) == labels

@@ -402,6 +402,7 @@ def test_many_windows_are_open_at_once(page, site):
 
 
 def test_a_score_leaves_boxes_out(page):
+    search(page, "a red square, a green heart and a blue ring")
     focus_first(page)
     keys(page, Keys.ENTER)
     wait(page, lambda: opened(page), "the large view")

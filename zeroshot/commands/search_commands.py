@@ -146,6 +146,8 @@ def find(
     from zeroshot.results.result import SearchResult
     from zeroshot.tasks import search as task
 
+    if options.recipe is None:
+        task.correction_of(options, options.bank is not None)
     bank: Sequence[Query] = task.read_queries(Path(options.bank)) if options.bank else []
     options, bank = task.by_recipe(options, bank)
     task.correction_of(options, bool(bank))

@@ -308,7 +308,8 @@ def _kind_of(value: object) -> str:
 def field_schema(field: "dataclasses.Field[Any]") -> dict[str, Any]:
     """The schema of an option, with its help text, default and limits."""
     known = option_of(field)
-    schema = _schema_of(field.name, field.type)
+    hint = known.typed if field.type in (Any, "Any") and known.typed is not None else field.type
+    schema = _schema_of(field.name, hint)
     schema["description"] = SAID_HERE.get(field.name, known.help)
     if schema.get("type") in ("integer", "number"):
         schema |= {} if known.min is None else {"minimum": known.min}
