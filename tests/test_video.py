@@ -394,7 +394,7 @@ def test_a_clip_is_a_query_and_words_are_added(zeroshot, folder, tmp_path):
     code, rows, said = zeroshot(*command, "--clip", star, "--html", page)
     assert code == 0, said
     assert (rows[0]["path"], rows[0]["score"]) == (str(star), pytest.approx(1, abs=1e-5))
-    assert page.read_text().count("data:image/png") == 3
+    assert page.read_text().count("data:image/jpeg") == 3
     _, rows, _ = zeroshot(*command, "--clip", star, "--plus", folder / "red-heart.mp4")
     assert Path(rows[0]["path"]).name == "turning.mp4"
 

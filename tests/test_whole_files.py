@@ -172,14 +172,20 @@ def test_what_others_write_or_own_is_not_swept(tmp_path):
     ]
     for path in stay[2:]:
         path.write_text("a user's")
-    folder = tmp_path / f".x.{machine}-1-1-00112233.new"
+    folder = tmp_path / f".x.{machine}-notes.new"
     folder.mkdir()
+    unfinished = tmp_path / f".x.{machine}-1-1-00112233.new"
+    (unfinished / "labels").mkdir(parents=True)
+    link = tmp_path / f".y.{machine}-1-1-00112233.new"
+    link.symlink_to(folder)
     go = [part(tmp_path, "00000000-7-9", "old", age=2 * 86400)]
     if sys.platform.startswith("linux"):
         go.append(part(tmp_path, f"{machine}-{os.getpid()}-1"))  # the id is used again
     atomic.replace(tmp_path / "new", b"x")
     assert [p for p in stay if not p.exists()] == []
     assert folder.exists()
+    assert link.is_symlink()
+    assert not unfinished.exists()
     assert [p for p in go if p.exists()] == []
 
 

@@ -147,7 +147,7 @@ def find(
     from zeroshot.tasks import search as task
 
     if options.recipe is None:
-        task.correction_of(options, options.bank is not None)
+        task.correction_of(options, bool(options.bank))
     bank: Sequence[Query] = task.read_queries(Path(options.bank)) if options.bank else []
     options, bank = task.by_recipe(options, bank)
     task.correction_of(options, bool(bank))
