@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import tarfile
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,11 @@ def scene(number, format="PNG"):
 
 
 def unreadable(data):
+    """Whether its pixels cannot be read; Pillow warns of other damage, as of a tag that is cut."""
     try:
-        read(data)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            read(data)
     except UnreadableImageError:
         return True
     return False
