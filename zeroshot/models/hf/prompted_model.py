@@ -47,6 +47,11 @@ class PromptedModel(FrozenModel):
             checkpoint.load_tokenizer(),
         )
 
+    @property
+    def context_length(self) -> int:
+        """Maximum number of tokens of a prompt, special tokens included."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
     def embed_prompts(
         self, prompts: Sequence[str], embed: Callable[[Any], Tensor], padding: str = "longest"
     ) -> Float[Tensor, "c d"]:
@@ -55,13 +60,12 @@ class PromptedModel(FrozenModel):
         UserError for a prompt that is longer than the text tower.
         """
         texts = [repair_text(prompt) for prompt in prompts] or ["a"]
-        positions = int(self.model.config.text_config.max_position_embeddings)
-        check_length(texts, count_tokens(self.tokenizer, texts), positions)
+        check_length(texts, count_tokens(self.tokenizer, texts), self.context_length)
         embeddings = []
         with torch.inference_mode():
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 batch = texts[start : start + TEXTS_AT_ONCE]
-                tokens = tokenize(self.tokenizer, batch, positions, padding)
+                tokens = tokenize(self.tokenizer, batch, self.context_length, padding)
                 tokens.pop("token_type_ids", None)
                 embeddings.append(embed(tokens.to(self.model.device)).float().cpu())
         return torch.cat(embeddings)[: len(prompts)]
