@@ -1,5 +1,6 @@
-"""X-CLIP on tiny random weights, against the model's own forward pass."""
+"""X-CLIP and VideoPrism on tiny random weights, against the models' own forward passes."""
 
+import numpy as np
 import pytest
 import torch
 import transformers as tr
@@ -8,6 +9,7 @@ from PIL import Image
 from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import UserError
+from zeroshot.models.base import ClipScorer
 
 TEXTS = ["a cat", "two dogs on a sofa", "a"]
 
@@ -20,6 +22,13 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scorer(directory):
     return models.load_clip_scorer(str(directory), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prism(tmp_path_factory):
+    """VideoPrism's directory, and the model."""
+    directory = tiny.videoprism(tmp_path_factory.mktemp("videoprism"))
+    return directory, models.load_clip_scorer(str(directory), device="cpu")
 
 
 def clip(seed):
@@ -60,7 +69,41 @@ def test_cosines_are_those_of_the_models_own_forward_pass(directory, scorer):
     assert scorer.frames == 4
 
 
-def test_batched_as_one_by_one(scorer):
+def test_videoprism_is_transformers(prism):
+    """Frames by PIL and 255; texts as the authors write them: lower case, a period at the end."""
+    directory, scorer = prism
+    model = tr.VideoPrismClipModel.from_pretrained(directory, dtype=torch.float32).eval()
+    clips = [clip(seed) for seed in range(3)]
+    values = [
+        [np.asarray(frame.resize((16, 16), Image.Resampling.BICUBIC)) / 255 for frame in frames]
+        for frames in clips
+    ]
+    videos = torch.tensor(np.stack(values), dtype=torch.float32).permute(0, 1, 4, 2, 3)
+    tokenizer = tr.AutoTokenizer.from_pretrained(directory)
+    plain = ["a cat.", "two dogs on a sofa.", "a."]
+    tokens = tokenizer(plain, padding="max_length", max_length=24, return_tensors="pt")
+    with torch.inference_mode():
+        own = model(
+            pixel_values_videos=videos,
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+        )
+    expected = own.video_embeds @ own.text_embeds.T
+    rows = scorer.encode_frames([scorer.pixels(frames) for frames in clips])
+    written = ["A  cat!", "Two dogs, on a sofa.", "a"]
+    found = scorer.cosines(rows, scorer.encode_texts(written))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert expected.std() > 0.01
+    assert (scorer.frames, scorer.logit_scale, scorer.logit_bias) == (4, 100.0, None)
+
+
+@pytest.mark.parametrize("name", ["x-clip", "videoprism"])
+def test_batched_as_one_by_one(name, request):
+    scorer = request.getfixturevalue("scorer")
+    if name == "videoprism":
+        scorer = request.getfixturevalue("prism")[1]
+    assert isinstance(scorer, ClipScorer)
+    assert scorer.method == name
     pixels = [scorer.pixels(clip(seed)) for seed in range(3)]
     alone = torch.cat([scorer.encode_frames([each]) for each in pixels])
     torch.testing.assert_close(scorer.encode_frames(pixels), alone, atol=1e-5, rtol=1e-5)
@@ -68,9 +111,10 @@ def test_batched_as_one_by_one(scorer):
     torch.testing.assert_close(scorer.encode_texts(TEXTS), texts, atol=1e-5, rtol=1e-5)
 
 
-def test_what_it_refuses(scorer, tmp_path):
-    with pytest.raises(UserError, match="tokens, but the model reads"):
-        scorer.encode_texts(["a cat " * 100])
+def test_what_it_refuses(scorer, prism, tmp_path):
+    for model in (scorer, prism[1]):
+        with pytest.raises(UserError, match="tokens, but the model reads"):
+            model.encode_texts(["a cat " * 100])
     tiny.clip(tmp_path)
     with pytest.raises(UserError, match="reads no clips"):
         models.load_clip_scorer(str(tmp_path), device="cpu")

@@ -10,15 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
+from tests.models.tiny_prompted import PROMPTED
 from zeroshot import models
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import DualEncoder, ImageEncoder, TextEncoder
 from zeroshot.models.encoding import encode_images, encode_texts
 from zeroshot.models.hf import model_inputs
 
-DUAL = [*tiny.DUAL, "open_clip"]
+DUAL = [*tiny.DUAL, *PROMPTED, "open_clip"]
 WITH_IMAGES = [*DUAL, *tiny.IMAGE]
 WITH_TEXTS = [*DUAL, *tiny.TEXTS]
+
+SHARDED = [*tiny.DUAL, *PROMPTED, "mm_grounding_dino", "omdet_turbo", "sam3", "sam3_lite_text"]
 
 TEXTS = ["a cat", "two dogs on a sofa", "red bike", "Zebra!", "my big bad fox, fly", "a dog"]
 
@@ -101,7 +104,8 @@ def test_a_text_is_cut_at_the_context_length_and_counted_uncut(name, loaded):
 
 @pytest.mark.parametrize("name", DUAL)
 def test_the_scale_is_read_from_the_model(name, loaded):
-    assert loaded(name).logit_scale == pytest.approx(tiny.SCALE, rel=1e-5)
+    own = 100 if name in PROMPTED else tiny.SCALE  # CLIP's for those without one
+    assert loaded(name).logit_scale == pytest.approx(own, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", DUAL)
@@ -124,7 +128,7 @@ def test_half_precision_keeps_the_scale_and_returns_float32(name, directory_of, 
     assert not torch.equal(rows, exact)
 
 
-@pytest.mark.parametrize("name", [*tiny.DUAL, "mm_grounding_dino", "omdet_turbo", "sam3"])
+@pytest.mark.parametrize("name", SHARDED)
 def test_a_model_saved_in_shards_of_half_precision_loads(name, directory_of, tmp_path, pictures):
     """With the numbers of these weights in float32."""
     whole = models.load(str(directory_of(name)), device="cpu").model

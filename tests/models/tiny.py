@@ -551,6 +551,28 @@ def xclip(directory):
     return save(directory, randomize(tr.XCLIPModel(config)), tokenizer, images)
 
 
+def videoprism(directory):
+    """Its video processor needs torchvision; the file is as that would write it."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
+    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    tokenizer = tr.VideoPrismTokenizer(vocab=scores, extra_ids=0, model_max_length=24)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    vision = {"image_size": 16, "num_frames": 4, "tubelet_size": [1, 8, 8], **tower}
+    layers = {"num_spatial_layers": 2, "num_temporal_layers": 1, "num_auxiliary_layers": 1}
+    config = tr.VideoPrismConfig(
+        text_config={**TEXT, "vocab_size": len(tokenizer)}, vision_config={**vision, **layers}
+    )
+    directory = save(directory, randomize(tr.VideoPrismClipModel(config)), tokenizer)
+    settings = {
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+        "size": {"height": 16, "width": 16},
+        "do_normalize": False,
+        "do_sample_frames": True,
+    }
+    write(directory / "video_preprocessor_config.json", settings)
+    return directory
+
+
 def groupvit(directory):
     tokenizer = clip_tokenizer()
     vision = {

@@ -67,6 +67,10 @@ PROCESSORS_FOR_PIL = {
         "ViTImageProcessorPil",
         {"size": {"height": 1008, "width": 1008}, "resample": 2},
     ),
+    "LlavaOnevisionVideoProcessor": (  # VideoPrism's
+        "ViTImageProcessorPil",
+        {"size": {"height": 288, "width": 288}, "resample": 3, "do_normalize": False},
+    ),
 }
 """Image processors that transformers has for torchvision alone: the class that does the same by
 PIL, and the defaults in which the two differ."""
@@ -219,11 +223,22 @@ class Checkpoint:
         tokenizer.padding_side = "right"
         return tokenizer
 
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """What the model's files say about its preprocessing of images, or else of clips."""
+        both = self.files.read("processor_config.json")
+        return (
+            self.files.read("preprocessor_config.json")
+            or both.get("image_processor", {})
+            or self.files.read("video_preprocessor_config.json")
+            or both.get("video_processor", {})
+        )
+
     def load_image_processor(self) -> Any:
         """The model's own preprocessing by PIL, which gives the same numbers on every machine."""
-        own = self.files.read("preprocessor_config.json")
-        own = own or self.files.read("processor_config.json").get("image_processor", {})
-        named = PROCESSORS_FOR_PIL.get(str(own.get("image_processor_type")))
+        own = self.image_settings
+        kind = str(own.get("image_processor_type", own.get("video_processor_type")))
+        named = PROCESSORS_FOR_PIL.get(kind)
         try:
             with quiet():
                 if named is not None:
