@@ -15,6 +15,7 @@ BUILDERS = {
     **tiny.LANGUAGE,
     **tiny.SEGMENTERS,
     **tiny.DETECTORS,
+    **tiny.CLIPS,
     "open_clip": tiny.open_clip,
     **tiny_pairs.ALL,
     **tiny_prompted.PROMPTED,

@@ -14,31 +14,15 @@ from zeroshot.models.base import ClipScorer
 TEXTS = ["a cat", "two dogs on a sofa", "a"]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return tiny.xclip(tmp_path_factory.mktemp("xclip"))
-
-
-@pytest.fixture(scope="module")
-def scorer(directory):
-    return models.load_clip_scorer(str(directory), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def prism(tmp_path_factory):
-    """VideoPrism's directory, and the model."""
-    directory = tiny.videoprism(tmp_path_factory.mktemp("videoprism"))
-    return directory, models.load_clip_scorer(str(directory), device="cpu")
-
-
 def clip(seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 256, (4, 20, 24, 3), generator=generator, dtype=torch.uint8)
     return [Image.fromarray(frame.numpy()) for frame in values]
 
 
-def test_cosines_are_those_of_the_models_own_forward_pass(directory, scorer):
+def test_cosines_of_xclip_are_those_of_its_own_forward_pass(directory_of, loaded):
     """Also of texts of different lengths, and of clips that change the texts' rows."""
+    directory, scorer = directory_of("xclip"), loaded("xclip", models.load_clip_scorer)
     model = tr.XCLIPModel.from_pretrained(directory, dtype=torch.float32).eval()
     pixels = [scorer.pixels(clip(seed)) for seed in range(3)]
     assert pixels[0].shape == (4, 3, 16, 16)
@@ -69,9 +53,9 @@ def test_cosines_are_those_of_the_models_own_forward_pass(directory, scorer):
     assert scorer.frames == 4
 
 
-def test_videoprism_is_transformers(prism):
+def test_videoprism_is_transformers(directory_of, loaded):
     """Frames by PIL and 255; texts as the authors write them: lower case, a period at the end."""
-    directory, scorer = prism
+    directory, scorer = directory_of("videoprism"), loaded("videoprism", models.load_clip_scorer)
     model = tr.VideoPrismClipModel.from_pretrained(directory, dtype=torch.float32).eval()
     clips = [clip(seed) for seed in range(3)]
     values = [
@@ -97,13 +81,11 @@ def test_videoprism_is_transformers(prism):
     assert (scorer.frames, scorer.logit_scale, scorer.logit_bias) == (4, 100.0, None)
 
 
-@pytest.mark.parametrize("name", ["x-clip", "videoprism"])
-def test_batched_as_one_by_one(name, request):
-    scorer = request.getfixturevalue("scorer")
-    if name == "videoprism":
-        scorer = request.getfixturevalue("prism")[1]
+@pytest.mark.parametrize("name", tiny.CLIPS)
+def test_batched_as_one_by_one(name, loaded):
+    scorer = loaded(name, models.load_clip_scorer)
     assert isinstance(scorer, ClipScorer)
-    assert scorer.method == name
+    assert scorer.method.replace("-", "") == name
     pixels = [scorer.pixels(clip(seed)) for seed in range(3)]
     alone = torch.cat([scorer.encode_frames([each]) for each in pixels])
     torch.testing.assert_close(scorer.encode_frames(pixels), alone, atol=1e-5, rtol=1e-5)
@@ -111,10 +93,12 @@ def test_batched_as_one_by_one(name, request):
     torch.testing.assert_close(scorer.encode_texts(TEXTS), texts, atol=1e-5, rtol=1e-5)
 
 
-def test_what_it_refuses(scorer, prism, tmp_path):
-    for model in (scorer, prism[1]):
-        with pytest.raises(UserError, match="tokens, but the model reads"):
-            model.encode_texts(["a cat " * 100])
-    tiny.clip(tmp_path)
-    with pytest.raises(UserError, match="reads no clips"):
-        models.load_clip_scorer(str(tmp_path), device="cpu")
+@pytest.mark.parametrize("name", tiny.CLIPS)
+def test_a_text_that_is_too_long_is_refused(name, loaded):
+    with pytest.raises(UserError, match="tokens, but the model reads"):
+        loaded(name, models.load_clip_scorer).encode_texts(["a cat " * 100])
+
+
+def test_a_model_that_reads_no_clips_is_refused(directory_of):
+    with pytest.raises(UserError, match="reads no clips; XCLIPModel and VideoPrismClipModel do"):
+        models.load_clip_scorer(str(directory_of("clip")), device="cpu")

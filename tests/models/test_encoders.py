@@ -21,8 +21,6 @@ DUAL = [*tiny.DUAL, *PROMPTED, "open_clip"]
 WITH_IMAGES = [*DUAL, *tiny.IMAGE]
 WITH_TEXTS = [*DUAL, *tiny.TEXTS]
 
-SHARDED = [*tiny.DUAL, *PROMPTED, "mm_grounding_dino", "omdet_turbo", "sam3", "sam3_lite_text"]
-
 TEXTS = ["a cat", "two dogs on a sofa", "red bike", "Zebra!", "my big bad fox, fly", "a dog"]
 
 
@@ -126,24 +124,6 @@ def test_half_precision_keeps_the_scale_and_returns_float32(name, directory_of, 
     rows, exact = half.encode_texts(TEXTS), loaded(name).encode_texts(TEXTS)
     assert (rows * exact).sum(dim=1).min() > 0.98
     assert not torch.equal(rows, exact)
-
-
-@pytest.mark.parametrize("name", SHARDED)
-def test_a_model_saved_in_shards_of_half_precision_loads(name, directory_of, tmp_path, pictures):
-    """With the numbers of these weights in float32."""
-    whole = models.load(str(directory_of(name)), device="cpu").model
-    shutil.copytree(directory_of(name), tmp_path / name)
-    (tmp_path / name / "model.safetensors").unlink()
-    whole.half().save_pretrained(tmp_path / name, max_shard_size="20KB")
-    assert len(list((tmp_path / name).glob("model-*.safetensors"))) > 1
-    loaded = models.load(str(tmp_path / name), device="cpu", precision="fp32")
-    expected, own = whole.float().state_dict(), loaded.model.state_dict()
-    different = [key for key in own if not torch.equal(own[key], expected[key])]
-    assert not different
-    first = min((tmp_path / name).glob("model-*.safetensors"))
-    first.unlink()
-    with pytest.raises(ZeroshotError, match=r"is no complete model|not in its files|not there"):
-        models.load(str(tmp_path / name), device="cpu")
 
 
 def test_tipsv2_as_transformers_5_saves_it(directory_of, tmp_path, loaded, pictures):

@@ -754,3 +754,5 @@ DETECTORS = {
     "grounding_dino": grounding_dino,
     "mm_grounding_dino": mm_grounding_dino,
 }
+
+CLIPS = {"xclip": xclip, "videoprism": videoprism}

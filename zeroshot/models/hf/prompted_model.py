@@ -39,13 +39,10 @@ class PromptedModel(FrozenModel):
 
     @classmethod
     def load(cls: type[Model], checkpoint: Checkpoint, model_class: str) -> Model:
-        """The model in `checkpoint`, by a class of transformers."""
-        return cls(
-            checkpoint.name(cls.preprocessing),
-            checkpoint.load_model(model_class),
-            checkpoint.load_image_processor(),
-            checkpoint.load_tokenizer(),
-        )
+        """The model in `checkpoint`, by a class of transformers; its small files first."""
+        images, tokenizer = checkpoint.load_image_processor(), checkpoint.load_tokenizer()
+        model = checkpoint.load_model(model_class)
+        return cls(checkpoint.name(cls.preprocessing), model, images, tokenizer)
 
     @property
     def context_length(self) -> int:

@@ -69,11 +69,12 @@ class PromptedEncoder(CachedTextEncoder, WithPreprocessing):
     def load(cls, checkpoint: Checkpoint) -> "PromptedEncoder":
         """The encoder in `checkpoint`."""
         prompts = checkpoint.files.read("config_sentence_transformers.json").get("prompts", {})
+        images, tokenizer = cls._image_processor(checkpoint), checkpoint.load_tokenizer()
         return cls(
             checkpoint.name("prompted.1"),
             checkpoint.load_model(cls.model_class),
-            cls._image_processor(checkpoint),
-            checkpoint.load_tokenizer(),
+            images,
+            tokenizer,
             prompts.get("query") or prompts.get("Retrieval-query") or cls.query,
         )
 
@@ -222,11 +223,14 @@ class NeoMME(PromptedEncoder):
 
     @classmethod
     def _image_processor(cls, checkpoint: Checkpoint) -> Any:
-        config = checkpoint.files.read("config.json")
-        return PagePatches(
-            {"patch_size": config.get("patch_size", 32)} | checkpoint.image_settings,
-            int(config.get("max_position_embeddings", cls.longest)),
-        )
+        config, settings = checkpoint.files.read("config.json"), checkpoint.image_settings
+        if not settings:
+            raise UserError(
+                f"{checkpoint.files.name} comes without its image preprocessing: it needs "
+                "preprocessor_config.json or processor_config.json"
+            )
+        positions = int(config.get("max_position_embeddings", cls.longest))
+        return PagePatches({"patch_size": config.get("patch_size", 32)} | settings, positions)
 
     def _frame(self, query: str) -> tuple[str, str]:
         said: str = self.tokenizer.apply_chat_template(
