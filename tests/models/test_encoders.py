@@ -14,6 +14,7 @@ from tests.models.tiny_prompted import PROMPTED
 from zeroshot import models
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import DualEncoder, ImageEncoder, TextEncoder
+from zeroshot.models.deferred import deferred, facts_of
 from zeroshot.models.encoding import encode_images, encode_texts
 from zeroshot.models.hf import model_inputs
 
@@ -104,6 +105,16 @@ def test_a_text_is_cut_at_the_context_length_and_counted_uncut(name, loaded):
 def test_the_scale_is_read_from_the_model(name, loaded):
     own = 100 if name in PROMPTED else tiny.SCALE  # CLIP's for those without one
     assert loaded(name).logit_scale == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_what_is_remembered_of_it_stands_for_a_dual_encoder(name, loaded):
+    facts = facts_of(loaded(name))
+    assert facts["role"] == "dual encoder"
+    assert facts["trained_scale"] == (name not in PROMPTED)
+    stand_in = deferred(facts, lambda: loaded(name), None, lambda: None)
+    assert isinstance(stand_in, DualEncoder)
+    assert stand_in.trained_scale == facts["trained_scale"]
 
 
 @pytest.mark.parametrize("name", DUAL)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from zeroshot.errors import UnreadableImageError, UserError
 from zeroshot.models.base import Pixels
-from zeroshot.models.encoding import WithPreprocessing
 from zeroshot.models.files.model_files import Files
 from zeroshot.models.hf import model_inputs
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.preprocessing import from_processor
 from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder
+from zeroshot.models.towers.vision_tower import DensePatches
 from zeroshot.models.vlm.image_text_inputs import ModelBatch, ModelRow, same_shape_batches
 
 __all__ = ["EmbeddingGemma", "NeoMME", "QwenEmbedding", "load_prompted_encoder", "prompted"]
@@ -34,7 +34,7 @@ COUNTS = ("num_soft_tokens_per_image", "image_grid_hw")
 """What an image processor says that the network does not read."""
 
 
-class PromptedEncoder(CachedTextEncoder, WithPreprocessing):
+class PromptedEncoder(CachedTextEncoder, DensePatches):
     """`base.DualEncoder`, by a network with a tokenizer and an image processor.
 
     Such models have no scale of their own: CLIP's stands for it, until a calibration finds one.
@@ -47,6 +47,7 @@ class PromptedEncoder(CachedTextEncoder, WithPreprocessing):
     """Tokens of a text at most, with what is said about it."""
     logit_scale = 100.0
     logit_bias = None
+    trained_scale = False
 
     def __init__(
         self, name: str, model: Any, image_processor: Any, tokenizer: Any, query: str
