@@ -267,19 +267,26 @@ def test_the_tokens_that_run_are_those_of_the_texts():
     assert rows[:, 0].tolist() == [195, 195, 97, 300, 98]
 
 
-def test_the_transformers_path_never_imports_torchvision(directory_of):
+def test_the_transformers_path_never_imports_torchvision(directory_of, tmp_path):
+    """Nor models whose own preprocessing, of images or of clips, exists for it alone."""
+    chat = shutil.copytree(directory_of("qwen3_vl"), tmp_path / "chat")
+    (chat / "modules.json").unlink()
     code = """if True:
         import sys
         from PIL import Image
         from zeroshot import models
-        encoder = models.load(sys.argv[1])
-        encoder.encode_images([Image.new("RGB", (20, 30), "red")])
-        encoder.encode_texts(["a cat"])
+        picture = Image.new("RGB", (20, 30), "red")
+        for directory in sys.argv[2:]:
+            encoder = models.load(directory)
+            encoder.encode_images([picture])
+            encoder.encode_texts(["a cat"])
+        models.load_answerer(sys.argv[1]).answer([picture], ["a cat?"])
         assert "transformers" in sys.modules
         assert not [name for name in sys.modules if name.startswith("torchvision")]
         assert "open_clip" not in sys.modules
     """
-    command = [sys.executable, "-W", "error", "-c", code, str(directory_of("clip"))]
+    encoders = [str(directory_of(name)) for name in ("clip", "neomme", "qwen3_vl")]
+    command = [sys.executable, "-W", "error", "-c", code, str(chat), *encoders]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""

@@ -171,11 +171,15 @@ def test_an_image_that_is_far_too_long_is_unreadable_and_no_more(name, loaded):
         assert len(loaded(name).encode_images([line])) == 1
 
 
-def test_a_model_that_writes_is_no_encoder(directory_of, tmp_path):
+def test_the_same_without_its_pooling_writes_and_is_no_encoder(directory_of, tmp_path, pictures):
+    """Its processor of clips exists for torchvision alone, and is not needed."""
     shutil.copytree(directory_of("qwen3_vl"), tmp_path / "chat")
     (tmp_path / "chat" / "modules.json").unlink()
     with pytest.raises(UserError, match="writes about images and is no encoder"):
         models.load_dual_encoder(str(tmp_path / "chat"))
+    chat = models.load_answerer(str(tmp_path / "chat"), device="cpu")
+    ((answer,),) = chat.answer(pictures[:1], ["what?"])
+    assert 0 < answer.score <= 1
 
 
 def test_neomme_before_its_training_for_search_is_refused(directory_of, tmp_path):
