@@ -112,7 +112,9 @@ def test_what_is_remembered_of_it_stands_for_a_dual_encoder(name, loaded):
     facts = facts_of(loaded(name))
     assert facts["role"] == "dual encoder"
     assert facts["trained_scale"] == (name not in PROMPTED)
-    stand_in = deferred(facts, lambda: loaded(name), None, lambda: None)
+    stand_in = deferred(
+        facts, lambda: loaded(name), lambda fresh, texts, *_: fresh(texts), lambda: None
+    )
     assert isinstance(stand_in, DualEncoder)
     assert stand_in.trained_scale == facts["trained_scale"]
 
