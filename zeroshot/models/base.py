@@ -484,7 +484,7 @@ class RegionAnswerer(ImageTextModel, Protocol):
 
 @runtime_checkable
 class ClipScorer(Protocol):
-    """Scores how well texts fit clips, with text embeddings that depend on the clip (X-CLIP)."""
+    """Scores how well texts fit clips; text embeddings may depend on the clip (X-CLIP)."""
 
     @property
     def name(self) -> str:
