@@ -134,11 +134,17 @@ OWN = {"qwen3_vl": qwen_rows, "embedding_gemma2": gemma_rows, "neomme": page_row
 
 @pytest.mark.parametrize("name", PROMPTED)
 def test_rows_are_those_of_its_own_processor_and_forward_pass(name, directory_of, loaded, pictures):
+    pictures = [*pictures, pictures[0].resize((150, 90))]
     texts, images = OWN[name](directory_of(name), pictures)
     encoder = loaded(name)
     assert (unit(texts) @ unit(images).T).std() > 0.01
     close(encoder.encode_texts(TEXTS), unit(texts))
     close(encoder.encode_images(pictures), unit(images))
+
+
+def test_large_images_have_the_pixels_that_the_authors_of_qwen3_vl_embedding_allow(loaded):
+    grid = loaded("qwen3_vl").pixels(Image.new("RGB", (1600, 1500)))["image_grid_thw"]
+    assert 0.95 * 1_843_200 < int(grid.prod()) * 16**2 <= 1_843_200
 
 
 def test_the_sizes_of_pages_are_transformers():
