@@ -19,21 +19,6 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(autouse=True)
-def _own_claims(monkeypatch):
-    """The thread that touches claims ends with the test, though many release none.
-
-    It would use the random numbers of the process, which hypothesis does not allow.
-    """
-    from zeroshot.output import leases
-
-    heart = leases._Heart()
-    monkeypatch.setattr(leases, "_heart", heart)
-    yield
-    for lease in list(heart._leases):
-        heart.remove(lease)
-
-
 @pytest.fixture
 def printed(capsys):
     """Run a command; its exit code, standard output, and standard error in one line."""
