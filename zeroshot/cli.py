@@ -23,7 +23,7 @@ from zeroshot.commands import (
     video_commands,
 )
 from zeroshot.commands.annotations import export_runs
-from zeroshot.commands.command import Json, command, register
+from zeroshot.commands.command import Json, check_paths, command, register
 from zeroshot.commands.sidecars import sorting_runs
 from zeroshot.commands.terminal import interrupts, process, streams
 from zeroshot.errors import ZeroshotError
@@ -238,6 +238,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _call(arguments: Sequence[str]) -> None:
     """Run a command; what it raises, and typer.Exit for any exit code but 0."""
+    check_paths(arguments)
     try:
         app(list(arguments), prog_name=app.info.name)
     except SystemExit as done:
