@@ -124,7 +124,9 @@ def explain(
     def encode(prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         return project_texts(encoder, embed_texts(prompts, reader, cache, meter))
 
-    decided = {"models": used, "words": hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]}
+    decided: dict[str, Any] = {"models": used}
+    decided |= {"words": hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]}
+    decided |= {"bank": [source.path for source in bank]} if bank else {}
     results: list[ExplainResult] = []
     matrix = EmbeddingMatrix([], [], torch.zeros(0, 0), [])
     if sources:
@@ -135,7 +137,6 @@ def explain(
         fitted = method.fit(encode([WORD.format(word) for word in words]))
         with meter.stage("scoring"), meter.phase("explaining", counts=False):
             mean, mean_of = _mean_image(matrix, bank, encoder, cache, meter)
-            decided["mean_of"] = hashlib.sha256(mean.numpy().tobytes()).hexdigest()[:12]
             space = _Space(fitted, words, options.top_k, used, mean, mean_of)
             every = _folders if options.mean else _images
             results += every(space, matrix, encoder)

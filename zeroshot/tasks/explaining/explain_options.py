@@ -32,7 +32,6 @@ class ExplainOptions:
         env="EXPLAIN_BANK",
         typed=list[str],
         images=True,
-        recorded="mean_of",
     )
     top_k: int = option(10, "Words in a row.", "--top-k", "-k", env="EXPLAIN_TOP_K", min=1)
     options: Mapping[str, Any] = METHOD_OPTIONS
