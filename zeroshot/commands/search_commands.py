@@ -287,7 +287,7 @@ def explain(
 
     Examples:
         zeroshot explain photos/ --mean
-        zeroshot explain a.jpg --bank photos/ --text crane --out words.jsonl
+        zeroshot explain a.jpg --text crane --out words.jsonl
     """
     from zeroshot.commands import console
     from zeroshot.results.explained import ExplainResult
