@@ -286,8 +286,8 @@ def explain(
     """Say what an image, a folder or a text looks like to the model, as a sum of few words.
 
     Examples:
-        zeroshot explain photos/ --mean
-        zeroshot explain a.jpg --text crane --out words.jsonl
+        zeroshot explain photos/ --mean --words dog,cat,tree
+        zeroshot explain a.png --text crane --out words.jsonl
     """
     from zeroshot.commands import console
     from zeroshot.results.explained import ExplainResult
