@@ -53,6 +53,7 @@ COMMANDS = {
     "Find and compare": [
         search_commands.search,
         search_commands.dedupe,
+        search_commands.explain,
         task_commands.match,
         task_commands.filter,
         task_commands.embed,
