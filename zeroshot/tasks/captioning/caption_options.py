@@ -43,6 +43,21 @@ class CaptionOptions:
         typed=str,
         recorded="prompts",
     )
+    box: Any = option(
+        (),
+        "Caption this part of each image: LEFT,TOP,RIGHT,BOTTOM in pixels; may be repeated.",
+        env="BOX",
+        metavar="X0,Y0,X1,Y1",
+        typed=list[str],
+        recorded="boxes",
+    )
+    margin: float = option(
+        0.25,
+        "With boxes: what is seen around a box on each side, as a share of its width and height.",
+        env="MARGIN",
+        min=0,
+        max=10,
+    )
     trace: bool = option(False, "Record every choice.", on_command_line=False, decides_rows=False)
 
     @property
