@@ -41,6 +41,7 @@ from .frolic import Frolic as Frolic
 from .gda import GDA as GDA
 from .inmap import InMaP as InMaP
 from .inverted_softmax import InvertedSoftmax as InvertedSoftmax
+from .lmcap import LMCap as LMCap
 from .magic import MaGiC as MaGiC
 from .mbr import MBR as MBR
 from .mta import MTA as MTA

@@ -20,6 +20,7 @@ __all__ = [
     "Answer",
     "Answerer",
     "Attend",
+    "ChatModel",
     "ClassifierHead",
     "ClassifyingEncoder",
     "ClipEncoder",
@@ -378,6 +379,21 @@ class LanguageModel(Protocol):
 
     def select(self, cache: KeyValueCache, rows: Int[Tensor, " r"]) -> KeyValueCache:
         """A new cache with `rows` of the old one, in this order; rows may be repeated."""
+
+
+@runtime_checkable
+class ChatModel(LanguageModel, Protocol):
+    """A language model that may have learned to answer messages."""
+
+    @property
+    def turn_end(self) -> int:
+        """The id that ends an answer; `end` if the model has no chat template."""
+
+    def encode_chat(self, message: str) -> list[int] | None:
+        """Ids up to where the answer to a user's message begins, by the model's chat template.
+
+        None if it has none.
+        """
 
 
 @dataclass(frozen=True)
