@@ -34,6 +34,7 @@ from .csa import CSA as CSA
 from .csa_asif import CSAASIF as CSAASIF
 from .csls import CSLS as CSLS
 from .dis import DIS as DIS
+from .dlc import DLC as DLC
 from .dn import DN as DN
 from .ensemble import Ensemble as Ensemble
 from .evidence import Evidence as Evidence

@@ -4,7 +4,7 @@ Three conventions hold everywhere. Embeddings leave an encoder as unit vectors i
 are upright RGB images of PIL. A language model works on token ids.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
@@ -25,12 +25,15 @@ __all__ = [
     "ClassifyingEncoder",
     "ClipEncoder",
     "ClipScorer",
+    "Correction",
     "DenseEncoder",
     "Detections",
     "Detector",
     "DualEncoder",
     "FramewiseEncoder",
     "Grounder",
+    "Guidance",
+    "GuidedWriter",
     "Image",
     "ImageEncoder",
     "IncrementalTextEncoder",
@@ -414,6 +417,13 @@ class Regions:
     """Left, top, right and bottom as fractions of the image's sides."""
 
 
+Correction = Callable[[Sequence[int], Sequence[Sequence[int]], Float[Tensor, "b v"]], Tensor]
+"""Rows, their new tokens and the model's logits to other logits `[b v]`."""
+
+Guidance = Callable[[Callable[[Sequence[int]], str], Collection[int]], Correction]
+"""A model's decoding of tokens and the tokens that end a text, to what corrects its logits."""
+
+
 class ImageTextModel(Protocol):
     """A model that reads an image and a text together."""
 
@@ -550,4 +560,15 @@ class Writer(Protocol):
 
         The score is the geometric mean of the probabilities of the new tokens. UserError for
         prompts if the model takes none.
+        """
+
+
+@runtime_checkable
+class GuidedWriter(Writer, Protocol):
+    """A writer whose logits can be corrected token by token."""
+
+    def guided_by(self, guidance: Guidance) -> Writer:
+        """The same writer, corrected; the rows of a correction are the images of `write`.
+
+        A score stays the model's own probability of the tokens.
         """

@@ -17,7 +17,7 @@ from zeroshot.results.result import CaptionResult
 from zeroshot.tasks.captioning import captioner
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
 from zeroshot.tasks.captioning.region_captions import CaptionRegions, read_boxes
-from zeroshot.tasks.captioning.trained import NativeCaption, prompt_settings
+from zeroshot.tasks.captioning.trained import NativeCaption, is_dlc, prompt_settings
 from zeroshot.tasks.task import OpenedTask, Task
 from zeroshot.tasks.tuning.recipe import Recipe, check_beside_recipe, recipe_of
 
@@ -129,11 +129,13 @@ def caption_task(
         return CaptionRegions(models=models, options=options, inner=inner, boxes=boxes)
     if options.margin != whole.margin:
         raise UserError("a margin is around boxes: give a box as well")
-    if (options.method == "native") != (options.model is not None):
+    native, given = options.method == "native", options.model is not None
+    if native != given and not (given and is_dlc(options.method)):
         name = options.model
         meant = f"; for a model set: --models {name}" if name and is_set(name) else ""
         raise UserError(
-            f"--method native and --model NAME belong together: a trained captioner{meant}"
+            f"--method native and --model NAME belong together: a trained captioner{meant}; only "
+            "--method dlc also takes one"
         )
     if options.model is not None:
         check_beside_recipe(options, (), ("recipe",))
