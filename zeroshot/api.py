@@ -147,7 +147,7 @@ def caption(
             set's own; otherwise `mbr` if its anchors have captions, else `magic`.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         lm: a language model in place of the set's.
-        model: with `method="native"`, a trained captioner.
+        model: with `method="native"` or `"dlc"`, a trained captioner.
         coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
         recipe: what `tune(captions=...)` chose, or its file: method, options and coupling.
         prompt: what captions begin with (a title with `preset="story"`): one for all, one per

@@ -24,7 +24,7 @@ class CaptionOptions:
     lm: str | None = option(None, "Replace the set's language model.", env="LM", recorded="models")
     model: str | None = option(
         None,
-        "With --method native: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
+        "With --method native or dlc: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
         env="CAPTIONER",
         recorded="models",
     )
