@@ -66,7 +66,7 @@ def by_hand(method, image, encoder, model):
     while len(tokens) < method.max_tokens:
         states = model.states(torch.tensor([[model.start, *tokens]]))
         logits = model.logits(states[:, -1])[0].tolist()
-        if len(tokens) >= method.window:
+        if len(tokens) >= method.start:
             recent = tokens[-method.window :]
 
             def cosine(ids):
@@ -92,7 +92,12 @@ def by_hand(method, image, encoder, model):
 
 
 @pytest.mark.parametrize(
-    "options", [{"window": 1}, {"window": 2, "history": 5, "weight": 0.8}, {"window": 4, "k": 3}]
+    "options",
+    [
+        {"start": 1},
+        {"start": 2, "window": 2, "history": 5, "weight": 0.8},
+        {"start": 4, "window": 3, "k": 3},
+    ],
 )
 def test_a_language_model_by_hand(options):
     encoder, model = ToyEncoder(), ToyLanguageModel(seed=3)
@@ -105,7 +110,7 @@ def test_a_language_model_by_hand(options):
     assert len({c.tokens for c in found}) > 1
     plain = DLC(strength=0.0, max_tokens=12).caption(images, encoder, language_model=model)
     assert len({c.tokens for c in plain}) == 1
-    assert plain[0].tokens[: method.window] == found[0].tokens[: method.window]
+    assert plain[0].tokens[: method.start] == found[0].tokens[: method.start]
     for caption, image in zip(found, images, strict=True):
         (cosine,) = encoder.encode_texts([caption.text]) @ image
         assert caption.score == pytest.approx(float(cosine), abs=1e-6)
@@ -115,7 +120,7 @@ def test_texts_that_ended_are_left_alone_and_blank_candidates_are_the_text_so_fa
     encoder = ToyEncoder()
     images = torch.eye(5)[:2]
     words = {0: "a", 1: "<end>", 2: " ", 3: "b"}
-    referee = DLC(k=4, window=1).referee(
+    referee = DLC(k=4, start=1).referee(
         images, encoder, lambda ids: "".join(words[i] for i in ids), [1]
     )
     logits = torch.tensor([[4.0, 3.0, 2.0, 1.0]] * 2)
@@ -131,6 +136,7 @@ def test_texts_that_ended_are_left_alone_and_blank_candidates_are_the_text_so_fa
     [
         {"k": 0},
         {"window": 0},
+        {"start": 0},
         {"history": 0},
         {"weight": 1.5},
         {"weight": -0.1},
@@ -151,6 +157,6 @@ def test_what_it_needs():
 
 
 def test_the_pocket_set_sees_by_it():
-    found = package.caption(HEART, "pocket", "dlc", window=1, cache=False)
+    found = package.caption(HEART, "pocket", "dlc", start=1, cache=False)
     assert "red heart" in found[0].caption
     assert found[0].row()["method"] == "dlc"

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Correction, KeyValueCache, LanguageModel, LanguageModelOutput
+from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput, LogitCorrection
 from zeroshot.ops import normalize
 
 AT_ONCE = 64
@@ -75,7 +75,7 @@ def generate(
     max_tokens: int,
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
-    adjust: Correction | None = None,
+    adjust: LogitCorrection | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prefix, up to and without the end token: all of `stream`."""
     generated: list[list[int]] = [[] for _ in prefixes]
@@ -96,7 +96,7 @@ def stream(
     max_tokens: int,
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
-    adjust: Correction | None = None,
+    adjust: LogitCorrection | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Each token when it is chosen, with the index of the prefix that it follows.
 

@@ -392,7 +392,7 @@ def test_dlc_corrects_llava_as_by_hand(directory_of, writer_of, pictures):
     """The whole model again for every token, and the formula on its logits."""
     writer = writer_of("llava")
     encoder = models.load_dual_encoder(f"hf:{directory_of('clip')}")
-    method = DLC(k=6, window=2, strength=3.0)
+    method = DLC(k=6, window=2, start=2, strength=3.0)
     embeddings = encoder.encode_images(pictures[:2])
     guided = writer.guided_by(lambda *how: method.referee(embeddings, encoder, *how))
     answers = guided.write(pictures[:2])
@@ -433,7 +433,7 @@ def test_captions_corrected_by_dlc(directory_of, pictures):
     encoder, llava = f"hf:{directory_of('clip')}", f"hf:{directory_of('llava')}"
     own = package.load("pocket", encoder=encoder)
     more = {"model": llava, "cache": False}
-    found = package.caption(pictures, own, "dlc", window=1, strength=3.0, **more)
+    found = package.caption(pictures, own, "dlc", start=1, strength=3.0, **more)
     plain = package.caption(pictures, own, "native", **more)
     assert [x.caption for x in found] != [x.caption for x in plain]
     row = found[0].row()

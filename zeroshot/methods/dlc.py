@@ -8,8 +8,9 @@ Calibration", arXiv:2506.21509; authors' code: github.com/JiaheChen2002/DLC.
     rva(v)    = (s(v) - base) / (1 - base)                         the relative visual advantage
     logit'(v) = logit(v) + |logit(v)| (exp(strength (1 - base)^2 sigmoid(rva(v))) - 1)
 
-`recent` is the text of the last `window` tokens; before there are so many nothing changes. The `k`
-most likely tokens are candidates. The model decodes greedily as before.
+`recent` is the text of the last `window` tokens. The `k` most likely tokens are candidates. The
+first `start` tokens are not corrected (the authors' `start` is their `window`). The model decodes
+greedily as before.
 
 Departures from the authors' code: a negative logit grows as well (theirs is multiplied, which
 lowers it; positive logits are theirs to the digit); `recent + v` is decoded as one text (theirs
@@ -51,7 +52,9 @@ class DLC(Method):
     k: int = 50
     """candidates per token"""
     window: int = 8
-    """tokens of the recent text; the first so many tokens are not corrected"""
+    """tokens of the recent text"""
+    start: int = 8
+    """the first so many tokens are not corrected; at least 1"""
     weight: float = 0.5
     """weight of a candidate in its context against the candidate alone, in [0, 1]"""
     strength: float = 1.0
@@ -96,8 +99,9 @@ class DLC(Method):
         Raises:
             UserError: an option out of range.
         """
-        if min(self.k, self.window, self.history) < 1:
-            numbers = f"k={self.k}, window={self.window}, history={self.history}"
+        if min(self.k, self.window, self.start, self.history) < 1:
+            numbers = f"k={self.k}, window={self.window}, start={self.start}"
+            numbers += f", history={self.history}"
             raise UserError(f"dlc: {numbers}: at least 1")
         if not 0 <= self.weight <= 1 or self.strength < 0:
             numbers = f"weight={self.weight}, strength={self.strength}"
@@ -137,7 +141,7 @@ class DLC(Method):
 
 @dataclass(frozen=True)
 class Referee:
-    """Corrects the logits of texts that grow token by token; as `base.Correction`."""
+    """Corrects the logits of texts that grow token by token; as `base.LogitCorrection`."""
 
     method: DLC
     images: Float[Tensor, "n d"]
@@ -157,11 +161,11 @@ class Referee:
         self, rows: Sequence[int], generated: Sequence[Sequence[int]], logits: Float[Tensor, "b v"]
     ) -> Float[Tensor, "b v"]:
         """The logits with those of the candidates corrected; `rows` index `images`."""
-        window = self.method.window
+        start, window = self.method.start, self.method.window
         open_ = [
             i
             for i, tokens in enumerate(generated)
-            if len(tokens) >= window and not any(token in self.ends for token in tokens)
+            if len(tokens) >= start and not any(token in self.ends for token in tokens)
         ]
         if not open_ or not self.method.strength:
             return logits

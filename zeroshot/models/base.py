@@ -25,7 +25,6 @@ __all__ = [
     "ClassifyingEncoder",
     "ClipEncoder",
     "ClipScorer",
-    "Correction",
     "DenseEncoder",
     "Detections",
     "Detector",
@@ -40,6 +39,7 @@ __all__ = [
     "KeyValueCache",
     "LanguageModel",
     "LanguageModelOutput",
+    "LogitCorrection",
     "Matcher",
     "PairScorer",
     "Phrase",
@@ -417,10 +417,10 @@ class Regions:
     """Left, top, right and bottom as fractions of the image's sides."""
 
 
-Correction = Callable[[Sequence[int], Sequence[Sequence[int]], Float[Tensor, "b v"]], Tensor]
+LogitCorrection = Callable[[Sequence[int], Sequence[Sequence[int]], Float[Tensor, "b v"]], Tensor]
 """Rows, their new tokens and the model's logits to other logits `[b v]`."""
 
-Guidance = Callable[[Callable[[Sequence[int]], str], Collection[int]], Correction]
+Guidance = Callable[[Callable[[Sequence[int]], str], Collection[int]], LogitCorrection]
 """A model's decoding of tokens and the tokens that end a text, to what corrects its logits."""
 
 

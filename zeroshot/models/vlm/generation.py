@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Answer, Correction, Guidance
+from zeroshot.models.base import Answer, Guidance, LogitCorrection
 from zeroshot.models.hf.checkpoint import quiet
 from zeroshot.models.model_checks import check_numbers
 from zeroshot.models.vlm.image_text_inputs import ModelRow, UnpaddedTexts, same_shape_batches
@@ -129,7 +129,7 @@ def generate_texts(
 class _Corrected:
     """A correction of logits as `generate` calls it, with the prompt before the new tokens."""
 
-    def __init__(self, correct: Correction, rows: Sequence[int]) -> None:
+    def __init__(self, correct: LogitCorrection, rows: Sequence[int]) -> None:
         self._correct, self._rows = correct, rows
         self._prompt: int | None = None
 

@@ -25,7 +25,7 @@ from zeroshot.tasks.captioning.caption_options import CaptionOptions
 from zeroshot.tasks.options import as_json
 from zeroshot.tasks.task import Runner, Task
 
-Box = tuple[float, float, float, float]
+PixelBox = tuple[float, float, float, float]
 EXPECTED = "a box is left, top, right and bottom in pixels, such as 10,20,110,220"
 
 
@@ -33,14 +33,14 @@ EXPECTED = "a box is left, top, right and bottom in pixels, such as 10,20,110,22
 class ImageBoxes:
     """The boxes of one image."""
 
-    boxes: tuple[Box, ...]
+    boxes: tuple[PixelBox, ...]
     id: str | None = None
     """The id of the image that they were found in, if it is known."""
     missing: str = ""
     """Why there are none."""
 
 
-Boxes = tuple[Box, ...] | Mapping[str, ImageBoxes]
+Boxes = tuple[PixelBox, ...] | Mapping[str, ImageBoxes]
 """The boxes of every image, or those of each by its path."""
 
 
@@ -62,7 +62,7 @@ def read_boxes(given: Any) -> Boxes:
     return boxes
 
 
-def _several(given: Any) -> tuple[Box, ...]:
+def _several(given: Any) -> tuple[PixelBox, ...]:
     """One box or several."""
     given = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(given, Sequence):
@@ -71,7 +71,7 @@ def _several(given: Any) -> tuple[Box, ...]:
     return tuple(_box(one) for one in ([given] if single else given))
 
 
-def _box(given: Any) -> Box:
+def _box(given: Any) -> PixelBox:
     given = given.tolist() if hasattr(given, "tolist") else given
     try:
         parts = given.split(",") if isinstance(given, str) else list(given)
@@ -97,7 +97,7 @@ def _shown(box: object) -> str:
     return f"'{box:.60}'" if isinstance(box, str) else f"{box!r:.60}"
 
 
-def cut(picture: Picture, box: Box, margin: float) -> Picture:
+def cut(picture: Picture, box: PixelBox, margin: float) -> Picture:
     """The part of an image that a box and its margin cover, in whole pixels, with an id of its own.
 
     Raises:
