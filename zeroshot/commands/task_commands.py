@@ -117,7 +117,6 @@ def caption(
     Examples:
         zeroshot caption photos/ --out captions.jsonl
         zeroshot caption photos/ --method magic -o k=20 --sidecar txt
-        zeroshot caption a.png --box 20,20,100,100 --box 0,0,50,50
     """
     from zeroshot.datasets.questions import read_prompts
     from zeroshot.tasks.captioning.caption_task import caption_task
