@@ -56,6 +56,7 @@ def _files() -> list[Path]:
 
 
 def _verb(file: Path) -> str:
-    """`caption` or `attend` for a method that defines it, else `scores`."""
+    """`caption`, `attend` or `decompose` for a method that defines it, else `scores`."""
     text = file.read_text("utf-8")
-    return next((verb for verb in ("caption", "attend") if f"def {verb}(" in text), "scores")
+    others = ("caption", "attend", "decompose")
+    return next((verb for verb in others if f"def {verb}(" in text), "scores")
