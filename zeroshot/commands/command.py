@@ -150,7 +150,7 @@ def _arrange(parameter: inspect.Parameter) -> None:
 
 def check_paths(arguments: Sequence[str]) -> None:
     """UserError for an empty path, which pathlib would take for the current folder."""
-    for flag, value in zip(arguments, [*arguments[1:], None], strict=True):
+    for flag, value in zip(arguments, [*arguments[1:], None], strict=False):
         if flag.removesuffix("=") in PATHS and (value == "" or flag.endswith("=")):
             raise UserError(f"{flag.removesuffix('=')} is empty; it needs a path ('.' for here)")
 
