@@ -49,8 +49,9 @@ def test_client(capsys):
 
 
 @pytest.fixture
-def shell(monkeypatch):
+def shell(monkeypatch, tmp_path):
     """IPython as a notebook has it, in this process."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     from IPython.core.interactiveshell import InteractiveShell
 
     for name in ("excepthook", "displayhook", "ps1", "ps2", "ps3", "last_traceback"):
