@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 METHODS = Path(__file__).parent.parent / "methods"
-VERBS = {"caption": ("caption",), "segment": ("attend",), "eval": ("caption", "scores")}
+VERBS = {"caption": ("caption",), "segment": ("attend", "propagate"), "eval": ("caption", "scores")}
 """The functions of which a method needs one for a command; other commands need `scores`."""
 TRAINED = "native"
 """A value of `caption --method` that is no method."""
@@ -49,6 +49,8 @@ def _files() -> list[Path]:
 
 
 def _verb(file: Path) -> str:
-    """`caption` or `attend` for a method that defines it, else `scores`."""
+    """The first of these functions that a method defines, else `scores`."""
     text = file.read_text("utf-8")
-    return next((verb for verb in ("caption", "attend") if f"def {verb}(" in text), "scores")
+    return next(
+        (verb for verb in ("caption", "attend", "propagate") if f"def {verb}(" in text), "scores"
+    )
