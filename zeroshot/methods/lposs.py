@@ -15,8 +15,8 @@ with pixels (`pixel_graph`): w_ij = exp(-|Lab_i - Lab_j| / tau) in a square arou
 
 Departures from the authors' code: conjugate gradients go on until the residual is small, where
 theirs stop after 10 steps (up to 1 % of the largest score); k does not count the patch itself, so
-their k is this one plus 1, and never asks for more patches than there are; the method's scores are
-(1 - alpha) z, in the range of the cosines again, since a threshold follows.
+their k is this one plus 1, and it may be larger than the number of patches; overlapping windows are
+averaged before, so that a patch is in the graph once.
 """
 
 from dataclasses import dataclass
@@ -146,7 +146,7 @@ class LPOSS(NACLIP):
         features: Float[Tensor, "n e"],
         positions: Float[Tensor, "n 2"],
     ) -> Float[Tensor, "n c"]:
-        """Scores after they spread, `(1 - alpha) z`.
+        """Scores after they spread: `z`.
 
         Args:
             scores: cosines of patches and labels.
@@ -154,4 +154,4 @@ class LPOSS(NACLIP):
             positions: as for `patch_graph`.
         """
         graph = patch_graph(features, positions, self.k, self.gamma, self.sigma, self.power)
-        return (1 - self.alpha) * spread(graph, scores, self.alpha)
+        return spread(graph, scores, self.alpha)

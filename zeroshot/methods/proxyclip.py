@@ -18,6 +18,7 @@ a row, where theirs gives NaN for patches that are all alike; width and height a
 height twice.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -75,8 +76,10 @@ class ProxyCLIP(Method):
     """Whether `attend` does nothing without a second encoder."""
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise UserError(f"proxyclip: gamma={self.gamma}; a factor greater than 0")
+        if not (self.gamma > 0 and math.isfinite(self.beta)):
+            raise UserError(
+                f"proxyclip: beta={self.beta}, gamma={self.gamma}; numbers, gamma greater than 0"
+            )
 
     def attend(
         self,
@@ -84,7 +87,7 @@ class ProxyCLIP(Method):
         key: Float[Tensor, "b h s d"],
         value: Float[Tensor, "b h s d"],
         grid: tuple[int, int],
-        features: Float[Tensor, "b y x e"] | None = None,
+        features: Tensor | None = None,
     ) -> Float[Tensor, "b h n d"]:
         """The output of each patch of the second encoder's grid, row by row: `n = y x`.
 
@@ -92,7 +95,7 @@ class ProxyCLIP(Method):
             query, key: not used.
             value: of the tokens; those before the patches (the class token) are left out.
             grid: rows and columns of patches.
-            features: the second encoder's patches of the same image or window.
+            features: [b y x e], the second encoder's patches of the same images or windows.
 
         Raises:
             UserError: no features, or not one grid for each image.

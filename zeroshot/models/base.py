@@ -71,7 +71,10 @@ Attend = Callable[
     Float[Tensor, "b h s d"],
 ]
 """The attention of a vision transformer's block: queries, keys and values of its heads, and the
-number of rows and columns of patches. Tokens that are no patches (the class token) come first."""
+number of rows and columns of patches. Tokens that are no patches (the class token) come first.
+
+An attention by a second encoder also takes `features`, that encoder's patches [b y x e] of the same
+images, and gives an output for each of those patches and no other token."""
 
 
 @runtime_checkable

@@ -68,8 +68,11 @@ def run_block(
     grid: tuple[int, int],
     attend: Attend = plain_attention,
     whole: bool = True,
-) -> Float[Tensor, "b s d"]:
-    """One block, or only the output of its attention if not `whole`."""
+) -> Float[Tensor, "b t d"]:
+    """One block, or only the output of its attention if not `whole`.
+
+    As many tokens as go in, unless `attend` gives those of another grid.
+    """
     normed = block.before(states)
     query, key, value = (
         part(normed).view(*normed.shape[:2], heads, -1).transpose(1, 2)  # [b, h, s, d / h]
@@ -85,7 +88,10 @@ def run_block(
 def patch_embeddings(
     tower: VisionTower, pixels: Float[Tensor, "b 3 h w"], attend: Attend, whole_block: bool
 ) -> Float[Tensor, "b s e"]:
-    """Each token in the space of the texts, the class token first; not of unit length."""
+    """Each token in the space of the texts, the class token first; not of unit length.
+
+    With an `attend` by a second encoder, the patches of that encoder's grid alone.
+    """
     grid = (pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size)
     states = tower.embed(pixels)
     for block in tower.blocks[:-1]:
