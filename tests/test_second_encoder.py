@@ -215,7 +215,7 @@ def test_the_solver_has_steps_enough(alpha):
 
 
 def test_rows_of_other_patches():
-    with pytest.raises(UserError, match="LPOSS.propagate"):
+    with pytest.raises(UserError, match=r"LPOSS\.propagate"):
         LPOSS().propagate(torch.ones(3, 2), torch.ones(4, 2), torch.ones(3, 2))
 
 
@@ -305,7 +305,7 @@ def test_scores_spread_within_a_colour():
 
 
 def test_a_second_encoder_has_to_fit_the_method():
-    with pytest.raises(UserError, match="proxyclip compares .* --patches-by"):
+    with pytest.raises(UserError, match=r"proxyclip compares .* --patches-by"):
         DenseSegmenter(Colours(), ProxyCLIP())
     with pytest.raises(UserError, match="naclip compares no patches of a second encoder"):
         DenseSegmenter(Colours(), NACLIP(), second=Fine())

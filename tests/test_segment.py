@@ -133,7 +133,7 @@ def test_masks_of_other_labels_are_not_written_over(zeroshot, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--method", "ensemble"), "methods that do: naclip, sclip"),
+        (("--method", "ensemble"), "methods that do: lposs, naclip, proxyclip, sclip"),
         (("--method", "nacl"), "did you mean 'naclip'?"),
         (("-o", "std=0"), "greater than 0"),
         (("--encoder", "coupled"), "no dual encoder with embeddings of patches"),

@@ -164,7 +164,7 @@ def test_models_without_a_grid_are_refused(loaded, monkeypatch):
         raise ValueError("only 16 pixels")
 
     monkeypatch.setattr(encoder, "_states", broken)
-    with pytest.raises(UserError, match="no images of other sizes .only 16 pixels"):
+    with pytest.raises(UserError, match=r"no images of other sizes .only 16 pixels"):
         _ = encoder.patch_size
     monkeypatch.undo()
     states = encoder._states
@@ -173,5 +173,5 @@ def test_models_without_a_grid_are_refused(loaded, monkeypatch):
     with pytest.raises(ZeroshotError, match="not finite"):
         encoder.patch_features(noise(1, 16, 16))
     monkeypatch.setattr(encoder, "_states", lambda images: states(images)[:, 1:])
-    with pytest.raises(UserError, match="states of shape .4, 16. for an image of 16 x 16 pixels"):
+    with pytest.raises(UserError, match=r"states of shape .4, 16. for an image of 16 x 16 pixels"):
         encoder.patch_features(noise(1, 16, 16))

@@ -22,11 +22,13 @@ from torch.nn.functional import interpolate
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import long_text_failure
 from zeroshot.methods import Dense, Propagating, name_of
+from zeroshot.methods.naclip import NACLIP
 from zeroshot.models.base import DenseEncoder, PatchEncoder, SegmenterHead
 from zeroshot.ops import normalize
 
 __all__ = ["DenseSegmenter"]
 
+AS_TRAINED = NACLIP(attention="vanilla", block="whole")
 ENLARGED = 1.5
 """Shorter side of the image, relative to the encoder's: the papers use 336 pixels for 224."""
 
@@ -101,8 +103,8 @@ class DenseSegmenter:
         found = []
         for i, patches in enumerate(self._patches(resized, features)):
             cosines = torch.einsum("hwd,cd->chw", patches, texts)
-            if isinstance(self.method, Propagating):
-                cosines = self._propagated(cosines, patches if features is None else features[i])
+            if features is not None and isinstance(self.method, Propagating):
+                cosines = self._propagated(cosines, features[i])
             found.append(self.method.scale * cosines)
         return found
 
@@ -129,9 +131,15 @@ class DenseSegmenter:
         return [_resize(image, self.size[0], self.encoder.patch_size) for image in images]
 
     def _features(self, resized: Sequence[Image]) -> list[Float[Tensor, "y x e"]] | None:
-        """Of the second encoder's patches, of the whole images."""
+        """Of the patches that the method compares, of the whole images.
+
+        Without a second encoder these are the encoder's own, as it was trained.
+        """
         if self.second is None:
-            return None
+            if not isinstance(self.method, Propagating):
+                return None
+            own = self.encoder.encode_patches
+            return [own([image], AS_TRAINED.attend, whole_block=True)[0] for image in resized]
         found = []
         for image in resized:
             factor = self._fine * self.second.patch_size / self.encoder.patch_size
