@@ -43,7 +43,7 @@ SECOND: dict[str, dict[str, object]] = {
     "naclip": {"method": "naclip"},
     "value": {"method": "naclip", "attention": "value"},
     "proxyclip by clip": {"method": "proxyclip", "patches_by": f"{POCKET}/clip"},
-    "proxyclip, chosen": {"method": "proxyclip", "patches_by": f"{POCKET}/clip", "beta": 0.8},
+    "proxyclip, chosen": {"method": "proxyclip", "patches_by": f"{POCKET}/clip", "beta": 0.5},
     "proxyclip by resnet": {"method": "proxyclip", "patches_by": f"{POCKET}/image_encoder"},
     "lposs": {"method": "lposs"},
     "lposs, chosen": {"method": "lposs", "alpha": 0.9, "sigma": 0.03, "scale": 16},
@@ -227,7 +227,7 @@ def tune_second(count: int) -> None:
         for alpha, sigma in itertools.product((0.8, 0.9, 0.95), (0.01, 0.03))
         for scale in (8, 16, 40)
     ]
-    proxies = [SECOND["proxyclip by clip"] | {"beta": beta} for beta in (0.5, 0.8, 1.0, 1.2)]
+    proxies = [SECOND["proxyclip by clip"] | {"beta": beta} for beta in (0.0, 0.5, 0.8, 1.2)]
     for options in (SECOND["naclip"], SECOND["value"], *spread, *proxies):
         found = segmented(drawn, asked, **options)
         print("{:.3f} {:.3f}".format(*score(found, drawn)), options, flush=True)
