@@ -160,6 +160,10 @@ def test_models_without_a_grid_are_refused(loaded, monkeypatch):
     with pytest.raises(UserError, match="gives no grid of patches: 7 states"):
         encoder.patch_features(noise(1, 16, 16))
 
+    monkeypatch.setattr(encoder, "_states", lambda images: torch.rand(len(images), 5, 4))
+    with pytest.raises(UserError, match="differ from time to time"):
+        encoder.patch_features(noise(1, 16, 16))
+
     def broken(images):
         raise ValueError("only 16 pixels")
 
