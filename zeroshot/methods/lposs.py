@@ -149,7 +149,7 @@ class LPOSS(NACLIP):
         """Scores after they spread: `z`.
 
         Args:
-            scores: cosines of patches and labels.
+            scores: cosines of patches and labels, or any multiple of them: `z` is linear.
             features: of the same patches, by the encoder that says which are alike.
             positions: as for `patch_graph`.
         """

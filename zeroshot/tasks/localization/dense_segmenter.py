@@ -99,13 +99,13 @@ class DenseSegmenter:
     ) -> list[Float[Tensor, "c h w"]]:
         """As `base.Segmenter`."""
         resized = self._resized(images)
-        features, texts = self._features(resized), normalize(prompts)
+        features, scaled = self._features(resized), self.method.scale * normalize(prompts)
         found = []
         for i, patches in enumerate(self._patches(resized, features)):
-            cosines = torch.einsum("hwd,cd->chw", patches, texts)
+            logits = torch.einsum("hwd,cd->chw", patches, scaled)
             if features is not None and isinstance(self.method, Propagating):
-                cosines = self._propagated(cosines, features[i])
-            found.append(self.method.scale * cosines)
+                logits = self._propagated(logits, features[i])
+            found.append(logits)
         return found
 
     def patches(self, images: Sequence[Image]) -> list[Float[Tensor, "h w d"]]:
@@ -149,16 +149,16 @@ class DenseSegmenter:
         return found
 
     def _propagated(
-        self, cosines: Float[Tensor, "c h w"], features: Float[Tensor, "y x e"]
+        self, logits: Float[Tensor, "c h w"], features: Float[Tensor, "y x e"]
     ) -> Float[Tensor, "c y x"]:
-        """The cosines after they spread over the patches that `features` are of."""
+        """The logits after they spread over the patches that `features` are of."""
         assert isinstance(self.method, Propagating)
         grid = (features.shape[0], features.shape[1])
-        if grid != cosines.shape[1:]:
-            cosines = interpolate(cosines[None], size=grid, mode="bilinear")[0]
+        if grid != logits.shape[1:]:
+            logits = interpolate(logits[None], size=grid, mode="bilinear")[0]
         places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
         positions = places * (self.encoder.patch_size / self._fine)
-        rows = self.method.propagate(cosines.flatten(1).T, features.flatten(0, 1), positions)
+        rows = self.method.propagate(logits.flatten(1).T, features.flatten(0, 1), positions)
         return rows.T.reshape(-1, *grid)
 
     def _patches(
