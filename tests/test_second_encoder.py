@@ -311,6 +311,15 @@ def test_a_second_encoder_has_to_fit_the_method():
         DenseSegmenter(Colours(), NACLIP(), second=Fine())
 
 
+def test_a_second_encoder_has_to_give_its_grid():
+    wrong = Fine()
+    wrong.patch_features = lambda images: torch.ones(1, 3, 5, 2)
+    for method in (ProxyCLIP(), LPOSS()):
+        segmenter = DenseSegmenter(Attentive(), method, 16, 0, wrong)
+        with pytest.raises(UserError, match=r"expected .1, 8, 16, width."):
+            segmenter.maps([halves(64, 32)], Colours().encode_texts(["red"]))
+
+
 def command(capsys, *more):
     code = cli.run(["segment", HEART, "--labels", "red heart", "--models", "pocket", *more])
     out, err = capsys.readouterr()

@@ -112,6 +112,8 @@ class TransformersImageEncoder(WithPreprocessing):
                     self._states([Image.new("RGB", (width, side), "gray")])
                     for width in (side, side, 2 * side)
                 )
+        except UserError:
+            raise
         except Exception as error:  # whatever a model raises for a size that it does not take
             if out_of_memory(error):
                 raise

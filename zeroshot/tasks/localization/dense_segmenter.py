@@ -142,10 +142,19 @@ class DenseSegmenter:
             return [own([image], AS_TRAINED.attend, whole_block=True)[0] for image in resized]
         found = []
         for image in resized:
-            factor = self._fine * self.second.patch_size / self.encoder.patch_size
-            size = (round(factor * image.width), round(factor * image.height))
+            columns, rows = (
+                length // self.encoder.patch_size * self._fine for length in image.size
+            )
+            size = (columns * self.second.patch_size, rows * self.second.patch_size)
             same = image if size == image.size else image.resize(size, Resampling.BICUBIC)
-            found.append(self.second.patch_features([same])[0])
+            features = self.second.patch_features([same])
+            if features.shape[:3] != (1, rows, columns):
+                raise UserError(
+                    f"{self.second.name} gives features of shape {list(features.shape)} for an "
+                    f"image of {rows} x {columns} patches of {self.second.patch_size} pixels; "
+                    f"expected [1, {rows}, {columns}, width]"
+                )
+            found.append(features[0])
         return found
 
     def _propagated(
