@@ -1,5 +1,6 @@
 """What every test starts from: one thread (the run has two workers) and a cache of its own."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -19,19 +20,15 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(autouse=True)
-def _own_claims(monkeypatch):
-    """The thread that touches claims ends with the test, though many release none.
+def pytest_collection_finish():
+    """The collected tests and all libraries stay: no garbage is looked for among them.
 
-    It would use the random numbers of the process, which hypothesis does not allow.
+    hypothesis is imported first, as it looks for who refers to what it is given.
     """
-    from zeroshot.output import leases
+    import hypothesis  # noqa: F401
 
-    heart = leases._Heart()
-    monkeypatch.setattr(leases, "_heart", heart)
-    yield
-    for lease in list(heart._leases):
-        heart.remove(lease)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import random
 import sys
 import threading
 import time
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintParamViolation
 from PIL import Image
 
 import zeroshot
+from tests.typecheck import checked
 from zeroshot import models
 from zeroshot.models.deferred import Deferred
 from zeroshot.models.isolation import FrozenModel, SharedChange, once, own_state
@@ -316,3 +319,17 @@ def test_each_state_changes_something():
     for enter in STATES.values():
         with enter():
             assert as_the_caller_sees_it() != plain
+
+
+def test_the_checks_of_types_leave_the_random_numbers_of_the_process_alone():
+    """They run in threads too, and hypothesis refuses numbers that change while it draws."""
+
+    @checked
+    def first(items: list[int]) -> int:
+        return items[0]
+
+    before = random.getstate()
+    assert first([1, 2]) == 1
+    with pytest.raises(BeartypeCallHintParamViolation):
+        first(["a"])
+    assert random.getstate() == before

@@ -1,6 +1,8 @@
 """OGA: the authors' numbers, loops, streams cut in two, classes that no image showed."""
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import torch
 
 from tests.golden import close, recorded
 from zeroshot.errors import UserError
+from zeroshot.methods._streams import save_stream
 from zeroshot.methods.oga import OGA, GaussianStream
+from zeroshot.methods.tda import TDA
 from zeroshot.ops import normalize
 from zeroshot.tasks.classification.arrays import score_arrays
 
@@ -136,3 +140,29 @@ def test_gaussians_without_weight_are_zero_shot():
     ours = OGA(tau=0.0).scores(images, texts, logit_scale=20.0)
     torch.testing.assert_close(ours, plain)
     assert math.isclose(float(ours.sum()), len(images), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": torch.zeros(4, 2, 7).double()}, "keys is [4, 2, 7]"),
+        ({"keys": torch.zeros(4, 8, 7)}, "keys is [4, 8, 7] of torch.float32"),
+        ({"entropy": torch.full((4, 8), torch.nan).double()}, "entropy has NaN"),
+        ({"logit_scale": -1.0}, "logit_scale is -1.0"),
+        ({"options": {"capacity": 0}}, "capacity and batch are at least 1"),
+    ],
+)
+def test_damaged_streams(tmp_path, change, message):
+    stream = OGA(batch=10, capacity=8).stream(problem()[1])
+    settings = {"logit_scale": 100.0, "options": {"capacity": 8}}
+    tensors = {k: change.get(k, v) for k, v in stream.tensors().items()}
+    save_stream(tmp_path / "s", "oga", tensors, {k: change.get(k, v) for k, v in settings.items()})
+    with pytest.raises(UserError, match=re.escape(message)):
+        GaussianStream.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("method", [OGA(capacity=10**9), TDA(pos_capacity=10**9)])
+def test_slots_that_no_image_can_fill_take_no_memory(method):
+    images, texts = problem()
+    few = replace(method, **{k: 60 for k in vars(method) if "capacity" in k and "neg" not in k})
+    assert torch.equal(method.scores(images, texts), few.scores(images, texts))

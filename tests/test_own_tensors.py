@@ -123,6 +123,10 @@ def test_rounding_is_no_other_length(dtype):
         (lambda: Ensemble().scores(IMAGES, TEXTS, MASK * 2.5), "text_mask: .* True and False"),
         (lambda: Ensemble().scores(IMAGES, TEXTS, MASK & False), "class 0 has no prompt"),
         (lambda: Ensemble().scores(IMAGES, TEXTS, None, "much"), "logit_scale: much"),
+        (
+            lambda: Ensemble().scores(IMAGES, TEXTS, None, -1),
+            "logit_scale: -1, and has",
+        ),
         (lambda: APE().fit(ARRAYS["shots"], torch.ones(11) / 2), "whole numbers"),
         (lambda: APE().fit(ARRAYS["shots"], [0, 1]), "shot_labels: shape .* but m is 11"),
         (lambda: ready("ape").scores(IMAGES[:, :5], TEXTS[..., :5]), "what it was fitted with"),

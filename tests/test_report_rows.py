@@ -54,6 +54,10 @@ ROWS = {
         row("segment", 0, width=1, height=1, regions=[{"label": "cat", "score": 1, "share": 0.31}]),
         row("segment", 1, width=1, height=1, regions=[]),
     ],
+    "explain": [
+        row("explain", 0, words=[{"word": "cat", "weight": 0.31}]),
+        row("explain", 1, words=[]),
+    ],
     "dedupe": [
         row("dedupe", 0, group=1, keep=False, kind="near", width=5, height=4),
         row("dedupe", 1, group=1, keep=True, kind=None, width=9, height=8),
@@ -75,6 +79,7 @@ SAID = {
     "search": ["a cat 1", "1. 0.31", "2 copies hidden", "a dog 1"],
     "detect": ["Something found 1", "cat x 2 0.70", "Nothing found 1", "nothing"],
     "segment": ["cat 31 %", "nothing but background"],
+    "explain": ["Images 2", "cat 0.31", "no words"],
     "dedupe": ["Group 1 2", "near copy", "9 x 8", "Without copies 1"],
     "filter": ["Kept 1", "0.30 a heart", "Left out 1", "copy"],
     "match": ["0.30 a heart"],

@@ -5,6 +5,7 @@ import http.server
 import io
 import ipaddress
 import pickle
+import random
 import socket
 import threading
 import time
@@ -243,8 +244,10 @@ def test_private_addresses_among_public_ones_are_passed_over(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: found)
     monkeypatch.setattr(socket.socket, "connect", connect)
+    before = random.getstate()
     assert "refused" in refusal("http://both.example/", replace(HERE, allow_private=False))
     assert tried == ["8.8.8.8", "9.9.9.9"] * urls.TRIES
+    assert random.getstate() == before  # the waits draw from no generator that a user seeded
 
 
 # What comes

@@ -117,6 +117,10 @@ CASES = [
     ("search query.png photos", "the query 'query.png' is a file: --image query.png"),
     ("search queries.txt photos", "the query 'queries.txt' is a file: --queries queries.txt"),
     ("video search clips/a.gif clips", "the query 'clips/a.gif' is a file: --clip clips/a.gif"),
+    # an unset variable of the shell; pathlib takes it for the current folder
+    ("classify photos --labels a,b --out ''", "--out is empty; it needs a path"),
+    ("classify photos --labels a,b --into=", "--into is empty; it needs a path"),
+    ("report results --out ''", "--out is empty; it needs a path"),
     # where nothing can be written
     ("classify photos --labels a,b --out pairs.csv/rows.csv", "pairs.csv' is no folder"),
     ("embed photos --out pairs.csv/rows/", "pairs.csv' is no folder"),

@@ -23,7 +23,7 @@ from zeroshot.commands import (
     video_commands,
 )
 from zeroshot.commands.annotations import export_runs
-from zeroshot.commands.command import Json, command, register
+from zeroshot.commands.command import Json, check_paths, command, register
 from zeroshot.commands.sidecars import sorting_runs
 from zeroshot.commands.terminal import interrupts, process, streams
 from zeroshot.errors import ZeroshotError
@@ -53,6 +53,7 @@ COMMANDS = {
     "Find and compare": [
         search_commands.search,
         search_commands.dedupe,
+        search_commands.explain,
         task_commands.match,
         task_commands.filter,
         task_commands.embed,
@@ -238,6 +239,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _call(arguments: Sequence[str]) -> None:
     """Run a command; what it raises, and typer.Exit for any exit code but 0."""
+    check_paths(arguments)
     try:
         app(list(arguments), prog_name=app.info.name)
     except SystemExit as done:

@@ -6,12 +6,14 @@ As `cli`, nothing heavy is imported here.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
 from zeroshot.commands.common_options import CommonOptions, ModelOptions
+from zeroshot.errors import UserError
 from zeroshot.tasks.options import check_number, default_of, flags_of, option_of
 
 PANELS = {
@@ -39,6 +41,8 @@ PANEL_OF = {
     for panel, names in panels.items()
     for name in names.split()
 }
+PATHS: set[str] = set()
+"""The flags whose value is a path."""
 EXAMPLES = "\n\nExamples:\n"
 """The heading of a command's last paragraph: lines as one would type them."""
 
@@ -132,8 +136,22 @@ def _arrange(parameter: inspect.Parameter) -> None:
     """Where `--help` shows an option, and that it does so without its environment variable."""
     info = parameter.annotation.__metadata__[0]
     info.show_envvar = False
-    if info.rich_help_panel is None and isinstance(info, typer.models.OptionInfo):
+    if not isinstance(info, typer.models.OptionInfo):
+        return
+    if info.rich_help_panel is None:
         info.rich_help_panel = PANEL_OF.get(parameter.name)
+    kind = parameter.annotation.__origin__
+    if Path in (kind, *get_args(kind)):
+        # typer takes the first flag for a default
+        written = [x for x in (info.default, *(info.param_decls or ())) if isinstance(x, str)]
+        PATHS.update(written or [f"--{parameter.name.replace('_', '-')}"])
+
+
+def check_paths(arguments: Sequence[str]) -> None:
+    """UserError for an empty path, which pathlib would take for the current folder."""
+    for flag, value in zip(arguments, [*arguments[1:], None], strict=True):
+        if flag.removesuffix("=") in PATHS and (value == "" or flag.endswith("=")):
+            raise UserError(f"{flag.removesuffix('=')} is empty; it needs a path ('.' for here)")
 
 
 def flags(kind: Any) -> list[inspect.Parameter]:

@@ -61,6 +61,7 @@ from .ridge import Ridge as Ridge
 from .ridge_cca import RidgeCCA as RidgeCCA
 from .sclip import SCLIP as SCLIP
 from .sinkhorn import Sinkhorn as Sinkhorn
+from .splice import SpLiCE as SpLiCE
 from .stata import StatA as StatA
 from .tda import TDA as TDA
 from .timo import TIMO as TIMO

@@ -23,7 +23,7 @@ from zeroshot.errors import UserError
 
 VERBS = (
     *("fit", "scores", "refine", "adjust", "cosines"),
-    *("map_images", "map_texts", "caption", "propagate"),
+    *("map_images", "map_texts", "caption", "decompose", "recompose", "propagate"),
 )
 COMPARED = {"images", "texts", "views", "bank"}
 """Embeddings that are compared by their dot products, so their lengths have to be 1."""
@@ -137,8 +137,8 @@ class _Door:
             number = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError, RuntimeError):
             number = float("nan")
-        if not np.isfinite(number):
-            self._refuse(name, f"{value!s:.60}, and has to be a number, as 100.0")
+        if not (np.isfinite(number) and number > 0):
+            self._refuse(name, f"{value!s:.60}, and has to be a positive number, as 100.0")
         return number
 
     def _tensor(self, name: str, value: Any, hint: Any) -> Tensor:

@@ -1,9 +1,10 @@
 """Streams of images whose state can be saved, and resumed by another process."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from safetensors import safe_open
 from safetensors.torch import save
@@ -12,7 +13,14 @@ from torch import Tensor
 from zeroshot.errors import UserError
 from zeroshot.output.atomic import whole
 
-Stream = TypeVar("Stream")
+
+@runtime_checkable
+class _Saved(Protocol):
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, by name; `prototypes` among it."""
+
+
+Stream = TypeVar("Stream", bound=_Saved)
 
 
 def save_stream(
@@ -25,9 +33,9 @@ def save_stream(
 
 
 def load_stream(
-    path: Path | str, name: str, made: Callable[[dict[str, Tensor], dict[str, Any]], Stream]
+    path: Path | str, name: str, empty: Callable[[Tensor, Mapping[str, Any]], Stream]
 ) -> Stream:
-    """What `made` makes of the tensors and settings that `save_stream` wrote.
+    """The stream that `save_stream` wrote: `empty`, of prototypes and settings, and then filled.
 
     Raises:
         UserError: no such file, or not a saved stream.
@@ -35,8 +43,21 @@ def load_stream(
     try:
         with safe_open(path, framework="pt") as file:
             settings: dict[str, Any] = json.loads((file.metadata() or {})[f"zeroshot.{name}"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return made(tensors, settings)
+            scale = settings["logit_scale"]
+            if not (math.isfinite(scale) and scale > 0):
+                raise ValueError(f"logit_scale is {scale}")
+            stream = empty(file.get_tensor("prototypes"), settings)
+            for key, tensor in stream.tensors().items():
+                saved = file.get_tensor(key)
+                if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
+                    raise ValueError(
+                        f"{key} is {list(saved.shape)} of {saved.dtype}, not {list(tensor.shape)} "
+                        f"of {tensor.dtype}"
+                    )
+                if saved.isnan().any():
+                    raise ValueError(f"{key} has NaN")
+                tensor.copy_(saved)
+        return stream
     except FileNotFoundError:
         raise UserError(f"no such file: '{path}'") from None
     except Exception as error:

@@ -27,7 +27,7 @@ by up to 0.04; ours never does.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -80,16 +80,7 @@ class OGA(Method):
         logit_scale: float = 100.0,
     ) -> "GaussianStream":
         """A stream with empty caches."""
-        prototypes = Ensemble().classifier(texts, text_mask)
-        classes, width = prototypes.shape
-        return GaussianStream(
-            self,
-            logit_scale,
-            prototypes,
-            prototypes.new_zeros(classes, self.capacity, width),
-            prototypes.new_full((classes, self.capacity), math.log(classes)),
-            torch.zeros(classes, self.capacity, dtype=torch.bool, device=prototypes.device),
-        )
+        return GaussianStream.empty(self, Ensemble().classifier(texts, text_mask), logit_scale)
 
     def scores(
         self,
@@ -99,7 +90,8 @@ class OGA(Method):
         logit_scale: float = 100.0,
     ) -> Float[Tensor, "n c"]:
         """Probabilities of each image given the batches up to its own."""
-        return self.stream(texts, text_mask, logit_scale)(images)
+        capacity = min(self.capacity, max(1, len(images)))  # no class needs more slots
+        return replace(self, capacity=capacity).stream(texts, text_mask, logit_scale)(images)
 
 
 @dataclass
@@ -114,6 +106,21 @@ class GaussianStream:
     entropy: Float[Tensor, "c k"]
     """Of the cached images, in nats; `log c` for a free slot."""
     used: Bool[Tensor, "c k"]
+
+    @classmethod
+    def empty(
+        cls, method: OGA, prototypes: Float[Tensor, "c d"], logit_scale: float
+    ) -> "GaussianStream":
+        """A stream that has seen no image."""
+        (classes, width), capacity = prototypes.shape, method.capacity
+        return cls(
+            method,
+            logit_scale,
+            prototypes,
+            prototypes.new_zeros(classes, capacity, width),
+            prototypes.new_full((classes, capacity), math.log(classes)),
+            torch.zeros(classes, capacity, dtype=torch.bool, device=prototypes.device),
+        )
 
     def __call__(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """Probabilities of images in order, taken in batches of `method.batch`."""
@@ -166,14 +173,8 @@ class GaussianStream:
 
     def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, all of it or nothing."""
-        tensors = {
-            "prototypes": self.prototypes,
-            "keys": self.keys,
-            "entropy": self.entropy,
-            "used": self.used,
-        }
         settings = {"logit_scale": self.logit_scale, "options": asdict(self.method)}
-        save_stream(path, "oga", tensors, settings)
+        save_stream(path, "oga", self.tensors(), settings)
 
     @classmethod
     def load(cls, path: Path | str) -> "GaussianStream":
@@ -185,7 +186,16 @@ class GaussianStream:
         return load_stream(
             path,
             "oga",
-            lambda tensors, settings: cls(
-                OGA(**settings["options"]), settings["logit_scale"], **tensors
+            lambda prototypes, settings: cls.empty(
+                OGA(**settings["options"]), prototypes, settings["logit_scale"]
             ),
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, by name."""
+        return {
+            "prototypes": self.prototypes,
+            "keys": self.keys,
+            "entropy": self.entropy,
+            "used": self.used,
+        }

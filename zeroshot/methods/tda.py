@@ -26,9 +26,9 @@ of images matters: shuffle sorted images.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -82,15 +82,7 @@ class TDA(Method):
         logit_scale: float = 100.0,
     ) -> "Stream":
         """A stream with empty caches."""
-        prototypes = Ensemble().classifier(texts, text_mask)
-        return Stream(
-            self,
-            logit_scale,
-            prototypes,
-            Cache.empty(prototypes, self.pos_capacity),
-            Cache.empty(prototypes, self.neg_capacity),
-            torch.zeros(len(texts), self.neg_capacity, len(texts), dtype=torch.bool),
-        )
+        return Stream.empty(self, Ensemble().classifier(texts, text_mask), logit_scale)
 
     def scores(
         self,
@@ -101,7 +93,10 @@ class TDA(Method):
         views: Float[Tensor, "n v d"] | None = None,
     ) -> Float[Tensor, "n c"]:
         """Logits of each image given those before it, by its `views` if there are any."""
-        stream = self.stream(texts, text_mask, logit_scale)
+        slots = max(1, len(images))  # no class needs more
+        capacities = [min(own, slots) for own in (self.pos_capacity, self.neg_capacity)]
+        method = replace(self, pos_capacity=capacities[0], neg_capacity=capacities[1])
+        stream = method.stream(texts, text_mask, logit_scale)
         return stream(images[:, None] if views is None else views)
 
 
@@ -150,6 +145,19 @@ class Stream:
     against: Bool[Tensor, "c k c"]
     """the classes that each slot of the negative cache counts against"""
 
+    @classmethod
+    def empty(cls, method: TDA, prototypes: Float[Tensor, "c d"], logit_scale: float) -> "Stream":
+        """A stream that has seen no image."""
+        classes, negative = len(prototypes), method.neg_capacity
+        return cls(
+            method,
+            logit_scale,
+            prototypes,
+            Cache.empty(prototypes, method.pos_capacity),
+            Cache.empty(prototypes, negative),
+            torch.zeros(classes, negative, classes, dtype=torch.bool, device=prototypes.device),
+        )
+
     def __call__(self, views: Float[Tensor, "n v d"]) -> Float[Tensor, "n c"]:
         """Logits of images in order; an image that is not augmented has a single view."""
         # Each image changes the caches for the next one, so this loop cannot be a batch.
@@ -175,16 +183,8 @@ class Stream:
 
     def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, all of it or nothing."""
-        tensors = {
-            "prototypes": self.prototypes,
-            "positive_keys": self.positive.keys,
-            "positive_entropy": self.positive.entropy,
-            "negative_keys": self.negative.keys,
-            "negative_entropy": self.negative.entropy,
-            "against": self.against,
-        }
         settings = {"logit_scale": self.logit_scale, "options": asdict(self.method)}
-        save_stream(path, "tda", tensors, settings)
+        save_stream(path, "tda", self.tensors(), settings)
 
     @classmethod
     def load(cls, path: Path | str) -> "Stream":
@@ -194,17 +194,24 @@ class Stream:
             UserError: no such file, or not a saved stream.
         """
 
-        def made(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Stream:
-            return cls(
-                TDA(**settings["options"]),
-                settings["logit_scale"],
-                tensors["prototypes"],
-                Cache(tensors["positive_keys"], tensors["positive_entropy"]),
-                Cache(tensors["negative_keys"], tensors["negative_entropy"]),
-                tensors["against"],
-            )
+        return load_stream(
+            path,
+            "tda",
+            lambda prototypes, settings: cls.empty(
+                TDA(**settings["options"]), prototypes, settings["logit_scale"]
+            ),
+        )
 
-        return load_stream(path, "tda", made)
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, by name."""
+        return {
+            "prototypes": self.prototypes,
+            "positive_keys": self.positive.keys,
+            "positive_entropy": self.positive.entropy,
+            "negative_keys": self.negative.keys,
+            "negative_entropy": self.negative.entropy,
+            "against": self.against,
+        }
 
     def _average(self, views: Float[Tensor, "v d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embedding, logits, probabilities and entropy of an image, by its most confident views."""

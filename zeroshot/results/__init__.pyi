@@ -1,4 +1,5 @@
 from .duplicate import DedupeResult as DedupeResult
+from .explained import ExplainResult as ExplainResult, WordWeight as WordWeight
 from .regions import (
     Detection as Detection,
     DetectResult as DetectResult,

@@ -51,6 +51,5 @@ def _files() -> list[Path]:
 def _verb(file: Path) -> str:
     """The first of these functions that a method defines, else `scores`."""
     text = file.read_text("utf-8")
-    return next(
-        (verb for verb in ("caption", "attend", "propagate") if f"def {verb}(" in text), "scores"
-    )
+    others = ("caption", "attend", "propagate", "decompose")
+    return next((verb for verb in others if f"def {verb}(" in text), "scores")

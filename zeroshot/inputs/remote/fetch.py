@@ -24,6 +24,8 @@ TRIES = 3
 """Number of attempts if a server is busy or fails, or a connection breaks."""
 BACKOFF = 0.5
 """Seconds before the second attempt. Each further wait is twice as long; all are randomized."""
+_OWN = random.Random()
+"""Not the generator of the process, which a user may have seeded, and which threads share."""
 CHUNK = 1 << 16
 AGAIN = (429, 500, 502, 503, 504)
 ELSEWHERE = (301, 302, 303, 307, 308)
@@ -90,7 +92,7 @@ class Url:
 def _waits() -> Iterator[float]:
     """Seconds before each further attempt, randomized so that clients do not return together."""
     for number in range(TRIES - 1):
-        yield BACKOFF * 2**number * (1 + random.random())
+        yield BACKOFF * 2**number * (1 + _OWN.random())
 
 
 def _follow(url: str, fetch: Fetch, end: float) -> bytes:

@@ -255,6 +255,16 @@ def _answers(rows: Sequence[Row]) -> Clusters:
     yield from questions.items()
 
 
+def _words(rows: Sequence[Row]) -> Clusters:
+    kinds: dict[str, list[Tile]] = {"Images": [], "Folders": [], "Texts": []}
+    for row in rows:
+        lines = [f"{_text(x['word'])} {_number(x['weight'])}" for x in row["words"]]
+        text, lines = _text(row.get("text")), lines or ["no words"]
+        kind = "Texts" if text else "Folders" if "images" in row else "Images"
+        kinds[kind].append(Tile(_path(row), [text, *lines] if text else lines))
+    yield from kinds.items()
+
+
 KINDS: Mapping[str, tuple[str, str, bool, Callable[[Sequence[Row]], Clusters]]] = {
     "zeroshot.classify/1": (
         "Labels",
@@ -278,6 +288,7 @@ KINDS: Mapping[str, tuple[str, str, bool, Callable[[Sequence[Row]], Clusters]]] 
     "zeroshot.filter/1": ("Pairs", "The cosine and the caption, the highest first.", True, _pairs),
     "zeroshot.match/1": ("Texts that match", "The score and the text.", True, _matches),
     "zeroshot.ask/1": ("Answers", "", False, _answers),
+    "zeroshot.explain/1": ("Words", "The largest weight first.", False, _words),
 }
 """For each kind of rows: a heading, a note, whether lines are sentences, and its groups."""
 
