@@ -203,6 +203,7 @@ def test_without_a_cache_nothing_waits(cache, pocket):
             "context_length": 77,
             "logit_scale": float("nan"),
             "logit_bias": None,
+            "trained_scale": True,
         },
     ],
 )

@@ -88,7 +88,7 @@ COMMANDS = {
     "video search": (VideoSearchOptions, (video_commands, "find", 1), ["heart", HEART]),
     "video calibrate": (CalibrateOptions, (video_commands, "calibrate_on", 1), [HEART]),
     "video caption": (
-        CaptionOptions,
+        video_commands.VideoCaptionOptions,
         ("zeroshot.tasks.captioning.caption_task", "caption_task", 1),
         [HEART],
     ),
@@ -444,7 +444,10 @@ TESTED_HERE = {
     ClassifyOptions: {*CLASSIFY, "coupling", "recipe"},  # recipe: `test_recipes.py`
     DetectOptions: {*DETECT, "coupling"},
     SegmentOptions: set(SEGMENT),
-    CaptionOptions: {"method", "options", "preset", "coupling", "prompt", "recipe"},
+    CaptionOptions: {
+        *("method", "options", "preset", "coupling", "prompt", "recipe"),
+        *("box", "margin"),  # `test_region_captions.py`
+    },
     MatchOptions: {"texts", "against", "coupling"},
     FilterOptions: {
         *("min_score", "keep", "long_text", "coupling", "dedupe", "score", "targets"),

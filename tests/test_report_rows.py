@@ -71,6 +71,16 @@ ROWS = {
     "ask": [
         row("ask", 0, questions=[{"question": "what?", "answers": [{"answer": "x", "score": 0.5}]}])
     ],
+    "regions": [
+        row(
+            "regions",
+            0,
+            width=128,
+            height=96,
+            regions=[{"box": [1, 2, 11, 22], "caption": "a red heart", "score": 0.5}],
+        ),
+        row("regions", 1, width=128, height=96, regions=[]),
+    ],
 }
 SAID = {
     "classify": ["cat 1", "dog 0.10", "dog 1", "cat 0.40"],
@@ -84,6 +94,7 @@ SAID = {
     "filter": ["Kept 1", "0.30 a heart", "Left out 1", "copy"],
     "match": ["0.30 a heart"],
     "ask": ["what? 1", "x 0.50"],
+    "regions": ["a red heart", "no boxes"],
 }
 
 

@@ -134,6 +134,8 @@ def caption(
     coupling: str | None = None,
     recipe: str | Path | Recipe | None = None,
     prompt: str | Sequence[str] | Mapping[str, str] | None = None,
+    box: Any = (),
+    margin: float = 0.25,
     trace: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | bool | None = None,
@@ -148,11 +150,16 @@ def caption(
             set's own; otherwise `mbr` if its anchors have captions, else `magic`.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         lm: a language model in place of the set's.
-        model: with `method="native"`, a trained captioner.
+        model: with `method="native"` or `"dlc"`, a trained captioner.
         coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
         recipe: what `tune(captions=...)` chose, or its file: method, options and coupling.
         prompt: what captions begin with (a title with `preset="story"`): one for all, one per
             image, or one by path.
+        box: parts of the images to caption instead: one box, several for all images, or those of
+            each by its path: `{r.path: [x.box for x in r.boxes] for r in detect(...)}`. A box is
+            left, top, right, bottom in pixels. Each result is a `results.RegionsResult`, whose
+            `regions` have `box`, `caption` and `score`.
+        margin: what is seen around a box on each side, as a share of its width and height.
         trace: record every choice as `result.trace`, which has `figure()` and `save()`.
         batch_size: images that decode together.
         cache: where embeddings are stored; it stays open. Default: the user's cache; False: none.

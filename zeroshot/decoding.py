@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput
+from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput, LogitCorrection
 from zeroshot.ops import normalize
 
 AT_ONCE = 64
@@ -75,11 +75,13 @@ def generate(
     max_tokens: int,
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
+    adjust: LogitCorrection | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prefix, up to and without the end token: all of `stream`."""
     generated: list[list[int]] = [[] for _ in prefixes]
     settings: Any = {"k": k, "alpha": alpha, "max_tokens": max_tokens, "max_length": max_length}
-    for row, token in stream(language_model, prefixes, guide, observe=observe, **settings):
+    settings |= {"observe": observe, "adjust": adjust}
+    for row, token in stream(language_model, prefixes, guide, **settings):
         generated[row].append(token)
     return generated
 
@@ -94,12 +96,14 @@ def stream(
     max_tokens: int,
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
+    adjust: LogitCorrection | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Each token when it is chosen, with the index of the prefix that it follows.
 
     At most `max_tokens` a prefix, and no more than `max_length` together with it; the end token is
     left out. Rows with prefixes of one length decode together; none is padded. `observe` is called
     after every choice and makes the loop look ahead on all candidates instead of the contenders.
+    `adjust` replaces the model's logits before anything else is computed.
 
     Raises:
         UserError: an empty prefix, an option out of range, or more tokens than the language
@@ -116,6 +120,8 @@ def stream(
         group = _Group(rows, language_model.forward(tokens))
         for left in reversed(range(steps)):
             logits = language_model.logits(group.step.hidden[:, -1])
+            if adjust is not None:
+                logits = adjust(group.rows, [generated[row] for row in group.rows], logits)
             probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))  # [b, k]
             guidance = torch.zeros_like(probability)
             if guide is not None:

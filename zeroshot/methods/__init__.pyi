@@ -35,6 +35,7 @@ from .csa import CSA as CSA
 from .csa_asif import CSAASIF as CSAASIF
 from .csls import CSLS as CSLS
 from .dis import DIS as DIS
+from .dlc import DLC as DLC
 from .dn import DN as DN
 from .ensemble import Ensemble as Ensemble
 from .evidence import Evidence as Evidence
@@ -42,6 +43,7 @@ from .frolic import Frolic as Frolic
 from .gda import GDA as GDA
 from .inmap import InMaP as InMaP
 from .inverted_softmax import InvertedSoftmax as InvertedSoftmax
+from .lmcap import LMCap as LMCap
 from .lposs import LPOSS as LPOSS
 from .magic import MaGiC as MaGiC
 from .mbr import MBR as MBR

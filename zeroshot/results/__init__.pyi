@@ -4,6 +4,8 @@ from .regions import (
     Detection as Detection,
     DetectResult as DetectResult,
     Region as Region,
+    RegionCaption as RegionCaption,
+    RegionsResult as RegionsResult,
     SegmentResult as SegmentResult,
 )
 from .result import (

@@ -19,6 +19,7 @@ from zeroshot.packaging.extras import how_to_install
 
 COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
+    "zeroshot.regions/1": ("width", "height", "regions"),
     "zeroshot.classify/1": (
         *("label", "score", "cosine", "abstained", "scored", "labels", "none", "label_set"),
     ),
@@ -43,6 +44,7 @@ error_type, error_message`. `label, score, cosine` belong to the best label, `wo
 first word. Lists and objects are JSON."""
 LONG = {
     "zeroshot.classify/1": ("rank", "label", "score", "cosine", "abstained", "scored"),
+    "zeroshot.regions/1": ("rank", "caption", "score", "left", "top", "right", "bottom"),
     "zeroshot.segment/1": ("rank", "label", "score", "pixels", "share", "scored"),
     "zeroshot.detect/1": ("rank", "label", "score", "left", "top", "right", "bottom"),
     "zeroshot.match/1": ("rank", "text", "score", "label", "scored"),

@@ -21,6 +21,13 @@ def model_sets() -> list[tuple[str, str]]:
     return [(name, find_set(name).about) for name in ("pocket", *HUB_SETS)]
 
 
+def encoders() -> list[tuple[str, str]]:
+    """Encoders of every family, with what each is for."""
+    from zeroshot.models.systems import systems
+
+    return [(name, system.about) for system in systems() for name in system.encoders]
+
+
 def methods(ctx: Any) -> list[str]:
     """The methods that a command can use; typer needs the name `ctx` to pass its context."""
     command = ctx.command.name
