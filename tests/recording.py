@@ -41,6 +41,7 @@ SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 ROWS, SETTINGS, MACHINE = DATA / "rows", DATA / "settings.json", DATA / "machine.json"
 POCKET = ("--models", "pocket", "--offline", "--device", "cpu", "--json")
 BUILDERS = {
+    "dinov2": tiny.dinov2,
     "gpt2": tiny.gpt2,
     "siglip": tiny.siglip,
     "xclip": tiny.xclip,

@@ -459,7 +459,7 @@ TESTED_HERE = {
 OF_OTHER_MODELS = {
     CaptionOptions: {"model", "lm"},
     DetectOptions: {"model", "query_images", "sentence", "word_threshold"},
-    SegmentOptions: {"model", "examples", "mix"},
+    SegmentOptions: {"model", "patches_by", "examples", "mix"},
     MatchOptions: {"model", "score", "thresholds"},
     AskOptions: {"model", "regions"},
     ReadOptions: {"model"},

@@ -133,7 +133,7 @@ def test_masks_of_other_labels_are_not_written_over(zeroshot, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--method", "ensemble"), "methods that do: naclip, sclip"),
+        (("--method", "ensemble"), "methods that do: lposs, naclip, proxyclip, sclip"),
         (("--method", "nacl"), "did you mean 'naclip'?"),
         (("-o", "std=0"), "greater than 0"),
         (("--encoder", "coupled"), "no dual encoder with embeddings of patches"),
@@ -204,4 +204,7 @@ def test_refinement_is_recorded_and_refused(zeroshot, tmp_path):
     code, _, said = zeroshot(*command(HEART, "--out", out))
     assert (code, "refine was 3, is 20" in said) == (2, True)
     code, _, said = zeroshot(*command(HEART, "--model", "hf:x/y", "--refine", 3))
-    assert (code, "takes no --method, -o, --resolution, --refine" in said) == (2, True)
+    assert (code, "takes no --method, -o, --patches-by, --resolution, --refine" in said) == (
+        2,
+        True,
+    )

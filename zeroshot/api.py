@@ -486,6 +486,7 @@ def segment(
     background: str | Path | Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     model: str | None = None,
+    patches_by: str | None = None,
     threshold: float | None = None,
     examples: str | Path | None = None,
     mix: float = 0.5,
@@ -510,6 +511,8 @@ def segment(
             label. Default with a dual encoder: `prompts.BACKGROUND`.
         templates: as for `classify`. Default: `simple`, or `a photo of a {}` with a `model`.
         model: a segmentation model (CLIPSeg, GroupViT, SAM 3) instead.
+        patches_by: a second vision encoder, by whose patches `proxyclip` attends and `lposs`
+            spreads scores.
         threshold: pixels that score less have no label.
         examples: images of labels as prompts: a folder per label, or a CSV file.
         mix: weight of the examples in a label's prompt.

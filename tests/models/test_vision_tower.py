@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.methods.naclip import NACLIP
+from zeroshot.methods.proxyclip import ProxyCLIP
 from zeroshot.methods.sclip import SCLIP
-from zeroshot.models.base import DenseEncoder
+from zeroshot.models.base import DenseEncoder, PatchEncoder
 from zeroshot.models.towers.vision_tower import (
     interpolated_positions,
     patch_embeddings,
@@ -113,3 +114,68 @@ def test_positions_of_the_own_grid_stay():
     wider = interpolated_positions(positions, (2, 3), (4, 5))
     assert wider.shape == (21, 4)
     torch.testing.assert_close(wider[0], positions[0])
+
+
+@pytest.mark.parametrize("name", ["clip", "open_clip"])
+def test_patches_of_a_second_encoder(name, loaded):
+    """Features go along with their images, through batches, and give their grid."""
+    encoder, images = loaded(name), noise(19, 24, 16)
+    features = torch.randn(19, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    rows = encoder.encode_patches(images, ProxyCLIP().attend, features=features)
+    assert rows.shape == (19, 4, 6, 12)
+    last = encoder.encode_patches(images[18:], ProxyCLIP().attend, features=features[18:])
+    torch.testing.assert_close(last[0], rows[18])
+    with pytest.raises(UserError, match="features of shape"):
+        encoder.encode_patches(images, ProxyCLIP().attend, features=features[:7])
+
+
+@pytest.mark.parametrize("name", ["clip", "vit", "dinov2", "convnext", "resnet", "poolformer"])
+def test_features_of_patches(name, loaded):
+    """Of any grid, each picture by itself; a change of a corner moves that corner most."""
+    encoder, images = loaded(name), noise(17, 24, 40)
+    assert isinstance(encoder, PatchEncoder)
+    assert encoder.patch_size == 8
+    rows = encoder.patch_features(images)
+    assert rows.shape[:3] == (17, 5, 3)
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(17, 5, 3))
+    torch.testing.assert_close(encoder.patch_features(images[16:])[0], rows[16])
+    changed = images[0].copy()
+    changed.paste("white", (16, 32, 24, 40))
+    moved = (encoder.patch_features([changed])[0] - rows[0]).norm(dim=-1)
+    assert int(moved.argmax()) == 4 * 3 + 2
+
+
+def test_features_are_the_last_states(loaded):
+    encoder, (image,) = loaded("dinov2"), noise(1, 16, 16)
+    with torch.inference_mode():
+        pixels = encoder.preprocessing.normalize([image], torch.device("cpu"), torch.float32)
+        states = encoder.model(pixels).last_hidden_state[0, 1:]
+    torch.testing.assert_close(encoder.patch_features([image])[0].flatten(0, 1), normalize(states))
+
+
+def test_models_without_a_grid_are_refused(loaded, monkeypatch):
+    encoder = copy.copy(loaded("dinov2"))
+    vars(encoder).pop("_layout", None)
+    monkeypatch.setattr(encoder, "_states", lambda images: torch.zeros(len(images), 7, 4))
+    with pytest.raises(UserError, match="gives no grid of patches: 7 states"):
+        encoder.patch_features(noise(1, 16, 16))
+
+    monkeypatch.setattr(encoder, "_states", lambda images: torch.rand(len(images), 5, 4))
+    with pytest.raises(UserError, match="differ from time to time"):
+        encoder.patch_features(noise(1, 16, 16))
+
+    def broken(images):
+        raise ValueError("only 16 pixels")
+
+    monkeypatch.setattr(encoder, "_states", broken)
+    with pytest.raises(UserError, match=r"no images of other sizes .only 16 pixels"):
+        _ = encoder.patch_size
+    monkeypatch.undo()
+    states = encoder._states
+    assert encoder.patch_size == 8
+    monkeypatch.setattr(encoder, "_states", lambda images: states(images) * torch.nan)
+    with pytest.raises(ZeroshotError, match="not finite"):
+        encoder.patch_features(noise(1, 16, 16))
+    monkeypatch.setattr(encoder, "_states", lambda images: states(images)[:, 1:])
+    with pytest.raises(UserError, match=r"states of shape .4, 16. for an image of 16 x 16 pixels"):
+        encoder.patch_features(noise(1, 16, 16))

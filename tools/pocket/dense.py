@@ -38,6 +38,20 @@ PUBLISHED = {
 }
 """The methods alone, as published, with the backgrounds of this world; of `--tune`."""
 
+POCKET = f"hf:{Path(zeroshot.__file__).parent}/models/pocket"
+SECOND: dict[str, dict[str, object]] = {
+    "naclip": {"method": "naclip"},
+    "value": {"method": "naclip", "attention": "value"},
+    "proxyclip by clip": {"method": "proxyclip", "patches_by": f"{POCKET}/clip"},
+    "proxyclip, chosen": {"method": "proxyclip", "patches_by": f"{POCKET}/clip", "beta": 0.5},
+    "proxyclip by resnet": {"method": "proxyclip", "patches_by": f"{POCKET}/image_encoder"},
+    "lposs": {"method": "lposs"},
+    "lposs, chosen": {"method": "lposs", "alpha": 0.9, "sigma": 0.03, "scale": 16},
+    "lposs by resnet": {"method": "lposs", "patches_by": f"{POCKET}/image_encoder"},
+}
+"""Methods that compare patches by an encoder, and what they are measured against; as published, and
+with options chosen on scenes of their own."""
+
 Drawn = tuple[Scene, Render]
 
 
@@ -204,6 +218,33 @@ def tune(count: int) -> None:
         print(f"{side} {rounds}  map {mean:.3f}, boxes {detected(drawn, asked, **settings)}")
 
 
+def tune_second(count: int) -> None:
+    """As `tune`, for the methods that compare patches by an encoder."""
+    drawn = scenes_of(TUNING_SEED, count)
+    asked = [names(scene) for scene, _ in drawn]
+    spread = [
+        {"method": "lposs", "alpha": alpha, "sigma": sigma, "scale": scale}
+        for alpha, sigma in itertools.product((0.8, 0.9, 0.95), (0.01, 0.03))
+        for scale in (8, 16, 40)
+    ]
+    proxies = [SECOND["proxyclip by clip"] | {"beta": beta} for beta in (0.0, 0.5, 0.8, 1.2)]
+    for options in (SECOND["naclip"], SECOND["value"], *spread, *proxies):
+        found = segmented(drawn, asked, **options)
+        print("{:.3f} {:.3f}".format(*score(found, drawn)), options, flush=True)
+
+
+def show_second(drawn: list[Drawn], asked: list[list[str]]) -> None:
+    """Print the figures of the methods that compare patches by an encoder."""
+    print(
+        f"mean IoU on {len(drawn)} scenes, and IoU of the background: --refine 0; default options"
+    )
+    for name, options in SECOND.items():
+        plain, full = (
+            score(segmented(drawn, asked, **base | options), drawn) for base in ({"refine": 0}, {})
+        )
+        print("{:20} {:.3f} {:.3f}  {:.3f} {:.3f}".format(name, *plain, *full), flush=True)
+
+
 def show_segmentation(drawn: list[Drawn], asked: list[list[str]]) -> None:
     """Print the figures of maps."""
     print(f"mean IoU on {len(drawn)} held-out scenes, and IoU of the background")
@@ -236,17 +277,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--tune", action="store_true", help="choose settings instead")
+    parser.add_argument(
+        "--second", action="store_true", help="only methods by an encoder's patches"
+    )
     parser.add_argument("--boxes-only", action="store_true", help="no segmentation")
     parser.add_argument("--seed", type=int, help="other scenes than the held-out ones")
     options = parser.parse_args()
     if options.tune:
-        tune(options.scenes)
+        (tune_second if options.second else tune)(options.scenes)
         return
     seed = options.seed
     drawn = (
         list(held_out_renders(options.scenes)) if seed is None else scenes_of(seed, options.scenes)
     )
     asked = [names(scene) for scene, _ in drawn]
+    if options.second:
+        show_second(drawn, asked)
+        return
     if not options.boxes_only:
         show_segmentation(drawn, asked)
     show_detection(drawn, asked)

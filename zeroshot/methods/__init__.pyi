@@ -10,6 +10,7 @@ from ._protocols import (
     Dense as Dense,
     Explanation as Explanation,
     Output as Output,
+    Propagating as Propagating,
     Refiner as Refiner,
     Scorer as Scorer,
     as_logits as as_logits,
@@ -43,6 +44,7 @@ from .gda import GDA as GDA
 from .inmap import InMaP as InMaP
 from .inverted_softmax import InvertedSoftmax as InvertedSoftmax
 from .lmcap import LMCap as LMCap
+from .lposs import LPOSS as LPOSS
 from .magic import MaGiC as MaGiC
 from .mbr import MBR as MBR
 from .mta import MTA as MTA
@@ -54,6 +56,7 @@ from .oga import OGA as OGA
 from .otter import OTTER as OTTER
 from .procrustes import Procrustes as Procrustes
 from .proker import ProKeR as ProKeR
+from .proxyclip import ProxyCLIP as ProxyCLIP
 from .relative import Relative as Relative
 from .retrieve import Retrieve as Retrieve
 from .ridge import Ridge as Ridge

@@ -189,4 +189,17 @@ class Dense(Protocol):
         value: Float[Tensor, "b h s d"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "b h s d"]:
-        """As `base.Attend`."""
+        """As `base.Attend`; one that `needs_features` takes those of a second encoder too."""
+
+
+@runtime_checkable
+class Propagating(Dense, Protocol):
+    """A dense method whose scores spread over the patches."""
+
+    def propagate(
+        self,
+        scores: Float[Tensor, "n c"],
+        features: Float[Tensor, "n e"],
+        positions: Float[Tensor, "n 2"],
+    ) -> Float[Tensor, "n c"]:
+        """Scores of patches after they spread to patches with like features, at these pixels."""

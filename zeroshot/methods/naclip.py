@@ -43,7 +43,8 @@ class NACLIP(Method):
 
     def __post_init__(self) -> None:
         if not self.std > 0:
-            raise UserError(f"naclip: std={self.std}; a width in patches, greater than 0")
+            name = type(self).__name__.lower()
+            raise UserError(f"{name}: std={self.std}; a width in patches, greater than 0")
 
     @property
     def whole_block(self) -> bool:

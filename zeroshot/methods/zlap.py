@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.methods._bank import OptionalBank
-from zeroshot.methods._neighbour_graph import adjacency
+from zeroshot.methods._neighbour_graph import adjacency, solve, symmetric
 from zeroshot.methods._prior import warn_if_few
 from zeroshot.methods._protocols import Output
 from zeroshot.methods._shots import Memo
@@ -101,17 +101,9 @@ class ZLaP(OptionalBank):
         edges = self._edges(images, images, prototypes).coalesce()
         cells = torch.stack([edges.indices()[0] + classes, edges.indices()[1]])
         a = torch.sparse_coo_tensor(cells, edges.values(), (nodes, nodes), check_invariants=False)
-        both = (a + a.t()).coalesce()
-        degree = torch.sparse.sum(both, 1).to_dense()
-        root = torch.where(degree > 0, degree, 1).rsqrt()
-        row, column = both.indices()
-        values = both.values() * root[row] * root[column]
-        w = torch.sparse_coo_tensor(  # (2)
-            both.indices(), values, both.shape, is_coalesced=True, check_invariants=False
-        )
         e = torch.zeros(nodes, classes, dtype=images.dtype, device=images.device)
         e.fill_diagonal_(1)
-        return solve(w, self.alpha, e, self.cg_tol, self.cg_maxiter)  # (3)
+        return solve(symmetric(a), self.alpha, e, self.cg_tol, self.cg_maxiter)  # (2), (3)
 
     def _edges(
         self,
@@ -160,30 +152,3 @@ class ZLaP(OptionalBank):
 
 def _scale(values: Float[Tensor, "n k"], least: float, most: float) -> Float[Tensor, "n k"]:
     return (values - least) / (most - least if most > least else 1.0)
-
-
-def solve(
-    w: Float[Tensor, "m m"],
-    alpha: float,
-    right: Float[Tensor, "m c"],
-    tolerance: float,
-    most: int,
-) -> Float[Tensor, "m c"]:
-    """`(I - alpha w)^-1 right` by conjugate gradients, all columns at once."""
-    x = torch.zeros_like(right)
-    residual = right.clone()
-    direction = residual.clone()
-    square = residual.square().sum(0)  # [c]
-    goal = tolerance**2 * square
-    for _ in range(most):
-        product = direction - alpha * torch.sparse.mm(w, direction)
-        curvature = (direction * product).sum(0)
-        step = square / torch.where(curvature > 0, curvature, 1)
-        x.addcmul_(direction, step)
-        residual.addcmul_(product, step, value=-1)
-        after = residual.square().sum(0)
-        if (after <= goal).all():
-            break
-        direction.mul_(after / torch.where(square > 0, square, 1)).add_(residual)
-        square = after
-    return x

@@ -19,6 +19,7 @@ from zeroshot.models.base import (
     ImageEncoder,
     LanguageModel,
     PairScorer,
+    PatchEncoder,
     RegionAnswerer,
     Segmenter,
     TextEncoder,
@@ -163,6 +164,17 @@ class ModelSet:
     def segmenter(self, name: str) -> Segmenter:
         """A segmentation model, loaded with this set's options."""
         return models.load_segmenter(name, **self._options)
+
+    def patch_encoder(self, name: str) -> PatchEncoder:
+        """As `segmenter`, an encoder of images whose patches are compared.
+
+        Raises:
+            UserError: a model without patches.
+        """
+        encoder = models.load_image_encoder(name, **self._options)
+        if not isinstance(encoder, PatchEncoder):
+            raise UserError(f"{name} gives no features of patches; use hf:facebook/dinov2-base")
+        return encoder
 
     def detector(self, name: str) -> Detector:
         """As `segmenter`, a detection model."""

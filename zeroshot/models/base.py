@@ -42,6 +42,7 @@ __all__ = [
     "LogitCorrection",
     "Matcher",
     "PairScorer",
+    "PatchEncoder",
     "Phrase",
     "PixelEncoder",
     "Pixels",
@@ -74,7 +75,10 @@ Attend = Callable[
     Float[Tensor, "b h s d"],
 ]
 """The attention of a vision transformer's block: queries, keys and values of its heads, and the
-number of rows and columns of patches. Tokens that are no patches (the class token) come first."""
+number of rows and columns of patches. Tokens that are no patches (the class token) come first.
+
+An attention by a second encoder also takes `features`, that encoder's patches [b y x e] of the same
+images, and gives an output for each of those patches and no other token."""
 
 
 @runtime_checkable
@@ -223,16 +227,39 @@ class DenseEncoder(DualEncoder, Protocol):
         """Side in pixels of the square images that the encoder was trained on."""
 
     def encode_patches(
-        self, images: Sequence[Image], attend: Attend, *, whole_block: bool = False
+        self,
+        images: Sequence[Image],
+        attend: Attend,
+        *,
+        whole_block: bool = False,
+        features: Float[Tensor, "n y x e"] | None = None,
     ) -> Float[Tensor, "n h w d"]:
         """Unit vectors of patches in the space of the texts, float32, on the CPU.
 
         All `images` have the same size, whose sides are multiples of `patch_size`; position
         embeddings are interpolated if it is not the encoder's own size. `attend` replaces the
         last block's attention. `whole_block` keeps that block's residual connections and
-        feed-forward part, which are left out otherwise.
+        feed-forward part, which are left out otherwise. `features` of a second encoder's patches
+        are handed to `attend` by that name, and their grid is that of the result.
 
         UserError if the encoder has no such patches.
+        """
+
+
+@runtime_checkable
+class PatchEncoder(ImageEncoder, Protocol):
+    """An image encoder whose patches can be compared with each other, if not with texts."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of what one patch stands for."""
+
+    def patch_features(self, images: Sequence[Image]) -> Float[Tensor, "n h w d"]:
+        """Unit vectors of patches, float32, on the CPU, by the last layer as it was trained.
+
+        All `images` have the same size, whose sides are multiples of `patch_size`.
+
+        UserError if the encoder has no grid of patches.
         """
 
 

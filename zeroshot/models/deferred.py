@@ -188,10 +188,17 @@ class DeferredDualEncoder(DeferredTextEncoder):
         return matcher
 
     def encode_patches(
-        self, images: Sequence[Image], attend: Attend, *, whole_block: bool = False
+        self,
+        images: Sequence[Image],
+        attend: Attend,
+        *,
+        whole_block: bool = False,
+        features: Float[Tensor, "n y x e"] | None = None,
     ) -> Float[Tensor, "n h w d"]:
         """By the encoder."""
-        patches: Tensor = self.load().encode_patches(images, attend, whole_block=whole_block)
+        patches: Tensor = self.load().encode_patches(
+            images, attend, whole_block=whole_block, features=features
+        )
         return patches
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 METHODS = Path(__file__).parent.parent / "methods"
-VERBS = {"caption": ("caption",), "segment": ("attend",), "eval": ("caption", "scores")}
+VERBS = {"caption": ("caption",), "segment": ("attend", "propagate"), "eval": ("caption", "scores")}
 """The functions of which a method needs one for a command; other commands need `scores`."""
 TRAINED = "native"
 """A value of `caption --method` that is no method."""
@@ -56,7 +56,7 @@ def _files() -> list[Path]:
 
 
 def _verb(file: Path) -> str:
-    """`caption`, `attend` or `decompose` for a method that defines it, else `scores`."""
+    """The first of these functions that a method defines, else `scores`."""
     text = file.read_text("utf-8")
-    others = ("caption", "attend", "decompose")
+    others = ("caption", "attend", "propagate", "decompose")
     return next((verb for verb in others if f"def {verb}(" in text), "scores")

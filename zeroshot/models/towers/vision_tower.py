@@ -7,7 +7,7 @@ patch is projected as the class token is (methods/naclip.py and others).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
@@ -68,8 +68,11 @@ def run_block(
     grid: tuple[int, int],
     attend: Attend = plain_attention,
     whole: bool = True,
-) -> Float[Tensor, "b s d"]:
-    """One block, or only the output of its attention if not `whole`."""
+) -> Float[Tensor, "b t d"]:
+    """One block, or only the output of its attention if not `whole`.
+
+    As many tokens as go in, unless `attend` gives those of another grid.
+    """
     normed = block.before(states)
     query, key, value = (
         part(normed).view(*normed.shape[:2], heads, -1).transpose(1, 2)  # [b, h, s, d / h]
@@ -85,7 +88,10 @@ def run_block(
 def patch_embeddings(
     tower: VisionTower, pixels: Float[Tensor, "b 3 h w"], attend: Attend, whole_block: bool
 ) -> Float[Tensor, "b s e"]:
-    """Each token in the space of the texts, the class token first; not of unit length."""
+    """Each token in the space of the texts, the class token first; not of unit length.
+
+    With an `attend` by a second encoder, the patches of that encoder's grid alone.
+    """
     grid = (pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size)
     states = tower.embed(pixels)
     for block in tower.blocks[:-1]:
@@ -129,21 +135,34 @@ class DensePatches(WithPreprocessing):
         return self._checked_tower.image_size
 
     def encode_patches(
-        self, images: Sequence[Image.Image], attend: Attend, *, whole_block: bool = False
+        self,
+        images: Sequence[Image.Image],
+        attend: Attend,
+        *,
+        whole_block: bool = False,
+        features: Float[Tensor, "n y x e"] | None = None,
     ) -> Float[Tensor, "n h w d"]:
         """As `base.DenseEncoder`."""
         tower, images = self._checked_tower, list(images)
         width, height = images[0].size
-        rows, columns = height // tower.patch_size, width // tower.patch_size
-        starts = range(0, len(images), IMAGES_AT_ONCE)
-        batches = [images[start : start + IMAGES_AT_ONCE] for start in starts]
-        with torch.inference_mode():
-            tokens = [
-                patch_embeddings(tower, self._normalize(batch, tower), attend, whole_block)
-                for batch in batches
-            ]
-        patches = torch.cat([batch[:, 1:].float().cpu() for batch in tokens])
+        grid = (height // tower.patch_size, width // tower.patch_size)
+        batches = [slice(i, i + IMAGES_AT_ONCE) for i in range(0, len(images), IMAGES_AT_ONCE)]
+        tokens = []
+        for batch in batches:
+            own: Attend = attend
+            if features is not None:
+                two: Callable[..., Tensor] = attend
+                own = partial(two, features=features[batch].to(tower.device))
+            pixels = self._normalize(images[batch], tower)
+            with torch.inference_mode():
+                tokens.append(patch_embeddings(tower, pixels, own, whole_block).float().cpu())
+        rows, columns = grid if features is None else features.shape[1:3]
+        patches = torch.cat(tokens)[:, -rows * columns :]
         return normalize(patches).view(len(images), rows, columns, -1)
+
+    def patch_features(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w d"]:
+        """As `base.PatchEncoder`."""
+        return self.encode_patches(images, plain_attention, whole_block=True)
 
     def _normalize(self, images: list[Image.Image], tower: VisionTower) -> Float[Tensor, "b 3 h w"]:
         """The tower's input for images that keep their size."""

@@ -3,26 +3,32 @@
 An image is resized and cut into windows that overlap by half, as SCLIP and NACLIP do, or encoded as
 a whole. If a patch lies in several windows, its unit embeddings are averaged before they are
 compared with the labels. So its cosine is the mean of the windows' cosines.
+
+A second encoder, which says which patches are alike, sees the whole image, in the size at which a
+whole number of its patches lies along each patch of the first.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from PIL.Image import Image, Resampling
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from zeroshot.errors import UserError
 from zeroshot.inference.embedding import long_text_failure
-from zeroshot.methods import Dense
-from zeroshot.models.base import DenseEncoder, SegmenterHead
+from zeroshot.methods import Dense, Propagating, name_of
+from zeroshot.methods.naclip import NACLIP
+from zeroshot.models.base import DenseEncoder, PatchEncoder, SegmenterHead
 from zeroshot.ops import normalize
 
 __all__ = ["DenseSegmenter"]
 
+AS_TRAINED = NACLIP(attention="vanilla", block="whole")
 ENLARGED = 1.5
 """Shorter side of the image, relative to the encoder's: the papers use 336 pixels for 224."""
 
@@ -37,6 +43,8 @@ class DenseSegmenter:
     """Shorter side of the resized image in pixels; 0 for 1.5 times the encoder's."""
     window: int | None = None
     """Side of the windows in pixels; 0 for no windows, None for the encoder's image size."""
+    second: PatchEncoder | None = None
+    """The encoder whose patches the method compares with each other."""
 
     head: ClassVar[SegmenterHead] = "softmax"
 
@@ -47,6 +55,17 @@ class DenseSegmenter:
                     f"--{name} {value}: patches of {self.encoder.name} are "
                     f"{self.encoder.patch_size} pixels wide; give at least that"
                 )
+        if self._attends_by_features and self.second is None:
+            raise UserError(
+                f"{name_of(self.method)} compares the patches of a second vision encoder: name it "
+                "by --patches-by, such as hf:facebook/dinov2-base"
+            )
+        takes = self._attends_by_features or isinstance(self.method, Propagating)
+        if self.second is not None and not takes:
+            raise UserError(
+                f"{name_of(self.method)} compares no patches of a second encoder (--patches-by); "
+                "proxyclip and lposs do"
+            )
 
     @property
     def name(self) -> str:
@@ -79,30 +98,110 @@ class DenseSegmenter:
         self, images: Sequence[Image], prompts: Float[Tensor, "c d"]
     ) -> list[Float[Tensor, "c h w"]]:
         """As `base.Segmenter`."""
-        scaled = self.method.scale * normalize(prompts)
-        return [torch.einsum("hwd,cd->chw", patches, scaled) for patches in self.patches(images)]
+        resized = self._resized(images)
+        features, scaled = self._features(resized), self.method.scale * normalize(prompts)
+        found = []
+        for i, patches in enumerate(self._patches(resized, features)):
+            logits = torch.einsum("hwd,cd->chw", patches, scaled)
+            if features is not None and isinstance(self.method, Propagating):
+                logits = self._propagated(logits, features[i])
+            found.append(logits)
+        return found
 
     def patches(self, images: Sequence[Image]) -> list[Float[Tensor, "h w d"]]:
-        """Embeddings of each image's patches; shorter than unit length where windows overlap."""
-        patch, (side, window) = self.encoder.patch_size, self.size
-        resized = [_resize(image, side, patch) for image in images]
+        """Embeddings of each image's patches; shorter than unit length where windows overlap.
+
+        With a method that attends by a second encoder, of that encoder's patches.
+        """
+        resized = self._resized(images)
+        return self._patches(resized, self._features(resized))
+
+    @property
+    def _attends_by_features(self) -> bool:
+        return getattr(self.method, "needs_features", False)
+
+    @property
+    def _fine(self) -> int:
+        """Patches of the second encoder along one of the first's."""
+        if self.second is None:
+            return 1
+        return max(1, round(self.encoder.patch_size / self.second.patch_size))
+
+    def _resized(self, images: Sequence[Image]) -> list[Image]:
+        return [_resize(image, self.size[0], self.encoder.patch_size) for image in images]
+
+    def _features(self, resized: Sequence[Image]) -> list[Float[Tensor, "y x e"]] | None:
+        """Of the patches that the method compares, of the whole images.
+
+        Without a second encoder these are the encoder's own, as it was trained.
+        """
+        if self.second is None:
+            if not isinstance(self.method, Propagating):
+                return None
+            own = self.encoder.encode_patches
+            return [own([image], AS_TRAINED.attend, whole_block=True)[0] for image in resized]
+        found = []
+        for image in resized:
+            columns, rows = (
+                length // self.encoder.patch_size * self._fine for length in image.size
+            )
+            size = (columns * self.second.patch_size, rows * self.second.patch_size)
+            same = image if size == image.size else image.resize(size, Resampling.BICUBIC)
+            features = self.second.patch_features([same])
+            if features.shape[:3] != (1, rows, columns):
+                raise UserError(
+                    f"{self.second.name} gives features of shape {list(features.shape)} for an "
+                    f"image of {rows} x {columns} patches of {self.second.patch_size} pixels; "
+                    f"expected [1, {rows}, {columns}, width]"
+                )
+            found.append(features[0])
+        return found
+
+    def _propagated(
+        self, logits: Float[Tensor, "c h w"], features: Float[Tensor, "y x e"]
+    ) -> Float[Tensor, "c y x"]:
+        """The logits after they spread over the patches that `features` are of."""
+        assert isinstance(self.method, Propagating)
+        grid = (features.shape[0], features.shape[1])
+        if grid != logits.shape[1:]:
+            logits = interpolate(logits[None], size=grid, mode="bilinear")[0]
+        places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+        positions = places * (self.encoder.patch_size / self._fine)
+        rows = self.method.propagate(logits.flatten(1).T, features.flatten(0, 1), positions)
+        return rows.T.reshape(-1, *grid)
+
+    def _patches(
+        self, resized: Sequence[Image], features: Sequence[Float[Tensor, "y x e"]] | None
+    ) -> list[Float[Tensor, "h w d"]]:
+        patch, window = self.encoder.patch_size, self.size[1]
+        attends = self._attends_by_features and features is not None
+        fine = self._fine if attends else 1
         windows: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
         for i, image in enumerate(resized):
             across, down = (_window_starts(length, window, patch) for length in image.size)
             shape = (min(window or image.width, image.width), min(window or 1 << 30, image.height))
             windows[shape] += [(i, left, top) for top in down for left in across]
-        sums = [torch.zeros(s.height // patch, s.width // patch, self._width) for s in resized]
+        grids = [(s.height // patch * fine, s.width // patch * fine) for s in resized]
+        sums = [torch.zeros(*grid, self._width) for grid in grids]
         counts = [torch.zeros(*total.shape[:2], 1) for total in sums]
         for (width, height), corners in windows.items():
             crops = [resized[i].crop((x, y, x + width, y + height)) for i, x, y in corners]
+            rows, columns = height // patch * fine, width // patch * fine
+            areas = [
+                (i, slice(y, y + rows), slice(x, x + columns))
+                for i, x, y in ((i, x // patch * fine, y // patch * fine) for i, x, y in corners)
+            ]
+            more: dict[str, Any] = {}
+            if attends and features is not None:
+                more["features"] = torch.stack(
+                    [features[i][down, across] for i, down, across in areas]
+                )
             encoded = self.encoder.encode_patches(
-                crops, self.method.attend, whole_block=self.method.whole_block
+                crops, self.method.attend, whole_block=self.method.whole_block, **more
             )
-            for (i, left, top), embeddings in zip(corners, encoded, strict=True):
-                x, y = left // patch, top // patch
-                area = (slice(y, y + embeddings.shape[0]), slice(x, x + embeddings.shape[1]))
-                sums[i][area] += embeddings
-                counts[i][area] += 1
+            for (i, *area), embeddings in zip(areas, encoded, strict=True):
+                sums[i][tuple(area)] += embeddings
+                counts[i][tuple(area)] += 1
         return [total / count for total, count in zip(sums, counts, strict=True)]
 
     @property

@@ -32,6 +32,13 @@ class SegmentOptions:
     )
     method: Any = METHOD
     options: Mapping[str, Any] = METHOD_OPTIONS
+    patches_by: str | None = option(
+        None,
+        "A second vision encoder, by whose patches --method proxyclip attends and lposs spreads: "
+        "hf:facebook/dinov2-base.",
+        env="PATCHES_BY",
+        recorded="models",
+    )
     threshold: float | None = option(
         None,
         "Pixels that score less have no label. Default: 0.5 if each label is judged by itself, 0 "

@@ -128,13 +128,16 @@ class Segment(Task[SegmentOptions]):
                 dict(options.options),
                 options.resolution,
                 options.window,
+                options.patches_by,
             )
-        given = options.method, options.options, options.resolution, options.window is not None
+        given = (
+            *(options.method, options.options, options.resolution, options.patches_by),
+            options.window is not None,
+        )
         if any(given) or options.refine not in (0, SegmentOptions.refine):
             raise UserError(
-                "a segmentation model (--model) takes no --method, -o, --resolution, --refine or "
-                "--window: "
-                "these are for a dual encoder"
+                "a segmentation model (--model) takes no --method, -o, --patches-by, --resolution, "
+                "--refine or --window: these are for a dual encoder"
             )
         return self.models.segmenter(options.model)
 
@@ -175,10 +178,12 @@ def dense_segmenter(
     options: dict[str, Any],
     resolution: int = 0,
     window: int | None = None,
+    patches_by: str | None = None,
 ) -> DenseSegmenter:
     """The set's dual encoder as a segmenter, by default with the method `naclip`.
 
-    UserError for a method without dense features, and for an encoder without patches.
+    UserError for a method without dense features, for an encoder without patches, and for a second
+    encoder (`patches_by`) that the method lacks or does not use.
     """
     dense = methods.configure("naclip" if method is None else method, options)
     if not isinstance(dense, Dense):
@@ -192,7 +197,8 @@ def dense_segmenter(
             f"model set '{models.name}' has no dual encoder with embeddings of patches "
             "(a coupled pair has none): name one by --encoder, or a segmentation model by --model"
         )
-    return DenseSegmenter(encoder, dense, resolution, window)
+    second = None if patches_by is None else models.patch_encoder(patches_by)
+    return DenseSegmenter(encoder, dense, resolution, window, second)
 
 
 def encode_prompts(
@@ -322,7 +328,7 @@ def _result(
     return SegmentResult(
         source=source,
         id=image.id,
-        models={"segmenter": segmenter.name},
+        models=models_of(segmenter),
         method=method_name(segmenter),
         width=width,
         height=height,
@@ -338,6 +344,12 @@ def _region(pixels: LabelMap, index: int, label: str) -> Region:
     return Region(label, pixels.scores[index], int(np.count_nonzero(mask)), encode(mask))
 
 
+def models_of(segmenter: Segmenter) -> dict[str, str]:
+    """The names of the models that decide the regions."""
+    second = segmenter.second if isinstance(segmenter, DenseSegmenter) else None
+    return {"segmenter": segmenter.name} | ({} if second is None else {"patches": second.name})
+
+
 def method_name(segmenter: Segmenter) -> str:
     """The name of the dense method; `native` for a segmentation model."""
     return methods.name_of(segmenter.method) if isinstance(segmenter, DenseSegmenter) else "native"
@@ -347,7 +359,7 @@ def settings(prompted: PromptedSegmenter) -> dict[str, Any]:
     """The settings that decide the regions, except the prompts."""
     segmenter = prompted.segmenter
     values: dict[str, Any] = {
-        "models": {"segmenter": segmenter.name},
+        "models": models_of(segmenter),
         "method": method_name(segmenter),
         "threshold": prompted.threshold,
     }
