@@ -166,7 +166,7 @@ def test_images_texts_and_failures_in_order(zeroshot, tmp_path):
     image, text, failed = rows
     assert image["words"] == [{"word": "red", "weight": pytest.approx(0.3, abs=0.1)}]
     assert (image["mean_of"], image["nonzero"]) == ("nothing", 2)
-    assert "subtracted: nothing; 20 images have a mean, or those of --bank" in said
+    assert "subtracted: nothing, as fewer than 20 images give no mean" in said
     assert (text["path"], text["text"], text["mean_of"]) == (None, "a blue star", "14 words")
     assert text["words"][0]["word"] in ("blue", "star")
     assert failed["error"]["type"] == "UnreadableImage"

@@ -320,7 +320,9 @@ def explain(
         console.print_table(("", "words", "cosine"), rows)
     if not run.quiet:
         for mean_of in dict.fromkeys(r.mean_of for r in found.results if r.error is None):
-            few = "nothing; 20 images have a mean, or those of --bank"
+            few = (
+                "nothing, as fewer than 20 images give no mean (--bank IMAGES takes it from others)"
+            )
             said = few if mean_of == task.NOTHING else f"the mean of {mean_of}"
             console.log(f"subtracted: {said}")
         for line in console.summary(meter, 0, run.verbose, modality=run.modality):
