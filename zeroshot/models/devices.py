@@ -1,16 +1,59 @@
-"""The device that a model runs on, and its precision."""
+"""The device that a model runs on, its precision, and what is worth doing on devices of its type."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 
 __all__ = [
     "PRECISIONS",
+    "WAYS",
+    "Ways",
+    "on_device",
     "out_of_memory",
     "precision_name",
     "resolve_device",
     "resolve_precision",
+    "ways_of",
 ]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How guided decoding spares the host's waits for a device; none changes what is computed."""
+
+    one_read: bool = False
+    """A chosen token stays on the device until the next candidates are read, together with them."""
+    columns: int = 0
+    """Candidates a row that are looked ahead on, without asking the device which of them can win;
+    if more of them could have, the step is done again. 0 asks."""
+    static: bool = False
+    """The text tower runs in buckets of shapes; on CUDA each is captured once, as a graph."""
+
+
+WAYS = {"cpu": Ways(), "cuda": Ways(one_read=True, columns=8)}
+"""By type of device, the last line of `benchmarks/gpu.py`; others as the CPU."""
+
+
+def ways_of(device: torch.device) -> Ways:
+    """What is worth doing on this device."""
+    return WAYS.get(device.type, WAYS["cpu"])
+
+
+def on_device(device: torch.device, *arrays: Sequence[int] | np.ndarray) -> list[Int[Tensor, "_"]]:
+    """Integers as flat tensors, by one copy to the device, for which the host does not wait."""
+    flat = [np.asarray(array, np.int64).ravel() for array in arrays]
+    packed = torch.from_numpy(np.concatenate(flat))
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
+    return list(packed.split([len(part) for part in flat]))
+
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
