@@ -28,6 +28,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    CLIPTokenizer,
     DynamicCache,
     TokenizersBackend,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForImageTextToText",
     "AutoModelForTextEncoding",
+    "CLIPTokenizer",
     "Checkpoint",
     "DynamicCache",
     "DynamicLayer",
