@@ -1,4 +1,4 @@
-"""The device that a model runs on, its precision, and what is worth doing on devices of its type."""
+"""The device that a model runs on, its precision, and what spares waits for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ __all__ = [
     "on_device",
     "out_of_memory",
     "precision_name",
+    "read",
     "resolve_device",
     "resolve_precision",
+    "sent",
     "ways_of",
 ]
 
@@ -45,13 +47,22 @@ def ways_of(device: torch.device) -> Ways:
     return WAYS.get(device.type, WAYS["cpu"])
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
+def read(values: Tensor) -> np.ndarray:
+    """The values on the host, which waits for all that the device has to do before."""
+    return values.cpu().numpy()
+
+
 def on_device(device: torch.device, *arrays: Sequence[int] | np.ndarray) -> list[Int[Tensor, "_"]]:
     """Integers as flat tensors, by one copy to the device, for which the host does not wait."""
     flat = [np.asarray(array, np.int64).ravel() for array in arrays]
-    packed = torch.from_numpy(np.concatenate(flat))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    packed = packed.to(device, non_blocking=True)
+    packed = sent(torch.from_numpy(np.concatenate(flat)), device)
     return list(packed.split([len(part) for part in flat]))
 
 

@@ -1,5 +1,6 @@
 """Text encoders that reuse their work: texts that come back, begin alike and grow."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -9,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeroshot.models.base import IncrementalTextEncoder, Matcher
-from zeroshot.models.encoding import encode_texts, unit_vectors
+from zeroshot.models.devices import on_device, sent, ways_of
+from zeroshot.models.encoding import encode_texts, unit_vectors, unit_vectors_unread
 from zeroshot.models.isolation import FrozenModel
 from zeroshot.models.towers.text_tower import (
     PROBES,
@@ -43,34 +45,35 @@ class EmbeddingMemory:
         self, texts: Sequence[str], encode: Callable[[list[str]], Tensor]
     ) -> Float[Tensor, "n d"]:
         """A vector for each text; `encode` computes those that the memory lacks."""
-        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        known = [text for text in index if text in self._slots]
-        new = [text for text in index if text not in self._slots]
+        different = dict.fromkeys(texts)
+        known = [text for text in different if text in self._slots]
+        new = [text for text in different if text not in self._slots]
         fresh = encode(new) if new else None
         if fresh is not None and self._vectors is None:
             self._vectors = fresh.new_empty(self.capacity, fresh.shape[1])
         assert self._vectors is not None
-        if fresh is None:
-            vectors = self._vectors[[self._slots[text] for text in index]]
-        else:
-            vectors = fresh.new_empty(len(index), fresh.shape[1])
-            vectors[[index[text] for text in new]] = fresh
-            vectors[[index[text] for text in known]] = self._vectors[
-                [self._slots[t] for t in known]
-            ]
+        found = [self._slots[text] for text in known]
         for text in known:
             self._slots.move_to_end(text)
+        stored = new[-self.capacity :]
+        slots = self._room(len(stored))
+        place = {text: i for i, text in enumerate([*new, *known])}
+        order = [place[text] for text in texts]
+        at, to, order_at = on_device(self._vectors.device, found, slots, order)
+        rows = self._vectors.index_select(0, at)
         if fresh is not None:
-            self._store(new[-self.capacity :], fresh[-self.capacity :])
-        return vectors[[index[text] for text in texts]]
+            rows = torch.cat([fresh, rows])
+            self._vectors.index_copy_(0, to, fresh[len(new) - len(stored) :])
+            self._slots.update(zip(stored, slots, strict=True))
+        return rows.index_select(0, order_at)
 
-    def _store(self, texts: list[str], vectors: Float[Tensor, "n d"]) -> None:
-        assert self._vectors is not None
-        slots = list(range(len(self._slots), self.capacity))[: len(texts)]
-        while len(slots) < len(texts):  # full: the least recently used text makes room
+    def _room(self, count: int) -> list[int]:
+        """Slots for so many texts; the least recently used make room."""
+        full = len(self._slots)
+        slots = list(range(full, min(full + count, self.capacity)))
+        while len(slots) < count:
             slots.append(self._slots.popitem(last=False)[1])
-        self._vectors[slots] = vectors
-        self._slots.update(zip(texts, slots, strict=True))
+        return slots
 
 
 class CachedTextEncoder(FrozenModel):
@@ -100,17 +103,21 @@ class CachedTextEncoder(FrozenModel):
     def session(self) -> IncrementalTextEncoder:
         """As `base.TextEncoder`."""
         tower = self._causal_tower
-        tree = None if tower is None else TokenTree(tower)
+        tree = None if tower is None else self._trees.pop() if self._trees else TokenTree(tower)
+        unread = tower is not None and ways_of(tower.device).one_read
 
         def encode(texts: Sequence[str]) -> Tensor:
             if tree is None:
                 return self.encode_texts(texts)
-            return unit_vectors(tree(self._paths(texts)).float().clone(), texts)
+            rows = tree(self._paths(texts)).float().clone()
+            return unit_vectors_unread(rows) if unread else unit_vectors(rows, texts)
 
         def session(texts: Sequence[str]) -> Float[Tensor, "n d"]:
             with self.own_turn():
                 return self._memory(texts, encode)
 
+        if tree is not None and ways_of(tree.tower.device).static:
+            weakref.finalize(session, self._trees.append, tree)
         return session
 
     def matcher(self) -> Matcher:
@@ -123,7 +130,7 @@ class CachedTextEncoder(FrozenModel):
             with self.own_turn():
                 embeddings = encode([text for row in texts for text in row])
                 embeddings = embeddings.view(len(texts), -1, embeddings.shape[1])  # [b, k, m]
-                return (embeddings @ images.to(embeddings.device)[:, :, None])[..., 0]
+                return (embeddings @ sent(images, embeddings.device)[:, :, None])[..., 0]
 
         return match
 
@@ -146,6 +153,11 @@ class CachedTextEncoder(FrozenModel):
             half = features.dtype != torch.float32
             same = is_causal(tower, self._paths(PROBES), features, 0.1 if half else 1e-3)
         return tower if same else None
+
+    @cached_property
+    def _trees(self) -> list[TokenTree]:
+        """Of sessions that are over: what was captured for them goes on being used."""
+        return []
 
     @cached_property
     def _memory(self) -> EmbeddingMemory:
