@@ -33,10 +33,11 @@ def test_a_gpu_is_measured_in_one_command(benchmark, tmp_path):
     file = tmp_path / "gpu.json"
     out = benchmark("gpu", "--small", "--device", "cpu", "--json", file)
     found = json.loads(file.read_text())
-    parts = {"same", "magic", "profile", "embed", "tensors", "classify"}
+    parts = {"same", "magic", "profile", "ways", "embed", "tensors", "classify"}
     assert set(found["tables"]) == parts
     assert not found["wrong"]
     assert all(row["same"] for row in found["tables"]["same"])
+    assert 'batch 2: WAYS["cpu"] = Ways(' in out
     assert "memory ran out" not in out
     assert "left out" not in out
 

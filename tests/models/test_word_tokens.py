@@ -20,7 +20,7 @@ TEXTS = st.one_of(
 
 
 @pytest.mark.parametrize("name", ["clip", "open_clip"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_word_by_word_as_the_whole_text(name, loaded, texts):
     encoder = loaded(name)
@@ -59,7 +59,7 @@ def test_tokenizers_that_may_do_otherwise_are_left_alone(loaded, directory_of, t
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_texts_that_are_joined_are_those_that_are_decoded(name, loaded, data):
     """Half characters, special tokens and ids of no token included; each beginning twice."""
