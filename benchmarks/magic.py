@@ -156,7 +156,7 @@ class Bench:
         self, images: list[Any], clock: Clock, steps: int, batch: int
     ) -> tuple[list[list[int]], int]:
         """The package's loop in batches; the tokens, and those that ran through the text tower."""
-        self.clip.__dict__.pop("_memory", None)  # nothing is left over from an earlier run
+        self.clip.__dict__.pop("memory", None)  # nothing is left over from an earlier run
         self.clip._causal_tower  # noqa: B018  tried once when a model is first used
         run, lm = TokenTree.__call__, self.lm
         nodes = 0

@@ -126,7 +126,7 @@ def tiny():
     return clip, models.load_language_model(f"hf:{DATA / 'lm'}"), rows
 
 
-def captions(steps=6, fresh=("_memory", "_trees"), **options):
+def captions(steps=6, fresh=("memory", "_trees"), **options):
     """Tokens of the five pictures; of what the encoder keeps, `fresh` is forgotten first."""
     clip, language_model, rows = tiny()
     for kept in fresh:
@@ -178,11 +178,11 @@ def test_keys_and_values_are_allocated_once_and_shapes_come_back():
     """Over runs of several sessions; a later one needs nothing that the first had not."""
     clip, _, _ = tiny()
     with ways(EACH["all"]):
-        for fresh in (("_memory", "_trees"), ("_memory",)):  # the second knows its stems already
+        for fresh in (("memory", "_trees"), ("memory",)):  # the second knows its stems already
             captions(fresh=fresh)
         [tree] = clip._trees
         at, shapes = tree._store.data_ptr(), dict(tree._captured.shapes)
-        captions(fresh=["_memory"])
+        captions(fresh=["memory"])
         assert clip._trees == [tree]
         assert tree._store.data_ptr() == at
         assert dict(tree._captured.shapes) == shapes

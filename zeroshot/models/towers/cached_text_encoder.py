@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.models.base import IncrementalTextEncoder, Matcher
@@ -29,6 +29,10 @@ TREE_FROM = 64
 whether the tower is causal costs as much as encoding a few texts."""
 
 
+Before = Callable[[Sequence[str]], tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]]
+"""Texts to the vectors of those that it has, and which these are."""
+
+
 class EmbeddingMemory:
     """Unit vectors of the most recently used texts.
 
@@ -36,8 +40,12 @@ class EmbeddingMemory:
     room for 200 images. It takes 134 MB at 512 numbers each, once it is full.
     """
 
-    def __init__(self, capacity: int = 65536) -> None:
+    def __init__(self, capacity: int = 65536, before: "Before | None" = None) -> None:
         self.capacity = capacity
+        self.before = before
+        """What an earlier run remembered."""
+        self.encoded: list[str] = []
+        """Texts that were in neither, since they were last `taken`."""
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._vectors: Tensor | None = None  # [capacity, d]; pages are touched as they fill
 
@@ -48,7 +56,7 @@ class EmbeddingMemory:
         different = dict.fromkeys(texts)
         known = [text for text in different if text in self._slots]
         new = [text for text in different if text not in self._slots]
-        fresh = encode(new) if new else None
+        fresh = self._fresh(new, encode) if new else None
         if fresh is not None and self._vectors is None:
             self._vectors = fresh.new_empty(self.capacity, fresh.shape[1])
         assert self._vectors is not None
@@ -66,6 +74,35 @@ class EmbeddingMemory:
             self._vectors.index_copy_(0, to, fresh[len(new) - len(stored) :])
             self._slots.update(zip(stored, slots, strict=True))
         return rows.index_select(0, order_at)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def taken(self) -> tuple[list[str], Float[Tensor, "n d"]]:
+        """The texts in `encoded` that are still remembered, which it then lists no more."""
+        texts = [text for text in dict.fromkeys(self.encoded) if text in self._slots]
+        self.encoded.clear()
+        rows = [self._slots[text] for text in texts]
+        return texts, torch.empty(0, 0) if self._vectors is None else self._vectors[rows]
+
+    def _fresh(self, new: list[str], encode: Callable[[list[str]], Tensor]) -> Float[Tensor, "n d"]:
+        """Of texts that are not remembered: from before, or encoded."""
+        if self.before is None:
+            return encode(new)
+        stored, hits = self.before(new)
+        known = hits.tolist()
+        if self._vectors is None:  # encoding one shows the device
+            stored, known[0] = stored[int(known[0]) :], False
+        lacking = [text for text, hit in zip(new, known, strict=True) if not hit]
+        self.encoded += lacking
+        if not len(stored):
+            return encode(new)
+        rows = encode(lacking) if lacking else stored[:0]
+        device = rows.device if self._vectors is None else self._vectors.device
+        rank = {text: i for i, text in enumerate(lacking)}
+        others = {text: len(lacking) + i for i, text in enumerate(t for t in new if t not in rank)}
+        [order] = on_device(device, [(rank | others)[text] for text in new])
+        return torch.cat([rows.to(device), sent(stored, device)]).index_select(0, order)
 
     def _room(self, count: int) -> list[int]:
         """Slots for so many texts; the least recently used make room."""
@@ -114,7 +151,7 @@ class CachedTextEncoder(FrozenModel):
 
         def session(texts: Sequence[str]) -> Float[Tensor, "n d"]:
             with self.own_turn():
-                return self._memory(texts, encode)
+                return self.memory(texts, encode)
 
         if tree is not None and ways_of(tree.tower.device).static:
             weakref.finalize(session, self._trees.append, tree)
@@ -160,6 +197,6 @@ class CachedTextEncoder(FrozenModel):
         return []
 
     @cached_property
-    def _memory(self) -> EmbeddingMemory:
+    def memory(self) -> EmbeddingMemory:
         """Shared by all sessions, so that what a run's images have in common is encoded once."""
         return EmbeddingMemory()
