@@ -181,10 +181,10 @@ def test_keys_and_values_are_allocated_once_and_shapes_come_back():
         for fresh in (("memory", "_trees"), ("memory",)):  # the second knows its stems already
             captions(fresh=fresh)
         [tree] = clip._trees
-        at, shapes = tree._store.data_ptr(), dict(tree._captured.shapes)
+        at, shapes = tree._stores[0].data_ptr(), dict(tree._captured.shapes)
         captions(fresh=["memory"])
         assert clip._trees == [tree]
-        assert tree._store.data_ptr() == at
+        assert tree._stores[0].data_ptr() == at
         assert dict(tree._captured.shapes) == shapes
         assert len(shapes) <= 4
 
@@ -195,12 +195,12 @@ def test_a_tree_grows_by_doubling_and_uses_forgotten_slots_again():
     stores = set()
     for length in range(1, 40):
         tree([(1, *range(3, 3 + length), 2)])
-        stores.add(tree._store.data_ptr())
+        stores.add(tree._stores[0].data_ptr())
         assert len(tree._free) + len(tree._children) + 1 == tree._capacity
     assert len(stores) <= 6
     for _ in range(20):
         tree([(1, *range(9, 19), 2), (5, 2)])
-        stores.add(tree._store.data_ptr())
+        stores.add(tree._stores[0].data_ptr())
     assert len(stores) <= 6
 
 

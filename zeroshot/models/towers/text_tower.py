@@ -98,8 +98,8 @@ class _Branch:
 class TokenTree:
     """Embeddings of token paths; remembers the keys and values of the last call's paths.
 
-    Every node has a slot in one tensor of keys and values, which is allocated once and doubled if
-    it is too small. Slots of forgotten nodes are used again.
+    Every node has a slot in a layer's tensor of keys and values, which is allocated once, and
+    doubled when it is too small. Slots of forgotten nodes are used again.
     """
 
     def __init__(self, tower: Tower) -> None:
@@ -109,7 +109,7 @@ class TokenTree:
         self.nodes_run = 0
         """Tokens that went through the tower so far."""
         self._children: dict[tuple[int, int], int] = {}  # (slot of parent or -1, token) -> slot
-        self._store: Tensor | None = None  # [layers, keys and values, slots, w]
+        self._stores: list[Tensor] = []  # per layer [2, slots, w], keys and values
         self._capacity = 1  # the first slot is for padding
         self._free: list[int] = []
         self._captured = Captured(self._static_layers)
@@ -126,9 +126,10 @@ class TokenTree:
         if ways_of(self.tower.device).static:
             packed = _packed(listed, slots)
             given, nodes = on_device(self.tower.device, packed, places)
-            if self._store is not None and self._store.shape[2] < self._capacity:
-                self._kept(self._store[0, 0])
-                self._captured = Captured(self._static_layers)
+            if self._stores and self._stores[0].shape[1] < self._capacity:
+                for layer, stored in enumerate(self._stores):
+                    self._store(layer, stored[0])
+                self._captured = Captured(self._static_layers)  # graphs know the old addresses
             rows = self._captured(given.view(packed.shape))[nodes]
         else:
             batch = _Batch(listed, slots, places, self.tower.device)
@@ -161,16 +162,24 @@ class TokenTree:
         taken, self._free = self._free[:count], self._free[count:]
         return taken
 
-    def _kept(self, like: Float[Tensor, "n w"]) -> Float[Tensor, "l 2 s w"]:
-        """The keys and values of all slots, in a tensor that has room for them."""
-        old = self._store
-        if old is None or old.shape[2] < self._capacity:
-            shape = (len(self.tower.blocks), 2, self._capacity, like.shape[1])
-            self._store = like.new_empty(shape)
-            if old is not None:
-                self._store[:, :, : old.shape[2]] = old
-        assert self._store is not None
-        return self._store
+    def _store(self, layer: int, like: Float[Tensor, "n w"]) -> Float[Tensor, "2 s w"]:
+        """The layer's keys and values of all slots, in a tensor that has room for them."""
+        if layer == len(self._stores):
+            self._stores.append(like.new_empty(2, self._capacity, like.shape[1]))
+        old = self._stores[layer]
+        if old.shape[1] < self._capacity:
+            self._stores[layer] = like.new_empty(2, self._capacity, like.shape[1])
+            self._stores[layer][:, : old.shape[1]] = old
+        return self._stores[layer]
+
+    def _write(
+        self, layer: int, rows: Float[Tensor, "n w"], slots: Int[Tensor, " n"]
+    ) -> Float[Tensor, "2 s w"]:
+        """The same, with those of new nodes, whose normed states are `rows`."""
+        block = self.tower.blocks[layer]
+        for side, values in enumerate((block.key(rows), block.value(rows))):
+            self._store(layer, values)[side].index_copy_(0, slots, values)
+        return self._stores[layer]
 
     def _run(self, batch: "_Batch") -> Float[Tensor, "e d"]:
         """All layers over the new nodes, the last one at their ends."""
@@ -179,7 +188,7 @@ class TokenTree:
         for layer, block in enumerate(tower.blocks):
             last = layer == len(tower.blocks) - 1
             rows = block.before(x)
-            stored = _write(block, rows, batch.slots, self._kept, layer)
+            stored = self._write(layer, rows, batch.slots)
             if last:
                 rows, x = rows[batch.ends], x[batch.ends]
             attended = batch.attend(block.query(rows), stored, tower.heads, ends_only=last)
@@ -196,7 +205,7 @@ class TokenTree:
         x = tower.embed(tokens, positions)
         for layer, block in enumerate(tower.blocks):
             rows = block.before(x)
-            stored = _write(block, rows, slots, self._kept, layer)
+            stored = self._write(layer, rows, slots)
             groups = (seen.T.flatten(), len(tokens), mask[:, None, None])
             x = x + block.after(_attention(block.query(rows), stored, *groups, tower.heads))
             x = x + block.feed_forward(x)
@@ -224,21 +233,6 @@ class TokenTree:
 def _starts(branches: Iterable[_Branch]) -> list[int]:
     """Where each branch's nodes begin among all."""
     return [0, *accumulate(len(branch.tokens) for branch in branches)][:-1]
-
-
-def _write(
-    block: Block,
-    rows: Float[Tensor, "n w"],
-    slots: Int[Tensor, " n"],
-    kept: Callable[[Tensor], Tensor],
-    layer: int,
-) -> Float[Tensor, "2 s w"]:
-    """The layer's keys and values of all slots, with those of the new nodes."""
-    key, value = block.key(rows), block.value(rows)
-    stored: Tensor = kept(key)[layer]
-    stored[0].index_copy_(0, slots, key)
-    stored[1].index_copy_(0, slots, value)
-    return stored
 
 
 def encode_paths(tower: Tower, paths: Sequence[Tokens]) -> Float[Tensor, "n d"]:
