@@ -131,6 +131,7 @@ def caption(
     coupling: str | None = None,
     recipe: str | Path | Recipe | None = None,
     prompt: str | Sequence[str] | Mapping[str, str] | None = None,
+    remember_texts: bool = False,
     trace: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | bool | None = None,
@@ -150,6 +151,7 @@ def caption(
         recipe: what `tune(captions=...)` chose, or its file: method, options and coupling.
         prompt: what captions begin with (a title with `preset="story"`): one for all, one per
             image, or one by path.
+        remember_texts: keep the texts that `magic` tries in the cache, for later runs.
         trace: record every choice as `result.trace`, which has `figure()` and `save()`.
         batch_size: images that decode together.
         cache: where embeddings are stored; it stays open. Default: the user's cache; False: none.

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -120,6 +121,8 @@ class KeptTexts:
 
     def get(self, texts: Sequence[str]) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:
         """The embeddings of those that are there, and which these are."""
+        if self._cache.is_closed:
+            return torch.empty(0, 0), torch.zeros(len(texts), dtype=torch.bool)
         return self._cache.get(self._encoder, CANDIDATES, _text_ids(texts))
 
     def put(self, memory: EmbeddingMemory) -> None:

@@ -43,6 +43,12 @@ class CaptionOptions:
         typed=str,
         recorded="prompts",
     )
+    remember_texts: bool = option(
+        False,
+        "Keep the texts that magic tries in the cache, up to 65536, for later runs.",
+        env="REMEMBER_TEXTS",
+        decides_rows=False,
+    )
     trace: bool = option(False, "Record every choice.", on_command_line=False, decides_rows=False)
 
     @property
