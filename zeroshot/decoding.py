@@ -119,7 +119,7 @@ def stream(
         steps = max_tokens if max_length is None else min(max_tokens, max_length - length)
         tokens = torch.tensor([list(prefixes[row]) for row in rows])
         group = _Group.started(rows, language_model.forward(tokens))
-        ways = ways_of(group.step.hidden.device)
+        ways = ways_of(group.hidden.device)
         columns = 0 if observe else ways.columns
         likely = _most_likely(language_model, group, k)
         for left in reversed(range(steps)):
@@ -137,7 +137,7 @@ def stream(
                 observe(Choice(tuple(group.rows), candidates, *terms, chosen.column))
             while True:
                 following = ways.one_read and left
-                after = group.advance(language_model, chosen) if following else None
+                after = group.advance(chosen) if following else None
                 likely_after = _most_likely(language_model, after, k) if after else None
                 sure, token, listed = _read(chosen, likely_after)
                 if sure:
@@ -150,15 +150,15 @@ def stream(
             yield from ((group.rows[i], token[i]) for i in alive)
             if not alive or not left:
                 break
-            if after is None or likely_after is None:
-                group = group.advance(language_model, chosen, alive)
-                likely = _most_likely(language_model, group, k)
-            elif len(alive) == len(group.rows):
-                group, likely = after, likely_after.only(None, listed)
-            else:
+            every, kept = len(alive) == len(group.rows), None
+            group = group.advance(chosen) if after is None else after
+            if not every:
                 [kept] = on_device(candidates.device, alive)
-                group = after.only(language_model, alive, kept)
-                likely = likely_after.only(kept, listed[alive])
+                group, listed = group.only(alive, kept), listed[alive]
+            if likely_after is None:
+                likely = _most_likely(language_model, group, k)
+            else:
+                likely = likely_after.only(kept, listed)
 
 
 def mean_log_probability(
@@ -225,51 +225,38 @@ class _Likely:
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows of equal length that still decode: their cache and the unit hidden states so far."""
+    """Rows of equal length that still decode, and the unit hidden states so far."""
 
     rows: list[int]
-    step: LanguageModelOutput
+    hidden: Float[Tensor, "b e"]
+    """Each row's last state."""
+    cache: KeyValueCache
+    at: Int[Tensor, " b"]
+    """Row of `cache` that belongs to each row: it is copied when it is fed, and not before."""
     context: Float[Tensor, "b s e"]
 
     @classmethod
-    def started(
-        cls,
-        rows: list[int],
-        step: LanguageModelOutput,
-        before: Float[Tensor, "b s e"] | None = None,
-    ) -> "_Group":
-        """A group whose last states are those of `step`."""
-        state = normalize(step.hidden.float())
-        return cls(rows, step, state if before is None else torch.cat([before, state], dim=1))
+    def started(cls, rows: list[int], step: LanguageModelOutput) -> "_Group":
+        """A group whose states so far are those of `step`."""
+        at = torch.arange(len(rows), device=step.hidden.device)
+        return cls(rows, step.hidden[:, -1], step.cache, at, normalize(step.hidden.float()))
 
-    def advance(
-        self, language_model: LanguageModel, chosen: _Chosen, alive: list[int] | None = None
-    ) -> "_Group":
-        """The group, or its rows that are alive, after a choice: the winners' states are its."""
-        ahead, column, context = chosen.ahead, chosen.column, self.context
-        if alive is None:
-            kept = torch.arange(len(self.rows), device=column.device)
-        else:
-            [kept] = on_device(column.device, alive)
-            column, context = column[kept], context[kept]
-        step = LanguageModelOutput(
-            hidden=ahead.hidden[kept, column][:, None],
-            cache=language_model.select(ahead.cache, ahead.position[kept, column]),
-        )
-        rows = self.rows if alive is None else [self.rows[i] for i in alive]
-        return _Group.started(rows, step, context)
+    def advance(self, chosen: _Chosen) -> "_Group":
+        """The group after a choice: the look-ahead of each winner becomes its state."""
+        ahead, column = chosen.ahead, chosen.column
+        every = torch.arange(len(column), device=column.device)
+        hidden = ahead.hidden[every, column]
+        context = torch.cat([self.context, normalize(hidden.float())[:, None]], dim=1)
+        return _Group(self.rows, hidden, ahead.cache, ahead.position[every, column], context)
 
-    def only(
-        self, language_model: LanguageModel, alive: list[int], kept: Int[Tensor, " r"]
-    ) -> "_Group":
+    def only(self, alive: list[int], kept: Int[Tensor, " r"]) -> "_Group":
         """Some of the rows; `kept` is `alive` on the device."""
-        cache = language_model.select(self.step.cache, kept)
-        step = LanguageModelOutput(self.step.hidden[kept], cache)
-        return _Group([self.rows[i] for i in alive], step, self.context[kept])
+        rows = [self.rows[i] for i in alive]
+        return _Group(rows, self.hidden[kept], self.cache, self.at[kept], self.context[kept])
 
 
 def _most_likely(language_model: LanguageModel, group: _Group, k: int) -> _Likely:
-    logits = language_model.logits(group.step.hidden[:, -1])
+    logits = language_model.logits(group.hidden)
     probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))
     return _Likely(probability, candidates, candidates)
 
@@ -294,7 +281,7 @@ def _choose(
         given = tuple(values.gather(1, best) for values in given)
     candidates, base, can_win = given
     whole = every or columns > 0
-    ahead = look_ahead(language_model, group.step, candidates, None if whole else fed)
+    ahead = look_ahead(language_model, group, candidates, None if whole else fed)
     penalty = degeneration_penalty(ahead.hidden, group.context)
     total = base - alpha * penalty
     column = total.masked_fill(~can_win, -torch.inf).argmax(1)
@@ -333,24 +320,24 @@ def contenders(
 
 def look_ahead(
     language_model: LanguageModel,
-    step: LanguageModelOutput,
+    group: _Group,
     candidates: Int[Tensor, "b k"],
     fed: Bool[Tensor, "b k"] | None,
 ) -> _LookAhead:
-    """Feed what is marked, or all, after its own row of `step`; the others' states stay zero."""
+    """Feed what is marked, or all, after its own row; the others' states stay zero."""
     if fed is None:
         count = torch.arange(candidates.numel(), device=candidates.device)
-        cache = language_model.select(step.cache, count // candidates.shape[1])
+        cache = language_model.select(group.cache, group.at[count // candidates.shape[1]])
         after = language_model.forward(candidates.reshape(-1, 1), cache)
         hidden = after.hidden.view(*candidates.shape, -1)
         return _LookAhead(hidden, after.cache, count.view(candidates.shape))
     row, column = fed.nonzero(as_tuple=True)
-    hidden = step.hidden.new_zeros(*candidates.shape, step.hidden.shape[-1])
+    hidden = group.hidden.new_zeros(*candidates.shape, group.hidden.shape[-1])
     position = torch.zeros_like(candidates)
     if not len(row):
-        return _LookAhead(hidden, step.cache, position)
+        return _LookAhead(hidden, group.cache, position)
     after = language_model.forward(
-        candidates[row, column][:, None], language_model.select(step.cache, row)
+        candidates[row, column][:, None], language_model.select(group.cache, group.at[row])
     )
     hidden[row, column] = after.hidden[:, 0]
     position[row, column] = torch.arange(len(row), device=row.device)
