@@ -88,6 +88,20 @@ def test_no_device_is_one_sentence(benchmark, monkeypatch):
         benchmark("gpu")
 
 
+def test_what_remembered_texts_save(benchmark):
+    sizes = ("--photographs", 4, "--window", 2, "--after", 2, "--batch", 2)
+    lines = benchmark("remembered", "pocket", *sizes).splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
+    new = [int(row[3]) for row in rows]
+    assert len(rows) == 5
+    assert new[3] == 0 < new[4] < new[2], "the same again; others with the texts in the cache"
+
+
+def test_what_a_second_thread_could_gain(benchmark):
+    sizes = ("--small", "--balance", "--images", 2, "--batches", 2, "--steps", 3)
+    assert "| all |" in benchmark("magic", *sizes)
+
+
 def test_the_pipeline_equals_its_parts(benchmark):
     out = benchmark("pipeline", "--small", "--images", 4, "--labels", 12, "--repeats", 1)
     assert "classify beside transformers' pipeline: largest difference" in out

@@ -218,9 +218,10 @@ class _Likely:
 
     def only(self, kept: Int[Tensor, " r"] | None, listed: np.ndarray) -> "_Likely":
         """Some of the rows, or all, with their candidates on the host."""
-        own = (self.probability, self.candidates)
-        rows = own if kept is None else [values[kept] for values in own]
-        return _Likely(*rows, torch.from_numpy(listed))
+        probability, candidates = self.probability, self.candidates
+        if kept is not None:
+            probability, candidates = probability[kept], candidates[kept]
+        return _Likely(probability, candidates, torch.from_numpy(listed))
 
 
 @dataclass(frozen=True)
@@ -274,12 +275,11 @@ def _choose(
     """The best candidate of each row; `columns` as in `Ways`, `every` looks ahead on all."""
     can_win, fed = contenders(base, alpha, group.context, goes_on)
     broken = base.isnan().any()
-    flags, given = BROKEN * broken.long(), (candidates, base, can_win)
+    flags = BROKEN * broken.long()
     if 0 < columns < base.shape[1]:
         flags = flags + UNSURE * (can_win.sum(1) > columns).any().long()
         best = base.topk(columns).indices.sort(1).values  # sorted: equal scores as without
-        given = tuple(values.gather(1, best) for values in given)
-    candidates, base, can_win = given
+        candidates, base, can_win = (v.gather(1, best) for v in (candidates, base, can_win))
     whole = every or columns > 0
     ahead = look_ahead(language_model, group, candidates, None if whole else fed)
     penalty = degeneration_penalty(ahead.hidden, group.context)

@@ -143,7 +143,7 @@ def keep_texts(encoder: TextEncoder, cache: EmbeddingCache) -> Callable[[], None
     loaded = encoder.load() if isinstance(encoder, Deferred) else encoder
     if not isinstance(loaded, CachedTextEncoder):
         raise UserError(f"{encoder.name} remembers no texts; leave out --remember-texts")
-    kept, memory = KeptTexts(cache, loaded.name), loaded.memory
+    kept, memory = KeptTexts(cache, encoder.name), loaded.memory
     memory.before = kept.get
     return lambda: kept.put(memory)
 

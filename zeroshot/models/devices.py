@@ -63,7 +63,7 @@ def on_device(device: torch.device, *arrays: Sequence[int] | np.ndarray) -> list
     """Integers as flat tensors, by one copy to the device, for which the host does not wait."""
     flat = [np.asarray(array, np.int64).ravel() for array in arrays]
     packed = sent(torch.from_numpy(np.concatenate(flat)), device)
-    return list(packed.split([len(part) for part in flat]))
+    return list(torch.split(packed, [len(part) for part in flat]))
 
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

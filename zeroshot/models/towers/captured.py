@@ -44,7 +44,7 @@ class Captured:
     def _capture(self, given: Tensor) -> tuple[Any, Tensor, Tensor]:
         """The graph, where it reads and where it writes."""
         place = given.clone()
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # libraries set up what may not be captured
             self._function(place)
