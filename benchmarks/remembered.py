@@ -42,7 +42,8 @@ class Counted:
     def __call__(self, texts: Any, encode: Any) -> Tensor:
         def counting(fresh: list[str]) -> Tensor:
             self.new += len(fresh)
-            return encode(fresh)
+            rows: Tensor = encode(fresh)
+            return rows
 
         self.asked += len(set(texts))
         return self.memory(texts, counting)
