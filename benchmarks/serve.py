@@ -13,6 +13,7 @@ cache is used, and no text or image comes twice.
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -33,10 +34,12 @@ from random_models import as_loaded, clip, words
 
 import zeroshot
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.commands.terminal import process
 from zeroshot.inference.embedding import AUTO_BATCH, embed_texts
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import ModelSet, resolve
+from zeroshot.serving.web.server import RunningServer
 from zeroshot.tasks.embed import Embed
 from zeroshot.tasks.embed_options import EmbedOptions
 
@@ -166,6 +169,14 @@ def percentiles(times: list[float]) -> str:
     return " | ".join(f"{cut:.0f}" for cut in cuts)
 
 
+@contextlib.contextmanager
+def serving(*what: Any, **how: Any) -> Iterator[RunningServer]:
+    """As `zeroshot serve` does it."""
+    with zeroshot.serve(*what, **how) as server:
+        process.keep()
+        yield server
+
+
 def throughput(seconds: float) -> None:
     for name, make in sets():
         models = make()
@@ -173,7 +184,7 @@ def throughput(seconds: float) -> None:
         print("| what | clients | per s | p50 | p95 | p99 | of full batches | of batches of one |")
         print("|---|---|---|---|---|---|---|---|")
         for kind in ("texts", "images"):
-            with zeroshot.serve(SCENES, models, cache=NullCache()) as server:
+            with serving(SCENES, models, cache=NullCache()) as server:
                 server.wait_until_indexed()
                 batcher, start = server.state.engine.batcher, 0
                 load(server, kind, name, 8, 1, 10**7)  # warm
@@ -194,7 +205,7 @@ def throughput(seconds: float) -> None:
 
 def memory(requests: int) -> None:
     """Resident memory while requests come, mixed texts and images, after a beginning."""
-    with zeroshot.serve(SCENES, "pocket", cache=NullCache()) as server:
+    with serving(SCENES, "pocket", cache=NullCache()) as server:
         server.wait_until_indexed()
         sizes, start = [], 0
         header = {"authorization": f"Bearer {server.token}"}
@@ -224,7 +235,7 @@ def browse(files: int) -> None:
             Image.fromarray(pixels).resize((64, 64)).save(folder / f"{i:05}.png", compress_level=1)
         cache = EmbeddingCache(Path(temporary) / "cache")
         begin = time.perf_counter()
-        with zeroshot.serve(folder, "pocket", cache=cache) as server:
+        with serving(folder, "pocket", cache=cache) as server:
             server.wait_until_indexed(3600)
             print(f"\n{files} files indexed in {time.perf_counter() - begin:.0f} s")
             header = {"authorization": f"Bearer {server.token}"}
@@ -251,7 +262,7 @@ def browse(files: int) -> None:
                     ask("thumbnail", f"/thumb/{page[0]['id']}", None)
         begin = time.perf_counter()
         again = EmbeddingCache(Path(temporary) / "cache")
-        with zeroshot.serve(folder, "pocket", cache=again) as server:
+        with serving(folder, "pocket", cache=again) as server:
             server.wait_until_indexed(3600)
             print(f"a second start, models and index: {time.perf_counter() - begin:.1f} s")
     for what, each in times.items():
@@ -263,7 +274,7 @@ def photographs(folder: str, models: str) -> None:
     """Searches of photographs with new words, and how soon a caption begins."""
     with tempfile.TemporaryDirectory() as temporary:
         cache = EmbeddingCache(Path(temporary))
-        with zeroshot.serve(folder, models, cache=cache) as server:
+        with serving(folder, models, cache=cache) as server:
             server.wait_until_indexed(3600)
             header = {"authorization": f"Bearer {server.token}"}
             with httpx.Client(base_url=server.url, headers=header, timeout=600) as client:

@@ -1,5 +1,6 @@
 """What every test starts from: one thread (the run has two workers) and a cache of its own."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,17 @@ def _own_cache(tmp_path_factory, monkeypatch):
     """No test meets the user's cache, settings or network."""
     monkeypatch.setenv("ZEROSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_finish():
+    """The collected tests and all libraries stay: no garbage is looked for among them.
+
+    hypothesis is imported first, as it looks for who refers to what it is given.
+    """
+    import hypothesis  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """A server of the example scenes on the pocket set, shared by the tests of one process."""
 
 import base64
+import functools
 import json
+import ssl
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from zeroshot.cache.embedding_cache import EmbeddingCache
 
 SCENES = Path(__file__).parent.parent / "examples" / "scenes"
 HEART, STAR = SCENES / "1-red-heart.png", SCENES / "2-blue-star.png"
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For http: `httpx` would load all certificates for each client."""
+get = functools.partial(httpx.get, verify=PLAIN)
 
 
 def data_uri(data):
@@ -27,7 +32,7 @@ def running(folder, cache, **options):
     with zeroshot.serve(folder, cache=store, **{"models": "pocket", **options}) as server:
         server.wait_until_indexed()
         headers = {"authorization": f"Bearer {server.token}"} if server.token else {}
-        with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+        with httpx.Client(base_url=server.url, headers=headers, timeout=60, verify=PLAIN) as client:
             yield server, client
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,16 @@ def test_what_remembered_texts_save(benchmark):
 def test_what_a_second_thread_could_gain(benchmark):
     sizes = ("--small", "--balance", "--images", 2, "--batches", 2, "--steps", 3)
     assert "| all |" in benchmark("magic", *sizes)
+
+
+def test_words_against_captions(benchmark, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((4, 8))
+    owner = np.arange(12) % 4
+    file = tmp_path / "rows.npz"
+    np.savez(file, images=images, texts=images[owner], image_of_text=owner)
+    out = benchmark("explain", "--recorded", file)
+    assert "| the mean of the captions | 1.000 | 1.000 | 1.0 | 1.000 |" in out
 
 
 def test_the_pipeline_equals_its_parts(benchmark):

@@ -441,6 +441,36 @@ def test_label_free_brings_another_method_to_the_models_own_confidence(zeroshot,
     assert mean(rows) == pytest.approx(mean(plain), abs=1e-4)
 
 
+@pytest.mark.filterwarnings("default::zeroshot.errors.UnsuitableWarning")
+@pytest.mark.parametrize("method", [[], ["--method", "center", "-o", "lam=1"]])
+def test_labelled_images_that_are_all_right_give_label_sets_and_no_temperature(
+    method, zeroshot, tmp_path
+):
+    """The temperature is that without labels, and scores keep their name."""
+    made, bare, right = (tmp_path / name for name in ("made.json", "bare.json", "right"))
+    common = [*COMMON, *method]
+    _, plain, _ = zeroshot("classify", *SCENES, *common)
+    for row, image in zip(plain, SCENES, strict=True):
+        (right / row["labels"][0]["label"]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, right / row["labels"][0]["label"])
+    code, reports, said = zeroshot("calibrate", "--truth", right, *common, "--out", made)
+    assert code == 0, said
+    assert "all 8 labelled images are classified right" in " ".join(said.split())
+    assert reports[0]["accuracy"] == 1
+    assert zeroshot("calibrate", *SCENES, *common, "--out", bare)[0] == 0
+    found, unlabelled = json.loads(made.read_text()), json.loads(bare.read_text())
+    assert found["temperature"] == pytest.approx(unlabelled["temperature"])
+    assert (found["temperature"] == pytest.approx(1)) == (not method)
+    assert found["report"] == {}
+    sets = [] if method else ["--sets", "0.8"]  # center scores all images together
+    _, rows, _ = zeroshot("classify", *SCENES, *common, "--calibration", made, *sets)
+    assert [row["scored"] for row in rows] == [row["scored"] for row in plain]
+    if sets:
+        assert {len(own) for own in found["sets"].values()} == {8}
+        best = [row["labels"][0]["label"] for row in rows]
+        assert sum(b in row["label_set"] for b, row in zip(best, rows, strict=True)) >= 7
+
+
 def test_thresholds_of_independent_labels(zeroshot, truth, tmp_path):
     made = tmp_path / "made.json"
     sigmoid = [*COMMON, "--score", "sigmoid"]
@@ -461,7 +491,6 @@ def test_thresholds_of_independent_labels(zeroshot, truth, tmp_path):
         (["calibrate", "IMAGE", *COMMON, "--out", "MADE"], "--overwrite"),
         (["calibrate", "IMAGE", *COMMON, "--out", "OUT", "--min-precision", "1"], "needs --truth"),
         (["calibrate", "IMAGE", *COMMON, "--out", "OUT", "--score", "cosine"], "no probabilities"),
-        (["calibrate", "--truth", "RIGHT", *COMMON, "--out", "OUT"], "classified right"),
         (
             ["classify", "IMAGE", *COMMON, "--calibration", "MADE", "--method", "center"],
             "was made with method ensemble, not center",
@@ -479,11 +508,9 @@ def test_thresholds_of_independent_labels(zeroshot, truth, tmp_path):
     ],
 )  # fmt: skip
 def test_what_calibration_refuses(zeroshot, tmp_path, arguments, message):
-    made, right = tmp_path / "made.json", tmp_path / "right"
+    made = tmp_path / "made.json"
     assert zeroshot("calibrate", *SCENES[:3], *COMMON, "--out", made)[0] == 0
-    (right / "red heart").mkdir(parents=True)
-    shutil.copy(SCENES[0], right / "red heart")
-    places = {"IMAGE": SCENES[0], "MADE": made, "OUT": tmp_path / "new.json", "RIGHT": right}
+    places = {"IMAGE": SCENES[0], "MADE": made, "OUT": tmp_path / "new.json"}
     code, _, said = zeroshot(*(places.get(a, a) for a in arguments))
     assert code == 2
     assert message in " ".join(said.split())

@@ -294,7 +294,7 @@ def test_retrying_what_failed(zeroshot, mixed, tmp_path):
         (
             ["caption", "x.png", "--method", "ensemble"],
             2,
-            "these do: consensus, magic, mbr",
+            "these do: consensus, dlc, lmcap, magic",
         ),
         (["caption", "x.png", "-o", "K=3"], 2, "unknown option of magic 'K'"),
         (["caption", "x.png", "-o", "k=many"], 2, "k is of type int"),

@@ -23,7 +23,14 @@ from zeroshot.results import notebook_table, result as module
 from zeroshot.results.data_frames import COLUMNS, LONG, DataTable, columns
 from zeroshot.results.duplicate import DedupeResult
 from zeroshot.results.notebook_table import Line, TableRow, html_table
-from zeroshot.results.regions import Detection, DetectResult, Region, SegmentResult
+from zeroshot.results.regions import (
+    Detection,
+    DetectResult,
+    Region,
+    RegionCaption,
+    RegionsResult,
+    SegmentResult,
+)
 from zeroshot.results.result import (
     CaptionResult,
     ClassifyResult,
@@ -55,6 +62,9 @@ RESULTS = [
         HEART, "i", width=2, height=1, regions=(Region("cat", 0.5, 1, {"size": [1, 2]}),)
     ),
     DetectResult(HEART, "i", width=9, height=9, boxes=(Detection("cat", 0.5, (1, 2, 3, 4.5)),)),
+    RegionsResult(
+        HEART, "i", width=9, height=9, regions=(RegionCaption((1, 2, 3, 4.5), "a heart", 0.5),)
+    ),
     MatchResult(HEART, "i", texts=(TextScore("a", 0.75, "yes"), TextScore("b", 0.5, "no"))),
     AskResult(HEART, "i", questions=(WORDS, QuestionAnswers("who?", (Answer("I", None),)))),
     ReadResult(HEART, "i", text="word", score=0.5),

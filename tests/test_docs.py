@@ -198,6 +198,24 @@ def test_the_page_of_systems_is_the_table():
     assert rows == [f"| {s.name} | {s.about} | `{s.command or s.instead}` |" for s in systems()]
 
 
+def test_the_page_of_models_has_the_table_of_encoders():
+    from zeroshot.model_set.spec import HUB_SETS
+    from zeroshot.models.names import parse
+    from zeroshot.models.systems import encoder_rows
+
+    page = (ROOT / "docs" / "models.md").read_text("utf-8").splitlines()
+    heads, rows = encoder_rows()
+    start = page.index(f"| {' | '.join(heads)} |") + 2
+    shown = [f"| {family} | `{name}` | {' | '.join(more)} |" for family, name, *more in rows]
+    assert page[start : start + len(rows) + 1] == [*shown, ""]
+    names = [name for _, name, *_ in rows]
+    assert len(set(names)) == len(names)
+    assert {spec.encoder for spec in HUB_SETS.values()} - {"hf:openai/clip-vit-base-patch32"} <= {
+        *names
+    }
+    assert [str(parse(name)) for name in names] == names
+
+
 def test_the_commands_of_systems_exist():
     from zeroshot.models.systems import systems
 

@@ -203,6 +203,7 @@ def test_without_a_cache_nothing_waits(cache, pocket):
             "context_length": 77,
             "logit_scale": float("nan"),
             "logit_bias": None,
+            "trained_scale": True,
         },
     ],
 )
@@ -366,6 +367,7 @@ def test_a_description_is_that_of_the_class(name):
     options = [(n, kind_of(hints[n]), f.default) for n, f in methods.options(method).items()]
     assert [(o.name, o.kind, o.default) for o in found.options] == options
     verbs = {"scores": "classify", "caption": "caption", "attend": "segment"}
+    verbs["decompose"] = "explain"
     assert found.does == tuple(does for verb, does in verbs.items() if hasattr(method, verb))
     assert found.about == inspect.getdoc(inspect.getmodule(method))
 

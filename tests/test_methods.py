@@ -215,13 +215,22 @@ class TestAdjuster:
         torch.testing.assert_close(parts, method.adjust(logits, bank))
 
 
+class LongReader(ToyLanguageModel):
+    """Reads prompts, whatever they say."""
+
+    context_length = 2048
+
+    def encode(self, text):
+        return [(ord(c) - ord("a")) % len(self.table) for c in text]
+
+
 @pytest.mark.parametrize("name", CAPTIONERS)
 class TestCaptioner:
     def caption(self, name, rows):
         method, encoder = methods.get(name)(), ToyEncoder()
         texts = ["ab", "ba", "cde"]
         given = {
-            "language_model": ToyLanguageModel(),
+            "language_model": LongReader(),
             "pool": Pool(texts, encoder.encode_texts(texts)),
         }
         return method.caption(rows, encoder, **{k: given[k] for k in method.needs})

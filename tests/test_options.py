@@ -17,6 +17,7 @@ from zeroshot.commands import label_commands, search_commands, video_commands
 from zeroshot.commands.command import flags
 from zeroshot.evaluation.evaluate_options import EvaluateOptions
 from zeroshot.inference.meter import Meter
+from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
 from zeroshot.tasks import search as searching
 from zeroshot.tasks.captioning.caption_options import CaptionOptions, ReadOptions
@@ -30,6 +31,8 @@ from zeroshot.tasks.duplicates import dedupe as deduplication
 from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
 from zeroshot.tasks.embed import Embed
 from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.explaining import explain as explaining
+from zeroshot.tasks.explaining.explain_options import ExplainOptions
 from zeroshot.tasks.filter import Filter
 from zeroshot.tasks.filter_options import FilterOptions
 from zeroshot.tasks.localization.detect_options import DetectOptions
@@ -79,12 +82,13 @@ COMMANDS = {
     "calibrate": (CalibrateOptions, (label_commands, "calibrate_on", 1), [HEART]),
     "search": (SearchOptions, (search_commands, "find", 1), ["heart", HEART]),
     "dedupe": (DedupeOptions, ("zeroshot.tasks.duplicates.dedupe", "dedupe", 2), [HEART]),
+    "explain": (ExplainOptions, ("zeroshot.tasks.explaining.explain", "explain", 2), [HEART]),
     "eval": (EvaluateOptions, ("zeroshot.evaluation.experiment", "experiment", 2), [str(SCENES)]),
     "video classify": (VideoClassifyOptions, (classify_task, "video_task", 1), [HEART]),
     "video search": (VideoSearchOptions, (video_commands, "find", 1), ["heart", HEART]),
     "video calibrate": (CalibrateOptions, (video_commands, "calibrate_on", 1), [HEART]),
     "video caption": (
-        CaptionOptions,
+        video_commands.VideoCaptionOptions,
         ("zeroshot.tasks.captioning.caption_task", "caption_task", 1),
         [HEART],
     ),
@@ -164,6 +168,7 @@ FUNCTIONS = {
     "classify": ClassifyOptions,
     "search": SearchOptions,
     "dedupe": DedupeOptions,
+    "explain": ExplainOptions,
     "embed": EmbedOptions,
     "segment": SegmentOptions,
     "detect": DetectOptions,
@@ -414,12 +419,35 @@ def test_what_decides_copies_is_in_the_settings(more):
     assert found(**more) != found()
 
 
+EXPLAIN = {
+    "words": "red,blue,star",
+    "texts": ("a star",),
+    "mean": True,
+    "bank": [HEART] * 20,
+    "top_k": 2,
+    "options": {"penalty": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", EXPLAIN)
+def test_what_decides_words_is_in_the_settings(name):
+    def found(**given):
+        options = ExplainOptions(**{"words": "red,blue"} | given)
+        return explaining.explain([Source(HEART)], pocket(), options, NullCache(), Meter()).settings
+
+    assert found(**{name: EXPLAIN[name]}) != found()
+
+
 TESTED_HERE = {
+    ExplainOptions: {*EXPLAIN, "coupling"},
     DedupeOptions: {"threshold", "whole_threshold"},
     ClassifyOptions: {*CLASSIFY, "coupling", "recipe"},  # recipe: `test_recipes.py`
     DetectOptions: {*DETECT, "coupling"},
     SegmentOptions: set(SEGMENT),
-    CaptionOptions: {"method", "options", "preset", "coupling", "prompt", "recipe"},
+    CaptionOptions: {
+        *("method", "options", "preset", "coupling", "prompt", "recipe"),
+        *("box", "margin"),  # `test_region_captions.py`
+    },
     MatchOptions: {"texts", "against", "coupling"},
     FilterOptions: {
         *("min_score", "keep", "long_text", "coupling", "dedupe", "score", "targets"),

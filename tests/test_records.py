@@ -752,6 +752,7 @@ ROWS_OF = {
     "read": ("read", HEART),
     "search": ("search", "a heart", HEART),
     "dedupe": ("dedupe", HEART),
+    "explain": ("explain", HEART, "--words", "a,b"),
     "match": ("match", HEART, "--text", "a heart"),
     "filter": ("filter", "pairs.csv", "--min-score", "0"),
     "embed": ("embed", HEART),

@@ -54,6 +54,10 @@ ROWS = {
         row("segment", 0, width=1, height=1, regions=[{"label": "cat", "score": 1, "share": 0.31}]),
         row("segment", 1, width=1, height=1, regions=[]),
     ],
+    "explain": [
+        row("explain", 0, words=[{"word": "cat", "weight": 0.31}]),
+        row("explain", 1, words=[]),
+    ],
     "dedupe": [
         row("dedupe", 0, group=1, keep=False, kind="near", width=5, height=4),
         row("dedupe", 1, group=1, keep=True, kind=None, width=9, height=8),
@@ -67,6 +71,16 @@ ROWS = {
     "ask": [
         row("ask", 0, questions=[{"question": "what?", "answers": [{"answer": "x", "score": 0.5}]}])
     ],
+    "regions": [
+        row(
+            "regions",
+            0,
+            width=128,
+            height=96,
+            regions=[{"box": [1, 2, 11, 22], "caption": "a red heart", "score": 0.5}],
+        ),
+        row("regions", 1, width=128, height=96, regions=[]),
+    ],
 }
 SAID = {
     "classify": ["cat 1", "dog 0.10", "dog 1", "cat 0.40"],
@@ -75,10 +89,12 @@ SAID = {
     "search": ["a cat 1", "1. 0.31", "2 copies hidden", "a dog 1"],
     "detect": ["Something found 1", "cat x 2 0.70", "Nothing found 1", "nothing"],
     "segment": ["cat 31 %", "nothing but background"],
+    "explain": ["Images 2", "cat 0.31", "no words"],
     "dedupe": ["Group 1 2", "near copy", "9 x 8", "Without copies 1"],
     "filter": ["Kept 1", "0.30 a heart", "Left out 1", "copy"],
     "match": ["0.30 a heart"],
     "ask": ["what? 1", "x 0.50"],
+    "regions": ["a red heart", "no boxes"],
 }
 
 

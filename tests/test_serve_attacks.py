@@ -8,12 +8,11 @@ import threading
 import time
 from types import SimpleNamespace
 
-import httpx
 import pytest
 import torch
 from PIL import Image
 
-from tests.serving import HEART, SCENES, STAR, data_uri, events, running, sentence
+from tests.serving import HEART, SCENES, STAR, data_uri, events, get, running, sentence
 from tests.test_serve_security import LABELS, leaks, raw, settle
 from zeroshot import serve
 from zeroshot.cache.embedding_cache import EmbeddingCache
@@ -44,19 +43,19 @@ def within(seconds, condition):
 def test_cookies_of_other_programs_do_not_lock_the_user_out(served):
     """Cookies are shared by the ports of a host, and another program's need not be well-formed."""
     server, _ = served
-    own = "; ".join(f"{k}={v}" for k, v in httpx.get(server.page).cookies.items())
+    own = "; ".join(f"{k}={v}" for k, v in get(server.page).cookies.items())
     assert server.token not in own
     for cookie in (f'x={{"a": 1}}; a b=1; {own}', f"{own}; [=]", f'";{own}', f"=;;{own};"):
-        assert httpx.get(f"{server.url}/api/state", headers={"cookie": cookie}).status_code == 200
+        assert get(f"{server.url}/api/state", headers={"cookie": cookie}).status_code == 200
     for cookie in (f"x{own}", f"{own}x", own.partition("=")[0], f"x={own}", own.upper()):
-        assert httpx.get(f"{server.url}/api/state", headers={"cookie": cookie}).status_code == 401
+        assert get(f"{server.url}/api/state", headers={"cookie": cookie}).status_code == 401
 
 
 def test_a_token_of_any_signs_opens_the_page(tmp_path):
     with running(SCENES, tmp_path, token="a&b=c;d+%20#?") as (server, _):
-        answer = httpx.get(server.page)
+        answer = get(server.page)
         assert answer.status_code == 303
-        assert httpx.get(server.url, cookies=answer.cookies).status_code == 200
+        assert get(server.url, cookies=answer.cookies).status_code == 200
     for token in ("ключ", "two words", "line\nbreak"):
         with pytest.raises(UserError, match="without a space"):
             serve(SCENES, "pocket", token=token)
@@ -71,7 +70,7 @@ def test_names_that_others_use_may_be_those_of_a_proxy(tmp_path):
 
         def status(host, **headers):
             headers = {"host": host, "authorization": "Bearer mine", **headers}
-            return httpx.get(f"{server.url}/v1/models", headers=headers).status_code
+            return get(f"{server.url}/v1/models", headers=headers).status_code
 
         assert status("photos.home") == 200
         assert status("photos.home:443", origin="https://photos.home:443") == 200
@@ -87,7 +86,7 @@ def test_names_that_others_use_may_be_those_of_a_proxy(tmp_path):
 @pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
 def test_the_address_that_is_printed_answers(tmp_path, host):
     with serve(SCENES, "pocket", cache=EmbeddingCache(tmp_path), host=host, token="t") as server:
-        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        assert get(f"{server.url}/healthz").status_code == 200
 
 
 # What is sent

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import os
+import signal
 import threading
 import time
 
@@ -15,6 +16,7 @@ from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
 from zeroshot.errors import UserError
 from zeroshot.inputs.source import Source
 from zeroshot.model_set.model_set import resolve
+from zeroshot.serving import start
 from zeroshot.serving.batcher import Batcher, BusyError, StoppingError
 from zeroshot.serving.engine import Engine, _RequestCache
 from zeroshot.serving.folders import ServedFolders
@@ -290,15 +292,23 @@ def test_requests_have_the_notes_of_the_cache(tmp_path):
         requests.close()
 
 
-def test_garbage_is_not_looked_for_among_models(engine_of_pocket):
-    assert gc.get_freeze_count() > 50_000
-    engine_of_pocket.close()
-    assert gc.get_freeze_count() == 0
+def test_the_command_looks_for_no_garbage_among_models(zeroshot, monkeypatch):
+    class Served:
+        page = "http://127.0.0.1:1/"
 
+        def __enter__(self):
+            counts.append(gc.get_freeze_count())
+            raise KeyboardInterrupt
 
-@pytest.fixture
-def engine_of_pocket():
-    engine = Engine(resolve("pocket"), NullCache(), 8)
-    engine.load()
-    yield engine
-    engine.close()
+        def __exit__(self, *_):
+            raise AssertionError
+
+    counts = [gc.get_freeze_count()]
+    monkeypatch.setattr(start, "serve", lambda *_, **__: Served())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        zeroshot("serve", SCENES, "--models", "pocket", "--quiet")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert counts[1] - counts[0] > 1000

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.serving import HEART, SCENES, STAR, data_uri, running, sentence
+from tests.serving import HEART, PLAIN, SCENES, STAR, data_uri, get, running, sentence
 from zeroshot import serve
 from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.serving.mcp_tools import ImageTools
@@ -46,7 +46,7 @@ def ask_as(server, **headers):
     given = {"authorization": f"Bearer {server.token}"} | {
         name.replace("_", "-"): value for name, value in headers.items()
     }
-    return httpx.get(f"{server.url}/v1/models", headers=given)
+    return get(f"{server.url}/v1/models", headers=given)
 
 
 @pytest.mark.parametrize(
@@ -91,27 +91,27 @@ def test_no_or_a_wrong_token_is_401(served, token):
     value = None if token is None else f"Bearer {token.format(token=server.token)}"
     headers = {} if value is None else {"authorization": value.encode()}
     for path in ("/v1/models", "/api/state", "/metrics", "/openapi.json", "/thumb/" + "0" * 64):
-        answer = httpx.get(server.url + path, headers=headers)
+        answer = get(server.url + path, headers=headers)
         assert answer.status_code == 401
         sentence(answer)
-    page = httpx.get(server.url + "/", headers=headers)
+    page = get(server.url + "/", headers=headers)
     assert page.status_code == 401
     assert "zeroshot serve" in page.text
     for path in ("/healthz", "/page.css", "/icon.svg"):
-        assert httpx.get(server.url + path, headers=headers).status_code == 200
+        assert get(server.url + path, headers=headers).status_code == 200
 
 
 def test_the_token_of_the_address_becomes_a_strict_cookie(served):
     server, _ = served
-    answer = httpx.get(server.page + "&t=%2B%3Aa+dog")
+    answer = get(server.page + "&t=%2B%3Aa+dog")
     assert answer.status_code == 303
     assert answer.headers["location"] == "/?t=%2B%3Aa+dog"
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
-    with httpx.Client(base_url=server.url, cookies=answer.cookies) as client:
+    with httpx.Client(base_url=server.url, cookies=answer.cookies, verify=PLAIN) as client:
         assert client.get("/api/state").status_code == 200
-    wrong = httpx.get(f"{server.url}/?token=wrong")
+    wrong = get(f"{server.url}/?token=wrong")
     assert wrong.status_code == 401
     assert "set-cookie" not in wrong.headers
 
@@ -119,7 +119,7 @@ def test_the_token_of_the_address_becomes_a_strict_cookie(served):
 def test_headers_of_every_answer(served):
     server, client = served
     answers = [client.get(path) for path in ("/", "/v1/models", "/nothing", "/page.js", "/healthz")]
-    answers += [httpx.get(server.url + "/v1/models"), client.post("/v1/search", content=b"{")]
+    answers += [get(server.url + "/v1/models"), client.post("/v1/search", content=b"{")]
     answers.append(client.options("/v1/models", headers={"origin": "http://evil.example"}))
     for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -404,7 +404,7 @@ def test_a_server_for_others_knows_its_addresses(tmp_path):
         at = f"http://127.0.0.1:{port}/v1/models"
 
         def status(host):
-            return httpx.get(at, headers={"host": host, "authorization": "Bearer mine"}).status_code
+            return get(at, headers={"host": host, "authorization": "Bearer mine"}).status_code
 
         assert status(f"photos.home:{port}") == 200
         assert status(f"192.168.1.7:{port}") == 200

@@ -7,6 +7,7 @@ from .api import (
     detect as detect,
     embed as embed,
     evaluate as evaluate,
+    explain as explain,
     load as load,
     match as match,
     read as read,

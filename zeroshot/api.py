@@ -32,6 +32,7 @@ from zeroshot.model_set.model_set import ModelSet, resolve
 from zeroshot.model_set.spec import is_set
 from zeroshot.models.base import DualEncoder, ImageEncoder, LanguageModel, TextEncoder
 from zeroshot.results.duplicate import DedupeResult
+from zeroshot.results.explained import ExplainResult
 from zeroshot.results.regions import DetectResult, SegmentResult
 from zeroshot.results.result import (
     CaptionResult,
@@ -58,6 +59,8 @@ from zeroshot.tasks.duplicates import dedupe as duplicates
 from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
 from zeroshot.tasks.embed import Embed
 from zeroshot.tasks.embed_options import EmbedOptions
+from zeroshot.tasks.explaining import explain as explaining
+from zeroshot.tasks.explaining.explain_options import ExplainOptions
 from zeroshot.tasks.localization.detect_options import DetectOptions, RegionSource
 from zeroshot.tasks.localization.detection import Detect
 from zeroshot.tasks.localization.segment_options import SegmentOptions
@@ -132,6 +135,8 @@ def caption(
     recipe: str | Path | Recipe | None = None,
     prompt: str | Sequence[str] | Mapping[str, str] | None = None,
     remember_texts: bool = False,
+    box: Any = (),
+    margin: float = 0.25,
     trace: bool = False,
     batch_size: int = AUTO_BATCH,
     cache: EmbeddingCache | bool | None = None,
@@ -146,12 +151,17 @@ def caption(
             set's own; otherwise `mbr` if its anchors have captions, else `magic`.
         preset: a method's named settings: `coco`, `flickr30k`, `story` of `magic`.
         lm: a language model in place of the set's.
-        model: with `method="native"`, a trained captioner.
+        model: with `method="native"` or `"dlc"`, a trained captioner.
         coupling: in place of the set's, `asif`, `csa`, ...; `auto` chooses.
         recipe: what `tune(captions=...)` chose, or its file: method, options and coupling.
         prompt: what captions begin with (a title with `preset="story"`): one for all, one per
             image, or one by path.
         remember_texts: keep the texts that `magic` tries in the cache, for later runs.
+        box: parts of the images to caption instead: one box, several for all images, or those of
+            each by its path: `{r.path: [x.box for x in r.boxes] for r in detect(...)}`. A box is
+            left, top, right, bottom in pixels. Each result is a `results.RegionsResult`, whose
+            `regions` have `box`, `caption` and `score`.
+        margin: what is seen around a box on each side, as a share of its width and height.
         trace: record every choice as `result.trace`, which has `figure()` and `save()`.
         batch_size: images that decode together.
         cache: where embeddings are stored; it stays open. Default: the user's cache; False: none.
@@ -404,6 +414,49 @@ def dedupe(
             find(images).sources, _set(models), given, store, Meter(), batch_size=batch_size
         )
         return Results(found.results, DedupeResult.schema)
+
+
+@checks_arguments(ExplainOptions, batch_size=BATCH_SIZE)
+def explain(
+    images: Input | Iterable[Input] = (),
+    models: str | Path | ModelSet = "base",
+    *,
+    words: str | Sequence[str] = "",
+    texts: str | Sequence[str] = (),
+    mean: bool = False,
+    bank: Input | Iterable[Input] = (),
+    top_k: int = 10,
+    coupling: str | None = None,
+    batch_size: int = AUTO_BATCH,
+    cache: EmbeddingCache | bool | None = None,
+    **options: Any,
+) -> Results[ExplainResult]:
+    """What images, folders and texts look like to a model, as sums of few words (SpLiCE).
+
+    One result per image, or with `mean` per folder, in order; then one per text; then the images
+    that have an `error`. To explain a hit of `search`, give its `source`.
+
+    Args:
+        images, models, batch_size, cache: as for `caption`.
+        words: the words to explain by, or their file; default: 2000 common ones.
+        texts: texts or labels to explain too.
+        mean: one result for each folder, the mean of its images.
+        bank: images whose mean is subtracted. Default: the images that are explained; of fewer
+            than 20 nothing is subtracted. `mean_of` of a result says which.
+        top_k: words of a result.
+        coupling: as for `caption`.
+        options: of the method, as `penalty=0.1`.
+
+    Raises:
+        UserError: nothing to explain, an unknown option, too few images in the bank.
+        NotAvailableError: a model that is not here.
+    """
+    given = _options(ExplainOptions, locals())
+    with _open(cache) as store:
+        found = explaining.explain(
+            find(images).sources, _set(models), given, store, Meter(), batch_size=batch_size
+        )
+        return Results(found.results, ExplainResult.schema)
 
 
 @checks_arguments(EmbedOptions, batch_size=BATCH_SIZE)

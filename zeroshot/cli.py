@@ -53,6 +53,7 @@ COMMANDS = {
     "Find and compare": [
         search_commands.search,
         search_commands.dedupe,
+        search_commands.explain,
         task_commands.match,
         task_commands.filter,
         task_commands.embed,
@@ -109,14 +110,25 @@ def methods(
 
 @register(models_app, "list")
 @command
-def models_list() -> None:
+def models_list(
+    encoders: Annotated[
+        bool,
+        typer.Option("--encoders", help="Families of encoders instead, with names for --encoder."),
+    ] = False,
+) -> None:
     """The built-in model sets: models, licence, size, and whether they are on this disk.
 
     Examples:
         zeroshot models list
+        zeroshot models list --encoders
     """
     from zeroshot.commands import console
     from zeroshot.model_set.availability import list_sets
+    from zeroshot.models.systems import encoder_rows
+
+    if encoders:
+        console.print_table(*encoder_rows())
+        return
 
     console.print_table(
         ("set", "about", "licence", "MB", "on disk"),

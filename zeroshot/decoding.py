@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError, ZeroshotError
-from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput
+from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput, LogitCorrection
 from zeroshot.models.devices import on_device, read, sent, ways_of
 from zeroshot.ops import normalize
 
@@ -80,11 +80,13 @@ def generate(
     max_tokens: int,
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
+    adjust: LogitCorrection | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prefix, up to and without the end token: all of `stream`."""
     generated: list[list[int]] = [[] for _ in prefixes]
     settings: Any = {"k": k, "alpha": alpha, "max_tokens": max_tokens, "max_length": max_length}
-    for row, token in stream(language_model, prefixes, guide, observe=observe, **settings):
+    settings |= {"observe": observe, "adjust": adjust}
+    for row, token in stream(language_model, prefixes, guide, **settings):
         generated[row].append(token)
     return generated
 
@@ -99,12 +101,14 @@ def stream(
     max_tokens: int,
     max_length: int | None = None,
     observe: Callable[[Choice], None] | None = None,
+    adjust: LogitCorrection | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Each token when it is chosen, with the index of the prefix that it follows.
 
     At most `max_tokens` a prefix, and no more than `max_length` together with it; the end token is
     left out. Rows with prefixes of one length decode together; none is padded. `observe` is called
     after every choice and makes the loop look ahead on all candidates instead of the contenders.
+    `adjust` replaces the model's logits before anything else is computed.
 
     Raises:
         UserError: an empty prefix, an option out of range, or more tokens than the language
@@ -115,13 +119,22 @@ def stream(
     for row, prefix in enumerate(prefixes):
         by_length[len(prefix)].append(row)
     generated: list[list[int]] = [[] for _ in prefixes]
+
+    def most_likely(group: _Group) -> _Likely:
+        logits = language_model.logits(group.hidden)
+        if adjust is not None:
+            logits = adjust(group.rows, [generated[row] for row in group.rows], logits)
+        probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))
+        return _Likely(probability, candidates, candidates)
+
     for length, rows in by_length.items():
         steps = max_tokens if max_length is None else min(max_tokens, max_length - length)
         tokens = torch.tensor([list(prefixes[row]) for row in rows])
         group = _Group.started(rows, language_model.forward(tokens))
         ways = ways_of(group.hidden.device)
         columns = 0 if observe else ways.columns
-        likely = _most_likely(language_model, group, k)
+        one_read = ways.one_read and adjust is None  # which has to know the texts
+        likely = most_likely(group)
         for left in reversed(range(steps)):
             probability, candidates = likely.probability, likely.candidates
             guidance = torch.zeros_like(probability)
@@ -136,9 +149,9 @@ def stream(
                 terms = (probability, chosen.penalty, guidance, chosen.total)
                 observe(Choice(tuple(group.rows), candidates, *terms, chosen.column))
             while True:
-                following = ways.one_read and left
+                following = one_read and left
                 after = group.advance(chosen) if following else None
-                likely_after = _most_likely(language_model, after, k) if after else None
+                likely_after = most_likely(after) if after else None
                 sure, token, listed = _read(chosen, likely_after)
                 if sure:
                     break
@@ -155,10 +168,7 @@ def stream(
             if not every:
                 [kept] = on_device(candidates.device, alive)
                 group, listed = group.only(alive, kept), listed[alive]
-            if likely_after is None:
-                likely = _most_likely(language_model, group, k)
-            else:
-                likely = likely_after.only(kept, listed)
+            likely = likely_after.only(kept, listed) if likely_after else most_likely(group)
 
 
 def mean_log_probability(
@@ -254,12 +264,6 @@ class _Group:
         """Some of the rows; `kept` is `alive` on the device."""
         rows = [self.rows[i] for i in alive]
         return _Group(rows, self.hidden[kept], self.cache, self.at[kept], self.context[kept])
-
-
-def _most_likely(language_model: LanguageModel, group: _Group, k: int) -> _Likely:
-    logits = language_model.logits(group.hidden)
-    probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))
-    return _Likely(probability, candidates, candidates)
 
 
 def _choose(

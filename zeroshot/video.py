@@ -131,11 +131,13 @@ def caption(
 
     Args:
         clips, frames: as for `classify`.
-        models, method, more: as for `zeroshot.caption`, but for trained captioners, which describe
-            one image.
+        models, method, more: as for `zeroshot.caption`, but for trained captioners and for
+            boxes, which are of one image.
     """
     if method == "native" or more.get("model") is not None:
         raise UserError("a trained captioner describes one image: no model, for videos")
+    if more.keys() & {"box", "margin"}:
+        raise UserError("a box is a part of one image: no box and no margin, for videos")
     return api.caption(_sources(clips), _models(models, frames), method, **more)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models import tiny, tiny_pairs
+from tests.models import tiny, tiny_pairs, tiny_prompted
 from zeroshot import models
 
 BUILDERS = {
@@ -15,8 +15,10 @@ BUILDERS = {
     **tiny.LANGUAGE,
     **tiny.SEGMENTERS,
     **tiny.DETECTORS,
+    **tiny.CLIPS,
     "open_clip": tiny.open_clip,
     **tiny_pairs.ALL,
+    **tiny_prompted.PROMPTED,
 }
 
 

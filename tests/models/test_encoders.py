@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
+from tests.models.tiny_prompted import PROMPTED
 from zeroshot import models
 from zeroshot.errors import ZeroshotError
 from zeroshot.models.base import DualEncoder, ImageEncoder, TextEncoder
+from zeroshot.models.deferred import deferred, facts_of
 from zeroshot.models.encoding import encode_images, encode_texts
 from zeroshot.models.hf import model_inputs
 
-DUAL = [*tiny.DUAL, "open_clip"]
+DUAL = [*tiny.DUAL, *PROMPTED, "open_clip"]
 WITH_IMAGES = [*DUAL, *tiny.IMAGE]
 WITH_TEXTS = [*DUAL, *tiny.TEXTS]
 
@@ -101,7 +103,20 @@ def test_a_text_is_cut_at_the_context_length_and_counted_uncut(name, loaded):
 
 @pytest.mark.parametrize("name", DUAL)
 def test_the_scale_is_read_from_the_model(name, loaded):
-    assert loaded(name).logit_scale == pytest.approx(tiny.SCALE, rel=1e-5)
+    own = 100 if name in PROMPTED else tiny.SCALE  # CLIP's for those without one
+    assert loaded(name).logit_scale == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_what_is_remembered_of_it_stands_for_a_dual_encoder(name, loaded):
+    facts = facts_of(loaded(name))
+    assert facts["role"] == "dual encoder"
+    assert facts["trained_scale"] == (name not in PROMPTED)
+    stand_in = deferred(
+        facts, lambda: loaded(name), lambda fresh, texts, *_: fresh(texts), lambda: None
+    )
+    assert isinstance(stand_in, DualEncoder)
+    assert stand_in.trained_scale == facts["trained_scale"]
 
 
 @pytest.mark.parametrize("name", DUAL)
@@ -122,24 +137,6 @@ def test_half_precision_keeps_the_scale_and_returns_float32(name, directory_of, 
     rows, exact = half.encode_texts(TEXTS), loaded(name).encode_texts(TEXTS)
     assert (rows * exact).sum(dim=1).min() > 0.98
     assert not torch.equal(rows, exact)
-
-
-@pytest.mark.parametrize("name", [*tiny.DUAL, "mm_grounding_dino", "omdet_turbo", "sam3"])
-def test_a_model_saved_in_shards_of_half_precision_loads(name, directory_of, tmp_path, pictures):
-    """With the numbers of these weights in float32."""
-    whole = models.load(str(directory_of(name)), device="cpu").model
-    shutil.copytree(directory_of(name), tmp_path / name)
-    (tmp_path / name / "model.safetensors").unlink()
-    whole.half().save_pretrained(tmp_path / name, max_shard_size="20KB")
-    assert len(list((tmp_path / name).glob("model-*.safetensors"))) > 1
-    loaded = models.load(str(tmp_path / name), device="cpu", precision="fp32")
-    expected, own = whole.float().state_dict(), loaded.model.state_dict()
-    different = [key for key in own if not torch.equal(own[key], expected[key])]
-    assert not different
-    first = min((tmp_path / name).glob("model-*.safetensors"))
-    first.unlink()
-    with pytest.raises(ZeroshotError, match=r"is no complete model|not in its files|not there"):
-        models.load(str(tmp_path / name), device="cpu")
 
 
 def test_tipsv2_as_transformers_5_saves_it(directory_of, tmp_path, loaded, pictures):
@@ -272,19 +269,26 @@ def test_the_tokens_that_run_are_those_of_the_texts():
     assert rows[:, 0].tolist() == [195, 195, 97, 300, 98]
 
 
-def test_the_transformers_path_never_imports_torchvision(directory_of):
+def test_the_transformers_path_never_imports_torchvision(directory_of, tmp_path):
+    """Nor models whose own preprocessing, of images or of clips, exists for it alone."""
+    chat = shutil.copytree(directory_of("qwen3_vl"), tmp_path / "chat")
+    (chat / "modules.json").unlink()
     code = """if True:
         import sys
         from PIL import Image
         from zeroshot import models
-        encoder = models.load(sys.argv[1])
-        encoder.encode_images([Image.new("RGB", (20, 30), "red")])
-        encoder.encode_texts(["a cat"])
+        picture = Image.new("RGB", (20, 30), "red")
+        for directory in sys.argv[2:]:
+            encoder = models.load(directory)
+            encoder.encode_images([picture])
+            encoder.encode_texts(["a cat"])
+        models.load_answerer(sys.argv[1]).answer([picture], ["a cat?"])
         assert "transformers" in sys.modules
         assert not [name for name in sys.modules if name.startswith("torchvision")]
         assert "open_clip" not in sys.modules
     """
-    command = [sys.executable, "-W", "error", "-c", code, str(directory_of("clip"))]
+    encoders = [str(directory_of(name)) for name in ("clip", "neomme", "qwen3_vl")]
+    command = [sys.executable, "-W", "error", "-c", code, str(chat), *encoders]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""

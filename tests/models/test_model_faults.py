@@ -608,9 +608,8 @@ SIDES = {"vision_config": {}, "text_config": {}}
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [
-        ("Sam3LiteTextModel", {"model_type": "sam3_lite_text", **SIDES}, "clipseg-rd64-refined"),
-        ("NeoMMEForRetrieval", {"model_type": "neomme", **SIDES}, "siglip2-base-patch16-224"),
-        ("VideoPrismClipModel", {"model_type": "videoprism", **SIDES}, "xclip-base-patch32"),
+        ("Sam4Model", {"model_type": "sam4", **SIDES}, "clipseg-rd64-refined"),
+        ("PeVideoModel", {"model_type": "pe_video", **SIDES}, "xclip-base-patch32"),
         (
             "WordsForObjectDetection",
             {"model_type": "of 2028", "backbone_config": {}, "text_config": {}},

@@ -5,7 +5,9 @@ import pytest
 from tests.models import tiny
 from zeroshot import models
 from zeroshot.errors import UserError
+from zeroshot.models import open_clip
 from zeroshot.models.names import parse
+from zeroshot.models.systems import systems
 
 B32 = "open_clip:ViT-B-32/openai"
 
@@ -73,6 +75,13 @@ def test_directories(tmp_path, monkeypatch):
 def test_wrong_names_end_with_what_is_possible(name, message):
     with pytest.raises(UserError, match=message):
         models.load(name, offline=True)
+
+
+def test_the_encoders_of_the_table_have_weights_in_open_clip():
+    for system in systems():
+        for name in system.encoders:
+            if name.startswith("open_clip:"):
+                assert open_clip.repositories(parse(name)), name
 
 
 @pytest.mark.parametrize("suffix", ["pt", "bin", "ckpt", "safetensors", "pth"])

@@ -82,12 +82,13 @@ def test_a_single_prompt_keeps_its_axis(loaded, pictures):
     assert found[0].shape == (1, 16, 16)
 
 
-def test_sam3_is_transformers(loaded, pictures):
+@pytest.mark.parametrize(("name", "length"), [("sam3", 24), ("sam3_lite_text", 32)])
+def test_sam3_is_transformers(name, length, loaded, pictures):
     """Its own call takes a picture for each prompt, and encodes both anew for every pair."""
-    segmenter, picture = loaded("sam3"), pictures[0]
+    segmenter, picture = loaded(name), pictures[0]
     values = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float32)
     pixels = torch.from_numpy(values).permute(2, 0, 1)[None].repeat(3, 1, 1, 1) / 127.5 - 1
-    asked = tokenize(segmenter.tokenizer, PROMPTS, 24, "max_length")
+    asked = tokenize(segmenter.tokenizer, PROMPTS, length, "max_length")
     with torch.inference_mode():
         theirs = segmenter.model(
             pixel_values=pixels,
@@ -122,8 +123,9 @@ def test_sam3_as_published_has_a_tracker_too(directory_of, loaded, pictures, tmp
     )
 
 
-def test_sam3_takes_one_prompt_a_label_and_no_picture(loaded, pictures):
-    segmenter = loaded("sam3")
+@pytest.mark.parametrize("name", ["sam3", "sam3_lite_text"])
+def test_sam3_takes_one_prompt_a_label_and_no_picture(name, loaded, pictures):
+    segmenter = loaded(name)
     mean = segmenter.encode_prompts(["a cat", "two dogs"]).mean(0, keepdim=True)
     with pytest.raises(UserError, match="one prompt for each label: --templates none"):
         segmenter.maps(pictures[:1], mean)
@@ -167,7 +169,7 @@ def test_each_is_encoded_once(name, loaded, pictures, monkeypatch):
     """Three prompts and five pictures: three texts and five pictures through the towers."""
     segmenter, seen = loaded(name), {"texts": 0, "pictures": 0}
     clip, towers = getattr(segmenter.model, "clip", segmenter.model), ("text_model", "vision_model")
-    if name == "sam3":
+    if name.startswith("sam3"):
         towers = ("text_encoder", "vision_encoder")
     reader, viewer = (getattr(clip, tower) for tower in towers)
     texts, vision = reader.forward, viewer.forward
@@ -190,7 +192,7 @@ def test_each_is_encoded_once(name, loaded, pictures, monkeypatch):
 
 @pytest.mark.parametrize("name", tiny.SEGMENTERS)
 def test_long_prompts_are_refused(name, loaded):
-    with pytest.raises(UserError, match="the model reads 24"):
+    with pytest.raises(UserError, match=r"the model reads (24|32): 'many words"):
         loaded(name).encode_prompts(["a cat", "many words " * 9])
 
 

@@ -8,12 +8,16 @@ import torch
 import transformers as tr
 from safetensors.torch import load_file, save_file
 
+import zeroshot as package
 from tests.models import tiny, tiny_pairs
 from zeroshot import models
 from zeroshot.errors import UserError
-from zeroshot.models.base import Writer
+from zeroshot.methods.dlc import DLC
+from zeroshot.models.base import GuidedWriter, Writer
+from zeroshot.models.vlm.chat import DESCRIBE
 from zeroshot.models.vlm.clipcap import build_mapper
 from zeroshot.models.vlm.coca import greedy
+from zeroshot.models.vlm.generation import CAPTION_TOKENS
 
 every_writer = pytest.mark.parametrize("name", tiny_pairs.WRITERS)
 
@@ -342,3 +346,105 @@ def test_a_family_that_follows_no_instructions_has_its_own_prompt(
         with pytest.raises(UserError, match="enough"):
             writer.write(pictures, prompts)
         assert read == [expected] * 5
+
+
+# ------------------------------------------------------------------------- corrected by an encoder
+
+
+def favouring(word):
+    """Guidance by which each row says its own token of `word`, at its second place."""
+
+    def guidance(decode, ends):
+        def correct(rows, generated, logits):
+            for i, (row, tokens) in enumerate(zip(rows, generated, strict=True)):
+                if len(tokens) == 1:
+                    logits[i, word + row] = 1000.0
+            return logits
+
+        return correct
+
+    return guidance
+
+
+@pytest.mark.parametrize("name", ["blip_caption", "blip_2", "git", "encoder_decoder", "llava"])
+def test_each_picture_gets_its_own_correction(name, directory_of, writer_of, pictures, monkeypatch):
+    writer = writer_of(name)
+    assert isinstance(writer, GuidedWriter)
+    seen = []
+
+    def decoded(ids):
+        seen.append(list(ids))
+        return "x"
+
+    guided = writer.guided_by(favouring(20))
+    monkeypatch.setattr(guided.tokenizer, "decode", lambda ids, **more: decoded(ids))
+    answers = guided.write(pictures)
+    monkeypatch.undo()
+    assert [ids[1] for ids in sorted(seen, key=lambda ids: ids[1])] == [
+        20 + i for i in range(len(pictures))
+    ]
+    assert all(0 <= answer.score < 1 for answer in answers)  # the model's own, not the correction's
+    assert writer.guidance is None
+
+
+@torch.no_grad()
+def test_dlc_corrects_llava_as_by_hand(directory_of, writer_of, pictures):
+    """The whole model again for every token, and the formula on its logits."""
+    writer = writer_of("llava")
+    encoder = models.load_dual_encoder(f"hf:{directory_of('clip')}")
+    method = DLC(k=6, window=2, start=2, strength=3.0)
+    embeddings = encoder.encode_images(pictures[:2])
+    guided = writer.guided_by(lambda *how: method.referee(embeddings, encoder, *how))
+    answers = guided.write(pictures[:2])
+    assert [a.text for a in answers] != [a.text for a in writer.write(pictures[:2])]
+    decode = lambda ids: writer.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
+    for picture, embedding, answer in zip(pictures, embeddings, answers, strict=False):
+        (row,) = writer._rows([picture], [DESCRIBE])
+        prompt, tokens, seen = row["input_ids"], [], []
+
+        def cosine(text, embedding=embedding):
+            return float(encoder.encode_texts([text])[0] @ embedding)
+
+        for _ in range(CAPTION_TOKENS):
+            ids = torch.cat([prompt, torch.tensor([tokens], dtype=torch.long)], 1)
+            logits = writer.model(
+                **{**row, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            ).logits[0, -1]
+            if len(tokens) >= 2:
+                recent = tokens[-2:]
+                seen.append(cosine(decode(recent)))
+                last = seen[-8:]
+                base = last[-1] if len(last) <= 3 else sum(last) / len(last)
+                for v in logits.topk(6).indices.tolist():
+                    spoken = v != 2 and decode([v])
+                    context = cosine(decode([*recent, v])) if spoken else seen[-1]
+                    fit = (context + (cosine(decode([v])) if spoken else seen[-1])) / 2
+                    rise = 3.0 * (1 - base) ** 2
+                    rise *= torch.tensor((fit - base) / (1 - base + 1e-6)).sigmoid()
+                    logits[v] += logits[v].abs() * (rise.exp() - 1)
+            token = int(logits.argmax())
+            tokens.append(token)
+            if token == 2:
+                break
+        assert answer.text == decode(tokens)
+
+
+def test_captions_corrected_by_dlc(directory_of, pictures):
+    encoder, llava = f"hf:{directory_of('clip')}", f"hf:{directory_of('llava')}"
+    own = package.load("pocket", encoder=encoder)
+    more = {"model": llava, "cache": False}
+    found = package.caption(pictures, own, "dlc", start=1, strength=3.0, **more)
+    plain = package.caption(pictures, own, "native", **more)
+    assert [x.caption for x in found] != [x.caption for x in plain]
+    row = found[0].row()
+    assert (row["method"], row["scored"]) == ("dlc", "probability")
+    assert set(row["models"]) == {"captioner", "encoder"}
+    assert found[0].models["captioner"] == plain[0].models["captioner"]
+    region = package.caption(pictures[0], own, "dlc", box=(0, 0, 9, 9), **more)[0]
+    assert region.regions[0].caption
+    with pytest.raises(UserError, match=r"has no -o"):
+        package.caption(pictures, own, "native", k=3, **more)
+    with pytest.raises(UserError, match="cannot be corrected"):
+        package.caption(pictures, own, "dlc", model=f"hf:{directory_of('clipcap')}", cache=False)
+    with pytest.raises(UserError, match="dlc: k=0"):
+        package.caption(pictures, own, "dlc", k=0, **more)

@@ -551,6 +551,28 @@ def xclip(directory):
     return save(directory, randomize(tr.XCLIPModel(config)), tokenizer, images)
 
 
+def videoprism(directory):
+    """Its video processor needs torchvision; the file is as that would write it."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
+    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    tokenizer = tr.VideoPrismTokenizer(vocab=scores, extra_ids=0, model_max_length=24)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    vision = {"image_size": 16, "num_frames": 4, "tubelet_size": [1, 8, 8], **tower}
+    layers = {"num_spatial_layers": 2, "num_temporal_layers": 1, "num_auxiliary_layers": 1}
+    config = tr.VideoPrismConfig(
+        text_config={**TEXT, "vocab_size": len(tokenizer)}, vision_config={**vision, **layers}
+    )
+    directory = save(directory, randomize(tr.VideoPrismClipModel(config)), tokenizer)
+    settings = {
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+        "size": {"height": 16, "width": 16},
+        "do_normalize": False,
+        "do_sample_frames": True,
+    }
+    write(directory / "video_preprocessor_config.json", settings)
+    return directory
+
+
 def groupvit(directory):
     tokenizer = clip_tokenizer()
     vision = {
@@ -571,9 +593,8 @@ def groupvit(directory):
     return save(directory, randomize(tr.GroupViTModel(config)), tokenizer, images)
 
 
-def sam3(directory):
+def _sam3(directory, tokenizer, config_class, model_class, text):
     """Its image processor needs torchvision; the file is as that would write it."""
-    tokenizer = clip_tokenizer()
     small = {"hidden_size": 32, "num_attention_heads": 2}
     layers = {**small, "num_layers": 2, "intermediate_size": 32}
     backbone = tr.Sam3ViTConfig(
@@ -587,19 +608,19 @@ def sam3(directory):
         global_attn_indexes=[1],
         pretrain_image_size=16,
     )
-    config = tr.Sam3Config(
+    config = config_class(
         vision_config=tr.Sam3VisionConfig(
             backbone_config=backbone,
             fpn_hidden_size=32,
             backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
         ),
-        text_config=tr.CLIPTextConfig(**clip_text(tokenizer), projection_dim=16),
-        geometry_encoder_config=tr.Sam3GeometryEncoderConfig(**layers),
-        detr_encoder_config=tr.Sam3DETREncoderConfig(**layers),
-        detr_decoder_config=tr.Sam3DETRDecoderConfig(**layers, num_queries=5),
-        mask_decoder_config=tr.Sam3MaskDecoderConfig(**small),
+        text_config=text,
+        geometry_encoder_config=layers,
+        detr_encoder_config=layers,
+        detr_decoder_config={**layers, "num_queries": 5},
+        mask_decoder_config=small,
     )
-    directory = save(directory, randomize(tr.Sam3Model(config)), tokenizer)
+    directory = save(directory, randomize(model_class(config)), tokenizer)
     settings = {
         "image_processor_type": "Sam3ImageProcessor",
         "size": {"height": 32, "width": 32},
@@ -610,7 +631,26 @@ def sam3(directory):
     return directory
 
 
-SEGMENTERS = {"clipseg": clipseg, "groupvit": groupvit, "sam3": sam3}
+def sam3(directory):
+    tokenizer = clip_tokenizer()
+    text = tr.CLIPTextConfig(**clip_text(tokenizer), projection_dim=16)
+    return _sam3(directory, tokenizer, tr.Sam3Config, tr.Sam3Model, text)
+
+
+def sam3_lite_text(directory):
+    """Its positions are of another number than the tokens of a prompt."""
+    tokenizer = clip_tokenizer()
+    text = {**TEXT, "num_hidden_layers": 3, "vocab_size": len(tokenizer), "projection_dim": 16}
+    config = tr.Sam3LiteTextConfig
+    return _sam3(directory, tokenizer, config, tr.Sam3LiteTextModel, text)
+
+
+SEGMENTERS = {
+    "clipseg": clipseg,
+    "groupvit": groupvit,
+    "sam3": sam3,
+    "sam3_lite_text": sam3_lite_text,
+}
 
 
 def _owl(directory, config, model, images):
@@ -714,3 +754,5 @@ DETECTORS = {
     "grounding_dino": grounding_dino,
     "mm_grounding_dino": mm_grounding_dino,
 }
+
+CLIPS = {"xclip": xclip, "videoprism": videoprism}

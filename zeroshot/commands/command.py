@@ -26,8 +26,9 @@ PANELS = {
 }
 """Headings of `--help` for what many commands share; a command's own options come first."""
 OWN_PANELS = {
-    "Method": "method options compose caption_weight coupling preset lm model templates bank prior "
-    "hierarchy views recipe index half pooling examples mix resolution window regions among budget",
+    "Method": "method options compose caption_weight coupling preset lm model box boxes "
+    "margin templates bank prior hierarchy views recipe index half pooling examples mix resolution "
+    "window regions among budget",
     "Scores": "score top_k multi against threshold whole_threshold word_threshold overlap "
     "min_score calibration abstain none_of_these words sets set_rule explain background draws "
     "confidence held_out present",
@@ -149,7 +150,7 @@ def _arrange(parameter: inspect.Parameter) -> None:
 
 def check_paths(arguments: Sequence[str]) -> None:
     """UserError for an empty path, which pathlib would take for the current folder."""
-    for flag, value in zip(arguments, [*arguments[1:], None], strict=True):
+    for flag, value in zip(arguments, [*arguments[1:], None], strict=False):
         if flag.removesuffix("=") in PATHS and (value == "" or flag.endswith("=")):
             raise UserError(f"{flag.removesuffix('=')} is empty; it needs a path ('.' for here)")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zeroshot.errors import NoSuchPathError, UserError, no_such
-from zeroshot.tasks.completion import model_sets
+from zeroshot.tasks.completion import encoders, model_sets
 from zeroshot.tasks.options import BATCH_SIZE, check_number, option, option_of
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class ModelOptions:
         "Replace the set's encoder: open_clip:ViT-B-32/openai, hf:./directory; 'coupled' "
         "is the set's own coupled pair of encoders.",
         env="ENCODER",
+        complete=encoders,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", env="DEVICE")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = option(

@@ -130,7 +130,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         for row in rows:
             print_json(dict(zip(columns, row, strict=True)))
         return
-    table = Table(*columns)
+    table = Table(*(Column(name, overflow="fold") for name in columns))  # a name is copied whole
     for row in rows:
         table.add_row(*map(cell, row))
     progress.rows().print(table)

@@ -1,4 +1,4 @@
-"""`zeroshot search`: images, or with `video` videos, that answer a query; and `zeroshot dedupe`.
+"""`zeroshot search`: images, or with `video` videos, that answer a query; `dedupe`; `explain`.
 
 As `cli`, nothing heavy is imported here.
 """
@@ -16,6 +16,7 @@ from zeroshot.commands.command import Images, command
 from zeroshot.commands.common_options import RowOptions
 from zeroshot.errors import UserError, counted
 from zeroshot.tasks.duplicates.dedupe_options import DedupeOptions
+from zeroshot.tasks.explaining.explain_options import ExplainOptions
 from zeroshot.tasks.search_options import SearchOptions
 
 if TYPE_CHECKING:
@@ -267,6 +268,61 @@ def dedupe(run: RowOptions, options: DedupeOptions, images: Images, html: Html =
         copies = [r for r in found.results if r.kind is not None]
         groups = len({r.group for r in copies})
         console.log(f"{counted(groups, 'group')}, {counted(len(copies), 'image')} to leave out")
+        for line in console.summary(meter, 0, run.verbose, modality=run.modality):
+            console.log(line)
+    if meter.failed:
+        raise typer.Exit(3)
+
+
+@command
+def explain(
+    run: RowOptions,
+    options: ExplainOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or -; none if only texts are explained."),
+    ] = None,
+) -> None:
+    """Say what an image, a folder or a text looks like to the model, as a sum of few words.
+
+    Examples:
+        zeroshot explain photos/ --mean --words dog,cat,tree
+        zeroshot explain a.png --text crane --out words.jsonl
+    """
+    from zeroshot.commands import console
+    from zeroshot.results.explained import ExplainResult
+    from zeroshot.tasks.explaining import explain as task
+
+    check_outputs(run, ExplainResult.schema, None)
+    models, meter = run.model_set(), console.meter()
+    sources = run.sources(images, {"--words": options.words}) if images else []
+    screen = console.Screen(meter, "nothing", run.modality)
+    with run.open_cache() as cache, screen.results(len(sources)):
+        found = task.explain(
+            sources,
+            models,
+            options,
+            cache,
+            meter,
+            batch_size=run.images_per_batch,
+            seen=screen.advance,
+        )
+    write_rows(run, ExplainResult.schema, found.settings, found.results)
+    shown = run.shown()
+    for result in found.results:
+        if shown == "json":
+            console.print_json(result.row())
+        elif result.error is not None:
+            console.log(f"'{result.path}': {result.error.message}")
+    if shown == "table":
+        good = [result for result in found.results if result.error is None]
+        rows = [(r.text or r.path or "", r.summary(), f"{r.cosine:.2f}") for r in good]
+        console.print_table(("", "words", "cosine"), rows)
+    if not run.quiet:
+        for mean_of in dict.fromkeys(r.mean_of for r in found.results if r.error is None):
+            few = "nothing; 20 images have a mean, or those of --bank"
+            said = few if mean_of == task.NOTHING else f"the mean of {mean_of}"
+            console.log(f"subtracted: {said}")
         for line in console.summary(meter, 0, run.verbose, modality=run.modality):
             console.log(line)
     if meter.failed:

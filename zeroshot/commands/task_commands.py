@@ -68,7 +68,9 @@ def caption(
     text: TextOptions,
     images: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, folders, globs or -; default: the images of --prompts."),
+        typer.Argument(
+            help="Files, folders, globs or -; default: the images of --prompts or --boxes."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -90,6 +92,14 @@ def caption(
     ] = None,
     xmp_name: XmpNameFlag = "full",
     sidecar_remove: SidecarRemove = False,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            "--boxes",
+            envvar="ZEROSHOT_BOXES",
+            help="Rows of detect: caption each of their boxes.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -117,12 +127,18 @@ def caption(
     text.check(sidecar)
     if options.prompt is not None and prompts is not None:
         raise UserError("--prompt is one text for all images, --prompts one for each: give one")
+    if options.box and boxes is not None:
+        raise UserError("--box is for all images, --boxes has those of each: give one")
     each = read_prompts(prompts) if prompts is not None else {}
-    if not images and not each:
+    found = _boxes_of(boxes) if boxes is not None else {}
+    if not images and not each and not found:
         raise UserError("caption needs images: files, folders, globs or -")
     given = replace(options, prompt=each or options.prompt, trace=trace is not None)
+    given = replace(given, box=found or options.box)
     task = caption_task(run.model_set(), given)
-    sources = _prompted(run, images or list(each), each, prompts)
+    if sidecar and given.box:
+        raise UserError("a sidecar has one caption, of the whole image: leave the boxes out")
+    sources = _prompted(run, images or list(each) or list(found), each, prompts)
     if trace is not None and run.folder is not None:
         raise UserError("--trace needs one output file; a folder of shards has no traces")
     with _traces(trace, run) as traced:
@@ -139,6 +155,26 @@ def caption(
             show_with_sidecars(run, with_files, sources, traced)
         else:
             run.show(task, sources, traced)
+
+
+def _boxes_of(file: Path) -> dict[str, Any]:
+    """The boxes of each image in rows of `detect`, by its path."""
+    from zeroshot.distributed.saved_rows import saved_rows
+    from zeroshot.output.annotations.annotated import DETECT, Annotations
+    from zeroshot.tasks.captioning.region_captions import ImageBoxes
+
+    saved = saved_rows(file)
+    if saved.schema != DETECT:
+        raise UserError(f"--boxes '{file}' has rows of {saved.schema}; rows of detect have boxes")
+    if saved.unfinished:
+        raise UserError(f"--boxes '{file}' lacks {counted(saved.unfinished, 'shard')}: finish it")
+    found: dict[str, ImageBoxes] = {}
+    for image in Annotations(DETECT, saved.rows).images():
+        boxes = tuple(mark.box for mark in image.marks if mark.box is not None)
+        if found.setdefault(image.name, own := ImageBoxes(boxes, image.id)) != own:
+            raise UserError(f"--boxes '{file}' has several rows for '{image.name}'")
+    failed = ImageBoxes((), missing=f"'{file}' has an error and no boxes for it")
+    return {name: found.get(name, failed) for name in (str(r["path"]) for r in saved.rows())}
 
 
 def _prompted(
@@ -216,7 +252,8 @@ def _traced(results: ResultStream, write: Callable[[bytes], object]) -> ResultSt
 
     for result in results:
         if result.error is None:
-            write(utf8(to_json(result.trace_row())) + b"\n")
+            for row in result.trace_rows():
+                write(utf8(to_json(row)) + b"\n")
         yield result
 
 

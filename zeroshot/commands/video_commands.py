@@ -4,7 +4,7 @@ As `cli`, nothing heavy is imported here.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -56,6 +56,8 @@ class VideoCaptionOptions(CaptionOptions):
     """The options of `CaptionOptions`, but for trained captioners, which describe one image."""
 
     model: str | None = option(None, NO_MODEL, hidden=True)
+    box: Any = option((), "Videos have no boxes.", on_command_line=False)
+    margin: float = option(0.25, "Videos have no boxes.", on_command_line=False)
 
 
 @dataclasses.dataclass(frozen=True)

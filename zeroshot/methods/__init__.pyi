@@ -34,6 +34,7 @@ from .csa import CSA as CSA
 from .csa_asif import CSAASIF as CSAASIF
 from .csls import CSLS as CSLS
 from .dis import DIS as DIS
+from .dlc import DLC as DLC
 from .dn import DN as DN
 from .ensemble import Ensemble as Ensemble
 from .evidence import Evidence as Evidence
@@ -41,6 +42,7 @@ from .frolic import Frolic as Frolic
 from .gda import GDA as GDA
 from .inmap import InMaP as InMaP
 from .inverted_softmax import InvertedSoftmax as InvertedSoftmax
+from .lmcap import LMCap as LMCap
 from .magic import MaGiC as MaGiC
 from .mbr import MBR as MBR
 from .mta import MTA as MTA
@@ -58,6 +60,7 @@ from .ridge import Ridge as Ridge
 from .ridge_cca import RidgeCCA as RidgeCCA
 from .sclip import SCLIP as SCLIP
 from .sinkhorn import Sinkhorn as Sinkhorn
+from .splice import SpLiCE as SpLiCE
 from .stata import StatA as StatA
 from .tda import TDA as TDA
 from .timo import TIMO as TIMO

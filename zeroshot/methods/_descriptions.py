@@ -14,7 +14,10 @@ from zeroshot.errors import UserError, unknown
 from zeroshot.methods._plugins import distribution_of, load_plugin, plugins
 from zeroshot.methods._registry import PACKAGE, built_in, names, options as known_options
 
-VERBS = {"scores": "classify", "caption": "caption", "attend": "segment"}
+VERBS = {
+    **{"scores": "classify", "caption": "caption", "attend": "segment"},
+    "decompose": "explain",
+}
 """What a class does if it, or a class that it inherits from, has such a function."""
 
 
@@ -38,7 +41,7 @@ class Description:
     about: str
     """The whole docstring: source, equation, departures."""
     does: tuple[str, ...]
-    """`classify`, `caption`, `segment`."""
+    """`classify`, `caption`, `segment`, `explain`."""
     options: tuple[Option, ...]
 
 

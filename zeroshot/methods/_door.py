@@ -23,7 +23,7 @@ from zeroshot.errors import UserError
 
 VERBS = (
     *("fit", "scores", "refine", "adjust", "cosines"),
-    *("map_images", "map_texts", "caption"),
+    *("map_images", "map_texts", "caption", "decompose", "recompose"),
 )
 COMPARED = {"images", "texts", "views", "bank"}
 """Embeddings that are compared by their dot products, so their lengths have to be 1."""

@@ -149,6 +149,11 @@ class FrameDualEncoder(FrameEncoder):
         return self.encoder.logit_bias
 
     @property
+    def trained_scale(self) -> bool:
+        """The dual encoder's."""
+        return bool(getattr(self.encoder, "trained_scale", True))
+
+    @property
     def context_length(self) -> int | None:
         """The dual encoder's."""
         return self.encoder.context_length

@@ -4,7 +4,7 @@ Three conventions hold everywhere. Embeddings leave an encoder as unit vectors i
 are upright RGB images of PIL. A language model works on token ids.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ __all__ = [
     "Answer",
     "Answerer",
     "Attend",
+    "ChatModel",
     "ClassifierHead",
     "ClassifyingEncoder",
     "ClipEncoder",
@@ -30,12 +31,15 @@ __all__ = [
     "DualEncoder",
     "FramewiseEncoder",
     "Grounder",
+    "Guidance",
+    "GuidedWriter",
     "Image",
     "ImageEncoder",
     "IncrementalTextEncoder",
     "KeyValueCache",
     "LanguageModel",
     "LanguageModelOutput",
+    "LogitCorrection",
     "Matcher",
     "PairScorer",
     "Phrase",
@@ -380,6 +384,21 @@ class LanguageModel(Protocol):
         """A new cache with `rows` of the old one, in this order; rows may be repeated."""
 
 
+@runtime_checkable
+class ChatModel(LanguageModel, Protocol):
+    """A language model that may have learned to answer messages."""
+
+    @property
+    def turn_end(self) -> int:
+        """The id that ends an answer; `end` if the model has no chat template."""
+
+    def encode_chat(self, message: str) -> list[int] | None:
+        """Ids up to where the answer to a user's message begins, by the model's chat template.
+
+        None if it has none.
+        """
+
+
 @dataclass(frozen=True)
 class Answer:
     """A text that a model writes about an image, and its score."""
@@ -396,6 +415,13 @@ class Regions:
     features: Float[Tensor, "r f"]
     boxes: Float[Tensor, "r 4"] | None = None
     """Left, top, right and bottom as fractions of the image's sides."""
+
+
+LogitCorrection = Callable[[Sequence[int], Sequence[Sequence[int]], Float[Tensor, "b v"]], Tensor]
+"""Rows, their new tokens and the model's logits to other logits `[b v]`."""
+
+Guidance = Callable[[Callable[[Sequence[int]], str], Collection[int]], LogitCorrection]
+"""A model's decoding of tokens and the tokens that end a text, to what corrects its logits."""
 
 
 class ImageTextModel(Protocol):
@@ -484,7 +510,7 @@ class RegionAnswerer(ImageTextModel, Protocol):
 
 @runtime_checkable
 class ClipScorer(Protocol):
-    """Scores how well texts fit clips, with text embeddings that depend on the clip (X-CLIP)."""
+    """Scores how well texts fit clips; text embeddings may depend on the clip (X-CLIP)."""
 
     @property
     def name(self) -> str:
@@ -534,4 +560,15 @@ class Writer(Protocol):
 
         The score is the geometric mean of the probabilities of the new tokens. UserError for
         prompts if the model takes none.
+        """
+
+
+@runtime_checkable
+class GuidedWriter(Writer, Protocol):
+    """A writer whose logits can be corrected token by token."""
+
+    def guided_by(self, guidance: Guidance) -> Writer:
+        """The same writer, corrected; the rows of a correction are the images of `write`.
+
+        A score stays the model's own probability of the tokens.
         """

@@ -32,7 +32,11 @@ TEXTS, TOKENS = "text", "tokens"
 _NAMED: dict[str, Any] = {"name": str}
 _PIXELS: dict[str, Any] = {"shortcuts": str, "draft_side": (int, type(None))}
 _TEXTS: dict[str, Any] = {"context_length": (int, type(None))}
-_DUAL: dict[str, Any] = {"logit_scale": float, "logit_bias": (float, type(None))}
+_DUAL: dict[str, Any] = {
+    "logit_scale": float,
+    "logit_bias": (float, type(None)),
+    "trained_scale": bool,
+}
 
 
 class Deferred:
@@ -162,6 +166,11 @@ class DeferredDualEncoder(DeferredTextEncoder):
         """Remembered."""
         bias: float | None = self._facts["logit_bias"]
         return bias
+
+    @property
+    def trained_scale(self) -> bool:
+        """Remembered."""
+        return bool(self._facts["trained_scale"])
 
     @property
     def patch_size(self) -> int:

@@ -19,19 +19,24 @@ from zeroshot.models.base import (
 )
 from zeroshot.models.devices import resolve_device, resolve_precision
 from zeroshot.models.hf import (
+    clip_scorers,
     dual_encoder,
     image_encoder,
     language_model,
     mask_models,
     object_detection,
     text_encoder,
-    xclip,
 )
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.isolation import loads
 from zeroshot.models.model_checks import check_vocabulary, model_errors
 from zeroshot.models.names import ModelName, parse
-from zeroshot.models.vlm import captioners, image_text_matching, question_answering
+from zeroshot.models.vlm import (
+    captioners,
+    image_text_matching,
+    prompted_encoder,
+    question_answering,
+)
 
 BUNDLED = Path(__file__).parent
 """Models in here are our own: they need not be tried out."""
@@ -50,8 +55,15 @@ ModelRole = Literal[
     "dual encoder", "image encoder", "text encoder", "language model", "segmenter", "detector"
 ]
 
+
+def _load_dual(checkpoint: Checkpoint) -> Any:
+    prompted = prompted_encoder.prompted(checkpoint.files)
+    load = prompted_encoder.load_prompted_encoder if prompted else dual_encoder.load_dual_encoder
+    return load(checkpoint)
+
+
 LOADERS: dict[ModelRole, Callable[[Checkpoint], Any]] = {
-    "dual encoder": dual_encoder.load_dual_encoder,
+    "dual encoder": _load_dual,
     "image encoder": image_encoder.load_image_encoder,
     "text encoder": text_encoder.load_text_encoder,
     "language model": language_model.load_language_model,
@@ -74,7 +86,7 @@ COMMANDS = {
     },
     "match": {*image_text_matching.HEADS},
     "caption --method native": {*captioners.WRITERS},
-    "video classify": {xclip.ARCHITECTURE},
+    "video classify": {*clip_scorers.ARCHITECTURES},
 }
 """For classes that read images and texts together, a command that loads them."""
 
@@ -204,6 +216,8 @@ def load_detector(name: str, **options: Unpack[LoadOptions]) -> Detector:
 def _kind(checkpoint: Checkpoint, role: ModelRole | None) -> ModelRole:
     """What the model is, by its own configuration."""
     files = checkpoint.files
+    if prompted_encoder.prompted(files):
+        return "dual encoder"
     for kind, model_types in FAMILIES.items():
         if files.model_type in model_types:
             return kind

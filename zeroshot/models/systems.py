@@ -7,13 +7,15 @@ exit code is that of a model that is not available.
 
 import difflib
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from zeroshot.errors import NotAvailableError, UserError
 
-__all__ = ["System", "check_is_no_system", "systems"]
+__all__ = ["System", "check_is_no_system", "encoder_rows", "systems"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,45 @@ class System:
     about: str
     command: str | None = None
     instead: str | None = None
+    encoders: Mapping[str, int] = field(default_factory=dict)
+    """Names of some models of a family of encoders, each with its parameters in millions."""
+    licence: str = ""
+    """Of the weights; empty if it was not found, as `languages`."""
+    languages: str = ""
 
 
 @cache
 def systems() -> tuple[System, ...]:
     """All systems, in the order of the table."""
     table = (resources.files("zeroshot.models") / "systems.toml").read_text("utf-8")
-    return tuple(System(name, **entry) for name, entry in tomllib.loads(table).items())
+    return tuple(
+        System(name, **{"command": _encoding(entry), **entry})
+        for name, entry in tomllib.loads(table).items()
+    )
+
+
+def _encoding(entry: dict[str, Any]) -> str | None:
+    """The command that runs the first model of a family of encoders."""
+    first = next(iter(entry.get("encoders", ())), None)
+    return first and f"zeroshot classify photos/ --labels cat,dog --encoder {first}"
+
+
+def encoder_rows() -> tuple[tuple[str, ...], list[tuple[str, str, str, str, str, str]]]:
+    """The heads and the rows of the table of encoders."""
+    heads = ("family", "name", "parameters", "licence", "languages", "for")
+    unknown = "not checked"
+    return heads, [
+        (
+            s.name,
+            name,
+            f"{size} M",
+            s.licence or unknown,
+            s.languages or unknown,
+            s.about,
+        )
+        for s in systems()
+        for name, size in s.encoders.items()
+    ]
 
 
 def check_is_no_system(name: str) -> None:

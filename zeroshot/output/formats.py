@@ -220,7 +220,7 @@ class FlatLines(JsonLines):
 
 
 class Text:
-    """One line per input: the caption, the best label, or the labels of its regions or boxes.
+    """One line per input: the caption, the best label, or the labels or captions of its parts.
 
     The line of a failed image is empty. A search has one line per hit: its path, unchanged.
     """
@@ -232,7 +232,8 @@ class Text:
         if row["schema"] == "zeroshot.search/1":
             return utf8("" if row.get("error") else row["path"] or "") + b"\n"
         regions = row.get("regions") or row.get("boxes") or []
-        labels = ", ".join(dict.fromkeys(region["label"] for region in regions))
+        names = [region.get("label") or region.get("caption") or "" for region in regions]
+        labels = ", ".join(dict.fromkeys(names))
         text = row.get("caption") or cells(row).get("label") or labels
         return utf8(" ".join(text.split())) + b"\n"
 

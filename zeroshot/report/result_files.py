@@ -23,7 +23,7 @@ from zeroshot.tasks.tuning.recipe import Recipe, read_recipe
 TRACE = "zeroshot.trace/1"
 SHOWN_ROWS = (
     *("classify", "caption", "read", "search", "detect", "segment", "dedupe", "filter", "match"),
-    "ask",
+    *("ask", "explain", "regions"),
 )
 """Commands whose rows are shown."""
 SHARD = re.compile(r"\d{5,}\.jsonl")

@@ -1,8 +1,11 @@
 from .duplicate import DedupeResult as DedupeResult
+from .explained import ExplainResult as ExplainResult, WordWeight as WordWeight
 from .regions import (
     Detection as Detection,
     DetectResult as DetectResult,
     Region as Region,
+    RegionCaption as RegionCaption,
+    RegionsResult as RegionsResult,
     SegmentResult as SegmentResult,
 )
 from .result import (

@@ -19,6 +19,7 @@ from zeroshot.packaging.extras import how_to_install
 
 COLUMNS = {
     "zeroshot.caption/1": ("caption", "score"),
+    "zeroshot.regions/1": ("width", "height", "regions"),
     "zeroshot.classify/1": (
         *("label", "score", "cosine", "abstained", "scored", "labels", "none", "label_set"),
     ),
@@ -30,26 +31,37 @@ COLUMNS = {
     "zeroshot.read/1": ("text", "score"),
     "zeroshot.filter/1": ("caption", "score", "kept", "truncated", "copy_of"),
     "zeroshot.search/1": ("query", "rank", "score", "cosine", "hidden", "because"),
+    "zeroshot.explain/1": (
+        *("word", "weight", "words", "nonzero", "cosine", "mean_of", "text", "images"),
+    ),
     "zeroshot.dedupe/1": (
         *("group", "keep", "kind", "copy_of", "cosine", "correlation"),
         *("width", "height", "bytes", "reason"),
     ),
 }
 """The columns of a table for each kind of row, between `path, id` and `models, method,
-error_type, error_message`. `label, score, cosine` belong to the best label. Lists and objects are
-JSON."""
+error_type, error_message`. `label, score, cosine` belong to the best label, `word, weight` to the
+first word. Lists and objects are JSON."""
 LONG = {
     "zeroshot.classify/1": ("rank", "label", "score", "cosine", "abstained", "scored"),
+    "zeroshot.regions/1": ("rank", "caption", "score", "left", "top", "right", "bottom"),
     "zeroshot.segment/1": ("rank", "label", "score", "pixels", "share", "scored"),
     "zeroshot.detect/1": ("rank", "label", "score", "left", "top", "right", "bottom"),
     "zeroshot.match/1": ("rank", "text", "score", "label", "scored"),
     "zeroshot.ask/1": ("question", "rank", "answer", "score", "scored"),
+    "zeroshot.explain/1": ("rank", "word", "weight", "text"),
 }
 """As `COLUMNS`, for the long form of the rows that have one."""
-PARTS = ("labels", "regions", "boxes", "texts")
+PARTS = ("labels", "regions", "boxes", "texts", "words")
 """What a row may have several of; a row of questions has `answers` in each."""
-NUMBERS = {"score", "cosine", "none", "correlation", "share", "left", "top", "right", "bottom"}
-COUNTS = {"rank", "dim", "width", "height", "group", "bytes", "pixels", "hidden"}
+NUMBERS = {
+    *("score", "cosine", "none", "correlation", "share", "weight"),
+    *("left", "top", "right", "bottom"),
+}
+COUNTS = {
+    *("rank", "dim", "width", "height", "group", "bytes", "pixels", "hidden", "nonzero"),
+    "images",
+}
 FLAGS = {"abstained", "kept", "truncated", "keep"}
 
 
@@ -66,7 +78,7 @@ def cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    for several in ("labels", "texts"):
+    for several in ("labels", "texts", "words"):
         if row.get(several):
             first: Mapping[str, Any] = row[several][0]
             return first

@@ -1,11 +1,12 @@
-"""Results with positions: a label for each pixel, boxes with labels."""
+"""Results with positions: a label for each pixel, boxes with labels, boxes with captions."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from zeroshot.results.coco_rle import Mask, decode
 from zeroshot.results.notebook_table import Line
-from zeroshot.results.result import Result, as_float32
+from zeroshot.results.result import CaptionResult, Result, as_float32
+from zeroshot.trace import Trace
 
 DECIMALS = 2
 """Decimals of a box's sides in pixels."""
@@ -132,3 +133,56 @@ class DetectResult(Result):
         """Each label with its box and its score."""
         lines = [Line(f"{x.label} {[round(side) for side in x.box]}", x.score) for x in self.boxes]
         return lines or [Line(self.summary())]
+
+
+@dataclass(frozen=True)
+class RegionCaption:
+    """A box (left, top, right, bottom, in pixels), its caption, and the caption's score."""
+
+    box: tuple[float, float, float, float]
+    caption: str
+    score: float
+    trace: Trace | None = field(default=None, repr=False)
+    """Every choice that made the caption, if they were recorded."""
+
+    def row(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        box = [round(side, DECIMALS) for side in self.box]
+        return {"box": box, "caption": self.caption, "score": as_float32(self.score)}
+
+
+@dataclass(frozen=True)
+class RegionsResult(CaptionResult):
+    """A caption for each box that was given, in their order; `caption`, of the whole, is None."""
+
+    width: int = 0
+    height: int = 0
+    regions: tuple[RegionCaption, ...] = ()
+
+    schema: ClassVar[str] = "zeroshot.regions/1"
+
+    def answer(self) -> dict[str, Any]:
+        """`width`, `height`, `regions`, then as for a caption."""
+        size = {"width": self.width, "height": self.height}
+        of_all = {k: v for k, v in super().answer().items() if k not in ("caption", "score")}
+        return size | {"regions": [region.row() for region in self.regions]} | of_all
+
+    def trace_rows(self) -> list[dict[str, Any]]:
+        """A trace for each region, with its box."""
+        return [
+            replace(self, caption=region.caption, trace=region.trace).trace_row()
+            | {"box": region.row()["box"]}
+            for region in self.regions
+        ]
+
+    def summary(self) -> str:
+        """`10,20,110,220 a red heart`, a line for each box."""
+        return "\n".join(line.text for line in self.lines())
+
+    def lines(self) -> list[Line]:
+        """Each box with its caption and its score."""
+        lines = [
+            Line(f"{','.join(f'{side:g}' for side in x.row()['box'])} {x.caption}", x.score)
+            for x in self.regions
+        ]
+        return lines or [Line("no boxes")]

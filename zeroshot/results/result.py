@@ -158,6 +158,10 @@ class CaptionResult(Result):
         known = {"path": self.path, "id": self.id, "caption": self.caption}
         return {"schema": "zeroshot.trace/1", **known, "steps": steps}
 
+    def trace_rows(self) -> list[dict[str, Any]]:
+        """The traces of all captions of the image."""
+        return [self.trace_row()]
+
     def summary(self) -> str:
         """The caption."""
         return self.caption or ""

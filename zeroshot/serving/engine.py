@@ -5,7 +5,6 @@ one call of the task's runner. Runners (encoded labels, loaded models) are kept 
 of their kind. All of it runs in the thread that owns the models.
 """
 
-import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
@@ -105,7 +104,6 @@ class Engine:
         """Answer what waits, and end the thread."""
         self.batcher.close()
         self._for_requests.close()
-        gc.unfreeze()
 
     def load(self) -> None:
         """Load the encoder, so that the first request need not wait for it.
@@ -122,10 +120,6 @@ class Engine:
             return items
 
         self.batcher.submit("load", work, None).result()
-        # else Python takes apart the million objects of libraries and models to look for garbage,
-        # again and again, and all requests wait for a quarter of a second
-        gc.collect()
-        gc.freeze()
 
     @cached_property
     def search_models(self) -> ModelSet:

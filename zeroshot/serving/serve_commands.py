@@ -62,7 +62,7 @@ def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
         zeroshot serve photos/ --host 0.0.0.0 --token SECRET --allow-host example.org
     """
     from zeroshot.commands import console
-    from zeroshot.commands.terminal import progress
+    from zeroshot.commands.terminal import process, progress
     from zeroshot.serving import start
 
     if options.no_token and options.token is not None:
@@ -82,6 +82,7 @@ def serve(run: ModelOptions, options: ServeOptions, folders: Folders) -> None:
             batch_size=run.images_per_batch,
             cache=cache,
         )
+        process.keep()
         stop = threading.Event()
         # before the address is printed: whoever reads it may stop the server at once
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -21,6 +21,13 @@ def model_sets() -> list[tuple[str, str]]:
     return [(name, find_set(name).about) for name in ("pocket", *HUB_SETS)]
 
 
+def encoders() -> list[tuple[str, str]]:
+    """Encoders of every family, with what each is for."""
+    from zeroshot.models.systems import systems
+
+    return [(name, system.about) for system in systems() for name in system.encoders]
+
+
 def methods(ctx: Any) -> list[str]:
     """The methods that a command can use; typer needs the name `ctx` to pass its context."""
     command = ctx.command.name
@@ -49,6 +56,7 @@ def _files() -> list[Path]:
 
 
 def _verb(file: Path) -> str:
-    """`caption` or `attend` for a method that defines it, else `scores`."""
+    """`caption`, `attend` or `decompose` for a method that defines it, else `scores`."""
     text = file.read_text("utf-8")
-    return next((verb for verb in ("caption", "attend") if f"def {verb}(" in text), "scores")
+    others = ("caption", "attend", "decompose")
+    return next((verb for verb in others if f"def {verb}(" in text), "scores")

@@ -7,8 +7,10 @@ runs only if the caller allows it, and torch files are read with `weights_only=T
 import importlib
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,11 +33,13 @@ from transformers import (
     CLIPTokenizer,
     DynamicCache,
     TokenizersBackend,
+    processing_utils,
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
+from transformers.video_processing_utils import VideoProcessorMixin
 
 from zeroshot.errors import UserError
 from zeroshot.models.devices import precision_name
@@ -68,6 +72,10 @@ PROCESSORS_FOR_PIL = {
     "Sam3ImageProcessor": (
         "ViTImageProcessorPil",
         {"size": {"height": 1008, "width": 1008}, "resample": 2},
+    ),
+    "LlavaOnevisionVideoProcessor": (  # VideoPrism's
+        "ViTImageProcessorPil",
+        {"size": {"height": 288, "width": 288}, "resample": 3, "do_normalize": False},
     ),
 }
 """Image processors that transformers has for torchvision alone: the class that does the same by
@@ -221,11 +229,22 @@ class Checkpoint:
         tokenizer.padding_side = "right"
         return tokenizer
 
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """What the model's files say about its preprocessing of images, or else of clips."""
+        both = self.files.read("processor_config.json")
+        return (
+            self.files.read("preprocessor_config.json")
+            or both.get("image_processor", {})
+            or self.files.read("video_preprocessor_config.json")
+            or both.get("video_processor", {})
+        )
+
     def load_image_processor(self) -> Any:
         """The model's own preprocessing by PIL, which gives the same numbers on every machine."""
-        own = self.files.read("preprocessor_config.json")
-        own = own or self.files.read("processor_config.json").get("image_processor", {})
-        named = PROCESSORS_FOR_PIL.get(str(own.get("image_processor_type")))
+        own = self.image_settings
+        kind = str(own.get("image_processor_type", own.get("video_processor_type")))
+        named = PROCESSORS_FOR_PIL.get(kind)
         try:
             with quiet():
                 if named is not None:
@@ -244,7 +263,7 @@ class Checkpoint:
     def load_processor(self) -> Any:
         """Tokenizer, preprocessing and chat template of a model with images in its prompt."""
         try:
-            with quiet():
+            with quiet(), self._no_clips():
                 processor = transformers.AutoProcessor.from_pretrained(
                     self.files.directory, backend="pil", **self._options
                 )
@@ -252,6 +271,28 @@ class Checkpoint:
             raise UserError(f"{self.files.name} comes without its processor: {error}") from error
         check_image_sides(self.files.name, getattr(processor, "image_processor", processor))
         return processor
+
+    @contextmanager
+    def _no_clips(self) -> Iterator[None]:
+        """A processor's part for clips has its settings and does nothing: it needs torchvision."""
+        settings = self.files.read("video_preprocessor_config.json")
+        settings = settings or self.files.read("processor_config.json").get("video_processor", {})
+        module: Any = processing_utils
+        loaders, bases = (
+            module.MODALITY_TO_AUTOPROCESSOR_MAPPING,
+            module.MODALITY_TO_BASE_CLASS_MAPPING,
+        )
+        stub = SimpleNamespace(from_pretrained=lambda *_, **__: VideoProcessorMixin(**settings))
+        kinds = set(loaders.keys()) - {"video_processor"}
+        module.MODALITY_TO_AUTOPROCESSOR_MAPPING = {kind: loaders[kind] for kind in kinds} | {
+            "video_processor": stub
+        }
+        module.MODALITY_TO_BASE_CLASS_MAPPING = bases | {"video_processor": "ImageProcessingMixin"}
+        try:
+            yield
+        finally:
+            module.MODALITY_TO_AUTOPROCESSOR_MAPPING = loaders
+            module.MODALITY_TO_BASE_CLASS_MAPPING = bases
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def _text_preparation(files: Files, family: DualEncoderFamily) -> Callable[[str]
 def load_dual_encoder(checkpoint: Checkpoint) -> TransformersDualEncoder:
     """The dual encoder in `checkpoint`."""
     family = FAMILIES[checkpoint.files.model_type]
+    images, tokenizer = checkpoint.load_image_processor(), checkpoint.load_tokenizer()
     # In float32 first: half precision would turn a scale of 100 into 98.9.
     model = checkpoint.load_model(AutoModel, optional=family.optional, dtype=torch.float32)
     if family.eager_text:
@@ -208,8 +209,8 @@ def load_dual_encoder(checkpoint: Checkpoint) -> TransformersDualEncoder:
     return TransformersDualEncoder(
         checkpoint.name(PREPROCESSING),
         model.to(checkpoint.dtype),
-        checkpoint.load_image_processor(),
-        checkpoint.load_tokenizer(),
+        images,
+        tokenizer,
         _text_preparation(checkpoint.files, family),
         family,
         logit_scale=scale,

@@ -73,6 +73,21 @@ class TransformersLanguageModel(FrozenModel):
         """As `base.LanguageModel`."""
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    @property
+    def turn_end(self) -> int:
+        """As `base.ChatModel`."""
+        ends = self.tokenizer.eos_token_id
+        return self.end if ends is None or not self.tokenizer.chat_template else int(ends)
+
+    def encode_chat(self, message: str) -> list[int] | None:
+        """As `base.ChatModel`."""
+        if not self.tokenizer.chat_template:
+            return None
+        text: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+        )
+        return self.encode(text)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """As `base.LanguageModel`."""
         text = self._joined(tuple(tokens)) if PIECES and self._bytewise else self._raw(tokens)

@@ -1,4 +1,4 @@
-"""Segmentation models of transformers with prompts: CLIPSeg, GroupViT and SAM 3.
+"""Segmentation models of transformers with prompts: CLIPSeg, GroupViT, SAM 3 and SAM 3 LiteText.
 
 Prompts are encoded once, and an image once for all its prompts; transformers' own calls encode both
 again for every pair.
@@ -21,7 +21,7 @@ from zeroshot.models.hf.prompted_model import PromptedModel
 from zeroshot.models.model_checks import check_numbers
 from zeroshot.ops import normalize
 
-__all__ = ["FAMILIES", "SAM3", "CLIPSeg", "GroupViT", "load_segmenter"]
+__all__ = ["FAMILIES", "SAM3", "CLIPSeg", "GroupViT", "SAM3LiteText", "load_segmenter"]
 
 PAIRS_AT_ONCE = 32
 """Pairs of an image and a prompt in one call of CLIPSeg's decoder."""
@@ -171,7 +171,7 @@ class SAM3(PromptedModel):
         self, images: Sequence[Image], prompts: Float[Tensor, "c d"]
     ) -> list[Float[Tensor, "c h w"]]:
         """As `base.Segmenter`; UserError for the mean of several prompts."""
-        length = int(self.model.config.text_config.max_position_embeddings)
+        length = self.context_length
         states, mask = prompts[:, :-length], prompts[:, -length:]
         if ((mask != 0) & (mask != 1)).any():
             raise UserError("SAM 3 takes one prompt for each label: --templates none")
@@ -203,10 +203,22 @@ class SAM3(PromptedModel):
         return logits
 
 
+class SAM3LiteText(SAM3):
+    """Zeng et al. 2026, "SAM3-LiteText: An Anatomical Study of the SAM3 Text Encoder for Efficient
+    Vision-Language Segmentation", arXiv:2602.12173: SAM 3 with the text tower of a MobileCLIP.
+
+    The tower reads padding too, and interpolates its positions to the padded length; so each prompt
+    has the length that transformers' processor gives it, whatever the number of positions.
+    """
+
+    context_length = 32
+
+
 FAMILIES: dict[str, tuple[str, type[CLIPSeg | GroupViT | SAM3]]] = {
     "clipseg": ("CLIPSegForImageSegmentation", CLIPSeg),
     "groupvit": ("GroupViTModel", GroupViT),
     "sam3": ("Sam3Model", SAM3),
+    "sam3_lite_text": ("Sam3LiteTextModel", SAM3LiteText),
     "sam3_video": ("Sam3Model", SAM3),  # as published: with a tracker, which is not loaded
 }
 

@@ -39,13 +39,15 @@ class PromptedModel(FrozenModel):
 
     @classmethod
     def load(cls: type[Model], checkpoint: Checkpoint, model_class: str) -> Model:
-        """The model in `checkpoint`, by a class of transformers."""
-        return cls(
-            checkpoint.name(cls.preprocessing),
-            checkpoint.load_model(model_class),
-            checkpoint.load_image_processor(),
-            checkpoint.load_tokenizer(),
-        )
+        """The model in `checkpoint`, by a class of transformers; its small files first."""
+        images, tokenizer = checkpoint.load_image_processor(), checkpoint.load_tokenizer()
+        model = checkpoint.load_model(model_class)
+        return cls(checkpoint.name(cls.preprocessing), model, images, tokenizer)
+
+    @property
+    def context_length(self) -> int:
+        """Maximum number of tokens of a prompt, special tokens included."""
+        return int(self.model.config.text_config.max_position_embeddings)
 
     def embed_prompts(
         self, prompts: Sequence[str], embed: Callable[[Any], Tensor], padding: str = "longest"
@@ -55,13 +57,12 @@ class PromptedModel(FrozenModel):
         UserError for a prompt that is longer than the text tower.
         """
         texts = [repair_text(prompt) for prompt in prompts] or ["a"]
-        positions = int(self.model.config.text_config.max_position_embeddings)
-        check_length(texts, count_tokens(self.tokenizer, texts), positions)
+        check_length(texts, count_tokens(self.tokenizer, texts), self.context_length)
         embeddings = []
         with torch.inference_mode():
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 batch = texts[start : start + TEXTS_AT_ONCE]
-                tokens = tokenize(self.tokenizer, batch, positions, padding)
+                tokens = tokenize(self.tokenizer, batch, self.context_length, padding)
                 tokens.pop("token_type_ids", None)
                 embeddings.append(embed(tokens.to(self.model.device)).float().cpu())
         return torch.cat(embeddings)[: len(prompts)]

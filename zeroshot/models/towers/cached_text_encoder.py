@@ -120,6 +120,8 @@ class CachedTextEncoder(FrozenModel):
     `_paths`. Other encoders encode each new text in full.
     """
 
+    trained_scale = True
+    """Whether a dual encoder's scale is one of its own, so that its softmax is a probability."""
     _text_features: Callable[[list[str]], Tensor]
     """Embeddings `[b d]` of a batch, of any length."""
 

@@ -85,7 +85,7 @@ class ClipCap(FrozenModel):
         )
         return [best for (best,) in answers]
 
-    def _first_sentence(self, ids: list[int]) -> str:
+    def _first_sentence(self, ids: Sequence[int]) -> str:
         ids = ids[: ids.index(self.end) + 1] if self.end in ids else ids
         return str(self.language_model.decode(ids)).strip()
 

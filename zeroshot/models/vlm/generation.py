@@ -5,6 +5,7 @@ probability of exactly its tokens, the end token included; a caption, which is l
 geometric mean of its tokens' probabilities.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zeroshot.errors import UserError
-from zeroshot.models.base import Answer
+from zeroshot.models.base import Answer, Guidance, LogitCorrection
 from zeroshot.models.hf.checkpoint import quiet
 from zeroshot.models.model_checks import check_numbers
 from zeroshot.models.vlm.image_text_inputs import ModelRow, UnpaddedTexts, same_shape_batches
@@ -30,6 +31,7 @@ class TextGenerator(UnpaddedTexts):
     """A model whose texts come from its own `generate`."""
 
     scored = "probability"
+    guidance: Guidance | None = None
 
     @property
     def end_tokens(self) -> int | Iterable[int] | None:
@@ -41,6 +43,12 @@ class TextGenerator(UnpaddedTexts):
         """The decoder's positions for prompt and text; None for no limit."""
         config = self.model.config.get_text_config(decoder=True)
         return getattr(config, "max_position_embeddings", None)
+
+    def guided_by(self, guidance: Guidance) -> "TextGenerator":
+        """As `base.GuidedWriter`."""
+        guided = copy.copy(self)
+        guided.guidance = guidance
+        return guided
 
     def generate(
         self, rows: Sequence[ModelRow], max_new_tokens: int, top_k: int = 1, *, mean: bool = False
@@ -56,6 +64,7 @@ class TextGenerator(UnpaddedTexts):
             positions=self.positions,
             top_k=top_k,
             mean=mean,
+            guidance=self.guidance,
         )
 
 
@@ -63,20 +72,22 @@ class TextGenerator(UnpaddedTexts):
 def generate_texts(
     generate: Callable[..., Any],
     rows: Sequence[ModelRow],
-    decode: Callable[[list[int]], str],
+    decode: Callable[[Sequence[int]], str],
     ends: Collection[int],
     *,
     max_new_tokens: int,
     positions: int | None = None,
     top_k: int = 1,
     mean: bool = False,
+    guidance: Guidance | None = None,
     **options: Any,
 ) -> list[tuple[Answer, ...]]:
     """The `top_k` most probable texts of each row, best first.
 
     `generate` is the model's own. `decode` turns the new tokens, end and padding included, into
     text; `ends` are the tokens that end one. Prompt and text share the decoder's `positions`.
-    `mean` scores a text by the mean probability of its tokens. `options` are those of `generate`.
+    `mean` scores a text by the mean probability of its tokens. `guidance` corrects the logits by
+    which tokens are chosen, not those of the score. `options` are those of `generate`.
 
     UserError for a row whose prompt leaves no position for a text.
     """
@@ -84,6 +95,7 @@ def generate_texts(
     if top_k > 1:
         options |= {"num_beams": max(top_k, options.get("num_beams", 1))}
         options |= {"num_return_sequences": top_k}
+    correct = None if guidance is None else guidance(decode, ends)
     answers: dict[int, tuple[Answer, ...]] = {}
     for indices, batch in same_shape_batches(rows):
         room = max_new_tokens
@@ -94,6 +106,8 @@ def generate_texts(
                 f"a text of {prompt_length(batch)} tokens leaves no room for an answer: the model "
                 f"has {positions} positions; shorten it"
             )
+        if correct is not None:
+            options |= {"logits_processor": [_Corrected(correct, indices)]}
         with quiet():
             output = generate(
                 **batch,
@@ -110,6 +124,19 @@ def generate_texts(
         for number, index in enumerate(indices):
             answers[index] = unique_answers(texts[number * top_k : (number + 1) * top_k])
     return [answers[index] for index in range(len(rows))]
+
+
+class _Corrected:
+    """A correction of logits as `generate` calls it, with the prompt before the new tokens."""
+
+    def __init__(self, correct: LogitCorrection, rows: Sequence[int]) -> None:
+        self._correct, self._rows = correct, rows
+        self._prompt: int | None = None
+
+    def __call__(self, ids: Int[Tensor, "b s"], logits: Float[Tensor, "b v"]) -> Tensor:
+        if self._prompt is None:
+            self._prompt = ids.shape[1]
+        return self._correct(self._rows, ids[:, self._prompt :].tolist(), logits)
 
 
 def prompt_length(batch: ModelRow) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from zeroshot.errors import UserError
 from zeroshot.models.base import Answerer, ClipScorer, PairScorer, RegionAnswerer, Writer
 from zeroshot.models.devices import resolve_device, resolve_precision
-from zeroshot.models.hf import xclip
+from zeroshot.models.hf import clip_scorers
 from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.isolation import loads
 from zeroshot.models.loading import LoadOptions, load
@@ -40,7 +40,7 @@ def load_pair_scorer(name: str, **options: Unpack[LoadOptions]) -> PairScorer:
 
 def load_clip_scorer(name: str, **options: Unpack[LoadOptions]) -> ClipScorer:
     """As `load_pair_scorer`, for a model of video clips."""
-    scorer: ClipScorer = _load(name, xclip.load_clip_scorer, **options)
+    scorer: ClipScorer = _load(name, clip_scorers.load_clip_scorer, **options)
     return scorer
 
 

@@ -156,6 +156,16 @@ def _captions(rows: Sequence[Row]) -> Clusters:
     yield "", [Tile(_path(row), [_text(row["caption"])]) for row in rows]
 
 
+def _captioned_boxes(rows: Sequence[Row]) -> Clusters:
+    tiles = []
+    for row in rows:
+        tile = Tile(_path(row), [_text(x["caption"]) for x in row["regions"]] or ["no boxes"])
+        tile.size = int(row["width"]), int(row["height"])
+        tile.boxes = [_box(x, _text(x["caption"])) for x in row["regions"]]
+        tiles.append(tile)
+    yield "", tiles
+
+
 def _texts(rows: Sequence[Row]) -> Clusters:
     yield "", [Tile(_path(row), [_text(row["text"]) or "no text"]) for row in rows]
 
@@ -184,7 +194,9 @@ def _boxes(rows: Sequence[Row]) -> Clusters:
         ]
         tile = Tile(_path(row), lines or ["nothing"])
         tile.size = int(row["width"]), int(row["height"])
-        tile.boxes = [_box(box) for box in row["boxes"]]
+        tile.boxes = [
+            _box(box, f"{_text(box['label'])} {_number(box['score'])}") for box in row["boxes"]
+        ]
         (found if lines else nothing).append(tile)
     yield "Something found", found
     yield "Nothing found", nothing
@@ -255,6 +267,16 @@ def _answers(rows: Sequence[Row]) -> Clusters:
     yield from questions.items()
 
 
+def _words(rows: Sequence[Row]) -> Clusters:
+    kinds: dict[str, list[Tile]] = {"Images": [], "Folders": [], "Texts": []}
+    for row in rows:
+        lines = [f"{_text(x['word'])} {_number(x['weight'])}" for x in row["words"]]
+        text, lines = _text(row.get("text")), lines or ["no words"]
+        kind = "Texts" if text else "Folders" if "images" in row else "Images"
+        kinds[kind].append(Tile(_path(row), [text, *lines] if text else lines))
+    yield from kinds.items()
+
+
 KINDS: Mapping[str, tuple[str, str, bool, Callable[[Sequence[Row]], Clusters]]] = {
     "zeroshot.classify/1": (
         "Labels",
@@ -265,6 +287,12 @@ KINDS: Mapping[str, tuple[str, str, bool, Callable[[Sequence[Row]], Clusters]]] 
         _labels,
     ),
     "zeroshot.caption/1": ("Captions", "", True, _captions),
+    "zeroshot.regions/1": (
+        "Captions of regions",
+        "The captions in the order of the boxes.",
+        True,
+        _captioned_boxes,
+    ),
     "zeroshot.read/1": ("Text in the images", "", True, _texts),
     "zeroshot.search/1": ("Hits", "The best ranked first.", False, _hits),
     "zeroshot.detect/1": (
@@ -278,6 +306,7 @@ KINDS: Mapping[str, tuple[str, str, bool, Callable[[Sequence[Row]], Clusters]]] 
     "zeroshot.filter/1": ("Pairs", "The cosine and the caption, the highest first.", True, _pairs),
     "zeroshot.match/1": ("Texts that match", "The score and the text.", True, _matches),
     "zeroshot.ask/1": ("Answers", "", False, _answers),
+    "zeroshot.explain/1": ("Words", "The largest weight first.", False, _words),
 }
 """For each kind of rows: a heading, a note, whether lines are sentences, and its groups."""
 
@@ -286,9 +315,8 @@ def _path(row: Row) -> str:
     return _text(row["path"])
 
 
-def _box(box: Mapping[str, Any]) -> tuple[float, float, float, float, str]:
+def _box(box: Mapping[str, Any], title: str) -> tuple[float, float, float, float, str]:
     left, top, right, bottom = map(float, box["box"])
-    title = f"{_text(box['label'])} {_number(box['score'])}"
     return left, top, max(0.0, right - left), max(0.0, bottom - top), title
 
 

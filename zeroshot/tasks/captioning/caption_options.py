@@ -24,7 +24,7 @@ class CaptionOptions:
     lm: str | None = option(None, "Replace the set's language model.", env="LM", recorded="models")
     model: str | None = option(
         None,
-        "With --method native: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
+        "With --method native or dlc: BLIP, BLIP-2, GIT, ViT-GPT2, CoCa, ClipCap, LLaVA, ...",
         env="CAPTIONER",
         recorded="models",
     )
@@ -48,6 +48,21 @@ class CaptionOptions:
         "Keep the texts that magic tries in the cache, up to 65536, for later runs.",
         env="REMEMBER_TEXTS",
         decides_rows=False,
+    )
+    box: Any = option(
+        (),
+        "Caption this part of each image: LEFT,TOP,RIGHT,BOTTOM in pixels; may be repeated.",
+        env="BOX",
+        metavar="X0,Y0,X1,Y1",
+        typed=list[str],
+        recorded="boxes",
+    )
+    margin: float = option(
+        0.25,
+        "With boxes: what is seen around a box on each side, as a share of its width and height.",
+        env="MARGIN",
+        min=0,
+        max=10,
     )
     trace: bool = option(False, "Record every choice.", on_command_line=False, decides_rows=False)
 

@@ -1,6 +1,6 @@
 """Images to captions, as a task."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from zeroshot.model_set.spec import is_set
 from zeroshot.results.result import CaptionResult
 from zeroshot.tasks.captioning import captioner
 from zeroshot.tasks.captioning.caption_options import CaptionOptions
-from zeroshot.tasks.captioning.trained import NativeCaption, prompt_settings
+from zeroshot.tasks.captioning.region_captions import CaptionRegions, read_boxes
+from zeroshot.tasks.captioning.trained import NativeCaption, is_dlc, prompt_settings
 from zeroshot.tasks.task import OpenedTask, Task
 from zeroshot.tasks.tuning.recipe import Recipe, check_beside_recipe, recipe_of
 
@@ -112,17 +113,30 @@ def by_recipe(options: CaptionOptions) -> CaptionOptions:
     )
 
 
-def caption_task(models: ModelSet, options: CaptionOptions) -> CaptionImages | NativeCaption:
-    """The task: a method, or a trained captioner.
+def caption_task(
+    models: ModelSet, options: CaptionOptions
+) -> CaptionImages | NativeCaption | CaptionRegions:
+    """The task: a method, or a trained captioner; of whole images, or of their regions.
 
     Raises:
         UserError: options that do not fit each other.
     """
-    if (options.method == "native") != (options.model is not None):
+    whole = replace(options, box=(), margin=CaptionOptions.margin)
+    if not (isinstance(options.box, tuple) and not options.box):
+        boxes = read_boxes(options.box)
+        if not isinstance(options.prompt, str | Mapping | None):
+            raise UserError("regions have one prompt for all images, or one for each by its path")
+        inner = caption_task(models, whole)
+        return CaptionRegions(models=models, options=options, inner=inner, boxes=boxes)
+    if options.margin != whole.margin:
+        raise UserError("a margin is around boxes: give a box as well")
+    native, given = options.method == "native", options.model is not None
+    if native != given and not (given and is_dlc(options.method)):
         name = options.model
         meant = f"; for a model set: --models {name}" if name and is_set(name) else ""
         raise UserError(
-            f"--method native and --model NAME belong together: a trained captioner{meant}"
+            f"--method native and --model NAME belong together: a trained captioner{meant}; only "
+            "--method dlc also takes one"
         )
     if options.model is not None:
         check_beside_recipe(options, (), ("recipe",))

@@ -19,6 +19,7 @@ that resemble none of the labels have a lower confidence and are left out more o
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from zeroshot import metrics
 from zeroshot.cache.embedding_cache import EmbeddingCache
-from zeroshot.errors import UserError
+from zeroshot.errors import UnsuitableWarning, UserError
 from zeroshot.inference.embedding import AUTO_BATCH
 from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
@@ -71,6 +72,7 @@ class Calibration:
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     """A label is accepted from this score on; None: never."""
     report: Mapping[str, float] = field(default_factory=dict)
+    """Figures on the labelled images; empty if the temperature was not fitted to them."""
     sets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """For each rule of label sets, the scores of the labelled images' own labels."""
     data: str = ""
@@ -149,7 +151,8 @@ def calibrate(
 ) -> tuple[Calibration, list[dict[str, float]], dict[str, list[SetReport]]]:
     """Temperature, confidences and thresholds; with labels also reports before and after.
 
-    And a report of the label sets of each rule, for each of `PROMISES`.
+    And a report of the label sets of each rule, for each of `PROMISES`. If all labelled images are
+    classified right, that is an UnsuitableWarning, and the temperature is that without labels.
 
     A sigmoid scores each label by itself, and keeps its scale.
 
@@ -169,9 +172,19 @@ def calibrate(
     sets: dict[str, Tensor] = {}
     if labels is not None and not classifier.transductive:
         sets = {rule: own_scores(logits.method, logits.ids, rule) for rule in RULES}
-    temperature = 1.0
+    temperature, fits = 1.0, labels is not None
     if classifier.head == "softmax":
-        if labels is not None:
+        if labels is not None and _all_right(logits.method, labels):
+            fits = False
+            warnings.warn(
+                f"all {len(labels)} labelled images are classified right, so that no temperature "
+                "is the best one: it is that of unlabelled images, and scores stay as calibrated "
+                "as without labels; give more labelled images, and hard ones. Label sets and "
+                "thresholds need no temperature",
+                UnsuitableWarning,
+                stacklevel=2,
+            )
+        if labels is not None and fits:
             temperature = fit_temperature(logits.method, labels)
         else:
             confidence = float(logits.zero_shot.double().softmax(1).amax(1).mean())
@@ -197,7 +210,7 @@ def calibrate(
         temperature,
         tuple((scores.amax(1) if known is None else known).sort().values.tolist()),
         thresholds,
-        reports[-1] if reports else {},
+        reports[-1] if fits else {},
         {
             rule: tuple(s.gather(1, labels[:, None])[:, 0].tolist())
             for rule, s in sets.items()
@@ -352,6 +365,10 @@ def _check_same(calibration: Calibration, prompts: str, classifier: Classifier) 
             )
 
 
+def _all_right(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> bool:
+    return bool((logits.argmax(1) == labels).all())
+
+
 def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
     """The temperature with the lowest negative log-likelihood, which is convex in its inverse.
 
@@ -361,7 +378,7 @@ def fit_temperature(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> 
     from scipy.optimize import minimize_scalar
 
     logits = logits.double()
-    if bool((logits.argmax(1) == labels).all()):
+    if _all_right(logits, labels):
         raise UserError(
             f"all {len(labels)} labelled images are classified right, so that no temperature is "
             "the best one; give more of them, and hard ones"

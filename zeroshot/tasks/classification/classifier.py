@@ -183,11 +183,15 @@ class Classifier:
         A softmax is a probability if the temperature was fitted to labelled images, if the method
         fits its own scale to left-out shots, and with the zero-shot scores of a dual encoder, whose
         scale was trained. The scale of a coupled pair was fitted to its anchors, not to images of
-        such labels, and other methods change the scores but not the scale.
+        such labels, encoders for search have none, and other methods change the scores but not the
+        scale.
         """
         if self.head != "softmax" or self.calibrated:
             return self.head
-        own = type(self.method) is Ensemble and not isinstance(self.encoder, CoupledEncoder)
+        trained = getattr(
+            self.encoder, "trained_scale", not isinstance(self.encoder, CoupledEncoder)
+        )
+        own = type(self.method) is Ensemble and trained
         return self.head if own or getattr(self.method, "calibrated", False) else UNCALIBRATED
 
     def apply_head(self, logits: Float[Tensor, "n a"]) -> Float[Tensor, "n c"]:

@@ -171,8 +171,8 @@ class VideoClassifyOptions(ClassifyOptions):
 
     model: str | None = option(
         None,
-        "A video model (X-CLIP): hf:microsoft/xclip-base-patch32. Default: the set's dual encoder, "
-        "frame by frame.",
+        "A video model (X-CLIP, VideoPrism): hf:microsoft/xclip-base-patch32. Default: the set's "
+        "dual encoder, frame by frame.",
         env="VIDEO_MODEL",
         recorded="models",
     )

@@ -1,4 +1,4 @@
-"""Scores of labels for videos, by models whose text embeddings depend on the video: X-CLIP."""
+"""Scores of labels for videos, by video models: X-CLIP and VideoPrism."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,11 +1,6 @@
-"""X-CLIP: Ni et al. 2022, "Expanding Language-Image Pretrained Models for General Video
-Recognition", ECCV (arXiv:2208.02816).
+"""Models of video clips and texts: X-CLIP and VideoPrism."""
 
-Frames attend to each other inside the vision tower, and the clip's content changes a prompt's
-embedding. Here a clip's vector contains all that the scores need: its embedding, and after it the
-mean over frames of its patches. So clips and prompts are encoded separately, each once.
-"""
-
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +14,19 @@ from zeroshot.models.hf.checkpoint import Checkpoint
 from zeroshot.models.hf.prompted_model import PromptedModel
 from zeroshot.ops import normalize
 
-__all__ = ["XCLIP", "load_clip_scorer"]
+__all__ = ["ARCHITECTURES", "XCLIP", "VideoPrism", "load_clip_scorer"]
 
-ARCHITECTURE = "XCLIPModel"
+PUNCTUATION = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
 
 class XCLIP(PromptedModel):
-    """`base.ClipScorer` by `XCLIPModel`."""
+    """Ni et al. 2022, "Expanding Language-Image Pretrained Models for General Video Recognition",
+    ECCV (arXiv:2208.02816).
+
+    Frames attend to each other inside the vision tower, and the clip's content changes a prompt's
+    embedding. Here a clip's vector contains all that the scores need: its embedding, and after it
+    the mean over frames of its patches. So clips and prompts are encoded separately, each once.
+    """
 
     preprocessing = "frames.1"
     method = "x-clip"
@@ -82,11 +83,63 @@ class XCLIP(PromptedModel):
         return cosines
 
 
+class VideoPrism(PromptedModel):
+    """Zhao et al. 2024, "VideoPrism: A Foundational Visual Encoder for Video Understanding", ICML
+    (arXiv:2402.13217), with the text tower of its LvT models.
+
+    A checkpoint has no scale; 100 is that of the authors' demonstration.
+    """
+
+    preprocessing = "frames.1"
+    method = "videoprism"
+    logit_bias = None
+    logit_scale = 100.0
+
+    def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
+        super().__init__(name, model, image_processor, tokenizer)
+        self.frames = int(model.config.vision_config.num_frames)
+
+    def pixels(self, frames: Sequence[Image]) -> Float[Tensor, "f 3 h w"]:
+        """As `base.ClipScorer`."""
+        pixels: Tensor = self.image_processor(list(frames), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    @torch.inference_mode()
+    def encode_frames(self, clips: Sequence[Float[Tensor, "f 3 h w"]]) -> Float[Tensor, "n d"]:
+        """As `base.ClipScorer`."""
+        pixels = torch.stack(list(clips)).to(self.model.device, self.model.dtype)
+        clip: Tensor = self.model.get_video_features(pixels).pooler_output
+        return normalize(clip.flatten(1).float()).cpu()
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
+        """As `base.ClipScorer`, written as in training: lower case, no punctuation, a period."""
+
+        def embed(tokens: Any) -> Tensor:
+            embeddings: Tensor = self.model.get_text_features(**tokens).pooler_output
+            return embeddings
+
+        plain = [" ".join(text.translate(PUNCTUATION).lower().split()) + "." for text in texts]
+        return normalize(self.embed_prompts(plain, embed, padding="max_length"))
+
+    def cosines(
+        self, clips: Float[Tensor, "n d"], texts: Float[Tensor, "t e"]
+    ) -> Float[Tensor, "n t"]:
+        """As `base.ClipScorer`."""
+        return clips @ texts.T
+
+
+ARCHITECTURES: dict[str, type[XCLIP | VideoPrism]] = {
+    "XCLIPModel": XCLIP,
+    "VideoPrismClipModel": VideoPrism,
+}
+
+
 def load_clip_scorer(checkpoint: Checkpoint) -> ClipScorer:
     """The clip model in `checkpoint`; UserError for another model."""
-    if checkpoint.files.architecture != ARCHITECTURE:
+    architecture = checkpoint.files.architecture
+    if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{checkpoint.files.name} is a {checkpoint.files.architecture}, which reads no clips; "
-            f"{ARCHITECTURE} does, and every dual encoder, frame by frame (--encoder)"
+            f"{checkpoint.files.name} is a {architecture}, which reads no clips; "
+            f"{' and '.join(ARCHITECTURES)} do, and every dual encoder, frame by frame (--encoder)"
         )
-    return XCLIP.load(checkpoint, ARCHITECTURE)
+    return ARCHITECTURES[architecture].load(checkpoint, architecture)

@@ -1,0 +1,1 @@
+"""What images, folders and texts look like to a model, in words."""
