@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,10 @@ from zeroshot.inference.meter import Meter
 from zeroshot.inputs.source import Source
 from zeroshot.methods.asif import ASIF
 from zeroshot.methods.stata import StatA
+from zeroshot.models import devices
 from zeroshot.models.devices import PRECISIONS, out_of_memory
+from zeroshot.models.hf import language_model as hf_language_model
+from zeroshot.models.towers import word_tokens
 from zeroshot.ops import BLOCK, normalize, topk_stream
 from zeroshot.ranking.exact import Gallery
 from zeroshot.tasks.classification.classify_options import ClassifyOptions
@@ -268,6 +272,75 @@ def profile(run: Run) -> None:
     )
 
 
+SWITCHES: dict[str, Any] = {"tables": True, "one_read": True, "columns": 8, "static": True}
+"""What spares waits of the host: `devices.Ways`, and texts and tokens that are looked up."""
+WORTH = 0.02
+"""Share of a step that a switch has to save."""
+
+
+def ways(run: Run) -> None:
+    """A step with every switch, without each of them, with none; and which are worth it."""
+    kind = run.device.type
+    bench = _bench(run, str(run.device), "bf16" if kind == "cuda" else "fp32")
+    exact = _bench(run, str(run.device), "fp32")
+    for batch in sorted(run.sizes.batches)[-2::-1]:
+        images = pictures(batch)
+        few = images[: run.sizes.same_images]
+        with switched(kind):
+            expected, _ = exact.ours(few, Clock(), min(8, run.sizes.steps), len(few))
+        found = {}
+        for name, on in _choices():
+            if run.left() < 10 and not run.small:
+                run.notes.append(f"ways, batch {batch}, {name}: no time was left")
+                return
+            found[name] = _step(run, bench, images, kind, on)
+            with switched(kind, **on):
+                tokens, _ = exact.ours(few, Clock(), min(8, run.sizes.steps), len(few))
+            run.compare(
+                f"captions, {name}", sum(a != b for a, b in zip(tokens, expected, strict=True)), 0
+            )
+        saved = {name: found[f"all but {name}"] / found["all"] - 1 for name in SWITCHES}
+        verdict = {n: SWITCHES[n] for n, share in saved.items() if share > WORTH}
+        found["those worth it"] = _step(run, bench, images, kind, verdict)
+        for name, seconds in found.items():
+            of_none = found["none"] / seconds
+            run.add("ways", batch=batch, what=name, ms_a_step=1000 * seconds, times_none=of_none)
+        given = ", ".join(f"{n}={v}" for n, v in verdict.items() if n != "tables")
+        tables = "" if "tables" in verdict else "; WORDS and PIECES are not worth it"
+        run.notes.append(f'batch {batch}: WAYS["{kind}"] = Ways({given}){tables}')
+
+
+def _choices() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "none", {}
+    yield "all", SWITCHES
+    for name in SWITCHES:
+        yield f"all but {name}", {n: on for n, on in SWITCHES.items() if n != name}
+
+
+@contextmanager
+def switched(kind: str, tables: bool = False, **on: Any) -> Iterator[None]:
+    """With these ways on devices of this type, and no others."""
+    before = devices.WAYS.get(kind), word_tokens.WORDS, hf_language_model.PIECES
+    devices.WAYS[kind] = devices.Ways(**on)
+    word_tokens.WORDS = hf_language_model.PIECES = tables
+    try:
+        yield
+    finally:
+        devices.WAYS[kind], word_tokens.WORDS, hf_language_model.PIECES = before
+
+
+def _step(run: Run, bench: Bench, images: list[Any], kind: str, on: dict[str, Any]) -> float:
+    """Seconds of a step of all images, the least of two runs after one."""
+    least, steps = float("inf"), run.sizes.steps - 1
+    with switched(kind, **on):
+        for turn in range(3):
+            clock = Clock()
+            bench.ours(images, clock, steps, len(images))
+            if turn:
+                least = min(least, clock.wall / steps)
+    return least
+
+
 def _counted(seen: Any) -> dict[str, float]:
     """Kernels and their seconds, waits of the host, and copies to the device, of a profile."""
     counts = {"kernels": 0.0, "busy": 0.0, "waits": 0.0, "copies": 0.0}
@@ -422,6 +495,7 @@ PARTS: dict[str, tuple[float, Callable[[Run], None]]] = {
     "same": (40, same),
     "magic": (120, magic),
     "profile": (20, profile),
+    "ways": (60, ways),
     "embed": (60, embed),
     "tensors": (30, tensors),
     "classify": (40, classify),

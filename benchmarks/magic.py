@@ -4,6 +4,7 @@
     python benchmarks/magic.py --early-end --batches 32
     python benchmarks/magic.py --split-words --batches 9 --images 9 --reference-images 3
     python benchmarks/magic.py --growth              # seconds a step by length, k and pictures
+    OMP_WAIT_POLICY=passive python benchmarks/magic.py --balance --batches 8 --images 8
     python benchmarks/magic.py --models DIR PICTURES # a real set: images a second, where time goes
     python benchmarks/magic.py --device cuda --precision bf16 --batches 1 32 128
 
@@ -50,6 +51,7 @@ from zeroshot.tasks.captioning.captioner import captioner
 class Clock:
     """CPU and wall seconds, and the share of what is wrapped."""
 
+    seconds: Callable[[], float] = time.process_time
     cpu: float = 0.0
     wall: float = 0.0
     parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -57,18 +59,18 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall = self.seconds(), time.perf_counter()
         yield
-        self.cpu += time.process_time() - cpu
+        self.cpu += self.seconds() - cpu
         self.wall += time.perf_counter() - wall
 
     def part(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = time.process_time()
+            begin = self.seconds()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.parts[name] += time.process_time() - begin
+                self.parts[name] += self.seconds() - begin
 
         return timed
 
@@ -156,7 +158,7 @@ class Bench:
         self, images: list[Any], clock: Clock, steps: int, batch: int
     ) -> tuple[list[list[int]], int]:
         """The package's loop in batches; the tokens, and those that ran through the text tower."""
-        self.clip.__dict__.pop("_memory", None)  # nothing is left over from an earlier run
+        self.clip.__dict__.pop("memory", None)  # nothing is left over from an earlier run
         self.clip._causal_tower  # noqa: B018  tried once when a model is first used
         run, lm = TokenTree.__call__, self.lm
         nodes = 0
@@ -368,6 +370,29 @@ def growth(bench: Bench) -> None:
             print(f"| {batch} | {step(8, batch):.4f} |")
 
 
+def balance(bench: Bench) -> None:
+    """CPU-seconds of the main thread beside those of one thread: what two could gain at most.
+
+    The other thread only helps in parallel parts, so a part that it cannot help takes as long in
+    the main thread as alone. Needs OMP_WAIT_POLICY=passive, or threads wait by computing.
+    """
+    images, steps = pictures(bench.options.images), bench.options.steps - 1
+    batch = max(bench.options.batches)
+    bench.ours(images, Clock(), 2, batch)
+    clocks = []
+    for threads, seconds in ((1, time.thread_time), (2, time.thread_time)):
+        torch.set_num_threads(threads)
+        clock = Clock(seconds=seconds)
+        bench.ours(images, clock, steps, batch)
+        clocks.append(clock)
+    one, main = clocks
+    print("| part | one thread, CPU-s | the main one of two | times less |\n|---|---|---|---|")
+    rows = {name: (one.parts[name], main.parts[name]) for name in one.parts}
+    rows["all"] = one.cpu, main.cpu
+    for name, (alone, helped) in sorted(rows.items(), key=lambda row: -row[1][0]):
+        print(f"| {name} | {alone:.3f} | {helped:.3f} | {alone / helped:.2f} |")
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -384,6 +409,7 @@ def main() -> None:
         "--split-words", action="store_true", help="words of two to four text tokens"
     )
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--balance", action="store_true", help="what a second thread could gain")
     parser.add_argument("--small", action="store_true", help="tiny shapes: does it run at all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -400,7 +426,7 @@ def main() -> None:
         real(options)
         return
     bench = Bench(options)
-    (growth if options.growth else compare)(bench)
+    (balance if options.balance else growth if options.growth else compare)(bench)
     print(
         f"\npeak of the whole process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB"
     )

@@ -34,10 +34,11 @@ def test_a_gpu_is_measured_in_one_command(benchmark, tmp_path):
     file = tmp_path / "gpu.json"
     out = benchmark("gpu", "--small", "--device", "cpu", "--json", file)
     found = json.loads(file.read_text())
-    parts = {"same", "magic", "profile", "embed", "tensors", "classify"}
+    parts = {"same", "magic", "profile", "ways", "embed", "tensors", "classify"}
     assert set(found["tables"]) == parts
     assert not found["wrong"]
     assert all(row["same"] for row in found["tables"]["same"])
+    assert 'batch 2: WAYS["cpu"] = Ways(' in out
     assert "memory ran out" not in out
     assert "left out" not in out
 
@@ -86,6 +87,20 @@ def test_no_device_is_one_sentence(benchmark, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
         benchmark("gpu")
+
+
+def test_what_remembered_texts_save(benchmark):
+    sizes = ("--photographs", 4, "--window", 2, "--after", 2, "--batch", 2)
+    lines = benchmark("remembered", "pocket", *sizes).splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
+    new = [int(row[3]) for row in rows]
+    assert len(rows) == 5
+    assert new[3] == 0 < new[4] < new[2], "the same again; others with the texts in the cache"
+
+
+def test_what_a_second_thread_could_gain(benchmark):
+    sizes = ("--small", "--balance", "--images", 2, "--batches", 2, "--steps", 3)
+    assert "| all |" in benchmark("magic", *sizes)
 
 
 def test_words_against_captions(benchmark, tmp_path):

@@ -134,6 +134,7 @@ def caption(
     coupling: str | None = None,
     recipe: str | Path | Recipe | None = None,
     prompt: str | Sequence[str] | Mapping[str, str] | None = None,
+    remember_texts: bool = False,
     box: Any = (),
     margin: float = 0.25,
     trace: bool = False,
@@ -155,6 +156,7 @@ def caption(
         recipe: what `tune(captions=...)` chose, or its file: method, options and coupling.
         prompt: what captions begin with (a title with `preset="story"`): one for all, one per
             image, or one by path.
+        remember_texts: keep the texts that `magic` tries in the cache, for later runs.
         box: parts of the images to caption instead: one box, several for all images, or those of
             each by its path: `{r.path: [x.box for x in r.boxes] for r in detect(...)}`. A box is
             left, top, right, bottom in pixels. Each result is a `results.RegionsResult`, whose

@@ -18,18 +18,23 @@ contender has won: it is fed only if the text goes on after it.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zeroshot.errors import UserError
+from zeroshot.errors import UserError, ZeroshotError
 from zeroshot.models.base import KeyValueCache, LanguageModel, LanguageModelOutput, LogitCorrection
+from zeroshot.models.devices import on_device, read, sent, ways_of
 from zeroshot.ops import normalize
 
 AT_ONCE = 64
 """Texts whose likelihood is asked for in one pass: all their positions meet the vocabulary."""
+UNSURE, BROKEN = 1, 2
+"""Flags of a choice: more candidates could have won than were looked ahead on; a score is NaN."""
 ROUNDING = 1e-5
 """A float32 cosine may leave [-1, 1] by less than this."""
 
@@ -44,7 +49,7 @@ class Guide(Protocol):
         generated: Sequence[Sequence[int]],
         candidates: Int[Tensor, "b k"],
     ) -> Float[Tensor, "b k"]:
-        """Score each candidate as the next token after each text.
+        """Score each candidate as the next token after each text, on any device.
 
         `rows` are indices into the prefixes given to `generate`; `generated` are the tokens
         chosen so far for those rows, prefix excluded.
@@ -114,38 +119,56 @@ def stream(
     for row, prefix in enumerate(prefixes):
         by_length[len(prefix)].append(row)
     generated: list[list[int]] = [[] for _ in prefixes]
+
+    def most_likely(group: _Group) -> _Likely:
+        logits = language_model.logits(group.hidden)
+        if adjust is not None:
+            logits = adjust(group.rows, [generated[row] for row in group.rows], logits)
+        probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))
+        return _Likely(probability, candidates, candidates)
+
     for length, rows in by_length.items():
         steps = max_tokens if max_length is None else min(max_tokens, max_length - length)
         tokens = torch.tensor([list(prefixes[row]) for row in rows])
-        group = _Group(rows, language_model.forward(tokens))
+        group = _Group.started(rows, language_model.forward(tokens))
+        ways = ways_of(group.hidden.device)
+        columns = 0 if observe else ways.columns
+        one_read = ways.one_read and adjust is None  # which has to know the texts
+        likely = most_likely(group)
         for left in reversed(range(steps)):
-            logits = language_model.logits(group.step.hidden[:, -1])
-            if adjust is not None:
-                logits = adjust(group.rows, [generated[row] for row in group.rows], logits)
-            probability, candidates = logits.softmax(-1).topk(min(k, logits.shape[-1]))  # [b, k]
+            probability, candidates = likely.probability, likely.candidates
             guidance = torch.zeros_like(probability)
             if guide is not None:
-                guidance = guide(group.rows, [generated[row] for row in group.rows], candidates)
+                texts = [generated[row] for row in group.rows]
+                guidance = sent(guide(group.rows, texts, likely.listed), guidance.device)
             base = (1 - alpha) * probability + guidance
             goes_on = candidates != language_model.end if left else torch.zeros_like(base).bool()
-            can_win, fed = contenders(base, alpha, group.context, goes_on)
+            choose = partial(_choose, language_model, group, candidates, base, goes_on, alpha)
+            chosen = choose(columns, observe is not None)
             if observe is not None:
-                fed = torch.ones_like(fed)
-            ahead = look_ahead(language_model, group.step, candidates, fed)
-            penalty = degeneration_penalty(ahead.hidden, group.context)
-            total = base - alpha * penalty
-            chosen = total.masked_fill(~can_win, -torch.inf).argmax(1)
-            if observe is not None:
-                terms = (probability, penalty, guidance, total)
-                observe(Choice(tuple(group.rows), candidates, *terms, chosen))
-            token = candidates.gather(1, chosen[:, None])[:, 0].tolist()
+                terms = (probability, chosen.penalty, guidance, chosen.total)
+                observe(Choice(tuple(group.rows), candidates, *terms, chosen.column))
+            while True:
+                following = one_read and left
+                after = group.advance(chosen) if following else None
+                likely_after = most_likely(after) if after else None
+                sure, token, listed = _read(chosen, likely_after)
+                if sure:
+                    break
+                columns *= 2
+                chosen = choose(columns, False)
             alive = [i for i, t in enumerate(token) if t != language_model.end]
             for i in alive:
                 generated[group.rows[i]].append(token[i])
             yield from ((group.rows[i], token[i]) for i in alive)
             if not alive or not left:
                 break
-            group = group.advance(language_model, ahead, chosen, alive)
+            every, kept = len(alive) == len(group.rows), None
+            group = group.advance(chosen) if after is None else after
+            if not every:
+                [kept] = on_device(candidates.device, alive)
+                group, listed = group.only(alive, kept), listed[alive]
+            likely = likely_after.only(kept, listed) if likely_after else most_likely(group)
 
 
 def mean_log_probability(
@@ -181,35 +204,106 @@ class _LookAhead:
     """Row of `cache` that belongs to each contender."""
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """One of a step's candidates for each row, or of those that were looked ahead on."""
+
+    ahead: _LookAhead
+    column: Int[Tensor, " b"]
+    token: Int[Tensor, " b"]
+    penalty: Float[Tensor, "b k"]
+    total: Float[Tensor, "b k"]
+    flags: Int[Tensor, ""]
+    """0 if it is right, `UNSURE` and `BROKEN`."""
+
+
+@dataclass(frozen=True)
+class _Likely:
+    """The most likely next tokens of a group's rows."""
+
+    probability: Float[Tensor, "b k"]
+    candidates: Int[Tensor, "b k"]
+    listed: Int[Tensor, "b k"]
+    """The candidates, on the host if they were read."""
+
+    def only(self, kept: Int[Tensor, " r"] | None, listed: np.ndarray) -> "_Likely":
+        """Some of the rows, or all, with their candidates on the host."""
+        probability, candidates = self.probability, self.candidates
+        if kept is not None:
+            probability, candidates = probability[kept], candidates[kept]
+        return _Likely(probability, candidates, torch.from_numpy(listed))
+
+
+@dataclass(frozen=True)
 class _Group:
-    """Rows of equal length that still decode: their cache and the unit hidden states so far."""
+    """Rows of equal length that still decode, and the unit hidden states so far."""
 
-    def __init__(
-        self,
-        rows: list[int],
-        step: LanguageModelOutput,
-        context: Float[Tensor, "b s e"] | None = None,
-    ) -> None:
-        self.rows = rows
-        self.step = step
-        state = normalize(step.hidden.float())
-        self.context = state if context is None else torch.cat([context, state], dim=1)
+    rows: list[int]
+    hidden: Float[Tensor, "b e"]
+    """Each row's last state."""
+    cache: KeyValueCache
+    at: Int[Tensor, " b"]
+    """Row of `cache` that belongs to each row: it is copied when it is fed, and not before."""
+    context: Float[Tensor, "b s e"]
 
-    def advance(
-        self,
-        language_model: LanguageModel,
-        ahead: _LookAhead,
-        chosen: Int[Tensor, " b"],
-        alive: list[int],
-    ) -> "_Group":
-        """The group after its choice: the look-ahead of each winner becomes its state."""
-        keep = torch.tensor(alive, device=chosen.device)
-        winner = chosen[keep]
-        step = LanguageModelOutput(
-            hidden=ahead.hidden[keep, winner][:, None],
-            cache=language_model.select(ahead.cache, ahead.position[keep, winner]),
+    @classmethod
+    def started(cls, rows: list[int], step: LanguageModelOutput) -> "_Group":
+        """A group whose states so far are those of `step`."""
+        at = torch.arange(len(rows), device=step.hidden.device)
+        return cls(rows, step.hidden[:, -1], step.cache, at, normalize(step.hidden.float()))
+
+    def advance(self, chosen: _Chosen) -> "_Group":
+        """The group after a choice: the look-ahead of each winner becomes its state."""
+        ahead, column = chosen.ahead, chosen.column
+        every = torch.arange(len(column), device=column.device)
+        hidden = ahead.hidden[every, column]
+        context = torch.cat([self.context, normalize(hidden.float())[:, None]], dim=1)
+        return _Group(self.rows, hidden, ahead.cache, ahead.position[every, column], context)
+
+    def only(self, alive: list[int], kept: Int[Tensor, " r"]) -> "_Group":
+        """Some of the rows; `kept` is `alive` on the device."""
+        rows = [self.rows[i] for i in alive]
+        return _Group(rows, self.hidden[kept], self.cache, self.at[kept], self.context[kept])
+
+
+def _choose(
+    language_model: LanguageModel,
+    group: _Group,
+    candidates: Int[Tensor, "b k"],
+    base: Float[Tensor, "b k"],
+    goes_on: Bool[Tensor, "b k"],
+    alpha: float,
+    columns: int,
+    every: bool,
+) -> _Chosen:
+    """The best candidate of each row; `columns` as in `Ways`, `every` looks ahead on all."""
+    can_win, fed = contenders(base, alpha, group.context, goes_on)
+    broken = base.isnan().any()
+    flags = BROKEN * broken.long()
+    if 0 < columns < base.shape[1]:
+        flags = flags + UNSURE * (can_win.sum(1) > columns).any().long()
+        best = base.topk(columns).indices.sort(1).values  # sorted: equal scores as without
+        candidates, base, can_win = (v.gather(1, best) for v in (candidates, base, can_win))
+    whole = every or columns > 0
+    ahead = look_ahead(language_model, group, candidates, None if whole else fed)
+    penalty = degeneration_penalty(ahead.hidden, group.context)
+    total = base - alpha * penalty
+    column = total.masked_fill(~can_win, -torch.inf).argmax(1)
+    token = candidates.gather(1, column[:, None])[:, 0]
+    return _Chosen(ahead, column, token, penalty, total, flags)
+
+
+def _read(chosen: _Chosen, likely: _Likely | None) -> tuple[bool, list[int], np.ndarray]:
+    """Whether a choice is right, its tokens, and the candidates after them: one read."""
+    flags = chosen.flags.expand(len(chosen.token), 1)
+    after = [] if likely is None else [likely.candidates]
+    values = read(torch.cat([flags, chosen.token[:, None], *after], dim=1))
+    if values[0, 0] & BROKEN:
+        raise ZeroshotError(
+            "a candidate's score is not a number: an embedding is zero or not finite; in half "
+            "precision, fp32 may help"
         )
-        return _Group([self.rows[i] for i in alive], step, self.context[keep])
+    return not values[0, 0] & UNSURE, values[:, 1].tolist(), values[:, 2:]
 
 
 def contenders(
@@ -230,18 +324,24 @@ def contenders(
 
 def look_ahead(
     language_model: LanguageModel,
-    step: LanguageModelOutput,
+    group: _Group,
     candidates: Int[Tensor, "b k"],
-    fed: Bool[Tensor, "b k"],
+    fed: Bool[Tensor, "b k"] | None,
 ) -> _LookAhead:
-    """Feed what is marked after its own row of `step`; the others' states stay zero."""
+    """Feed what is marked, or all, after its own row; the others' states stay zero."""
+    if fed is None:
+        count = torch.arange(candidates.numel(), device=candidates.device)
+        cache = language_model.select(group.cache, group.at[count // candidates.shape[1]])
+        after = language_model.forward(candidates.reshape(-1, 1), cache)
+        hidden = after.hidden.view(*candidates.shape, -1)
+        return _LookAhead(hidden, after.cache, count.view(candidates.shape))
     row, column = fed.nonzero(as_tuple=True)
-    hidden = step.hidden.new_zeros(*candidates.shape, step.hidden.shape[-1])
+    hidden = group.hidden.new_zeros(*candidates.shape, group.hidden.shape[-1])
     position = torch.zeros_like(candidates)
     if not len(row):
-        return _LookAhead(hidden, step.cache, position)
+        return _LookAhead(hidden, group.cache, position)
     after = language_model.forward(
-        candidates[row, column][:, None], language_model.select(step.cache, row)
+        candidates[row, column][:, None], language_model.select(group.cache, group.at[row])
     )
     hidden[row, column] = after.hidden[:, 0]
     position[row, column] = torch.arange(len(row), device=row.device)

@@ -9,18 +9,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.cache.embedding_cache import EmbeddingCache, NullCache
+from zeroshot.errors import UserError
 from zeroshot.inference.embedding import image_encoder_of, text_encoder_of
 from zeroshot.inference.meter import LOADING, Meter
 from zeroshot.model_set.model_set import ModelSet
 from zeroshot.models.base import ClassifierHead, ImageEncoder, TextEncoder
-from zeroshot.models.deferred import TextMemory, deferred, facts_of
+from zeroshot.models.deferred import Deferred, TextMemory, deferred, facts_of
 from zeroshot.models.devices import precision_name, resolve_device, resolve_precision
 from zeroshot.models.files import model_files
 from zeroshot.models.files.classifier_head import read_classifier_head
 from zeroshot.models.names import ModelName, parse
+from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder, EmbeddingMemory
 
 LAYOUTS = {
     "hf": model_files.TRANSFORMERS,
@@ -28,6 +32,12 @@ LAYOUTS = {
     "local-dir": model_files.OPEN_CLIP,
 }
 """By the scheme of a model's name; which files `open_clip:` means, only open_clip knows."""
+
+
+CANDIDATES = "candidates"
+"""Kind of the texts that guided decoding tries."""
+MOST_TEXTS = 65536
+"""134 MB at 512 numbers each; as many as a process has in memory."""
 
 
 def remembered(models: ModelSet, cache: EmbeddingCache, meter: Meter) -> ModelSet:
@@ -103,6 +113,45 @@ def _remembered_encoder(models: ModelSet, part: str, cache: EmbeddingCache, mete
     return deferred(facts, *how)
 
 
+class KeptTexts:
+    """Embeddings of candidate texts in the cache, for later runs: `MOST_TEXTS` of an encoder."""
+
+    def __init__(self, cache: EmbeddingCache, encoder: str) -> None:
+        self._cache, self._encoder = cache, encoder
+
+    def get(self, texts: Sequence[str]) -> tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]:
+        """The embeddings of those that are there, and which these are."""
+        if self._cache.is_closed:
+            return torch.empty(0, 0), torch.zeros(len(texts), dtype=torch.bool)
+        return self._cache.get(self._encoder, CANDIDATES, _text_ids(texts))
+
+    def put(self, memory: EmbeddingMemory) -> None:
+        """Those that were encoded since the last time, as long as there is room."""
+        texts, rows = memory.taken()
+        spaces = self._cache.info().spaces
+        own = [s.rows for s in spaces if (s.encoder, s.kind) == (self._encoder, CANDIDATES)]
+        room = max(0, MOST_TEXTS - sum(own))
+        self._cache.put(self._encoder, CANDIDATES, _text_ids(texts[:room]), rows[:room])
+
+
+def keep_texts(encoder: TextEncoder, cache: EmbeddingCache) -> Callable[[], None]:
+    """Let an encoder's sessions use, and a call of the result store, texts of other runs.
+
+    Raises:
+        UserError: an encoder that remembers no texts.
+    """
+    loaded = encoder.load() if isinstance(encoder, Deferred) else encoder
+    if not isinstance(loaded, CachedTextEncoder):
+        raise UserError(f"{encoder.name} remembers no texts; leave out --remember-texts")
+    kept, memory = KeptTexts(cache, encoder.name), loaded.memory
+    memory.before = kept.get
+    return lambda: kept.put(memory)
+
+
+def _text_ids(texts: Sequence[str]) -> list[str]:
+    return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+
+
 def _memory(cache: EmbeddingCache) -> TextMemory:
     """Rows of texts, through the cache."""
 
@@ -111,7 +160,7 @@ def _memory(cache: EmbeddingCache) -> TextMemory:
     ) -> Tensor:
         if cache.is_closed:
             return fresh(texts)
-        ids = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+        ids = _text_ids(texts)
         return cache(fresh, texts, ids=ids, encoder=encoder, kind=kind, batch_size=len(texts))
 
     return rows

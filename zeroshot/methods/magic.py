@@ -66,8 +66,7 @@ class MagicGuide:
             for tokens, row in zip(generated, candidates.tolist(), strict=True)
         ]
         cosine = self.match(self.images[list(rows)], texts)
-        guide = self.beta * (self.encoder.logit_scale * cosine).softmax(-1)  # (5)
-        return guide.to(candidates.device)
+        return self.beta * (self.encoder.logit_scale * cosine).softmax(-1)  # (5)
 
     @cached_property
     def match(self) -> Matcher:

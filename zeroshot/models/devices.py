@@ -1,16 +1,70 @@
-"""The device that a model runs on, and its precision."""
+"""The device that a model runs on, its precision, and what spares waits for it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from zeroshot.errors import UserError, unknown
 
 __all__ = [
     "PRECISIONS",
+    "WAYS",
+    "Ways",
+    "on_device",
     "out_of_memory",
     "precision_name",
+    "read",
     "resolve_device",
     "resolve_precision",
+    "sent",
+    "ways_of",
 ]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How guided decoding spares the host's waits for a device; none changes what is computed."""
+
+    one_read: bool = False
+    """A chosen token stays on the device until the next candidates are read, together with them."""
+    columns: int = 0
+    """Candidates a row that are looked ahead on, without asking the device which of them can win;
+    if more of them could have, the step is done again. 0 asks."""
+    static: bool = False
+    """The text tower runs in buckets of shapes; on CUDA each is captured once, as a graph."""
+
+
+WAYS = {"cpu": Ways(), "cuda": Ways(one_read=True, columns=8)}
+"""By type of device, the last line of `benchmarks/gpu.py`; others as the CPU."""
+
+
+def ways_of(device: torch.device) -> Ways:
+    """What is worth doing on this device."""
+    return WAYS.get(device.type, WAYS["cpu"])
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
+def read(values: Tensor) -> np.ndarray:
+    """The values on the host, which waits for all that the device has to do before."""
+    return values.cpu().numpy()
+
+
+def on_device(device: torch.device, *arrays: Sequence[int] | np.ndarray) -> list[Int[Tensor, "_"]]:
+    """Integers as flat tensors, by one copy to the device, for which the host does not wait."""
+    flat = [np.asarray(array, np.int64).ravel() for array in arrays]
+    packed = sent(torch.from_numpy(np.concatenate(flat)), device)
+    return list(torch.split(packed, [len(part) for part in flat]))
+
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

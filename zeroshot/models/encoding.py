@@ -20,6 +20,7 @@ __all__ = [
     "encode_pixels",
     "encode_texts",
     "unit_vectors",
+    "unit_vectors_unread",
 ]
 
 IMAGES_AT_ONCE = 64
@@ -112,6 +113,12 @@ def unit_vectors(
             f"inputs, first for {first!r}; in half precision, fp32 may help"
         )
     return normalize(embeddings)
+
+
+def unit_vectors_unread(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """As `unit_vectors`, without waiting for the device: a row for which it fails is NaN."""
+    whole = embeddings.isfinite().all(dim=1) & embeddings.any(dim=1)
+    return torch.where(whole[:, None], normalize(embeddings), torch.nan)
 
 
 def _encode(

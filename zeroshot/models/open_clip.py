@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from zeroshot.models.towers.open_clip_towers import (
 from zeroshot.models.towers.packed_linear import pack
 from zeroshot.models.towers.text_tower import Tokens, Tower
 from zeroshot.models.towers.vision_tower import DensePatches, VisionTower
+from zeroshot.models.towers.word_tokens import WordTokens, token_rows
 
 __all__ = ["OpenClipDualEncoder", "load_dual_encoder"]
 
@@ -90,10 +92,19 @@ class OpenClipDualEncoder(CachedTextEncoder, DensePatches):
     def _paths(self, texts: Sequence[str]) -> list[Tokens]:
         text = text_module(self.model)
         end = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
-        rows = self.tokenizer(self._prepare(texts)).tolist()
+        rows = token_rows(self._words, texts, lambda t: self.tokenizer(self._prepare(t)).tolist())
         if pool_type(text) == "argmax":
             return [tuple(ids[: ids.index(max(ids)) + 1]) for ids in rows]
         return [tuple(ids[: (ids.index(end) if end in ids else 0) + 1]) for ids in rows]
+
+    @cached_property
+    def _words(self) -> WordTokens | None:
+        own: Any = self.tokenizer
+        if type(own) is not import_open_clip().SimpleTokenizer or own.reduction_fn is not None:
+            return None
+        if any(not token.startswith("<") for token in map(own.decoder.get, own.all_special_ids)):
+            return None
+        return WordTokens(own.encode, own.sot_token_id, own.eot_token_id, own.context_length)
 
     def _prepare(self, texts: Sequence[str]) -> list[str]:
         """Texts up to a literal end token.

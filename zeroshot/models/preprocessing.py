@@ -23,6 +23,7 @@ from torch import Tensor
 
 from zeroshot.errors import UserError
 from zeroshot.models.base import Pixels
+from zeroshot.models.devices import sent
 
 __all__ = ["Geometry", "Preprocessing", "from_processor", "from_transform"]
 
@@ -143,14 +144,14 @@ class Preprocessing:
     ) -> ModelInputs:
         """The network's inputs for these images, on its device."""
         if self._table is not None:
-            values = _to_device(torch.stack(list(pixels)), device)
+            values = sent(torch.stack(list(pixels)), device)
             return {self._name: _look_up(values, self._table.to(device, dtype))}
         if self._batch_dependent:
             inputs = self._whole(pixels)
         else:
             inputs = {key: torch.cat([p[key] for p in pixels]) for key in pixels[0]}
         return {
-            key: _to_device(value, device, dtype if value.is_floating_point() else None)
+            key: sent(value, device).to(dtype if value.is_floating_point() else value.dtype)
             for key, value in inputs.items()
         }
 
@@ -168,18 +169,11 @@ class Preprocessing:
                 "as a CLIP"
             )
         values = torch.stack([_bytes(image) for image in images])
-        return _look_up(_to_device(values, device), self._table.to(device, dtype))
+        return _look_up(sent(values, device), self._table.to(device, dtype))
 
 
 def _bytes(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """On the device; to a GPU from pinned memory, so that the CPU does not wait for the copy."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def _look_up(

@@ -6,6 +6,7 @@
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from zeroshot.models.towers.cached_text_encoder import CachedTextEncoder
 from zeroshot.models.towers.clip_towers import clip_text_tower, clip_vision_tower
 from zeroshot.models.towers.text_tower import Tokens, Tower
 from zeroshot.models.towers.vision_tower import DensePatches, VisionTower
+from zeroshot.models.towers.word_tokens import WordTokens, token_rows
 
 __all__ = ["FAMILIES", "TransformersDualEncoder", "load_dual_encoder"]
 
@@ -124,12 +126,20 @@ class TransformersDualEncoder(CachedTextEncoder, DensePatches):
         return clip_text_tower(self.model) if self.family.clip_text else None
 
     def _paths(self, texts: Sequence[str]) -> list[Tokens]:
-        ids = self.tokenizer(self._prepare(texts), truncation=True, max_length=self.context_length)[
-            "input_ids"
-        ]
-        return [tuple(row[: self._end(row) + 1]) for row in ids]
+        def tokenize(others: list[str]) -> list[list[int]]:
+            cut = {"truncation": True, "max_length": self.context_length}
+            ids: list[list[int]] = self.tokenizer(self._prepare(others), **cut)["input_ids"]
+            return ids
 
-    def _end(self, ids: list[int]) -> int:
+        rows = token_rows(self._words, texts, tokenize)
+        return [tuple(row[: self._end(row) + 1]) for row in rows]
+
+    @cached_property
+    def _words(self) -> WordTokens | None:
+        plain = self.prepare in (repair_text, unchanged)
+        return model_inputs.clip_words(self.tokenizer, self.context_length) if plain else None
+
+    def _end(self, ids: Sequence[int]) -> int:
         """Position of CLIP's text embedding; old configurations name token 2."""
         end = self.model.text_model.eos_token_id
         if end == 2 and self.model.config.model_type == "clip":

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ from zeroshot.models.isolation import FrozenModel
 __all__ = ["TransformersLanguageModel", "load_language_model"]
 
 PREPROCESSING = "tokens.1"
+
+PIECES = True
+"""Whether the text of a token is looked up; else each candidate's whole text is decoded."""
+HALF = "\ufffd"
+"""What decoding shows for bytes that are no character."""
 
 START_OF_TEXT = "<-start_of_text->"
 END_OF_TEXT = "<|endoftext|>"
@@ -57,6 +63,11 @@ class TransformersLanguageModel(FrozenModel):
         arguments = inspect.signature(model.base_model.forward).parameters
         # Since transformers 5.24, and before.
         self._cache_argument = "cache" if "cache" in arguments else "past_key_values"
+        decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+        self._bytewise = type(decoder).__name__ == "ByteLevel"
+        self._raw = partial(raw_text, tokenizer)
+        self._piece = lru_cache(1 << 17)(self._raw)
+        self._beginning = lru_cache(1 << 10)(self._raw)
 
     def encode(self, text: str) -> list[int]:
         """As `base.LanguageModel`."""
@@ -79,10 +90,18 @@ class TransformersLanguageModel(FrozenModel):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """As `base.LanguageModel`."""
-        text = self.tokenizer.decode(
-            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = self._joined(tuple(tokens)) if PIECES and self._bytewise else self._raw(tokens)
         return clean_up_spaces(text) if self.clean_up else text
+
+    def _joined(self, tokens: tuple[int, ...]) -> str:
+        """The same, from what comes before the last token and that token's own text.
+
+        A byte-level tokenizer joins the bytes of its tokens; half a character shows as U+FFFD.
+        """
+        if len(tokens) < 2:
+            return self._piece(tokens)
+        before, piece = self._beginning(tokens[:-1]), self._piece(tokens[-1:])
+        return self._raw(tokens) if HALF in before or HALF in piece else before + piece
 
     @torch.inference_mode()
     def forward(
@@ -113,6 +132,14 @@ class TransformersLanguageModel(FrozenModel):
         selection = branch(cache)
         selection.reorder_cache(rows)
         return selection
+
+
+def raw_text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The tokenizer's own text."""
+    text: str = tokenizer.decode(
+        list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def branch(cache: Any) -> Any:

@@ -10,9 +10,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from zeroshot.errors import UserError
+from zeroshot.models.hf.checkpoint import CLIPTokenizer
+from zeroshot.models.towers.word_tokens import WordTokens
 
 __all__ = [
     "check_length",
+    "clip_words",
     "context_length",
     "count_tokens",
     "features_by_length",
@@ -80,6 +83,29 @@ def tokenize(
         max_length=max_tokens,
         return_tensors="pt",
     )
+
+
+def clip_words(tokenizer: Any, limit: int | None) -> WordTokens | None:
+    """The tokens of plain texts word by word; None if the tokenizer may not be CLIP's own.
+
+    CLIP's splits at white space, a directory's `tokenizer.json` may do anything.
+    """
+    if type(tokenizer) is not CLIPTokenizer:
+        return None
+    own, plain = tokenizer.backend_tokenizer, CLIPTokenizer().backend_tokenizer
+    steps = ("normalizer", "pre_tokenizer")
+    same = all(str(getattr(own, step)) == str(getattr(plain, step)) for step in steps)
+    special = all(token.startswith("<") for token in tokenizer.get_added_vocab())
+    if not (same and special):
+        return None
+
+    def of_word(word: str) -> list[int]:
+        return list(tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+
+    probe = tokenizer("a b")["input_ids"]
+    if probe[1:-1] != of_word("a") + of_word("b"):
+        return None
+    return WordTokens(of_word, probe[0], probe[-1], limit)
 
 
 def features_by_length(

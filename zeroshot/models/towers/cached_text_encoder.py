@@ -1,15 +1,17 @@
 """Text encoders that reuse their work: texts that come back, begin alike and grow."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zeroshot.models.base import IncrementalTextEncoder, Matcher
-from zeroshot.models.encoding import encode_texts, unit_vectors
+from zeroshot.models.devices import on_device, sent, ways_of
+from zeroshot.models.encoding import encode_texts, unit_vectors, unit_vectors_unread
 from zeroshot.models.isolation import FrozenModel
 from zeroshot.models.towers.text_tower import (
     PROBES,
@@ -27,6 +29,10 @@ TREE_FROM = 64
 whether the tower is causal costs as much as encoding a few texts."""
 
 
+Before = Callable[[Sequence[str]], tuple[Float[Tensor, "m d"], Bool[Tensor, " n"]]]
+"""Texts to the vectors of those that it has, and which these are."""
+
+
 class EmbeddingMemory:
     """Unit vectors of the most recently used texts.
 
@@ -34,8 +40,12 @@ class EmbeddingMemory:
     room for 200 images. It takes 134 MB at 512 numbers each, once it is full.
     """
 
-    def __init__(self, capacity: int = 65536) -> None:
+    def __init__(self, capacity: int = 65536, before: "Before | None" = None) -> None:
         self.capacity = capacity
+        self.before = before
+        """What an earlier run remembered."""
+        self.encoded: list[str] = []
+        """Texts that were in neither, since they were last `taken`."""
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._vectors: Tensor | None = None  # [capacity, d]; pages are touched as they fill
 
@@ -43,34 +53,64 @@ class EmbeddingMemory:
         self, texts: Sequence[str], encode: Callable[[list[str]], Tensor]
     ) -> Float[Tensor, "n d"]:
         """A vector for each text; `encode` computes those that the memory lacks."""
-        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        known = [text for text in index if text in self._slots]
-        new = [text for text in index if text not in self._slots]
-        fresh = encode(new) if new else None
+        different = dict.fromkeys(texts)
+        known = [text for text in different if text in self._slots]
+        new = [text for text in different if text not in self._slots]
+        fresh = self._fresh(new, encode) if new else None
         if fresh is not None and self._vectors is None:
             self._vectors = fresh.new_empty(self.capacity, fresh.shape[1])
         assert self._vectors is not None
-        if fresh is None:
-            vectors = self._vectors[[self._slots[text] for text in index]]
-        else:
-            vectors = fresh.new_empty(len(index), fresh.shape[1])
-            vectors[[index[text] for text in new]] = fresh
-            vectors[[index[text] for text in known]] = self._vectors[
-                [self._slots[t] for t in known]
-            ]
+        found = [self._slots[text] for text in known]
         for text in known:
             self._slots.move_to_end(text)
+        stored = new[-self.capacity :]
+        slots = self._room(len(stored))
+        place = {text: i for i, text in enumerate([*new, *known])}
+        order = [place[text] for text in texts]
+        at, to, order_at = on_device(self._vectors.device, found, slots, order)
+        rows = self._vectors.index_select(0, at)
         if fresh is not None:
-            self._store(new[-self.capacity :], fresh[-self.capacity :])
-        return vectors[[index[text] for text in texts]]
+            rows = torch.cat([fresh, rows])
+            self._vectors.index_copy_(0, to, fresh[len(new) - len(stored) :])
+            self._slots.update(zip(stored, slots, strict=True))
+        return rows.index_select(0, order_at)
 
-    def _store(self, texts: list[str], vectors: Float[Tensor, "n d"]) -> None:
-        assert self._vectors is not None
-        slots = list(range(len(self._slots), self.capacity))[: len(texts)]
-        while len(slots) < len(texts):  # full: the least recently used text makes room
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def taken(self) -> tuple[list[str], Float[Tensor, "n d"]]:
+        """The texts in `encoded` that are still remembered, which it then lists no more."""
+        texts = [text for text in dict.fromkeys(self.encoded) if text in self._slots]
+        self.encoded.clear()
+        rows = [self._slots[text] for text in texts]
+        return texts, torch.empty(0, 0) if self._vectors is None else self._vectors[rows]
+
+    def _fresh(self, new: list[str], encode: Callable[[list[str]], Tensor]) -> Float[Tensor, "n d"]:
+        """Of texts that are not remembered: from before, or encoded."""
+        if self.before is None:
+            return encode(new)
+        stored, hits = self.before(new)
+        known = hits.tolist()
+        if self._vectors is None:  # encoding one shows the device
+            stored, known[0] = stored[int(known[0]) :], False
+        lacking = [text for text, hit in zip(new, known, strict=True) if not hit]
+        self.encoded += lacking
+        if not len(stored):
+            return encode(new)
+        rows = encode(lacking) if lacking else stored[:0]
+        device = rows.device if self._vectors is None else self._vectors.device
+        rank = {text: i for i, text in enumerate(lacking)}
+        others = {text: len(lacking) + i for i, text in enumerate(t for t in new if t not in rank)}
+        [order] = on_device(device, [(rank | others)[text] for text in new])
+        return torch.cat([rows.to(device), sent(stored, device)]).index_select(0, order)
+
+    def _room(self, count: int) -> list[int]:
+        """Slots for so many texts; the least recently used make room."""
+        full = len(self._slots)
+        slots = list(range(full, min(full + count, self.capacity)))
+        while len(slots) < count:
             slots.append(self._slots.popitem(last=False)[1])
-        self._vectors[slots] = vectors
-        self._slots.update(zip(texts, slots, strict=True))
+        return slots
 
 
 class CachedTextEncoder(FrozenModel):
@@ -102,17 +142,21 @@ class CachedTextEncoder(FrozenModel):
     def session(self) -> IncrementalTextEncoder:
         """As `base.TextEncoder`."""
         tower = self._causal_tower
-        tree = None if tower is None else TokenTree(tower)
+        tree = None if tower is None else self._trees.pop() if self._trees else TokenTree(tower)
+        unread = tower is not None and ways_of(tower.device).one_read
 
         def encode(texts: Sequence[str]) -> Tensor:
             if tree is None:
                 return self.encode_texts(texts)
-            return unit_vectors(tree(self._paths(texts)).float().clone(), texts)
+            rows = tree(self._paths(texts)).float().clone()
+            return unit_vectors_unread(rows) if unread else unit_vectors(rows, texts)
 
         def session(texts: Sequence[str]) -> Float[Tensor, "n d"]:
             with self.own_turn():
-                return self._memory(texts, encode)
+                return self.memory(texts, encode)
 
+        if tree is not None and ways_of(tree.tower.device).static:
+            weakref.finalize(session, self._trees.append, tree)
         return session
 
     def matcher(self) -> Matcher:
@@ -125,7 +169,7 @@ class CachedTextEncoder(FrozenModel):
             with self.own_turn():
                 embeddings = encode([text for row in texts for text in row])
                 embeddings = embeddings.view(len(texts), -1, embeddings.shape[1])  # [b, k, m]
-                return (embeddings @ images.to(embeddings.device)[:, :, None])[..., 0]
+                return (embeddings @ sent(images, embeddings.device)[:, :, None])[..., 0]
 
         return match
 
@@ -150,6 +194,11 @@ class CachedTextEncoder(FrozenModel):
         return tower if same else None
 
     @cached_property
-    def _memory(self) -> EmbeddingMemory:
+    def _trees(self) -> list[TokenTree]:
+        """Of sessions that are over: what was captured for them goes on being used."""
+        return []
+
+    @cached_property
+    def memory(self) -> EmbeddingMemory:
         """Shared by all sessions, so that what a run's images have in common is encoded once."""
         return EmbeddingMemory()

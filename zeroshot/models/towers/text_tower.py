@@ -10,15 +10,18 @@ anew into other tokens, candidates share all but their last token, images share 
 The last layer runs at end positions only, since nothing else of it is read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from zeroshot.models.devices import on_device, ways_of
+from zeroshot.models.towers.captured import Captured, bucket
 from zeroshot.ops import normalize
 
 __all__ = ["PROBES", "Block", "TokenTree", "Tokens", "Tower", "encode_paths", "is_causal"]
@@ -93,7 +96,11 @@ class _Branch:
 
 
 class TokenTree:
-    """Embeddings of token paths; remembers the keys and values of the last call's paths."""
+    """Embeddings of token paths; remembers the keys and values of the last call's paths.
+
+    Every node has a slot in a layer's tensor of keys and values, which is allocated once, and
+    doubled when it is too small. Slots of forgotten nodes are used again.
+    """
 
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
@@ -102,21 +109,34 @@ class TokenTree:
         self.nodes_run = 0
         """Tokens that went through the tower so far."""
         self._children: dict[tuple[int, int], int] = {}  # (slot of parent or -1, token) -> slot
-        self._keys: list[Tensor] = []  # per layer [slots, w]
-        self._values: list[Tensor] = []
+        self._stores: list[Tensor] = []  # per layer [2, slots, w], keys and values
+        self._capacity = 1  # the first slot is for padding
+        self._free: list[int] = []
+        self._captured = Captured(self._static_layers)
 
     @torch.inference_mode()
     def __call__(self, paths: Sequence[Tokens]) -> Float[Tensor, "n d"]:
         """What the tower gives at the end of each path; not of unit length."""
         branches: dict[int, _Branch] = {}
         ends = [self._place(path, branches) for path in paths]
-        batch = _Batch(list(branches.values()), self.tower.device)
-        rows = self._run(batch)
-        first = dict(zip(branches, batch.first_end, strict=True))
-        where = {s: {p: i for i, p in enumerate(b.ends)} for s, b in branches.items()}
-        self._remember(branches, batch)
-        self.nodes_run += len(batch.tokens)
-        return rows[[first[stem] + where[stem][place] for stem, place in ends]]
+        listed = list(branches.values())
+        slots = self._take(sum(len(branch.tokens) for branch in listed))
+        first = dict(zip(branches, _starts(listed), strict=True))
+        places = [first[stem] + place for stem, place in ends]
+        if ways_of(self.tower.device).static:
+            packed = _packed(listed, slots)
+            given, nodes = on_device(self.tower.device, packed, places)
+            if self._stores and self._stores[0].shape[1] < self._capacity:
+                for layer, stored in enumerate(self._stores):
+                    self._store(layer, stored[0])
+                self._captured = Captured(self._static_layers)  # graphs know the old addresses
+            rows = self._captured(given.view(packed.shape))[nodes]
+        else:
+            batch = _Batch(listed, slots, places, self.tower.device)
+            rows = self._run(batch)[batch.chosen]
+        self._remember(branches, slots)
+        self.nodes_run += len(slots)
+        return rows
 
     def _place(self, path: Tokens, branches: dict[int, _Branch]) -> tuple[int, int]:
         """Follow `path` as far as it is known, add what is not; its branch and its last node."""
@@ -133,47 +153,86 @@ class TokenTree:
             place = branch.grow(place, token, end=False)
         return node, branch.grow(place, path[-1], end=True)
 
+    def _take(self, count: int) -> list[int]:
+        """So many slots that no known node has."""
+        if len(self._free) < count:
+            longer = max(2 * self._capacity, self._capacity + count - len(self._free))
+            self._free += range(self._capacity, longer)
+            self._capacity = longer
+        taken, self._free = self._free[:count], self._free[count:]
+        return taken
+
+    def _store(self, layer: int, like: Float[Tensor, "n w"]) -> Float[Tensor, "2 s w"]:
+        """The layer's keys and values of all slots, in a tensor that has room for them."""
+        if layer == len(self._stores):
+            self._stores.append(like.new_empty(2, self._capacity, like.shape[1]))
+        old = self._stores[layer]
+        if old.shape[1] < self._capacity:
+            self._stores[layer] = like.new_empty(2, self._capacity, like.shape[1])
+            self._stores[layer][:, : old.shape[1]] = old
+        return self._stores[layer]
+
+    def _write(
+        self, layer: int, rows: Float[Tensor, "n w"], slots: Int[Tensor, " n"]
+    ) -> Float[Tensor, "2 s w"]:
+        """The same, with those of new nodes, whose normed states are `rows`."""
+        block = self.tower.blocks[layer]
+        for side, values in enumerate((block.key(rows), block.value(rows))):
+            self._store(layer, values)[side].index_copy_(0, slots, values)
+        return self._stores[layer]
+
     def _run(self, batch: "_Batch") -> Float[Tensor, "e d"]:
-        """All layers over the new nodes, whose keys and values stay in `batch`."""
+        """All layers over the new nodes, the last one at their ends."""
         tower = self.tower
         x = tower.embed(batch.tokens, batch.positions)
         for layer, block in enumerate(tower.blocks):
             last = layer == len(tower.blocks) - 1
             rows = block.before(x)
-            batch.keys.append(block.key(rows))
-            batch.values.append(block.value(rows))
-            stems = (self._keys[layer], self._values[layer]) if self._keys else None
+            stored = self._write(layer, rows, batch.slots)
             if last:
                 rows, x = rows[batch.ends], x[batch.ends]
-            attended = batch.attend(block.query(rows), layer, stems, tower.heads, ends_only=last)
+            attended = batch.attend(block.query(rows), stored, tower.heads, ends_only=last)
             x = x + block.after(attended)
             parts = torch.split(x, self._at_once)
             x = x + torch.cat([block.feed_forward(part) for part in parts])
         return tower.finish(x)
 
-    def _remember(self, branches: dict[int, _Branch], batch: "_Batch") -> None:
+    def _static_layers(self, packed: Int[Tensor, "r n"]) -> Float[Tensor, "n d"]:
+        """All layers over the new nodes, each of which attends by itself; see `_packed`."""
+        tower, seen = self.tower, packed[4:]
+        tokens, positions, slots, lengths = packed[:4]
+        mask = torch.arange(len(seen), device=packed.device) < lengths[:, None]
+        x = tower.embed(tokens, positions)
+        for layer, block in enumerate(tower.blocks):
+            rows = block.before(x)
+            stored = self._write(layer, rows, slots)
+            groups = (seen.T.flatten(), len(tokens), mask[:, None, None])
+            x = x + block.after(_attention(block.query(rows), stored, *groups, tower.heads))
+            x = x + block.feed_forward(x)
+        return tower.finish(x)
+
+    def _remember(self, branches: dict[int, _Branch], slots: list[int]) -> None:
         """Keep the nodes that this call's texts are made of, but for their ends."""
-        kept = sorted({slot for branch in branches.values() for slot in branch.stem})
-        moved = {-1: -1} | {slot: i for i, slot in enumerate(kept)}
-        children = {
-            (moved[parent], token): moved[slot]
-            for (parent, token), slot in self._children.items()
-            if slot in moved
-        }
-        fresh: list[int] = []
-        for (stem, branch), start in zip(branches.items(), batch.first, strict=True):
-            ends, slots = set(branch.ends), {-1: moved[stem]}
+        kept = {slot for branch in branches.values() for slot in branch.stem}
+        before = set(self._children.values())
+        children = {key: slot for key, slot in self._children.items() if slot in kept}
+        starts = _starts(branches.values())
+        for start, (stem, branch) in zip(starts, branches.items(), strict=True):
+            own = {-1: stem} | dict(enumerate(slots[start : start + len(branch.tokens)]))
+            ends = set(branch.ends)
             for place, (token, parent) in enumerate(
                 zip(branch.tokens, branch.parents, strict=True)
             ):
                 if place not in ends:
-                    slots[place] = len(kept) + len(fresh)
-                    children[slots[parent], token] = slots[place]
-                    fresh.append(start + place)
+                    children[own[parent], token] = own[place]
         self._children = children
-        for layers, new in ((self._keys, batch.keys), (self._values, batch.values)):
-            old = layers or [rows[:0] for rows in new]
-            layers[:] = [torch.cat([a[kept], b[fresh]]) for a, b in zip(old, new, strict=True)]
+        known = set(children.values())
+        self._free += sorted((before | set(slots)) - known)
+
+
+def _starts(branches: Iterable[_Branch]) -> list[int]:
+    """Where each branch's nodes begin among all."""
+    return [0, *accumulate(len(branch.tokens) for branch in branches)][:-1]
 
 
 def encode_paths(tower: Tower, paths: Sequence[Tokens]) -> Float[Tensor, "n d"]:
@@ -213,74 +272,115 @@ def _chunks(paths: Sequence[Tokens]) -> Iterator[list[Tokens]]:
 class _Batch:
     """The new nodes of all branches in one list, and who attends to whom."""
 
-    def __init__(self, branches: list[_Branch], device: torch.device) -> None:
+    def __init__(
+        self,
+        branches: list[_Branch],
+        slots: list[int],
+        chosen: list[int],
+        device: torch.device,
+    ) -> None:
+        """`chosen` are the texts' ends among all nodes."""
         sizes = [len(branch.tokens) for branch in branches]
         counts = [len(branch.ends) for branch in branches]
-        self.first = np.cumsum([0, *sizes[:-1]]).tolist()
-        """Where each branch's nodes begin."""
-        self.first_end = np.cumsum([0, *counts[:-1]]).tolist()
-        """Where each branch's ends begin among all ends."""
-        known = [len(branch.stem) for branch in branches]
-        deep, wide, tips = max(known, default=0), max(sizes, default=0), max(counts, default=0)
-
-        def on_device(values: Any) -> Tensor:
-            return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
-
-        self.tokens: Int[Tensor, " n"] = on_device([t for b in branches for t in b.tokens])
-        self.positions: Int[Tensor, " n"] = on_device(
-            [len(b.stem) + d - 1 for b in branches for d in b.depths]
-        )
-        self.ends: Int[Tensor, " e"] = on_device(
-            [f + p for f, b in zip(self.first, branches, strict=True) for p in b.ends]
-        )
+        first = _starts(branches)
+        ends = [start + p for start, b in zip(first, branches, strict=True) for p in b.ends]
+        rank = {node: i for i, node in enumerate(ends)}
+        deep = max((len(branch.stem) for branch in branches), default=0)
+        wide, tips = max(sizes, default=0), max(counts, default=0)
         # Branches are padded to one size for the attention alone.
-        self._node_place = on_device([i * wide + j for i, n in enumerate(sizes) for j in range(n)])
-        self._end_place = on_device([i * tips + j for i, n in enumerate(counts) for j in range(n)])
-        stems = np.zeros((len(branches), deep), np.int64)
-        for row, branch in zip(stems, branches, strict=True):
+        seen = np.empty((len(branches), deep + wide), np.int64)
+        for row, branch, start, size in zip(seen, branches, first, sizes, strict=True):
+            row[:] = slots[start]  # padding, masked
             row[: len(branch.stem)] = branch.stem
-        self._stems: Int[Tensor, "g p"] = on_device(stems)
+            row[deep : deep + size] = slots[start : start + size]
         mask = _ancestors(branches, deep, wide)
-        self._mask = torch.from_numpy(mask).to(device)[:, None]
         end_mask = np.ones((len(branches), tips, deep + wide), bool)
         for i, branch in enumerate(branches):
             end_mask[i, : counts[i]] = mask[i, branch.ends]
+        self._groups = len(branches)
+        (
+            self.tokens,
+            self.positions,
+            self.slots,
+            self.ends,
+            self.chosen,
+            self._node_place,
+            self._end_place,
+            self._seen,
+        ) = on_device(
+            device,
+            [t for b in branches for t in b.tokens],
+            [len(b.stem) + d - 1 for b in branches for d in b.depths],
+            slots,
+            ends,
+            [rank[node] for node in chosen],
+            [i * wide + j for i, n in enumerate(sizes) for j in range(n)],
+            [i * tips + j for i, n in enumerate(counts) for j in range(n)],
+            seen,
+        )
+        self._mask = torch.from_numpy(mask).to(device)[:, None]
         self._end_mask = torch.from_numpy(end_mask).to(device)[:, None]
-        self.keys: list[Tensor] = []  # per layer [n, w]
-        self.values: list[Tensor] = []
 
     def attend(
         self,
         query: Float[Tensor, "n w"],
-        layer: int,
-        stems: tuple[Tensor, Tensor] | None,
+        stored: Float[Tensor, "2 s w"],
         heads: int,
         ends_only: bool,
     ) -> Float[Tensor, "n w"]:
         """Attention of new nodes (or of their ends) to their stems and their new ancestors."""
         mask = self._end_mask if ends_only else self._mask
         place = self._end_place if ends_only else self._node_place
-        new = self._mask.shape[2]
-        fresh = (self.keys[layer], self.values[layer])
-        both = [self._padded(rows, self._node_place, new) for rows in fresh]
-        if stems is not None and self._stems.shape[1]:
-            both = [torch.cat([s[self._stems], n], 1) for s, n in zip(stems, both, strict=True)]
-        key, value, query = (
-            rows.view(*rows.shape[:2], heads, -1).transpose(1, 2)  # [g, h, m, w / h]
-            for rows in (*both, self._padded(query, place, mask.shape[2]))
-        )
-        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return output.transpose(1, 2).flatten(2).flatten(0, 1)[place]
+        queries = query
+        if len(query) != self._groups * mask.shape[2]:
+            queries = query.new_zeros(self._groups * mask.shape[2], query.shape[1])
+            queries[place] = query
+        output = _attention(queries, stored, self._seen, self._groups, mask, heads)
+        return output if queries is query else output[place]
 
-    def _padded(
-        self, rows: Float[Tensor, "n w"], place: Int[Tensor, " n"], size: int
-    ) -> Float[Tensor, "g m w"]:
-        """Rows by branch, zero where a branch has fewer."""
-        if len(rows) == len(self._stems) * size:
-            return rows.view(-1, size, rows.shape[1])
-        out = rows.new_zeros(len(self._stems) * size, rows.shape[1])
-        out[place] = rows
-        return out.view(-1, size, rows.shape[1])
+
+def _attention(
+    query: Float[Tensor, "gm w"],
+    stored: Float[Tensor, "2 s w"],
+    seen: Int[Tensor, " gp"],
+    groups: int,
+    mask: Bool[Tensor, "g 1 m p"],
+    heads: int,
+) -> Float[Tensor, "gm w"]:
+    """Attention of each group's queries to the slots that the group sees."""
+    both = (stored[side].index_select(0, seen) for side in (0, 1))  # much faster than stored[seen]
+    queries, keys, values = (
+        rows.view(groups, -1, heads, rows.shape[1] // heads).transpose(1, 2)  # [g, h, m, w / h]
+        for rows in (query, *both)
+    )
+    output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return output.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _packed(branches: list[_Branch], slots: list[int]) -> Int[np.ndarray, "r n"]:
+    """Tokens, positions, slots, lengths, and the slots that each node sees, in buckets of shapes.
+
+    Padding is a node that sees its own slot, the first.
+    """
+    depths = np.array([d for b in branches for d in b.depths])
+    stems = np.repeat([len(b.stem) for b in branches], [len(b.tokens) for b in branches])
+    lengths = stems + depths
+    packed = np.zeros((4 + -(-int(lengths.max()) // 8) * 8, bucket(len(slots))), np.int64)
+    packed[3] = 1
+    nodes = packed[:, : len(slots)]
+    nodes[0] = [t for b in branches for t in b.tokens]
+    nodes[1], nodes[2], nodes[3] = lengths - 1, slots, lengths
+    seen = np.tile(np.array(slots)[:, None], (1, len(packed) - 4))  # [n, p]
+    parents = []
+    for start, branch in zip(_starts(branches), branches, strict=True):
+        parents += [start + parent for parent in branch.parents]
+        seen[start : start + len(branch.tokens), : len(branch.stem)] = branch.stem
+    for depth in range(2, int(depths.max()) + 1):
+        level = np.flatnonzero(depths == depth)
+        seen[level] = seen[np.array(parents)[level]]
+        seen[level, lengths[level] - 1] = np.array(slots)[level]
+    nodes[4:] = seen.T
+    return packed
 
 
 def _ancestors(branches: list[_Branch], deep: int, wide: int) -> np.ndarray:

@@ -43,6 +43,12 @@ class CaptionOptions:
         typed=str,
         recorded="prompts",
     )
+    remember_texts: bool = option(
+        False,
+        "Keep the texts that magic tries in the cache, up to 65536, for later runs.",
+        env="REMEMBER_TEXTS",
+        decides_rows=False,
+    )
     box: Any = option(
         (),
         "Caption this part of each image: LEFT,TOP,RIGHT,BOTTOM in pixels; may be repeated.",

@@ -84,6 +84,7 @@ class CaptionRunner(OpenedTask[CaptionImages]):
             trace=self.task.options.trace,
             pool=self.pool,
             written=written,
+            remember_texts=self.task.options.remember_texts,
         )
 
     def _prompts(self, sources: Iterable[Source]) -> Callable[[Source], str] | None:

@@ -24,6 +24,7 @@ from zeroshot.inference.embedding import (
     text_encoder_of,
 )
 from zeroshot.inference.meter import Meter
+from zeroshot.inference.remembered_models import keep_texts
 from zeroshot.inputs.source import Source
 from zeroshot.methods import Caption, Captioner, Pool
 from zeroshot.metrics.ptb_tokenizer import tokenize
@@ -94,6 +95,7 @@ def caption(
     trace: bool = False,
     pool: Pool | None = None,
     written: Written | None = None,
+    remember_texts: bool = False,
 ) -> Iterator[CaptionResult]:
     """One result per image, in order; the captions of a batch are decoded together.
 
@@ -103,14 +105,20 @@ def caption(
         pool: the captions that a method chooses among; without it they are embedded here.
         written: called with an image and its text so far, after every token of a method that
             decodes texts one token after another; other methods never call it.
+        remember_texts: keep candidate texts in the cache, and take those of other runs from there.
 
     Raises:
-        UserError: the method takes no prompts or records no trace.
+        UserError: the method takes no prompts or records no trace, or tries no texts.
     """
     check_takes(method, {"prompts": prompts is not None, "trace": trace})
     models.require(language_model="language_model" in method.needs)
     encoder = models.encoder
     language_model = models.language_model if "language_model" in method.needs else None
+    keep = None
+    if remember_texts:
+        if language_model is None or "pool" in method.needs:
+            raise UserError(f"--remember-texts: method '{methods.name_of(method)}' tries no texts")
+        keep = keep_texts(text_encoder_of(encoder), cache)
     if pool is None and "pool" in method.needs:
         pool = pool_of(models, cache, meter)
     used = canonical_names(encoder, language_model)
@@ -138,6 +146,8 @@ def caption(
         with meter.stage("language model" if language_model else "scoring"):
             parts = batched_with_oom_retry(work, pairs, batch_size)
             captions = dict(zip(good, [one for _, part in parts for one in part], strict=True))
+        if keep is not None:
+            keep()
         for i, source in enumerate(batch.sources):
             caption = captions.get(i)
             yield CaptionResult(

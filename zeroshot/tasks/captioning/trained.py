@@ -35,8 +35,12 @@ class NativeCaption(Task[CaptionOptions]):
     def from_options(cls, models: ModelSet, options: CaptionOptions) -> "NativeCaption":
         """See `Task`."""
         own = options.method == "native" and options.options
-        if any((own, options.preset, options.lm, options.trace, options.coupling)):
-            raise UserError("a trained captioner has no -o, --preset, --lm, --coupling and --trace")
+        of_methods = (own, options.preset, options.lm, options.trace, options.coupling)
+        if any(of_methods) or options.remember_texts:
+            raise UserError(
+                "a trained captioner has no -o, --preset, --lm, --coupling, --trace and "
+                "--remember-texts"
+            )
         if isinstance(options.prompt, Sequence) and not isinstance(options.prompt, str):
             raise UserError("a trained captioner has one prompt for all images, or one by path")
         return cls(models=models, options=options)
