@@ -98,8 +98,8 @@ class _Branch:
 class TokenTree:
     """Embeddings of token paths; remembers the keys and values of the last call's paths.
 
-    Every node has a slot in a layer's tensor of keys and values, which is allocated once, and
-    doubled when it is too small. Slots of forgotten nodes are used again.
+    Every node has a slot in a layer's tensor of keys and values, which grows when it is too small.
+    Slots of forgotten nodes are used again.
     """
 
     def __init__(self, tower: Tower) -> None:
@@ -156,7 +156,9 @@ class TokenTree:
     def _take(self, count: int) -> list[int]:
         """So many slots that no known node has."""
         if len(self._free) < count:
-            longer = max(2 * self._capacity, self._capacity + count - len(self._free))
+            # twice as many where a captured graph knows the addresses; else memory counts for more
+            spare = self._capacity if ways_of(self.tower.device).static else self._capacity // 8
+            longer = self._capacity + max(spare, count - len(self._free))
             self._free += range(self._capacity, longer)
             self._capacity = longer
         taken, self._free = self._free[:count], self._free[count:]
