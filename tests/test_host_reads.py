@@ -189,7 +189,7 @@ def test_keys_and_values_are_allocated_once_and_shapes_come_back():
         assert len(shapes) <= 4
 
 
-def test_a_tree_grows_by_doubling_and_uses_forgotten_slots_again():
+def test_a_tree_grows_seldom_and_uses_forgotten_slots_again():
     clip, _, _ = tiny()
     tree = text_tower.TokenTree(clip._causal_tower)
     stores = set()

@@ -28,6 +28,8 @@ __all__ = ["PROBES", "Block", "TokenTree", "Tokens", "Tower", "encode_paths", "i
 
 NODES_AT_ONCE = 320
 """On a CPU, prompts took as long with 160 and an eighth longer with 640."""
+LEAST_MORE = 64
+"""Slots by which a tree grows at least."""
 
 PROBES = ("a photo", "a photo of a cat", "a photo of a cat and two dogs", "two dogs and a photo")
 """Texts of which one goes on from another, for `is_causal`."""
@@ -158,7 +160,7 @@ class TokenTree:
         if len(self._free) < count:
             # twice as many where a captured graph knows the addresses; else memory counts for more
             spare = self._capacity if ways_of(self.tower.device).static else self._capacity // 8
-            longer = self._capacity + max(spare, count - len(self._free))
+            longer = self._capacity + max(spare, LEAST_MORE, count - len(self._free))
             self._free += range(self._capacity, longer)
             self._capacity = longer
         taken, self._free = self._free[:count], self._free[count:]
