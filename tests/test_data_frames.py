@@ -22,6 +22,7 @@ from zeroshot.output import formats
 from zeroshot.results import notebook_table, result as module
 from zeroshot.results.data_frames import COLUMNS, LONG, DataTable, columns
 from zeroshot.results.duplicate import DedupeResult
+from zeroshot.results.explained import ExplainResult, WordWeight
 from zeroshot.results.notebook_table import Line, TableRow, html_table
 from zeroshot.results.regions import (
     Detection,
@@ -70,6 +71,14 @@ RESULTS = [
     ReadResult(HEART, "i", text="word", score=0.5),
     FilterResult(HEART, "i", caption="a", score=0.5, kept=True),
     SearchResult(HEART, "i", query="a", rank=1, score=0.5, cosine=0.25),
+    ExplainResult(
+        HEART,
+        "i",
+        words=(WordWeight("red", 0.5), WordWeight("heart", 0.25)),
+        nonzero=3,
+        cosine=0.75,
+        mean_of="nothing",
+    ),
     DedupeResult(HEART, "i", group=1, keep=False, kind="near", copy_of="b", cosine=0.5, width=4),
 ]
 KINDS = [pytest.param(r, id=type(r).__name__) for r in RESULTS]

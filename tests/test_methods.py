@@ -41,6 +41,7 @@ PER_IMAGE = ("views", "own_images")
 SCORERS = [name for name in methods.names() if hasattr(methods.get(name), "scores")]
 CAPTIONERS = [name for name in methods.names() if hasattr(methods.get(name), "caption")]
 DENSE = [name for name in methods.names() if hasattr(methods.get(name), "attend")]
+EXPLAINERS = [name for name in methods.names() if hasattr(methods.get(name), "decompose")]
 REFINERS = [name for name in SCORERS if hasattr(methods.get(name), "refine")]
 ADJUSTERS = [name for name in SCORERS if hasattr(methods.get(name), "adjust")]
 
@@ -70,7 +71,7 @@ def _as(array, dtype):
 
 
 def test_every_file_is_a_method():
-    assert sorted(SCORERS + CAPTIONERS + DENSE) == methods.names()
+    assert sorted(SCORERS + CAPTIONERS + DENSE + EXPLAINERS) == methods.names()
 
 
 @pytest.mark.parametrize("name", methods.names())
