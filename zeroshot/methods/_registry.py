@@ -1,5 +1,6 @@
 """Methods by name: the list of them, their options, the arrays they take."""
 
+import functools
 import importlib
 import inspect
 import math
@@ -15,16 +16,17 @@ from zeroshot.methods._plugins import fault_of, load_plugin, plugins
 PACKAGE = "zeroshot.methods"
 
 
-def built_in() -> list[str]:
-    """The methods of this package, found by listing its folder; nothing is imported."""
-    folders = importlib.import_module(PACKAGE).__path__
-    return sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
+@functools.cache
+def built_in() -> tuple[str, ...]:
+    """The methods of this package, found by listing its folder once; nothing is imported."""
+    found = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+    return tuple(sorted(module.name for module in found if not module.name.startswith("_")))
 
 
 def names() -> list[str]:
     """Every method, those of other distributions included; none of them is imported."""
     own = built_in()
-    return sorted([*own, *plugins(tuple(own))])
+    return sorted([*own, *plugins(own)])
 
 
 def with_verb(verb: str) -> list[str]:
@@ -50,7 +52,7 @@ def get(name: str) -> type[Any]:
     """
     own = built_in()
     if name not in own:
-        others = plugins(tuple(own))
+        others = plugins(own)
         if name in others:
             return load_plugin(others[name])
         raise unknown("method", name, names())
@@ -71,7 +73,7 @@ def name_of(method: object) -> str:
     if folder == PACKAGE:
         return file
     value = f"{kind.__module__}:{kind.__qualname__}"
-    others = plugins(tuple(built_in())).items()
+    others = plugins(built_in()).items()
     return next((name for name, entry in others if entry.value == value), kind.__qualname__)
 
 
