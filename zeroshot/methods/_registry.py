@@ -16,10 +16,14 @@ from zeroshot.methods._plugins import fault_of, load_plugin, plugins
 PACKAGE = "zeroshot.methods"
 
 
-@functools.cache
 def built_in() -> tuple[str, ...]:
-    """The methods of this package, found by listing its folder once; nothing is imported."""
-    found = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+    """The methods of this package, found by listing its folder; nothing is imported."""
+    return _listed(*importlib.import_module(PACKAGE).__path__)
+
+
+@functools.cache
+def _listed(*folders: str) -> tuple[str, ...]:
+    found = pkgutil.iter_modules(folders)
     return tuple(sorted(module.name for module in found if not module.name.startswith("_")))
 
 
