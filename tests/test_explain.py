@@ -93,7 +93,8 @@ def test_more_words_than_are_looked_at_together():
 
 
 def test_weights_are_those_of_scikit_learn():
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model
+
     words, rows = drawn(50, 3, 12)
     reference = linear_model.Lasso(
         alpha=0.2 / 24, fit_intercept=False, positive=True, tol=1e-12, max_iter=100_000

@@ -20,7 +20,7 @@ from zeroshot.tasks.explaining.explain_options import ExplainOptions
 from zeroshot.tasks.search_options import SearchOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from zeroshot.inference.meter import Meter
     from zeroshot.model_set.model_set import ModelSet
@@ -256,19 +256,32 @@ def dedupe(run: RowOptions, options: DedupeOptions, images: Images, html: Html =
 
         with meter.phase("making thumbnails", counts=False):
             write_page(html, dedupe_page(found.results), run.overwrite)
+    if _show_rows(run, found.results) == "table":
+        console.show_groups(found.results)
+    copies = [r for r in found.results if r.kind is not None]
+    groups = len({r.group for r in copies})
+    _end(run, meter, [f"{counted(groups, 'group')}, {counted(len(copies), 'image')} to leave out"])
+
+
+def _show_rows(run: RowOptions, results: "Sequence[Result]") -> str:
+    """Print all rows as JSON, or what failed; returns how the others are to be shown."""
+    from zeroshot.commands import console
+
     shown = run.shown()
-    for result in found.results:
+    for result in results:
         if shown == "json":
             console.print_json(result.row())
         elif result.error is not None:
             console.log(f"'{result.path}': {result.error.message}")
-    if shown == "table":
-        console.show_groups(found.results)
+    return shown
+
+
+def _end(run: RowOptions, meter: "Meter", notes: "Iterable[str]") -> None:
+    """Print the notes and the summary; exit code 3 if an image failed."""
+    from zeroshot.commands import console
+
     if not run.quiet:
-        copies = [r for r in found.results if r.kind is not None]
-        groups = len({r.group for r in copies})
-        console.log(f"{counted(groups, 'group')}, {counted(len(copies), 'image')} to leave out")
-        for line in console.summary(meter, 0, run.verbose, modality=run.modality):
+        for line in (*notes, *console.summary(meter, 0, run.verbose, modality=run.modality)):
             console.log(line)
     if meter.failed:
         raise typer.Exit(3)
@@ -308,27 +321,14 @@ def explain(
             seen=screen.advance,
         )
     write_rows(run, ExplainResult.schema, found.settings, found.results)
-    shown = run.shown()
-    for result in found.results:
-        if shown == "json":
-            console.print_json(result.row())
-        elif result.error is not None:
-            console.log(f"'{result.path}': {result.error.message}")
-    if shown == "table":
-        good = [result for result in found.results if result.error is None]
+    good = [result for result in found.results if result.error is None]
+    if _show_rows(run, found.results) == "table":
         rows = [(r.text or r.path or "", r.summary(), f"{r.cosine:.2f}") for r in good]
         console.print_table(("", "words", "cosine"), rows)
-    if not run.quiet:
-        for mean_of in dict.fromkeys(r.mean_of for r in found.results if r.error is None):
-            few = (
-                "nothing, as fewer than 20 images give no mean (--bank IMAGES takes it from others)"
-            )
-            said = few if mean_of == task.NOTHING else f"the mean of {mean_of}"
-            console.log(f"subtracted: {said}")
-        for line in console.summary(meter, 0, run.verbose, modality=run.modality):
-            console.log(line)
-    if meter.failed:
-        raise typer.Exit(3)
+    few = "nothing, as fewer than 20 images give no mean (--bank IMAGES takes it from others)"
+    subtracted = dict.fromkeys(r.mean_of for r in good)
+    notes = [few if of == task.NOTHING else f"the mean of {of}" for of in subtracted]
+    _end(run, meter, [f"subtracted: {note}" for note in notes])
 
 
 def _show(
